@@ -1,0 +1,1 @@
+"""Clips: sources, decoding, the demo's captioned world, and the prepared data set."""

@@ -1,0 +1,91 @@
+"""What `prepare_data` reads and how it cuts and encodes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from magic141.frozen import FrozenConfig, placement
+
+
+class ShapesConfig(FrozenConfig):
+    """The demo's procedural world: one captioned shape moving over a plain background, exact ground truth."""
+
+    num_train: int = Field(6000, ge=1, description="clips for training")
+    num_validation: int = Field(128, ge=1, description="clips for choosing (validation loss, best checkpoint)")
+    num_heldout: int = Field(512, ge=1, description="clips for reporting only")
+    exact_fraction: float = Field(
+        0.5, ge=0, le=1, description="share of captions that name the exact direction; the others name only the axis"
+    )
+    min_speed: float = Field(0.8, gt=0, description="slowest speed, pixels per frame; never in the caption")
+    max_speed: float = Field(1.8, gt=0, description="fastest speed, pixels per frame")
+
+
+class CodecConfig(FrozenConfig):
+    """The video codec between pixels and latents."""
+
+    kind: Literal["pca", "hunyuan"] = Field("pca", description="pca: fitted on the corpus in a second; hunyuan: VAE")
+    path: str | None = Field(None, description="diffusers folder with a `vae` subfolder (kind hunyuan)")
+    num_channels: int = Field(40, ge=1, description="latent channels C (kind pca)")
+    temporal_factor: int = Field(2, ge=1, description="frames per latent frame after the first (kind pca)")
+    spatial_factor: int = Field(8, ge=1, description="pixels per latent pixel, each side (kind pca)")
+    num_fit_clips: int = Field(512, ge=2, description="clips that the codec is fitted on (kind pca)")
+
+
+class EncoderConfig(FrozenConfig):
+    """The frozen text and image encoders (Llava and CLIP classes of transformers)."""
+
+    kind: Literal["tiny", "hunyuan"] = Field(
+        "tiny", description="tiny: random-weight Llava and CLIP over the corpus' own words; hunyuan: real checkpoints"
+    )
+    path: str | None = Field(None, description="diffusers HunyuanVideo-I2V folder with the encoders (kind hunyuan)")
+    width: int = Field(64, ge=8, description="hidden width of the tiny encoders")
+    max_text_tokens: int = Field(10, ge=2, description="text tokens per caption; longer captions are cut")
+    image_token_stride: int = Field(4, ge=1, description="every n-th image token is kept (the release keeps every 4th)")
+
+
+class DataConfig(FrozenConfig):
+    """Source, clip geometry, codec and encoders of the corpus."""
+
+    source: Literal["shapes", "folder"] = Field("shapes", description="shapes: the procedural world; folder: videos")
+    path: Path | None = Field(
+        None, description="folder of videos with captions.jsonl (file, caption), or a .txt beside each video"
+    )
+    num_frames: int = Field(13, ge=1, description="frames of a stored clip, temporal_factor * k + 1")
+    height: int = Field(32, ge=8, description="pixels")
+    width: int = Field(32, ge=8, description="pixels")
+    fps: float = Field(8.0, gt=0, description="frames per second after resampling")
+    stride_frames: int = Field(4, ge=1, description="frames between the starts of two windows of a video (folder)")
+    heldout_fraction: float = Field(0.15, gt=0, lt=0.5, description="share of windows held out, and again validated")
+    on_bad_file: Literal["skip", "fail"] = Field("skip", description="what a broken, short or caption-less file does")
+    shapes: ShapesConfig = ShapesConfig()
+    codec: CodecConfig = CodecConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    shard_size: int = Field(512, ge=1, description="clips per shard file")
+    num_workers: int = placement(1, ge=1, description="parallel Ray Data encoders")
+    num_gpus_per_worker: float = placement(0.0, ge=0, description="GPUs per encoder")
+
+    @model_validator(mode="after")
+    def _geometry(self) -> DataConfig:
+        factor = self.codec.temporal_factor if self.codec.kind == "pca" else 4
+        if (self.num_frames - 1) % factor:
+            near = (self.num_frames - 1) // factor * factor + 1
+            raise ValueError(
+                f"data.num_frames = {self.num_frames}: the codec needs {factor}*k+1 frames; use {near} or {near + factor}"
+            )
+        spatial = self.codec.spatial_factor if self.codec.kind == "pca" else 8
+        for side in ("height", "width"):
+            if getattr(self, side) % spatial:
+                raise ValueError(
+                    f"data.{side} = {getattr(self, side)}: not divisible by the codec's spatial factor {spatial}; "
+                    f"use a multiple of {spatial}"
+                )
+        if self.source == "folder" and self.path is None:
+            raise ValueError("data.path is not set: source 'folder' needs a folder; use --set data.path=DIR")
+        if self.codec.kind == "hunyuan" and self.codec.path is None:
+            raise ValueError("data.codec.path is not set: kind 'hunyuan' needs a diffusers folder with a vae")
+        if self.encoder.kind == "hunyuan" and self.encoder.path is None:
+            raise ValueError("data.encoder.path is not set: kind 'hunyuan' needs a HunyuanVideo-I2V folder")
+        return self

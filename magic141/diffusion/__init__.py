@@ -1,0 +1,1 @@
+"""Flow matching mathematics: paths, schedules, guidance, samplers and long video."""

@@ -1,0 +1,1 @@
+"""Evaluation: prompt suite, exact metrics, VBench, performance and the report."""

@@ -1,0 +1,58 @@
+"""What is generated for judging, how it is scored, and what the report shows."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from magic141.frozen import FrozenConfig, placement
+
+
+class QuantizeConfig(FrozenConfig):
+    """Int8 weights of the transformer blocks' linear layers, one scale per output channel."""
+
+    exclude: tuple[str, ...] = Field(
+        ("x_embedder", "context_embedder", "time_text_embed", "norm_out", "proj_out"),
+        description="name parts of the layers that stay in full precision",
+    )
+
+
+class GenerateConfig(FrozenConfig):
+    """The videos on which everything is judged."""
+
+    num_exact_clips: int = Field(256, ge=1, description="held-out clips continued by every variant, for exact scores")
+    num_showcase_clips: int = Field(6, ge=1, description="of these, shown in the report and scored by VBench")
+    prompts: tuple[str, ...] = Field((), description="prompt suite; empty: captions of held-out clips")
+    num_seeds: int = Field(2, ge=1, description="seeds per prompt")
+    many_steps: int = Field(25, ge=1, description="steps of the undistilled models")
+    guidance_scale: float = Field(1.5, ge=0, description="w; 1 is none")
+    shift: float = Field(8.0, gt=0, description="shift of the Euler grid")
+    few_steps: tuple[int, ...] = Field((4, 2, 1), description="few-step rows of every model")
+    long_video_windows: int = Field(12, ge=1, description="chained windows of the long video")
+    long_video_clips: int = Field(16, ge=1, description="long videos, for the drift curve")
+    long_video_prefix: int = Field(2, ge=1, description="latent frames carried from window to window")
+    batch_size: int = placement(32, ge=1, description="clips per forward")
+    num_threads: int = placement(2, ge=1, description="CPU threads")
+
+
+class EvaluateConfig(FrozenConfig):
+    """Which scores are computed."""
+
+    vbench_dimensions: tuple[str, ...] = Field(
+        ("temporal_flickering",), description="VBench dimensions; those that need weights say so when they are missing"
+    )
+    frechet_dimensions: int = Field(32, ge=2, description="principal components of the Frechet distance")
+
+
+class ReportConfig(FrozenConfig):
+    """The HTML report."""
+
+    title: str = Field("magic141", description="heading")
+    num_videos: int = Field(6, ge=1, description="clips shown per variant")
+    zoom: int = Field(4, ge=1, description="screen pixels per video pixel, for small videos")
+
+
+class PublishConfig(FrozenConfig):
+    """The registered model."""
+
+    model_name: str = Field("magic141", min_length=1, description="registered model in MLflow")
+    alias: str = Field("candidate", min_length=1, description="alias set on the new version")

@@ -1,0 +1,153 @@
+"""Exact scores of the shapes world: every valid future of a first frame and caption is accepted, nothing else.
+
+The object is measured in each frame, not matched against one stored continuation: the caption leaves speed, and for
+axis captions the sense of motion, open.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from magic141.data.config import ShapesConfig
+from magic141.data.shapes import (
+    COLOURS,
+    REFERENCE_SIZE,
+    SHAPES,
+    ShapeClip,
+    background,
+    compose,
+    coverage,
+    direction_vectors,
+)
+
+MAX_ANGLE_ERROR = np.deg2rad(22.5)  # half of the angle between two directions
+MAX_PATH_ERROR = 0.6  # pixels, root mean square distance of the centre from a straight, even path
+SPEED_TOLERANCE = 0.25  # share below the slowest and above the fastest speed of the world
+AREA_RANGE = (0.5, 1.6)  # visible area relative to the true one, in every frame
+MAX_PSNR_DB = 60.0
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Track:
+    """The object as measured in the frames of one clip, in pixels of the frame."""
+
+    centres: Array  # [F, 2], unwrapped along the path
+    area: Array  # [F], relative to the true area
+    velocity: Array  # [2], pixels per frame, of the best straight line
+    path_error: float  # root mean square distance from that line
+
+
+def measure_track(frames: NDArray[np.uint8], clip: ShapeClip) -> Track:
+    """Finds the object in `frames` [F, H, W, 3] as what differs from the known background, on the torus."""
+    height, width = frames.shape[1:3]
+    alpha = _alpha(frames, clip)
+    sizes = np.array([width, height])
+    centres = np.stack([_circular_mean(alpha.sum(1), width), _circular_mean(alpha.sum(2), height)], axis=1)
+    steps = (np.diff(centres, axis=0) + sizes / 2) % sizes - sizes / 2
+    path = np.concatenate([centres[:1], centres[:1] + np.cumsum(steps, axis=0)])
+    times = np.arange(len(path)) - (len(path) - 1) / 2
+    velocity = (times[:, None] * path).sum(0) / (times**2).sum()
+    line = path.mean(0) + times[:, None] * velocity
+    error = float(np.sqrt(((path - line) ** 2).sum(1).mean()))
+    true_area = coverage(clip.shape, _radius(clip, height, width), sizes[None] / 2, height, width).sum()
+    return Track(path, alpha.sum((1, 2)) / true_area, velocity, error)
+
+
+def score_clip(frames: NDArray[np.uint8], clip: ShapeClip, world: ShapesConfig | None = None) -> dict[str, float]:
+    """Scores one clip, uint8 [F, H, W, 3].
+
+    Returns:
+        direction: 1 if the object moves within 22.5 degrees of a direction that the caption allows.
+        motion: 1 if, besides, it is whole in every frame, moves evenly along a line, at a speed of the world.
+        iou: soft overlap with the object drawn anew at the measured centres: the subject is kept.
+        shape, colour: 1 if the best template, the nearest palette colour is the caption's.
+        background_psnr_db: against the true background, where the object is not.
+        psnr_db: against the whole clip drawn anew along the measured straight path.
+        speed: pixels per frame. plus: for axis captions with a right direction, 1 for the first of the two senses.
+    """
+    world = world or ShapesConfig()
+    height, width = frames.shape[1:3]
+    radius, scale = _radius(clip, height, width), min(height, width) / REFERENCE_SIZE
+    track = measure_track(frames, clip)
+    pixels = frames.astype(np.float32) / 255
+    alpha = _alpha(frames, clip)
+    masks = {shape: coverage(shape, radius, track.centres, height, width) for shape in SHAPES}
+    overlaps = {shape: _soft_iou(alpha, mask) for shape, mask in masks.items()}
+    speed = float(np.hypot(*track.velocity)) / scale
+    heading = _heading(track.velocity, clip)
+    whole = bool(((track.area > AREA_RANGE[0]) & (track.area < AREA_RANGE[1])).all())
+    even = track.path_error <= MAX_PATH_ERROR * scale
+    low, high = world.min_speed * (1 - SPEED_TOLERANCE), world.max_speed * (1 + SPEED_TOLERANCE)
+    times = np.arange(len(frames))[:, None] - (len(frames) - 1) / 2
+    line = track.centres.mean(0) + times * track.velocity
+    redrawn = compose(clip, coverage(clip.shape, radius, line, height, width))
+    return {
+        "direction": float(heading is not None),
+        "motion": float(heading is not None and whole and even and low <= speed <= high),
+        "iou": overlaps[clip.shape],
+        "shape": float(max(overlaps, key=lambda shape: overlaps[shape]) == clip.shape),
+        "colour": float(_nearest_colour(pixels, masks[clip.shape]) == clip.colour),
+        "background_psnr_db": _psnr(pixels, background(clip, height, width)[None], masks[clip.shape] < 0.02),
+        "psnr_db": _psnr(pixels, redrawn.astype(np.float32) / 255, np.ones(frames.shape[:3], bool)),
+        "speed": speed,
+        "plus": float("nan") if clip.exact or heading is None else float(heading < 4),
+    }
+
+
+def score_clips(frames: NDArray[np.uint8], truths: list[dict[str, Any]]) -> dict[str, Array]:
+    """Scores clips, uint8 [N, F, H, W, 3], against their specs; one array [N] per score of `score_clip`."""
+    rows = [score_clip(clip, ShapeClip.from_dict(truth)) for clip, truth in zip(frames, truths, strict=True)]
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+
+def _radius(clip: ShapeClip, height: int, width: int) -> float:
+    return clip.radius * min(height, width) / REFERENCE_SIZE
+
+
+def _alpha(frames: NDArray[np.uint8], clip: ShapeClip) -> Array:
+    """How much of the object each pixel shows: its difference from the background along the object's colour."""
+    still = background(clip, *frames.shape[1:3])
+    towards = np.asarray(COLOURS[clip.colour], np.float32) - still
+    difference = frames.astype(np.float32) / 255 - still
+    alpha = (difference * towards).sum(-1) / (towards**2).sum(-1)
+    return np.asarray(np.where(alpha > 0.12, np.clip(alpha, 0, 1), 0), np.float64)
+
+
+def _circular_mean(weights: Array, size: int) -> Array:
+    """Mean positions on a circle of `size` pixels; weights [F, size] -> [F]."""
+    angles = (np.arange(size) + 0.5) * 2 * np.pi / size
+    mean = np.arctan2((weights * np.sin(angles)).sum(1), (weights * np.cos(angles)).sum(1))
+    return np.asarray(mean % (2 * np.pi) * size / (2 * np.pi))
+
+
+def _heading(velocity: Array, clip: ShapeClip) -> int | None:
+    """The allowed direction within 22.5 degrees of the velocity, if any."""
+    norm = np.hypot(*velocity)
+    if norm < 1e-6:
+        return None
+    cosines = direction_vectors() @ (velocity / norm)
+    best = max(clip.allowed_directions, key=lambda direction: cosines[direction])
+    return best if cosines[best] >= np.cos(MAX_ANGLE_ERROR) else None
+
+
+def _soft_iou(alpha: Array, mask: NDArray[np.float32]) -> float:
+    union = np.maximum(alpha, mask).sum((1, 2))
+    return float((np.minimum(alpha, mask).sum((1, 2)) / np.maximum(union, 1e-6)).mean())
+
+
+def _nearest_colour(pixels: NDArray[np.float32], mask: NDArray[np.float32]) -> str:
+    weights = np.where(mask > 0.8, mask, 0)[..., None]
+    mean = (pixels * weights).sum((0, 1, 2)) / max(float(weights.sum()), 1e-6)
+    return min(COLOURS, key=lambda name: float(((mean - np.asarray(COLOURS[name])) ** 2).sum()))
+
+
+def _psnr(pixels: NDArray[np.float32], target: NDArray[np.float32], where: NDArray[np.bool_]) -> float:
+    error = ((pixels - target) ** 2).mean(-1)
+    mse = float(error[where].mean()) if where.any() else 0.0
+    return min(MAX_PSNR_DB, -10 * float(np.log10(max(mse, 1e-10))))

@@ -1,0 +1,37 @@
+"""The base of every config: frozen, typed, and silent about nothing it does not know."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class UserError(ValueError):
+    """A mistake in the user's input: one line that names the field or file, the value, what was expected, the remedy.
+
+    The command line prints it without a traceback and exits with code 2; it is never retried.
+    """
+
+
+class FrozenConfig(BaseModel):
+    """A config that cannot change after validation and rejects unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+def placement(default: Any, **kwargs: Any) -> Any:
+    """A field that says where or how loudly work runs, not what it computes: left out of a stage's key."""
+    return Field(default, json_schema_extra={"in_key": False}, **kwargs)
+
+
+def key_fields(config: BaseModel) -> dict[str, Any]:
+    """The fields of `config` that decide its result, as plain JSON values; `placement` fields are left out."""
+    fields: dict[str, Any] = {}
+    for name, info in type(config).model_fields.items():
+        extra = info.json_schema_extra
+        if isinstance(extra, dict) and extra.get("in_key") is False:
+            continue
+        value = getattr(config, name)
+        fields[name] = key_fields(value) if isinstance(value, BaseModel) else config.model_dump(mode="json")[name]
+    return fields

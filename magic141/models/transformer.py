@@ -1,0 +1,184 @@
+"""HunyuanVideo's diffusion transformer: build, load, the I2V surgery, the guidance embedding, and one way to call it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import HunyuanVideoTransformer3DModel
+from torch import Tensor, nn
+
+from magic141.frozen import UserError
+from magic141.models.config import TransformerConfig
+
+TIME_SCALE = 1000.0  # the network sees 1000*sigma, and 1000*w
+
+
+@dataclass(frozen=True)
+class TextEmbedding:
+    """Text tokens [B, Lt, D], their mask [B, Lt] (valid ones first) and the pooled vector [B, P]."""
+
+    tokens: Tensor
+    mask: Tensor
+    pooled: Tensor
+
+    def expand(self, batch_size: int) -> TextEmbedding:
+        """Repeats a single embedding."""
+        return TextEmbedding(*(x.expand(batch_size, *x.shape[1:]) for x in (self.tokens, self.mask, self.pooled)))
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the transformer attends to: tokens [B, L, D], mask [B, L] (valid ones first), pooled [B, P]."""
+
+    tokens: Tensor
+    mask: Tensor
+    pooled: Tensor
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Known latent frames: latents [B, C, T, h, w], zero in latent space where unknown; mask [B, 1, T, h, w]."""
+
+    latents: Tensor
+    mask: Tensor
+
+    def dropped(self, drop: Tensor) -> Prefix:
+        """The prefix with the samples of `drop` [B] (bool) unknown."""
+        keep = (~drop).reshape(-1, 1, 1, 1, 1).to(self.latents.dtype)
+        return Prefix(self.latents * keep, self.mask * keep)
+
+
+def condition(text: TextEmbedding, image_tokens: Tensor | None) -> Conditioning:
+    """Multi-modal guidance (paper, section 3): the image tokens [B, Li, D] come before the text tokens."""
+    if image_tokens is None:
+        return Conditioning(text.tokens, text.mask, text.pooled)
+    image_mask = torch.ones(image_tokens.shape[:2], dtype=text.mask.dtype, device=text.mask.device)
+    return Conditioning(
+        torch.cat([image_tokens, text.tokens], 1), torch.cat([image_mask, text.mask], 1), text.pooled
+    )
+
+
+def make_prefix(latents: Tensor, num_known: Tensor | int) -> Prefix:
+    """Keeps the first `num_known` latent frames (an int, or [B]) of `latents` [B, C, T, h, w]; zero-pads the others."""
+    batch, _, frames, height, width = latents.shape
+    known = torch.as_tensor(num_known, device=latents.device).expand(batch)
+    mask = (torch.arange(frames, device=latents.device)[None] < known[:, None]).to(latents.dtype)
+    mask = mask[:, None, :, None, None].expand(batch, 1, frames, height, width)
+    return Prefix(latents * mask, mask)
+
+
+def build_transformer(
+    config: TransformerConfig,
+    latent_channels: int,
+    text_width: int,
+    pooled_width: int,
+    image_condition: bool = False,
+    guidance_embeds: bool = False,
+) -> HunyuanVideoTransformer3DModel:
+    """A new transformer with a zero output layer, so that training starts from the zero velocity.
+
+    Args:
+        config: sizes.
+        latent_channels: C; the I2V model reads 2C+1 and writes C channels.
+        text_width: D of the text and image tokens.
+        pooled_width: P of the pooled text vector.
+        image_condition: whether the input is `[x_t; known latents; mask]`.
+        guidance_embeds: whether w is an input.
+    """
+    model = HunyuanVideoTransformer3DModel(
+        in_channels=2 * latent_channels + 1 if image_condition else latent_channels,
+        out_channels=latent_channels,
+        num_attention_heads=config.num_attention_heads,
+        attention_head_dim=config.attention_head_dim,
+        num_layers=config.num_layers,
+        num_single_layers=config.num_single_layers,
+        num_refiner_layers=config.num_refiner_layers,
+        mlp_ratio=config.mlp_ratio,
+        patch_size=config.patch_size,
+        patch_size_t=config.patch_size_t,
+        guidance_embeds=guidance_embeds,
+        text_embed_dim=text_width,
+        pooled_projection_dim=pooled_width,
+        rope_axes_dim=tuple(config.rope_axes_dim),
+        image_condition_type="latent_concat" if image_condition else None,
+    )
+    nn.init.zeros_(model.proj_out.weight)
+    nn.init.zeros_(model.proj_out.bias)
+    return model
+
+
+def load_transformer(folder: Path | str, dtype: torch.dtype = torch.float32) -> HunyuanVideoTransformer3DModel:
+    """Loads a diffusers transformer folder.
+
+    Raises:
+        UserError: if the folder is not one.
+    """
+    if not (Path(folder) / "config.json").is_file():
+        raise UserError(f"{folder}: not a transformer; expected a diffusers folder with config.json and weights")
+    return HunyuanVideoTransformer3DModel.from_pretrained(folder, torch_dtype=dtype)
+
+
+def expand_to_i2v(t2v: HunyuanVideoTransformer3DModel) -> HunyuanVideoTransformer3DModel:
+    """The 2C+1 surgery (paper, section 3): input channels grow from C to 2C+1, the new weights are zero.
+
+    The result equals the T2V model bit for bit until the first update, for any first frame.
+    """
+    channels = t2v.config.in_channels
+    i2v = _rebuild(t2v, in_channels=2 * channels + 1, image_condition_type="latent_concat")
+    state = t2v.state_dict()
+    weight = state["x_embedder.proj.weight"]
+    grown = weight.new_zeros(weight.shape[0], 2 * channels + 1, *weight.shape[2:])
+    grown[:, :channels] = weight
+    i2v.load_state_dict({**state, "x_embedder.proj.weight": grown})
+    return i2v
+
+
+def add_guidance_embedding(teacher: HunyuanVideoTransformer3DModel) -> HunyuanVideoTransformer3DModel:
+    """Gives the model the input w; the new branch ends in zeros, so that nothing changes until the first update."""
+    if teacher.config.guidance_embeds:
+        return teacher
+    student = _rebuild(teacher, guidance_embeds=True)
+    student.load_state_dict(teacher.state_dict(), strict=False)
+    last = student.time_text_embed.guidance_embedder.linear_2
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return student
+
+
+def _rebuild(model: HunyuanVideoTransformer3DModel, **changes: Any) -> HunyuanVideoTransformer3DModel:
+    config = {name: value for name, value in model.config.items() if not name.startswith("_")}
+    return HunyuanVideoTransformer3DModel(**{**config, **changes}).to(model.dtype)
+
+
+def velocity(
+    model: Any,
+    x_t: Tensor,
+    sigma: Tensor,
+    cond: Conditioning,
+    prefix: Prefix | None = None,
+    guidance_scale: Tensor | None = None,
+) -> Tensor:
+    """The predicted velocity, float32 [B, C, T, h, w].
+
+    Args:
+        model: the transformer, or an engine around it.
+        x_t: noisy latents [B, C, T, h, w].
+        sigma: times in [0, 1], [B]; float32, as bf16 would round 937.5.
+        cond: tokens of image and text.
+        prefix: known latent frames (I2V models).
+        guidance_scale: w, [B], float32 (models with a guidance embedding).
+    """
+    inputs = x_t if prefix is None else torch.cat([x_t, prefix.latents, prefix.mask], dim=1)
+    guidance = None if guidance_scale is None else guidance_scale.float() * TIME_SCALE
+    return model(
+        hidden_states=inputs,
+        timestep=sigma.float() * TIME_SCALE,
+        encoder_hidden_states=cond.tokens,
+        encoder_attention_mask=cond.mask,
+        pooled_projections=cond.pooled,
+        guidance=guidance,
+        return_dict=False,
+    )[0].float()

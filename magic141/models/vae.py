@@ -1,0 +1,188 @@
+"""The video codec between pixels and latents: one interface over HunyuanVideo's VAE and the demo's causal PCA."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.autoencoders.vae import DecoderOutput
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+from magic141.data.config import CodecConfig
+from magic141.frozen import UserError
+
+
+class CausalPCACodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
+    """A linear causal video codec: patches of frame 0 alone, then of groups of frames, onto principal components.
+
+    It has the temporal causality of HunyuanVideo's VAE (frame 0 is encoded alone, so a single image can be encoded)
+    and is fitted in a second instead of trained. Coefficients are divided by the square root of their standard
+    deviation (half-whitened), which keeps the large components larger but not overwhelmingly so.
+    """
+
+    @register_to_config
+    def __init__(
+        self, latent_channels: int = 40, temporal_compression_ratio: int = 2, spatial_compression_ratio: int = 8
+    ) -> None:
+        super().__init__()
+        self.temporal_compression_ratio = temporal_compression_ratio
+        self.spatial_compression_ratio = spatial_compression_ratio
+        for name, num_frames in (("first", 1), ("group", temporal_compression_ratio)):
+            size = 3 * num_frames * spatial_compression_ratio**2
+            self.register_buffer(f"{name}_mean", torch.zeros(size))
+            self.register_buffer(f"{name}_basis", torch.zeros(size, latent_channels))
+            self.register_buffer(f"{name}_scale", torch.ones(latent_channels))
+        # ModelMixin asks for a parameter to tell device and dtype
+        self.anchor = nn.Parameter(torch.zeros(1), requires_grad=False)
+
+    @classmethod
+    def fit(cls, frames: Tensor, config: CodecConfig) -> CausalPCACodec:
+        """Fits mean, basis and scale on clips.
+
+        Args:
+            frames: uint8 [N, F, H, W, 3], F = temporal_factor * k + 1.
+            config: channels and factors.
+
+        Raises:
+            UserError: if a patch has fewer values than `num_channels`.
+        """
+        size = 3 * config.spatial_factor**2
+        if config.num_channels > size:
+            raise UserError(
+                f"data.codec.num_channels = {config.num_channels}: a patch of the first frame has {size} values; "
+                f"use at most {size}"
+            )
+        codec = cls(config.num_channels, config.temporal_factor, config.spatial_factor)
+        first, groups = codec._patches(_to_float(frames))
+        codec._fit_part("first", first.flatten(0, -2))
+        codec._fit_part("group", groups.flatten(0, -2))
+        return codec
+
+    def _fit_part(self, name: str, patches: Tensor) -> None:
+        mean = patches.mean(0)
+        covariance = torch.cov(patches.T)
+        _, vectors = torch.linalg.eigh(covariance)
+        basis = vectors.flip(1)[:, : self.config.latent_channels]
+        coefficients = (patches - mean) @ basis
+        scale = coefficients.std(0).clamp_min(1e-4).sqrt()
+        scale = scale * (coefficients / scale).std()  # unit variance over all channels together
+        for key, value in (("mean", mean), ("basis", basis), ("scale", scale)):
+            getattr(self, f"{name}_{key}").copy_(value)
+
+    def _patches(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Splits [B, 3, F, H, W] into patches: first [B, 1, h, w, p], groups [B, T-1, h, w, p]."""
+        return self._patchify(x[:, :, :1], 1), self._patchify(x[:, :, 1:], self.temporal_compression_ratio)
+
+    def _patchify(self, x: Tensor, r: int) -> Tensor:
+        s = self.spatial_compression_ratio
+        b, c, f, h, w = x.shape
+        x = x.reshape(b, c, f // r, r, h // s, s, w // s, s)
+        return x.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(b, f // r, h // s, w // s, c * r * s * s)
+
+    def _unpatchify(self, patches: Tensor, r: int) -> Tensor:
+        s = self.spatial_compression_ratio
+        b, t, h, w, _ = patches.shape
+        x = patches.reshape(b, t, h, w, 3, r, s, s).permute(0, 4, 1, 5, 2, 6, 3, 7)
+        return x.reshape(b, 3, t * r, h * s, w * s)
+
+    def encode_latents(self, x: Tensor) -> Tensor:
+        """Encodes floats in [-1, 1], [B, 3, F, H, W], to [B, C, T, h, w]."""
+        first, groups = self._patches(x)
+        first = (first - self.first_mean) @ self.first_basis / self.first_scale
+        groups = (groups - self.group_mean) @ self.group_basis / self.group_scale
+        return torch.cat([first, groups], dim=1).permute(0, 4, 1, 2, 3)
+
+    def decode(self, z: Tensor, return_dict: bool = True) -> Any:
+        """Decodes [B, C, T, h, w] to floats in about [-1, 1], [B, 3, F, H, W]; diffusers' signature."""
+        coefficients = z.permute(0, 2, 3, 4, 1)
+        first = (coefficients[:, :1] * self.first_scale) @ self.first_basis.T + self.first_mean
+        groups = (coefficients[:, 1:] * self.group_scale) @ self.group_basis.T + self.group_mean
+        x = torch.cat([self._unpatchify(first, 1), self._unpatchify(groups, self.temporal_compression_ratio)], dim=2)
+        return DecoderOutput(sample=x) if return_dict else (x,)
+
+    def decode_groups(self, z: Tensor) -> Tensor:
+        """Decodes latents that start in the middle of a video: every latent frame is a group of frames."""
+        coefficients = z.permute(0, 2, 3, 4, 1) * self.group_scale
+        return self._unpatchify(coefficients @ self.group_basis.T + self.group_mean, self.temporal_compression_ratio)
+
+
+class VideoCodec:
+    """Frames <-> latents for either codec; latents have about unit variance (the VAE's scaling factor is applied)."""
+
+    def __init__(self, vae: nn.Module) -> None:
+        self.vae: Any = vae.eval().requires_grad_(False)
+        self.temporal_factor: int = self.vae.temporal_compression_ratio
+        self.spatial_factor: int = self.vae.spatial_compression_ratio
+
+    @property
+    def num_channels(self) -> int:
+        """Latent channels C."""
+        return int(self.vae.config.latent_channels)
+
+    @property
+    def version(self) -> str:
+        """Digest of config and weights."""
+        config = {name: value for name, value in self.vae.config.items() if not name.startswith("_")}
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+        for _, tensor in sorted(self.vae.state_dict().items()):
+            digest.update(tensor.detach().float().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @torch.no_grad()
+    def encode_video(self, frames: Tensor) -> Tensor:
+        """Encodes uint8 [B, F, H, W, 3], F = temporal_factor * k + 1, to float32 [B, C, T, h, w]."""
+        x = _to_float(frames.to(self.vae.device))
+        if isinstance(self.vae, CausalPCACodec):
+            return self.vae.encode_latents(x).float()
+        latents = self.vae.encode(x.to(self.vae.dtype)).latent_dist.mode()
+        return (latents * self.vae.config.scaling_factor).float()
+
+    @torch.no_grad()
+    def decode_video(self, latents: Tensor, from_start: bool = True) -> Tensor:
+        """Decodes [B, C, T, h, w] to uint8 [B, F, H, W, 3].
+
+        Args:
+            latents: as from `encode_video`.
+            from_start: False if the latents begin in the middle of a video, so that none of them stands for a single
+                first frame; the result then has temporal_factor * T frames (causal PCA), or one fewer than a multiple
+                plus one (VAE, whose first latent frame always decodes to one frame).
+        """
+        if isinstance(self.vae, CausalPCACodec):
+            x = self.vae.decode(latents, return_dict=False)[0] if from_start else self.vae.decode_groups(latents)
+        else:
+            z = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
+            x = self.vae.decode(z, return_dict=False)[0]
+        return ((x.float() + 1) * 127.5 + 0.5).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1)
+
+    def save(self, folder: Path) -> None:
+        """Writes a diffusers folder."""
+        self.vae.save_pretrained(folder)
+
+
+def load_codec(folder: Path | str) -> VideoCodec:
+    """Loads either codec from a diffusers folder (its config names the class).
+
+    Raises:
+        UserError: if the folder holds neither.
+    """
+    config_file = Path(folder) / "config.json"
+    if not config_file.is_file():
+        raise UserError(f"{config_file}: no such file; expected a diffusers VAE folder; check data.codec.path")
+    name = json.loads(config_file.read_text()).get("_class_name")
+    if name == "CausalPCACodec":
+        return VideoCodec(CausalPCACodec.from_pretrained(folder))
+    if name == "AutoencoderKLHunyuanVideo":
+        from diffusers import AutoencoderKLHunyuanVideo
+
+        return VideoCodec(AutoencoderKLHunyuanVideo.from_pretrained(folder))
+    raise UserError(f"{config_file}: _class_name = {name}; expected CausalPCACodec or AutoencoderKLHunyuanVideo")
+
+
+def _to_float(frames: Tensor) -> Tensor:
+    """uint8 [B, F, H, W, 3] to floats in [-1, 1], [B, 3, F, H, W]."""
+    return frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1

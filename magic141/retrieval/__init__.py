@@ -1,0 +1,1 @@
+"""Text to image retrieval: the CLIP model, the index, and the image prior built on them."""

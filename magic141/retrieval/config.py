@@ -1,0 +1,32 @@
+"""The CLIP model and the index of image priors."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from magic141.frozen import FrozenConfig, placement
+
+
+class ClipConfig(FrozenConfig):
+    """The open_clip model: trained on the corpus (tiny) or loaded."""
+
+    kind: Literal["train", "pretrained"] = Field("train", description="train a tiny model, or load pretrained weights")
+    model: str = Field("ViT-L-14", description="open_clip model name (kind pretrained)")
+    pretrained: str | None = Field(None, description="open_clip tag or path of a state dict (kind pretrained)")
+    embed_dim: int = Field(64, ge=8, description="width of the shared space (kind train)")
+    num_steps: int = Field(150, ge=1, description="contrastive steps (kind train)")
+    batch_size: int = Field(64, ge=2, description="image-caption pairs per step")
+    learning_rate: float = Field(2e-3, gt=0, description="AdamW, cosine to zero")
+
+
+class IndexConfig(FrozenConfig):
+    """The FAISS index over the images of the corpus."""
+
+    kind: Literal["flat", "ivf", "hnsw"] = Field("flat", description="flat: exact; ivf or hnsw: approximate, for large")
+    num_lists: int = Field(64, ge=1, description="inverted lists (ivf)")
+    num_probes: int = Field(16, ge=1, description="lists searched per query (ivf)")
+    num_neighbours: int = Field(32, ge=4, description="graph degree (hnsw)")
+    num_queries: int = Field(128, ge=1, description="held-out captions on which recall is measured")
+    num_threads: int = placement(2, ge=1, description="FAISS threads")

@@ -1,0 +1,1 @@
+"""Training: the loop and its engines, and one objective a module."""
