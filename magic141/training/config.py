@@ -136,6 +136,7 @@ class Dmd2Config(TrainConfig):
     fake_updates_per_step: int = Field(5, ge=1, description="fake-score updates per generator update")
     fake_warmup_updates: int = Field(20, ge=0, description="fake-score updates before the first generator update")
     replay_batches: int = Field(4, ge=1, description="generator batches kept for the fake updates")
+    prefix_two_fraction: float = Field(0.25, ge=0, le=1, description="as in pretrain_i2v")
 
     @model_validator(mode="after")
     def _possible(self) -> Dmd2Config:

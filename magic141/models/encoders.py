@@ -1,0 +1,285 @@
+"""The frozen text and image encoders: tiny ones over the corpus' own words, or those of a HunyuanVideo-I2V folder.
+
+Both kinds are the same transformers classes and go through the same code: text tokens are the Llama hidden state two
+layers before the last, image tokens the same hidden state at the positions of Llava's image features (for the
+two-layer tiny model: the word embeddings, and the projected features themselves), pooled is CLIP's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from magic141.data.config import EncoderConfig
+from magic141.frozen import UserError
+from magic141.models.tiny_encoders import EncoderParts, build_tiny_parts, words_of
+
+HIDDEN_LAYER = -3  # two layers before the last one
+ASPECTS = (
+    "1. The main content and theme of the video."
+    "2. The color, shape, size, texture, quantity, text, and spatial relationships of the objects."
+    "3. Actions, events, behaviors temporal relationships, physical movement changes of the objects."
+    "4. background environment, light, style and atmosphere."
+    "5. camera angles, movements, and transitions used in the video:"
+)
+
+
+@dataclass(frozen=True)
+class Template:
+    """What is put around a prompt or an image for the language model; the part before it is cropped afterwards."""
+
+    before: str = ""
+    after: str = ""
+
+    @classmethod
+    def hunyuan(cls, instruction: str) -> Self:
+        """System turn with `instruction` and the five aspects of HunyuanVideo's training, then the user's turn."""
+        system = f"<|start_header_id|>system<|end_header_id|>\n\n{instruction}{ASPECTS}<|eot_id|>"
+        return cls(f"{system}<|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|>")
+
+
+TEXT_TEMPLATE = Template.hunyuan("Describe the video by detailing the following aspects: ")  # 95 tokens before
+IMAGE_TEMPLATE = Template.hunyuan(
+    "Describe the video by detailing the following aspects according to the reference image: "
+)
+
+
+@dataclass(frozen=True)
+class TextEmbedding:
+    """Encoded prompts: tokens [B, Lt, D], mask [B, Lt] bool (valid tokens first), pooled [B, P]."""
+
+    tokens: Tensor
+    mask: Tensor
+    pooled: Tensor
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    def to(self, device: torch.device | str) -> TextEmbedding:
+        """The same on another device."""
+        return TextEmbedding(self.tokens.to(device), self.mask.to(device), self.pooled.to(device))
+
+    def select(self, rows: Tensor | slice | Sequence[int]) -> TextEmbedding:
+        """Some of the rows, or rows repeated."""
+        return TextEmbedding(self.tokens[rows], self.mask[rows], self.pooled[rows])
+
+    def expand(self, batch_size: int) -> TextEmbedding:
+        """One row repeated `batch_size` times (the null prompt)."""
+        return self.select([0] * batch_size)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Affine maps, one value a dimension, that bring the tiny encoders' outputs to about unit variance."""
+
+    text_std: Tensor
+    image_mean: Tensor
+    image_std: Tensor
+    pooled_mean: Tensor
+    pooled_std: Tensor
+
+    def pooled(self, raw: Tensor) -> Tensor:
+        """Standardised, then brought to unit mean square, so that rare prompts (the empty one) are no outliers."""
+        z = (raw - self.pooled_mean) / self.pooled_std
+        return z / z.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-6)
+
+
+class Encoders:
+    """Text and image encoders of either kind; weights load at first use."""
+
+    def __init__(
+        self, config: EncoderConfig, load_parts: Callable[[], EncoderParts], calibration: Calibration | None = None
+    ) -> None:
+        self.config = config
+        self._load_parts = load_parts
+        self._calibration = calibration
+        tiny = config.kind == "tiny"
+        self._text_template = Template() if tiny else TEXT_TEMPLATE
+        self._image_template = Template() if tiny else IMAGE_TEMPLATE
+        self._batch_size = 256 if tiny else 8
+
+    @classmethod
+    def fit(
+        cls, captions: Sequence[str], config: EncoderConfig, seed: int, images: Tensor | None = None
+    ) -> Encoders:
+        """Makes encoders for a corpus.
+
+        Args:
+            captions: All captions; the tiny kind's vocabulary. Kind hunyuan ignores them.
+            config: Kind and sizes.
+            seed: Of the random weights (tiny).
+            images: uint8 [B, H, W, 3] frames of the corpus to calibrate image tokens on (tiny); noise when None.
+        """
+        if config.kind == "hunyuan":
+            return cls(config, _folder_loader(config))
+        parts = build_tiny_parts(captions, config.width, seed)
+        raw = cls(config, lambda: parts)
+        if images is None:
+            generator = torch.Generator().manual_seed(seed)
+            images = torch.randint(0, 256, (64, 32, 32, 3), dtype=torch.uint8, generator=generator)
+        return cls(config, lambda: parts, _calibrate(raw, sorted(set(captions)), images))
+
+    @classmethod
+    def load(cls, folder: Path) -> Encoders:
+        """Opens a saved folder; kind hunyuan refers to the checkpoint at `config.path`."""
+        config = EncoderConfig.model_validate_json((folder / "encoders.json").read_text())
+        if config.kind == "hunyuan":
+            return cls(config, _folder_loader(config))
+        calibration = Calibration(**load_file(folder / "calibration.safetensors"))
+        return cls(config, lambda: _load_folder(folder, torch.device("cpu"), torch.float32), calibration)
+
+    def save(self, folder: Path) -> None:
+        """Writes the folder that `load` opens; the tiny kind in the layout of a HunyuanVideo-I2V checkpoint."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "encoders.json").write_text(self.config.model_dump_json(indent=2) + "\n")
+        if self._calibration is not None:
+            self.parts.save(folder)
+            save_file(vars(self._calibration), folder / "calibration.safetensors")
+
+    @cached_property
+    def parts(self) -> EncoderParts:
+        """Models, tokenizers and image processor."""
+        return self._load_parts()
+
+    @torch.no_grad()
+    def encode_text(self, prompts: Sequence[str]) -> TextEmbedding:
+        """Encodes prompts (each distinct one once); "" is the null prompt."""
+        distinct = list(dict.fromkeys(prompts))
+        batches = [self._encode_distinct(batch) for batch in _batches(distinct, self._batch_size)]
+        tokens, mask, pooled = (torch.cat(part) for part in zip(*batches, strict=True))
+        if self._calibration is not None:
+            tokens, pooled = tokens / self._calibration.text_std, self._calibration.pooled(pooled)
+        row = {prompt: index for index, prompt in enumerate(distinct)}
+        return TextEmbedding(tokens * mask[..., None], mask, pooled).select([row[prompt] for prompt in prompts])
+
+    @torch.no_grad()
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Encodes uint8 [B, H, W, 3] to [B, Li, D]; Li is 0 when the text encoder has no vision branch."""
+        parts = self.parts
+        if not hasattr(parts.text_encoder, "multi_modal_projector"):
+            return torch.zeros(len(images), 0, parts.text_encoder.config.hidden_size)
+        tokens = torch.cat([self._encode_images(batch) for batch in images.split(self._batch_size)])
+        if self._calibration is None:
+            return tokens
+        return (tokens - self._calibration.image_mean) / self._calibration.image_std
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """Words of the prompt that the tokenizer does not know (tiny kind: words that no caption has)."""
+        tokenizer = self.parts.tokenizer
+        if self.config.kind != "tiny":
+            return []
+        return [word for word in words_of(prompt) if tokenizer.convert_tokens_to_ids(word) == tokenizer.unk_token_id]
+
+    def _encode_distinct(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """Raw tokens [B, Lt, D], mask [B, Lt] and pooled [B, P]."""
+        parts, template = self.parts, self._text_template
+        crop = len(self._prefix_ids(template))
+        inputs = parts.tokenizer(
+            [template.before + prompt + template.after for prompt in prompts],
+            max_length=crop + self.config.max_text_tokens,
+            padding="max_length",
+            truncation=True,
+            return_tensors="pt",
+        )
+        language = getattr(parts.text_encoder, "language_model", parts.text_encoder)
+        ids, mask = inputs.input_ids.to(language.device), inputs.attention_mask.to(language.device)
+        output = language(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
+        tokens = output.hidden_states[HIDDEN_LAYER][:, crop:]
+        return tokens.float().cpu(), mask[:, crop:].bool().cpu(), self._pool(prompts)
+
+    def _pool(self, prompts: Sequence[str]) -> Tensor:
+        clip, tokenizer = self.parts.text_encoder_2, self.parts.tokenizer_2
+        inputs = tokenizer(
+            list(prompts),
+            max_length=clip.config.max_position_embeddings,
+            padding="max_length",
+            truncation=True,
+            return_tensors="pt",
+        )
+        output = clip(inputs.input_ids.to(clip.device)).pooler_output
+        return torch.as_tensor(output).float().cpu()
+
+    def _encode_images(self, images: Tensor) -> Tensor:
+        """Raw image tokens [B, Li, D], every `image_token_stride`-th of all."""
+        parts = self.parts
+        llava = parts.text_encoder
+        pixels = parts.image_processor(images.permute(0, 3, 1, 2), return_tensors="pt").pixel_values
+        prefix = self._prefix_ids(self._image_template)
+        suffix = parts.tokenizer(self._image_template.after, add_special_tokens=False).input_ids
+        num_tokens = llava.config.image_seq_length
+        row = [*prefix, *[llava.config.image_token_index] * num_tokens, *suffix]
+        output = llava(
+            input_ids=torch.tensor([row] * len(images), device=llava.device),
+            pixel_values=pixels.to(llava.device, llava.dtype),
+            output_hidden_states=True,
+            use_cache=False,
+        )
+        tokens = output.hidden_states[HIDDEN_LAYER][:, len(prefix) : len(prefix) + num_tokens]
+        return torch.as_tensor(tokens[:, :: self.config.image_token_stride]).float().cpu()
+
+    def _prefix_ids(self, template: Template) -> list[int]:
+        """Token ids before the prompt: with a begin-of-text token where the tokenizer adds one, never with an end."""
+        if not template.before:
+            return []
+        ids: list[int] = self.parts.tokenizer(template.before).input_ids
+        return ids[:-1] if ids[-1] == self.parts.tokenizer.eos_token_id else ids
+
+
+def _batches(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+@torch.no_grad()
+def _calibrate(raw: Encoders, captions: Sequence[str], images: Tensor) -> Calibration:
+    """Measures the raw encoders' outputs over the corpus."""
+    text = raw.encode_text([*captions, ""])
+    image = raw.encode_image(images).flatten(0, 1)
+    return Calibration(
+        text_std=text.tokens[text.mask].std().clamp_min(1e-6).reshape(1),
+        image_mean=image.mean(0),
+        image_std=image.std(0).clamp_min(1e-6),
+        pooled_mean=text.pooled.mean(0),
+        pooled_std=text.pooled.std(0).clamp_min(1e-6),
+    )
+
+
+def _folder_loader(config: EncoderConfig) -> Callable[[], EncoderParts]:
+    """Checks the checkpoint folder now, loads it at first use: bfloat16 on a GPU, float32 without."""
+    folder = Path(config.path or "")
+    for part in ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "image_processor"):
+        if not (folder / part).is_dir():
+            raise UserError(
+                f"data.encoder.path = {folder}: has no subfolder {part}; expected a diffusers HunyuanVideo-I2V folder"
+            )
+    cuda = torch.cuda.is_available()
+    device, dtype = torch.device("cuda" if cuda else "cpu"), torch.bfloat16 if cuda else torch.float32
+    return lambda: _load_folder(folder, device, dtype)
+
+
+def _load_folder(folder: Path, device: torch.device, dtype: torch.dtype) -> EncoderParts:
+    from transformers import (
+        AutoConfig,
+        AutoTokenizer,
+        CLIPImageProcessor,
+        CLIPTextModel,
+        LlamaModel,
+        LlavaForConditionalGeneration,
+    )
+
+    is_llava = AutoConfig.from_pretrained(folder / "text_encoder").model_type == "llava"
+    classes: tuple[Any, ...] = (LlavaForConditionalGeneration if is_llava else LlamaModel, CLIPTextModel)
+    text_encoder, text_encoder_2 = (
+        model.from_pretrained(folder / name, dtype=dtype).eval().requires_grad_(False).to(device)
+        for model, name in zip(classes, ("text_encoder", "text_encoder_2"), strict=True)
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", padding_side="right")
+    tokenizer_2 = AutoTokenizer.from_pretrained(folder / "tokenizer_2")
+    processor = CLIPImageProcessor.from_pretrained(folder / "image_processor")
+    return EncoderParts(text_encoder, tokenizer, text_encoder_2, tokenizer_2, processor)

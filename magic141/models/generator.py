@@ -1,0 +1,118 @@
+"""A trained network ready to sample: its sampler, steps and guidance, for single windows and chained long videos."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from magic141.diffusion.flow import sigma_grid
+from magic141.diffusion.guidance import guided_velocity
+from magic141.diffusion.long_video import chain_windows
+from magic141.diffusion.samplers import PredictVelocity, sample_euler, sample_renoise
+from magic141.models.transformer import Prefix, TextEmbedding, condition, make_prefix, velocity
+
+
+@dataclass(frozen=True)
+class VideoGenerator:
+    """One variant of a model.
+
+    Attributes:
+        model: the transformer (2C+1 input channels).
+        null_text: the empty prompt, batch size 1.
+        latent_frames: T of a window.
+        num_steps: network steps of a window.
+        shift: of the time grid.
+        guidance_scale: w; 1 is none.
+        guidance: "cfg": two evaluations a step; "embedded": w is an input; "none".
+        sampler: "euler": deterministic ODE; "renoise": DMD2's chain.
+    """
+
+    model: Any
+    null_text: TextEmbedding
+    latent_frames: int
+    num_steps: int
+    shift: float
+    guidance_scale: float = 1.0
+    guidance: Literal["cfg", "embedded", "none"] = "none"
+    sampler: Literal["euler", "renoise"] = "euler"
+
+    @property
+    def num_evaluations(self) -> int:
+        """Network evaluations per window and clip."""
+        return self.num_steps * (2 if self.guidance == "cfg" else 1)
+
+    @torch.no_grad()
+    def sample(self, text: TextEmbedding, image_tokens: Tensor, prefix_latents: Tensor, seed: int) -> Tensor:
+        """Generates one window for each clip.
+
+        Args:
+            text: embedded captions, batch size B.
+            image_tokens: of the first frame, [B, Li, D].
+            prefix_latents: known latent frames [B, C, k, h, w], 1 <= k < T.
+            seed: of all noise.
+
+        Returns:
+            Latents [B, C, T, h, w]; the first k are the network's own reconstruction of the known ones.
+        """
+        batch, channels, num_known, height, width = prefix_latents.shape
+        shape = (batch, channels, self.latent_frames, height, width)
+        padded = prefix_latents.new_zeros(shape)
+        padded[:, :, :num_known] = prefix_latents
+        predict = self._predictor(text, image_tokens, make_prefix(padded, num_known))
+        rng = torch.Generator().manual_seed(seed)
+        noise = torch.randn(shape, generator=rng).to(prefix_latents)
+        sigmas = sigma_grid(self.num_steps, self.shift)
+        if self.sampler == "renoise":
+            return sample_renoise(predict, noise, sigmas, rng)
+        return sample_euler(predict, noise, sigmas)
+
+    def chain(
+        self,
+        text: TextEmbedding,
+        image_tokens: Tensor,
+        first_latent: Tensor,
+        num_windows: int,
+        prefix_frames: int,
+        seed: int,
+        on_window: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """Generates a long video window by window (see `diffusion.long_video`); image tokens stay those of frame 0.
+
+        Args:
+            text: embedded captions, batch size B.
+            image_tokens: of the very first frame, [B, Li, D].
+            first_latent: [B, C, 1, h, w].
+            num_windows: windows in all.
+            prefix_frames: latent frames carried from each window to the next.
+            seed: of the first window; later windows add their number.
+            on_window: called after each window.
+
+        Returns:
+            Latents [B, C, T + (num_windows-1)*(T-prefix_frames), h, w].
+        """
+
+        def sample_window(prefix: Tensor, index: int) -> Tensor:
+            latents = self.sample(text, image_tokens, prefix, seed + index)
+            if on_window is not None:
+                on_window(index)
+            return latents
+
+        return chain_windows(sample_window, first_latent, num_windows, prefix_frames)
+
+    def _predictor(self, text: TextEmbedding, image_tokens: Tensor, prefix: Prefix) -> PredictVelocity:
+        cond = condition(text, image_tokens)
+        uncond = condition(self.null_text.expand(len(image_tokens)), image_tokens)
+        w = torch.full((len(image_tokens),), self.guidance_scale)
+
+        def predict(x_t: Tensor, sigma: Tensor) -> Tensor:
+            if self.guidance == "cfg":
+                conditional = velocity(self.model, x_t, sigma, cond, prefix)
+                return guided_velocity(velocity(self.model, x_t, sigma, uncond, prefix), conditional, w.to(x_t))
+            embedded = w.to(x_t.device) if self.guidance == "embedded" else None
+            return velocity(self.model, x_t, sigma, cond, prefix, embedded)
+
+        return predict

@@ -1,0 +1,127 @@
+"""Random-weight Llava and CLIP text models at tiny size, over the corpus' own words.
+
+They are the classes that the 13B configuration loads, in the folder layout of a HunyuanVideo-I2V checkpoint. Random
+weights suffice for a small world: words get nearly orthogonal embeddings, captions distinct pooled vectors.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import Lowercase
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    CLIPImageProcessor,
+    CLIPTextConfig,
+    CLIPTextModel,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedTokenizerFast,
+)
+
+# The end of a text must not be 2: for 2 CLIPTextModel pools at the largest id instead (an old checkpoint's bug, kept)
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "<image>", "[EOS]")
+EOS = SPECIAL_TOKENS.index("[EOS]")
+IMAGE_SIZE = 32
+PATCH_SIZE = 8
+NUM_LAYERS = 2
+MAX_WORDS = 8192  # rarer words become [UNK]
+CLIP_POSITIONS = 77
+
+
+@dataclass(frozen=True)
+class EncoderParts:
+    """The five parts of a HunyuanVideo-I2V text and image encoder, as in its folder."""
+
+    text_encoder: Any  # LlavaForConditionalGeneration, or LlamaModel (no image tokens)
+    tokenizer: Any
+    text_encoder_2: Any  # CLIPTextModel
+    tokenizer_2: Any
+    image_processor: Any
+
+    def save(self, folder: Path) -> None:
+        """Writes one subfolder a part."""
+        for name in ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "image_processor"):
+            getattr(self, name).save_pretrained(folder / name)
+
+
+def words_of(text: str) -> list[str]:
+    """Lower-cased words and punctuation runs, as the tiny tokenizer cuts them."""
+    return re.findall(r"\w+|[^\w\s]+", text.lower())
+
+
+def build_tiny_parts(captions: Sequence[str], width: int, seed: int) -> EncoderParts:
+    """Builds the parts with random weights drawn from `seed`; `width` is the hidden width of all of them."""
+    tokenizer = _build_tokenizer(captions)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        llava = LlavaForConditionalGeneration(_llava_config(width, len(tokenizer)))
+        clip = CLIPTextModel(_clip_config(width, len(tokenizer)))
+    side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    processor = CLIPImageProcessor(size=side, crop_size=side, do_center_crop=False)
+    return EncoderParts(llava.eval(), tokenizer, clip.eval(), tokenizer, processor)
+
+
+def _build_tokenizer(captions: Sequence[str]) -> PreTrainedTokenizerFast:
+    counts = Counter(word for caption in captions for word in words_of(caption))
+    words = sorted(sorted(counts), key=lambda word: -counts[word])[:MAX_WORDS]
+    vocabulary = {word: index for index, word in enumerate((*SPECIAL_TOKENS, *words))}
+    core = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    core.normalizer = Lowercase()
+    core.pre_tokenizer = Whitespace()
+    core.post_processor = TemplateProcessing(single="$A [EOS]", special_tokens=[("[EOS]", vocabulary["[EOS]"])])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]", eos_token="[EOS]", padding_side="right"
+    )
+
+
+def _blocks(width: int) -> dict[str, int]:
+    heads = max(1, width // 16)
+    while width % heads or (width // heads) % 2:  # rotary embeddings need an even head width
+        heads -= 1
+    return {
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": NUM_LAYERS,
+        "num_attention_heads": heads,
+    }
+
+
+def _llava_config(width: int, num_tokens: int) -> LlavaConfig:
+    vision = {
+        "model_type": "clip_vision_model",
+        "image_size": IMAGE_SIZE,
+        "patch_size": PATCH_SIZE,
+        "projection_dim": width,
+        **_blocks(width),
+    }
+    text = {"model_type": "llama", "vocab_size": num_tokens, "pad_token_id": 0, "eos_token_id": EOS, **_blocks(width)}
+    return LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=SPECIAL_TOKENS.index("<image>"),
+        image_seq_length=(IMAGE_SIZE // PATCH_SIZE) ** 2,
+        vision_feature_layer=-2,
+        pad_token_id=0,
+    )
+
+
+def _clip_config(width: int, num_tokens: int) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=num_tokens,
+        max_position_embeddings=CLIP_POSITIONS,
+        projection_dim=width,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=EOS,
+        **_blocks(width),
+    )

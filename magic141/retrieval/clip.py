@@ -1,0 +1,212 @@
+"""The open_clip model that puts images and captions into one space: trained on the corpus, or loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from magic141.artifacts import StageLog
+from magic141.data.dataset import ClipDataset
+from magic141.frozen import UserError
+from magic141.retrieval.config import ClipConfig
+
+CONTEXT_TOKENS = 32
+MAX_IMAGE_SIZE = 64
+MAX_LOGIT_SCALE = 100.0
+EMBED_BATCH = 256
+LOG_EVERY_STEPS = 10
+
+Embeddings = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How images become inputs: resized so that the square of `size` is covered, cropped, normalised per channel."""
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """uint8 [N, H, W, 3] to float32 [N, 3, size, size]."""
+        x = images.permute(0, 3, 1, 2).float() / 255
+        scale = self.size / min(x.shape[2:])
+        if scale != 1:
+            sides = [max(self.size, round(side * scale)) for side in x.shape[2:]]
+            x = F.interpolate(x, sides, mode="bicubic", antialias=True).clamp(0, 1)
+        top, left = ((side - self.size) // 2 for side in x.shape[2:])
+        x = x[:, :, top : top + self.size, left : left + self.size]
+        return (x - torch.tensor(self.mean).reshape(1, 3, 1, 1)) / torch.tensor(self.std).reshape(1, 3, 1, 1)
+
+
+class ClipEmbedder:
+    """Images and texts to unit vectors of the shared space."""
+
+    def __init__(self, model: nn.Module, tokenizer: Any, preprocessing: Preprocessing) -> None:
+        self.model: Any = model.eval()
+        self.tokenizer = tokenizer
+        self.preprocessing = preprocessing
+        self.device = next(model.parameters()).device
+
+    @classmethod
+    def load(cls, folder: Path) -> ClipEmbedder:
+        """Loads what `build_clip` wrote.
+
+        Raises:
+            UserError: if the folder holds no CLIP model.
+        """
+        description = folder / "clip.json"
+        if not description.is_file():
+            raise UserError(f"{description}: no such file; expected the artifact of stage train_clip; run that stage")
+        record = json.loads(description.read_text())
+        if record["kind"] == "pretrained":
+            return load_pretrained(record["model"], record["pretrained"])
+        model = open_clip.CLIP(**record["architecture"])
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+        return cls(model, _tokenizer(), _tiny_preprocessing(record["architecture"]["vision_cfg"]["image_size"]))
+
+    @torch.no_grad()
+    def embed_images(self, images: NDArray[np.uint8] | Tensor) -> Embeddings:
+        """uint8 [N, H, W, 3] to unit vectors float32 [N, D]."""
+        batches = torch.as_tensor(images).split(EMBED_BATCH)
+        inputs = (self.preprocessing(batch).to(self.device) for batch in batches)
+        return _stack([self.model.encode_image(batch, normalize=True) for batch in inputs])
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str]) -> Embeddings:
+        """N texts to unit vectors float32 [N, D]."""
+        batches = self.tokenizer(list(texts)).split(EMBED_BATCH)
+        return _stack([self.model.encode_text(batch.to(self.device), normalize=True) for batch in batches])
+
+
+def build_clip(config: ClipConfig, data: Path, out: Path, log: StageLog, seed: int) -> None:
+    """Trains the tiny CLIP model on captions and first frames of the training clips, or records the pretrained one.
+
+    Writes `clip.json` and, when trained, `model.safetensors`.
+    """
+    if config.kind == "pretrained":
+        load_pretrained(config.model, config.pretrained)
+        _write(out, {"kind": "pretrained", "model": config.model, "pretrained": config.pretrained})
+        log.note(f"CLIP: {config.model}, {config.pretrained} loads")
+        return
+    dataset = ClipDataset.open(data, "train")
+    size = min(MAX_IMAGE_SIZE, *(side // 8 * 8 for side in dataset.first_frame.shape[1:3]))
+    architecture = tiny_architecture(config.embed_dim, size)
+    torch.manual_seed(seed)
+    model = open_clip.CLIP(**architecture)
+    loss = _train(model, config, dataset, _tiny_preprocessing(size), log, seed)
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, out / "model.safetensors")
+    num_parameters = sum(p.numel() for p in model.parameters())
+    _write(out, {"kind": "train", "architecture": architecture, "loss": loss, "num_parameters": num_parameters})
+    log.summary({"clip_loss": loss, "clip_parameters": num_parameters})
+
+
+def load_pretrained(name: str, pretrained: str | None) -> ClipEmbedder:
+    """A pretrained open_clip model; `pretrained` is one of its tags, or the path of a state dict.
+
+    Raises:
+        UserError: if open_clip does not know the model, or the weights cannot be loaded.
+    """
+    if name not in open_clip.list_models():
+        raise UserError(f"clip.model = {name}: open_clip does not know it; use one of open_clip.list_models()")
+    if not pretrained:
+        raise UserError(f"clip.pretrained is not set: kind 'pretrained' needs a tag of {name} or a state dict's path")
+    if not Path(pretrained).is_file() and pretrained not in open_clip.list_pretrained_tags_by_model(name):
+        raise UserError(
+            f"clip.pretrained = {pretrained}: neither a file nor a tag of {name}; expected one of "
+            f"{open_clip.list_pretrained_tags_by_model(name)}"
+        )
+    try:
+        model = open_clip.create_model(name, pretrained=pretrained)
+    except Exception as error:  # whatever the hub client, the file or torch raises
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"clip.pretrained = {pretrained}: weights of {name} cannot be loaded ({reason}); give a state dict's path"
+        ) from error
+    wanted = open_clip.get_model_preprocess_cfg(model)
+    size = wanted["size"][0] if isinstance(wanted["size"], (tuple, list)) else wanted["size"]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    preprocessing = Preprocessing(size, tuple(wanted["mean"]), tuple(wanted["std"]))
+    return ClipEmbedder(model.to(device), open_clip.get_tokenizer(name), preprocessing)
+
+
+def tiny_architecture(embed_dim: int, image_size: int) -> dict[str, Any]:
+    """Arguments of `open_clip.CLIP`: two layers on each side, patches of 8 pixels."""
+    heads = max(1, embed_dim // 32)
+    vision = {"image_size": image_size, "layers": 2, "width": embed_dim, "patch_size": 8, "head_width": embed_dim // heads}
+    text = {"context_length": CONTEXT_TOKENS, "vocab_size": 49408, "width": embed_dim, "heads": heads, "layers": 2}
+    return {"embed_dim": embed_dim, "vision_cfg": vision, "text_cfg": text}
+
+
+def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, same: Tensor) -> Tensor:
+    """Symmetric InfoNCE in which all pairs with the same caption are positives.
+
+    Args:
+        images: unit vectors [B, D].
+        texts: unit vectors [B, D].
+        scale: the inverse temperature.
+        same: [B, B], 1 where the captions are the same, else 0.
+    """
+    logits = scale * images @ texts.T
+    targets = same / same.sum(1, keepdim=True)
+    return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
+
+
+def _train(
+    model: Any, config: ClipConfig, dataset: ClipDataset, preprocessing: Preprocessing, log: StageLog, seed: int
+) -> float:
+    """Trains in place; returns the mean loss of the last tenth of the steps."""
+    images, (tokens, caption_index) = preprocessing(dataset.first_frame), _tokenize(dataset.captions)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.num_steps)
+    generator = torch.Generator().manual_seed(seed)
+    losses: list[float] = []
+    with log.progress(config.num_steps, "step") as advance:
+        for step in range(config.num_steps):
+            pick = torch.randperm(len(images), generator=generator)[: config.batch_size]
+            index = caption_index[pick]
+            features = model(images[pick], tokens[index])
+            scale = features[2].clamp(max=MAX_LOGIT_SCALE)
+            loss = contrastive_loss(features[0], features[1], scale, (index[:, None] == index[None]).float())
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.item())
+            if step % LOG_EVERY_STEPS == 0 or step == config.num_steps - 1:
+                log.metrics({"clip_loss": losses[-1]}, step)
+            advance(1)
+    return float(np.mean(losses[-max(1, len(losses) // 10) :]))
+
+
+def _tokenize(captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Tokens of the distinct captions [K, L], and for every caption its row [N]."""
+    rows = {caption: row for row, caption in enumerate(dict.fromkeys(captions))}
+    return _tokenizer()(list(rows)), torch.tensor([rows[caption] for caption in captions])
+
+
+def _tokenizer() -> Any:
+    return open_clip.SimpleTokenizer(context_length=CONTEXT_TOKENS)
+
+
+def _tiny_preprocessing(size: int) -> Preprocessing:
+    return Preprocessing(size, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+def _stack(batches: list[Tensor]) -> Embeddings:
+    return torch.cat(batches).float().cpu().numpy()
+
+
+def _write(out: Path, record: dict[str, Any]) -> None:
+    (out / "clip.json").write_text(json.dumps(record, indent=1))

@@ -1,0 +1,55 @@
+"""Which clips a worker sees at a step: a pure function of the step, so that resuming needs no state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class BatchSampler:
+    """Shuffled passes over the clips, without replacement within a pass, shared out over the workers.
+
+    The union of all workers' batches at a step does not depend on how many workers there are.
+
+    Attributes:
+        num_clips: clips in the data set.
+        batch_size_per_worker: clips that one worker takes per step.
+        rank: this worker.
+        world_size: number of workers.
+        seed: of the shuffles.
+    """
+
+    num_clips: int
+    batch_size_per_worker: int
+    rank: int = 0
+    world_size: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_clips < self.batch_size:
+            raise ValueError(f"batch_size = {self.batch_size}: more than the {self.num_clips} clips; use a smaller batch")
+
+    @property
+    def batch_size(self) -> int:
+        """Clips per step over all workers."""
+        return self.batch_size_per_worker * self.world_size
+
+    def indices(self, step: int) -> Tensor:
+        """The clips [batch_size_per_worker] int64 of this worker at 0-based `step`.
+
+        Passes run on into each other: a batch at a boundary takes the end of one pass and the start of the next.
+        """
+        start = step * self.batch_size + self.rank * self.batch_size_per_worker
+        positions = range(start, start + self.batch_size_per_worker)
+        return torch.stack([_order(self.num_clips, self.seed, p // self.num_clips)[p % self.num_clips] for p in positions])
+
+
+@lru_cache(maxsize=4)
+def _order(num_clips: int, seed: int, epoch: int) -> Tensor:
+    """The shuffle [num_clips] of one pass."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return torch.randperm(num_clips, generator=generator)

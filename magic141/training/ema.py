@@ -1,0 +1,72 @@
+"""Exponential moving average of the trained weights: what is validated and exported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from magic141.training.engine import Engine
+
+
+class Ema:
+    """Average of a network's trainable parameters in fp32, unbiased from the first update on.
+
+    After n updates the average is sum_k d^(n-k) p_k / sum_k d^(n-k), so that the untrained start weighs nothing and a
+    short run is not held back by a long horizon. Build it after the engine: under ZeRO-3 each worker averages its shard.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.num_updates = 0
+        self._tracked = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self._shadow = {name: _local(p).detach().float().clone() for name, p in self._tracked.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the parameters as they are now."""
+        self.num_updates += 1
+        weight = (1 - self.decay) / (1 - self.decay**self.num_updates)
+        current = [_local(p).detach().float() for p in self._tracked.values()]
+        torch._foreach_lerp_(list(self._shadow.values()), current, weight)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The average and its count."""
+        return {"num_updates": self.num_updates, "shadow": self._shadow}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put `state_dict`'s values back."""
+        self.num_updates = state["num_updates"]
+        for name, value in self._shadow.items():
+            value.copy_(state["shadow"][name])
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside, the network's parameters are the average (for validation); afterwards what they were, exactly."""
+        kept = {name: _local(p).detach().clone() for name, p in self._tracked.items()}
+        self._put(self._shadow)
+        try:
+            yield
+        finally:
+            self._put(kept)
+
+    def full_state_dict(self, engine: Engine) -> dict[str, Tensor]:
+        """The whole network's weights with the averaged ones in place: complete on rank 0 (collective under ZeRO-3)."""
+        if engine.sharded:
+            with self.applied():
+                return engine.full_state_dict()
+        return {**engine.full_state_dict(), **{name: value.clone() for name, value in self._shadow.items()}}
+
+    @torch.no_grad()
+    def _put(self, values: Mapping[str, Tensor]) -> None:
+        for name, parameter in self._tracked.items():
+            _local(parameter).data.copy_(values[name])
+
+
+def _local(parameter: nn.Parameter) -> Tensor:
+    """This worker's part of a parameter: all of it, or its ZeRO-3 shard."""
+    shard = getattr(parameter, "ds_tensor", None)
+    return parameter if shard is None else shard

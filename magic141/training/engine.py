@@ -1,0 +1,196 @@
+"""One trained network with its optimizer: plain, data-parallel, or DeepSpeed, behind one interface."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from magic141.training.config import OptimizerConfig
+from magic141.training.optimizers import learning_rate_factor, make_optimizer
+
+if TYPE_CHECKING:
+    from magic141.training.objective import TrainContext
+
+Precision = Literal["fp32", "bf16"]
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """A network in training. Every method is called on all workers, in the same order."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The raw network: for forwards without gradient, LoRA strengths, export."""
+        ...
+
+    @property
+    def sharded(self) -> bool:
+        """Whether `module`'s parameters are split over the workers (ZeRO-3)."""
+        ...
+
+    @property
+    def num_updates(self) -> int:
+        """Optimizer steps taken so far."""
+        ...
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The forward pass whose gradients `backward` and `step` use."""
+        ...
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The mixed-precision context for forward and loss."""
+        ...
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate gradients of `loss` (the mean over this worker's clips)."""
+        ...
+
+    def step(self) -> float:
+        """Average gradients over workers, clip, update, zero; returns the gradient norm before clipping."""
+        ...
+
+    def full_state_dict(self) -> dict[str, Tensor]:
+        """All weights, unsharded: complete on rank 0 (on every rank unless ZeRO-3); copies, safe to keep."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write trained weights, optimizer and counters into `folder` (made if missing)."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote."""
+        ...
+
+
+class PlainEngine:
+    """One process. All gradients are views into one flat buffer per dtype, so that norm, clip and zero are one call each."""
+
+    sharded = False
+
+    def __init__(
+        self, module: nn.Module, config: OptimizerConfig, num_steps: int, precision: Precision, context: TrainContext
+    ) -> None:
+        self.module = module
+        self.num_updates = 0
+        self._config, self._num_steps, self._precision, self._context = config, num_steps, precision, context
+        self._trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self._gradients = _flat_gradients(list(self._trained.values()))
+        self._optimizer = make_optimizer(self._trained, config)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        return autocast(self._context.device, self._precision)
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def step(self) -> float:
+        self._average()
+        norm = torch.stack([flat.norm() for flat in self._gradients]).norm()
+        scale = torch.clamp(self._config.max_grad_norm / (norm + 1e-6), max=1.0)
+        for flat in self._gradients:
+            flat.mul_(scale)
+        factor = learning_rate_factor(self.num_updates, self._num_steps, self._config)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._config.learning_rate * factor
+        self._optimizer.step()
+        for flat in self._gradients:
+            flat.zero_()
+        self.num_updates += 1
+        return float(norm)
+
+    def full_state_dict(self) -> dict[str, Tensor]:
+        return {name: value.detach().clone() for name, value in self.module.state_dict().items()}
+
+    def save(self, folder: Path) -> None:
+        if self._context.rank != 0:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: p.detach() for name, p in self._trained.items()}
+        state = {"weights": weights, "optimizer": self._optimizer.state_dict(), "num_updates": self.num_updates}
+        torch.save(state, folder / "engine.pt")
+
+    def load(self, folder: Path) -> None:
+        state = torch.load(folder / "engine.pt", map_location=self._context.device, weights_only=True)
+        if state["weights"].keys() != self._trained.keys():
+            odd = sorted(state["weights"].keys() ^ self._trained.keys())[:3]
+            raise ValueError(f"{folder}: checkpoint and network differ in {', '.join(odd)}; delete the run's folder")
+        with torch.no_grad():
+            for name, parameter in self._trained.items():
+                parameter.copy_(state["weights"][name])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.num_updates = state["num_updates"]
+
+    def _average(self) -> None:
+        """Nothing to average in one process."""
+
+
+class DdpEngine(PlainEngine):
+    """Data parallel: rank 0's weights at the start, then one all-reduce of the flat gradients per step."""
+
+    def __init__(
+        self, module: nn.Module, config: OptimizerConfig, num_steps: int, precision: Precision, context: TrainContext
+    ) -> None:
+        super().__init__(module, config, num_steps, precision, context)
+        if context.world_size > 1:
+            for tensor in (*module.parameters(), *module.buffers()):
+                dist.broadcast(tensor.detach(), src=0)
+
+    def _average(self) -> None:
+        if self._context.world_size > 1:
+            for flat in self._gradients:
+                dist.all_reduce(flat)
+                flat.div_(self._context.world_size)
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
+    """The mixed-precision context of `precision` on `device`."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def make_engine(
+    model: nn.Module, optimizer_config: OptimizerConfig, num_steps: int, precision: Precision, context: TrainContext
+) -> Engine:
+    """Put `model` on the worker's device and wrap it in the engine of `context.placement`.
+
+    Only parameters with requires_grad enter the optimizer. A second engine in the process (DMD2's fake score) is fine.
+
+    Args:
+        model: the network, the same on every worker or at least in shape (rank 0's weights are used).
+        optimizer_config: optimizer, schedule, clipping.
+        num_steps: optimizer steps that THIS engine will take in all: the length of its schedule.
+        precision: autocast type.
+        context: the worker.
+    """
+    if context.placement.gradient_checkpointing and hasattr(model, "enable_gradient_checkpointing"):
+        model.enable_gradient_checkpointing()
+    model.to(context.device)
+    if context.placement.engine == "deepspeed":
+        from magic141.training.deepspeed_engine import DeepSpeedEngine
+
+        return DeepSpeedEngine(model, optimizer_config, num_steps, precision, context)
+    kind = DdpEngine if context.placement.engine == "ddp" else PlainEngine
+    return kind(model, optimizer_config, num_steps, precision, context)
+
+
+def _flat_gradients(parameters: list[nn.Parameter]) -> list[Tensor]:
+    """One zeroed buffer per dtype; every parameter's `.grad` becomes a view into it (autograd adds in place)."""
+    by_dtype: dict[torch.dtype, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        by_dtype.setdefault(parameter.dtype, []).append(parameter)
+    return [_flat_gradient(group) for group in by_dtype.values()]
+
+
+def _flat_gradient(parameters: list[nn.Parameter]) -> Tensor:
+    sizes = [parameter.numel() for parameter in parameters]
+    flat = torch.zeros(sum(sizes), dtype=parameters[0].dtype, device=parameters[0].device)
+    for parameter, part in zip(parameters, flat.split(sizes), strict=True):
+        parameter.grad = part.view_as(parameter)
+    return flat

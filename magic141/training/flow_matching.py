@@ -1,0 +1,90 @@
+"""Flow-matching pretraining: T2V from scratch or a base, and I2V from T2V by the 2C+1 surgery (paper, section 3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import HunyuanVideoTransformer3DModel
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
+from magic141.data.dataset import ClipDataset, load_info, load_null_text
+from magic141.diffusion.flow import interpolate, sample_sigma, velocity_target
+from magic141.diffusion.samplers import PredictVelocity
+from magic141.models.config import TransformerConfig
+from magic141.models.transformer import build_transformer, expand_to_i2v, load_transformer, velocity
+from magic141.training.conditions import Batch, BatchMaker
+from magic141.training.config import FlowMatchingConfig
+from magic141.training.objective import TrainContext
+from magic141.training.single import SingleNetworkObjective
+
+
+def flow_matching_loss(predict: PredictVelocity, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """`E || u(x_t, sigma) - (noise - x0) ||^2` with `x_t = sigma*noise + (1-sigma)*x0`.
+
+    Args:
+        predict: the network.
+        x0: clean latents [B, ...].
+        noise: standard normal, as x0.
+        sigma: times in [0, 1], shape [B].
+    """
+    return mse_loss(predict(interpolate(x0, noise, sigma), sigma), velocity_target(x0, noise))
+
+
+@dataclass(frozen=True)
+class FlowMatchingSpec:
+    """What a worker needs to build the objective; `t2v` is None for T2V pretraining."""
+
+    config: FlowMatchingConfig
+    model: TransformerConfig
+    data: Path
+    t2v: Path | None
+
+    def build(self, context: TrainContext) -> FlowMatching:
+        """Loads data and builds the network on this worker."""
+        return FlowMatching(self, context)
+
+
+class FlowMatching(SingleNetworkObjective):
+    """One flow-matching step: window, condition dropout, noise, regression onto the velocity."""
+
+    def __init__(self, spec: FlowMatchingSpec, context: TrainContext) -> None:
+        self.shift = spec.config.shift
+        maker = make_batch_maker(spec.data, "train", spec.config, spec.model, image_condition=spec.t2v is not None)
+        super().__init__(initial_network(spec), maker, spec.data, spec.config, spec.model, context)
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """The loss of one batch; noise and times come from `generator`."""
+        sigma = sample_sigma(len(batch.x0), self.shift, generator).to(batch.x0.device)
+        noise = torch.randn(batch.x0.shape, generator=generator).to(batch.x0)
+        return flow_matching_loss(
+            lambda x_t, t: velocity(self.engine, x_t, t, batch.cond, batch.prefix), batch.x0, noise, sigma
+        )
+
+
+def initial_network(spec: FlowMatchingSpec) -> HunyuanVideoTransformer3DModel:
+    """T2V: the configured base or a new network; I2V: the configured I2V base, or the T2V network after surgery."""
+    if spec.config.base is not None:
+        base = load_transformer(spec.config.base)
+        return base if spec.t2v is None or base.config.image_condition_type else expand_to_i2v(base)
+    if spec.t2v is not None:
+        return expand_to_i2v(load_transformer(spec.t2v))
+    info = load_info(spec.data)
+    return build_transformer(spec.model, info.latent_shape[0], info.text_width, info.pooled_width)
+
+
+def make_batch_maker(
+    data: Path, split: str, config: FlowMatchingConfig, model: TransformerConfig, image_condition: bool
+) -> BatchMaker:
+    """The batches of a pretraining stage."""
+    return BatchMaker(
+        dataset=ClipDataset.open(data, split),
+        null_text=load_null_text(data),
+        num_latent_frames=(model.window_frames - 1) // load_info(data).temporal_factor + 1,
+        image_condition=image_condition,
+        prefix_two_fraction=config.prefix_two_fraction,
+        text_dropout=config.text_dropout,
+        image_dropout=config.image_dropout,
+    )

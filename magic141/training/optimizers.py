@@ -1,0 +1,94 @@
+"""Muon on the blocks' matrices with AdamW on the rest, and the schedule: warm-up, constant, linear decay."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import AdamW, Muon, Optimizer
+
+from magic141.training.config import OptimizerConfig
+
+_IN_BLOCK = re.compile(r"blocks\.\d+\.")
+
+
+class MuonAdamW(Optimizer):
+    """Muon for 2-D weights inside blocks, AdamW for everything else, as one optimizer with shared `param_groups`.
+
+    Muon's updates are scaled to AdamW's root mean square, so that one learning rate serves both.
+    """
+
+    def __init__(self, named_parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> None:
+        matrices = [p for name, p in named_parameters.items() if is_block_matrix(name, p)]
+        others = [p for name, p in named_parameters.items() if not is_block_matrix(name, p)]
+        self._parts: list[Optimizer] = []
+        if matrices:
+            self._parts.append(
+                Muon(
+                    matrices,
+                    lr=config.learning_rate,
+                    weight_decay=config.weight_decay,
+                    adjust_lr_fn="match_rms_adamw",
+                )
+            )
+        if others:
+            self._parts.append(make_adamw(others, config))
+        super().__init__(list(named_parameters.values()), {"lr": config.learning_rate})
+        self._share()
+
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One update by each part."""
+        for part in self._parts:
+            part.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients of both parts."""
+        for part in self._parts:
+            part.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Both parts' states."""
+        return {"parts": [part.state_dict() for part in self._parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Put both parts' states back."""
+        for part, state in zip(self._parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self._share()
+
+    def _share(self) -> None:
+        """Let whoever sets `param_groups[i]["lr"]` reach the parts' own groups."""
+        self.param_groups = [group for part in self._parts for group in part.param_groups]
+
+
+def is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Whether Muon takes this parameter: a matrix inside a numbered block."""
+    return parameter.ndim == 2 and _IN_BLOCK.search(name) is not None
+
+
+def make_adamw(parameters: list[nn.Parameter], config: OptimizerConfig) -> AdamW:
+    """AdamW in its fused form (one pass over memory, CPU and CUDA)."""
+    return AdamW(
+        parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
+    )
+
+
+def make_optimizer(named_parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> Optimizer:
+    """The optimizer of `config.kind` over `named_parameters`."""
+    if config.kind == "muon":
+        return MuonAdamW(named_parameters, config)
+    return make_adamw(list(named_parameters.values()), config)
+
+
+def learning_rate_factor(step: int, num_steps: int, config: OptimizerConfig) -> float:
+    """Share of the peak rate at 0-based `step`: a pure function, so that resuming needs no scheduler state."""
+    warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    decay_start = max(config.constant_fraction * num_steps, config.warmup_steps)
+    last = num_steps - 1
+    if step <= decay_start or last <= decay_start:
+        return warmup
+    progress = min(1.0, (step - decay_start) / (last - decay_start))
+    return warmup * (1.0 - progress * (1.0 - config.final_fraction))

@@ -1,0 +1,105 @@
+"""What the objectives with one trained network share: batches, validation loss, EMA, state and export."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import HunyuanVideoTransformer3DModel
+from torch import Tensor
+
+from magic141.data.dataset import ClipDataset
+from magic141.models.config import TransformerConfig
+from magic141.training.batches import BatchSampler
+from magic141.training.conditions import Batch, BatchMaker, step_generator
+from magic141.training.config import TrainConfig
+from magic141.training.ema import Ema
+from magic141.training.engine import Engine, make_engine
+from magic141.training.objective import TrainContext
+
+MAX_VALIDATION_CLIPS = 64
+
+
+class SingleNetworkObjective:
+    """Batch, loss, backward, update, EMA. Subclasses say what the loss of a batch is."""
+
+    def __init__(
+        self,
+        network: HunyuanVideoTransformer3DModel,
+        maker: BatchMaker,
+        data: Path,
+        config: TrainConfig,
+        model: TransformerConfig,
+        context: TrainContext,
+    ) -> None:
+        self.context, self.maker = context, maker
+        self.engine = make_engine(network, config.optimizer, config.num_steps, config.precision, context)
+        self.ema = Ema(self.engine.module, config.ema_decay)
+        self.sampler = make_sampler(maker, config, context)
+        self.validation = replace(
+            maker, dataset=ClipDataset.open(data, "validation"), text_dropout=0.0, image_dropout=0.0
+        )
+
+    @property
+    def engines(self) -> Mapping[str, Engine]:
+        """The one network."""
+        return {"network": self.engine}
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """The loss of a batch, with a gradient for the engine's network."""
+        raise NotImplementedError
+
+    def step(self, step: int) -> dict[str, Tensor | float]:
+        """One optimizer step."""
+        generator = step_generator(self.context.seed, step, self.context.rank)
+        batch = self.maker.make(self.sampler.indices(step), generator).to(self.context.device)
+        with self.engine.autocast():
+            loss = self.loss(batch, generator)
+        self.engine.backward(loss)
+        grad_norm = self.engine.step()
+        self.ema.update()
+        return {"loss": loss.detach(), "grad_norm": grad_norm}
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """The averaged network's loss on validation clips, with the same noise and times every time."""
+        num_clips = min(MAX_VALIDATION_CLIPS, len(self.validation.dataset))
+        generator = step_generator(self.context.seed, -1)
+        batch = self.validation.make(torch.arange(num_clips), generator).to(self.context.device)
+        with self.ema.applied(), self.engine.autocast():
+            return {"validation_loss": float(self.loss(batch, generator))}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The average; the engine saves the rest."""
+        return {"ema": self.ema.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.ema.load_state_dict(state["ema"])
+
+    def export(self, folder: Path) -> None:
+        """Writes the averaged network as a diffusers folder `transformer`."""
+        state = self.ema.full_state_dict(self.engine)
+        if self.context.is_main:
+            save_network(self.engine.module, state, folder / "transformer")
+
+
+def make_sampler(maker: BatchMaker, config: TrainConfig, context: TrainContext) -> BatchSampler:
+    """The order of the clips for this worker."""
+    return BatchSampler(
+        num_clips=len(maker.dataset),
+        batch_size_per_worker=config.batch_size // context.world_size,
+        rank=context.rank,
+        world_size=context.world_size,
+        seed=context.seed,
+    )
+
+
+def save_network(network: Any, state: dict[str, Tensor], folder: Path) -> None:
+    """Saves `state` with the config of `network` in diffusers' layout, whatever engine wraps it."""
+    clean = HunyuanVideoTransformer3DModel.from_config(network.config)
+    clean.load_state_dict(state)
+    clean.save_pretrained(folder)
