@@ -162,9 +162,9 @@ class Encoders:
     @torch.no_grad()
     def encode_image(self, images: Tensor) -> Tensor:
         """Encodes uint8 [B, H, W, 3] to [B, Li, D]; Li is 0 when the text encoder has no vision branch."""
-        parts = self.parts
-        if not hasattr(parts.text_encoder, "multi_modal_projector"):
-            return torch.zeros(len(images), 0, parts.text_encoder.config.hidden_size)
+        text_encoder = self.parts.text_encoder
+        if text_encoder.config.model_type != "llava":
+            return torch.zeros(len(images), 0, text_encoder.config.hidden_size)
         tokens = torch.cat([self._encode_images(batch) for batch in images.split(self._batch_size)])
         if self._calibration is None:
             return tokens
@@ -188,7 +188,8 @@ class Encoders:
             truncation=True,
             return_tensors="pt",
         )
-        language = getattr(parts.text_encoder, "language_model", parts.text_encoder)
+        is_llava = parts.text_encoder.config.model_type == "llava"
+        language = parts.text_encoder.model.language_model if is_llava else parts.text_encoder
         ids, mask = inputs.input_ids.to(language.device), inputs.attention_mask.to(language.device)
         output = language(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
         tokens = output.hidden_states[HIDDEN_LAYER][:, crop:]
@@ -215,7 +216,7 @@ class Encoders:
         suffix = parts.tokenizer(self._image_template.after, add_special_tokens=False).input_ids
         num_tokens = llava.config.image_seq_length
         row = [*prefix, *[llava.config.image_token_index] * num_tokens, *suffix]
-        output = llava(
+        output = llava.model(  # without the language head
             input_ids=torch.tensor([row] * len(images), device=llava.device),
             pixel_values=pixels.to(llava.device, llava.dtype),
             output_hidden_states=True,

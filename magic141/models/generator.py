@@ -13,7 +13,8 @@ from magic141.diffusion.flow import sigma_grid
 from magic141.diffusion.guidance import guided_velocity
 from magic141.diffusion.long_video import chain_windows
 from magic141.diffusion.samplers import PredictVelocity, sample_euler, sample_renoise
-from magic141.models.transformer import Prefix, TextEmbedding, condition, make_prefix, velocity
+from magic141.models.encoders import TextEmbedding
+from magic141.models.transformer import Prefix, condition, make_prefix, velocity
 
 
 @dataclass(frozen=True)

@@ -12,21 +12,9 @@ from torch import Tensor, nn
 
 from magic141.frozen import UserError
 from magic141.models.config import TransformerConfig
+from magic141.models.encoders import TextEmbedding
 
 TIME_SCALE = 1000.0  # the network sees 1000*sigma, and 1000*w
-
-
-@dataclass(frozen=True)
-class TextEmbedding:
-    """Text tokens [B, Lt, D], their mask [B, Lt] (valid ones first) and the pooled vector [B, P]."""
-
-    tokens: Tensor
-    mask: Tensor
-    pooled: Tensor
-
-    def expand(self, batch_size: int) -> TextEmbedding:
-        """Repeats a single embedding."""
-        return TextEmbedding(*(x.expand(batch_size, *x.shape[1:]) for x in (self.tokens, self.mask, self.pooled)))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from magic141.data.dataset import ClipDataset
-from magic141.models.transformer import Conditioning, Prefix, TextEmbedding, condition, make_prefix
+from magic141.models.encoders import TextEmbedding
+from magic141.models.transformer import Conditioning, Prefix, condition, make_prefix
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,254 @@
+"""What stages hand to each other: artifacts with content digests, stage keys, and the log that a stage writes to."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from magic141.frozen import FrozenConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+
+CHUNK_BYTES = 1 << 20
+SMALL_SOURCE_BYTES = 256 << 20
+MISSING = "missing"
+
+
+class ArtifactRef(FrozenConfig):
+    """One stage's result: where it is, and the digest of what it holds.
+
+    Attributes:
+        stage: name of the stage that made it.
+        key: the stage key under which it was made.
+        uri: absolute path of its folder.
+        digest: content digest of the folder (`digest_folder`, without the stage's own timing records).
+        run_id: MLflow run that made it.
+        volatile: names of files (timings, logs) that are not part of the digest.
+    """
+
+    stage: str
+    key: str
+    uri: str
+    digest: str
+    run_id: str
+    volatile: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        return Path(self.uri)
+
+    def state(self) -> str:
+        """'intact', 'deleted' or 'altered', by reading the folder."""
+        if not self.path.is_dir():
+            return "deleted"
+        return "intact" if digest_folder(self.path, self.volatile) == self.digest else "altered"
+
+
+class StageKey(FrozenConfig):
+    """Everything that decides a stage's result; equal parts give equal keys."""
+
+    stage: str
+    version: int
+    code: str
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    seed: int
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the canonical JSON of the parts."""
+        return _sha(canonical_json(self.model_dump(mode="json")))
+
+    def difference(self, other: StageKey) -> list[str]:
+        """The fields that differ, as `path: other's value -> own value`."""
+        return list(_differences("", other.model_dump(mode="json"), self.model_dump(mode="json")))
+
+
+class StageLog(Protocol):
+    """Where a stage reports to while it runs."""
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Figures that develop with the step; the newest are also shown beside the progress bar."""
+
+    def image(self, key: str, image: np.ndarray[Any, Any], step: int = 0) -> None:
+        """A picture, uint8 [H, W, 3]."""
+
+    def file(self, path: Path, folder: str = "") -> None:
+        """A file to keep beside the run."""
+
+    def note(self, text: str) -> None:
+        """A sentence for people: shown on the console and kept in the stage's record."""
+
+    def summary(self, values: Mapping[str, float | int | str]) -> None:
+        """The stage's final figures (numbers) and facts (strings)."""
+
+    def progress(self, total: int, unit: str) -> AbstractContextManager[Callable[[int], None]]:
+        """A progress bar over `total` units; the callable says how many *more* units are done."""
+
+
+class NullLog:
+    """A log that keeps nothing; for tests and benchmarks."""
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Drops them."""
+
+    def image(self, key: str, image: np.ndarray[Any, Any], step: int = 0) -> None:
+        """Drops it."""
+
+    def file(self, path: Path, folder: str = "") -> None:
+        """Drops it."""
+
+    def note(self, text: str) -> None:
+        """Drops it."""
+
+    def summary(self, values: Mapping[str, float | int | str]) -> None:
+        """Drops them."""
+
+    def progress(self, total: int, unit: str) -> AbstractContextManager[Callable[[int], None]]:
+        """A bar that nobody sees."""
+        return nullcontext(lambda done: None)
+
+
+def canonical_json(value: object) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def digest_folder(folder: Path, volatile: Iterable[str] = ()) -> str:
+    """sha256 over the relative names and contents of all files below `folder`, but for the `volatile` names."""
+    skipped = set(volatile)
+    lines = [
+        f"{path.relative_to(folder).as_posix()}\0{digest_file(path)}"
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.relative_to(folder).as_posix() not in skipped
+    ]
+    return _sha("\n".join(lines))
+
+
+def digest_file(path: Path) -> str:
+    """sha256 of a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def digest_source(path: Path) -> str:
+    """Digest of a file or folder that the user owns: its content when small, else names, sizes and times.
+
+    A path that does not exist digests to 'missing', so that a plan can be made before the data is there.
+    """
+    if not path.exists():
+        return MISSING
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    if sum(file.stat().st_size for file in files) <= SMALL_SOURCE_BYTES:
+        return digest_file(path) if path.is_file() else digest_folder(path)
+    stats = [(file.relative_to(path).as_posix(), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return _sha(canonical_json(stats))
+
+
+def fingerprint_modules(names: Iterable[str]) -> str:
+    """sha256 over the code of modules, found and read without importing them.
+
+    Args:
+        names: dotted modules (`magic141.models.vae`), whole packages (`magic141.diffusion.*`), or a file beside a
+            package's modules (`magic141.evaluation:report.html.j2`). Comments, docstrings and layout do not count.
+    """
+    files = sorted({path for name in names for path in _module_files(name)})
+    root = os.path.commonpath([str(path.parent) for path in files]) if files else ""
+    parts = [f"{os.path.relpath(path, root)}\0{_code_digest(path, path.stat().st_mtime_ns)}" for path in files]
+    return _sha("\n".join(parts))
+
+
+@contextmanager
+def staging(final: Path) -> Iterator[Path]:
+    """An empty folder beside `final` to write an artifact into; removed on the way out unless it was published."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    for left in final.parent.glob(f".staging-{final.name}-*"):
+        shutil.rmtree(left, ignore_errors=True)  # of a killed worker: the caller holds the key's lock
+    folder = final.parent / f".staging-{final.name}-{os.getpid()}"
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish(folder: Path, final: Path) -> None:
+    """Makes a finished staging folder visible as `final` by renaming; an older `final` is replaced."""
+    old = final.parent / f".old-{final.name}"
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.replace(old)
+    folder.replace(final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sha(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _differences(path: str, old: object, new: object) -> Iterator[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in sorted(old.keys() | new.keys()):
+            yield from _differences(f"{path}.{name}".lstrip("."), old.get(name), new.get(name))
+    elif old != new:
+        yield f"{path}: {_short(old)} -> {_short(new)}"
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:9].strip('"') + "…"
+
+
+def _module_files(name: str) -> list[Path]:
+    module, _, resource = name.partition(":")
+    if resource:
+        return [_existing(_locate(module) / resource, name)]
+    if module.endswith(".*"):
+        return sorted(_existing(_locate(module[:-2]), name).rglob("*.py"))
+    path = _locate(module)
+    return [path / "__init__.py" if path.is_dir() else _existing(path.with_suffix(".py"), name)]
+
+
+def _locate(module: str) -> Path:
+    top, *rest = module.split(".")
+    spec = find_spec(top)  # a top-level name is looked up without importing anything
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(f"module {module!r}: there is no package {top!r}")
+    return Path(next(iter(spec.submodule_search_locations))).joinpath(*rest)
+
+
+def _existing(path: Path, name: str) -> Path:
+    if not path.exists():
+        raise ValueError(f"stage module {name!r}: {path} does not exist")
+    return path
+
+
+@lru_cache(maxsize=1024)
+def _code_digest(path: Path, _modified_ns: int) -> str:
+    if path.suffix != ".py":
+        return digest_file(path)
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            _drop_docstring(node)
+    return _sha(ast.dump(tree))
+
+
+def _drop_docstring(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> None:
+    first = node.body[0] if node.body else None
+    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+        node.body = node.body[1:] or [ast.Pass()]

@@ -1,0 +1,245 @@
+"""The whole pipeline's config: one YAML file, `extends` another, `--set a.b=c` on top; checked before work starts."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from magic141.artifacts import canonical_json
+from magic141.config_errors import explain
+from magic141.data.config import DataConfig
+from magic141.evaluation.config import EvaluateConfig, GenerateConfig, PublishConfig, QuantizeConfig, ReportConfig
+from magic141.frozen import FrozenConfig, UserError, placement
+from magic141.models.config import TransformerConfig
+from magic141.retrieval.config import ClipConfig, IndexConfig
+from magic141.training.config import CfgDistillationConfig, Dmd2Config, FlowMatchingConfig
+
+HOME_VARIABLE = "MAGIC141_HOME"
+SCHEDULE_STEPS = 1000
+TRAINING_SECTIONS = ("pretrain_t2v", "pretrain_i2v", "distill_cfg", "distill_dmd2")
+
+
+class PipelineConfig(FrozenConfig):
+    """Every stage's config, and where the run lives."""
+
+    name: str = Field("magic141", min_length=1, description="name of the parent run")
+    seed: int = Field(0, ge=0, description="seed of every stage")
+    workspace: Path = placement(Path("runs"), description="folder of artifacts, checkpoints and the tracking store")
+    experiment: str = placement("magic141", min_length=1, description="MLflow experiment")
+    data: DataConfig = DataConfig()
+    model: TransformerConfig = TransformerConfig()
+    train_clip: ClipConfig = ClipConfig()
+    build_index: IndexConfig = IndexConfig()
+    pretrain_t2v: FlowMatchingConfig = FlowMatchingConfig()
+    pretrain_i2v: FlowMatchingConfig = FlowMatchingConfig()
+    distill_cfg: CfgDistillationConfig = CfgDistillationConfig()
+    distill_dmd2: Dmd2Config = Dmd2Config()
+    quantize: QuantizeConfig = QuantizeConfig()
+    generate: GenerateConfig = GenerateConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    report: ReportConfig = ReportConfig()
+    publish: PublishConfig = PublishConfig()
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> PipelineConfig:
+        problems = [*_geometry(self), *_amounts(self), *_guidance(self)]
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    @property
+    def temporal_factor(self) -> int:
+        """Pixel frames per latent frame after the first."""
+        return self.data.codec.temporal_factor if self.data.codec.kind == "pca" else 4
+
+    @property
+    def home(self) -> Path:
+        """The workspace as an absolute path; MAGIC141_HOME overrides the config."""
+        return Path(os.environ.get(HOME_VARIABLE) or self.workspace).expanduser().resolve()
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> PipelineConfig:
+    """Reads a YAML config and everything that it extends, applies `a.b=c` overrides, and validates.
+
+    Raises:
+        UserError: one line per problem.
+    """
+    values = _read(Path(path), ())
+    for override in overrides:
+        values = _merge(values, _parse_override(override))
+    return validate(values, Path(path).name)
+
+
+def validate(values: Mapping[str, Any], source: str) -> PipelineConfig:
+    """A config from plain values; `source` is named in error messages."""
+    try:
+        return PipelineConfig.model_validate(values)
+    except ValidationError as error:
+        raise UserError(explain(error, PipelineConfig, source)) from None
+
+
+def with_overrides(config: PipelineConfig, overrides: Sequence[str], source: str) -> PipelineConfig:
+    """A copy of `config` with `a.b=c` overrides applied."""
+    values: dict[str, Any] = config.model_dump(mode="json")
+    for override in overrides:
+        values = _merge(values, _parse_override(override))
+    return validate(values, source)
+
+
+def to_yaml(config: PipelineConfig) -> str:
+    """The complete config, defaults included, in a form that `load_config` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def missing_sources(config: PipelineConfig) -> Iterator[str]:
+    """A line for every file or folder that the config names and that is not there."""
+    named: list[tuple[str, str | Path | None]] = [
+        ("data.path", config.data.path if config.data.source == "folder" else None),
+        ("data.codec.path", config.data.codec.path if config.data.codec.kind == "hunyuan" else None),
+        ("data.encoder.path", config.data.encoder.path if config.data.encoder.kind == "hunyuan" else None),
+        ("pretrain_t2v.base", config.pretrain_t2v.base),
+        ("pretrain_i2v.base", config.pretrain_i2v.base),
+    ]
+    for field, value in named:
+        if value is not None and not Path(value).expanduser().is_dir():
+            kind = "not a folder" if Path(value).exists() else "no such folder"
+            yield f"{field} = {value}: {kind}; create it, or point --set {field}=DIR to the right place"
+
+
+def config_digest(config: PipelineConfig) -> str:
+    """Short name of the config's content."""
+    return hashlib.sha256(canonical_json(config.model_dump(mode="json")).encode()).hexdigest()[:12]
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise UserError(f"{path}: extends itself through {' -> '.join(p.name for p in seen)}; remove one `extends`")
+    values = _parse_file(path)
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise UserError(f"{path}: extends = {base!r}: expected one file name, relative to this file")
+    return _merge(_read(path.parent / base, (*seen, path.resolve())), values)
+
+
+def _parse_file(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        beside = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        hint = f"there are: {', '.join(beside)}" if beside else "give the path of a YAML file, such as configs/demo.yaml"
+        raise UserError(f"config {path}: no such file; {hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"config {path}: cannot be read ({error}); give the path of a YAML file") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"config {path}: not YAML ({' '.join(str(error).split())}); correct that line") from None
+    if not isinstance(values, dict | None):
+        raise UserError(f"config {path}: expected fields with values, got {type(values).__name__}; see configs/demo.yaml")
+    return values or {}
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    path, equals, value = text.partition("=")
+    names = [name.strip() for name in path.split(".")]
+    if not equals or not all(names):
+        raise UserError(f"--set {text}: expected SECTION.FIELD=VALUE, such as --set distill_dmd2.num_steps=100")
+    try:
+        parsed: Any = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"--set {text}: the value is not YAML; put it in quotes") from None
+    for name in reversed(names):
+        parsed = {name: parsed}
+    return dict(parsed)
+
+
+def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for name, value in top.items():
+        old = merged.get(name)
+        merged[name] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _geometry(config: PipelineConfig) -> Iterator[str]:
+    """The window, the stored clip, the codec and the patches fit together."""
+    factor, window, stored = config.temporal_factor, config.model.window_frames, config.data.num_frames
+    if (window - 1) % factor:
+        near = (window - 1) // factor * factor + 1
+        yield (
+            f"model.window_frames = {window}: the codec needs {factor}*k+1 frames; use {near} or {near + factor}"
+        )
+    if window > stored:
+        yield f"model.window_frames = {window}: longer than data.num_frames = {stored}; use at most {stored}"
+    elif stored - window < factor and any(_prefix_two(config)):
+        yield (
+            f"data.num_frames = {stored}: windows that know two latent frames must start inside the clip; use at least "
+            f"{window + factor} (model.window_frames + {factor}), or set every prefix_two_fraction to 0"
+        )
+    spatial = config.data.codec.spatial_factor if config.data.codec.kind == "pca" else 8
+    for side in ("height", "width"):
+        pixels, unit = getattr(config.data, side), spatial * config.model.patch_size
+        if pixels % unit:
+            yield (
+                f"data.{side} = {pixels}: not divisible by codec factor {spatial} x model.patch_size "
+                f"{config.model.patch_size}; use a multiple of {unit}"
+            )
+    latent_frames = (window - 1) // factor + 1
+    if latent_frames % config.model.patch_size_t:
+        yield f"model.patch_size_t = {config.model.patch_size_t}: does not divide the {latent_frames} latent frames"
+    if config.generate.long_video_prefix >= latent_frames:
+        yield (
+            f"generate.long_video_prefix = {config.generate.long_video_prefix}: a window has {latent_frames} latent "
+            f"frames; use at most {latent_frames - 1}"
+        )
+
+
+def _prefix_two(config: PipelineConfig) -> Iterable[float]:
+    return (getattr(config, name).prefix_two_fraction for name in TRAINING_SECTIONS if name != "pretrain_t2v")
+
+
+def _amounts(config: PipelineConfig) -> Iterator[str]:
+    """Batches fit into the corpus, and the judged clips exist."""
+    generate = config.generate
+    for name, steps in [("many_steps", generate.many_steps), *(("few_steps", n) for n in generate.few_steps)]:
+        if not 1 <= steps <= SCHEDULE_STEPS:
+            yield f"generate.{name} = {steps}: the schedule has {SCHEDULE_STEPS} steps; use 1 to {SCHEDULE_STEPS}"
+    if generate.num_showcase_clips > generate.num_exact_clips:
+        yield (
+            f"generate.num_showcase_clips = {generate.num_showcase_clips}: only generate.num_exact_clips = "
+            f"{generate.num_exact_clips} are generated; use at most that"
+        )
+    if config.data.source != "shapes":
+        return
+    shapes = config.data.shapes
+    for name in ("train_clip", *TRAINING_SECTIONS):
+        batch = getattr(config, name).batch_size
+        if batch > shapes.num_train:
+            yield (
+                f"{name}.batch_size = {batch}: the corpus has data.shapes.num_train = {shapes.num_train} clips; "
+                f"use a batch of at most {shapes.num_train}, or more clips"
+            )
+    for name in ("num_exact_clips", "long_video_clips"):
+        clips = getattr(generate, name)
+        if clips > shapes.num_heldout:
+            yield (
+                f"generate.{name} = {clips}: data.shapes.num_heldout = {shapes.num_heldout} clips are held out; "
+                f"use at most {shapes.num_heldout}"
+            )
+
+
+def _guidance(config: PipelineConfig) -> Iterator[str]:
+    """The student is asked only for guidance scales that it was distilled on."""
+    low, high = config.distill_cfg.min_guidance_scale, config.distill_cfg.max_guidance_scale
+    for field, value in (
+        ("generate.guidance_scale", config.generate.guidance_scale),
+        ("distill_dmd2.real_guidance_scale", config.distill_dmd2.real_guidance_scale),
+    ):
+        if not low <= value <= high:
+            yield f"{field} = {value}: distill_cfg covers {low} to {high}; stay inside, or widen distill_cfg's range"

@@ -1,0 +1,76 @@
+"""Validation errors of a config as one line each: the field, its value, what was expected, the remedy."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+
+def explain(error: ValidationError, model: type[BaseModel], source: str) -> str:
+    """All problems that pydantic found, one line each.
+
+    Args:
+        error: what validation raised.
+        model: the outermost config class.
+        source: the file that the values came from, named in the remedy.
+    """
+    return "\n".join(dict.fromkeys(_line(details, model, source) for details in error.errors()))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """'did you mean …?', or the list of what exists."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(names)}"
+
+
+def _line(details: ErrorDetails, model: type[BaseModel], source: str) -> str:
+    path = ".".join(str(part) for part in details["loc"])
+    if details["type"] == "extra_forbidden":
+        owner = _model_at(model, details["loc"][:-1])
+        where = f"'{path.rpartition('.')[0] or source}'"
+        hint = nearest(str(details["loc"][-1]), owner.model_fields)
+        return f"{path} = {_show(details['input'])}: unknown field in {where}; {hint}"
+    if details["type"] == "value_error":
+        message = str(details.get("ctx", {}).get("error", details["msg"]))
+        return message if not path or message.startswith(path) else f"{path}.{message}"
+    remedy = f"change it in {source} or with --set {path}=VALUE"
+    if details["type"] == "missing":
+        return f"{path}: not set, but required; set it in {source} or with --set {path}=VALUE"
+    expected = details["msg"].replace("Input should be", "expected").replace("Value error, ", "")
+    return f"{path} = {_show(details['input'])}: {expected}{_meaning(model, details['loc'])}; {remedy}"
+
+
+def _show(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return repr(text) if isinstance(value, str) else text if len(text) < 60 else text[:57] + "..."
+
+
+def _meaning(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
+    names = [part for part in loc if isinstance(part, str)]
+    owner = _model_at(model, tuple(names[:-1]))
+    field = owner.model_fields.get(names[-1]) if names else None
+    return f" ({field.description})" if field and field.description else ""
+
+
+def _model_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> type[BaseModel]:
+    for part in loc:
+        field = model.model_fields.get(str(part))
+        inner = _inner_model(field) if field else None
+        if inner is None:
+            return model
+        model = inner
+    return model
+
+
+def _inner_model(field: FieldInfo) -> type[BaseModel] | None:
+    annotation: Any = field.annotation
+    options = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)

@@ -1,0 +1,84 @@
+"""Time and memory of a piece of work: wall clock, CPU time, peak memory, bytes of weights."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import psutil
+import torch
+from torch import nn
+
+MIB = 2**20
+SAMPLE_INTERVAL_S = 0.02
+
+
+@dataclass
+class Usage:
+    """What a measured block took; filled in when it ends.
+
+    Attributes:
+        wall_s: elapsed seconds.
+        cpu_s: CPU seconds of all threads of this process, which other processes on the machine do not change.
+        peak_memory_mb: on a GPU its peak allocation, else the peak resident memory of this process.
+    """
+
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+    peak_memory_mb: float = 0.0
+
+
+@contextmanager
+def measure() -> Iterator[Usage]:
+    """Measures the block: `with measure() as usage: ...`, then read `usage`."""
+    usage, memory = Usage(), _PeakMemory()
+    memory.start()
+    wall, cpu = time.perf_counter(), time.process_time()
+    try:
+        yield usage
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+    finally:
+        usage.wall_s, usage.cpu_s = time.perf_counter() - wall, time.process_time() - cpu
+        usage.peak_memory_mb = memory.stop()
+
+
+def weight_megabytes(model: nn.Module) -> float:
+    """MiB of parameters and buffers as they are stored."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / MIB
+
+
+def resident_megabytes() -> float:
+    """MiB of resident memory of this process now."""
+    return float(psutil.Process().memory_info().rss) / MIB
+
+
+class _PeakMemory:
+    """Samples the resident memory in a thread; CUDA counts its own peak."""
+
+    def __init__(self) -> None:
+        self._cuda = torch.cuda.is_available()
+        self._done = threading.Event()
+        self._peak = resident_megabytes()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+
+    def start(self) -> None:
+        if self._cuda:
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            self._thread.start()
+
+    def stop(self) -> float:
+        if self._cuda:
+            return torch.cuda.max_memory_allocated() / MIB
+        self._done.set()
+        self._thread.join()
+        return max(self._peak, resident_megabytes())
+
+    def _sample(self) -> None:
+        while not self._done.wait(SAMPLE_INTERVAL_S):
+            self._peak = max(self._peak, resident_megabytes())

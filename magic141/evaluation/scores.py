@@ -1,0 +1,89 @@
+"""The dimensions on which variants are compared, and one score: a value, or the reason that there is none."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+
+@dataclass(frozen=True)
+class Score:
+    """A value with the standard error of its mean, or the reason that it is missing; never a silent zero."""
+
+    value: float | None
+    reason: str | None = None
+    stderr: float | None = None
+
+    def __post_init__(self) -> None:
+        assert (self.value is None) != (self.reason is None), "a score has a value or a reason"
+
+    @classmethod
+    def missing(cls, reason: str) -> Score:
+        """No value, because of `reason`."""
+        return cls(None, reason)
+
+    @classmethod
+    def mean(cls, values: ArrayLike) -> Score:
+        """The mean over the clips for which `values` is a number."""
+        known = np.asarray(values, np.float64)
+        known = known[np.isfinite(known)]
+        if not len(known):
+            return cls.missing("no clip has this score")
+        error = float(known.std(ddof=1) / np.sqrt(len(known))) if len(known) > 1 else None
+        return cls(float(known.mean()), stderr=error)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """A column of the score table."""
+
+    key: str
+    label: str
+    group: Literal["exact", "distribution", "vbench"]
+    better: Literal["high", "low", "none"]
+    digits: int
+    help: str
+
+
+EXACT = (
+    Dimension("motion", "motion", "exact", "high", 3, "whole, even motion in an allowed direction at a speed of the world"),
+    Dimension("direction", "direction", "exact", "high", 3, "moves within 22.5 degrees of a direction the caption allows"),
+    Dimension("iou", "subject", "exact", "high", 3, "overlap with the object drawn anew where it is: the subject is kept"),
+    Dimension("colour", "colour", "exact", "high", 3, "the object has the caption's colour"),
+    Dimension("shape", "shape", "exact", "high", 3, "the object has the caption's shape"),
+    Dimension("background_psnr_db", "background dB", "exact", "high", 1, "PSNR to the true background"),
+    Dimension("psnr_db", "PSNR dB", "exact", "high", 1, "PSNR to the clip drawn anew along the measured path"),
+    Dimension("continuation_psnr_db", "continuation dB", "exact", "high", 1, "PSNR to the true continuation where two known "
+              "latent frames determine it"),
+    Dimension("speed_std", "speed std", "exact", "none", 2, "spread of the speed, pixels per frame; compare with real"),
+    Dimension("plus", "mode share", "exact", "none", 2, "share of the first of the two senses of an axis; truth 0.5"),
+)  # fmt: skip
+FRECHET = Dimension(
+    "frechet", "Frechet", "distribution", "low", 2, "distance to real latents of the same conditions, principal components"
+)
+VBENCH = (
+    Dimension("i2v_subject", "i2v subject", "vbench", "high", 4, "similarity of the frames to the input image"),
+    Dimension("subject_consistency", "subject cons.", "vbench", "high", 4, "similarity of the frames to each other"),
+    Dimension("motion_smoothness", "motion smooth.", "vbench", "high", 4, "how well frames interpolate"),
+    Dimension("dynamic_degree", "dynamic deg.", "vbench", "high", 4, "share of videos with motion"),
+    Dimension("aesthetic_quality", "aesthetic", "vbench", "high", 4, "LAION aesthetic predictor"),
+    Dimension("imaging_quality", "imaging", "vbench", "high", 4, "MUSIQ"),
+    Dimension("temporal_flickering", "temporal flick.", "vbench", "high", 4, "1 minus the mean difference of frames"),
+)
+AVERAGE = Dimension("average", "average", "vbench", "high", 4, "plain mean of the seven, as in the paper's Table 1")
+
+
+def average(scores: dict[str, Score]) -> Score:
+    """The mean of the seven dimensions of Table 1; missing when one of them is."""
+    values = [scores[dimension.key].value for dimension in VBENCH]
+    missing = [dimension.label for dimension, value in zip(VBENCH, values, strict=True) if value is None]
+    if missing:
+        return Score.missing(f"{len(missing)} of {len(VBENCH)} dimensions are missing: {', '.join(missing)}")
+    return Score(float(np.mean([value for value in values if value is not None])))

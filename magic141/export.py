@@ -1,0 +1,154 @@
+"""The finished product of a run: one self-contained folder that turns an image and a prompt into a video."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from numpy.typing import NDArray
+from pydantic import Field
+
+from magic141.artifacts import StageLog
+from magic141.data.dataset import load_info, load_null_text
+from magic141.data.video import fit_image
+from magic141.diffusion.long_video import num_windows_for
+from magic141.frozen import FrozenConfig, UserError
+from magic141.models.config import TransformerConfig
+from magic141.models.encoders import Encoders
+from magic141.models.generator import VideoGenerator
+from magic141.models.transformer import load_transformer
+from magic141.models.vae import VideoCodec, load_codec
+from magic141.training.config import Dmd2Config
+
+BUNDLE_FILE = "magic141.json"
+
+
+class BundleInfo(FrozenConfig):
+    """How the exported student is sampled."""
+
+    height: int = Field(description="pixels")
+    width: int = Field(description="pixels")
+    fps: float = Field(description="frames per second")
+    window_frames: int = Field(description="pixel frames of a window")
+    num_steps: int = Field(description="network evaluations per window")
+    shift: float = Field(description="of the time grid")
+    sampler: str = Field(description="euler or renoise")
+    guidance_scale: float = Field(description="w, an input of the student")
+    prefix_frames: int = Field(2, description="latent frames carried from window to window in long videos")
+
+
+def export_pipeline(
+    config: TransformerConfig, dmd2: Dmd2Config, data: Path, student: Path, out: Path, log: StageLog
+) -> None:
+    """Writes transformer, vae, encoders, scheduler, empty prompt and `magic141.json` into `out`.
+
+    Weights are hard links to the stages' artifacts where the file system allows it: artifacts never change.
+    """
+    info = load_info(data)
+    for source, target in (
+        (student / "transformer", "transformer"),
+        (data / "codec", "vae"),
+        (data / "encoders", "encoders"),
+    ):
+        shutil.copytree(source, out / target, copy_function=_link_or_copy)
+    _link_or_copy(str(data / "null_text.safetensors"), str(out / "null_text.safetensors"))
+    FlowMatchEulerDiscreteScheduler(shift=dmd2.shift).save_pretrained(out / "scheduler")
+    bundle = BundleInfo(
+        height=info.height,
+        width=info.width,
+        fps=info.fps,
+        window_frames=config.window_frames,
+        num_steps=dmd2.num_inference_steps,
+        shift=dmd2.shift,
+        sampler=dmd2.sampler,
+        guidance_scale=dmd2.real_guidance_scale,
+    )
+    (out / BUNDLE_FILE).write_text(bundle.model_dump_json(indent=1))
+    size_mb = sum(f.stat().st_size for f in out.rglob("*") if f.is_file()) / 2**20
+    log.summary({"bundle_mb": size_mb, "num_steps": bundle.num_steps})
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An exported student, loaded."""
+
+    info: BundleInfo
+    generator: VideoGenerator
+    codec: VideoCodec
+    encoders: Encoders
+
+    def generate(
+        self, image: NDArray[np.uint8], prompt: str, seconds: float | None = None, seed: int = 0
+    ) -> NDArray[np.uint8]:
+        """Animates an image.
+
+        Args:
+            image: uint8 [H, W, 3] of any size; centre-cropped and resized.
+            prompt: what happens.
+            seconds: length; None for one window. Longer videos chain windows.
+            seed: of the noise.
+
+        Returns:
+            uint8 [F, H, W, 3].
+
+        Raises:
+            UserError: if the prompt is empty or `seconds` not positive.
+        """
+        if not prompt.strip():
+            raise UserError("prompt is empty: expected a description of what happens in the video")
+        if seconds is not None and seconds <= 0:
+            raise UserError(f"seconds = {seconds}: expected a positive length")
+        num_frames = self.info.window_frames if seconds is None else max(2, round(seconds * self.info.fps))
+        fitted = torch.from_numpy(fit_image(image, self.info.height, self.info.width))[None]
+        first_latent = self.codec.encode_video(fitted[:, None])
+        latents = self.generator.chain(
+            self.encoders.encode_text([prompt]),
+            self.encoders.encode_image(fitted),
+            first_latent,
+            self._num_windows(num_frames),
+            self.info.prefix_frames,
+            seed,
+        )
+        frames: NDArray[np.uint8] = self.codec.decode_video(latents)[0].numpy()
+        return frames[:num_frames]
+
+    def _num_windows(self, num_frames: int) -> int:
+        latent_frames = -(-(num_frames - 1) // self.codec.temporal_factor) + 1
+        return num_windows_for(latent_frames, self.generator.latent_frames, self.info.prefix_frames)
+
+
+def load_bundle(folder: Path) -> Bundle:
+    """Loads what `export_pipeline` wrote.
+
+    Raises:
+        UserError: if the folder is not an exported student.
+    """
+    file = folder / BUNDLE_FILE
+    if not file.is_file():
+        raise UserError(f"{folder}: not an exported model; expected {BUNDLE_FILE} in it; use the publish stage's artifact")
+    info = BundleInfo.model_validate_json(file.read_text())
+    codec = load_codec(folder / "vae")
+    generator = VideoGenerator(
+        model=load_transformer(folder / "transformer").eval(),
+        null_text=load_null_text(folder),
+        latent_frames=(info.window_frames - 1) // codec.temporal_factor + 1,
+        num_steps=info.num_steps,
+        shift=info.shift,
+        guidance_scale=info.guidance_scale,
+        guidance="embedded",
+        sampler="renoise" if info.sampler == "renoise" else "euler",
+    )
+    return Bundle(info, generator, codec, Encoders.load(folder / "encoders"))
+
+
+def _link_or_copy(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+    return target

@@ -1,0 +1,68 @@
+"""One way to reach Ray: the cluster at RAY_ADDRESS, or a quiet one on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+import ray.data
+
+_REPOSITORY = Path(__file__).resolve().parent.parent
+_OBJECT_STORE_BYTES = 500_000_000
+
+
+def ensure_ray() -> None:
+    """Connects this process to Ray unless it already is.
+
+    With RAY_ADDRESS set, that cluster is used as it is: its nodes have magic141 installed and their own limits. Otherwise
+    a local one starts, whose workers find this package and use one thread each. Ray Data's progress bars are off: stages
+    show their own.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a FutureWarning in every process
+    if not ray.is_initialized():
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        else:
+            _start_local()
+    _quiet_ray_data()
+
+
+def _start_local() -> None:
+    """Workers inherit the environment that Ray's daemon starts with, which is faster than a runtime environment."""
+    path = os.pathsep.join(filter(None, (str(_REPOSITORY), os.environ.get("PYTHONPATH"))))
+    with _environment({"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}):
+        ray.init(
+            address="local",
+            num_cpus=max(2, os.cpu_count() or 2),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=_OBJECT_STORE_BYTES,
+        )
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Sets environment variables for a while."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _quiet_ray_data() -> None:
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False

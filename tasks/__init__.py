@@ -1,0 +1,1 @@
+"""Prefect tasks: one thin task a stage over the library."""

@@ -1,0 +1,114 @@
+"""Identities of the flow-matching path."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from magic141.diffusion.flow import (
+    interpolate,
+    noise_from_velocity,
+    sample_sigma,
+    shift_sigma,
+    sigma_grid,
+    unshift_sigma,
+    velocity_from_x0,
+    velocity_target,
+    x0_from_velocity,
+)
+from magic141.diffusion.guidance import guided_velocity
+from magic141.diffusion.samplers import chain_input, sample_euler, sample_renoise
+
+SHAPE = (5, 3, 2, 4, 4)
+
+
+@pytest.fixture
+def sample() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x0, noise = torch.randn(2, *SHAPE, generator=generator).double()
+    return x0, noise, torch.rand(SHAPE[0], generator=generator).double() * 0.9 + 0.1
+
+
+def test_velocity_gives_back_both_ends_of_the_path(sample: tuple[torch.Tensor, ...]) -> None:
+    x0, noise, sigma = sample
+    x_t, velocity = interpolate(x0, noise, sigma), velocity_target(x0, noise)
+    torch.testing.assert_close(x0_from_velocity(x_t, velocity, sigma), x0)
+    torch.testing.assert_close(noise_from_velocity(x_t, velocity, sigma), noise)
+    torch.testing.assert_close(velocity_from_x0(x_t, x0, sigma), velocity)
+
+
+def test_path_starts_at_the_data_and_ends_in_noise(sample: tuple[torch.Tensor, ...]) -> None:
+    x0, noise, sigma = sample
+    assert torch.equal(interpolate(x0, noise, torch.zeros_like(sigma)), x0)
+    assert torch.equal(interpolate(x0, noise, torch.ones_like(sigma)), noise)
+
+
+@pytest.mark.parametrize("shift", [1.0, 5.0, 8.0])
+def test_unshift_inverts_shift(shift: float) -> None:
+    x = torch.linspace(0, 1, 11).double()
+    torch.testing.assert_close(unshift_sigma(shift_sigma(x, shift), shift), x)
+
+
+def test_four_step_grid_is_the_papers() -> None:
+    expected = torch.tensor([1000, 937.5, 833.3333, 625, 0])
+    torch.testing.assert_close(sigma_grid(4, shift=5.0) * 1000, expected)
+
+
+def test_training_times_follow_the_shifted_uniform_law() -> None:
+    sigma = sample_sigma(20_000, 5.0, torch.Generator().manual_seed(0))
+    quantiles = unshift_sigma(sigma, 5.0).quantile(torch.tensor([0.1, 0.5, 0.9]))
+    torch.testing.assert_close(quantiles, torch.tensor([0.1, 0.5, 0.9]), atol=0.015, rtol=0)
+
+
+def test_our_euler_sampler_equals_diffusers_scheduler() -> None:
+    noise = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
+
+    def network(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(x * 1.7) + sigma.reshape(-1, 1, 1, 1, 1)
+
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
+    scheduler.set_timesteps(sigmas=torch.linspace(1, 0, 5)[:-1].tolist())
+    x = noise
+    for t in scheduler.timesteps:
+        x = scheduler.step(network(x, t.expand(len(x)) / 1000), t, x, return_dict=False)[0]
+    torch.testing.assert_close(sample_euler(network, noise, sigma_grid(4, 5.0)), x, atol=1e-5, rtol=0)
+
+
+def test_one_known_clip_is_reproduced_by_both_samplers() -> None:
+    """With all the data in one point the exact velocity is known, and every chain ends in that point."""
+    point = torch.randn(SHAPE, generator=torch.Generator().manual_seed(2))
+    noise = torch.randn(SHAPE, generator=torch.Generator().manual_seed(3))
+
+    def exact(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        return velocity_from_x0(x, point, sigma)
+
+    sigmas = sigma_grid(4, 5.0)
+    torch.testing.assert_close(sample_euler(exact, noise, sigmas), point, atol=1e-5, rtol=0)
+    renoised = sample_renoise(exact, noise, sigmas, torch.Generator().manual_seed(4))
+    torch.testing.assert_close(renoised, point, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "renoise"])
+def test_backward_simulation_is_the_sampling_chain(sampler: str) -> None:
+    """The last simulated input, one step further, is what sampling returns."""
+    noise = torch.randn(SHAPE, generator=torch.Generator().manual_seed(5))
+    sigmas = sigma_grid(4, 5.0)
+
+    def network(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        return torch.sin(x) * sigma.reshape(-1, 1, 1, 1, 1)
+
+    state = chain_input(network, noise, sigmas, 3, sampler, torch.Generator().manual_seed(6))
+    last = x0_from_velocity(state.x_t, network(state.x_t, state.sigma), state.sigma)
+    if sampler == "euler":
+        expected = sample_euler(network, noise, sigmas)
+    else:
+        expected = sample_renoise(network, noise, sigmas, torch.Generator().manual_seed(6))
+    torch.testing.assert_close(last, expected, atol=1e-5, rtol=0)
+
+
+def test_guidance_of_one_is_the_conditional_model() -> None:
+    unconditional, conditional = torch.randn(2, *SHAPE).double()
+    one = torch.ones(SHAPE[0]).double()
+    torch.testing.assert_close(guided_velocity(unconditional, conditional, one), conditional)
+    torch.testing.assert_close(guided_velocity(unconditional, conditional, 0 * one), unconditional)

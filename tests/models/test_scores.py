@@ -1,0 +1,62 @@
+"""One base, one adapter, two strengths."""
+
+from __future__ import annotations
+
+import torch
+
+from magic141.models.scores import SharedScores
+from magic141.models.transformer import make_prefix, velocity
+from tests.models.tiny import tiny_inputs, tiny_transformer
+
+
+def make_scores(a_weak: float, a_strong: float = 1.0) -> SharedScores:
+    scores = SharedScores(tiny_transformer(image_condition=True, guidance_embeds=True), 4, a_weak, a_strong)
+    for parameter in scores.parameters():
+        if parameter.requires_grad:  # as after some training: B is not zero
+            torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(3))
+    return scores
+
+
+def evaluate(scores: SharedScores) -> tuple[torch.Tensor, torch.Tensor]:
+    x_t, sigma, cond = tiny_inputs()
+    w = torch.full((3,), 1.5)
+    prefix = make_prefix(x_t, 1)
+    fake = velocity(scores, x_t, sigma, cond, prefix, w).detach()
+    return scores.real(x_t, sigma, cond, prefix, w), fake
+
+
+def test_equal_strengths_give_equal_scores() -> None:
+    real, fake = evaluate(make_scores(a_weak=0.7, a_strong=0.7))
+    assert torch.equal(real, fake)
+
+
+def test_strength_zero_is_the_base_bit_for_bit() -> None:
+    real, fake = evaluate(make_scores(a_weak=0.0))
+    base = tiny_transformer(image_condition=True, guidance_embeds=True)
+    x_t, sigma, cond = tiny_inputs()
+    expected = velocity(base, x_t, sigma, cond, make_prefix(x_t, 1), torch.full((3,), 1.5))
+    assert torch.equal(real, expected.detach())
+    assert not torch.allclose(fake, expected)
+
+
+def test_only_the_adapter_has_gradients_and_the_base_never_changes() -> None:
+    scores = make_scores(a_weak=0.5)
+    base = {name: p.clone() for name, p in scores.named_parameters() if not p.requires_grad}
+    x_t, sigma, cond = tiny_inputs()
+    trained = [p for p in scores.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=1.0)
+    velocity(scores, x_t, sigma, cond, make_prefix(x_t, 1), torch.ones(3)).square().mean().backward()
+    optimizer.step()
+    for name, parameter in scores.named_parameters():
+        assert (parameter.grad is not None) == ("lora" in name), name
+        if name in base:
+            assert torch.equal(parameter, base[name]), name
+
+
+def test_adapter_state_round_trip() -> None:
+    scores, other = make_scores(0.5), make_scores(0.5)
+    for parameter in other.parameters():
+        if parameter.requires_grad:
+            parameter.data.zero_()
+    other.load_adapter_state(scores.adapter_state())
+    assert torch.equal(evaluate(scores)[1], evaluate(other)[1])

@@ -1,0 +1,88 @@
+"""The surgeries change nothing until the first update."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from magic141.frozen import UserError
+from magic141.models.encoders import TextEmbedding
+from magic141.models.transformer import (
+    add_guidance_embedding,
+    condition,
+    expand_to_i2v,
+    load_transformer,
+    make_prefix,
+    velocity,
+)
+from tests.models.tiny import CHANNELS, tiny_inputs, tiny_transformer
+
+
+def test_i2v_equals_t2v_bit_for_bit_for_any_first_frame() -> None:
+    t2v = tiny_transformer()
+    i2v = expand_to_i2v(t2v)
+    x_t, sigma, cond = tiny_inputs()
+    prefix = make_prefix(torch.randn_like(x_t) * 100, 1)
+    assert i2v.config.in_channels == 2 * CHANNELS + 1
+    assert torch.equal(velocity(i2v, x_t, sigma, cond, prefix), velocity(t2v, x_t, sigma, cond))
+
+
+def test_after_one_update_the_new_channels_have_moved() -> None:
+    i2v = expand_to_i2v(tiny_transformer()).train()
+    x_t, sigma, cond = tiny_inputs()
+    velocity(i2v, x_t, sigma, cond, make_prefix(torch.randn_like(x_t), 1)).square().mean().backward()
+    gradient = i2v.x_embedder.proj.weight.grad
+    assert gradient is not None
+    assert (gradient[:, CHANNELS:].flatten(1).abs().amax(0) > 0).all()
+
+
+def test_guidance_embedding_starts_without_effect() -> None:
+    teacher = tiny_transformer(image_condition=True)
+    student = add_guidance_embedding(teacher)
+    x_t, sigma, cond = tiny_inputs()
+    prefix = make_prefix(x_t, 1)
+    expected = velocity(teacher, x_t, sigma, cond, prefix)
+    for w in (1.0, 6.0):
+        assert torch.equal(velocity(student, x_t, sigma, cond, prefix, torch.full((3,), w)), expected)
+
+
+def test_guidance_scale_keeps_its_precision_in_a_bf16_model() -> None:
+    """1000*w = 6000 would be 6016 in bfloat16; w = 6 and 6.016 must stay apart."""
+    model = tiny_transformer(guidance_embeds=True).to(torch.bfloat16)
+    x_t, sigma, cond = tiny_inputs()
+    seen: list[torch.Tensor] = []
+    model.time_text_embed.time_proj.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    cond = condition(TextEmbedding(cond.tokens.bfloat16(), cond.mask, cond.pooled.bfloat16()), None)
+    velocity(model, x_t.bfloat16(), sigma, cond, None, torch.full((3,), 6.0))
+    assert any(torch.equal(value, torch.full((3,), 6000.0)) for value in seen)
+
+
+def test_prefix_is_zero_in_latent_space_where_nothing_is_known() -> None:
+    latents = torch.randn(2, CHANNELS, 3, 2, 2)
+    prefix = make_prefix(latents, torch.tensor([1, 2]))
+    assert prefix.mask[:, 0, :, 0, 0].tolist() == [[1, 0, 0], [1, 1, 0]]
+    assert torch.equal(prefix.latents[0, :, :1], latents[0, :, :1])
+    assert prefix.latents[0, :, 1:].abs().sum() == 0
+    assert prefix.dropped(torch.tensor([True, False])).mask[0].sum() == 0
+
+
+def test_image_tokens_come_before_text_and_padding_stays_last() -> None:
+    text = TextEmbedding(torch.zeros(1, 3, 8), torch.tensor([[True, True, False]]), torch.zeros(1, 8))
+    cond = condition(text, torch.ones(1, 2, 8))
+    assert cond.tokens[0, :, 0].tolist() == [1, 1, 0, 0, 0]
+    assert cond.mask.tolist() == [[True, True, True, True, False]]
+
+
+def test_padded_text_tokens_do_not_matter() -> None:
+    model = tiny_transformer()
+    x_t, sigma, cond = tiny_inputs()
+    before = velocity(model, x_t, sigma, cond)
+    cond.tokens[0, 4] = 1000.0
+    torch.testing.assert_close(velocity(model, x_t, sigma, cond)[0], before[0])
+
+
+def test_loading_something_else_says_what_was_expected(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"config\.json"):
+        load_transformer(tmp_path)

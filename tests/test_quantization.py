@@ -1,0 +1,64 @@
+"""Int8 weights: bounded error, bit-equal reload, excluded layers untouched, memory that really shrinks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from magic141.artifacts import NullLog
+from magic141.evaluation.config import QuantizeConfig
+from magic141.frozen import UserError
+from magic141.models.transformer import make_prefix, velocity
+from magic141.quantization import Int8Linear, load_quantized, quantize_linear_layers, quantize_student
+from tests.models.tiny import tiny_inputs, tiny_transformer
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def test_no_weight_is_off_by_more_than_half_a_step() -> None:
+    layer = torch.nn.Linear(30, 20)
+    layer.weight.data[3] *= 100  # one large channel must not cost the others their precision
+    quantised = Int8Linear.from_float(layer)
+    error = (quantised.dequantized(torch.float32) - layer.weight).abs()
+    assert (error <= quantised.scale[:, None] / 2 + 1e-7).all()
+
+
+def test_a_channel_of_zeros_stays_zero() -> None:
+    layer = torch.nn.Linear(4, 2)
+    torch.nn.init.zeros_(layer.weight)
+    assert Int8Linear.from_float(layer).dequantized(torch.float32).abs().sum() == 0
+
+
+def test_stage_reloads_bit_equal_and_leaves_excluded_layers_alone(tmp_path: Path) -> None:
+    student, out = tmp_path / "student", tmp_path / "out"
+    model = tiny_transformer(image_condition=True)
+    model.save_pretrained(student / "transformer")
+    out.mkdir()
+    config = QuantizeConfig()
+    quantize_student(config, student, out, NullLog())
+    reloaded = load_quantized(out)
+    expected = tiny_transformer(image_condition=True)
+    layers = quantize_linear_layers(expected, config.exclude)
+    x_t, sigma, cond = tiny_inputs()
+    prefix = make_prefix(x_t, 1)
+    assert torch.equal(velocity(reloaded, x_t, sigma, cond, prefix), velocity(expected, x_t, sigma, cond, prefix))
+    assert all(isinstance(reloaded.get_submodule(name), Int8Linear) for name in layers)
+    for name, module in reloaded.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            assert name.split(".")[0] in config.exclude
+            assert torch.equal(module.weight, model.get_submodule(name).weight)
+    figures = json.loads((out / "layers.json").read_text())
+    assert figures["linear_weight_ratio"] < 0.4  # a quarter, and one scale per channel of these narrow layers
+    assert (out / "int8.safetensors").stat().st_size < (student / "transformer" / WEIGHTS).stat().st_size - 2 * sum(
+        module.weight.numel() for module in reloaded.modules() if isinstance(module, Int8Linear)
+    )
+    close = velocity(model, x_t, sigma, cond, prefix)
+    assert (velocity(reloaded, x_t, sigma, cond, prefix) - close).norm() < 0.02 * close.norm()
+
+
+def test_excluding_everything_is_refused() -> None:
+    with pytest.raises(UserError, match=r"quantize\.exclude"):
+        quantize_linear_layers(torch.nn.Sequential(torch.nn.Linear(2, 2)), ("0",))
