@@ -159,17 +159,36 @@ def digest_source(path: Path) -> str:
     return _sha(canonical_json(stats))
 
 
-def fingerprint_modules(names: Iterable[str]) -> str:
-    """sha256 over the code of modules, found and read without importing them.
+def fingerprint_modules(names: Iterable[str], ignore: Iterable[str] = ()) -> str:
+    """sha256 over the code of modules and of every module of the same package that they import, directly or not.
+
+    Nothing is imported: files are found and parsed. Comments, docstrings and layout do not count.
 
     Args:
-        names: dotted modules (`magic141.models.vae`), whole packages (`magic141.diffusion.*`), or a file beside a
-            package's modules (`magic141.evaluation:report.html.j2`). Comments, docstrings and layout do not count.
+        names: dotted modules (`magic141.models.vae`), or a file beside a package's modules
+            (`magic141.evaluation:report.html.j2`).
+        ignore: modules, or last parts of module names, that do not decide results; not followed either.
     """
-    files = sorted({path for name in names for path in _module_files(name)})
-    root = os.path.commonpath([str(path.parent) for path in files]) if files else ""
-    parts = [f"{os.path.relpath(path, root)}\0{_code_digest(path, path.stat().st_mtime_ns)}" for path in files]
-    return _sha("\n".join(parts))
+    found = module_closure(names, set(ignore))
+    return _sha("\n".join(f"{name}\0{_read_code(path, path.stat().st_mtime_ns)[0]}" for name, path in found.items()))
+
+
+def module_closure(names: Iterable[str], ignore: set[str]) -> dict[str, Path]:
+    """The files behind `names` and behind what they import from their own package, sorted by name."""
+    found: dict[str, Path] = {}
+    waiting = [(name, _locate(name)) for name in names]
+    while waiting:
+        name, path = waiting.pop()
+        if path is None:
+            raise ValueError(f"stage module {name!r}: no such file; correct the stage's `modules`")
+        if name in found:
+            continue
+        found[name] = path
+        top = name.partition(".")[0]
+        imported = {n for n in _read_code(path, path.stat().st_mtime_ns)[1] if n.partition(".")[0] == top}
+        candidates = [n for n in imported if not {n, n.rpartition(".")[2]} & ignore]
+        waiting += [(n, file) for n in candidates if (file := _locate(n)) is not None]
+    return dict(sorted(found.items()))
 
 
 @contextmanager
@@ -213,39 +232,33 @@ def _short(value: object) -> str:
     return text if len(text) <= 40 else text[:9].strip('"') + "…"
 
 
-def _module_files(name: str) -> list[Path]:
+def _locate(name: str) -> Path | None:
+    """The file of a module (or of a `package:file`), or None; top-level packages are looked up without importing."""
     module, _, resource = name.partition(":")
-    if resource:
-        return [_existing(_locate(module) / resource, name)]
-    if module.endswith(".*"):
-        return sorted(_existing(_locate(module[:-2]), name).rglob("*.py"))
-    path = _locate(module)
-    return [path / "__init__.py" if path.is_dir() else _existing(path.with_suffix(".py"), name)]
-
-
-def _locate(module: str) -> Path:
     top, *rest = module.split(".")
-    spec = find_spec(top)  # a top-level name is looked up without importing anything
+    spec = find_spec(top)
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError(f"module {module!r}: there is no package {top!r}")
-    return Path(next(iter(spec.submodule_search_locations))).joinpath(*rest)
-
-
-def _existing(path: Path, name: str) -> Path:
-    if not path.exists():
-        raise ValueError(f"stage module {name!r}: {path} does not exist")
-    return path
+        return None
+    path = Path(next(iter(spec.submodule_search_locations))).joinpath(*rest)
+    options = [path / resource] if resource else [path.parent / f"{path.name}.py", path / "__init__.py"]
+    return next((option for option in options if option.is_file()), None)
 
 
 @lru_cache(maxsize=1024)
-def _code_digest(path: Path, _modified_ns: int) -> str:
+def _read_code(path: Path, _modified_ns: int) -> tuple[str, tuple[str, ...]]:
+    """Digest of a file's code, and the names that it imports (modules, or things in modules)."""
     if path.suffix != ".py":
-        return digest_file(path)
+        return digest_file(path), ()
     tree = ast.parse(path.read_text(encoding="utf-8"))
+    imported: set[str] = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            imported |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             _drop_docstring(node)
-    return _sha(ast.dump(tree))
+    return _sha(ast.dump(tree)), tuple(sorted(imported))
 
 
 def _drop_docstring(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> None:

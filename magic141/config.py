@@ -134,14 +134,15 @@ def _parse_file(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         beside = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        hint = f"there are: {', '.join(beside)}" if beside else "give the path of a YAML file, such as configs/demo.yaml"
+        hint = f"beside it: {', '.join(beside)}" if beside else "give a YAML file, such as configs/demo.yaml"
         raise UserError(f"config {path}: no such file; {hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"config {path}: cannot be read ({error}); give the path of a YAML file") from None
     except yaml.YAMLError as error:
         raise UserError(f"config {path}: not YAML ({' '.join(str(error).split())}); correct that line") from None
     if not isinstance(values, dict | None):
-        raise UserError(f"config {path}: expected fields with values, got {type(values).__name__}; see configs/demo.yaml")
+        kind = type(values).__name__
+        raise UserError(f"config {path}: expected fields with values, got {kind}; see configs/demo.yaml")
     return values or {}
 
 
@@ -172,9 +173,7 @@ def _geometry(config: PipelineConfig) -> Iterator[str]:
     factor, window, stored = config.temporal_factor, config.model.window_frames, config.data.num_frames
     if (window - 1) % factor:
         near = (window - 1) // factor * factor + 1
-        yield (
-            f"model.window_frames = {window}: the codec needs {factor}*k+1 frames; use {near} or {near + factor}"
-        )
+        yield (f"model.window_frames = {window}: the codec needs {factor}*k+1 frames; use {near} or {near + factor}")
     if window > stored:
         yield f"model.window_frames = {window}: longer than data.num_frames = {stored}; use at most {stored}"
     elif stored - window < factor and any(_prefix_two(config)):

@@ -62,7 +62,7 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 
 def _quiet_ray_data() -> None:
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -16,7 +16,7 @@ def run_python(code: str) -> str:
 
 
 def test_package_import_is_light() -> None:
-    heavy = "torch torchvision diffusers transformers ray mlflow prefect numpy".split()
+    heavy = ["torch", "torchvision", "diffusers", "transformers", "ray", "mlflow", "prefect", "numpy"]
     out = run_python(f"import sys, magic141; print([m for m in {heavy!r} if m in sys.modules])")
     assert out.strip() == "[]"
 

@@ -33,7 +33,7 @@ class Usage:
 
 @contextmanager
 def measure() -> Iterator[Usage]:
-    """Measures the block: `with measure() as usage: ...`, then read `usage`."""
+    """Measures a block; read the yielded `Usage` after it."""
     usage, memory = Usage(), _PeakMemory()
     memory.start()
     wall, cpu = time.perf_counter(), time.process_time()

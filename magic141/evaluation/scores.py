@@ -53,20 +53,30 @@ class Dimension:
 
 
 EXACT = (
-    Dimension("motion", "motion", "exact", "high", 3, "whole, even motion in an allowed direction at a speed of the world"),
-    Dimension("direction", "direction", "exact", "high", 3, "moves within 22.5 degrees of a direction the caption allows"),
-    Dimension("iou", "subject", "exact", "high", 3, "overlap with the object drawn anew where it is: the subject is kept"),
+    Dimension(
+        "motion", "motion", "exact", "high", 3, "whole, even motion in an allowed direction, at a speed of the world"
+    ),
+    Dimension(
+        "direction", "direction", "exact", "high", 3, "within 22.5 degrees of a direction that the caption allows"
+    ),
+    Dimension("iou", "subject", "exact", "high", 3, "the subject is kept: overlap with the object drawn anew"),
     Dimension("colour", "colour", "exact", "high", 3, "the object has the caption's colour"),
     Dimension("shape", "shape", "exact", "high", 3, "the object has the caption's shape"),
     Dimension("background_psnr_db", "background dB", "exact", "high", 1, "PSNR to the true background"),
     Dimension("psnr_db", "PSNR dB", "exact", "high", 1, "PSNR to the clip drawn anew along the measured path"),
-    Dimension("continuation_psnr_db", "continuation dB", "exact", "high", 1, "PSNR to the true continuation where two known "
-              "latent frames determine it"),
+    Dimension(
+        "continuation_psnr_db", "continu. dB", "exact", "high", 1, "PSNR to the only true future of two latent frames"
+    ),
     Dimension("speed_std", "speed std", "exact", "none", 2, "spread of the speed, pixels per frame; compare with real"),
     Dimension("plus", "mode share", "exact", "none", 2, "share of the first of the two senses of an axis; truth 0.5"),
-)  # fmt: skip
+)
 FRECHET = Dimension(
-    "frechet", "Frechet", "distribution", "low", 2, "distance to real latents of the same conditions, principal components"
+    "frechet",
+    "Frechet",
+    "distribution",
+    "low",
+    2,
+    "distance to real latents of the same conditions, principal components",
 )
 VBENCH = (
     Dimension("i2v_subject", "i2v subject", "vbench", "high", 4, "similarity of the frames to the input image"),

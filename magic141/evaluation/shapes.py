@@ -25,7 +25,7 @@ from magic141.data.shapes import (
 )
 
 MAX_ANGLE_ERROR = np.deg2rad(22.5)  # half of the angle between two directions
-MAX_PATH_ERROR = 0.6  # pixels, root mean square distance of the centre from a straight, even path
+MAX_PATH_ERROR = 1.0  # pixels, root mean square distance of the centre from a straight, even path
 SPEED_TOLERANCE = 0.25  # share below the slowest and above the fastest speed of the world
 AREA_RANGE = (0.5, 1.6)  # visible area relative to the true one, in every frame
 MAX_PSNR_DB = 60.0

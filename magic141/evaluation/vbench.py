@@ -29,7 +29,10 @@ NEEDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("dino_model/facebookresearch_dino_main/hubconf.py", "dino_model/dino_vitbase16_pretrain.pth"),
         (),
     ),
-    "aesthetic_quality": (("clip_model/ViT-L-14.pt", "aesthetic_model/emb_reader/sa_0_4_vit_l_14_linear.pth"), ("clip",)),
+    "aesthetic_quality": (
+        ("clip_model/ViT-L-14.pt", "aesthetic_model/emb_reader/sa_0_4_vit_l_14_linear.pth"),
+        ("clip",),
+    ),
     "imaging_quality": (("pyiqa_model/musiq_spaq_ckpt-358bb6af.pth",), ("pyiqa",)),
     "background_consistency": (("clip_model/ViT-B-32.pt",), ("clip",)),
 }
@@ -103,7 +106,9 @@ def _compute(folder: Path, name: str) -> Score:
             )
             return _read_result(Path(out) / "custom_eval_results.json", name)
     except Exception as error:  # vbench and its models raise whatever they like; one dimension must not stop the rest
-        return Score.missing(f"vbench failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        return Score.missing(
+            f"vbench failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        )
 
 
 def _read_result(file: Path, name: str) -> Score:

@@ -27,6 +27,9 @@ from transformers import (
     LlavaForConditionalGeneration,
     PreTrainedTokenizerFast,
 )
+from transformers.utils.logging import disable_progress_bar
+
+disable_progress_bar()  # of loading and saving weights: stages show their own
 
 # The end of a text must not be 2: for 2 CLIPTextModel pools at the largest id instead (an old checkpoint's bug, kept)
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "<image>", "[EOS]")

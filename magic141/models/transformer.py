@@ -25,6 +25,10 @@ class Conditioning:
     mask: Tensor
     pooled: Tensor
 
+    def to(self, device: torch.device) -> Conditioning:
+        """The same on another device."""
+        return Conditioning(self.tokens.to(device), self.mask.to(device), self.pooled.to(device))
+
 
 @dataclass(frozen=True)
 class Prefix:
@@ -161,7 +165,7 @@ def velocity(
     """
     inputs = x_t if prefix is None else torch.cat([x_t, prefix.latents, prefix.mask], dim=1)
     guidance = None if guidance_scale is None else guidance_scale.float() * TIME_SCALE
-    return model(
+    output: Tensor = model(
         hidden_states=inputs,
         timestep=sigma.float() * TIME_SCALE,
         encoder_hidden_states=cond.tokens,
@@ -169,4 +173,5 @@ def velocity(
         pooled_projections=cond.pooled,
         guidance=guidance,
         return_dict=False,
-    )[0].float()
+    )[0]
+    return output.float()

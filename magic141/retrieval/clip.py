@@ -79,7 +79,7 @@ class ClipEmbedder:
     @torch.no_grad()
     def embed_images(self, images: NDArray[np.uint8] | Tensor) -> Embeddings:
         """uint8 [N, H, W, 3] to unit vectors float32 [N, D]."""
-        batches = torch.as_tensor(images).split(EMBED_BATCH)
+        batches = torch.split(torch.as_tensor(images), EMBED_BATCH)
         inputs = (self.preprocessing(batch).to(self.device) for batch in batches)
         return _stack([self.model.encode_image(batch, normalize=True) for batch in inputs])
 
@@ -144,7 +144,13 @@ def load_pretrained(name: str, pretrained: str | None) -> ClipEmbedder:
 def tiny_architecture(embed_dim: int, image_size: int) -> dict[str, Any]:
     """Arguments of `open_clip.CLIP`: two layers on each side, patches of 8 pixels."""
     heads = max(1, embed_dim // 32)
-    vision = {"image_size": image_size, "layers": 2, "width": embed_dim, "patch_size": 8, "head_width": embed_dim // heads}
+    vision = {
+        "image_size": image_size,
+        "layers": 2,
+        "width": embed_dim,
+        "patch_size": 8,
+        "head_width": embed_dim // heads,
+    }
     text = {"context_length": CONTEXT_TOKENS, "vocab_size": 49408, "width": embed_dim, "heads": heads, "layers": 2}
     return {"embed_dim": embed_dim, "vision_cfg": vision, "text_cfg": text}
 
@@ -180,7 +186,7 @@ def _train(
             scale = features[2].clamp(max=MAX_LOGIT_SCALE)
             loss = contrastive_loss(features[0], features[1], scale, (index[:, None] == index[None]).float())
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             schedule.step()
             losses.append(loss.item())

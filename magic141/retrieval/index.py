@@ -67,6 +67,7 @@ def build_index(config: IndexConfig, data: Path, clip: Path, out: Path, log: Sta
 def make_index(config: IndexConfig, vectors: Embeddings, seed: int = 0) -> Any:
     """An inner-product index over unit vectors [N, D]."""
     num, dim = vectors.shape
+    index: Any
     if config.kind == "flat":
         index = faiss.IndexFlatIP(dim)
     elif config.kind == "hnsw":

@@ -40,7 +40,9 @@ class ImagePrior:
             UserError: if the index is not there.
         """
         if not (index / "index.faiss").is_file():
-            raise UserError(f"{index / 'index.faiss'}: no such file; expected the artifact of stage build_index; run it")
+            raise UserError(
+                f"{index / 'index.faiss'}: no such file; expected the artifact of stage build_index; run it"
+            )
         rows = [json.loads(line) for line in (index / "images.jsonl").read_text().splitlines()]
         searcher = faiss.read_index(str(index / "index.faiss"))
         return cls(ClipEmbedder.load(clip), searcher, rows, index / "thumbnails.safetensors")

@@ -23,9 +23,10 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The batch on another device."""
-        prefix = None if self.prefix is None else Prefix(*_move(device, self.prefix.latents, self.prefix.mask))
-        conds = (Conditioning(*_move(device, c.tokens, c.mask, c.pooled)) for c in (self.cond, self.uncond))
-        return Batch(self.x0.to(device), *conds, prefix)
+        prefix = self.prefix
+        if prefix is not None:
+            prefix = Prefix(prefix.latents.to(device), prefix.mask.to(device))
+        return Batch(self.x0.to(device), self.cond.to(device), self.uncond.to(device), prefix)
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,3 @@ def _where(drop: Tensor, a: TextEmbedding, b: TextEmbedding) -> TextEmbedding:
         torch.where(pick, a.pooled, b.pooled),
     )
 
-
-def _move(device: torch.device, *tensors: Tensor) -> tuple[Tensor, ...]:
-    return tuple(tensor.to(device) for tensor in tensors)

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
 
 from magic141.training.config import OptimizerConfig
+from magic141.training.muon import BatchedMuon
+from magic141.training.muon import BatchedMuon
 
 _IN_BLOCK = re.compile(r"blocks\.\d+\.")
 
@@ -21,21 +23,16 @@ class MuonAdamW(Optimizer):
     Muon's updates are scaled to AdamW's root mean square, so that one learning rate serves both.
     """
 
-    def __init__(self, named_parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> None:
+    def __init__(self, named_parameters: Mapping[str, nn.Parameter], config: OptimizerConfig, fused: bool = True) -> None:
         matrices = [p for name, p in named_parameters.items() if is_block_matrix(name, p)]
         others = [p for name, p in named_parameters.items() if not is_block_matrix(name, p)]
         self._parts: list[Optimizer] = []
         if matrices:
             self._parts.append(
-                Muon(
-                    matrices,
-                    lr=config.learning_rate,
-                    weight_decay=config.weight_decay,
-                    adjust_lr_fn="match_rms_adamw",
-                )
+                BatchedMuon(matrices, config.learning_rate, config.weight_decay)
             )
         if others:
-            self._parts.append(make_adamw(others, config))
+            self._parts.append(make_adamw(others, config, fused))
         super().__init__(list(named_parameters.values()), {"lr": config.learning_rate})
         self._share()
 
@@ -69,18 +66,20 @@ def is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim == 2 and _IN_BLOCK.search(name) is not None
 
 
-def make_adamw(parameters: list[nn.Parameter], config: OptimizerConfig) -> AdamW:
-    """AdamW in its fused form (one pass over memory, CPU and CUDA)."""
+def make_adamw(parameters: list[nn.Parameter], config: OptimizerConfig, fused: bool = True) -> AdamW:
+    """AdamW, by default in its fused form (one pass over memory, CPU and CUDA)."""
     return AdamW(
-        parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
+        parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=fused
     )
 
 
-def make_optimizer(named_parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> Optimizer:
+def make_optimizer(
+    named_parameters: Mapping[str, nn.Parameter], config: OptimizerConfig, fused: bool = True
+) -> Optimizer:
     """The optimizer of `config.kind` over `named_parameters`."""
     if config.kind == "muon":
-        return MuonAdamW(named_parameters, config)
-    return make_adamw(list(named_parameters.values()), config)
+        return MuonAdamW(named_parameters, config, fused)
+    return make_adamw(list(named_parameters.values()), config, fused)
 
 
 def learning_rate_factor(step: int, num_steps: int, config: OptimizerConfig) -> float:

@@ -80,7 +80,7 @@ def train(
     num_clips = load_info(data).num_clips["train"]
     if num_clips < config.batch_size:
         raise UserError(
-            f"batch_size = {config.batch_size}: the data has only {num_clips} training clips; use a smaller batch_size, "
+            f"batch_size = {config.batch_size}: the data has only {num_clips} training clips; use a smaller batch, "
             "or more or longer videos, or a smaller data.stride_frames"
         )
     result = launch(spec, config, run_dir, log, seed)

@@ -1,0 +1,124 @@
+"""Wall-clock time of the pipeline: from nothing, run again unchanged, and after changing one stage's config.
+
+    python benchmarks/pipeline_times.py configs/demo.yaml
+    python benchmarks/pipeline_times.py configs/smoke.yaml --write-readme
+
+Every run uses a workspace of its own, empty at the start. Times include process start-up. The last case only plans.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from readme import RESULTS, write_section
+
+MAGIC141 = str(Path(sys.executable).parent / "magic141")
+HELP_RUNS = 5
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One command and what it took."""
+
+    case: str
+    command: str
+    wall_s: float
+    cpu_s: float
+    load_before: float
+    output_tail: str
+
+
+def measure(case: str, arguments: Sequence[str], workspace: Path) -> Timing:
+    """Runs `magic141 ARGUMENTS` with `workspace`; stops this script when the command fails."""
+    environment = os.environ | {"MAGIC141_HOME": str(workspace), "NO_COLOR": "1", "COLUMNS": "120"}
+    load, cpu, start = os.getloadavg()[0], _children_cpu_s(), time.perf_counter()
+    done = subprocess.run(
+        [MAGIC141, *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    wall = time.perf_counter() - start
+    if done.returncode:
+        sys.stdout.write(done.stdout[-4000:])
+        raise SystemExit(f"magic141 {' '.join(arguments)}: exit code {done.returncode}")
+    print(f"{wall:8.1f} s  {case}", flush=True)
+    tail = done.stdout[-3000:].replace(str(workspace), "WORKSPACE")
+    return Timing(case, f"magic141 {' '.join(arguments)}", wall, _children_cpu_s() - cpu, load, tail)
+
+
+def _children_cpu_s() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def measure_all(config: str, overrides: Sequence[str], workspace: Path) -> list[Timing]:
+    """Every case, in the order in which they depend on each other."""
+    settings = [word for override in overrides for word in ("--set", override)]
+    run = ["run", config, *settings]
+    fastest = min(
+        (measure("`magic141 --help`", ["--help"], workspace) for _ in range(HELP_RUNS)), key=lambda t: t.wall_s
+    )
+    return [
+        fastest,
+        measure("`run` from nothing", run, workspace),
+        measure("`run` again, unchanged", run, workspace),
+        measure("`run`, `evaluate.*` changed", [*run, "--set", "evaluate.frechet_dimensions=7"], workspace),
+        measure(
+            "`plan`, `distill_dmd2.*` changed",
+            ["plan", config, *settings, "--set", "distill_dmd2.min_score_time=0.03"],
+            workspace,
+        ),
+    ]
+
+
+def machine() -> dict[str, str | int | None]:
+    """What the times were taken on."""
+    return {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
+
+
+def table(config: str, timings: Sequence[Timing]) -> str:
+    """The Markdown table."""
+    rows = [f"| {timing.case} | {timing.wall_s:.1f} | {timing.cpu_s:.1f} |" for timing in timings]
+    title = f"`{config}`, {os.cpu_count()} cores, Python {platform.python_version()}, process start-up included:"
+    return "\n".join([title, "", "| command | wall s | CPU s |", "|---|--:|--:|", *rows])
+
+
+def main() -> None:
+    """Measures, prints and stores."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="A.B=C")
+    parser.add_argument("--write-readme", action="store_true", help="also put the table into README.md")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="magic141-times-") as workspace:
+        timings = measure_all(arguments.config, arguments.overrides, Path(workspace))
+    RESULTS.mkdir(exist_ok=True)
+    record = {"config": arguments.config, **machine(), "timings": [asdict(timing) for timing in timings]}
+    (RESULTS / "pipeline_times.json").write_text(json.dumps(record, indent=2) + "\n")
+    text = table(arguments.config, timings)
+    (RESULTS / "pipeline_times.md").write_text(text + "\n\n" + _plan_section(timings[-1]))
+    print("\n" + text)
+    if arguments.write_readme:
+        write_section("times", text)
+
+
+def _plan_section(plan: Timing) -> str:
+    return f"What `{plan.command}` said:\n\n```\n{plan.output_tail.strip()}\n```\n"
+
+
+if __name__ == "__main__":
+    main()

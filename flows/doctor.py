@@ -1,0 +1,110 @@
+"""What is installed, on which device, what is missing and how to get it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+GIB = 1 << 30
+MIN_DISK_GIB = 5
+PACKAGES = {  # distribution -> (module, what it is for)
+    "torch": ("torch", "training and sampling"),
+    "diffusers": ("diffusers", "the video transformer"),
+    "transformers": ("transformers", "text and image encoders"),
+    "peft": ("peft", "the fake score's LoRA"),
+    "open-clip-torch": ("open_clip", "image priors"),
+    "faiss-cpu": ("faiss", "the index of image priors"),
+    "av": ("av", "reading and writing video"),
+    "ray": ("ray", "training workers and data preparation"),
+    "deepspeed": ("deepspeed", "engine: deepspeed"),
+    "prefect": ("prefect", "the flow"),
+    "mlflow": ("mlflow", "tracking and registry"),
+}
+OPTIONAL = {"vbench": "VBench's own scores; `make demo` installs it, or: pip install --no-deps vbench==0.1.5 decord"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the diagnosis; `remedy` is set when something is wrong."""
+
+    name: str
+    state: str
+    ok: bool = True
+    remedy: str = ""
+
+
+def examine(workspace: Path) -> Iterator[Finding]:
+    """Looks at Python, packages, device, disk and servers."""
+    yield _python()
+    for distribution, (module, purpose) in PACKAGES.items():
+        yield _package(distribution, module, purpose)
+    for distribution, remedy in OPTIONAL.items():
+        yield Finding(distribution, _version(distribution) or f"not installed (optional): {remedy}")
+    yield _guarded("device", _device)
+    yield _disk(workspace)
+    yield _server("MLFLOW_TRACKING_URI", f"SQLite in {workspace}")
+    yield _server("PREFECT_API_URL", "embedded, for the time of a command")
+    yield _server("RAY_ADDRESS", "a local one, for the time of a stage")
+
+
+def _python() -> Finding:
+    remedy = "" if sys.version_info >= (3, 11) else "install Python 3.11 or newer"
+    return Finding("python", f"{platform.python_version()} on {platform.platform()}", not remedy, remedy)
+
+
+def _package(distribution: str, module: str, purpose: str) -> Finding:
+    found = _version(distribution)
+    if found is None and distribution == "faiss-cpu":
+        found = _version("faiss-gpu-cu12")
+    if found is None:
+        return Finding(distribution, "not installed", False, f"for {purpose}: run `make setup`, or pip install -e .")
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # anything may go wrong in a foreign package's import
+        return Finding(distribution, f"{found}, does not import: {error}", False, f"reinstall {distribution}=={found}")
+    return Finding(distribution, found)
+
+
+def _guarded(name: str, look: Callable[[], Finding]) -> Finding:
+    try:
+        return look()
+    except Exception as error:
+        return Finding(name, f"cannot be examined: {error}", False, "see the packages above")
+
+
+def _device() -> Finding:
+    import psutil
+    import torch
+
+    memory = f"{psutil.virtual_memory().total / GIB:.0f} GiB memory"
+    if torch.cuda.is_available():
+        names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+        return Finding("device", f"{names}; {os.cpu_count()} CPU cores, {memory}")
+    return Finding("device", f"CPU, {os.cpu_count()} cores, {memory}; configs/demo.yaml is made for this")
+
+
+def _disk(workspace: Path) -> Finding:
+    there = next(folder for folder in (workspace, *workspace.parents) if folder.exists())
+    if not os.access(there, os.W_OK):
+        return Finding("workspace", f"{workspace}: not writable", False, "set MAGIC141_HOME to a folder of yours")
+    free = shutil.disk_usage(there).free / GIB
+    remedy = "" if free >= MIN_DISK_GIB else f"free {MIN_DISK_GIB} GiB, or set MAGIC141_HOME to a larger disk"
+    return Finding("workspace", f"{workspace}: {free:.0f} GiB free", not remedy, remedy)
+
+
+def _server(variable: str, default: str) -> Finding:
+    return Finding(variable, os.environ.get(variable) or f"not set: {default}")
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,58 @@
+"""`magic141 generate`: an image, a prompt and a published model to a video file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from magic141.frozen import UserError
+
+
+def animate(
+    workspace: Path, model: str, image: Path, prompt: str, output: Path, seconds: float | None, seed: int
+) -> str:
+    """Writes the video; returns what it is, in words."""
+    if not prompt.strip():
+        raise UserError("--prompt is empty: expected a sentence that says what happens in the video")
+    if not image.is_file():
+        raise UserError(f"--image {image}: no such file; give a PNG or JPEG picture")
+    if output.suffix != ".mp4":
+        raise UserError(f"--output {output}: expected a name that ends in .mp4")
+    folder = find_model(workspace, model)
+
+    from magic141.data.video import read_image, write_video
+    from magic141.export import load_bundle
+
+    pixels = read_image(image)
+    bundle = load_bundle(folder)
+    frames = bundle.generate(pixels, prompt, seconds, seed)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_video(output, frames, bundle.info.fps)
+    return f"{len(frames)} frames of {frames.shape[2]}x{frames.shape[1]} at {bundle.info.fps:g} per second"
+
+
+def find_model(workspace: Path, model: str) -> Path:
+    """The folder behind a folder name, a registry URI or a run id.
+
+    Raises:
+        UserError: it names nothing, or nothing that is still there.
+    """
+    if Path(model).is_dir():
+        return Path(model)
+    from magic141.tracking import Tracker, store_exists, tracking_uri
+
+    if not store_exists(workspace):
+        raise UserError(
+            f"--model {model}: no such folder, and there are no runs in {tracking_uri(workspace)}; point --workspace "
+            "to the folder of your runs"
+        )
+    tracker = Tracker(workspace, "magic141")
+    if model.startswith("models:/"):
+        ref = tracker.resolve_model(model)
+    else:
+        found = tracker.artifacts_of(tracker.pipeline_run(model)).get("publish")
+        if found is None:
+            raise UserError(f"--model {model}: that run has published nothing; finish it with `magic141 run`")
+        ref = found
+    if not ref.path.is_dir():
+        raise UserError(f"--model {model}: {ref.uri} was deleted; `magic141 run` makes it again")
+    return ref.path

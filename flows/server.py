@@ -1,0 +1,123 @@
+"""Prefect without a server to look after: a quiet one for the time of a command, when none is configured."""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from magic141.frozen import UserError
+
+START_TIMEOUT_SECONDS = 180.0
+# A server that lives for one flow run schedules nothing, watches nothing and repairs nothing.
+IDLE_SERVICES = (
+    "SCHEDULER",
+    "LATE_RUNS",
+    "FOREMAN",
+    "PAUSE_EXPIRATIONS",
+    "REPOSSESSOR",
+    "CANCELLATION_CLEANUP",
+    "CLEANUP_RECONCILER",
+    "TRIGGERS",
+    "EVENT_LOGGER",
+    "DB_VACUUM",
+)
+
+
+class PrefectServer:
+    """The embedded server's process; the constructor returns at once, `wait` blocks until it answers.
+
+    Starting it takes seconds of imports in its own process: begin early, import the rest meanwhile, then wait.
+    With PREFECT_API_URL set there is nothing to start.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.process: subprocess.Popen[bytes] | None = None
+        self.log_file = home / "prefect" / "server.log"
+        _quiet(home)
+        if os.environ.get("PREFECT_API_URL"):
+            return
+        port = _free_port()
+        self.process = self._start(port)
+        atexit.register(self.stop)
+        os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
+
+    def _start(self, port: int) -> subprocess.Popen[bytes]:
+        self.log_file.parent.mkdir(parents=True, exist_ok=True)
+        idle = {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in IDLE_SERVICES}
+        own = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+        app = ["-m", "uvicorn", "--factory", "prefect.server.api.server:create_app", "--lifespan", "on"]
+        where = ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error"]
+        with self.log_file.open("wb") as log:
+            return subprocess.Popen(
+                [sys.executable, *app, *where],
+                env={**os.environ, **idle, **own},
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C stops the flow first; the flow still has something to report to
+                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+            )
+
+    def wait(self) -> None:
+        """Blocks until the server answers.
+
+        Raises:
+            UserError: it does not come up.
+        """
+        if self.process is None:
+            return
+        health = f"{os.environ['PREFECT_API_URL']}/health"
+        deadline = time.monotonic() + START_TIMEOUT_SECONDS
+        while time.monotonic() < deadline and self.process.poll() is None:
+            try:
+                with urllib.request.urlopen(health, timeout=5):
+                    return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.05)
+        raise UserError(
+            f"Prefect's embedded server did not start: see {self.log_file}; or set PREFECT_API_URL to a running server"
+        )
+
+    def stop(self) -> None:
+        """Ends the server."""
+        process, self.process = self.process, None
+        if process is None:
+            return
+        os.environ.pop("PREFECT_API_URL", None)
+        process.terminate()
+        try:
+            process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _quiet(home: Path) -> None:
+    """Prefect's settings for this process: its files in the workspace, no telemetry, no log lines among ours."""
+    if not os.environ.get("PREFECT_API_URL"):
+        os.environ.setdefault("PREFECT_HOME", str(home / "prefect"))
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _die_with_parent() -> None:
+    """Linux: the server ends with this process even if that is killed, so that nothing holds the database."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)

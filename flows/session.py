@@ -1,0 +1,142 @@
+"""What both flows share: the parent run around the stages, the stages as Prefect tasks, the scores on the parent."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefect import Task, task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
+
+from magic141.artifacts import ArtifactRef
+from magic141.config import PipelineConfig, config_digest, to_yaml
+from magic141.frozen import FrozenConfig
+from magic141.tracking import RunLog, Tracker
+from tasks.console import StageConsole
+from tasks.stage import Stage, StageContext, git_commit, run_stage
+
+
+class Outcome(FrozenConfig):
+    """What a flow hands back: plain values that Prefect can keep.
+
+    Attributes:
+        run_id: MLflow run of the whole pipeline or evaluation.
+        tracking_uri: the store that holds it.
+        report: the HTML report, if the report stage ran.
+        seconds: from the flow's first line to its last.
+        reused: stages whose artifacts were there.
+    """
+
+    run_id: str
+    tracking_uri: str
+    report: str | None
+    seconds: float
+    reused: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Session:
+    """An open parent run."""
+
+    context: StageContext
+    run: RunLog
+    started: float
+
+    def run_stages(self, stages: Sequence[Stage]) -> Outcome:
+        """Runs stages in order, each as a Prefect task; publishes the scores; says what came out."""
+        for stage in stages:
+            as_task(stage)(self.context)
+        self._publish_scores()
+        return self._outcome()
+
+    def _publish_scores(self) -> None:
+        ref = self.context.artifacts.get("evaluate")
+        table = read_scores(ref.path) if ref else []
+        if not table:
+            return
+        self.run.metrics({f"scores/{row['variant']}/{name}": v for row in table for name, v in _numbers(row).items()})
+        student = next((row for row in table if str(row["variant"]).startswith("student")), table[-1])
+        self.run.metrics({f"student/{name}": value for name, value in _numbers(student).items()})
+        create_table_artifact(key="scores", table=table, description=f"MLflow run {self.run.run_id}")
+
+    def _outcome(self) -> Outcome:
+        seconds = time.monotonic() - self.started
+        report = self.context.artifacts.get("report")
+        self.run.metrics({"total_seconds": seconds})
+        return Outcome(
+            run_id=self.run.run_id,
+            tracking_uri=self.context.tracker.uri,
+            report=str(report.path / "report.html") if report else None,
+            seconds=round(seconds, 1),
+            reused=tuple(self.context.reused),
+        )
+
+
+@contextmanager
+def open_session(
+    config: PipelineConfig, kind: str, tags: Mapping[str, str], refresh: Sequence[str] = ()
+) -> Iterator[Session]:
+    """Opens the parent run, closes it as FINISHED, FAILED or KILLED."""
+    started = time.monotonic()
+    tracker = Tracker(config.home, config.experiment)
+    run = tracker.start_parent(config.name, kind, {**_identity(config), **tags})
+    run.text(to_yaml(config), "config.yaml")
+    context = StageContext(config, tracker, run.run_id, StageConsole(), frozenset(refresh))
+    try:
+        yield Session(context, run, started)
+    except Exception:
+        run.close("FAILED")
+        raise
+    except BaseException:
+        run.close("KILLED")
+        raise
+    run.close("FINISHED")
+
+
+def as_task(stage: Stage) -> Task[[StageContext], ArtifactRef]:
+    """The stage as a Prefect task. Prefect neither caches nor retries it: the stage knows when its result is there."""
+
+    @task(name=stage.name, cache_policy=NO_CACHE, retries=0)
+    def run(context: StageContext) -> ArtifactRef:
+        ref = run_stage(stage, context)
+        lines = (f"- MLflow run `{ref.run_id}`", f"- artifact `{ref.uri}`", f"- digest `{ref.digest}`")
+        create_markdown_artifact(key=stage.name.replace("_", "-"), markdown="\n".join((f"# {stage.name}", *lines)))
+        return ref
+
+    return run
+
+
+def read_scores(folder: Path) -> list[dict[str, Any]]:
+    """The score table: a row per variant, a column per dimension; missing scores show their reason."""
+    variants = json.loads((folder / "scores.json").read_text(encoding="utf-8"))["variants"]
+    return [
+        {
+            "variant": variant["name"],
+            **{
+                name: score["value"] if score["value"] is not None else f"- ({score['reason']})"
+                for name, score in variant["scores"].items()
+            },
+        }
+        for variant in variants
+    ]
+
+
+def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in row.items() if isinstance(value, int | float)}
+
+
+def _identity(config: PipelineConfig) -> dict[str, str]:
+    facts = {
+        "magic141.config_digest": config_digest(config),
+        "mlflow.source.git.commit": git_commit(),
+        "prefect.flow_run_id": flow_run.id,
+        "prefect.flow_run_url": flow_run.ui_url,
+    }
+    return {name: str(value) for name, value in facts.items() if value}

@@ -1,0 +1,97 @@
+"""What Ray Data's workers run. Light at the top: workers that only decode import no deep-learning package."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from magic141.data.clips import BadFile, Clip, VideoFile, probe_video, render_chunk
+from magic141.data.config import DataConfig
+from magic141.data.video import Frames
+
+Row = dict[str, Any]
+MAX_ENCODE_VALUES = 2**24  # pixels times channels that one codec forward sees
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Row {file, caption} -> {num_frames, reason}; reason is empty for a usable video."""
+
+    folder: Path
+    config: DataConfig
+
+    def __call__(self, row: Row) -> Row:
+        result = probe_video(self.folder, VideoFile(row["file"], row["caption"]), self.config)
+        bad = isinstance(result, BadFile)
+        return {"num_frames": 0 if bad else result, "reason": result.reason if isinstance(result, BadFile) else ""}
+
+
+@dataclass(frozen=True)
+class Render:
+    """Row {clips: JSON} -> {clips, frames: uint8 [N, F, H, W, 3]}."""
+
+    config: DataConfig
+
+    def __call__(self, row: Row) -> Row:
+        return {"clips": row["clips"], "frames": render_chunk(parse_clips(row["clips"]), self.config)}
+
+
+class Encode:
+    """Row {clips, frames} -> {clips, ids: JSON, tensors: serialised safetensors}; one actor holds the encoders."""
+
+    def __init__(self, folder: Path, use_gpu: bool) -> None:
+        import torch
+
+        from magic141.models.encoders import Encoders
+        from magic141.models.vae import load_codec
+
+        torch.set_num_threads(1 if not use_gpu else torch.get_num_threads())
+        self.codec = load_codec(folder / "codec")
+        if hasattr(self.codec.vae, "enable_tiling"):
+            self.codec.vae.enable_tiling()
+        if use_gpu:
+            self.codec.vae.to("cuda", torch.float16 if hasattr(self.codec.vae, "enable_tiling") else torch.float32)
+        self.encoders = Encoders.load(folder / "encoders")
+
+    def __call__(self, row: Row) -> Row:
+        from safetensors.torch import save
+
+        clips, frames = parse_clips(row["clips"]), row["frames"]
+        tensors = self._encode(frames, clips)
+        return {
+            "clips": row["clips"],
+            "ids": json.dumps([content_id(pixels, clip.caption) for pixels, clip in zip(frames, clips, strict=True)]),
+            "tensors": save(tensors),
+        }
+
+    def _encode(self, frames: Frames, clips: list[Clip]) -> dict[str, Any]:
+        import torch
+
+        pixels = torch.from_numpy(frames.copy())
+        batch_size = max(1, MAX_ENCODE_VALUES // pixels[0].numel())
+        latents = [self.codec.encode_video(batch).float().cpu() for batch in pixels.split(batch_size)]
+        text = self.encoders.encode_text([clip.caption for clip in clips])
+        tensors = {
+            "latents": torch.cat(latents).contiguous(),
+            "text_tokens": text.tokens.contiguous(),
+            "text_mask": text.mask.contiguous(),
+            "pooled": text.pooled.contiguous(),
+            "image_tokens": self.encoders.encode_image(pixels[:, 0]).contiguous(),
+            "first_frame": pixels[:, 0].clone(),
+        }
+        return tensors if clips[0].split == "train" else {**tensors, "frames": pixels}
+
+
+def parse_clips(text: str) -> list[Clip]:
+    """The clips of a chunk from its JSON."""
+    return [Clip.from_dict(values) for values in json.loads(text)]
+
+
+def content_id(frames: Frames, caption: str) -> str:
+    """Hash of pixels and caption: the clip's name in the manifest."""
+    digest = hashlib.sha256(frames.tobytes())
+    digest.update(caption.encode())
+    return digest.hexdigest()[:32]

@@ -1,0 +1,129 @@
+"""Line charts as inline SVG: no script, no library, sharp at every size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+WIDTH, HEIGHT = 440, 220
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 14, 30
+COLOURS = ("#2f6fde", "#d9822b", "#2a9d6f", "#b0413e", "#7a5cc9", "#4a5568")
+NUM_TICKS = 4
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line: points (x, y) in order of x; `dots` marks the points."""
+
+    label: str
+    points: Sequence[tuple[float, float]]
+    dots: bool = False
+
+
+@dataclass(frozen=True)
+class _Axis:
+    low: float
+    high: float
+    log: bool = False
+
+    def place(self, value: float) -> float:
+        """Position in [0, 1]."""
+        if self.log:
+            return (math.log(value) - math.log(self.low)) / (math.log(self.high) - math.log(self.low))
+        return (value - self.low) / (self.high - self.low)
+
+    def ticks(self) -> list[float]:
+        """Round values inside the axis."""
+        if self.log:
+            powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+            candidates = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
+            return [value for value in candidates if self.low <= value <= self.high]
+        raw = (self.high - self.low) / NUM_TICKS
+        step = 10.0 ** math.floor(math.log10(raw))
+        step = next(step * factor for factor in (1, 2, 5, 10) if step * factor >= raw)
+        first = math.ceil(self.low / step - 1e-9)
+        return [number * step for number in range(first, math.floor(self.high / step + 1e-9) + 1)]
+
+
+def line_chart(
+    series: Sequence[Series], x_label: str, log_y: bool = False, y_range: tuple[float, float] | None = None
+) -> str:
+    """Draws the lines that have points over whole-numbered x.
+
+    Args:
+        series: the lines.
+        x_label: what x counts.
+        log_y: a logarithmic y axis, if all values are positive.
+        y_range: ends of a linear y axis; none: where the values are.
+
+    Returns:
+        An svg element and its legend; empty if there is no point.
+    """
+    drawn = [Series(s.label, [p for p in s.points if math.isfinite(p[1])], s.dots) for s in series]
+    drawn = [line for line in drawn if line.points]
+    if not drawn:
+        return ""
+    ys = [y for line in drawn for _, y in line.points]
+    xs = [x for line in drawn for x, _ in line.points]
+    y_axis = _axis(ys, log_y and min(ys) > 0) if y_range is None else _Axis(*y_range)
+    x_axis = _Axis(min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1)
+    parts = [_grid(x_axis, y_axis, x_label)]
+    parts += [_line(line, colour, x_axis, y_axis) for line, colour in zip(drawn, _colours(len(drawn)), strict=True)]
+    legend = "".join(
+        f'<span><i style="background:{colour}"></i>{escape(line.label)}</span>'
+        for line, colour in zip(drawn, _colours(len(drawn)), strict=True)
+    )
+    svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{"".join(parts)}</svg>'
+    return f'{svg}<div class="legend">{legend}</div>'
+
+
+def smooth(points: Sequence[tuple[float, float]], share: float = 0.05) -> list[tuple[float, float]]:
+    """A running mean over `share` of the points, at most 200 of them kept."""
+    width = max(1, round(len(points) * share))
+    means = []
+    for index in range(len(points)):
+        window = [y for _, y in points[max(0, index - width + 1) : index + 1]]
+        means.append((points[index][0], sum(window) / len(window)))
+    return means[:: max(1, len(means) // 200)]
+
+
+def _axis(values: Sequence[float], log: bool) -> _Axis:
+    low, high = min(values), max(values)
+    if log:
+        return _Axis(low / 1.1, high * 1.1, log=True)
+    margin = 0.05 * (high - low) or 0.5
+    return _Axis(low - margin, high + margin)
+
+
+def _colours(num: int) -> list[str]:
+    return [COLOURS[index % len(COLOURS)] for index in range(num)]
+
+
+def _x(axis: _Axis, value: float) -> float:
+    return LEFT + axis.place(value) * (WIDTH - LEFT - RIGHT)
+
+
+def _y(axis: _Axis, value: float) -> float:
+    return HEIGHT - BOTTOM - axis.place(value) * (HEIGHT - TOP - BOTTOM)
+
+
+def _line(line: Series, colour: str, x_axis: _Axis, y_axis: _Axis) -> str:
+    places = [(_x(x_axis, x), _y(y_axis, y)) for x, y in line.points]
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="{colour}"/>' for x, y in places)
+    return f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>{dots if line.dots else ""}'
+
+
+def _grid(x_axis: _Axis, y_axis: _Axis, x_label: str) -> str:
+    parts = []
+    for value in y_axis.ticks():
+        y = _y(y_axis, value)
+        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{value:.4g}</text>')
+    for value in (tick for tick in x_axis.ticks() if tick == round(tick)):
+        x = _x(x_axis, value)
+        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 14}" text-anchor="middle">{value:.4g}</text>')
+    parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 2}" text-anchor="end">{escape(x_label)}</text>')
+    return "".join(parts)

@@ -1,0 +1,194 @@
+"""Scores everything that was generated; every dimension ends as a value or as the reason that it is missing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor
+
+from magic141.artifacts import StageLog
+from magic141.data.dataset import ClipDataset, load_info
+from magic141.evaluation.config import EvaluateConfig
+from magic141.evaluation.frechet import LatentSpace, frechet_distance
+from magic141.evaluation.scores import AVERAGE, EXACT, FRECHET, VBENCH, Score, average
+from magic141.evaluation.shapes import score_clips
+from magic141.evaluation.vbench import score_folder, versions
+from magic141.models.vae import load_codec
+
+MAX_PSNR_DB = 60.0
+DRIFT = ("motion", "colour", "iou", "background_psnr_db", "psnr_db")
+NO_TRUTH = "no ground truth: the corpus is not the shapes world"
+
+
+def evaluate_suite(config: EvaluateConfig, data: Path, generated: Path, out: Path, log: StageLog) -> None:
+    """Scores the variants of stage `generate`, and real and reconstructed clips as ceilings; writes scores.json."""
+    variants = json.loads((generated / "variants.json").read_text())
+    scorer = Scorer.open(config, data, generated)
+    records: list[dict[str, Any]] = []
+    with log.progress(len(variants) + 3, "row") as advance:
+        for name, label in (("real", "held-out clips"), ("codec", "their reconstruction")):
+            records.append({"name": name, "label": label, "scores": _plain(scorer.ceiling(name))})
+            advance(1)
+        for variant in variants:
+            records.append({**variant, "scores": _plain(scorer.variant(variant["name"]))})
+            advance(1)
+        long_video = score_long(generated / "long", scorer.heldout, scorer.truths is not None)
+        advance(1)
+    result = {"variants": records, "long_video": long_video, "vbench": {"versions": versions()}}
+    (out / "scores.json").write_text(json.dumps(result, indent=1))
+    _report(records, out, log)
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Scores sets of clips that were generated from the same conditions, row by row.
+
+    Attributes:
+        rows: the conditions' rows in `heldout`.
+        truths: their ground truth; none for data without.
+        space: fitted on training latents.
+        real: coefficients of the held-out clips' own latents, [N, n].
+        floor: Frechet distance between real clips, training against held-out ones of the same kind of caption.
+        num_latent_frames: T of a window.
+    """
+
+    config: EvaluateConfig
+    data: Path
+    generated: Path
+    heldout: ClipDataset
+    rows: list[int]
+    truths: list[dict[str, Any]] | None
+    space: LatentSpace
+    real: NDArray[np.float64]
+    floor: Score
+    num_latent_frames: int
+
+    @classmethod
+    def open(cls, config: EvaluateConfig, data: Path, generated: Path) -> Self:
+        """Reads conditions and real latents, and fits the space of the Frechet distance."""
+        clips = _read_lines(generated / "exact" / "conditions.jsonl")
+        info, heldout, train = load_info(data), ClipDataset.open(data, "heldout"), ClipDataset.open(data, "train")
+        position = {clip_id: row for row, clip_id in enumerate(heldout.ids)}
+        rows = [position[clip["id"]] for clip in clips]
+        first = json.loads((generated / "variants.json").read_text())[0]["name"]
+        frames = load_file(generated / "exact" / f"{first}.safetensors")["latents"].shape[2]
+        space = LatentSpace.fit(train.latents[:, :, :frames], config.frechet_dimensions)
+        real = space.project(heldout.latents[rows, :, :frames])
+        like = [row for row, truth in enumerate(train.truths) if truth is None or not truth["exact"]]
+        return cls(
+            config=config,
+            data=data,
+            generated=generated,
+            heldout=heldout,
+            rows=rows,
+            truths=[clip["truth"] for clip in clips] if info.has_ground_truth else None,
+            space=space,
+            real=real,
+            floor=_frechet(space.project(train.latents[like, :, :frames]), real),
+            num_latent_frames=frames,
+        )
+
+    def ceiling(self, name: str) -> dict[str, Score]:
+        """Scores of the held-out clips themselves ("real"), or of their reconstruction by the codec ("codec")."""
+        latents = self.heldout.latents[self.rows, :, : self.num_latent_frames]
+        codec = load_codec(self.data / "codec")
+        frames = codec.decode_video(latents)
+        if name == "real" and self.heldout.frames is not None:
+            frames = self.heldout.frames[self.rows, : frames.shape[1]]
+        reason = "real clips are their own continuation"
+        return self._scores(name, frames, self.floor, Score.missing(reason))
+
+    def variant(self, name: str) -> dict[str, Score]:
+        """Scores of a generated variant."""
+        tensors = load_file(self.generated / "exact" / f"{name}.safetensors")
+        distance = _frechet(self.space.project(tensors["latents"]), self.real)
+        return self._scores(name, tensors["frames"], distance, self._continuation(name))
+
+    def _scores(self, name: str, frames: Tensor, distance: Score, continuation: Score) -> dict[str, Score]:
+        scores = {**self._exact(frames), FRECHET.key: distance}
+        if self.truths is not None:
+            scores["continuation_psnr_db"] = continuation
+        scores |= score_folder(self.generated / "showcase" / name, self.config.vbench_dimensions)
+        return {**scores, AVERAGE.key: average(scores)}
+
+    def _exact(self, frames: Tensor) -> dict[str, Score]:
+        if self.truths is None:
+            return {dimension.key: Score.missing(NO_TRUTH) for dimension in EXACT}
+        values = score_clips(frames.numpy(), self.truths)
+        scores = {name: Score.mean(array) for name, array in values.items()}
+        return {**scores, "speed_std": Score(float(np.std(values["speed"])))}
+
+    def _continuation(self, name: str) -> Score:
+        file = self.generated / "exact" / f"continuation-{name}.safetensors"
+        if not file.is_file():
+            return Score.missing("not generated for this variant")
+        tensors = load_file(file)
+        return Score.mean(clip_psnr_db(tensors["frames"].numpy(), tensors["truth"].numpy()))
+
+
+def clip_psnr_db(frames: NDArray[np.uint8], truth: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """PSNR of each clip, both uint8 [N, F, H, W, 3], at most 60 dB; shape [N]."""
+    error = ((frames.astype(np.float64) - truth) ** 2).mean(axis=(1, 2, 3, 4)) / 255**2
+    return np.asarray(np.minimum(MAX_PSNR_DB, -10 * np.log10(np.maximum(error, 1e-10))))
+
+
+def score_long(folder: Path, heldout: ClipDataset, has_truth: bool) -> dict[str, Any]:
+    """Exact scores of every window of the long videos, beside their cost: {"windows": {variant: [per window]}, ...}."""
+    record = json.loads((folder / "windows.json").read_text())
+    if not has_truth:
+        return {**record, "drift": None, "reason": NO_TRUTH}
+    truth_of = dict(zip(heldout.ids, heldout.truths, strict=True))
+    truths = [truth_of[clip["id"]] or {} for clip in record["clips"]]
+    drift: dict[str, list[dict[str, float]]] = {}
+    for name in record["variants"]:
+        frames = load_file(folder / f"{name}.safetensors")["frames"].numpy()
+        scored = [score_clips(frames[:, start:stop], truths) for start, stop in record["frames"]]
+        drift[name] = [{key: float(np.nanmean(values[key])) for key in DRIFT} for values in scored]
+    return {**record, "drift": drift, "reason": None}
+
+
+def _frechet(a: NDArray[np.float64], b: NDArray[np.float64]) -> Score:
+    if min(len(a), len(b)) < 2:
+        return Score.missing(f"needs two clips on each side; there are {len(a)} and {len(b)}")
+    return Score(frechet_distance(a, b))
+
+
+def _plain(scores: Mapping[str, Score]) -> dict[str, dict[str, Any]]:
+    return {name: score.to_dict() for name, score in scores.items()}
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _report(records: list[dict[str, Any]], out: Path, log: StageLog) -> None:
+    """The scores as metrics `variant/dimension`, and as a Markdown table."""
+    flat = {
+        f"{record['name']}/{key}": score["value"]
+        for record in records
+        for key, score in record["scores"].items()
+        if score["value"] is not None
+    }
+    log.summary(flat)
+    table = out / "scores.md"
+    table.write_text(markdown_table(records))
+    log.file(table)
+
+
+def markdown_table(records: list[dict[str, Any]]) -> str:
+    """The score table in Markdown; missing values are `n/a`."""
+    dimensions = [*EXACT, FRECHET, *VBENCH, AVERAGE]
+    shown = [d for d in dimensions if any(record["scores"][d.key]["value"] is not None for record in records)]
+    lines = [f"| variant | evaluations | {' | '.join(d.label for d in shown)} |", "|---" * (len(shown) + 2) + "|"]
+    for record in records:
+        values = [record["scores"][d.key]["value"] for d in shown]
+        cells = ["n/a" if v is None else f"{v:.{d.digits}f}" for v, d in zip(values, shown, strict=True)]
+        lines.append(f"| {record['label']} | {record.get('nfe', '')} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"

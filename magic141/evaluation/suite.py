@@ -1,0 +1,78 @@
+"""What is generated from: held-out clips, and prompts with an image prior."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from magic141.data.dataset import ClipDataset
+from magic141.models.encoders import Encoders, TextEmbedding
+from magic141.models.vae import VideoCodec
+from magic141.retrieval.prior import Hit, ImagePrior
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Everything that N videos are generated from.
+
+    Attributes:
+        text: embedded captions.
+        image_tokens: of the first frames, [N, Li, D].
+        prefix: known latent frames [N, C, k, h, w].
+    """
+
+    text: TextEmbedding
+    image_tokens: Tensor
+    prefix: Tensor
+
+    def __len__(self) -> int:
+        return len(self.prefix)
+
+    def part(self, start: int, stop: int) -> Conditions:
+        """Rows `start` to `stop`."""
+        return Conditions(
+            self.text.select(slice(start, stop)), self.image_tokens[start:stop].float(), self.prefix[start:stop].float()
+        )
+
+    def batches(self, size: int) -> Iterator[Conditions]:
+        """The rows in batches."""
+        return (self.part(start, start + size) for start in range(0, len(self), size))
+
+    def to(self, device: torch.device) -> Conditions:
+        """The conditions on another device."""
+        return Conditions(self.text.to(device), self.image_tokens.to(device), self.prefix.to(device))
+
+
+def pick_clips(heldout: ClipDataset, num: int) -> list[int]:
+    """Rows of the clips to continue: with ground truth those whose caption leaves the future open, else all."""
+    is_open = [truth is None or not truth["exact"] for truth in heldout.truths]
+    rows = [row for row, wanted in enumerate(is_open) if wanted] or list(range(len(heldout)))
+    return rows[:num]
+
+
+def clip_conditions(heldout: ClipDataset, rows: Sequence[int], start: int = 0, num_known: int = 1) -> Conditions:
+    """Captions and image tokens of held-out clips, with `num_known` latent frames from `start` on known."""
+    picked = list(rows)
+    return Conditions(
+        heldout.text.select(picked), heldout.image_tokens[picked], heldout.latents[picked, :, start : start + num_known]
+    )
+
+
+def pick_prompts(prompts: Sequence[str], heldout: ClipDataset, num: int) -> list[str]:
+    """The configured prompts, or distinct captions of held-out clips."""
+    return list(prompts) or list(dict.fromkeys(heldout.captions))[:num]
+
+
+def retrieve_images(prompts: Sequence[str], prior: ImagePrior, num: int) -> list[list[Hit]]:
+    """The best images for every prompt, best first."""
+    return [prior.retrieve(prompt, num) for prompt in prompts]
+
+
+def prompt_conditions(prompts: Sequence[str], images: Tensor, encoders: Encoders, codec: VideoCodec) -> Conditions:
+    """Encodes prompts and their first frames, uint8 [N, H, W, 3]."""
+    return Conditions(
+        encoders.encode_text(list(prompts)), encoders.encode_image(images), codec.encode_video(images[:, None])
+    )

@@ -1,0 +1,134 @@
+"""The variants that are compared: which model, how many steps, which sampler and guidance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from magic141.evaluation.config import GenerateConfig
+from magic141.models.encoders import TextEmbedding
+from magic141.models.generator import VideoGenerator
+from magic141.models.transformer import load_transformer
+from magic141.quantization import load_quantized
+from magic141.training.config import Dmd2Config
+
+ModelName = Literal["teacher", "cfg", "student", "int8"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the score table; `nfe` counts network evaluations per window and clip."""
+
+    name: str
+    label: str
+    approach: str
+    model: ModelName
+    sampler: Literal["euler", "renoise"]
+    guidance: Literal["cfg", "embedded"]
+    num_steps: int
+    guidance_scale: float
+    shift: float
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations."""
+        return self.num_steps * (2 if self.guidance == "cfg" else 1)
+
+    def generator(self, model: Any, null_text: TextEmbedding, latent_frames: int) -> VideoGenerator:
+        """The sampler of this variant around its network."""
+        return VideoGenerator(
+            model=model,
+            null_text=null_text,
+            latent_frames=latent_frames,
+            num_steps=self.num_steps,
+            shift=self.shift,
+            guidance_scale=self.guidance_scale,
+            guidance=self.guidance,
+            sampler=self.sampler,
+        )
+
+
+@dataclass(frozen=True)
+class ModelFolders:
+    """Artifacts of the stages whose models are compared."""
+
+    teacher: Path
+    cfg: Path
+    student: Path
+    int8: Path
+
+    def load(self, name: ModelName, device: torch.device) -> Any:
+        """The network, ready for sampling."""
+        folder: Path = getattr(self, name)
+        model: Any = load_quantized(folder) if name == "int8" else load_transformer(folder / "transformer")
+        return model.to(device).eval()
+
+
+def list_variants(config: GenerateConfig, dmd2: Dmd2Config) -> list[Variant]:
+    """All variants, models in the order of the pipeline: the undistilled ones at many and few steps, then the rest."""
+    few = [steps for steps in config.few_steps if steps != config.many_steps]
+    teacher = [teacher_variant(config, steps) for steps in (config.many_steps, *few)]
+    cfg = [_cfg(config, steps, "euler") for steps in (config.many_steps, *few)]
+    if few:
+        cfg.append(_cfg(config, few[0], "renoise"))
+    student = [_student(dmd2, steps, "student") for steps in dict.fromkeys((dmd2.num_inference_steps, *few))]
+    return [*teacher, *cfg, *student, _student(dmd2, dmd2.num_inference_steps, "int8")]
+
+
+def long_video_variants(config: GenerateConfig, dmd2: Dmd2Config) -> list[Variant]:
+    """The student's chain, and the teacher at fewer steps than usual beside it."""
+    return [
+        teacher_variant(config, config.long_video_teacher_steps),
+        _student(dmd2, dmd2.num_inference_steps, "student"),
+    ]
+
+
+def teacher_variant(config: GenerateConfig, num_steps: int) -> Variant:
+    """The undistilled model: Euler steps with two evaluations each."""
+    return Variant(
+        name=f"teacher_{num_steps}",
+        label=f"teacher, {_steps(num_steps)}",
+        approach="Euler, CFG",
+        model="teacher",
+        sampler="euler",
+        guidance="cfg",
+        num_steps=num_steps,
+        guidance_scale=config.guidance_scale,
+        shift=config.shift,
+    )
+
+
+def _cfg(config: GenerateConfig, num_steps: int, sampler: Literal["euler", "renoise"]) -> Variant:
+    word = "Euler" if sampler == "euler" else "re-noise"
+    return Variant(
+        name=f"cfg_{num_steps}" if sampler == "euler" else f"cfg_renoise_{num_steps}",
+        label=f"CFG-distilled, {_steps(num_steps)}" + ("" if sampler == "euler" else ", re-noise"),
+        approach=f"CFG-distilled, {word}",
+        model="cfg",
+        sampler=sampler,
+        guidance="embedded",
+        num_steps=num_steps,
+        guidance_scale=config.guidance_scale,
+        shift=config.shift,
+    )
+
+
+def _student(dmd2: Dmd2Config, num_steps: int, model: Literal["student", "int8"]) -> Variant:
+    return Variant(
+        name=f"{model}_{num_steps}",
+        label=f"{'student' if model == 'student' else 'int8 student'}, {_steps(num_steps)}",
+        approach="DMD2" if model == "student" else "DMD2, int8",
+        model=model,
+        sampler=dmd2.sampler,
+        guidance="embedded",
+        num_steps=num_steps,
+        guidance_scale=dmd2.real_guidance_scale,
+        shift=dmd2.shift,
+    )
+
+
+def _steps(num: int) -> str:
+    return "1 step" if num == 1 else f"{num} steps"

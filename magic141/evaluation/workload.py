@@ -1,0 +1,135 @@
+"""What every variant is run on: held-out clips, prompts with their retrieved images, long videos."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from magic141.artifacts import StageLog
+from magic141.data.dataset import ClipDataset, DatasetInfo, load_info, load_null_text
+from magic141.evaluation.config import GenerateConfig
+from magic141.evaluation.media import save_image, save_video
+from magic141.evaluation.suite import Conditions, pick_clips, pick_prompts, prompt_conditions, retrieve_images
+from magic141.frozen import UserError
+from magic141.models.config import TransformerConfig
+from magic141.models.encoders import Encoders, TextEmbedding
+from magic141.models.vae import VideoCodec, load_codec
+from magic141.retrieval.prior import Hit, ImagePrior
+from magic141.training.config import Dmd2Config
+
+NUM_HITS = 5
+NUM_KNOWN = 2  # latent frames that determine a continuation: position and velocity
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What every variant shares."""
+
+    config: GenerateConfig
+    info: DatasetInfo
+    heldout: ClipDataset
+    rows: list[int]  # held-out clips of the exact part
+    codec: VideoCodec
+    null_text: TextEmbedding
+    latent_frames: int  # T of a window
+    prompts: list[str]
+    hits: list[list[Hit]]
+    suite: Conditions
+    long_rows: list[int]
+    featured: frozenset[str]  # variants that also get the prompt suite and the continuations
+    device: torch.device
+    seed: int
+
+    @property
+    def has_continuation(self) -> bool:
+        """Whether stored clips are long enough, and determined enough, to continue them from their middle."""
+        return self.info.has_ground_truth and self.info.latent_shape[1] > self.latent_frames > NUM_KNOWN
+
+
+def prepare_workload(
+    config: GenerateConfig,
+    dmd2: Dmd2Config,
+    model: TransformerConfig,
+    data: Path,
+    clip: Path,
+    index: Path,
+    log: StageLog,
+    seed: int,
+) -> Workload:
+    """Loads data, codec and encoders, and retrieves the prompts' images.
+
+    Raises:
+        UserError: if the carried prefix of the long video fills its window.
+    """
+    info, heldout = load_info(data), ClipDataset.open(data, "heldout")
+    latent_frames = (model.window_frames - 1) // info.temporal_factor + 1
+    if config.long_video_prefix >= latent_frames:
+        raise UserError(
+            f"generate.long_video_prefix = {config.long_video_prefix}: a window has {latent_frames} latent frames; "
+            f"use at most {latent_frames - 1}"
+        )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    codec, encoders = load_codec(data / "codec"), Encoders.load(data / "encoders")
+    prompts = pick_prompts(config.prompts, heldout, config.num_prompts)
+    for prompt in prompts:
+        if unknown := encoders.unknown_words(prompt):
+            log.note(f"prompt {prompt!r}: words that the text encoder has never seen: {', '.join(unknown)}")
+    hits = retrieve_images(prompts, ImagePrior.open(index, clip), NUM_HITS)
+    images = torch.from_numpy(np.stack([found[0].image for found in hits]))
+    rows = pick_clips(heldout, config.num_exact_clips)
+    return Workload(
+        config=config,
+        info=info,
+        heldout=heldout,
+        rows=rows,
+        codec=codec,
+        null_text=load_null_text(data).to(device),
+        latent_frames=latent_frames,
+        prompts=prompts,
+        hits=hits,
+        suite=prompt_conditions(prompts, images, encoders, codec),
+        long_rows=rows[: config.long_video_clips],
+        featured=frozenset({f"teacher_{config.many_steps}", f"student_{dmd2.num_inference_steps}"}),
+        device=device,
+        seed=seed,
+    )
+
+
+def write_conditions(work: Workload, out: Path) -> None:
+    """Conditions of every part, the showcase's inputs, and what the codec makes of the real clips."""
+    for folder in ("exact", "suite", "showcase", "long"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    heldout = work.heldout
+    clips = [{"id": heldout.ids[r], "caption": heldout.captions[r], "truth": heldout.truths[r]} for r in work.rows]
+    write_lines(out / "exact" / "conditions.jsonl", clips)
+    num_frames = 1 + (work.latent_frames - 1) * work.info.temporal_factor
+    for number, row in enumerate(work.rows[: work.config.num_showcase_clips]):
+        save_image(out / "showcase" / "input" / f"{number:02d}.png", heldout.first_frame[row].numpy())
+        if heldout.frames is not None:
+            clip: NDArray[np.uint8] = heldout.frames[row, :num_frames].numpy()
+            save_video(out / "showcase" / "real" / f"{number:02d}.mp4", clip, work.info.fps)
+        decoded = work.codec.decode_video(heldout.latents[[row], :, : work.latent_frames])[0].cpu().numpy()
+        save_video(out / "showcase" / "codec" / f"{number:02d}.mp4", decoded, work.info.fps)
+    _write_prompts(work, out)
+
+
+def _write_prompts(work: Workload, out: Path) -> None:
+    """The prompts with the images found for them."""
+    prompts = []
+    for number, (prompt, hits) in enumerate(zip(work.prompts, work.hits, strict=True)):
+        for rank, hit in enumerate(hits):
+            save_image(out / "suite" / "images" / f"{number:02d}-{rank}.png", hit.image)
+        found = [{"clip": hit.clip_id, "caption": hit.caption, "score": hit.score} for hit in hits]
+        prompts.append({"prompt": prompt, "clip": found[0]["clip"], "score": found[0]["score"], "hits": found})
+    write_lines(out / "suite" / "prompts.jsonl", prompts)
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Writes JSON lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -1,0 +1,152 @@
+"""Checkpoints of a training run: everything that the next step depends on, and folders that are complete or absent."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from magic141.frozen import UserError
+from magic141.training.objective import Objective, TrainContext
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What a checkpoint is.
+
+    Attributes:
+        step: optimizer steps done.
+        engine: the engine that wrote it.
+        world_size: its number of workers.
+        seconds: wall time of training up to here, over all attempts.
+        cpu_seconds: CPU time of all workers up to here, over all attempts.
+    """
+
+    step: int
+    engine: str
+    world_size: int
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+
+class CheckpointStore(Protocol):
+    """Where checkpoints are kept. Both methods are called on all workers."""
+
+    def latest(self) -> AbstractContextManager[Path | None]:
+        """The newest complete checkpoint's folder, readable inside the context; None on a fresh start."""
+        ...
+
+    def save(self, step: int, write: Callable[[Path], None]) -> None:
+        """Let every worker `write` its part into a folder of this step and make it the newest."""
+        ...
+
+
+class LocalStore:
+    """Checkpoints of a single process under `folder`, written aside and renamed; the newest `num_to_keep` stay."""
+
+    def __init__(self, folder: Path, num_to_keep: int = 2) -> None:
+        self.folder, self.num_to_keep = folder, num_to_keep
+
+    @contextmanager
+    def latest(self) -> Iterator[Path | None]:
+        """The newest complete checkpoint."""
+        complete = self._complete()
+        yield complete[-1] if complete else None
+
+    def save(self, step: int, write: Callable[[Path], None]) -> None:
+        """Write aside, rename, delete the oldest."""
+        with written_aside(self.folder / f"step-{step:06d}") as aside:
+            write(aside)
+        for old in self._complete()[: -self.num_to_keep]:
+            shutil.rmtree(old)
+
+    def _complete(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+
+
+@contextmanager
+def written_aside(target: Path) -> Iterator[Path]:
+    """An empty folder that becomes `target` (replacing it) only if the block ends without an error."""
+    aside = target.with_name(f".{target.name}.{os.getpid()}")
+    for leftover in target.parent.glob(f".{target.name}.*"):
+        shutil.rmtree(leftover)
+    aside.mkdir(parents=True)
+    yield aside
+    if target.exists():
+        shutil.rmtree(target)
+    aside.rename(target)
+
+
+def write_checkpoint(folder: Path, objective: Objective, context: TrainContext, info: CheckpointInfo) -> None:
+    """This worker's part of a checkpoint (collective: the engines may gather)."""
+    for name, engine in objective.engines.items():
+        engine.save(folder / "engines" / name)
+    torch.save(objective.state_dict(), folder / f"objective-{context.rank}.pt")
+    torch.save(random_state(), folder / f"random-{context.rank}.pt")
+    if context.is_main:
+        (folder / "info.json").write_text(json.dumps(asdict(info)))
+
+
+def read_checkpoint(folder: Path, objective: Objective, context: TrainContext) -> CheckpointInfo:
+    """Put a checkpoint back into `objective` and the random generators.
+
+    Plain and DDP checkpoints are interchangeable, also between numbers of workers (then the continuation is valid but not
+    the same bits); DeepSpeed's are split over the workers and need the same number again.
+    """
+    info = CheckpointInfo(**json.loads((folder / "info.json").read_text()))
+    _check_compatible(info, context)
+    for name, engine in objective.engines.items():
+        engine.load(folder / "engines" / name)
+    rank = context.rank % info.world_size
+    objective.load_state_dict(_load(folder / f"objective-{rank}.pt", context.device))
+    if context.rank < info.world_size:
+        set_random_state(_load(folder / f"random-{rank}.pt", torch.device("cpu")))
+    return info
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every global generator of this process."""
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    return {"torch": torch.get_rng_state(), "cuda": cuda, "numpy": np.random.get_state(), "python": random.getstate()}
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """The inverse of `random_state`."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    np.random.set_state(state["numpy"])
+    random.setstate(state["python"])
+
+
+def seed_everything(seed: int, rank: int) -> None:
+    """Seed all global generators of a worker from (seed, rank)."""
+    mixed = int(np.random.SeedSequence([seed, rank]).generate_state(1)[0])
+    torch.manual_seed(mixed)
+    np.random.seed(mixed)
+    random.seed(mixed)
+
+
+def _check_compatible(info: CheckpointInfo, context: TrainContext) -> None:
+    placement = context.placement
+    if "deepspeed" not in (info.engine, placement.engine):
+        return
+    if (info.engine, info.world_size) != (placement.engine, context.world_size):
+        raise UserError(
+            f"placement.engine = {placement.engine}, num_workers = {context.world_size}: {context.run_dir} holds step "
+            f"{info.step} of engine {info.engine} with {info.world_size} workers; use those again, or delete that folder"
+        )
+
+
+def _load(file: Path, device: torch.device) -> Any:
+    """Our own file: objectives keep records of their own classes in it."""
+    return torch.load(file, map_location=device, weights_only=False)

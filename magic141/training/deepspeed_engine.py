@@ -1,0 +1,121 @@
+"""DeepSpeed behind the Engine interface: ZeRO 0 to 3, several engines in one process, with or without a GPU."""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from magic141.training.config import OptimizerConfig
+from magic141.training.engine import Precision, autocast
+from magic141.training.optimizers import learning_rate_factor, make_optimizer
+
+if TYPE_CHECKING:
+    from magic141.training.objective import TrainContext
+
+_TAG = "state"
+
+
+class DeepSpeedEngine:
+    """A network whose optimizer states (ZeRO 1), gradients (2), weights (3) are split over the workers."""
+
+    def __init__(
+        self, module: nn.Module, config: OptimizerConfig, num_steps: int, precision: Precision, context: TrainContext
+    ) -> None:
+        deepspeed = import_deepspeed()
+        self.module = module
+        self.num_updates = 0
+        self.sharded = context.placement.zero_stage == 3
+        self._config, self._num_steps, self._precision, self._context = config, num_steps, precision, context
+        trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self._trained = list(trained.values())
+        self._deepspeed = deepspeed
+        self._engine: Any = deepspeed.initialize(
+            model=module,
+            optimizer=make_optimizer(trained, config, fused=False),  # ZeRO repartitions its states
+            config=deepspeed_config(config, precision, context),
+            dist_init_required=False,
+        )[0]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._engine(*args, **kwargs)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        return autocast(self._context.device, self._precision)
+
+    def backward(self, loss: Tensor) -> None:
+        self._engine.backward(loss)
+
+    def step(self) -> float:
+        rate = self._config.learning_rate * learning_rate_factor(self.num_updates, self._num_steps, self._config)
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = rate
+        norm = self._unsplit_norm() if self._context.placement.zero_stage == 0 else None
+        self._engine.step()
+        self.num_updates += 1
+        return float(self._engine.get_global_grad_norm() if norm is None else norm)
+
+    def full_state_dict(self) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = {}
+        for name, value in self.module.state_dict(keep_vars=True).items():
+            if hasattr(value, "ds_id"):
+                with self._deepspeed.zero.GatheredParameters([value]):
+                    if self._context.rank == 0:
+                        state[name] = value.detach().cpu().clone()
+            else:
+                state[name] = value.detach().clone()
+        return state
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        counters = {"num_updates": self.num_updates}
+        self._engine.save_checkpoint(str(folder), tag=_TAG, client_state=counters, exclude_frozen_parameters=True)
+
+    def load(self, folder: Path) -> None:
+        path, counters = self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False)
+        if path is None:
+            raise ValueError(f"{folder}: no DeepSpeed checkpoint in it; delete the run's folder")
+        self.num_updates = counters["num_updates"]
+
+    def _unsplit_norm(self) -> Tensor:
+        """ZeRO 0 keeps no norm; after its backward the gradients are already averaged over the workers."""
+        return torch.nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None])
+
+
+def import_deepspeed() -> Any:
+    """DeepSpeed, quiet, and without a GPU also without its C++ communication op, which needs a compiler at run time."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.ERROR)
+    ops = getattr(deepspeed.ops, "__compatible_ops__", None)
+    if not torch.cuda.is_available() and isinstance(ops, dict):
+        ops["deepspeed_shm_comm"] = False  # not public; plain gloo does the same work
+    if not deepspeed.comm.is_initialized():
+        deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
+    return deepspeed
+
+
+def deepspeed_config(config: OptimizerConfig, precision: Precision, context: TrainContext) -> dict[str, Any]:
+    """DeepSpeed's own settings; weights stay in fp32 and bf16 is autocast, as in the other engines."""
+    zero: dict[str, Any] = {"stage": context.placement.zero_stage}
+    if context.placement.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    return {
+        "train_micro_batch_size_per_gpu": 1,  # required; batches are the objective's business
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.max_grad_norm,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # torch's AdamW also on offloaded states: nothing to compile
+        "torch_autocast": {"enabled": precision == "bf16", "dtype": "bfloat16"},
+        "steps_per_print": 1_000_000_000,
+    }

@@ -1,0 +1,138 @@
+"""progress.jsonl: written by worker 0 of a run, followed by the process that a person watches."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from magic141.artifacts import StageLog
+
+FILE = "progress.jsonl"
+_HEARTBEAT_S = 1.0
+_POLL_S = 0.5
+_NOT_METRICS = ("step", "time")
+
+
+class ProgressWriter:
+    """Appends one line per logged step and a heartbeat in between; only worker 0 has one.
+
+    Lines beyond the step that training (re)starts from are dropped, so that the file has each step once.
+    """
+
+    def __init__(self, run_dir: Path, launch_id: str, start_step: int) -> None:
+        self._file = run_dir / FILE
+        kept = [row for row in read_rows(self._file) if row["step"] <= start_step and "time" in row]
+        rows = [*kept, {"step": start_step, "launch": launch_id}]
+        aside = self._file.with_suffix(".aside")
+        aside.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        aside.replace(self._file)
+        self._last_time, self._last_step = time.time(), start_step
+        self._beat = self._last_time
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Log `values` after `step` steps, with the speed since the last logged step."""
+        now = time.time()
+        speed = (step - self._last_step) / max(now - self._last_time, 1e-9)
+        self._append({"step": step, **values, "steps_per_s": round(speed, 4), "time": round(now, 3)})
+        self._last_time, self._last_step = now, step
+
+    def heartbeat(self, step: int) -> None:
+        """Say that `step` is done, at most once a second."""
+        if time.time() - self._beat >= _HEARTBEAT_S:
+            self._append({"step": step})
+
+    def _append(self, row: dict[str, Any]) -> None:
+        self._beat = time.time()
+        with self._file.open("a") as stream:
+            stream.write(json.dumps(row) + "\n")
+
+
+@contextmanager
+def follow(run_dir: Path, launch_id: str, num_steps: int, log: StageLog) -> Iterator[None]:
+    """While the block runs, show a bar and pass on the metrics that the workers of `launch_id` write."""
+    stop = threading.Event()
+    with log.progress(total=num_steps, unit="step") as advance:
+        tail = _Tail(run_dir / FILE, launch_id, log, advance)
+        thread = threading.Thread(target=tail.run, args=(stop,), name="progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """The complete lines of a progress file; a line cut off by a kill is left out."""
+    if not file.exists():
+        return []
+    rows = []
+    for line in file.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def write_metrics(run_dir: Path) -> Path:
+    """metrics.jsonl: the logged steps of the whole run, each once, without wall-clock figures."""
+    file = run_dir / "metrics.jsonl"
+    hidden = ("time", "steps_per_s")
+    rows = [row for row in read_rows(run_dir / FILE) if "time" in row]
+    lines = [json.dumps({name: value for name, value in row.items() if name not in hidden}) + "\n" for row in rows]
+    file.write_text("".join(lines))
+    return file
+
+
+class _Tail:
+    """Follows the file through truncation (a restarted worker replaces it) and passes every step on once."""
+
+    def __init__(self, file: Path, launch_id: str, log: StageLog, advance: Callable[[int], None]) -> None:
+        self._file, self._launch_id, self._log, self._advance = file, launch_id, log, advance
+        self._inode = self._offset = 0
+        self._shown = self._logged = 0
+        self._started = False
+
+    def run(self, stop: threading.Event) -> None:
+        """Poll until told to stop, then read the rest."""
+        while not stop.wait(_POLL_S):
+            self._poll()
+        self._poll()
+
+    def _poll(self) -> None:
+        for row in self._new_rows():
+            if row.get("launch") == self._launch_id:
+                self._logged = max(self._logged, row["step"])
+                self._started = True
+            if self._started:
+                self._take(row)
+
+    def _take(self, row: dict[str, Any]) -> None:
+        step = row["step"]
+        if step > self._shown:
+            self._advance(step - self._shown)
+            self._shown = step
+        if "time" in row and step > self._logged:
+            self._log.metrics({name: value for name, value in row.items() if name not in _NOT_METRICS}, step)
+            self._logged = step
+
+    def _new_rows(self) -> Iterator[dict[str, Any]]:
+        if not self._file.exists():
+            return
+        with self._file.open("rb") as stream:
+            inode = os.fstat(stream.fileno()).st_ino
+            if inode != self._inode:
+                self._inode, self._offset = inode, 0
+            stream.seek(self._offset)
+            for line in stream:
+                if not line.endswith(b"\n"):
+                    break
+                self._offset += len(line)
+                yield json.loads(line)

@@ -1,0 +1,124 @@
+"""What a person sees while stages run: one line a stage, a live bar while something is trained."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+PLAIN_LINE_SECONDS = 15.0
+NAME_WIDTH = 13
+SHOWN_VALUES = 3
+
+
+class StageConsole:
+    """Lines and bars on stderr. Without a terminal, bars become a plain line every 15 seconds."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True, highlight=False)
+        self._values = ""
+
+    def line(self, mark: str, stage: str, text: str, style: str = "") -> None:
+        """`mark stage  text`."""
+        self.console.print(f"{mark} {stage:<{NAME_WIDTH}} {text}", style=style, markup=False, soft_wrap=True)
+
+    def started(self, stage: str) -> None:
+        """The stage begins to work."""
+        self.line("●", stage, "running")
+
+    def finished(self, stage: str, seconds: float, digest: str) -> None:
+        """The stage made its artifact."""
+        self.line("✓", stage, f"{_duration(seconds)}, artifact {digest[:12]}", "green")
+
+    def reused(self, stage: str, run_id: str) -> None:
+        """The stage's artifact was there."""
+        self.line("↺", stage, f"reused from run {run_id}", "cyan")
+
+    def failed(self, stage: str, reason: str) -> None:
+        """The stage did not make its artifact."""
+        self.line("✗", stage, reason, "red")
+
+    def note(self, stage: str, text: str) -> None:
+        """A sentence of the stage."""
+        self.line("·", stage, text, "dim")
+
+    def values(self, values: Mapping[str, float]) -> None:
+        """The newest figures, shown beside the bar."""
+        self._values = "  ".join(f"{name} {value:.4g}" for name, value in list(values.items())[:SHOWN_VALUES])
+
+    @contextmanager
+    def progress(self, stage: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+        """A bar over `total` units with the newest figures, speed and time left."""
+        self._values = ""
+        run = self._live if self.console.is_terminal else self._plain
+        with run(stage, total, unit) as advance:
+            yield advance
+
+    @contextmanager
+    def _live(self, stage: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+        columns = (
+            TextColumn(f"  {stage:<{NAME_WIDTH}}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[values]}"),
+        )
+        with Progress(*columns, console=self.console, transient=True, refresh_per_second=4) as bar:
+            task: TaskID = bar.add_task(stage, total=total, rate="", values="")
+            meter = _Meter(total)
+
+            def advance(done: int) -> None:
+                meter.add(done)
+                bar.update(task, advance=done, rate=f"{meter.rate:.2f} {unit}/s", values=self._values)
+
+            yield advance
+
+    @contextmanager
+    def _plain(self, stage: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+        meter = _Meter(total)
+        last = time.monotonic()
+
+        def advance(done: int) -> None:
+            nonlocal last
+            meter.add(done)
+            if time.monotonic() - last < PLAIN_LINE_SECONDS:
+                return
+            last = time.monotonic()
+            text = f"{meter.done}/{total}  {meter.rate:.2f} {unit}/s  {_duration(meter.left)} left  {self._values}"
+            self.line(" ", stage, text.rstrip())
+
+        yield advance
+
+
+class _Meter:
+    """Speed and time left. The first report may carry steps of an earlier process: it sets the zero of the speed."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.done = 0
+        self._zero = 0
+        self._since = time.monotonic()
+
+    def add(self, done: int) -> None:
+        if self.done == 0:
+            self._zero, self._since = done, time.monotonic()
+        self.done += done
+
+    @property
+    def rate(self) -> float:
+        return (self.done - self._zero) / max(time.monotonic() - self._since, 1e-6)
+
+    @property
+    def left(self) -> float:
+        return (self.total - self.done) / self.rate if self.rate > 0 else 0.0
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"

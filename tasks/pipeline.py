@@ -1,0 +1,57 @@
+"""All stages in the order in which they run."""
+
+from __future__ import annotations
+
+from magic141.config_errors import nearest
+from magic141.frozen import UserError
+from tasks import (
+    build_index,
+    distill_cfg,
+    distill_dmd2,
+    evaluate,
+    generate,
+    prepare_data,
+    pretrain_i2v,
+    pretrain_t2v,
+    publish,
+    quantize,
+    report,
+    train_clip,
+)
+from tasks.stage import Stage
+
+STAGES: tuple[Stage, ...] = (
+    prepare_data.STAGE,
+    train_clip.STAGE,
+    build_index.STAGE,
+    pretrain_t2v.STAGE,
+    pretrain_i2v.STAGE,
+    distill_cfg.STAGE,
+    distill_dmd2.STAGE,
+    quantize.STAGE,
+    generate.STAGE,
+    evaluate.STAGE,
+    report.STAGE,
+    publish.STAGE,
+)
+JUDGING = ("generate", "evaluate", "report")
+
+
+def stages_until(name: str | None) -> tuple[Stage, ...]:
+    """The stages up to and with `name`; all of them without a name."""
+    if name is None:
+        return STAGES
+    names = [stage.name for stage in STAGES]
+    return STAGES[: names.index(known_stage(name, "--until")) + 1]
+
+
+def known_stage(name: str, option: str) -> str:
+    """The name itself.
+
+    Raises:
+        UserError: no stage has that name.
+    """
+    names = [stage.name for stage in STAGES]
+    if name not in names:
+        raise UserError(f"{option} {name}: no such stage; {nearest(name, names)}")
+    return name

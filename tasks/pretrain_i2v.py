@@ -1,0 +1,44 @@
+"""Stage 5: image to video by the 2C+1 surgery; the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from magic141.artifacts import digest_source
+from magic141.config import PipelineConfig
+from tasks.stage import Stage, StageCall
+from tasks.training import TRAINING_CODE, VOLATILE
+
+
+def _run(call: StageCall) -> None:
+    from magic141.training.stages import pretrain_i2v
+
+    config, inputs = call.config, call.inputs
+    pretrain_i2v(
+        config.pretrain_i2v,
+        config.model,
+        inputs["prepare_data"],
+        inputs["pretrain_t2v"],
+        call.out,
+        call.log,
+        call.seed,
+        call.run_dir,
+    )
+
+
+def _sources(config: PipelineConfig) -> Mapping[str, str]:
+    base = config.pretrain_i2v.base
+    return {} if base is None else {"pretrain_i2v.base": digest_source(Path(base).expanduser())}
+
+
+STAGE = Stage(
+    name="pretrain_i2v",
+    modules=("magic141.training.flow_matching", *TRAINING_CODE),
+    settings=lambda config: {"pretrain_i2v": config.pretrain_i2v, "model": config.model},
+    inputs=("prepare_data", "pretrain_t2v"),
+    sources=_sources,
+    run=_run,
+    volatile=VOLATILE,
+    model_type="transformer",
+)

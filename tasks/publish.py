@@ -1,0 +1,34 @@
+"""Stage 12: the student as a diffusers folder, registered under a name with an alias."""
+
+from __future__ import annotations
+
+from magic141.artifacts import ArtifactRef
+from tasks.generate import student_sampling
+from tasks.stage import Stage, StageCall, StageContext
+
+
+def _run(call: StageCall) -> None:
+    from magic141.export import export_pipeline
+
+    config = call.config
+    data, student = call.inputs["prepare_data"], call.inputs["distill_dmd2"]
+    export_pipeline(config.model, config.distill_dmd2, data, student, call.out, call.log)
+
+
+def _register(context: StageContext, ref: ArtifactRef) -> None:
+    publish = context.config.publish
+    tags = {"pipeline_run": context.parent_id, "student": context.artifacts["distill_dmd2"].digest}
+    version = context.tracker.register_model(publish.model_name, ref, publish.alias, tags)
+    uri = f"models:/{publish.model_name}@{publish.alias}"
+    context.console.note("publish", f"{uri} is version {version}")
+
+
+STAGE = Stage(
+    name="publish",
+    modules=("magic141.export",),
+    settings=lambda config: {"model": config.model, **student_sampling(config)},
+    inputs=("prepare_data", "distill_dmd2"),
+    run=_run,
+    model_type="diffusers",
+    on_ready=_register,
+)

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from xml.etree import ElementTree
+
+import pytest
+
+from magic141.evaluation.charts import Series, line_chart, smooth
+
+
+def _svg(chart: str) -> ElementTree.Element:
+    return ElementTree.fromstring(chart[: chart.index("</svg>") + 6])
+
+
+def test_chart_is_well_formed_and_has_a_line_per_series() -> None:
+    chart = line_chart([Series("a & b", [(0, 1), (1, 2)]), Series("c", [(0, 3)], dots=True)], "step")
+    assert len(_svg(chart).findall("polyline")) == 2
+    assert "a &amp; b" in chart
+
+
+def test_higher_values_are_drawn_higher() -> None:
+    points = _svg(line_chart([Series("a", [(0, 1), (1, 2)])], "step")).findall("polyline")[0].attrib["points"].split()
+    (x0, y0), (x1, y1) = (map(float, point.split(",")) for point in points)
+    assert x1 > x0
+    assert y1 < y0
+
+
+@pytest.mark.parametrize("points", [[], [(0, float("nan"))]])
+def test_nothing_to_draw_gives_nothing(points: list[tuple[float, float]]) -> None:
+    assert line_chart([Series("a", points)], "step") == ""
+
+
+@pytest.mark.parametrize("values", [(0.5, 0.5), (-1.0, 1.0), (1e-5, 10.0), (0.0, 0.0)])
+def test_every_range_can_be_drawn_on_a_log_axis_or_falls_back(values: tuple[float, float]) -> None:
+    chart = line_chart([Series("a", list(enumerate(values)))], "step", log_y=True)
+    assert "nan" not in chart
+
+
+def test_smoothing_keeps_constants_and_limits_points() -> None:
+    smoothed = smooth([(step, 2.0) for step in range(1000)])
+    assert len(smoothed) <= 200
+    assert {value for _, value in smoothed} == {2.0}

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from magic141.evaluation.frechet import LatentSpace, frechet_distance
+
+
+def test_identical_sets_have_distance_zero() -> None:
+    a = np.random.default_rng(0).normal(size=(50, 4))
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+
+
+def test_moved_set_has_the_squared_distance_of_its_mean() -> None:
+    a = np.random.default_rng(0).normal(size=(50, 4))
+    assert frechet_distance(a, a + np.array([3.0, 0, 4, 0])) == pytest.approx(25)
+
+
+def test_scaled_set_has_the_closed_form() -> None:
+    a = np.random.default_rng(0).normal(size=(200, 3))
+    centred = a - a.mean(0)
+    # tr(C + 4C - 2*2C) = tr(C)
+    assert frechet_distance(centred, 2 * centred) == pytest.approx(np.trace(np.cov(a, rowvar=False)))
+
+
+def test_distance_is_symmetric_and_matches_scipy() -> None:
+    from scipy.linalg import sqrtm
+
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(size=(80, 5)) @ rng.normal(size=(5, 5)), rng.normal(size=(90, 5))
+    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a + cov_b - 2 * np.real(sqrtm(cov_a @ cov_b)))
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
+    assert frechet_distance(b, a) == pytest.approx(expected, rel=1e-6)
+
+
+def test_space_keeps_the_largest_directions_and_never_more_than_the_data_has() -> None:
+    latents = torch.randn(6, 2, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    assert LatentSpace.fit(latents, 32).project(latents).shape == (6, 5)
+    projected = LatentSpace.fit(latents, 3).project(latents)
+    variances = projected.var(0)
+    assert projected.shape == (6, 3)
+    assert (np.diff(variances) <= 0).all()

@@ -1,0 +1,101 @@
+"""The command line: fast help, exit codes, one line per mistake."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from flows.cli import app
+
+ROOT = Path(__file__).resolve().parents[2]
+DEMO = str(ROOT / "configs" / "demo.yaml")
+HEAVY = ("torch", "mlflow", "prefect", "ray", "transformers", "diffusers", "numpy", "pydantic")
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAGIC141_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = f"import sys, flows.cli; print([m for m in {HEAVY!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_help_is_fast() -> None:
+    command = [sys.executable, "-c", "from flows.cli import app; app()", "--help"]
+    seconds = []
+    for _ in range(3):
+        start = time.monotonic()
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        seconds.append(time.monotonic() - start)
+    assert all(name in done.stdout for name in ("run", "plan", "eval", "generate", "doctor"))
+    assert min(seconds) < 1.0  # 0.3 s on an idle machine
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("run", "nowhere.yaml"), "config nowhere.yaml: no such file"),
+        (("run", DEMO, "--set", "distill_dmd2.num_stepz=3"), "did you mean 'num_steps'?"),
+        (("run", DEMO, "--until", "destill_cfg"), "--until destill_cfg: no such stage; did you mean 'distill_cfg'?"),
+        (("run", DEMO, "--refresh", "x"), "--refresh x: no such stage; known:"),
+        (("run", DEMO, "--set", "data.source=folder", "--set", "data.path=/nowhere"), "data.path = /nowhere: no such"),
+        (("plan", DEMO, "--set", "seed=-1"), "seed = -1: expected greater than or equal to 0"),
+        (
+            ("generate", "--model", "abc", "--image", "no.png", "--prompt", "p", "-o", "o.mp4"),
+            "--image no.png: no such",
+        ),
+        (("generate", "--model", "abc", "--image", DEMO, "--prompt", " ", "-o", "o.mp4"), "--prompt is empty"),
+        (("generate", "--model", "abc", "--image", DEMO, "--prompt", "p", "-o", "o.gif"), "ends in .mp4"),
+        (("generate", "--model", "abc", "--image", DEMO, "--prompt", "p", "-o", "o.mp4"), "there are no runs in"),
+    ],
+)
+def test_mistakes_exit_with_2_and_one_line(arguments: tuple[str, ...], line: str) -> None:
+    result = call(*arguments)
+    assert result.exit_code == 2
+    assert line in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in result.output
+
+
+def test_debug_shows_the_traceback() -> None:
+    result = call("run", "nowhere.yaml", "--debug")
+    assert result.exit_code == 1
+    assert result.exception is not None
+    assert "no such file" in str(result.exception)
+
+
+def test_an_image_that_is_not_an_image(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    picture = tmp_path / "picture.png"
+    picture.write_text("not a picture")
+    result = call(
+        "generate", "--model", str(tmp_path / "model"), "--image", str(picture), "--prompt", "p", "-o", "o.mp4"
+    )
+    assert (result.exit_code, "not a readable image" in result.stderr) == (2, True)
+
+
+def test_plan_of_an_empty_workspace_runs_all_and_creates_nothing(tmp_path: Path) -> None:
+    result = call("plan", DEMO)
+    assert result.exit_code == 0
+    assert result.stdout.count("● run") == 12
+    assert "never made here" in result.stdout
+    assert not (tmp_path / "home").exists()
+
+
+def test_doctor_reports_every_package() -> None:
+    result = call("doctor")
+    assert all(name in result.stdout for name in ("torch", "prefect", "mlflow", "device", "workspace"))
+    assert result.exit_code == 0

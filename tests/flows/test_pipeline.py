@@ -1,0 +1,187 @@
+"""The flows on a small pipeline: order, reuse, until, refresh, plan, evaluation of an earlier run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from prefect.testing.utilities import prefect_test_harness
+
+import flows.evaluation
+import tasks.pipeline
+from flows.evaluation import evaluation
+from flows.pipeline import pipeline
+from flows.plan import make_plan
+from flows.session import Outcome
+from magic141.config import load_config
+from magic141.frozen import UserError
+from tasks.stage import Stage, StageCall
+
+pytestmark = pytest.mark.slow
+SCORES = {
+    "variants": [
+        {"name": "teacher_4", "scores": {"motion": {"value": 0.9, "reason": None}}},
+        {
+            "name": "student_4",
+            "scores": {"motion": {"value": 0.8, "reason": None}, "fd": {"value": None, "reason": "no"}},
+        },
+    ]
+}
+
+
+def fake(stage: Stage) -> Stage:
+    """The stage with its own key and inputs, but a tiny piece of work that reads what it is given."""
+
+    def work(call: StageCall) -> None:
+        inputs = {name: sorted(p.name for p in folder.iterdir()) for name, folder in call.inputs.items()}
+        settings = {name: str(value) for name, value in stage.settings(call.config).items()}
+        (call.out / "result.json").write_text(json.dumps([stage.name, inputs, settings, call.seed]))
+        if stage.name == "evaluate":
+            (call.out / "scores.json").write_text(json.dumps(SCORES))
+        if stage.name == "report":
+            (call.out / "report.html").write_text("<html>")
+
+    return replace(stage, run=work, modules=("magic141.frozen",))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("home")
+    stages = tuple(fake(stage) for stage in tasks.pipeline.STAGES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MAGIC141_HOME", str(folder))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.setenv("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+        patch.setattr(tasks.pipeline, "STAGES", stages)
+        patch.setattr(flows.evaluation, "STAGES", stages)
+        with prefect_test_harness(server_startup_timeout=180):
+            yield folder
+
+
+@pytest.fixture(scope="module")
+def config(home: Path) -> str:
+    (home / "config.yaml").write_text("name: tiny\n")
+    return str(home / "config.yaml")
+
+
+@pytest.fixture(scope="module")
+def outcome(config: str) -> Outcome:
+    return pipeline(config)
+
+
+ALL = [
+    "prepare_data",
+    "train_clip",
+    "build_index",
+    "pretrain_t2v",
+    "pretrain_i2v",
+    "distill_cfg",
+    "distill_dmd2",
+    "quantize",
+    "generate",
+    "evaluate",
+    "report",
+    "publish",
+]
+
+
+def after(*stages: str) -> list[str]:
+    return [name for name in ALL if name not in stages]
+
+
+def test_whole_pipeline_publishes_and_scores(outcome: Outcome) -> None:
+    assert outcome.reused == ()
+    assert Path(str(outcome.report)).read_text() == "<html>"
+    client = MlflowClient(outcome.tracking_uri)
+    run = client.get_run(outcome.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["student/motion"] == 0.8
+    assert run.data.metrics["scores/teacher_4/motion"] == 0.9
+    assert "prefect.flow_run_id" in run.data.tags
+    children = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{outcome.run_id}'")
+    assert sorted(child.data.tags["magic141.stage"] for child in children) == sorted(ALL)
+    assert client.get_model_version_by_alias("magic141", "candidate").version
+
+
+@pytest.mark.parametrize(
+    ("overrides", "runs"),
+    [
+        ([], []),
+        (["evaluate.frechet_dimensions=16"], ["evaluate", "report"]),
+        (["report.title=Other"], ["report"]),
+        (["quantize.exclude=[proj_out]"], ["quantize", "generate", "evaluate", "report"]),
+        (
+            ["distill_dmd2.a_weak=0.25"],
+            ["distill_dmd2", "quantize", "generate", "evaluate", "report", "publish"],
+        ),
+        (["pretrain_i2v.placement.engine=deepspeed", "pretrain_i2v.placement.zero_stage=0"], []),
+    ],
+)
+def test_a_change_runs_what_depends_on_it_and_the_plan_says_so(
+    outcome: Outcome, config: str, overrides: list[str], runs: list[str]
+) -> None:
+    first = next(iter(runs), None)
+    plan = {row.stage: row for row in make_plan(load_config(Path(config), overrides), tasks.pipeline.STAGES)}
+    assert [name for name, row in plan.items() if not row.reused] == [n for n in ALL if n in runs]
+    if first and overrides:
+        assert overrides[0].split("=")[0].split(".")[-1] in plan[first].why
+    assert list(pipeline(config, overrides).reused) == after(*runs)
+
+
+def test_until_and_refresh(outcome: Outcome, config: str) -> None:
+    assert list(pipeline(config, until="build_index").reused) == ["prepare_data", "train_clip", "build_index"]
+    assert list(pipeline(config, refresh=["train_clip"]).reused) == after("train_clip")
+    for arguments in ({"until": "destill_cfg"}, {"refresh": ["destill_cfg"]}):
+        with pytest.raises(UserError, match="no such stage; did you mean 'distill_cfg'"):
+            pipeline(config, **arguments)
+
+
+def test_evaluation_of_a_run_or_model_runs_only_the_judging_stages(outcome: Outcome, home: Path) -> None:
+    assert evaluation(str(home), run_id=outcome.run_id).reused == ("generate", "evaluate", "report")
+    judged = evaluation(str(home), model="models:/magic141/1", overrides=["generate.num_seeds=1"])
+    assert judged.reused == ()
+    client = MlflowClient(judged.tracking_uri)
+    assert client.get_run(judged.run_id).data.tags["origin_run"] == outcome.run_id
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ({"run_id": "nonsense"}, "run nonsense: no such run"),
+        ({"model": "models:/magic141@champion"}, "not in the registry"),
+        ({}, "give either --run ID or --model URI"),
+    ],
+)
+def test_evaluation_of_what_does_not_exist(outcome: Outcome, home: Path, arguments: dict[str, Any], line: str) -> None:
+    with pytest.raises(UserError, match=line):
+        evaluation(str(home), **arguments)
+
+
+def test_evaluation_keeps_the_models(outcome: Outcome, home: Path) -> None:
+    with pytest.raises(UserError, match="eval keeps the run's data and models"):
+        evaluation(str(home), run_id=outcome.run_id, overrides=["distill_dmd2.num_steps=3"])
+
+
+def test_a_failed_stage_fails_the_parent_run(
+    home: Path, config: str, outcome: Outcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks.pipeline, "STAGES", _broken(tasks.pipeline.STAGES))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        pipeline(config, ["seed=5"])
+    client = MlflowClient(outcome.tracking_uri)
+    experiment = client.get_run(outcome.run_id).info.experiment_id
+    newest = client.search_runs([experiment], "tags.`magic141.kind` = 'pipeline'", max_results=1)[0]
+    assert newest.info.status == "FAILED"
+
+
+def _broken(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    def run(call: StageCall) -> None:
+        raise RuntimeError("out of memory")
+
+    work: Callable[[StageCall], None] = run
+    return tuple(replace(stage, run=work) if stage.name == "train_clip" else stage for stage in stages)

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from magic141.artifacts import NullLog
+from magic141.frozen import UserError
+from magic141.retrieval.clip import ClipEmbedder, Preprocessing, build_clip, contrastive_loss
+from magic141.retrieval.config import ClipConfig, IndexConfig
+from magic141.retrieval.index import make_index
+from magic141.retrieval.prior import ImagePrior
+from tests.evaluation.artifacts import make_data, make_retrieval
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("retrieval")
+    data = make_data(folder / "data")
+    return {"data": data, **make_retrieval(folder, data, num_steps=60)}
+
+
+def test_training_beats_chance(artifacts: dict[str, Path]) -> None:
+    record = json.loads((artifacts["index"] / "index.json").read_text())
+    recall = record["recall"]
+    assert record["num_images"] == 48
+    assert recall["num_queries"] + recall["num_without_match"] == 8
+    assert recall["at"]["10"] >= recall["at"]["1"]
+    assert recall["at"]["5"] > recall["chance"]["5"]
+
+
+def test_embeddings_are_unit_vectors_and_reload_alike(artifacts: dict[str, Path]) -> None:
+    first, second = ClipEmbedder.load(artifacts["clip"]), ClipEmbedder.load(artifacts["clip"])
+    texts = first.embed_texts(["a red circle moves up", "a blue square"])
+    np.testing.assert_allclose(np.linalg.norm(texts, axis=1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(texts, second.embed_texts(["a red circle moves up", "a blue square"]))
+    images = np.random.default_rng(0).integers(0, 255, (3, 40, 32, 3), np.uint8)
+    assert first.embed_images(images).shape == (3, 64)
+
+
+def test_prior_returns_the_images_of_the_best_rows(artifacts: dict[str, Path]) -> None:
+    hits = ImagePrior.open(artifacts["index"], artifacts["clip"]).retrieve("a red circle moves up", 4)
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+    embedder = ClipEmbedder.load(artifacts["clip"])
+    scores = (
+        embedder.embed_texts(["a red circle moves up"]) @ embedder.embed_images(np.stack([h.image for h in hits])).T
+    )
+    np.testing.assert_allclose(scores[0], [hit.score for hit in hits], atol=1e-5)
+
+
+def test_prior_never_returns_more_than_it_has(artifacts: dict[str, Path]) -> None:
+    assert len(ImagePrior.open(artifacts["index"], artifacts["clip"]).retrieve("a red circle", 1000)) == 48
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw"])
+def test_every_index_finds_a_vector_by_itself(kind: str) -> None:
+    vectors = np.random.default_rng(0).normal(size=(300, 16)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    index = make_index(IndexConfig.model_validate({"kind": kind}), vectors)
+    scores, rows = index.search(vectors[:20], 1)
+    assert (rows[:, 0] == np.arange(20)).all()
+    np.testing.assert_allclose(scores[:, 0], 1, rtol=1e-5)
+
+
+def test_equal_captions_are_positives_of_each_other() -> None:
+    vectors = torch.eye(2)[[0, 0, 1]]
+    scale = torch.tensor(100.0)
+    same = (torch.tensor([0, 0, 1])[:, None] == torch.tensor([0, 0, 1])[None]).float()
+    assert (
+        contrastive_loss(vectors, vectors, scale, same) < contrastive_loss(vectors, vectors, scale, torch.eye(3)) + 1e-6
+    )
+    assert contrastive_loss(vectors, vectors, scale, same).item() == pytest.approx(2 / 3 * np.log(2), abs=1e-4)
+
+
+def test_preprocessing_covers_the_square_and_keeps_the_centre() -> None:
+    images = torch.zeros(1, 20, 60, 3, dtype=torch.uint8)
+    images[:, :, 20:40] = 255
+    out = Preprocessing(20, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))(images)
+    assert out.shape == (1, 3, 20, 20)
+    assert out.min() == out.max() == 1
+
+
+def test_wrong_pretrained_models_are_user_errors(tmp_path: Path, artifacts: dict[str, Path]) -> None:
+    with pytest.raises(UserError, match=r"clip\.model = NoSuchModel"):
+        build_clip(ClipConfig(kind="pretrained", model="NoSuchModel"), artifacts["data"], tmp_path, NullLog(), 0)
+    with pytest.raises(UserError, match=r"clip\.pretrained is not set"):
+        build_clip(ClipConfig(kind="pretrained", model="RN50"), artifacts["data"], tmp_path, NullLog(), 0)
+    config = ClipConfig(kind="pretrained", model="RN50", pretrained="nothing.pt")
+    with pytest.raises(UserError, match=r"clip\.pretrained = nothing\.pt"):
+        build_clip(config, artifacts["data"], tmp_path, NullLog(), 0)
+
+
+def test_missing_artifacts_are_user_errors(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="build_index"):
+        ImagePrior.open(tmp_path, tmp_path)
+    with pytest.raises(UserError, match="train_clip"):
+        ClipEmbedder.load(tmp_path)

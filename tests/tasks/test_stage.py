@@ -1,0 +1,211 @@
+"""The stage contract, with small real stages: key, reuse, atomicity, refresh, truthful closing, the lock."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from magic141.config import PipelineConfig, with_overrides
+from magic141.tracking import Tracker
+from tasks.console import StageConsole
+from tasks.stage import Stage, StageCall, StageContext, run_stage
+
+CODE = ("magic141.frozen",)
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def write_seed(call: StageCall) -> None:
+    (call.out / "data.txt").write_text(f"{call.config.data.num_frames}")
+    (call.out / "timing.json").write_text(f"{time.time()}")
+
+
+def copy_upper(call: StageCall) -> None:
+    call.log.metrics({"loss": 0.5}, 1)
+    call.log.summary({"accuracy": 1, "engine": "plain"})
+    call.log.note("copied")
+    with call.log.progress(1, "file") as advance:
+        advance(1)
+    (call.out / "copy.txt").write_text((call.inputs["first"] / "data.txt").read_text())
+
+
+FIRST = Stage("first", CODE, lambda c: {"data": c.data}, write_seed, volatile=("timing.json",))
+SECOND = Stage("second", CODE, lambda c: {"model": c.model}, copy_upper, inputs=("first",), model_type="copy")
+
+
+@pytest.fixture(scope="module")
+def tracker(tmp_path_factory: pytest.TempPathFactory) -> Tracker:
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    return Tracker(tmp_path_factory.mktemp("home"), "stages")
+
+
+@pytest.fixture
+def start(tracker: Tracker) -> Callable[..., StageContext]:
+    def _start(*overrides: str, refresh: str = "") -> StageContext:
+        config = with_overrides(PipelineConfig(workspace=tracker.workspace), overrides, "test")
+        console = StageConsole(Console(file=io.StringIO(), width=200))
+        parent = tracker.start_parent("test", "pipeline", {})
+        return StageContext(config, tracker, parent.run_id, console, frozenset({refresh} - {""}))
+
+    return _start
+
+
+def printed(context: StageContext) -> str:
+    file = context.console.console.file
+    assert isinstance(file, io.StringIO)
+    return file.getvalue()
+
+
+def test_same_config_is_reused_and_recorded_on_the_parent(start: Callable[..., StageContext]) -> None:
+    first, again = start("seed=1"), start("seed=1")
+    made = [run_stage(stage, first) for stage in (FIRST, SECOND)]
+    reused = [run_stage(stage, again) for stage in (FIRST, SECOND)]
+    assert made == reused
+    assert (first.reused, again.reused) == ([], ["first", "second"])
+    assert f"reused from run {made[1].run_id}" in printed(again)
+    tags = again.tracker.get_run(again.parent_id).data.tags
+    assert tags["reused.second"] == made[1].run_id
+    assert again.tracker.artifacts_of(again.tracker.get_run(again.parent_id))["second"] == made[1]
+
+
+def test_only_what_depends_on_a_change_runs_again(start: Callable[..., StageContext]) -> None:
+    for overrides, reused in (
+        (("seed=2",), []),
+        (("seed=2", "model.mlp_ratio=2"), ["first"]),
+        (("seed=2", "data.num_workers=3", "evaluate.frechet_dimensions=8"), ["first", "second"]),
+        (("seed=2", "data.num_frames=15"), []),
+    ):
+        context = start(*overrides)
+        for stage in (FIRST, SECOND):
+            run_stage(stage, context)
+        assert context.reused == reused
+
+
+def test_refresh_makes_a_new_run_and_equal_content_keeps_what_follows(start: Callable[..., StageContext]) -> None:
+    before, context = start("seed=3"), start("seed=3", refresh="first")
+    for run in (before, context):
+        for stage in (FIRST, SECOND):
+            run_stage(stage, run)
+    assert context.reused == ["second"]
+    assert context.artifacts["first"].run_id != before.artifacts["first"].run_id
+    assert context.artifacts["first"].digest == before.artifacts["first"].digest
+
+
+def test_deleted_or_altered_artifacts_are_made_again_and_said(start: Callable[..., StageContext]) -> None:
+    ref = run_stage(FIRST, start("seed=4"))
+    (ref.path / "data.txt").write_text("tampered")
+    context = start("seed=4")
+    assert run_stage(FIRST, context).digest == ref.digest
+    assert context.reused == []
+    assert "altered behind the finished run" in printed(context)
+
+
+def test_the_record_holds_key_inputs_and_environment(start: Callable[..., StageContext]) -> None:
+    context = start("seed=5")
+    first, second = (run_stage(stage, context) for stage in (FIRST, SECOND))
+    record = json.loads(context.tracker.read_file(second.run_id, "stage.json"))
+    assert record["key"] == second.key
+    assert record["parts"]["inputs"] == {"first": first.digest}
+    assert record["notes"] == ["copied"]
+    assert {"git_commit", "libraries", "machine", "device", "seconds"} <= record.keys()
+    run = context.tracker.get_run(second.run_id)
+    assert run.data.params["model.mlp_ratio"] == "4.0"
+    assert (run.data.metrics["loss"], run.data.metrics["accuracy"], run.data.tags["engine"]) == (0.5, 1.0, "plain")
+    assert run.info.status == "FINISHED"
+
+
+@pytest.mark.parametrize(("error", "status"), [(RuntimeError("boom"), "FAILED"), (KeyboardInterrupt(), "KILLED")])
+def test_a_stage_that_fails_is_closed_truthfully_and_leaves_nothing(
+    start: Callable[..., StageContext], error: BaseException, status: str
+) -> None:
+    def fail(call: StageCall) -> None:
+        (call.out / "half.txt").write_text("half")
+        call.run_dir.mkdir(parents=True)
+        (call.run_dir / "checkpoint").write_text("step 3")
+        raise error
+
+    context = start(f"seed={len(status) * 10}")
+    stage = Stage("failing", CODE, lambda c: {}, fail)
+    with pytest.raises(type(error)):
+        run_stage(stage, context)
+    key = stage.key(context.config, {}).digest
+    assert not list((context.home / "artifacts" / "failing").iterdir())
+    assert (context.run_dir("failing", key) / "checkpoint").exists()
+    runs = context.tracker.client.search_runs([context.tracker.experiment_id], f"tags.`magic141.key` = '{key}'")
+    assert [run.info.status for run in runs] == [status]
+
+
+def test_one_worker_a_key(start: Callable[..., StageContext]) -> None:
+    calls = []
+
+    def slow(call: StageCall) -> None:
+        calls.append(1)
+        time.sleep(0.5)
+        (call.out / "x").write_text("x")
+
+    stage = Stage("slow", CODE, lambda c: {}, slow)
+    contexts = [start("seed=6"), start("seed=6")]
+    threads = [threading.Thread(target=run_stage, args=(stage, context)) for context in contexts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(calls) == 1
+    assert sorted(len(context.reused) for context in contexts) == [0, 1]
+
+
+KILLED_WORKER = """
+    import sys, time
+    from pathlib import Path
+    from magic141.config import PipelineConfig
+    from magic141.tracking import Tracker
+    from tasks.console import StageConsole
+    from tasks.stage import Stage, StageContext, run_stage
+
+    def work(call):
+        (call.out / "half.txt").write_text("half")
+        call.run_dir.mkdir(parents=True)
+        (call.run_dir / "checkpoint").write_text("3")
+        print("working", flush=True)
+        time.sleep(60)
+
+    tracker = Tracker(Path(sys.argv[1]), "stages")
+    config = PipelineConfig(workspace=tracker.workspace, seed=77)
+    parent = tracker.start_parent("test", "pipeline", {})
+    run_stage(Stage("victim", ("magic141.frozen",), lambda c: {}, work), StageContext(config, tracker, parent.run_id, StageConsole()))
+"""
+
+
+@pytest.mark.slow
+def test_kill_9_leaves_no_result_and_the_next_run_goes_on(start: Callable[..., StageContext], tracker: Tracker) -> None:
+    command = [sys.executable, "-c", textwrap.dedent(KILLED_WORKER), str(tracker.workspace)]
+    worker = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE)
+    assert worker.stdout is not None
+    assert worker.stdout.readline() == b"working\n"
+    worker.send_signal(signal.SIGKILL)
+    worker.wait()
+    seen = []
+
+    def resume(call: StageCall) -> None:
+        seen.append((call.run_dir / "checkpoint").read_text())
+        assert not list(call.out.iterdir())
+        (call.out / "whole.txt").write_text("whole")
+
+    context = start("seed=77")
+    ref = run_stage(Stage("victim", CODE, lambda c: {}, resume), context)
+    assert seen == ["3"]
+    assert [path.name for path in ref.path.parent.iterdir()] == [ref.path.name]
+    query = f"tags.`magic141.key` = '{ref.key}'"
+    runs = tracker.client.search_runs([tracker.experiment_id], query, order_by=["attributes.start_time ASC"])
+    assert [run.info.status for run in runs] == ["KILLED", "FINISHED"]

@@ -1,0 +1,149 @@
+"""Artifacts: digests see content, fingerprints see code, keys see everything that decides a result."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from magic141.artifacts import (
+    ArtifactRef,
+    NullLog,
+    StageKey,
+    digest_folder,
+    digest_source,
+    fingerprint_modules,
+    publish,
+    staging,
+)
+
+KEY = StageKey(stage="s", version=1, code="c", config={"a": {"b": 1}}, inputs={"x": "d"}, seed=0)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "a" / "sub").mkdir(parents=True)
+    (tmp_path / "a" / "one.txt").write_text("1")
+    (tmp_path / "a" / "sub" / "two.txt").write_text("2")
+    return tmp_path / "a"
+
+
+def test_digest_ignores_place_and_time_but_not_content_or_names(folder: Path, tmp_path: Path) -> None:
+    before = digest_folder(folder)
+    os.utime(folder / "one.txt", (1, 1))
+    moved = folder.replace(tmp_path / "b")
+    assert digest_folder(moved) == before
+    (moved / "one.txt").rename(moved / "uno.txt")
+    renamed = digest_folder(moved)
+    (moved / "uno.txt").write_text("3")
+    assert len({before, renamed, digest_folder(moved)}) == 3
+
+
+def test_volatile_files_do_not_count(folder: Path) -> None:
+    before = digest_folder(folder, ("sub/two.txt",))
+    (folder / "sub" / "two.txt").write_text("took 3 s")
+    assert digest_folder(folder, ("sub/two.txt",)) == before
+
+
+def test_ref_knows_whether_its_folder_is_intact(folder: Path) -> None:
+    ref = ArtifactRef(stage="s", key="k", uri=str(folder), digest=digest_folder(folder), run_id="r")
+    assert ref.state() == "intact"
+    (folder / "one.txt").write_text("other")
+    assert ref.state() == "altered"
+    assert ref.model_copy(update={"uri": str(folder / "gone")}).state() == "deleted"
+
+
+def test_source_digest_follows_content(folder: Path) -> None:
+    assert digest_source(folder / "nowhere") == "missing"
+    before = digest_source(folder)
+    (folder / "new.mp4").write_bytes(b"video")
+    assert digest_source(folder) != before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"stage": "t"}, {"version": 2}, {"code": "d"}, {"config": {"a": {"b": 2}}}, {"inputs": {"x": "e"}}, {"seed": 1}],
+)
+def test_every_part_changes_the_key(change: dict[str, object]) -> None:
+    other = KEY.model_copy(update=change)
+    assert other.digest != KEY.digest
+    assert len(other.difference(KEY)) == 1
+
+
+def test_difference_names_the_field() -> None:
+    other = KEY.model_copy(update={"config": {"a": {"b": 2}}})
+    assert other.difference(KEY) == ["config.a.b: 1 -> 2"]
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "fakelib"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("raise RuntimeError('imported')\n")
+    (folder / "entry.py").write_text('"""Doc."""\nimport os\nfrom fakelib import helper\nVALUE = helper.VALUE\n')
+    (folder / "helper.py").write_text("VALUE = 1\n")
+    (folder / "other.py").write_text("VALUE = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return folder
+
+
+def test_fingerprint_follows_imports_without_importing(package: Path) -> None:
+    before = fingerprint_modules(["fakelib.entry"])
+    assert "fakelib" not in sys.modules
+    _rewrite(package / "other.py", "VALUE = 2\n")
+    assert fingerprint_modules(["fakelib.entry"]) == before
+    _rewrite(package / "helper.py", "VALUE = 2\n")
+    assert fingerprint_modules(["fakelib.entry"]) != before
+
+
+def test_fingerprint_ignores_comments_docstrings_and_ignored_modules(package: Path) -> None:
+    before, narrow = fingerprint_modules(["fakelib.entry"]), fingerprint_modules(["fakelib.entry"], ["helper"])
+    _rewrite(package / "helper.py", '"""New."""\n# comment\nVALUE   =   1\n')
+    assert fingerprint_modules(["fakelib.entry"]) == before
+    _rewrite(package / "helper.py", "VALUE = 2\n")
+    assert fingerprint_modules(["fakelib.entry"], ["helper"]) == narrow
+
+
+def test_fingerprint_covers_files_beside_modules(package: Path) -> None:
+    (package / "page.j2").write_text("<p>")
+    before = fingerprint_modules(["fakelib:page.j2"])
+    _rewrite(package / "page.j2", "<b>")
+    assert fingerprint_modules(["fakelib:page.j2"]) != before
+    with pytest.raises(ValueError, match="no such file"):
+        fingerprint_modules(["fakelib.absent"])
+
+
+def test_staging_leaves_nothing_unless_published(tmp_path: Path) -> None:
+    final = tmp_path / "stage" / "key"
+    with staging(final) as out:
+        (out / "half.txt").write_text("half")
+    assert list(final.parent.iterdir()) == []
+    for text in ("first", "second"):
+        with staging(final) as out:
+            (out / "whole.txt").write_text(text)
+            publish(out, final)
+    assert [path.name for path in final.parent.iterdir()] == ["key"]
+    assert (final / "whole.txt").read_text() == "second"
+
+
+def test_staging_clears_what_a_killed_worker_left(tmp_path: Path) -> None:
+    final = tmp_path / "stage" / "key"
+    (final.parent / ".staging-key-1").mkdir(parents=True)
+    with staging(final):
+        assert not (final.parent / ".staging-key-1").exists()
+
+
+def test_null_log_takes_everything() -> None:
+    log = NullLog()
+    log.metrics({"loss": 1.0}, 1)
+    log.summary({"a": 1})
+    with log.progress(2, "step") as advance:
+        advance(1)
+
+
+def _rewrite(path: Path, text: str) -> None:
+    stamp = path.stat().st_mtime_ns + 1_000_000
+    path.write_text(text)
+    os.utime(path, ns=(stamp, stamp))

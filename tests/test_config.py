@@ -1,0 +1,104 @@
+"""The config: composition, and one clear line for every mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from magic141.config import (
+    PipelineConfig,
+    config_digest,
+    load_config,
+    missing_sources,
+    to_yaml,
+    validate,
+    with_overrides,
+)
+from magic141.frozen import UserError, key_fields
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+@pytest.mark.parametrize("name", ["demo", "smoke", "hunyuan_13b"])
+def test_shipped_configs_validate_and_round_trip(name: str) -> None:
+    config = load_config(CONFIGS / f"{name}.yaml")
+    assert validate(yaml.safe_load(to_yaml(config)), name) == config
+
+
+def test_extends_and_set_compose(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("name: base\ndistill_dmd2: {num_steps: 7, a_weak: 0.25}\n")
+    (tmp_path / "top.yaml").write_text("extends: base.yaml\ndistill_dmd2: {num_steps: 8}\n")
+    config = load_config(tmp_path / "top.yaml", ["distill_dmd2.lora_rank=4", "generate.few_steps=[2]", "name=a=b"])
+    assert (config.distill_dmd2.num_steps, config.distill_dmd2.a_weak, config.distill_dmd2.lora_rank) == (8, 0.25, 4)
+    assert (config.generate.few_steps, config.name) == ((2,), "a=b")
+
+
+MISTAKES = {
+    "distill_dmd2.num_stepz=3": "distill_dmd2.num_stepz = 3: unknown field in 'distill_dmd2'; did you mean 'num_s",
+    "dota.x=1": "dota = {\"x\": 1}: unknown field in 'demo.yaml'; did you mean 'data'?",
+    "pretrain_i2v.num_steps=0": "pretrain_i2v.num_steps = 0: expected greater than or equal to 1",
+    "pretrain_i2v.num_steps=abc": "pretrain_i2v.num_steps = 'abc': expected a valid integer",
+    "pretrain_i2v.placement.engine=dpp": "expected 'plain', 'ddp' or 'deepspeed'",
+    "data.num_frames=12": "data.num_frames = 12: the codec needs 2*k+1 frames; use 11 or 13",
+    "data.num_frames=9": "data.num_frames = 9: windows that know two latent frames",
+    "data.height=36": "data.height = 36: not divisible by the codec's spatial factor 8; use a multiple of 8",
+    "data.width=40": "data.width = 40: not divisible by codec factor 8 x model.patch_size 2; use a multiple of 16",
+    "model.window_frames=8": "model.window_frames = 8: the codec needs 2*k+1 frames; use 7 or 9",
+    "model.window_frames=15": "model.window_frames = 15: longer than data.num_frames = 13; use at most 13",
+    "pretrain_t2v.batch_size=7": "pretrain_t2v.batch_size = 7: not divisible by placement.num_workers = 2",
+    "distill_cfg.batch_size=6002": "distill_cfg.batch_size = 6002: the corpus has data.shapes.num_train = 6000 clips",
+    "distill_dmd2.schedule_steps=2": "num_inference_steps = 4 is more than schedule_steps = 2; use fewer steps",
+    "generate.many_steps=2000": "generate.many_steps = 2000: the schedule has 1000 steps",
+    "generate.num_exact_clips=1000": "generate.num_exact_clips = 1000: data.shapes.num_heldout = 512 clips",
+    "generate.guidance_scale=9": "generate.guidance_scale = 9.0: distill_cfg covers 1.0 to 3.0",
+    "generate.long_video_prefix=5": "generate.long_video_prefix = 5: a window has 5 latent frames; use at most 4",
+    "data.source=folder": "data.path is not set",
+    "data": "--set data: expected SECTION.FIELD=VALUE",
+}
+
+
+@pytest.mark.parametrize(("override", "line"), MISTAKES.items())
+def test_a_mistake_is_one_line(override: str, line: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(CONFIGS / "demo.yaml", ["model.patch_size=2", override])
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_mistakes_are_two_lines() -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(CONFIGS / "demo.yaml", ["seed=-1", "train_clip.batch_size=one"])
+    assert len(str(caught.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "line"), [("a: [", "not YAML"), ("- 1", "expected fields"), ("extends: 3", "expected one file name")]
+)
+def test_bad_files_are_named(tmp_path: Path, text: str, line: str) -> None:
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(UserError, match=line):
+        load_config(tmp_path / "bad.yaml")
+
+
+def test_missing_file_and_endless_extends(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        load_config(tmp_path / "none.yaml")
+    (tmp_path / "a.yaml").write_text("extends: a.yaml")
+    with pytest.raises(UserError, match="extends itself"):
+        load_config(tmp_path / "a.yaml")
+
+
+def test_missing_folders_are_reported_before_work(tmp_path: Path) -> None:
+    config = load_config(CONFIGS / "demo.yaml", ["data.source=folder", f"data.path={tmp_path / 'videos'}"])
+    assert [line.split(":")[0] for line in missing_sources(config)] == [f"data.path = {tmp_path / 'videos'}"]
+
+
+def test_placement_is_not_in_keys_but_in_the_digest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = PipelineConfig()
+    other = with_overrides(config, ["pretrain_i2v.checkpoint_every_steps=7", "workspace=elsewhere"], "x")
+    assert key_fields(config.pretrain_i2v) == key_fields(other.pretrain_i2v)
+    assert config_digest(config) != config_digest(other)
+    monkeypatch.setenv("MAGIC141_HOME", str(tmp_path))
+    assert other.home == tmp_path

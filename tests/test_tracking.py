@@ -1,0 +1,123 @@
+"""Tracking against a real SQLite store: reuse, truthful closing, lineage, registry."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from magic141.artifacts import ArtifactRef, digest_folder
+from magic141.frozen import UserError
+from magic141.tracking import Tracker, metric_name, store_exists, tracking_uri
+
+
+@pytest.fixture(scope="module")
+def tracker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tracker]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield Tracker(tmp_path_factory.mktemp("home"), "tests")
+
+
+def make_artifact(tracker: Tracker, stage: str, key: str, text: str = "weights") -> ArtifactRef:
+    folder = tracker.workspace / "artifacts" / stage / key
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "file.txt").write_text(text)
+    parent = tracker.start_parent("demo", "pipeline", {})
+    run = tracker.start_stage(stage, key, parent.run_id)
+    ref = ArtifactRef(stage=stage, key=key, uri=str(folder), digest=digest_folder(folder), run_id=run.run_id)
+    run.artifact(ref)
+    run.model(ref, tracker.experiment_id, "transformer")
+    tracker.set_artifact(parent.run_id, ref, reused=False)
+    run.close("FINISHED")
+    parent.close("FINISHED")
+    return ref
+
+
+def test_finished_artifact_is_found_and_an_altered_one_is_not(tracker: Tracker) -> None:
+    ref = make_artifact(tracker, "train", "key-a")
+    assert tracker.find_reusable("key-a").ref == ref
+    (ref.path / "file.txt").write_text("tampered")
+    found = tracker.find_reusable("key-a")
+    assert found.ref is None
+    assert found.note is not None
+    assert "altered behind the finished run" in found.note
+    (ref.path / "file.txt").unlink()
+    ref.path.rmdir()
+    assert "deleted" in str(tracker.find_reusable("key-a").note)
+    assert tracker.find_reusable("unknown") == type(found)(None, None)
+
+
+def test_failed_runs_are_not_reused(tracker: Tracker) -> None:
+    parent = tracker.start_parent("demo", "pipeline", {})
+    run = tracker.start_stage("train", "key-b", parent.run_id)
+    run.close("FAILED")
+    assert tracker.find_reusable("key-b").ref is None
+    assert tracker.get_run(run.run_id).info.status == "FAILED"
+    assert tracker.get_run(run.run_id).data.tags["mlflow.parentRunId"] == parent.run_id
+
+
+def test_runs_of_dead_processes_are_closed_as_killed(tracker: Tracker) -> None:
+    parent = tracker.start_parent("demo", "pipeline", {})
+    alive, dead = (tracker.start_stage("train", "key-c", parent.run_id) for _ in range(2))
+    process = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    dead.tags({"magic141.pid": process.stdout.decode().strip()})
+    assert tracker.close_stale_stage("key-c") == 1
+    assert tracker.get_run(dead.run_id).info.status == "KILLED"
+    assert tracker.get_run(alive.run_id).info.status == "RUNNING"
+
+
+def test_metrics_params_media_and_lineage_are_kept(tracker: Tracker) -> None:
+    ref = make_artifact(tracker, "teacher", "key-d")
+    data = ref.model_copy(update={"stage": "prepare_data"})
+    run = tracker.start_stage("student", "key-e", "parent")
+    for step in range(3):
+        run.metrics({"recall@1": step / 2}, step)
+    run.params({"student": {"optimizer": {"lr": 0.1}}, "seed": 3})
+    run.image("samples/clip", np.zeros((8, 8, 3), np.uint8), step=2)
+    run.text("{}", "stage.json")
+    run.inputs([ref, data], datasets=("prepare_data",), context="training")
+    run.close("FINISHED")
+    kept = tracker.get_run(run.run_id)
+    assert kept.data.params == {"student.optimizer.lr": "0.1", "seed": "3"}
+    history = tracker.client.get_metric_history(run.run_id, metric_name("recall@1"))
+    assert [(m.step, m.value) for m in history] == [(0, 0.0), (1, 0.5), (2, 1.0)]
+    assert len(kept.inputs.model_inputs) == len(kept.inputs.dataset_inputs) == 1
+    assert any("samples" in file.path for file in tracker.client.list_artifacts(run.run_id, "images"))
+    assert tracker.last_record("student") == {}
+
+
+def test_registered_model_resolves_by_alias_and_version(tracker: Tracker) -> None:
+    ref = make_artifact(tracker, "publish", "key-f")
+    assert [tracker.register_model("net", ref, "candidate", {}) for _ in range(2)] == ["1", "1"]
+    other = make_artifact(tracker, "publish", "key-g")
+    assert tracker.register_model("net", other, "candidate", {}) == "2"
+    assert tracker.resolve_model("models:/net@candidate") == other
+    assert tracker.resolve_model("models:/net/1") == ref
+    mistakes = {"net": "expected models:/", "models:/net@x": "models:/net@candidate", "models:/a/1": "not in"}
+    for uri, line in mistakes.items():
+        with pytest.raises(UserError, match=line):
+            tracker.resolve_model(uri)
+
+
+def test_run_lookup(tracker: Tracker) -> None:
+    ref = make_artifact(tracker, "train", "key-h")
+    parent = tracker.pipeline_run(ref.run_id)
+    assert tracker.artifacts_of(parent) == {"train": ref}
+    assert tracker.pipeline_run(parent.info.run_id).info.run_id == parent.info.run_id
+    with pytest.raises(UserError, match="run nonsense: no such run"):
+        tracker.get_run("nonsense")
+    with pytest.raises(UserError, match="has no file"):
+        tracker.read_file(ref.run_id, "config.yaml")
+
+
+def test_default_store_is_in_the_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert tracking_uri(tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
+    assert not store_exists(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    assert tracking_uri(tmp_path) == "http://127.0.0.1:1"
+    assert store_exists(tmp_path)

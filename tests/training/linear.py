@@ -1,0 +1,123 @@
+"""The smallest objective with everything the loop handles: an engine, an EMA, random noise, validation, export."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from magic141.frozen import UserError
+from magic141.training.batches import BatchSampler
+from magic141.training.config import PlacementConfig, TrainConfig
+from magic141.training.ema import Ema
+from magic141.training.engine import Engine, make_engine
+from magic141.training.objective import TrainContext
+
+NUM_POINTS, WIDTH = 64, 8
+
+
+class Network(nn.Module):
+    """A frozen matrix, a trained block matrix (for Muon) and a bias (for AdamW)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = nn.Linear(WIDTH, WIDTH).requires_grad_(False)
+        self.blocks = nn.ModuleList([nn.Linear(WIDTH, WIDTH)])
+        self.head = nn.Linear(WIDTH, 1)
+        self.register_buffer("scale", torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks[0](self.base(x)) * self.scale)
+
+
+@dataclass(frozen=True)
+class LinearSpec:
+    """What may go wrong, beside the config."""
+
+    config: TrainConfig
+    noise: float = 0.1
+    mistake: str = ""
+    crash_at: int = -1
+    kill_once_at: int = -1
+
+    def build(self, context: TrainContext) -> LinearRegression:
+        if self.mistake:
+            raise UserError(self.mistake)
+        return LinearRegression(self, context)
+
+
+class LinearRegression:
+    """y = mean(x), with noise on x from the worker's global generator, so that resuming must restore it."""
+
+    def __init__(self, spec: LinearSpec, context: TrainContext) -> None:
+        self.spec, self.context = spec, context
+        config = spec.config
+        generator = torch.Generator().manual_seed(0)
+        self.x = torch.randn(NUM_POINTS, WIDTH, generator=generator)
+        self.engine = make_engine(Network(), config.optimizer, config.num_steps, config.precision, context)
+        self.ema = Ema(self.engine.module, config.ema_decay)
+        self.sampler = BatchSampler(
+            NUM_POINTS, config.batch_size // context.world_size, context.rank, context.world_size, context.seed
+        )
+
+    @property
+    def engines(self) -> Mapping[str, Engine]:
+        return {"network": self.engine}
+
+    def step(self, step: int) -> dict[str, Tensor | float]:
+        if step == self.spec.crash_at:
+            raise ZeroDivisionError("the objective broke")
+        self._kill_once(step)
+        x = self.x[self.sampler.indices(step)]
+        with self.engine.autocast():
+            loss = (self.engine(x + self.spec.noise * torch.randn_like(x)) - x.mean(1, keepdim=True)).square().mean()
+        self.engine.backward(loss)
+        norm = self.engine.step()
+        self.ema.update()
+        return {"loss": loss, "grad_norm": norm}
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        with self.ema.applied():
+            error = self.engine.module(self.x + torch.randn_like(self.x)) - self.x.mean(1, keepdim=True)
+        return {"validation_loss": float(error.square().mean())}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"ema": self.ema.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.ema.load_state_dict(state["ema"])
+
+    def export(self, folder: Path) -> None:
+        weights = self.ema.full_state_dict(self.engine)
+        if self.context.is_main:
+            torch.save({"ema": weights}, folder / "weights.pt")
+
+    def _kill_once(self, step: int) -> None:
+        """The last worker's process dies, the first time only."""
+        marker = self.context.run_dir / "killed"
+        last = self.context.rank == self.context.world_size - 1
+        if step == self.spec.kill_once_at and last and not marker.exists():
+            marker.touch()
+            os._exit(1)
+
+
+def linear_config(num_steps: int = 12, **placement: Any) -> TrainConfig:
+    """A short run in this process, unless `placement` says otherwise."""
+    settings = {"engine": "plain", "launcher": "local", "num_workers": 1, "log_every_steps": 2} | placement
+    return TrainConfig.model_validate(
+        {
+            "num_steps": num_steps,
+            "batch_size": 8,
+            "optimizer": {"kind": "adamw", "learning_rate": 0.02, "warmup_steps": 2},
+            "ema_decay": 0.9,
+            "checkpoint_every_steps": 5,
+            "validate_every_steps": 6,
+            "placement": PlacementConfig.model_validate(settings),
+        }
+    )
