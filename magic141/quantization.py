@@ -77,7 +77,9 @@ def quantize_linear_layers(model: nn.Module, exclude: tuple[str, ...]) -> list[s
     """
     names = quantizable_layers(model, exclude)
     if not names:
-        raise UserError(f"quantize.exclude = {list(exclude)}: leaves no linear layer to quantise; exclude fewer modules")
+        raise UserError(
+            f"quantize.exclude = {list(exclude)}: leaves no linear layer to quantise; exclude fewer modules"
+        )
     for name in names:
         _replace(model, name, Int8Linear.from_float(_get_linear(model, name)))
     return names

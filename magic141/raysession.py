@@ -13,14 +13,15 @@ import ray.data
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
 _OBJECT_STORE_BYTES = 500_000_000
+_NUM_START_ATTEMPTS = 3  # Ray gives its daemons 30 seconds, too few on a machine busy with other work
 
 
 def ensure_ray() -> None:
     """Connects this process to Ray unless it already is.
 
-    With RAY_ADDRESS set, that cluster is used as it is: its nodes have magic141 installed and their own limits. Otherwise
-    a local one starts, whose workers find this package and use one thread each. Ray Data's progress bars are off: stages
-    show their own.
+    With RAY_ADDRESS set, that cluster is used as it is: its nodes have magic141 installed and their own limits.
+    Otherwise a local one starts, whose workers find this package and use one thread each. Ray Data's progress bars
+    are off: stages show their own.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a FutureWarning in every process
@@ -36,14 +37,25 @@ def _start_local() -> None:
     """Workers inherit the environment that Ray's daemon starts with, which is faster than a runtime environment."""
     path = os.pathsep.join(filter(None, (str(_REPOSITORY), os.environ.get("PYTHONPATH"))))
     with _environment({"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}):
-        ray.init(
-            address="local",
-            num_cpus=max(2, os.cpu_count() or 2),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=_OBJECT_STORE_BYTES,
-        )
+        for attempt in range(1, _NUM_START_ATTEMPTS + 1):
+            try:
+                _init_local()
+                return
+            except Exception as error:  # Ray raises no narrower class here
+                if "timed out during startup" not in str(error) or attempt == _NUM_START_ATTEMPTS:
+                    raise
+                ray.shutdown()
+
+
+def _init_local() -> None:
+    ray.init(
+        address="local",
+        num_cpus=max(2, os.cpu_count() or 2),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=_OBJECT_STORE_BYTES,
+    )
 
 
 @contextmanager

@@ -108,7 +108,8 @@ def list_videos(folder: Path) -> Listing:
         else:
             videos.append(VideoFile(name, " ".join(caption.split())))
     found = {path.relative_to(folder).as_posix() for path in files}
-    bad += [BadFile(name, f"named in {CAPTIONS_FILE}, but there is no such video") for name in sorted(captions) if name not in found]
+    lost = sorted(set(captions) - found)
+    bad += [BadFile(name, f"named in {CAPTIONS_FILE}, but there is no such video") for name in lost]
     return Listing(videos, bad)
 
 
@@ -196,5 +197,7 @@ def render_chunk(chunk: Sequence[Clip], config: DataConfig) -> Frames:
     frames = read_video(path, config.fps, (height, width), first, chunk[-1].start_frame - first + length)
     windows = [frames[clip.start_frame - first : clip.start_frame - first + length] for clip in chunk]
     if len(windows[-1]) < length:
-        raise UserError(f"video {path}: ended early at frame {first + len(frames)}; it changed while it was read; run again")
+        raise UserError(
+            f"video {path}: ended early at frame {first + len(frames)}; it changed while it was read; try again"
+        )
     return np.stack(windows)

@@ -75,7 +75,7 @@ class ClipDataset:
         if not rows:
             raise UserError(f"data set {folder}: no clips of split {split!r}; expected train, validation or heldout")
         shards = [load_file(_existing(folder / shard)) for shard in dict.fromkeys(row["shard"] for row in rows)]
-        fields = {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
+        fields: dict[str, Any] = {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
         fields.setdefault("frames", None)
         return cls(
             **fields,
@@ -106,5 +106,5 @@ def load_null_text(folder: Path) -> TextEmbedding:
 
 def _existing(path: Path) -> Path:
     if not path.is_file():
-        raise UserError(f"data set file {path}: no such file; expected a folder that prepare_data wrote; prepare it again")
+        raise UserError(f"data set file {path}: no such file; expected a folder from prepare_data; prepare it again")
     return path

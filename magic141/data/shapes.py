@@ -42,7 +42,9 @@ class ShapeClip:
     direction: int  # index into DIRECTIONS, 45 degrees each, counter-clockwise
     speed: float  # pixels per frame
     exact: bool  # whether the caption names the direction or only its axis
-    corners: tuple[tuple[float, float, float], ...]  # background colours: top left, top right, bottom left, bottom right
+    corners: tuple[
+        tuple[float, float, float], ...
+    ]  # background colours: top left, top right, bottom left, bottom right
 
     @property
     def caption(self) -> str:
@@ -69,7 +71,7 @@ def sample_clip(rng: np.random.Generator, config: ShapesConfig) -> ShapeClip:
     """Draws one clip; background plain (40 %) or a bilinear gradient of four dim colours."""
     plain = rng.random() < 0.4
     colours = rng.uniform(0, MAX_BACKGROUND, (1 if plain else 4, 3))
-    corners = np.broadcast_to(colours, (4, 3))
+    corners = np.broadcast_to(colours, (4, 3)).tolist()
     return ShapeClip(
         shape=str(rng.choice(SHAPES)),
         colour=str(rng.choice(list(COLOURS))),
@@ -79,7 +81,7 @@ def sample_clip(rng: np.random.Generator, config: ShapesConfig) -> ShapeClip:
         direction=int(rng.integers(len(DIRECTIONS))),
         speed=float(rng.uniform(config.min_speed, config.max_speed)),
         exact=bool(rng.random() < config.exact_fraction),
-        corners=tuple(tuple(float(v) for v in corner) for corner in corners),
+        corners=tuple((red, green, blue) for red, green, blue in corners),
     )
 
 
@@ -100,7 +102,7 @@ def background(clip: ShapeClip, height: int, width: int) -> NDArray[np.float32]:
 
 
 def signed_distance(
-    shape: str, dx: NDArray[np.float32], dy: NDArray[np.float32], radius: float
+    shape: str, dx: NDArray[np.floating[Any]], dy: NDArray[np.floating[Any]], radius: float
 ) -> NDArray[np.float32]:
     """Distance to the edge, positive inside; the three shapes have about the same area."""
     if shape == "circle":
@@ -113,7 +115,7 @@ def signed_distance(
 
 
 def coverage(
-    shape: str, radius: float, centres: NDArray[np.floating], height: int, width: int
+    shape: str, radius: float, centres: NDArray[np.floating[Any]], height: int, width: int
 ) -> NDArray[np.float32]:
     """Soft mask of the object on the torus, in [0, 1].
 

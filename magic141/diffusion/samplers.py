@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -26,7 +28,7 @@ def sample_euler(predict: PredictVelocity, noise: Tensor, sigmas: Tensor) -> Ten
         Clean latents [B, ...] after n evaluations.
     """
     x_t = noise
-    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, sigma_next in pairwise(sigmas):
         x_t = x_t + predict(x_t, _batch(sigma, x_t)) * (sigma_next - sigma)
     return x_t
 
@@ -36,10 +38,7 @@ def sample_renoise(predict: PredictVelocity, noise: Tensor, sigmas: Tensor, gene
 
     Args and result as in `sample_euler`; `generator` draws the fresh noise.
     """
-    x0 = noise
-    for x0 in renoise_chain(predict, noise, sigmas, generator):
-        pass
-    return x0
+    return deque(renoise_chain(predict, noise, sigmas, generator), maxlen=1)[0]
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def renoise_chain(
 ) -> Iterator[Tensor]:
     """Yields the clean estimate of every step of `sample_renoise`."""
     x_t = noise
-    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, sigma_next in pairwise(sigmas):
         time = _batch(sigma, x_t)
         x0 = x0_from_velocity(x_t, predict(x_t, time), time)
         yield x0
@@ -76,7 +75,7 @@ def chain_input(
         generator: draws the fresh noise of "renoise".
     """
     x_t = noise
-    for sigma, sigma_next in zip(sigmas[:exit_step], sigmas[1 : exit_step + 1], strict=True):
+    for sigma, sigma_next in pairwise(sigmas[: exit_step + 1]):
         time = _batch(sigma, x_t)
         velocity = predict(x_t, time)
         if sampler == "euler":

@@ -31,6 +31,7 @@ AREA_RANGE = (0.5, 1.6)  # visible area relative to the true one, in every frame
 MAX_PSNR_DB = 60.0
 
 Array = NDArray[np.float64]
+Pixels = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
@@ -141,13 +142,13 @@ def _soft_iou(alpha: Array, mask: NDArray[np.float32]) -> float:
     return float((np.minimum(alpha, mask).sum((1, 2)) / np.maximum(union, 1e-6)).mean())
 
 
-def _nearest_colour(pixels: NDArray[np.float32], mask: NDArray[np.float32]) -> str:
+def _nearest_colour(pixels: Pixels, mask: Pixels) -> str:
     weights = np.where(mask > 0.8, mask, 0)[..., None]
     mean = (pixels * weights).sum((0, 1, 2)) / max(float(weights.sum()), 1e-6)
     return min(COLOURS, key=lambda name: float(((mean - np.asarray(COLOURS[name])) ** 2).sum()))
 
 
-def _psnr(pixels: NDArray[np.float32], target: NDArray[np.float32], where: NDArray[np.bool_]) -> float:
+def _psnr(pixels: Pixels, target: Pixels, where: NDArray[np.bool_]) -> float:
     error = ((pixels - target) ** 2).mean(-1)
     mse = float(error[where].mean()) if where.any() else 0.0
     return min(MAX_PSNR_DB, -10 * float(np.log10(max(mse, 1e-10))))

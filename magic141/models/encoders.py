@@ -106,9 +106,7 @@ class Encoders:
         self._batch_size = 256 if tiny else 8
 
     @classmethod
-    def fit(
-        cls, captions: Sequence[str], config: EncoderConfig, seed: int, images: Tensor | None = None
-    ) -> Encoders:
+    def fit(cls, captions: Sequence[str], config: EncoderConfig, seed: int, images: Tensor | None = None) -> Encoders:
         """Makes encoders for a corpus.
 
         Args:

@@ -48,9 +48,7 @@ def condition(text: TextEmbedding, image_tokens: Tensor | None) -> Conditioning:
     if image_tokens is None:
         return Conditioning(text.tokens, text.mask, text.pooled)
     image_mask = torch.ones(image_tokens.shape[:2], dtype=text.mask.dtype, device=text.mask.device)
-    return Conditioning(
-        torch.cat([image_tokens, text.tokens], 1), torch.cat([image_mask, text.mask], 1), text.pooled
-    )
+    return Conditioning(torch.cat([image_tokens, text.tokens], 1), torch.cat([image_mask, text.mask], 1), text.pooled)
 
 
 def make_prefix(latents: Tensor, num_known: Tensor | int) -> Prefix:

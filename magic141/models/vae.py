@@ -17,7 +17,7 @@ from magic141.data.config import CodecConfig
 from magic141.frozen import UserError
 
 
-class CausalPCACodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class CausalPCACodec(ModelMixin, ConfigMixin):
     """A linear causal video codec: patches of frame 0 alone, then of groups of frames, onto principal components.
 
     It has the temporal causality of HunyuanVideo's VAE (frame 0 is encoded alone, so a single image can be encoded)
@@ -116,8 +116,8 @@ class VideoCodec:
 
     def __init__(self, vae: nn.Module) -> None:
         self.vae: Any = vae.eval().requires_grad_(False)
-        self.temporal_factor: int = self.vae.temporal_compression_ratio
-        self.spatial_factor: int = self.vae.spatial_compression_ratio
+        self.temporal_factor = int(self.vae.temporal_compression_ratio)
+        self.spatial_factor = int(self.vae.spatial_compression_ratio)
 
     @property
     def num_channels(self) -> int:

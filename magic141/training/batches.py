@@ -8,6 +8,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from magic141.frozen import UserError
+
 
 @dataclass(frozen=True)
 class BatchSampler:
@@ -31,7 +33,9 @@ class BatchSampler:
 
     def __post_init__(self) -> None:
         if self.num_clips < self.batch_size:
-            raise ValueError(f"batch_size = {self.batch_size}: more than the {self.num_clips} clips; use a smaller batch")
+            raise UserError(
+                f"batch_size = {self.batch_size}: the data has only {self.num_clips} clips; use a smaller batch"
+            )
 
     @property
     def batch_size(self) -> int:
@@ -45,7 +49,8 @@ class BatchSampler:
         """
         start = step * self.batch_size + self.rank * self.batch_size_per_worker
         positions = range(start, start + self.batch_size_per_worker)
-        return torch.stack([_order(self.num_clips, self.seed, p // self.num_clips)[p % self.num_clips] for p in positions])
+        passes = [divmod(position, self.num_clips) for position in positions]
+        return torch.stack([_order(self.num_clips, self.seed, epoch)[place] for epoch, place in passes])
 
 
 @lru_cache(maxsize=4)

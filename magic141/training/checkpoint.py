@@ -99,8 +99,8 @@ def write_checkpoint(folder: Path, objective: Objective, context: TrainContext, 
 def read_checkpoint(folder: Path, objective: Objective, context: TrainContext) -> CheckpointInfo:
     """Put a checkpoint back into `objective` and the random generators.
 
-    Plain and DDP checkpoints are interchangeable, also between numbers of workers (then the continuation is valid but not
-    the same bits); DeepSpeed's are split over the workers and need the same number again.
+    Plain and DDP checkpoints are interchangeable, also between numbers of workers (then the continuation is valid but
+    not the same bits); DeepSpeed's are split over the workers and need the same number again.
     """
     info = CheckpointInfo(**json.loads((folder / "info.json").read_text()))
     _check_compatible(info, context)
@@ -143,7 +143,7 @@ def _check_compatible(info: CheckpointInfo, context: TrainContext) -> None:
     if (info.engine, info.world_size) != (placement.engine, context.world_size):
         raise UserError(
             f"placement.engine = {placement.engine}, num_workers = {context.world_size}: {context.run_dir} holds step "
-            f"{info.step} of engine {info.engine} with {info.world_size} workers; use those again, or delete that folder"
+            f"{info.step} of engine {info.engine} with {info.world_size} workers; use those again or delete that folder"
         )
 
 

@@ -89,4 +89,3 @@ def _where(drop: Tensor, a: TextEmbedding, b: TextEmbedding) -> TextEmbedding:
         torch.where(pick, a.mask, b.mask),
         torch.where(pick, a.pooled, b.pooled),
     )
-

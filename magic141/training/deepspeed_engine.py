@@ -44,15 +44,19 @@ class DeepSpeedEngine:
         )[0]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The forward pass."""
         return self._engine(*args, **kwargs)
 
     def autocast(self) -> AbstractContextManager[Any]:
+        """The mixed-precision context."""
         return autocast(self._context.device, self._precision)
 
     def backward(self, loss: Tensor) -> None:
+        """Accumulate gradients."""
         self._engine.backward(loss)
 
     def step(self) -> float:
+        """Average, clip, update: DeepSpeed does all three."""
         rate = self._config.learning_rate * learning_rate_factor(self.num_updates, self._num_steps, self._config)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
@@ -62,6 +66,7 @@ class DeepSpeedEngine:
         return float(self._engine.get_global_grad_norm() if norm is None else norm)
 
     def full_state_dict(self) -> dict[str, Tensor]:
+        """All weights, as copies."""
         state: dict[str, Tensor] = {}
         for name, value in self.module.state_dict(keep_vars=True).items():
             if hasattr(value, "ds_id"):
@@ -73,11 +78,13 @@ class DeepSpeedEngine:
         return state
 
     def save(self, folder: Path) -> None:
+        """Every worker's shard, without the frozen weights."""
         folder.mkdir(parents=True, exist_ok=True)
         counters = {"num_updates": self.num_updates}
         self._engine.save_checkpoint(str(folder), tag=_TAG, client_state=counters, exclude_frozen_parameters=True)
 
     def load(self, folder: Path) -> None:
+        """The inverse of `save`."""
         path, counters = self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False)
         if path is None:
             raise ValueError(f"{folder}: no DeepSpeed checkpoint in it; delete the run's folder")

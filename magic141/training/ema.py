@@ -16,7 +16,7 @@ class Ema:
     """Average of a network's trainable parameters in fp32, unbiased from the first update on.
 
     After n updates the average is sum_k d^(n-k) p_k / sum_k d^(n-k), so that the untrained start weighs nothing and a
-    short run is not held back by a long horizon. Build it after the engine: under ZeRO-3 each worker averages its shard.
+    short run is not held back by a long horizon. Build it after the engine: under ZeRO-3 a worker averages its shard.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:

@@ -68,7 +68,7 @@ class Engine(Protocol):
 
 
 class PlainEngine:
-    """One process. All gradients are views into one flat buffer per dtype, so that norm, clip and zero are one call each."""
+    """One process. All gradients are views into one flat buffer per dtype: norm, clip and zero are one call each."""
 
     sharded = False
 
@@ -83,15 +83,19 @@ class PlainEngine:
         self._optimizer = make_optimizer(self._trained, config)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The forward pass."""
         return self.module(*args, **kwargs)
 
     def autocast(self) -> AbstractContextManager[Any]:
+        """The mixed-precision context."""
         return autocast(self._context.device, self._precision)
 
     def backward(self, loss: Tensor) -> None:
-        loss.backward()  # type: ignore[no-untyped-call]
+        """Accumulate gradients."""
+        loss.backward()
 
     def step(self) -> float:
+        """Average, clip, update, zero."""
         self._average()
         norm = torch.stack([flat.norm() for flat in self._gradients]).norm()
         scale = torch.clamp(self._config.max_grad_norm / (norm + 1e-6), max=1.0)
@@ -107,9 +111,11 @@ class PlainEngine:
         return float(norm)
 
     def full_state_dict(self) -> dict[str, Tensor]:
+        """All weights, as copies."""
         return {name: value.detach().clone() for name, value in self.module.state_dict().items()}
 
     def save(self, folder: Path) -> None:
+        """The trained weights only: frozen ones come from where the network was built from."""
         if self._context.rank != 0:
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -118,6 +124,7 @@ class PlainEngine:
         torch.save(state, folder / "engine.pt")
 
     def load(self, folder: Path) -> None:
+        """The inverse of `save`."""
         state = torch.load(folder / "engine.pt", map_location=self._context.device, weights_only=True)
         if state["weights"].keys() != self._trained.keys():
             odd = sorted(state["weights"].keys() ^ self._trained.keys())[:3]
@@ -169,8 +176,9 @@ def make_engine(
         precision: autocast type.
         context: the worker.
     """
-    if context.placement.gradient_checkpointing and hasattr(model, "enable_gradient_checkpointing"):
-        model.enable_gradient_checkpointing()
+    recompute = getattr(model, "enable_gradient_checkpointing", None)
+    if context.placement.gradient_checkpointing and callable(recompute):
+        recompute()
     model.to(context.device)
     if context.placement.engine == "deepspeed":
         from magic141.training.deepspeed_engine import DeepSpeedEngine
@@ -191,6 +199,6 @@ def _flat_gradients(parameters: list[nn.Parameter]) -> list[Tensor]:
 def _flat_gradient(parameters: list[nn.Parameter]) -> Tensor:
     sizes = [parameter.numel() for parameter in parameters]
     flat = torch.zeros(sum(sizes), dtype=parameters[0].dtype, device=parameters[0].device)
-    for parameter, part in zip(parameters, flat.split(sizes), strict=True):
+    for parameter, part in zip(parameters, torch.split(flat, sizes), strict=True):
         parameter.grad = part.view_as(parameter)
     return flat

@@ -122,7 +122,7 @@ def _result(run_dir: Path, outcome: LoopResult) -> TrainResult:
     return TrainResult(run_dir / EXPORT, run_dir / "metrics.jsonl", **asdict(outcome))
 
 
-# --- in this process ---------------------------------------------------------------------------------------------------
+# --- in this process -------------------------------------------------------------------------------------
 
 
 def _run_here(task: WorkerTask) -> LoopResult:
@@ -157,7 +157,7 @@ def _process_group(placement: PlacementConfig, run_dir: Path) -> Iterator[None]:
             dist.destroy_process_group()
 
 
-# --- on Ray Train workers ----------------------------------------------------------------------------------------------
+# --- on Ray Train workers --------------------------------------------------------------------------------
 
 
 class RayStore:
@@ -214,8 +214,11 @@ def _run_on_ray(task: WorkerTask) -> LoopResult:
 
 
 def _worker(config: dict[str, Any]) -> dict[str, Any] | str:
-    """Runs on every Ray worker; returns the result, or a user's mistake, which all workers meet alike and Ray must not
-    retry."""
+    """Runs on every Ray worker.
+
+    Returns:
+        The result, or a user's mistake: all workers meet it alike, and Ray must not retry it as it does exceptions.
+    """
     import ray.train
     from ray.train.torch import get_device
 

@@ -30,7 +30,7 @@ class BatchedMuon(Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One Nesterov update of every matrix that has a gradient."""
         for group in self.param_groups:
-            by_shape: dict[tuple[int, ...], list[nn.Parameter]] = defaultdict(list)
+            by_shape: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     by_shape[tuple(parameter.shape)].append(parameter)
@@ -40,7 +40,7 @@ class BatchedMuon(Optimizer):
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(parameters, list(updates.to(parameters[0].dtype)), alpha=-rate)
 
-    def _momentum(self, parameters: list[nn.Parameter], momentum: float) -> Tensor:
+    def _momentum(self, parameters: list[Tensor], momentum: float) -> Tensor:
         """Nesterov momentum of the gradients, stacked [N, rows, columns]."""
         gradients = [p.grad for p in parameters if p.grad is not None]
         for parameter in parameters:

@@ -57,15 +57,14 @@ class Objective(Protocol):
         ...
 
     def validate(self) -> Mapping[str, float]:
-        """Cheap validation figures; called on every worker. It must not change what the next step computes:
-        use generators of your own (the loop puts the global random state back afterwards)."""
+        """Cheap validation figures; called on every worker.
+
+        It must not change what the next step computes (the loop puts the global random state back afterwards).
+        """
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What the engines do not hold (EMA, replay, counters): written by `torch.save`.
-
-        Saved once by rank 0 if no engine is sharded, else by every worker.
-        """
+        """What the engines do not hold (EMA, replay, counters): written by `torch.save`, by every worker for itself."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -75,8 +74,8 @@ class Objective(Protocol):
     def export(self, folder: Path) -> None:
         """Write the artifact's model folders into the empty `folder`.
 
-        Called on EVERY worker, because gathering a ZeRO-3 model is collective; only rank 0 writes (`folder` exists there
-        only), so gather first and then `if context.is_main: save`.
+        Called on EVERY worker, because gathering a ZeRO-3 model is collective; only rank 0 writes (`folder` exists
+        there only), so gather first and then `if context.is_main: save`.
         """
         ...
 

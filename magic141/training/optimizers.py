@@ -6,12 +6,10 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from magic141.training.config import OptimizerConfig
-from magic141.training.muon import BatchedMuon
 from magic141.training.muon import BatchedMuon
 
 _IN_BLOCK = re.compile(r"blocks\.\d+\.")
@@ -23,14 +21,14 @@ class MuonAdamW(Optimizer):
     Muon's updates are scaled to AdamW's root mean square, so that one learning rate serves both.
     """
 
-    def __init__(self, named_parameters: Mapping[str, nn.Parameter], config: OptimizerConfig, fused: bool = True) -> None:
+    def __init__(
+        self, named_parameters: Mapping[str, nn.Parameter], config: OptimizerConfig, fused: bool = True
+    ) -> None:
         matrices = [p for name, p in named_parameters.items() if is_block_matrix(name, p)]
         others = [p for name, p in named_parameters.items() if not is_block_matrix(name, p)]
         self._parts: list[Optimizer] = []
         if matrices:
-            self._parts.append(
-                BatchedMuon(matrices, config.learning_rate, config.weight_decay)
-            )
+            self._parts.append(BatchedMuon(matrices, config.learning_rate, config.weight_decay))
         if others:
             self._parts.append(make_adamw(others, config, fused))
         super().__init__(list(named_parameters.values()), {"lr": config.learning_rate})
@@ -68,9 +66,7 @@ def is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
 
 def make_adamw(parameters: list[nn.Parameter], config: OptimizerConfig, fused: bool = True) -> AdamW:
     """AdamW, by default in its fused form (one pass over memory, CPU and CUDA)."""
-    return AdamW(
-        parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=fused
-    )
+    return AdamW(parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=fused)
 
 
 def make_optimizer(

@@ -42,9 +42,10 @@ def test_equal_scores_give_exactly_zero() -> None:
 
 def test_normaliser_has_a_floor_and_nan_counts_as_zero() -> None:
     x = torch.ones(2, 3)
-    assert torch.equal(dmd2_gradient(x, x, x + MIN_NORMALISER), torch.full((2, 3), 1.0).mul(
-        ((x + MIN_NORMALISER) - x) / MIN_NORMALISER
-    ))
+    assert torch.equal(
+        dmd2_gradient(x, x, x + MIN_NORMALISER),
+        torch.full((2, 3), 1.0).mul(((x + MIN_NORMALISER) - x) / MIN_NORMALISER),
+    )
     broken = dmd2_gradient(x, torch.full_like(x, float("nan")), x)
     assert broken.abs().max() == 0
 
@@ -76,9 +77,7 @@ def test_training_moves_a_gaussian_generator_onto_the_target() -> None:
         z_t = interpolate(x.detach(), torch.randn(256, 2, generator=rng).double(), sigma)
         real = gaussian_velocity(z_t, sigma, target_mean, target)
         fake = gaussian_velocity(z_t, sigma, mu.detach(), (factor @ factor.T).detach())
-        gradient = dmd2_gradient(
-            x.detach(), x0_from_velocity(z_t, real, sigma), x0_from_velocity(z_t, fake, sigma)
-        )
+        gradient = dmd2_gradient(x.detach(), x0_from_velocity(z_t, real, sigma), x0_from_velocity(z_t, fake, sigma))
         optimizer.zero_grad()
         dmd2_loss(x, gradient).backward()
         optimizer.step()

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from magic141.data.clips import (
+    BadFile,
+    Clip,
+    VideoFile,
+    cut_windows,
+    list_videos,
+    make_chunks,
+    probe_video,
+    render_chunk,
+    sample_shapes,
+)
+from magic141.data.config import DataConfig
+from magic141.data.shapes import ShapeClip
+from magic141.data.video import write_video
+from magic141.frozen import UserError
+
+
+def add_video(folder: Path, name: str, num_frames: int = 20, seed: int = 0) -> None:
+    frames = np.random.default_rng(seed).integers(0, 255, (num_frames, 32, 32, 3), np.uint8)
+    write_video(folder / name, frames, fps=8.0)
+
+
+def write_captions(folder: Path, *rows: object) -> None:
+    (folder / "captions.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+
+
+def test_captions_from_the_table_and_from_text_files(tmp_path: Path) -> None:
+    for name in ("a.mp4", "sub/b.mp4", "c.mp4", "d.mp4"):
+        add_video(tmp_path, name, 2)
+    write_captions(tmp_path, {"file": "a.mp4", "caption": " a  red\nball "}, {"file": "gone.mp4", "caption": "x"})
+    (tmp_path / "sub" / "b.txt").write_text("a cat")
+    (tmp_path / "c.txt").write_text(" \n")
+    listing = list_videos(tmp_path)
+    assert listing.videos == [VideoFile("a.mp4", "a red ball"), VideoFile("sub/b.mp4", "a cat")]
+    reasons = dict(listing.bad_files)
+    assert reasons["c.mp4"] == "empty caption"
+    assert "no caption" in reasons["d.mp4"]
+    assert "there is no such video" in reasons["gone.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{oops", r"line 2: '\{oops' is not JSON"),
+        ('["a.mp4"]', "line 2: .* is not a JSON object"),
+        ('{"file": "a.mp4"}', "line 2: field 'caption' is None"),
+        ('{"file": 3, "caption": "x"}', "line 2: field 'file' is 3"),
+        ('{"file": "v.mp4", "caption": "y"}', "line 2: file 'v.mp4' is named a second time"),
+    ],
+)
+def test_bad_caption_lines_are_named(tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / "captions.jsonl").write_text('{"file": "v.mp4", "caption": "x"}\n' + line)
+    with pytest.raises(UserError, match=message):
+        list_videos(tmp_path)
+
+
+def test_missing_folder_file_and_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    for name, message in (("none", "no such folder"), ("file", "not a folder"), ("empty", "no videos in it")):
+        with pytest.raises(UserError, match=message):
+            list_videos(tmp_path / name)
+
+
+def test_probe_names_broken_and_short_files(tmp_path: Path) -> None:
+    config = DataConfig(source="folder", path=tmp_path)
+    add_video(tmp_path, "good.mp4", 20)
+    add_video(tmp_path, "short.mp4", 12)
+    (tmp_path / "broken.mp4").write_bytes(b"\0" * 999)
+    assert probe_video(tmp_path, VideoFile("good.mp4", "x"), config) == 20
+    short = probe_video(tmp_path, VideoFile("short.mp4", "x"), config)
+    assert short == BadFile("short.mp4", "too short: 12 frames at 8 fps, data.num_frames = 13")
+    broken = probe_video(tmp_path, VideoFile("broken.mp4", "x"), config)
+    assert isinstance(broken, BadFile)
+    assert broken.reason.startswith("cannot be decoded")
+
+
+def test_windows_render_as_cut(tmp_path: Path) -> None:
+    config = DataConfig(source="folder", path=tmp_path, height=16, width=16)
+    add_video(tmp_path, "a.mp4", 60)
+    clips = cut_windows([VideoFile("a.mp4", "x")], [60], config).clips
+    whole = render_chunk([Clip("train", "a.mp4", start, "x") for start in (0, 13, 26, 39)], config).reshape(
+        -1, 16, 16, 3
+    )
+    for chunk in make_chunks(clips, config):
+        assert len({clip.split for clip in chunk}) == 1
+        frames = render_chunk(chunk, config)
+        assert frames.shape == (len(chunk), 13, 16, 16, 3)
+        for clip, window in zip(chunk, frames, strict=True):
+            expected = whole[clip.start_frame : clip.start_frame + 13]
+            np.testing.assert_array_equal(window[: len(expected)], expected)
+
+
+def test_chunks_are_bounded_and_keep_the_order() -> None:
+    config = DataConfig.model_validate({"shapes": {"num_train": 600, "num_validation": 3, "num_heldout": 2}})
+    clips = sample_shapes(config, seed=0)
+    chunks = make_chunks(clips, config)
+    assert [len(chunk) for chunk in chunks] == [256, 256, 88, 3, 2]
+    assert [clip for chunk in chunks for clip in chunk] == clips
+    large = config.model_copy(update={"height": 544, "width": 960, "num_frames": 81})
+    assert {len(chunk) for chunk in make_chunks(clips[:4], large)} == {1}
+
+
+def test_shapes_are_reproducible_and_splits_differ() -> None:
+    config = DataConfig.model_validate({"shapes": {"num_train": 5, "num_validation": 5, "num_heldout": 5}})
+    clips = sample_shapes(config, seed=1)
+    assert clips == sample_shapes(config, seed=1) != sample_shapes(config, seed=2)
+    assert len({json.dumps(clip.truth) for clip in clips}) == 15
+    assert all(clip.caption == ShapeClip.from_dict(clip.truth or {}).caption for clip in clips)
+    again = [Clip.from_dict(json.loads(json.dumps(clip.to_dict()))) for clip in clips]
+    np.testing.assert_array_equal(render_chunk(again, config), render_chunk(clips, config))

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from magic141.artifacts import NullLog, digest_folder
+from magic141.data.config import DataConfig
+from magic141.data.dataset import ClipDataset, load_info, load_null_text
+from magic141.data.prepare import prepare_dataset
+from magic141.data.shapes import ShapeClip, render_clip
+from magic141.data.video import write_video
+from magic141.data.workers import content_id
+from magic141.frozen import UserError
+from magic141.models.encoders import Encoders
+from magic141.models.vae import load_codec
+
+SHAPES = {"shapes": {"num_train": 300, "num_validation": 8, "num_heldout": 12}, "shard_size": 100}
+
+
+class MemoryLog(NullLog):
+    """Remembers what a stage says."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.images: dict[str, np.ndarray] = {}
+        self.figures: dict[str, float | int | str] = {}
+        self.advanced = 0
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def image(self, key: str, image: np.ndarray, step: int = 0) -> None:
+        self.images[key] = image
+
+    def summary(self, values: Mapping[str, float | int | str]) -> None:
+        self.figures.update(values)
+
+    @contextmanager
+    def progress(self, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+        def advance(count: int) -> None:
+            self.advanced += count
+
+        yield advance
+        assert self.advanced == total
+
+
+def make_videos(folder: Path, num_good: int) -> None:
+    """Good videos of moving shapes, and one of every bad kind."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(num_good):
+        clip = ShapeClip("circle", "red", 6.0, 5.0 * number, 10.0, number % 8, 1.0, True, ((0.1, 0.1, 0.1),) * 4)
+        write_video(folder / f"good{number}.mp4", render_clip(clip, 60, 64, 96), fps=8)
+        (folder / f"good{number}.txt").write_text("a ball rolls over the floor")
+    write_video(folder / "short.mp4", rng.integers(0, 255, (5, 32, 32, 3), np.uint8), fps=8)
+    (folder / "short.txt").write_text("a short one")
+    (folder / "broken.mp4").write_bytes(b"\1" * 5000)
+    (folder / "broken.txt").write_text("a broken one")
+    (folder / "mute.mp4").write_bytes((folder / "short.mp4").read_bytes())
+    (folder / "empty.mp4").write_bytes((folder / "short.mp4").read_bytes())
+    (folder / "empty.txt").write_text("")
+
+
+def test_missing_folder_is_a_user_error(tmp_path: Path) -> None:
+    config = DataConfig(source="folder", path=tmp_path / "none")
+    with pytest.raises(UserError, match=r"data\.path = .*none: no such folder"):
+        prepare_dataset(config, tmp_path, NullLog(), seed=0)
+
+
+@pytest.mark.parametrize(("on_bad_file", "message"), [("skip", "0 usable clips"), ("fail", "on_bad_file=skip")])
+def test_nothing_usable_is_an_error_before_any_work(tmp_path: Path, on_bad_file: str, message: str) -> None:
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a.mp4").touch()
+    config = DataConfig.model_validate({"source": "folder", "path": tmp_path / "videos", "on_bad_file": on_bad_file})
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match=message) as caught:
+        prepare_dataset(config, tmp_path / "out", NullLog(), seed=0)
+    assert "a.mp4: no caption" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, MemoryLog]:
+    out, log = tmp_path_factory.mktemp("shapes"), MemoryLog()
+    prepare_dataset(DataConfig.model_validate(SHAPES), out, log, seed=3)
+    return out, log
+
+
+@pytest.mark.slow
+def test_shapes_corpus_is_complete(shapes: tuple[Path, MemoryLog]) -> None:
+    out, log = shapes
+    info = load_info(out)
+    assert info.num_clips == {"train": 300, "validation": 8, "heldout": 12}
+    assert info.has_ground_truth
+    assert info.codec_psnr_db > 33
+    assert log.figures["codec_psnr_db"] == info.codec_psnr_db
+    assert log.images["clips"].ndim == 3
+    assert log.images["reconstruction"].dtype == np.uint8
+    train = ClipDataset.open(out, "train")
+    assert tuple(train.latents.shape[1:]) == info.latent_shape
+    assert 0.9 < train.latents.std() < 1.1
+    assert train.text_tokens.shape == (300, info.num_text_tokens, info.text_width)
+    assert train.pooled.shape == (300, info.pooled_width)
+    assert train.image_tokens.shape == (300, info.num_image_tokens, info.text_width)
+    assert load_null_text(out).tokens.shape == (1, info.num_text_tokens, info.text_width)
+    assert len(list((out / "shards").glob("train-*"))) == 3
+
+
+@pytest.mark.slow
+def test_stored_tensors_match_what_the_saved_models_say(shapes: tuple[Path, MemoryLog]) -> None:
+    out, _ = shapes
+    heldout = ClipDataset.open(out, "heldout")
+    assert heldout.frames is not None
+    codec, encoders = load_codec(out / "codec"), Encoders.load(out / "encoders")
+    torch.testing.assert_close(codec.encode_video(heldout.frames), heldout.latents, atol=1e-4, rtol=1e-4)
+    text = encoders.encode_text(heldout.captions)
+    torch.testing.assert_close(text.pooled, heldout.pooled, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(text.tokens, heldout.text_tokens)
+    torch.testing.assert_close(encoders.encode_image(heldout.first_frame), heldout.image_tokens, atol=1e-3, rtol=1e-3)
+    assert torch.equal(heldout.frames[:, 0], heldout.first_frame)
+    for index, truth in enumerate(heldout.truths):
+        clip = ShapeClip.from_dict(truth or {})
+        frames = render_clip(clip, 13, 32, 32)
+        np.testing.assert_array_equal(frames, heldout.frames[index].numpy())
+        assert clip.caption == heldout.captions[index]
+        assert content_id(frames, clip.caption) == heldout.ids[index]
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_artifact(shapes: tuple[Path, MemoryLog], tmp_path: Path) -> None:
+    prepare_dataset(DataConfig.model_validate(SHAPES), tmp_path, NullLog(), seed=3)
+    assert digest_folder(tmp_path) == digest_folder(shapes[0])
+
+
+@pytest.mark.slow
+def test_folder_with_bad_files(tmp_path: Path) -> None:
+    make_videos(tmp_path / "videos", num_good=3)
+    config = DataConfig(source="folder", path=tmp_path / "videos")
+    out, log = tmp_path / "out", MemoryLog()
+    out.mkdir()
+    prepare_dataset(config, out, log, seed=0)
+    info = load_info(out)
+    assert {bad.file for bad in info.bad_files} == {"short.mp4", "broken.mp4", "mute.mp4", "empty.mp4"}
+    for bad in info.bad_files:
+        assert f"skipped {bad.file}: {bad.reason}" in log.notes
+    assert not info.has_ground_truth
+    assert min(info.num_clips.values()) >= 1
+    rows = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+    used = {(row["source"], row["start_frame"] + offset): row["split"] for row in rows for offset in range(13)}
+    for row in rows:  # no frame is in two splits
+        assert all(used[row["source"], row["start_frame"] + offset] == row["split"] for offset in range(13))
+    with pytest.raises(UserError, match=r"data\.path = .*\(and 3 more\); repair or remove it"):
+        prepare_dataset(config.model_copy(update={"on_bad_file": "fail"}), tmp_path / "out2", NullLog(), seed=0)

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from magic141.data.dataset import ClipDataset, load_info, load_null_text
+from magic141.data.shards import ShardWriter
+from magic141.frozen import UserError
+
+
+def tensors_of(start: int, count: int, with_frames: bool) -> dict[str, torch.Tensor]:
+    rows = torch.arange(start, start + count)
+    tensors = {
+        "latents": rows.float().reshape(-1, 1, 1, 1, 1).expand(-1, 2, 3, 4, 4).contiguous(),
+        "text_tokens": torch.zeros(count, 4, 8),
+        "text_mask": torch.ones(count, 4, dtype=torch.bool),
+        "pooled": torch.zeros(count, 8),
+        "image_tokens": torch.zeros(count, 2, 8),
+        "first_frame": torch.zeros(count, 8, 8, 3, dtype=torch.uint8),
+    }
+    return {**tensors, "frames": torch.zeros(count, 5, 8, 8, 3, dtype=torch.uint8)} if with_frames else tensors
+
+
+def write_corpus(folder: Path) -> None:
+    writer = ShardWriter(folder, shard_size=4)
+    for split in ("train", "heldout"):
+        for start, count in ((0, 3), (3, 7), (10, 1)):
+            rows = [
+                {"id": f"{split}{n}", "caption": f"c{n}", "source": "s", "start_frame": n, "truth": None}
+                for n in range(start, start + count)
+            ]
+            writer.add(split, rows, tensors_of(start, count, split == "heldout"))
+    writer.close()
+    assert writer.num_clips == {"train": 11, "heldout": 11}
+
+
+def test_shards_have_the_asked_size_and_rows_stay_together(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    sizes = [len(load_file(path)["latents"]) for path in sorted((tmp_path / "shards").glob("train-*"))]
+    assert sizes == [4, 4, 3]
+    for row in map(json.loads, (tmp_path / "manifest.jsonl").read_text().splitlines()):
+        latents = load_file(tmp_path / row["shard"])["latents"]
+        assert latents[row["row"]].unique().tolist() == [row["start_frame"]]
+
+
+def test_dataset_opens_one_split_in_order(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    train, heldout = (ClipDataset.open(tmp_path, split) for split in ("train", "heldout"))
+    assert len(train) == 11
+    assert train.frames is None
+    assert heldout.frames is not None
+    assert heldout.frames.shape == (11, 5, 8, 8, 3)
+    assert train.latents[:, 0, 0, 0, 0].tolist() == list(range(11))
+    assert train.ids == [f"train{n}" for n in range(11)]
+    assert heldout.captions[3] == "c3"
+    assert len(train.text) == 11
+    assert train.truths == [None] * 11
+
+
+def test_missing_parts_are_user_errors(tmp_path: Path) -> None:
+    for read in (load_info, load_null_text, lambda folder: ClipDataset.open(folder, "train")):
+        with pytest.raises(UserError, match="no such file"):
+            read(tmp_path)
+    write_corpus(tmp_path)
+    with pytest.raises(UserError, match="no clips of split 'validation'"):
+        ClipDataset.open(tmp_path, "validation")

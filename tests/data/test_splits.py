@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from magic141.data.splits import SPLITS, split_windows
+
+
+def share(labels: list[list[str | None]], name: str) -> float:
+    return sum(video.count(name) for video in labels) / sum(len(video) for video in labels)
+
+
+@pytest.mark.parametrize("counts", [[100], [4, 8, 1, 12, 16, 13], [1] * 50, [4] * 30, [30] * 5])
+def test_no_frame_is_in_two_splits(counts: list[int]) -> None:
+    labels, notes = split_windows(counts, fraction=0.15, gap=3)
+    assert [len(video) for video in labels] == counts
+    assert not notes
+    for video in labels:
+        for index, label in enumerate(video):
+            near = {other for other in video[max(0, index - 3) : index + 4] if other is not None}
+            assert label is None or near == {label}
+
+
+@pytest.mark.parametrize("counts", [[1] * 200, [4] * 100, [40] * 10, [500]])
+def test_shares_are_near_the_fraction(counts: list[int]) -> None:
+    labels = split_windows(counts, fraction=0.15, gap=3).labels
+    for name in ("validation", "heldout"):
+        assert 0.1 < share(labels, name) < 0.2
+    assert share(labels, "train") > 0.5
+
+
+def test_every_split_gets_a_window_and_training_most() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        counts = [int(count) for count in rng.integers(1, 9, rng.integers(1, 7))]
+        labels = split_windows(counts, fraction=0.15, gap=int(rng.integers(0, 5))).labels
+        if sum(counts) >= 3:
+            assert all(share(labels, name) > 0 for name in SPLITS), counts
+
+
+def test_a_smaller_gap_is_noted() -> None:
+    labels, notes = split_windows([6], fraction=0.15, gap=3)
+    assert {label for label in labels[0] if label} == set(SPLITS)
+    assert notes
+    assert "shares frames" in notes[0]
+
+
+def test_real_looking_corpus() -> None:
+    labels = split_windows([4, 8, 1, 12, 16, 13], fraction=0.15, gap=3).labels
+    counts = {name: sum(video.count(name) for video in labels) for name in SPLITS}
+    assert counts == {"train": 31, "validation": 5, "heldout": 6}

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from magic141.data.video import count_frames, fit_image, read_image, read_video, write_video
+from magic141.frozen import UserError
+
+
+def gray_levels(num_frames: int, height: int = 32, width: int = 48) -> np.ndarray:
+    """Frame k is plain gray of level 10 * k."""
+    levels = (10 * np.arange(num_frames)).astype(np.uint8)
+    return np.broadcast_to(levels[:, None, None, None], (num_frames, height, width, 3)).copy()
+
+
+def levels_of(frames: np.ndarray) -> list[int]:
+    return [round(float(level) / 10) for level in frames.mean(axis=(1, 2, 3))]
+
+
+def test_written_video_reads_back_nearly_equal(tmp_path: Path) -> None:
+    frames = gray_levels(9)
+    write_video(tmp_path / "new" / "a.mp4", frames, fps=8.0)
+    again = read_video(tmp_path / "new" / "a.mp4")
+    assert again.shape == frames.shape
+    assert again.dtype == np.uint8
+    assert np.abs(again.astype(int) - frames).max() <= 3
+
+
+def test_odd_sides_become_even_and_zoom_repeats(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", gray_levels(2, 15, 17), fps=8.0)
+    write_video(tmp_path / "b.mp4", gray_levels(2, 15, 17), fps=7.5, zoom=2)
+    assert read_video(tmp_path / "a.mp4").shape == (2, 16, 18, 3)
+    assert read_video(tmp_path / "b.mp4").shape == (2, 30, 34, 3)
+
+
+@pytest.mark.parametrize(
+    ("fps", "expected"),
+    [(8.0, [0, 3, 6, 9, 12, 15]), (24.0, list(range(18))), (16.0, [0, 1, 3, 4, 6, 7, 9, 10, 12, 13, 15, 16])],
+)
+def test_resampling_shows_the_frame_of_its_time(tmp_path: Path, fps: float, expected: list[int]) -> None:
+    write_video(tmp_path / "a.mp4", gray_levels(18), fps=24)
+    assert levels_of(read_video(tmp_path / "a.mp4", fps)) == expected
+    assert count_frames(tmp_path / "a.mp4", fps) == len(expected)
+
+
+def test_upsampling_repeats_frames(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", gray_levels(4), fps=4)
+    assert levels_of(read_video(tmp_path / "a.mp4", 8.0)) == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_a_part_equals_that_part_of_the_whole(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    write_video(tmp_path / "a.mp4", rng.integers(0, 255, (300, 16, 16, 3), np.uint8), fps=24)  # several key frames
+    whole = read_video(tmp_path / "a.mp4", 10.0)
+    for first, count in ((0, 5), (17, 13), (110, 13)):
+        part = read_video(tmp_path / "a.mp4", 10.0, first=first, count=count)
+        np.testing.assert_array_equal(part, whole[first : first + count])
+
+
+def test_resize_keeps_the_aspect_and_the_centre(tmp_path: Path) -> None:
+    frames = gray_levels(3, 32, 96)
+    frames[:, :, 32:64] = 200  # only the centre square survives the crop
+    write_video(tmp_path / "a.mp4", frames, fps=8)
+    cropped = read_video(tmp_path / "a.mp4", 8.0, size=(16, 16))
+    assert cropped.shape == (3, 16, 16, 3)
+    assert np.abs(cropped[:, :, 2:14].astype(int) - 200).max() < 8
+
+
+@pytest.mark.parametrize("content", [b"", b"not a video at all" * 100])
+def test_broken_video_is_a_user_error(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.mp4").write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.mp4: cannot be decoded"):
+        read_video(tmp_path / "a.mp4")
+
+
+def test_read_image(tmp_path: Path) -> None:
+    image = np.zeros((20, 40, 3), np.uint8)
+    image[:, 10:30] = 255
+    Image.fromarray(image).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), image)
+    assert read_image(tmp_path / "a.png", (10, 10)).min() > 200  # the black sides are cropped
+    assert fit_image(image, 10, 20).shape == (10, 20, 3)
+
+
+def test_what_is_no_image_is_a_user_error(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("hello")
+    with pytest.raises(UserError, match="not a readable image"):
+        read_image(tmp_path / "a.png")
+    with pytest.raises(UserError, match="no such file"):
+        read_image(tmp_path / "b.png")

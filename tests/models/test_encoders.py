@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+
+from magic141.data.config import EncoderConfig
+from magic141.data.shapes import AXES, COLOURS, DIRECTIONS, SHAPES
+from magic141.frozen import UserError
+from magic141.models.encoders import IMAGE_TEMPLATE, TEXT_TEMPLATE, Encoders
+from magic141.models.tiny_encoders import build_tiny_parts
+
+CAPTIONS = [
+    f"a {colour} {shape} moves {motion}"
+    for colour, shape, motion in itertools.product(COLOURS, SHAPES, (*DIRECTIONS, *AXES))
+]
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Encoders:
+    return Encoders.fit(CAPTIONS, EncoderConfig(), seed=0)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random checkpoint in the layout of a HunyuanVideo-I2V folder, whose tokenizer knows the templates."""
+    folder = tmp_path_factory.mktemp("hunyuan")
+    build_tiny_parts([*CAPTIONS, TEXT_TEMPLATE.before, IMAGE_TEMPLATE.before, "<|eot_id|>"], 32, seed=1).save(folder)
+    return folder
+
+
+def random_images(count: int, height: int = 32, width: int = 32) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (count, height, width, 3), dtype=torch.uint8, generator=generator)
+
+
+def test_shapes_mask_and_scale(tiny: Encoders) -> None:
+    text = tiny.encode_text(CAPTIONS)
+    assert text.tokens.shape == (len(CAPTIONS), 10, 64)
+    assert text.pooled.shape == (len(CAPTIONS), 64)
+    assert text.mask.dtype == torch.bool
+    lengths = text.mask.sum(1)
+    assert torch.equal(text.mask, torch.arange(10) < lengths[:, None])  # valid tokens first
+    assert lengths.min() == 6
+    assert lengths.max() == 9
+    assert not text.tokens[~text.mask].any()
+    for part in (text.tokens[text.mask], text.pooled):
+        assert 0.8 < part.std() < 1.2
+    image = tiny.encode_image(random_images(16))
+    assert image.shape == (16, 4, 64)
+    assert 0.8 < image.std() < 1.2
+
+
+def test_captions_are_far_apart(tiny: Encoders) -> None:
+    pooled = tiny.encode_text(CAPTIONS).pooled
+    distances = torch.cdist(pooled, pooled) / pooled.norm(dim=1).mean()
+    assert distances.fill_diagonal_(9).min() > 0.15
+
+
+def test_every_attribute_can_be_read_linearly_from_the_pooled_vector(tiny: Encoders) -> None:
+    pooled = torch.nn.functional.pad(tiny.encode_text(CAPTIONS).pooled, (0, 1), value=1.0)
+    for attribute in (lambda c: c.split()[1], lambda c: c.split()[2], lambda c: c.split("moves ")[1]):
+        values = sorted({attribute(caption) for caption in CAPTIONS})
+        target = torch.tensor([values.index(attribute(caption)) for caption in CAPTIONS])
+        weights = torch.linalg.lstsq(pooled, torch.nn.functional.one_hot(target).float()).solution
+        assert torch.equal((pooled @ weights).argmax(1), target)
+
+
+def test_null_prompt_is_valid_and_no_outlier(tiny: Encoders) -> None:
+    null = tiny.encode_text([""])
+    assert null.mask.sum() == 1
+    assert null.mask[0, 0]
+    assert null.pooled.square().mean() == pytest.approx(1.0, abs=1e-3)
+    assert len(null.expand(5)) == 5
+
+
+def test_unknown_words(tiny: Encoders) -> None:
+    assert tiny.unknown_words("A purple Circle moves, left") == ["purple", ","]
+    assert tiny.encode_text(["a purple zebra"]).mask.sum() == 4
+
+
+def test_images_differ_and_any_size_is_taken(tiny: Encoders) -> None:
+    tokens = tiny.encode_image(random_images(2, 40, 64))
+    assert tokens.shape == (2, 4, 64)
+    assert (tokens[0] - tokens[1]).norm() > 0.1 * tokens[0].norm()
+
+
+def test_saved_encoders_load_equal(tiny: Encoders, tmp_path: Path) -> None:
+    tiny.save(tmp_path)
+    loaded = Encoders.load(tmp_path)
+    expected, actual = tiny.encode_text(CAPTIONS[:3]), loaded.encode_text(CAPTIONS[:3])
+    for name in ("tokens", "mask", "pooled"):
+        assert torch.equal(getattr(expected, name), getattr(actual, name))
+    assert torch.equal(tiny.encode_image(random_images(2)), loaded.encode_image(random_images(2)))
+    assert loaded.unknown_words("a zebra") == ["zebra"]
+
+
+def test_the_seed_decides_the_weights(tiny: Encoders) -> None:
+    same, other = (Encoders.fit(CAPTIONS, EncoderConfig(), seed) for seed in (0, 1))
+    expected = tiny.encode_text(CAPTIONS[:2]).pooled
+    assert torch.equal(same.encode_text(CAPTIONS[:2]).pooled, expected)
+    assert not torch.allclose(other.encode_text(CAPTIONS[:2]).pooled, expected)
+
+
+def test_checkpoint_text_is_cropped_to_the_prompt(checkpoint: Path, tmp_path: Path) -> None:
+    config = EncoderConfig(kind="hunyuan", path=str(checkpoint), max_text_tokens=12)
+    Encoders.fit([], config, seed=0).save(tmp_path)
+    encoders = Encoders.load(tmp_path)
+    text = encoders.encode_text(["a red circle moves left", "a circle"])
+    assert text.tokens.shape == (2, 12, 32)
+    assert text.pooled.shape == (2, 32)
+    embedding = encoders.parts.text_encoder.get_input_embeddings()
+    words = encoders.parts.tokenizer("a red circle moves left", add_special_tokens=False, return_tensors="pt").input_ids
+    # two layers before the last of a two-layer model: the word embeddings, here of the prompt and not of the template
+    torch.testing.assert_close(text.tokens[0, :5], embedding(words)[0])
+    assert text.mask[0].sum() - text.mask[1].sum() == 3
+    assert encoders.unknown_words("zebra") == []
+
+
+def test_checkpoint_image_tokens_are_the_projected_features(checkpoint: Path) -> None:
+    config = EncoderConfig(kind="hunyuan", path=str(checkpoint), image_token_stride=4)
+    encoders = Encoders.fit([], config, seed=0)
+    images = random_images(2)
+    tokens = encoders.encode_image(images)
+    parts = encoders.parts
+    pixels = parts.image_processor(images.permute(0, 3, 1, 2), return_tensors="pt").pixel_values
+    features = torch.stack(parts.text_encoder.get_image_features(pixel_values=pixels).pooler_output)
+    torch.testing.assert_close(tokens, features[:, ::4])
+
+
+def test_plain_llama_gives_no_image_tokens(checkpoint: Path, tmp_path: Path) -> None:
+    source = Encoders.fit([], EncoderConfig(kind="hunyuan", path=str(checkpoint)), seed=0)
+    source.parts.save(tmp_path)
+    source.parts.text_encoder.model.language_model.save_pretrained(tmp_path / "text_encoder")
+    plain = Encoders.fit([], EncoderConfig(kind="hunyuan", path=str(tmp_path)), seed=0)
+    assert plain.encode_image(random_images(3)).shape == (3, 0, 32)
+    torch.testing.assert_close(plain.encode_text(["a circle"]).tokens, source.encode_text(["a circle"]).tokens)
+
+
+def test_checkpoint_folder_is_checked_at_once(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no subfolder text_encoder"):
+        Encoders.fit([], EncoderConfig(kind="hunyuan", path=str(tmp_path)), seed=0)

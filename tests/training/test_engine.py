@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from magic141.training.config import OptimizerConfig, PlacementConfig
+from magic141.training.engine import Engine, make_engine
+from magic141.training.objective import TrainContext
+from tests.training.linear import Network
+
+
+def context(tmp_path: Path) -> TrainContext:
+    placement = PlacementConfig(engine="plain", launcher="local", num_workers=1)
+    return TrainContext(0, 1, torch.device("cpu"), tmp_path, 0, placement)
+
+
+def engine(tmp_path: Path, **settings: float) -> Engine:
+    torch.manual_seed(0)
+    config = OptimizerConfig.model_validate({"kind": "adamw", "warmup_steps": 0} | settings)
+    return make_engine(Network(), config, 10, "fp32", context(tmp_path))
+
+
+def train(trained: Engine, seed: int) -> float:
+    x = torch.randn(4, 8, generator=torch.Generator().manual_seed(seed))
+    trained.backward(trained(x).square().mean())
+    return trained.step()
+
+
+def test_equals_torch_with_clipping(tmp_path: Path) -> None:
+    ours = engine(tmp_path, max_grad_norm=0.1, constant_fraction=1.0)
+    theirs = Network()
+    theirs.load_state_dict(ours.full_state_dict())
+    parameters = [p for p in theirs.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=2e-3, betas=(0.9, 0.95), weight_decay=0.0)
+    for seed in range(5):
+        norm = train(ours, seed)
+        x = torch.randn(4, 8, generator=torch.Generator().manual_seed(seed))
+        theirs(x).square().mean().backward()
+        assert norm == pytest.approx(float(torch.nn.utils.clip_grad_norm_(parameters, 0.1)), rel=1e-5)
+        optimizer.step()
+        optimizer.zero_grad()
+    for name, value in theirs.state_dict().items():
+        torch.testing.assert_close(value, ours.full_state_dict()[name])
+
+
+def test_frozen_parameters_stay_and_are_not_saved(tmp_path: Path) -> None:
+    trained = engine(tmp_path)
+    before = trained.full_state_dict()
+    train(trained, 0)
+    after = trained.full_state_dict()
+    assert torch.equal(before["base.weight"], after["base.weight"])
+    assert not torch.equal(before["blocks.0.weight"], after["blocks.0.weight"])
+    trained.save(tmp_path / "saved")
+    assert "base.weight" not in torch.load(tmp_path / "saved" / "engine.pt")["weights"]
+
+
+def test_two_engines_share_frozen_weights_and_train_apart(tmp_path: Path) -> None:
+    first, second = engine(tmp_path), engine(tmp_path)
+    train(first, 0)
+    assert (first.num_updates, second.num_updates) == (1, 0)
+    assert torch.equal(second.full_state_dict()["head.weight"], engine(tmp_path).full_state_dict()["head.weight"])
+
+
+def test_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
+    engine(tmp_path).save(tmp_path / "saved")
+    other = make_engine(torch.nn.Linear(2, 2), OptimizerConfig(), 10, "fp32", context(tmp_path))
+    with pytest.raises(ValueError, match=r"checkpoint and network differ in .*weight"):
+        other.load(tmp_path / "saved")
+
+
+def test_full_state_dict_is_a_copy(tmp_path: Path) -> None:
+    trained = engine(tmp_path)
+    state = trained.full_state_dict()
+    kept = state["head.weight"].clone()
+    train(trained, 0)
+    assert torch.equal(state["head.weight"], kept)

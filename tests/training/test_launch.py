@@ -1,0 +1,73 @@
+"""Ray Train with two workers; everything here starts processes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from magic141.artifacts import NullLog
+from magic141.frozen import UserError
+from magic141.raysession import ensure_ray
+from magic141.training.launch import TrainResult, launch
+from tests.training.linear import LinearSpec, linear_config
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def session() -> None:
+    ensure_ray()
+
+
+def run(tmp_path: Path, name: str, noise: float = 0.0, **placement: Any) -> TrainResult:
+    config = linear_config(**({"launcher": "ray", "engine": "ddp", "num_workers": 2} | placement))
+    return launch(LinearSpec(config, noise=noise), config, tmp_path / name, NullLog(), seed=0)
+
+
+def losses(result: TrainResult) -> list[float]:
+    return [json.loads(line)["loss"] for line in result.metrics_file.read_text().splitlines()]
+
+
+def test_two_workers_give_the_loss_curve_of_one(tmp_path: Path) -> None:
+    one = run(tmp_path, "one", launcher="local", engine="plain", num_workers=1)
+    two = run(tmp_path, "two")
+    assert losses(two) == pytest.approx(losses(one), rel=1e-4)
+
+
+def test_a_killed_worker_comes_back_from_its_checkpoint_with_the_same_bits(tmp_path: Path) -> None:
+    straight = run(tmp_path, "straight", noise=0.1)
+    config = linear_config(launcher="ray", engine="ddp", num_workers=2)
+    killed = launch(LinearSpec(config, kill_once_at=7), config, tmp_path / "killed", NullLog(), seed=0)
+    assert killed.resumed_from_step == 5
+    assert killed.metrics_file.read_bytes() == straight.metrics_file.read_bytes()
+    left, right = (torch.load(result.export / "weights.pt")["ema"] for result in (straight, killed))
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_deepspeed_trains_and_resumes(tmp_path: Path, stage: int) -> None:
+    plain = run(tmp_path, "plain", launcher="local", engine="plain", num_workers=1)
+    config = linear_config(launcher="ray", engine="deepspeed", num_workers=2, zero_stage=stage)
+    killed = launch(LinearSpec(config, noise=0.0, kill_once_at=7), config, tmp_path / "killed", NullLog(), seed=0)
+    assert killed.resumed_from_step == 5
+    assert losses(killed) == pytest.approx(losses(plain), rel=1e-3)
+    left, right = (torch.load(result.export / "weights.pt")["ema"] for result in (plain, killed))
+    assert left.keys() == right.keys()
+    for name in left:
+        torch.testing.assert_close(left[name], right[name], rtol=1e-3, atol=1e-4)
+
+
+def test_the_workers_traceback_reaches_the_driver(tmp_path: Path) -> None:
+    config = linear_config(launcher="ray", engine="ddp", num_workers=2, max_failures=0)
+    with pytest.raises(RuntimeError, match=r"linear\.py(.|\n)*ZeroDivisionError: the objective broke"):
+        launch(LinearSpec(config, crash_at=3), config, tmp_path, NullLog(), seed=0)
+
+
+def test_a_users_mistake_stays_one_and_is_not_retried(tmp_path: Path) -> None:
+    config = linear_config(launcher="ray", engine="ddp", num_workers=2)
+    with pytest.raises(UserError, match="the clips are too short"):
+        launch(LinearSpec(config, mistake="the clips are too short"), config, tmp_path, NullLog(), seed=0)

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from magic141.artifacts import NullLog
+from magic141.frozen import UserError
+from magic141.training.launch import launch
+from tests.training.linear import LinearSpec, linear_config
+
+
+class RecordingLog(NullLog):
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self.notes: list[str] = []
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        self.steps.append(step)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def weights(run_dir: Path) -> dict[str, Any]:
+    return torch.load(run_dir / "export" / "weights.pt")["ema"]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_resume_is_bit_equal(tmp_path: Path, optimizer: str) -> None:
+    config = linear_config()
+    config = config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"kind": optimizer})})
+    straight = launch(LinearSpec(config), config, tmp_path / "straight", NullLog(), seed=3)
+
+    with pytest.raises(ZeroDivisionError):
+        launch(LinearSpec(config, crash_at=8), config, tmp_path / "broken", NullLog(), seed=3)
+    torch.rand(17)  # another process would be in another random state
+    log = RecordingLog()
+    resumed = launch(LinearSpec(config), config, tmp_path / "broken", log, seed=3)
+
+    assert resumed.resumed_from_step == 5
+    assert resumed.metrics_file.read_bytes() == straight.metrics_file.read_bytes()
+    assert log.steps == [6, 8, 10, 12]
+    assert "step 5" in log.notes[0]
+    for name, value in weights(tmp_path / "straight").items():
+        assert torch.equal(value, weights(tmp_path / "broken")[name]), name
+
+
+def test_finished_run_returns_without_training(tmp_path: Path) -> None:
+    config = linear_config()
+    first = launch(LinearSpec(config), config, tmp_path, NullLog(), seed=0)
+    assert launch(LinearSpec(config, crash_at=0), config, tmp_path, NullLog(), seed=0) == first
+
+
+def test_killed_before_the_export_is_committed(tmp_path: Path) -> None:
+    config = linear_config()
+    launch(LinearSpec(config), config, tmp_path, NullLog(), seed=0)
+    before = weights(tmp_path)
+    (tmp_path / "export").rename(tmp_path / ".export.123")
+    (tmp_path / "result.json").unlink()
+    result = launch(LinearSpec(config, crash_at=0), config, tmp_path, NullLog(), seed=0)
+    assert result.resumed_from_step == config.num_steps
+    assert torch.equal(before["head.weight"], weights(tmp_path)["head.weight"])
+    assert not (tmp_path / ".export.123").exists()
+
+
+def test_each_step_is_logged_once_and_loss_falls(tmp_path: Path) -> None:
+    config = linear_config(num_steps=60)
+    log = RecordingLog()
+    result = launch(LinearSpec(config), config, tmp_path, log, seed=0)
+    rows = [json.loads(line) for line in result.metrics_file.read_text().splitlines()]
+    steps = [row["step"] for row in rows]
+    assert steps == sorted(set(steps)) == log.steps
+    assert steps[-1] == 60
+    losses = [row["loss"] for row in rows]
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+
+
+def test_only_the_newest_two_checkpoints_stay(tmp_path: Path) -> None:
+    config = linear_config(num_steps=20)
+    launch(LinearSpec(config), config, tmp_path, NullLog(), seed=0)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-000015", "step-000020"]
+
+
+def test_validation_does_not_change_training(tmp_path: Path) -> None:
+    config = linear_config()
+    often = config.model_copy(update={"validate_every_steps": 1})
+    launch(LinearSpec(config), config, tmp_path / "seldom", NullLog(), seed=0)
+    launch(LinearSpec(often), often, tmp_path / "often", NullLog(), seed=0)
+    assert torch.equal(weights(tmp_path / "seldom")["head.weight"], weights(tmp_path / "often")["head.weight"])
+
+
+def test_divergence_is_a_users_error_and_leaves_no_bad_checkpoint(tmp_path: Path) -> None:
+    config = linear_config()
+    with pytest.raises(UserError, match=r"nan at step .*lower optimizer.learning_rate"):
+        launch(LinearSpec(config, noise=float("nan")), config, tmp_path, NullLog(), seed=0)
+    assert not list(tmp_path.glob("checkpoints/*"))
+
+
+def test_another_engine_cannot_take_over_a_deepspeed_checkpoint(tmp_path: Path) -> None:
+    config = linear_config()
+    with pytest.raises(ZeroDivisionError):
+        launch(LinearSpec(config, crash_at=8), config, tmp_path, NullLog(), seed=0)
+    info = tmp_path / "checkpoints" / "step-000005" / "info.json"
+    info.write_text(info.read_text().replace('"plain"', '"deepspeed"'))
+    with pytest.raises(UserError, match=r"placement.engine = plain.*holds step 5 of engine deepspeed"):
+        launch(LinearSpec(config), config, tmp_path, NullLog(), seed=0)

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+from magic141.artifacts import NullLog
+from magic141.training.progress import FILE, ProgressWriter, follow, read_rows, write_metrics
+
+
+class CountingLog(NullLog):
+    def __init__(self) -> None:
+        self.done = 0
+        self.logged: list[tuple[int, float]] = []
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        self.logged.append((step, values["loss"]))
+
+    def progress(self, total: int, unit: str) -> AbstractContextManager[Callable[[int], None]]:
+        return nullcontext(self._advance)
+
+    def _advance(self, more: int) -> None:
+        self.done += more
+
+
+def test_a_restarted_worker_repeats_nothing(tmp_path: Path) -> None:
+    log = CountingLog()
+    with follow(tmp_path, "run", 10, log):
+        first = ProgressWriter(tmp_path, "run", 0)
+        first.metrics(2, {"loss": 0.5})
+        first.metrics(4, {"loss": 0.4})
+        time.sleep(0.7)  # let the follower read them
+        second = ProgressWriter(tmp_path, "run", 2)
+        second.metrics(4, {"loss": 0.4})
+        second.metrics(10, {"loss": 0.1})
+    assert log.logged == [(2, 0.5), (4, 0.4), (10, 0.1)]
+    assert log.done == 10
+    rows = [json.loads(line) for line in write_metrics(tmp_path).read_text().splitlines()]
+    assert rows == [{"step": 2, "loss": 0.5}, {"step": 4, "loss": 0.4}, {"step": 10, "loss": 0.1}]
+
+
+def test_what_an_earlier_launch_logged_is_not_logged_again(tmp_path: Path) -> None:
+    ProgressWriter(tmp_path, "first", 0).metrics(5, {"loss": 0.5})
+    log = CountingLog()
+    with follow(tmp_path, "second", 10, log):
+        ProgressWriter(tmp_path, "second", 5).metrics(10, {"loss": 0.1})
+    assert log.logged == [(10, 0.1)]
+    assert log.done == 10
+
+
+def test_a_line_cut_off_by_a_kill_is_dropped(tmp_path: Path) -> None:
+    ProgressWriter(tmp_path, "first", 0).metrics(5, {"loss": 0.5})
+    with (tmp_path / FILE).open("a") as stream:
+        stream.write('{"step": 6, "lo')
+    ProgressWriter(tmp_path, "second", 5).metrics(6, {"loss": 0.4})
+    assert [row["step"] for row in read_rows(tmp_path / FILE) if "loss" in row] == [5, 6]
