@@ -167,16 +167,14 @@ def _prefect(home: Path, debug: bool) -> Iterator[None]:
 
     if debug:
         os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "DEBUG"
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     home.mkdir(parents=True, exist_ok=True)
     server = PrefectServer(home)
-    try:
-        import mlflow  # noqa: F401  (seconds of imports, while the server starts in its own process)
-        import prefect  # noqa: F401
+    import mlflow  # noqa: F401  (seconds of imports, while the server starts in its own process)
+    import prefect  # noqa: F401
 
-        server.wait()
-        yield
-    finally:
-        server.stop()
+    server.wait()
+    yield
 
 
 @contextmanager

@@ -20,9 +20,10 @@ def animate(
     folder = find_model(workspace, model)
 
     from magic141.data.video import read_image, write_video
+
+    pixels = read_image(image)  # before the seconds that the next import takes
     from magic141.export import load_bundle
 
-    pixels = read_image(image)
     bundle = load_bundle(folder)
     frames = bundle.generate(pixels, prompt, seconds, seed)
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -35,7 +35,7 @@ def make_plan(config: PipelineConfig, stages: Sequence[Stage], refresh: Sequence
     for stage in stages:
         changed = [name for name in stage.inputs if name not in artifacts]
         if changed:
-            yield PlannedStage(stage.name, False, f"after {', '.join(changed)}")
+            yield PlannedStage(stage.name, False, f"after {changed[-1]}")
             continue
         key = stage.key(config, artifacts)
         if stage.name in refresh:

@@ -47,7 +47,7 @@ class PrefectServer:
             return
         port = _free_port()
         self.process = self._start(port)
-        atexit.register(self.stop)
+        atexit.register(self.stop)  # before Prefect is imported, so that Prefect's own farewell comes first
         os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
 
     def _start(self, port: int) -> subprocess.Popen[bytes]:

@@ -130,9 +130,7 @@ def load_bundle(folder: Path) -> Bundle:
     """
     file = folder / BUNDLE_FILE
     if not file.is_file():
-        raise UserError(
-            f"{folder}: not an exported model; expected {BUNDLE_FILE} in it; use the publish stage's artifact"
-        )
+        raise UserError(f"{folder}: not an exported model; expected {BUNDLE_FILE} in it; use a publish artifact")
     info = BundleInfo.model_validate_json(file.read_text())
     codec = load_codec(folder / "vae")
     generator = VideoGenerator(

@@ -55,7 +55,7 @@ class Int8Linear(nn.Module):
         return self.weight.to(dtype) * self.scale.to(dtype)[:, None]
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., in] to [..., out], in the type of x."""
+        """Maps x [..., in] to [..., out], in the type of x."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return linear(x, self.dequantized(x.dtype), bias)
 
@@ -77,9 +77,7 @@ def quantize_linear_layers(model: nn.Module, exclude: tuple[str, ...]) -> list[s
     """
     names = quantizable_layers(model, exclude)
     if not names:
-        raise UserError(
-            f"quantize.exclude = {list(exclude)}: leaves no linear layer to quantise; exclude fewer modules"
-        )
+        raise UserError(f"quantize.exclude = {list(exclude)}: leaves nothing to quantise; exclude fewer modules")
     for name in names:
         _replace(model, name, Int8Linear.from_float(_get_linear(model, name)))
     return names

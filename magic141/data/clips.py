@@ -119,7 +119,7 @@ def _caption_beside(path: Path) -> str | None:
 
 
 def _read_captions(path: Path) -> dict[str, str]:
-    """file -> caption of a captions.jsonl; empty when there is none."""
+    """Reads captions.jsonl as {file: caption}; empty when there is none."""
     if not path.is_file():
         return {}
     captions: dict[str, str] = {}

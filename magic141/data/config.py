@@ -73,7 +73,7 @@ class DataConfig(FrozenConfig):
         if (self.num_frames - 1) % factor:
             near = (self.num_frames - 1) // factor * factor + 1
             raise ValueError(
-                f"data.num_frames = {self.num_frames}: the codec needs {factor}*k+1 frames; use {near} or {near + factor}"
+                f"data.num_frames = {self.num_frames}: expected {factor}*k+1; use {near} or {near + factor}"
             )
         spatial = self.codec.spatial_factor if self.codec.kind == "pca" else 8
         for side in ("height", "width"):

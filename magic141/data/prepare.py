@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -188,19 +189,18 @@ def _encoded_chunks(clips: Sequence[Clip], config: DataConfig, out: Path) -> ray
     spare_cpus = int(ray.cluster_resources().get("CPU", 2)) - 1  # one stays with the decoders, else nothing moves
     num_actors = max(1, min(config.num_workers, len(chunks), spare_cpus))
     use_gpu = config.num_gpus_per_worker > 0
-    # On CPUs: no restarts, which keeps decoding apart from encoding (Ray Data would fuse them into the one actor)
+    # On CPUs: no restarts, which also keeps decoding apart from encoding (Ray Data would fuse them into one actor)
     placement = {"num_gpus": config.num_gpus_per_worker} if use_gpu else {"max_restarts": 0}
-    return (
-        ray.data.from_items(items, override_num_blocks=len(items))
-        .map(Render(config), num_cpus=1)
-        .map(
+    rendered = ray.data.from_items(items, override_num_blocks=len(items)).map(Render(config), num_cpus=1)
+    with warnings.catch_warnings():  # max_restarts has no named parameter yet; Ray is pinned below 2.61
+        warnings.filterwarnings("ignore", message=".*ray_remote_args")
+        return rendered.map(
             Encode,
             fn_constructor_args=(out, use_gpu),
             compute=ray.data.ActorPoolStrategy(size=num_actors),
             num_cpus=1,
             **placement,
         )
-    )
 
 
 def _start_ray() -> None:

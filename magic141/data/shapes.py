@@ -42,9 +42,7 @@ class ShapeClip:
     direction: int  # index into DIRECTIONS, 45 degrees each, counter-clockwise
     speed: float  # pixels per frame
     exact: bool  # whether the caption names the direction or only its axis
-    corners: tuple[
-        tuple[float, float, float], ...
-    ]  # background colours: top left, top right, bottom left, bottom right
+    corners: tuple[tuple[float, float, float], ...]  # colours: top left, top right, bottom left, right
 
     @property
     def caption(self) -> str:

@@ -23,7 +23,7 @@ class Probe:
     folder: Path
     config: DataConfig
 
-    def __call__(self, row: Row) -> Row:
+    def __call__(self, row: Row) -> Row:  # noqa: D102 (see the class)
         result = probe_video(self.folder, VideoFile(row["file"], row["caption"]), self.config)
         bad = isinstance(result, BadFile)
         return {"num_frames": 0 if bad else result, "reason": result.reason if isinstance(result, BadFile) else ""}
@@ -35,7 +35,7 @@ class Render:
 
     config: DataConfig
 
-    def __call__(self, row: Row) -> Row:
+    def __call__(self, row: Row) -> Row:  # noqa: D102 (see the class)
         return {"clips": row["clips"], "frames": render_chunk(parse_clips(row["clips"]), self.config)}
 
 
@@ -56,7 +56,7 @@ class Encode:
             self.codec.vae.to("cuda", torch.float16 if hasattr(self.codec.vae, "enable_tiling") else torch.float32)
         self.encoders = Encoders.load(folder / "encoders")
 
-    def __call__(self, row: Row) -> Row:
+    def __call__(self, row: Row) -> Row:  # noqa: D102 (see the class)
         from safetensors.torch import save
 
         clips, frames = parse_clips(row["clips"]), row["frames"]

@@ -1,4 +1,4 @@
-"""HunyuanVideo's diffusion transformer: build, load, the I2V surgery, the guidance embedding, and one way to call it."""
+"""HunyuanVideo's diffusion transformer: build, load, the I2V surgery, the guidance embedding, one way to call it."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ class ClipConfig(FrozenConfig):
     embed_dim: int = Field(64, ge=8, description="width of the shared space (kind train)")
     num_steps: int = Field(150, ge=1, description="contrastive steps (kind train)")
     batch_size: int = Field(64, ge=2, description="image-caption pairs per step")
-    learning_rate: float = Field(2e-3, gt=0, description="AdamW, cosine to zero")
+    learning_rate: float = Field(1e-3, gt=0, description="AdamW, cosine to zero")
 
 
 class IndexConfig(FrozenConfig):

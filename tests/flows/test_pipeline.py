@@ -18,17 +18,19 @@ from flows.evaluation import evaluation
 from flows.pipeline import pipeline
 from flows.plan import make_plan
 from flows.session import Outcome
+from magic141.artifacts import digest_folder
 from magic141.config import load_config
 from magic141.frozen import UserError
 from tasks.stage import Stage, StageCall
 
 pytestmark = pytest.mark.slow
+MISSING = {"value": None, "reason": "no clips"}
 SCORES = {
     "variants": [
         {"name": "teacher_4", "scores": {"motion": {"value": 0.9, "reason": None}}},
         {
             "name": "student_4",
-            "scores": {"motion": {"value": 0.8, "reason": None}, "fd": {"value": None, "reason": "no"}},
+            "scores": {"motion": {"value": 0.8, "reason": None}, "fd": MISSING},
         },
     ]
 }
@@ -38,7 +40,7 @@ def fake(stage: Stage) -> Stage:
     """The stage with its own key and inputs, but a tiny piece of work that reads what it is given."""
 
     def work(call: StageCall) -> None:
-        inputs = {name: sorted(p.name for p in folder.iterdir()) for name, folder in call.inputs.items()}
+        inputs = {name: digest_folder(folder) for name, folder in call.inputs.items()}
         settings = {name: str(value) for name, value in stage.settings(call.config).items()}
         (call.out / "result.json").write_text(json.dumps([stage.name, inputs, settings, call.seed]))
         if stage.name == "evaluate":
@@ -74,20 +76,7 @@ def outcome(config: str) -> Outcome:
     return pipeline(config)
 
 
-ALL = [
-    "prepare_data",
-    "train_clip",
-    "build_index",
-    "pretrain_t2v",
-    "pretrain_i2v",
-    "distill_cfg",
-    "distill_dmd2",
-    "quantize",
-    "generate",
-    "evaluate",
-    "report",
-    "publish",
-]
+ALL = [stage.name for stage in tasks.pipeline.STAGES]
 
 
 def after(*stages: str) -> list[str]:

@@ -131,11 +131,11 @@ def test_a_stage_that_fails_is_closed_truthfully_and_leaves_nothing(
 ) -> None:
     def fail(call: StageCall) -> None:
         (call.out / "half.txt").write_text("half")
-        call.run_dir.mkdir(parents=True)
+        call.run_dir.mkdir(parents=True, exist_ok=True)
         (call.run_dir / "checkpoint").write_text("step 3")
         raise error
 
-    context = start(f"seed={len(status) * 10}")
+    context = start(f"seed={100 if status == 'FAILED' else 101}")
     stage = Stage("failing", CODE, lambda c: {}, fail)
     with pytest.raises(type(error)):
         run_stage(stage, context)
@@ -183,7 +183,8 @@ KILLED_WORKER = """
     tracker = Tracker(Path(sys.argv[1]), "stages")
     config = PipelineConfig(workspace=tracker.workspace, seed=77)
     parent = tracker.start_parent("test", "pipeline", {})
-    run_stage(Stage("victim", ("magic141.frozen",), lambda c: {}, work), StageContext(config, tracker, parent.run_id, StageConsole()))
+    context = StageContext(config, tracker, parent.run_id, StageConsole())
+    run_stage(Stage("victim", ("magic141.frozen",), lambda c: {}, work), context)
 """
 
 

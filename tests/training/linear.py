@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +105,16 @@ class LinearRegression:
         last = self.context.rank == self.context.world_size - 1
         if step == self.spec.kill_once_at and last and not marker.exists():
             marker.touch()
+            self._wait_for_commit()
             os._exit(1)
+
+    def _wait_for_commit(self) -> None:
+        """Ray's controller commits a checkpoint a moment after the workers have reported it."""
+        every = self.spec.config.checkpoint_every_steps
+        name = f"step-{self.spec.kill_once_at // every * every:06d}"
+        snapshot = self.context.run_dir / "checkpoint_manager_snapshot.json"
+        while not snapshot.exists() or name not in snapshot.read_text():
+            time.sleep(0.1)
 
 
 def linear_config(num_steps: int = 12, **placement: Any) -> TrainConfig:

@@ -1,0 +1,1 @@
+"""The command line on the smoke config, as a user runs it."""

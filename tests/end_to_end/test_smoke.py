@@ -1,0 +1,143 @@
+"""The whole pipeline for real, killed twice on the way: nothing is lost, and nothing finished is computed again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+STAGES = (
+    "prepare_data",
+    "train_clip",
+    "build_index",
+    "pretrain_t2v",
+    "pretrain_i2v",
+    "distill_cfg",
+    "distill_dmd2",
+    "quantize",
+    "generate",
+    "evaluate",
+    "report",
+    "publish",
+)
+TIMEOUT_S = 900
+
+pytestmark = pytest.mark.slow
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A command that came to its end."""
+
+    code: int
+    output: str
+
+    def stages(self, mark: str) -> list[str]:
+        """The stages on lines that begin with `mark`: ✓ made, ↺ reused."""
+        lines = [line.split() for line in self.output.splitlines()]
+        return [words[1] for words in lines if len(words) > 1 and words[0] == mark]
+
+
+def start(workspace: Path, *args: str) -> subprocess.Popen[str]:
+    """`magic141 args…` in a process group of its own."""
+    environment = {**os.environ, "MAGIC141_HOME": str(workspace), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", "from flows.cli import app; app()", *args]
+    output = (workspace.parent / "output.txt").open("w")
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output, text=True)
+
+
+def finish(workspace: Path, *args: str) -> Finished:
+    """Runs the command to its end."""
+    code = start(workspace, *args).wait(TIMEOUT_S)
+    return Finished(code, (workspace.parent / "output.txt").read_text())
+
+
+def kill_when(workspace: Path, ready: Callable[[], bool], *args: str) -> None:
+    """Starts the command and kills it (-9) as soon as `ready()` holds."""
+    process = start(workspace, *args)
+    deadline = time.monotonic() + TIMEOUT_S
+    while not ready():
+        assert process.poll() is None, (workspace.parent / "output.txt").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def artifact(workspace: Path, stage: str) -> Path:
+    """The one artifact of a stage."""
+    (folder,) = (workspace / "artifacts" / stage).glob("[!.]*")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("smoke") / "runs"
+
+
+@pytest.fixture(scope="module")
+def completed(workspace: Path) -> Finished:
+    """The smoke run, killed once while it prepares data and once after a checkpoint of I2V training."""
+    run = ("run", "configs/smoke.yaml")
+    kill_when(workspace, lambda: "prepare_data  running" in (workspace.parent / "output.txt").read_text(), *run)
+    assert not list((workspace / "artifacts").glob("prepare_data/[!.]*/dataset.json"))
+    kill_when(workspace, lambda: bool(list((workspace / "training").glob("pretrain_i2v-*/step-000006"))), *run)
+    return finish(workspace, *run)
+
+
+def test_a_killed_run_goes_on_where_it_was(workspace: Path, completed: Finished) -> None:
+    assert completed.code == 0, completed.output
+    assert completed.stages("↺") == list(STAGES[:4])
+    assert completed.stages("✓") == list(STAGES[4:])
+    training = json.loads((artifact(workspace, "pretrain_i2v") / "training.json").read_text())
+    assert training["resumed_from_step"] >= 6
+    lines = (artifact(workspace, "pretrain_i2v") / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines if "loss" in json.loads(line)]
+    assert steps == sorted(set(steps)), "a step is recorded twice"
+
+
+def test_the_same_config_again_reuses_everything(workspace: Path, completed: Finished) -> None:
+    again = finish(workspace, "run", "configs/smoke.yaml")
+    assert again.code == 0, again.output
+    assert again.stages("↺") == list(STAGES)
+    assert again.stages("✓") == []
+
+
+def test_changing_the_evaluation_repeats_only_evaluation_and_report(workspace: Path, completed: Finished) -> None:
+    changed = finish(workspace, "run", "configs/smoke.yaml", "--set", "evaluate.frechet_dimensions=6")
+    assert changed.code == 0, changed.output
+    assert changed.stages("✓") == ["evaluate", "report"]
+
+
+def test_every_score_is_a_value_or_says_why_it_is_missing(workspace: Path, completed: Finished) -> None:
+    (file, *_) = (workspace / "artifacts" / "evaluate").glob("[!.]*/scores.json")
+    scores = json.loads(file.read_text())
+    names = {row["name"] for row in scores["variants"]}
+    assert {"teacher_4", "cfg_4", "student_4", "student_1", "int8_4"} <= names
+    for row in scores["variants"]:
+        for name, score in row["scores"].items():
+            assert (score["value"] is None) != (score["reason"] is None), (row["name"], name)
+
+
+def test_the_published_model_animates_an_image(workspace: Path, completed: Finished, tmp_path: Path) -> None:
+    image = tmp_path / "image.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)).save(image)
+    out = tmp_path / "out.mp4"
+    model = ("generate", "--model", "models:/magic141-smoke@candidate")
+    made = finish(workspace, *model, "--image", str(image), "--prompt", "a red circle moves up", "-o", str(out))
+    assert made.code == 0, made.output
+    assert out.stat().st_size > 500
+    refused = finish(workspace, *model, "--image", str(out), "--prompt", "a red circle", "-o", str(tmp_path / "x.mp4"))
+    assert refused.code == 2
+    assert "Traceback" not in refused.output
