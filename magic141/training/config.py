@@ -77,13 +77,20 @@ class FlowMatchingConfig(TrainConfig):
     """Flow-matching pretraining (sections 5 of the design; paper section 3)."""
 
     base: str | None = Field(None, description="diffusers transformer folder to start from; none: from scratch")
-    num_steps: int = Field(1000, ge=1, description="optimizer steps")
+    num_steps: int = Field(1000, ge=0, description="optimizer steps; 0 takes `base` as it is")
     shift: float = Field(8.0, gt=0, description="sigma = s*x/(1+(s-1)*x), x uniform")
     text_dropout: float = Field(0.1, ge=0, le=1, description="share of samples trained without text")
     image_dropout: float = Field(0.0, ge=0, le=1, description="share trained without image tokens and first frame")
     prefix_two_fraction: float = Field(
         0.25, ge=0, le=1, description="I2V: share of samples that see two latent frames from anywhere in the clip"
     )
+
+
+    @model_validator(mode="after")
+    def _something_to_take(self) -> FlowMatchingConfig:
+        if self.num_steps == 0 and self.base is None:
+            raise ValueError("num_steps = 0 takes a base as it is, but base is not set; set base, or train")
+        return self
 
 
 class CfgDistillationConfig(TrainConfig):

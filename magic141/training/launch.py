@@ -36,6 +36,7 @@ _TRACEBACK_LINES = 25
 _RAY_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
@@ -134,7 +135,7 @@ def _run_here(task: WorkerTask) -> LoopResult:
     threads, state = torch.get_num_threads(), random_state()
     torch.set_num_threads(placement.threads_per_worker)
     try:
-        with _process_group(placement, task.run_dir):
+        with _process_group(placement):
             return run_training(task.spec, task.config, context, store, task.launch_id)
     finally:
         torch.set_num_threads(threads)
@@ -142,7 +143,7 @@ def _run_here(task: WorkerTask) -> LoopResult:
 
 
 @contextmanager
-def _process_group(placement: PlacementConfig, run_dir: Path) -> Iterator[None]:
+def _process_group(placement: PlacementConfig) -> Iterator[None]:
     """A process group of one, which DeepSpeed insists on; the other engines need none."""
     if placement.engine != "deepspeed" or dist.is_initialized():
         yield
@@ -254,6 +255,8 @@ def _configure_ray_train() -> None:
     """Ray Train's settings are environment variables of the driver, read when it is imported and at fit."""
     for name, value in _RAY_SETTINGS.items():
         os.environ.setdefault(name, value)
+    if not os.environ.get("RAY_ADDRESS"):  # one machine: nobody reclaims it with notice
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
 
 def _fit(trainer: Any, run_dir: Path) -> Any:

@@ -21,7 +21,10 @@ from magic141.training.objective import ObjectiveSpec
 def pretrain_t2v(
     config: FlowMatchingConfig, model: TransformerConfig, data: Path, out: Path, log: StageLog, seed: int, run_dir: Path
 ) -> None:
-    """Text to video by flow matching, from scratch or from `config.base`."""
+    """Text to video by flow matching, from scratch or from `config.base`; with no steps, the base as it is."""
+    if config.num_steps == 0:
+        take_base(config, out, log)
+        return
     train(FlowMatchingSpec(config, model, data, t2v=None), config, data, out, log, seed, run_dir)
 
 
@@ -96,6 +99,22 @@ def train(
         "num_workers": config.placement.num_workers,
         "resumed_from_step": result.resumed_from_step or 0,
     }
+    (out / "training.json").write_text(json.dumps(record, indent=1))
+    log.summary(record)
+
+
+def take_base(config: FlowMatchingConfig, out: Path, log: StageLog) -> None:
+    """Fills the artifact with the base model, without training.
+
+    Raises:
+        UserError: if the base is not a diffusers transformer folder.
+    """
+    assert config.base is not None
+    if not (Path(config.base) / "config.json").is_file():
+        raise UserError(f"pretrain_t2v.base = {config.base}: expected a diffusers transformer folder with config.json")
+    shutil.copytree(config.base, out / "transformer")
+    (out / "metrics.jsonl").touch()
+    record: dict[str, float | int | str] = {"steps": 0, "num_parameters": num_parameters(out / "transformer")}
     (out / "training.json").write_text(json.dumps(record, indent=1))
     log.summary(record)
 
