@@ -10,6 +10,7 @@ from pathlib import Path
 
 import ray
 import ray.data
+import torch
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
 _OBJECT_STORE_BYTES = 500_000_000
@@ -36,7 +37,10 @@ def ensure_ray() -> None:
 def _start_local() -> None:
     """Workers inherit the environment that Ray's daemon starts with, which is faster than a runtime environment."""
     path = os.pathsep.join(filter(None, (str(_REPOSITORY), os.environ.get("PYTHONPATH"))))
-    with _environment({"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}):
+    accelerator = {} if torch.cuda.is_available() else {"DS_ACCELERATOR": "cpu"}  # else DeepSpeed guesses, aloud
+    # workers at Ray's default niceness of 15 starve on a laptop that does anything else
+    settings = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0", **accelerator}
+    with _environment(settings):
         for attempt in range(1, _NUM_START_ATTEMPTS + 1):
             try:
                 _init_local()
