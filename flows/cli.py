@@ -170,8 +170,9 @@ def _prefect(home: Path, debug: bool) -> Iterator[None]:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     home.mkdir(parents=True, exist_ok=True)
     server = PrefectServer(home)
-    import mlflow  # noqa: F401  (seconds of imports, while the server starts in its own process)
-    import prefect  # noqa: F401
+    import prefect  # noqa: F401  (seconds of imports, while the server starts in its own process)
+
+    import magic141.tracking  # noqa: F401
 
     server.wait()
     yield

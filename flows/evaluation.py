@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
-from mlflow.entities import Run
 from prefect import flow
 
 from flows.session import Outcome, open_session
 from magic141.artifacts import ArtifactRef
 from magic141.config import PipelineConfig, validate, with_overrides
 from magic141.frozen import UserError
-from magic141.tracking import Tracker, store_exists, tracking_uri
+from magic141.tracking import Run, Tracker, store_exists, tracking_uri
 from tasks.pipeline import JUDGING, STAGES
 
 

@@ -41,6 +41,8 @@ from magic141.frozen import UserError
 if TYPE_CHECKING:
     import numpy as np
 
+__all__ = ["Run", "RunLog", "Tracker", "store_exists", "tracking_uri"]
+
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 TAG_KEY, TAG_STAGE, TAG_ARTIFACT, TAG_MODEL = (f"magic141.{n}" for n in ("key", "stage", "artifact", "model_id"))
 TAG_KIND, TAG_HOST, TAG_PID, TAG_STARTED = (f"magic141.{n}" for n in ("kind", "host", "pid", "process_started"))

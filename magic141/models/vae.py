@@ -57,7 +57,7 @@ class CausalPCACodec(ModelMixin, ConfigMixin):
                 f"data.codec.num_channels = {config.num_channels}: a patch of the first frame has {size} values; "
                 f"use at most {size}"
             )
-        codec = cls(config.num_channels, config.temporal_factor, config.spatial_factor)
+        codec: CausalPCACodec = cls(config.num_channels, config.temporal_factor, config.spatial_factor)
         first, groups = codec._patches(_to_float(frames))
         codec._fit_part("first", first.flatten(0, -2))
         codec._fit_part("group", groups.flatten(0, -2))
@@ -114,7 +114,7 @@ class CausalPCACodec(ModelMixin, ConfigMixin):
 class VideoCodec:
     """Frames <-> latents for either codec; latents have about unit variance (the VAE's scaling factor is applied)."""
 
-    def __init__(self, vae: nn.Module) -> None:
+    def __init__(self, vae: Any) -> None:
         self.vae: Any = vae.eval().requires_grad_(False)
         self.temporal_factor = int(self.vae.temporal_compression_ratio)
         self.spatial_factor = int(self.vae.spatial_compression_ratio)
@@ -138,9 +138,10 @@ class VideoCodec:
         """Encodes uint8 [B, F, H, W, 3], F = temporal_factor * k + 1, to float32 [B, C, T, h, w]."""
         x = _to_float(frames.to(self.vae.device))
         if isinstance(self.vae, CausalPCACodec):
-            return self.vae.encode_latents(x).float()
-        latents = self.vae.encode(x.to(self.vae.dtype)).latent_dist.mode()
-        return (latents * self.vae.config.scaling_factor).float()
+            latents: Tensor = self.vae.encode_latents(x)
+        else:
+            latents = self.vae.encode(x.to(self.vae.dtype)).latent_dist.mode() * self.vae.config.scaling_factor
+        return latents.float()
 
     @torch.no_grad()
     def decode_video(self, latents: Tensor, from_start: bool = True) -> Tensor:
@@ -157,7 +158,8 @@ class VideoCodec:
         else:
             z = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
             x = self.vae.decode(z, return_dict=False)[0]
-        return ((x.float() + 1) * 127.5 + 0.5).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1)
+        frames: Tensor = ((x.float() + 1) * 127.5 + 0.5).clamp(0, 255).to(torch.uint8)
+        return frames.permute(0, 2, 3, 4, 1)
 
     def save(self, folder: Path) -> None:
         """Writes a diffusers folder."""

@@ -85,7 +85,6 @@ class FlowMatchingConfig(TrainConfig):
         0.25, ge=0, le=1, description="I2V: share of samples that see two latent frames from anywhere in the clip"
     )
 
-
     @model_validator(mode="after")
     def _something_to_take(self) -> FlowMatchingConfig:
         if self.num_steps == 0 and self.base is None:
