@@ -38,10 +38,10 @@ def test_extends_and_set_compose(tmp_path: Path) -> None:
 MISTAKES = {
     "distill_dmd2.num_stepz=3": "distill_dmd2.num_stepz = 3: unknown field in 'distill_dmd2'; did you mean 'num_s",
     "dota.x=1": "dota = {\"x\": 1}: unknown field in 'demo.yaml'; did you mean 'data'?",
-    "pretrain_i2v.num_steps=0": "pretrain_i2v.num_steps = 0: expected greater than or equal to 1",
+    "distill_cfg.num_steps=0": "distill_cfg.num_steps = 0: expected greater than or equal to 1",
     "pretrain_i2v.num_steps=abc": "pretrain_i2v.num_steps = 'abc': expected a valid integer",
     "pretrain_i2v.placement.engine=dpp": "expected 'plain', 'ddp' or 'deepspeed'",
-    "data.num_frames=12": "data.num_frames = 12: the codec needs 2*k+1 frames; use 11 or 13",
+    "data.num_frames=12": "data.num_frames = 12: expected 2*k+1; use 11 or 13",
     "data.num_frames=9": "data.num_frames = 9: windows that know two latent frames",
     "data.height=36": "data.height = 36: not divisible by the codec's spatial factor 8; use a multiple of 8",
     "data.width=40": "data.width = 40: not divisible by codec factor 8 x model.patch_size 2; use a multiple of 16",

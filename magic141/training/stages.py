@@ -38,7 +38,10 @@ def pretrain_i2v(
     seed: int,
     run_dir: Path,
 ) -> None:
-    """Image to video from the T2V model by the 2C+1 surgery: the teacher."""
+    """Image to video from the T2V model by the 2C+1 surgery: the teacher; with no steps, the base as it is."""
+    if config.num_steps == 0:
+        take_base(config, out, log)
+        return
     spec = FlowMatchingSpec(config, model, data, t2v / "transformer")
     train(spec, config, data, out, log, seed, run_dir)
 
@@ -111,7 +114,7 @@ def take_base(config: FlowMatchingConfig, out: Path, log: StageLog) -> None:
     """
     assert config.base is not None
     if not (Path(config.base) / "config.json").is_file():
-        raise UserError(f"pretrain_t2v.base = {config.base}: expected a diffusers transformer folder with config.json")
+        raise UserError(f"base = {config.base}: expected a diffusers transformer folder with config.json")
     shutil.copytree(config.base, out / "transformer")
     (out / "metrics.jsonl").touch()
     record: dict[str, float | int | str] = {"steps": 0, "num_parameters": num_parameters(out / "transformer")}
