@@ -140,7 +140,8 @@ def add_guidance_embedding(teacher: HunyuanVideoTransformer3DModel) -> HunyuanVi
 
 def _rebuild(model: HunyuanVideoTransformer3DModel, **changes: Any) -> HunyuanVideoTransformer3DModel:
     config = {name: value for name, value in model.config.items() if not name.startswith("_")}
-    return HunyuanVideoTransformer3DModel(**{**config, **changes}).to(model.dtype)
+    rebuilt = HunyuanVideoTransformer3DModel(**{**config, **changes})
+    return rebuilt if rebuilt.dtype == model.dtype else rebuilt.to(model.dtype)
 
 
 def velocity(

@@ -39,7 +39,9 @@ def test_student_learns_the_guided_teacher_over_the_range_of_w() -> None:
     assert at_start[1.0] < 1e-10, "w = 1 is the conditional teacher from the start"
     optimizer = torch.optim.Adam(student.parameters(), lr=3e-3)
     generator = torch.Generator().manual_seed(0)
-    for _ in range(250):
+    for step in range(400):
+        for group in optimizer.param_groups:
+            group["lr"] = 3e-3 * (1 - step / 400)
         w = 1 + 2 * torch.rand(4, generator=generator)
         u_student = velocity(student, x_t, sigma, cond, prefix, w)
         loss = cfg_distillation_loss(u_student, guided_velocity(u_uncond, u_cond, w), x_t, 1.0)
