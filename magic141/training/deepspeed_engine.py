@@ -114,6 +114,9 @@ def import_deepspeed() -> Any:
 def deepspeed_config(config: OptimizerConfig, precision: Precision, context: TrainContext) -> dict[str, Any]:
     """DeepSpeed's own settings; weights stay in fp32 and bf16 is autocast, as in the other engines."""
     zero: dict[str, Any] = {"stage": context.placement.zero_stage}
+    if context.placement.zero_stage == 3:
+        # kept whole, a small parameter would be exported as it is, not as the average that was put into its shard
+        zero["stage3_param_persistence_threshold"] = 0
     if context.placement.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
     return {

@@ -64,6 +64,15 @@ class Ema:
     def _put(self, values: Mapping[str, Tensor]) -> None:
         for name, parameter in self._tracked.items():
             _local(parameter).data.copy_(values[name])
+        _refresh(list(self._tracked.values()))
+
+
+def _refresh(parameters: list[Any]) -> None:
+    """ZeRO-3 keeps small parameters whole beside their shards: let the wholes follow the shards (collective)."""
+    whole = [p for p in parameters if hasattr(p, "ds_tensor") and p.ds_status.name == "AVAILABLE"]
+    if whole:
+        whole[0].partition(whole)
+        whole[0].all_gather(whole)
 
 
 def _local(parameter: nn.Parameter) -> Tensor:

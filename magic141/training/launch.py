@@ -7,6 +7,7 @@ import logging
 import os
 import tempfile
 import threading
+import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 _RESULT = "result.json"
 _NUM_TO_KEEP = 2
-_TRACEBACK_LINES = 25
+_TRACEBACK_LINES = 40
 # Read by Ray Train in the driver and passed on. The poll interval is also how long a finished run goes unnoticed.
 _RAY_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
@@ -232,6 +233,8 @@ def _worker(config: dict[str, Any]) -> dict[str, Any] | str:
         return asdict(run_training(task.spec, task.config, context, RayStore(), task.launch_id))
     except UserError as mistake:
         return str(mistake)
+    except Exception as error:  # Ray passes on the message only: the traceback has to be in it
+        raise RuntimeError(traceback.format_exc()) from error
 
 
 def _scaling(placement: PlacementConfig) -> ScalingConfig:
@@ -286,10 +289,5 @@ def _fit(trainer: Any, run_dir: Path) -> Any:
 
 
 def describe(error: BaseException) -> str:
-    """The end of the first failed worker's traceback, which Ray hides in a long message."""
-    failures = getattr(error, "worker_failures", None)
-    if not failures:
-        return str(error)
-    rank, failure = min(failures.items())
-    lines = str(failure).strip().splitlines()
-    return f"worker {rank}\n" + "\n".join(lines[-_TRACEBACK_LINES:])
+    """The end of Ray's message, which is where the workers' tracebacks are."""
+    return "\n".join(str(error).strip().splitlines()[-_TRACEBACK_LINES:])
