@@ -140,7 +140,11 @@ class PlainEngine:
 
 
 class DdpEngine(PlainEngine):
-    """Data parallel: rank 0's weights at the start, then one all-reduce of the flat gradients per step."""
+    """Data parallel: rank 0's weights at the start, then one all-reduce of the flat gradients per step.
+
+    Not torch's DistributedDataParallel: a small network has too little backward pass to hide its hooks behind, and one
+    call after the backward pass needs no care for unused or frozen parameters or several forward passes per step.
+    """
 
     def __init__(
         self, module: nn.Module, config: OptimizerConfig, num_steps: int, precision: Precision, context: TrainContext

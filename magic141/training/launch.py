@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import pickle
 import tempfile
 import threading
 import traceback
@@ -199,7 +200,7 @@ def _run_on_ray(task: WorkerTask) -> LoopResult:
     placement = task.config.placement
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"task": task},
+        train_loop_config={"task": pickle.dumps(task)},  # bytes: Ray's controller need not import the models' code
         scaling_config=_scaling(placement),
         torch_config=_torch_config(placement),
         run_config=ray.train.RunConfig(
@@ -224,7 +225,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any] | str:
     import ray.train
     from ray.train.torch import get_device
 
-    task: WorkerTask = config["task"]
+    task: WorkerTask = pickle.loads(config["task"])
     torch.set_num_threads(task.config.placement.threads_per_worker)
     place = ray.train.get_context()
     rank, world_size = place.get_world_rank(), place.get_world_size()
