@@ -12,6 +12,8 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 # Idle OpenMP threads sleep instead of spinning: several one-thread workers share few cores.
 export OMP_WAIT_POLICY ?= PASSIVE
 export DO_NOT_TRACK ?= 1
+# Images often set this; then each of the dozens of processes compiles torch and all else anew, 10 seconds every time.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help setup demo smoke test lint format unit slow doctor clean
 .DEFAULT_GOAL := help
