@@ -43,7 +43,7 @@ class EvaluateConfig(FrozenConfig):
     vbench_dimensions: tuple[str, ...] = Field(
         ("temporal_flickering",), description="VBench dimensions; those that need weights say so when they are missing"
     )
-    frechet_dimensions: int = Field(32, ge=2, description="principal components of the Frechet distance")
+    frechet_dimensions: int = Field(64, ge=2, description="principal components of the Frechet distance")
 
 
 class ReportConfig(FrozenConfig):

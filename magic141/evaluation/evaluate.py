@@ -16,7 +16,7 @@ from torch import Tensor
 from magic141.artifacts import StageLog
 from magic141.data.dataset import ClipDataset, load_info
 from magic141.evaluation.config import EvaluateConfig
-from magic141.evaluation.frechet import LatentSpace, frechet_distance
+from magic141.evaluation.frechet import TubeSpace, frechet_distance
 from magic141.evaluation.scores import AVERAGE, EXACT, FRECHET, VBENCH, Score, average
 from magic141.evaluation.shapes import score_clips
 from magic141.evaluation.vbench import score_folder, versions
@@ -65,7 +65,7 @@ class Scorer:
     heldout: ClipDataset
     rows: list[int]
     truths: list[dict[str, Any]] | None
-    space: LatentSpace
+    space: TubeSpace
     real: NDArray[np.float64]
     floor: Score
     num_latent_frames: int
@@ -79,7 +79,7 @@ class Scorer:
         rows = [position[clip["id"]] for clip in clips]
         first = json.loads((generated / "variants.json").read_text())[0]["name"]
         frames = load_file(generated / "exact" / f"{first}.safetensors")["latents"].shape[2]
-        space = LatentSpace.fit(train.latents[:, :, :frames], config.frechet_dimensions)
+        space = TubeSpace.fit(train.latents[:, :, :frames], config.frechet_dimensions)
         real = space.project(heldout.latents[rows, :, :frames])
         like = [row for row, truth in enumerate(train.truths) if truth is None or not truth["exact"]]
         return cls(

@@ -1,4 +1,8 @@
-"""The Frechet distance between latents, over the principal components of real ones."""
+"""The Frechet distance between sets of clips, over what each place of the latent grid goes through in time.
+
+A sample is a tube: all channels and frames of one place, C*T numbers. Whole latents would be the obvious samples, but
+of those a few hundred clips are too few: valid other futures of the same clips lie as far from them as a good model's.
+"""
 
 from __future__ import annotations
 
@@ -10,26 +14,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Array = NDArray[np.float64]
+MAX_FIT_TUBES = 200_000
 
 
 @dataclass(frozen=True)
-class LatentSpace:
-    """The first n principal components of whole latents."""
+class TubeSpace:
+    """The first n principal components of the tubes of real latents."""
 
-    mean: Array  # [D]
-    basis: Array  # [D, n]
+    mean: Array  # [C*T]
+    basis: Array  # [C*T, n]
 
     @classmethod
     def fit(cls, latents: Tensor, num_components: int) -> Self:
-        """Fits on latents [N, C, T, h, w]; at most N - 1 components exist."""
-        flat = _flatten(latents)
-        mean = flat.mean(0)
-        _, _, directions = np.linalg.svd(flat - mean, full_matrices=False)
-        return cls(mean, directions[: min(num_components, len(flat) - 1)].T)
+        """Fits on latents [N, C, T, h, w]; at most C*T components exist, and one less than there are tubes."""
+        tubes = _tubes(latents[: max(1, MAX_FIT_TUBES // latents[0, 0, 0].numel())])
+        _, directions = np.linalg.eigh(np.atleast_2d(np.cov(tubes, rowvar=False)))
+        return cls(tubes.mean(0), directions[:, ::-1][:, : min(num_components, len(tubes) - 1)])
 
     def project(self, latents: Tensor) -> Array:
-        """Latents [N, C, T, h, w] to coefficients [N, n]."""
-        return np.asarray((_flatten(latents) - self.mean) @ self.basis)
+        """Latents [N, C, T, h, w] to coefficients [N*h*w, n]."""
+        return np.asarray((_tubes(latents) - self.mean) @ self.basis)
 
 
 def frechet_distance(a: Array, b: Array) -> float:
@@ -46,5 +50,6 @@ def _root(covariance: Array) -> Array:
     return np.asarray((vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T)
 
 
-def _flatten(latents: Tensor) -> Array:
-    return np.asarray(latents.flatten(1).double().cpu().numpy())
+def _tubes(latents: Tensor) -> Array:
+    """[N, C, T, h, w] to [N*h*w, C*T]."""
+    return np.asarray(latents.permute(0, 3, 4, 1, 2).flatten(3).flatten(0, 2).double().cpu().numpy())

@@ -123,20 +123,23 @@ class Dmd2Config(TrainConfig):
         kind="adamw", learning_rate=2e-4, betas=(0.0, 0.95), warmup_steps=0, constant_fraction=0.5
     )
     fake_optimizer: OptimizerConfig = OptimizerConfig(
-        kind="adamw", learning_rate=1e-3, betas=(0.0, 0.95), warmup_steps=0, constant_fraction=0.5
+        kind="adamw", learning_rate=2e-3, betas=(0.0, 0.95), warmup_steps=0, constant_fraction=0.5
     )
     ema_decay: float = Field(0.98, ge=0, lt=1, description="exponential average of the generator")
     num_inference_steps: int = Field(4, ge=1, le=64, description="steps of the student")
     schedule_steps: int = Field(1000, ge=1, description="time steps that the schedule has; the student's fit into it")
-    shift: float = Field(8.0, gt=0, description="shift of the student's grid and of the score times")
+    shift: float = Field(5.0, gt=0, description="shift of the student's grid; 5: 1000, 937.5, 833.3, 625 in 4 steps")
+    score_shift: float = Field(
+        2.0, gt=0, description="shift of the score times; high ones do not see fine noise, low ones not the modes"
+    )
     sampler: Literal["renoise", "euler"] = Field("renoise", description="the student's chain, in training and after")
     generator_input: Literal["backward_simulation", "noised_real"] = Field(
         "backward_simulation", description="what the generator sees: its own earlier steps, or noised real latents"
     )
-    lora_rank: int = Field(16, ge=1, description="rank of the fake score's adapter")
+    lora_rank: int = Field(64, ge=1, description="rank of the fake score's adapter")
     a_weak: float = Field(0.5, ge=0, description="strength of the adapter in the real score (0 is plain DMD2)")
     a_strong: float = Field(1.0, gt=0, description="strength of the adapter in the fake score")
-    real_guidance_scale: float = Field(1.5, ge=0, description="w of the real score and of the student; 1 is none")
+    real_guidance_scale: float = Field(1.2, ge=0, description="w of the real score and of the student; 1 is none")
     min_score_time: float = Field(0.02, ge=0, lt=1, description="lower end of x before the shift")
     max_score_time: float = Field(0.98, gt=0, le=1, description="upper end of x before the shift")
     fake_updates_per_step: int = Field(5, ge=1, description="fake-score updates per generator update")

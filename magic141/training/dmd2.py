@@ -180,7 +180,8 @@ class Dmd2:
     def score_times(self, x: Tensor, rng: torch.Generator) -> Tensor:
         """Times of the scores, shape [B]."""
         config = self.config
-        return sample_sigma(len(x), config.shift, rng, config.min_score_time, config.max_score_time).to(x.device)
+        low, high = config.min_score_time, config.max_score_time
+        return sample_sigma(len(x), config.score_shift, rng, low, high).to(x.device)
 
     def guidance(self, batch: Batch) -> Tensor:
         """The student's w, shape [B]."""

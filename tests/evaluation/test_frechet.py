@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from magic141.evaluation.frechet import LatentSpace, frechet_distance
+from magic141.evaluation.frechet import TubeSpace, frechet_distance
 
 
 def test_identical_sets_have_distance_zero() -> None:
@@ -35,10 +35,25 @@ def test_distance_is_symmetric_and_matches_scipy() -> None:
     assert frechet_distance(b, a) == pytest.approx(expected, rel=1e-6)
 
 
-def test_space_keeps_the_largest_directions_and_never_more_than_the_data_has() -> None:
+def test_a_tube_is_one_place_through_channels_and_time() -> None:
     latents = torch.randn(6, 2, 3, 2, 2, generator=torch.Generator().manual_seed(0))
-    assert LatentSpace.fit(latents, 32).project(latents).shape == (6, 5)
-    projected = LatentSpace.fit(latents, 3).project(latents)
-    variances = projected.var(0)
-    assert projected.shape == (6, 3)
+    space = TubeSpace.fit(latents, 32)
+    projected = space.project(latents)
+    assert projected.shape == (6 * 4, 2 * 3)
+    tube = latents[5, :, :, 1, 0].flatten().double().numpy()
+    assert projected[5 * 4 + 2] == pytest.approx((tube - space.mean) @ space.basis)
+
+
+def test_space_keeps_the_largest_directions() -> None:
+    latents = torch.randn(6, 2, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    variances = TubeSpace.fit(latents, 3).project(latents).var(0)
+    assert variances.shape == (3,)
     assert (np.diff(variances) <= 0).all()
+
+
+def test_places_may_change_their_order_but_frames_may_not() -> None:
+    latents = torch.randn(8, 2, 3, 2, 2, generator=torch.Generator().manual_seed(0)).cumsum(2)
+    space = TubeSpace.fit(latents, 6)
+    real = space.project(latents)
+    assert frechet_distance(real, space.project(latents.flip(4))) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(real, space.project(latents.flip(2))) > 0.1
