@@ -130,7 +130,7 @@ class Dmd2Config(TrainConfig):
     schedule_steps: int = Field(1000, ge=1, description="time steps that the schedule has; the student's fit into it")
     shift: float = Field(5.0, gt=0, description="shift of the student's grid; 5: 1000, 937.5, 833.3, 625 in 4 steps")
     score_shift: float = Field(
-        2.0, gt=0, description="shift of the score times; high ones do not see fine noise, low ones not the modes"
+        3.0, gt=0, description="shift of the score times; high ones do not see fine noise, low ones not the modes"
     )
     sampler: Literal["renoise", "euler"] = Field("renoise", description="the student's chain, in training and after")
     generator_input: Literal["backward_simulation", "noised_real"] = Field(
