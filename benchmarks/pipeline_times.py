@@ -3,7 +3,8 @@
     python benchmarks/pipeline_times.py configs/demo.yaml
     python benchmarks/pipeline_times.py configs/smoke.yaml --write-readme
 
-Every run uses a workspace of its own, empty at the start. Times include process start-up. The last case only plans.
+Every run uses a workspace of its own, empty at the start; `--workspace` names one to keep. Times include process
+start-up. The last case only plans.
 """
 
 from __future__ import annotations
@@ -102,10 +103,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="A.B=C")
+    parser.add_argument("--workspace", type=Path, metavar="DIR", help="a new folder, kept; without it a temporary one")
     parser.add_argument("--write-readme", action="store_true", help="also put the table into README.md")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="magic141-times-") as workspace:
-        timings = measure_all(arguments.config, arguments.overrides, Path(workspace))
+    if arguments.workspace and arguments.workspace.exists():
+        parser.error(f"--workspace {arguments.workspace}: exists already; a run from nothing needs a new folder")
+    with tempfile.TemporaryDirectory(prefix="magic141-times-") as temporary:
+        workspace = arguments.workspace or Path(temporary)
+        timings = measure_all(arguments.config, arguments.overrides, workspace.resolve())
     RESULTS.mkdir(exist_ok=True)
     record = {"config": arguments.config, **machine(), "timings": [asdict(timing) for timing in timings]}
     (RESULTS / "pipeline_times.json").write_text(json.dumps(record, indent=2) + "\n")

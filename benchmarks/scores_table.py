@@ -23,7 +23,7 @@ COLUMNS = (  # score key, heading, digits
     ("colour", "colour", 2),
     ("shape", "shape", 2),
     ("background_psnr_db", "background dB", 1),
-    ("frechet", "Fréchet", 1),
+    ("frechet", "Fréchet", 2),
     ("mode_share", "mode share", 2),
     ("temporal_flickering", "flicker (VBench)", 3),
 )

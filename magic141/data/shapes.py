@@ -6,7 +6,7 @@ names the speed. With a fully determined future few-step sampling would need no 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -81,6 +81,11 @@ def sample_clip(rng: np.random.Generator, config: ShapesConfig) -> ShapeClip:
         exact=bool(rng.random() < config.exact_fraction),
         corners=tuple((red, green, blue) for red, green, blue in corners),
     )
+
+
+def other_future(clip: ShapeClip, speed: float, rng: np.random.Generator) -> ShapeClip:
+    """A clip with the same first frame and caption, in a direction that the caption allows and at another speed."""
+    return replace(clip, direction=int(rng.choice(clip.allowed_directions)), speed=speed)
 
 
 def direction_vectors() -> NDArray[np.float64]:

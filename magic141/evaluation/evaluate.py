@@ -9,18 +9,20 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
 from magic141.artifacts import StageLog
 from magic141.data.dataset import ClipDataset, load_info
+from magic141.data.shapes import ShapeClip, other_future, render_clip
 from magic141.evaluation.config import EvaluateConfig
 from magic141.evaluation.frechet import TubeSpace, frechet_distance
 from magic141.evaluation.scores import AVERAGE, EXACT, FRECHET, VBENCH, Score, average
 from magic141.evaluation.shapes import score_clips
 from magic141.evaluation.vbench import score_folder, versions
-from magic141.models.vae import load_codec
+from magic141.models.vae import VideoCodec, load_codec
 
 MAX_PSNR_DB = 60.0
 DRIFT = ("motion", "colour", "iou", "background_psnr_db", "psnr_db")
@@ -55,7 +57,8 @@ class Scorer:
         truths: their ground truth; none for data without.
         space: fitted on training latents.
         real: coefficients of the held-out clips' own latents, [N, n].
-        floor: Frechet distance between real clips, training against held-out ones of the same kind of caption.
+        floor: Frechet distance of a perfect model: of other valid futures of the held-out clips or, where those are
+            not known, of training clips.
         num_latent_frames: T of a window.
     """
 
@@ -81,17 +84,22 @@ class Scorer:
         frames = load_file(generated / "exact" / f"{first}.safetensors")["latents"].shape[2]
         space = TubeSpace.fit(train.latents[:, :, :frames], config.frechet_dimensions)
         real = space.project(heldout.latents[rows, :, :frames])
-        like = [row for row, truth in enumerate(train.truths) if truth is None or not truth["exact"]]
+        truths = [clip["truth"] for clip in clips] if info.has_ground_truth else None
+        perfect = train.latents[:, :, :frames]
+        if truths is not None:
+            height, width = heldout.first_frame.shape[1:3]
+            codec = load_codec(data / "codec")
+            perfect = _other_futures(truths, height, width, 1 + (frames - 1) * info.temporal_factor, codec)
         return cls(
             config=config,
             data=data,
             generated=generated,
             heldout=heldout,
             rows=rows,
-            truths=[clip["truth"] for clip in clips] if info.has_ground_truth else None,
+            truths=truths,
             space=space,
             real=real,
-            floor=_frechet(space.project(train.latents[like, :, :frames]), real),
+            floor=_frechet(space.project(perfect), real),
             num_latent_frames=frames,
         )
 
@@ -100,10 +108,13 @@ class Scorer:
         latents = self.heldout.latents[self.rows, :, : self.num_latent_frames]
         codec = load_codec(self.data / "codec")
         frames = codec.decode_video(latents)
-        if name == "real" and self.heldout.frames is not None:
+        distance = self.floor
+        if name == "codec":
+            distance = _frechet(self.space.project(codec.encode_video(frames)), self.real)
+        elif self.heldout.frames is not None:
             frames = self.heldout.frames[self.rows, : frames.shape[1]]
         reason = "real clips are their own continuation"
-        return self._scores(name, frames, self.floor, Score.missing(reason))
+        return self._scores(name, frames, distance, Score.missing(reason))
 
     def variant(self, name: str) -> dict[str, Score]:
         """Scores of a generated variant."""
@@ -152,6 +163,16 @@ def score_long(folder: Path, heldout: ClipDataset, has_truth: bool) -> dict[str,
         scored = [score_clips(frames[:, start:stop], truths) for start, stop in record["frames"]]
         drift[name] = [{key: float(np.nanmean(values[key])) for key in DRIFT} for values in scored]
     return {**record, "drift": drift, "reason": None}
+
+
+def _other_futures(truths: list[dict[str, Any]], height: int, width: int, num_frames: int, codec: VideoCodec) -> Tensor:
+    """Latents of the same first frames and captions in another allowed direction, at each other's speeds."""
+    rng = np.random.default_rng(0)
+    clips = [ShapeClip.from_dict(truth) for truth in truths]
+    speeds = rng.permutation([clip.speed for clip in clips])
+    futures = [other_future(clip, float(speed), rng) for clip, speed in zip(clips, speeds, strict=True)]
+    frames = np.stack([render_clip(clip, num_frames, height, width) for clip in futures])
+    return codec.encode_video(torch.from_numpy(frames)).cpu()
 
 
 def _frechet(a: NDArray[np.float64], b: NDArray[np.float64]) -> Score:
