@@ -28,6 +28,8 @@ def ensure_ray() -> None:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a FutureWarning in every process
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed guesses, aloud, here and in every worker
     if not ray.is_initialized():
         if os.environ.get("RAY_ADDRESS"):
             ray.init(log_to_driver=False, logging_level=logging.ERROR)
@@ -39,11 +41,9 @@ def ensure_ray() -> None:
 def _start_local() -> None:
     """Workers inherit the environment that Ray's daemon starts with, which is faster than a runtime environment."""
     path = os.pathsep.join(filter(None, (str(_REPOSITORY), os.environ.get("PYTHONPATH"))))
-    accelerator = {} if torch.cuda.is_available() else {"DS_ACCELERATOR": "cpu"}  # else DeepSpeed guesses, aloud
     # workers at Ray's default niceness of 15 starve on a laptop that does anything else
     settings = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
-    settings |= accelerator | _KEEP_FREED_MEMORY
-    with _environment(settings):
+    with _environment(settings | _KEEP_FREED_MEMORY):
         for attempt in range(1, _NUM_START_ATTEMPTS + 1):
             try:
                 _init_local()
