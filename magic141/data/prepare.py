@@ -63,6 +63,7 @@ def prepare_dataset(config: DataConfig, out: Path, log: StageLog, seed: int) -> 
     out = out.resolve()
     config = config.model_copy(update={"path": config.path.resolve() if config.path else None})
     listing = list_videos(config.path) if config.source == "folder" and config.path else None
+    _start_ray()
     clips, bad_files = _list_clips(config, listing, log, seed)
     _require_clips(clips, bad_files, config)
     sample = _sample_frames(clips, config, seed)
@@ -101,7 +102,6 @@ def _list_clips(
 
 def _probe(folder: Path, videos: Sequence[VideoFile], config: DataConfig) -> list[int | BadFile]:
     """Decodes every video once, in parallel; in the order of `videos`."""
-    _start_ray()
     rows = [video._asdict() for video in videos]
     results = ray.data.from_items(rows, override_num_blocks=min(len(rows), 64)).map(Probe(folder, config)).take_all()
     return [
@@ -183,7 +183,6 @@ def _encode(clips: Sequence[Clip], config: DataConfig, out: Path, log: StageLog)
 
 def _encoded_chunks(clips: Sequence[Clip], config: DataConfig, out: Path) -> ray.data.Dataset:
     """The lazy Ray Data pipeline: decoding tasks stream into encoding actors; a row is a chunk of clips."""
-    _start_ray()
     chunks = make_chunks(clips, config)
     items = [{"clips": json.dumps([clip.to_dict() for clip in chunk])} for chunk in chunks]
     spare_cpus = int(ray.cluster_resources().get("CPU", 2)) - 1  # one stays with the decoders, else nothing moves
