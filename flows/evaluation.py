@@ -46,7 +46,7 @@ def find_origin(workspace: Path, run_id: str | None, model: str | None) -> tuple
     if not store_exists(workspace):
         raise UserError(f"eval: there are no runs in {tracking_uri(workspace)}; point --workspace to the right folder")
     tracker = Tracker(workspace, "magic141")
-    origin = tracker.pipeline_run(run_id or tracker.resolve_model(str(model)).run_id)
+    origin = tracker.pipeline_run(run_id or tracker.registry.resolve(str(model)).run_id)
     values = yaml.safe_load(tracker.read_file(origin.info.run_id, "config.yaml"))
     return origin, validate({**values, "workspace": str(workspace)}, f"config.yaml of run {origin.info.run_id}")
 

@@ -48,7 +48,7 @@ def find_model(workspace: Path, model: str) -> Path:
         )
     tracker = Tracker(workspace, "magic141")
     if model.startswith("models:/"):
-        ref = tracker.resolve_model(model)
+        ref = tracker.registry.resolve(model)
     else:
         found = tracker.artifacts_of(tracker.pipeline_run(model)).get("publish")
         if found is None:

@@ -18,7 +18,7 @@ def _run(call: StageCall) -> None:
 def _register(context: StageContext, ref: ArtifactRef) -> None:
     publish = context.config.publish
     tags = {"pipeline_run": context.parent_id, "student": context.artifacts["distill_dmd2"].digest}
-    version = context.tracker.register_model(publish.model_name, ref, publish.alias, tags)
+    version = context.tracker.registry.register(publish.model_name, ref, publish.alias, tags)
     uri = f"models:/{publish.model_name}@{publish.alias}"
     context.console.note("publish", f"{uri} is version {version}")
 

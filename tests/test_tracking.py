@@ -12,7 +12,8 @@ import pytest
 
 from magic141.artifacts import ArtifactRef, digest_folder
 from magic141.frozen import UserError
-from magic141.tracking import Tracker, metric_name, store_exists, tracking_uri
+from magic141.tracking import Tracker, store_exists, tracking_uri
+from magic141.tracking.run_log import metric_name
 
 
 @pytest.fixture(scope="module")
@@ -92,15 +93,15 @@ def test_metrics_params_media_and_lineage_are_kept(tracker: Tracker) -> None:
 
 def test_registered_model_resolves_by_alias_and_version(tracker: Tracker) -> None:
     ref = make_artifact(tracker, "publish", "key-f")
-    assert [tracker.register_model("net", ref, "candidate", {}) for _ in range(2)] == ["1", "1"]
+    assert [tracker.registry.register("net", ref, "candidate", {}) for _ in range(2)] == ["1", "1"]
     other = make_artifact(tracker, "publish", "key-g")
-    assert tracker.register_model("net", other, "candidate", {}) == "2"
-    assert tracker.resolve_model("models:/net@candidate") == other
-    assert tracker.resolve_model("models:/net/1") == ref
+    assert tracker.registry.register("net", other, "candidate", {}) == "2"
+    assert tracker.registry.resolve("models:/net@candidate") == other
+    assert tracker.registry.resolve("models:/net/1") == ref
     mistakes = {"net": "expected models:/", "models:/net@x": "models:/net@candidate", "models:/a/1": "not in"}
     for uri, line in mistakes.items():
         with pytest.raises(UserError, match=line):
-            tracker.resolve_model(uri)
+            tracker.registry.resolve(uri)
 
 
 def test_run_lookup(tracker: Tracker) -> None:

@@ -1,0 +1,13 @@
+"""The one user of MLflow. Bound to explicit run ids throughout: nothing depends on an active run."""
+
+import os
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+from mlflow.entities import Run
+
+from magic141.tracking.run_log import RunLog
+from magic141.tracking.tracker import Tracker, store_exists, tracking_uri
+
+__all__ = ["Run", "RunLog", "Tracker", "store_exists", "tracking_uri"]

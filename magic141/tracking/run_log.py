@@ -1,0 +1,117 @@
+"""What is written to one run: metrics, params, media, lineage, and how it ended."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, LoggedModelOutput, Metric, Param
+
+from magic141.artifacts import ArtifactRef
+from magic141.tracking.tags import MAX_BATCH, TAG_ARTIFACT, TAG_MODEL, set_tags
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+FLUSH_METRICS, FLUSH_SECONDS = 200, 2.0
+MAX_PARAM_CHARS = 6000
+
+
+class RunLog:
+    """Writes to one run. Metrics are sent in batches; `close` sends the rest and the truthful status."""
+
+    def __init__(self, client: MlflowClient, run_id: str) -> None:
+        self.client = client
+        self.run_id = run_id
+        self._pending: list[Metric] = []
+        self._flushed = time.monotonic()
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Figures at a step."""
+        now = int(time.time() * 1000)
+        self._pending += [Metric(metric_name(name), float(value), now, step) for name, value in values.items()]
+        if len(self._pending) >= FLUSH_METRICS or time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Sends the metrics that wait."""
+        pending, self._pending, self._flushed = self._pending, [], time.monotonic()
+        for start in range(0, len(pending), 1000):
+            self.client.log_batch(self.run_id, metrics=pending[start : start + 1000])
+
+    def params(self, values: Mapping[str, object]) -> None:
+        """The fields that people compare between runs, flattened to `section.field`."""
+        flat = [Param(name, str(value)[:MAX_PARAM_CHARS]) for name, value in _flatten(values)]
+        for start in range(0, len(flat), MAX_BATCH):
+            self.client.log_batch(self.run_id, params=flat[start : start + MAX_BATCH])
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Facts about the run."""
+        set_tags(self.client, self.run_id, values)
+
+    def image(self, key: str, image: np.ndarray[Any, Any], step: int = 0) -> None:
+        """A picture, uint8 [H, W, 3]."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.client.log_image(self.run_id, image, key=key, step=step, synchronous=True)
+
+    def file(self, path: Path, folder: str = "") -> None:
+        """A file."""
+        self.client.log_artifact(self.run_id, str(path), folder or None)
+
+    def text(self, content: str, name: str) -> None:
+        """A text file with the given content."""
+        self.client.log_text(self.run_id, content, name)
+
+    def inputs(self, refs: Iterable[ArtifactRef], datasets: Sequence[str], context: str) -> None:
+        """Lineage: artifacts of the stages named in `datasets` as datasets, models as models."""
+        refs = list(refs)
+        data = [_dataset(ref, context) for ref in refs if ref.stage in datasets]
+        ids = [self.client.get_run(ref.run_id).data.tags.get(TAG_MODEL) for ref in refs if ref.stage not in datasets]
+        models = [LoggedModelInput(model_id) for model_id in ids if model_id]
+        if data or models:
+            self.client.log_inputs(self.run_id, datasets=data, models=models)
+
+    def model(self, ref: ArtifactRef, experiment_id: str, kind: str) -> None:
+        """Lineage: this run made a model whose weights are the artifact."""
+        tags = {TAG_ARTIFACT: ref.model_dump_json()}
+        logged = self.client.create_logged_model(experiment_id, ref.stage, self.run_id, tags=tags, model_type=kind)
+        self.client.finalize_logged_model(logged.model_id, "READY")
+        self.client.log_outputs(self.run_id, models=[LoggedModelOutput(logged.model_id, step=0)])
+        self.tags({TAG_MODEL: logged.model_id})
+
+    def artifact(self, ref: ArtifactRef) -> None:
+        """The run's result: what `find_reusable` looks for."""
+        self.tags({TAG_ARTIFACT: ref.model_dump_json()})
+
+    def close(self, status: Status) -> None:
+        """Ends the run."""
+        self.flush()
+        self.client.set_terminated(self.run_id, status)
+
+
+def metric_name(name: str) -> str:
+    """A name that MLflow takes: letters, digits and `_ - . space : /`."""
+    return re.sub(r"[^\w\-. :/]", "_", name.replace("@", " at "), flags=re.ASCII)
+
+
+def _dataset(ref: ArtifactRef, context: str) -> DatasetInput:
+    source = json.dumps({"uri": ref.uri})
+    return DatasetInput(
+        Dataset(ref.stage, ref.digest[:36], "local", source), [InputTag("mlflow.data.context", context)]
+    )
+
+
+def _flatten(values: Mapping[str, object], prefix: str = "") -> Iterable[tuple[str, object]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

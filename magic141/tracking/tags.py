@@ -1,0 +1,21 @@
+"""The tags by which runs, models and artifacts find each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mlflow import MlflowClient
+from mlflow.entities import RunTag
+
+TAG_KEY, TAG_STAGE, TAG_ARTIFACT, TAG_MODEL = (f"magic141.{n}" for n in ("key", "stage", "artifact", "model_id"))
+TAG_KIND, TAG_HOST, TAG_PID, TAG_STARTED = (f"magic141.{n}" for n in ("kind", "host", "pid", "process_started"))
+TAG_PARENT = "mlflow.parentRunId"
+MAX_TAG_CHARS, MAX_BATCH = 4900, 100
+
+
+def set_tags(client: MlflowClient, run_id: str, values: Mapping[str, str]) -> None:
+    """Sets tags in batches, cut to what MLflow takes; an artifact's record is never cut."""
+    whole = {name: v if name.startswith(TAG_ARTIFACT) else v[:MAX_TAG_CHARS] for name, v in values.items()}
+    tags = [RunTag(name, value) for name, value in whole.items()]
+    for start in range(0, len(tags), MAX_BATCH):
+        client.log_batch(run_id, tags=tags[start : start + MAX_BATCH])

@@ -1,0 +1,215 @@
+"""The tracking store: opening runs, finding what was computed before, closing what died."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import psutil
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from magic141.artifacts import ArtifactRef
+from magic141.frozen import UserError
+from magic141.tracking.registry import Registry
+from magic141.tracking.run_log import RunLog
+from magic141.tracking.tags import (
+    TAG_ARTIFACT,
+    TAG_HOST,
+    TAG_KEY,
+    TAG_KIND,
+    TAG_PARENT,
+    TAG_PID,
+    TAG_STAGE,
+    TAG_STARTED,
+    set_tags,
+)
+
+
+@dataclass(frozen=True)
+class Reusable:
+    """The answer to 'was this key computed before?'.
+
+    Attributes:
+        ref: the artifact, still there and unaltered; None when there is none.
+        note: what happened to a result that was there, if something did.
+    """
+
+    ref: ArtifactRef | None
+    note: str | None = None
+
+
+class Tracker:
+    """One experiment in one tracking store.
+
+    Args:
+        workspace: folder of the default store, `mlflow.db`; MLFLOW_TRACKING_URI overrides it.
+        experiment: name; created when it is new.
+    """
+
+    def __init__(self, workspace: Path, experiment: str) -> None:
+        self.uri = tracking_uri(workspace)
+        self.workspace = workspace
+        self.experiment = experiment
+        workspace.mkdir(parents=True, exist_ok=True)
+        with _quiet_migrations():
+            self.client = MlflowClient(self.uri)
+        self.registry = Registry(self.client, self.uri)
+
+    @cached_property
+    def experiment_id(self) -> str:
+        """The experiment's id; it is created at first use."""
+        found = self.client.get_experiment_by_name(self.experiment)
+        if found is not None:
+            return str(found.experiment_id)
+        root = f"{self.workspace}/mlflow-artifacts/{_slug(self.experiment)}"
+        location = root if self.uri.startswith("sqlite:") else None
+        return str(self.client.create_experiment(self.experiment, artifact_location=location))
+
+    def start_parent(self, name: str, kind: str, tags: Mapping[str, str]) -> RunLog:
+        """Opens the run of a whole pipeline (or evaluation); closes those whose process has died."""
+        self.close_stale(f"tags.`{TAG_KIND}` != 'stage'")
+        return self._start(name, {TAG_KIND: kind, **tags})
+
+    def start_stage(self, stage: str, key: str, parent_id: str) -> RunLog:
+        """Opens a stage's child run."""
+        return self._start(stage, {TAG_KIND: "stage", TAG_STAGE: stage, TAG_KEY: key, TAG_PARENT: parent_id})
+
+    def _start(self, name: str, tags: Mapping[str, str]) -> RunLog:
+        process = {TAG_HOST: socket.gethostname(), TAG_PID: str(os.getpid()), TAG_STARTED: _process_start(os.getpid())}
+        run = self.client.create_run(self.experiment_id, run_name=name, tags={**process, **tags})
+        return RunLog(self.client, run.info.run_id)
+
+    def find_reusable(self, key: str, *, verify: bool = True) -> Reusable:
+        """The newest finished run of this key whose artifact still exists and matches its digest.
+
+        Args:
+            key: stage key.
+            verify: read the artifact and compare its digest; False only looks whether it is there (for a plan).
+        """
+        note = None
+        for run in self._search(f"tags.`{TAG_KEY}` = '{key}' and attributes.status = 'FINISHED'"):
+            if TAG_ARTIFACT not in run.data.tags:
+                continue
+            ref = ArtifactRef.model_validate_json(run.data.tags[TAG_ARTIFACT])
+            state = ref.state() if verify else "intact" if ref.path.is_dir() else "deleted"
+            if state == "intact":
+                return Reusable(ref)
+            note = note or f"its artifact {ref.uri} was {state} behind the finished run {ref.run_id}: recomputed"
+        return Reusable(None, note)
+
+    def last_record(self, stage: str) -> dict[str, Any] | None:
+        """`stage.json` of the newest finished run of a stage, if it can be read."""
+        for run in self._search(f"tags.`{TAG_STAGE}` = '{stage}' and attributes.status = 'FINISHED'", limit=1):
+            try:
+                return dict(json.loads(Path(self.client.download_artifacts(run.info.run_id, "stage.json")).read_text()))
+            except (MlflowException, OSError, ValueError):
+                return None
+        return None
+
+    def close_stale(self, condition: str) -> int:
+        """Marks RUNNING runs of dead processes of this host as KILLED; returns how many."""
+        stale = [run for run in self._search(f"{condition} and attributes.status = 'RUNNING'") if _is_dead(run)]
+        for run in stale:
+            self.client.set_terminated(run.info.run_id, "KILLED")
+        return len(stale)
+
+    def close_stale_stage(self, key: str) -> int:
+        """`close_stale` for the child runs of one stage key."""
+        return self.close_stale(f"tags.`{TAG_KEY}` = '{key}'")
+
+    def get_run(self, run_id: str) -> Run:
+        """A run by id.
+
+        Raises:
+            UserError: there is no such run.
+        """
+        try:
+            return self.client.get_run(run_id)
+        except MlflowException:
+            raise UserError(
+                f"run {run_id}: no such run in {self.uri}; `mlflow ui --backend-store-uri {self.uri}` lists the runs"
+            ) from None
+
+    def pipeline_run(self, run_id: str) -> Run:
+        """The parent run that `run_id` is, or is a stage of."""
+        run = self.get_run(run_id)
+        return self.get_run(run.data.tags[TAG_PARENT]) if TAG_PARENT in run.data.tags else run
+
+    def artifacts_of(self, parent: Run) -> dict[str, ArtifactRef]:
+        """Every stage's artifact in a pipeline run, made there or reused."""
+        prefix = f"{TAG_ARTIFACT}."
+        refs = (ArtifactRef.model_validate_json(v) for t, v in parent.data.tags.items() if t.startswith(prefix))
+        return {ref.stage: ref for ref in refs}
+
+    def read_file(self, run_id: str, name: str) -> str:
+        """A text file that was logged with a run."""
+        try:
+            return Path(self.client.download_artifacts(run_id, name)).read_text(encoding="utf-8")
+        except (MlflowException, OSError):
+            raise UserError(f"run {run_id}: has no file {name}; give the id of a run of `magic141 run`") from None
+
+    def set_artifact(self, parent_id: str, ref: ArtifactRef, *, reused: bool) -> None:
+        """Notes on the parent run which artifact a stage contributes, and whether it was there before."""
+        tags = {f"{TAG_ARTIFACT}.{ref.stage}": ref.model_dump_json()}
+        if reused:
+            tags[f"reused.{ref.stage}"] = ref.run_id
+        set_tags(self.client, parent_id, tags)
+
+    def _search(self, condition: str, limit: int = 50) -> list[Run]:
+        return list(
+            self.client.search_runs(
+                [self.experiment_id], condition, max_results=limit, order_by=["attributes.start_time DESC"]
+            )
+        )
+
+
+def tracking_uri(workspace: Path) -> str:
+    """The store: MLFLOW_TRACKING_URI, or a SQLite file in the workspace."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{workspace}/mlflow.db"
+
+
+def store_exists(workspace: Path) -> bool:
+    """Whether there is something to ask; a plan must not create a store."""
+    uri = tracking_uri(workspace)
+    return not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///")).exists()
+
+
+@contextmanager
+def _quiet_migrations() -> Iterator[None]:
+    """Creating a store logs every migration step; nobody needs them."""
+    logger = logging.getLogger("mlflow.store.db.utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^\w\-]", "_", name, flags=re.ASCII)
+
+
+def _process_start(pid: int) -> str:
+    return f"{psutil.Process(pid).create_time():.0f}"
+
+
+def _is_dead(run: Run) -> bool:
+    tags = run.data.tags
+    if tags.get(TAG_HOST) != socket.gethostname() or TAG_PID not in tags:
+        return False
+    try:
+        return abs(float(_process_start(int(tags[TAG_PID]))) - float(tags.get(TAG_STARTED, "0"))) > 2
+    except psutil.NoSuchProcess:
+        return True
