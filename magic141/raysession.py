@@ -14,7 +14,7 @@ import torch
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
 _OBJECT_STORE_BYTES = 500_000_000
-# glibc gives the memory of every large tensor back and fetches zeroed pages for the next: a fifth of a training step
+# glibc gives the memory of every large tensor back and fetches zeroed pages for the next: a seventh of a training step
 _KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
 _NUM_START_ATTEMPTS = 3  # Ray gives its daemons 30 seconds, too few on a machine busy with other work
 

@@ -90,8 +90,8 @@ class StageConsole:
             if time.monotonic() - last < PLAIN_LINE_SECONDS:
                 return
             last = time.monotonic()
-            speed = f"{meter.rate:.2f} {unit}/s  {_duration(meter.left)} left" if meter.rate > 0 else "started"
-            self.line(" ", stage, f"{meter.done}/{total}  {speed}  {self._values}".rstrip())
+            speed = f"  {meter.rate:.2f} {unit}/s  {_duration(meter.left)} left" if meter.rate > 0 else ""
+            self.line(" ", stage, f"{meter.done}/{total}{speed}  {self._values}".rstrip())
 
         yield advance
 

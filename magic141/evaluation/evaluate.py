@@ -63,7 +63,7 @@ class Scorer:
     """
 
     config: EvaluateConfig
-    data: Path
+    codec: VideoCodec
     generated: Path
     heldout: ClipDataset
     rows: list[int]
@@ -85,14 +85,11 @@ class Scorer:
         space = TubeSpace.fit(train.latents[:, :, :frames], config.frechet_dimensions)
         real = space.project(heldout.latents[rows, :, :frames])
         truths = [clip["truth"] for clip in clips] if info.has_ground_truth else None
-        perfect = train.latents[:, :, :frames]
-        if truths is not None:
-            height, width = heldout.first_frame.shape[1:3]
-            codec = load_codec(data / "codec")
-            perfect = _other_futures(truths, height, width, 1 + (frames - 1) * info.temporal_factor, codec)
+        codec = load_codec(data / "codec")
+        perfect = train.latents[:, :, :frames] if truths is None else _other_futures(truths, heldout, frames, codec)
         return cls(
             config=config,
-            data=data,
+            codec=codec,
             generated=generated,
             heldout=heldout,
             rows=rows,
@@ -105,16 +102,13 @@ class Scorer:
 
     def ceiling(self, name: str) -> dict[str, Score]:
         """Scores of the held-out clips themselves ("real"), or of their reconstruction by the codec ("codec")."""
-        latents = self.heldout.latents[self.rows, :, : self.num_latent_frames]
-        codec = load_codec(self.data / "codec")
-        frames = codec.decode_video(latents)
+        frames = self.codec.decode_video(self.heldout.latents[self.rows, :, : self.num_latent_frames])
         distance = self.floor
         if name == "codec":
-            distance = _frechet(self.space.project(codec.encode_video(frames)), self.real)
+            distance = _frechet(self.space.project(self.codec.encode_video(frames)), self.real)
         elif self.heldout.frames is not None:
             frames = self.heldout.frames[self.rows, : frames.shape[1]]
-        reason = "real clips are their own continuation"
-        return self._scores(name, frames, distance, Score.missing(reason))
+        return self._scores(name, frames, distance, Score.missing("real clips are their own continuation"))
 
     def variant(self, name: str) -> dict[str, Score]:
         """Scores of a generated variant."""
@@ -165,12 +159,14 @@ def score_long(folder: Path, heldout: ClipDataset, has_truth: bool) -> dict[str,
     return {**record, "drift": drift, "reason": None}
 
 
-def _other_futures(truths: list[dict[str, Any]], height: int, width: int, num_frames: int, codec: VideoCodec) -> Tensor:
+def _other_futures(truths: list[dict[str, Any]], heldout: ClipDataset, latent_frames: int, codec: VideoCodec) -> Tensor:
     """Latents of the same first frames and captions in another allowed direction, at each other's speeds."""
     rng = np.random.default_rng(0)
     clips = [ShapeClip.from_dict(truth) for truth in truths]
     speeds = rng.permutation([clip.speed for clip in clips])
     futures = [other_future(clip, float(speed), rng) for clip, speed in zip(clips, speeds, strict=True)]
+    height, width = heldout.first_frame.shape[1:3]
+    num_frames = 1 + (latent_frames - 1) * codec.temporal_factor
     frames = np.stack([render_clip(clip, num_frames, height, width) for clip in futures])
     return codec.encode_video(torch.from_numpy(frames)).cpu()
 
