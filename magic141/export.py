@@ -104,7 +104,7 @@ class Bundle:
         if seconds is not None and seconds <= 0:
             raise UserError(f"seconds = {seconds}: expected a positive length")
         num_frames = self.info.window_frames if seconds is None else max(2, round(seconds * self.info.fps))
-        fitted = torch.from_numpy(fit_image(image, self.info.height, self.info.width))[None]
+        fitted = torch.tensor(fit_image(image, self.info.height, self.info.width))[None]  # a copy: images are read-only
         first_latent = self.codec.encode_video(fitted[:, None])
         latents = self.generator.chain(
             self.encoders.encode_text([prompt]),
