@@ -113,7 +113,7 @@ def generate(
     with _reporting(debug):
         from flows.generation import animate
 
-        made = animate(_home(workspace), model, image, prompt, output, seconds, seed)
+        made = animate(_home(workspace), model, image, prompt, output, seconds, seed, warn=_warn)
         typer.echo(f"{output}: {made}")
 
 
@@ -212,6 +212,10 @@ def _reporting(debug: bool) -> Iterator[None]:
         typer.secho(f"failed: {type(error).__name__}: {error}", fg="red", err=True)
         typer.echo("the traceback is error.txt of the stage's MLflow run, and shown with --debug", err=True)
         raise typer.Exit(FAILURE) from None
+
+
+def _warn(text: str) -> None:
+    typer.secho(f"note: {text}", fg="yellow", err=True)
 
 
 def _say_outcome(outcome: Outcome) -> None:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from magic141.frozen import UserError
 
 
 def animate(
-    workspace: Path, model: str, image: Path, prompt: str, output: Path, seconds: float | None, seed: int
+    workspace: Path,
+    model: str,
+    image: Path,
+    prompt: str,
+    output: Path,
+    seconds: float | None,
+    seed: int,
+    warn: Callable[[str], None],
 ) -> str:
-    """Writes the video; returns what it is, in words."""
+    """Writes the video; returns what it is, in words. `warn` gets what the model will not understand of the prompt."""
     if not prompt.strip():
         raise UserError("--prompt is empty: expected a sentence that says what happens in the video")
     if not image.is_file():
@@ -25,6 +33,8 @@ def animate(
     from magic141.export import load_bundle
 
     bundle = load_bundle(folder)
+    for remark in bundle.encoders.remarks(prompt):
+        warn(f"--prompt: {remark}")
     frames = bundle.generate(pixels, prompt, seconds, seed)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_video(output, frames, bundle.info.fps)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import ValidationError
 
 from magic141.artifacts import ArtifactRef, StageKey
-from magic141.config import PipelineConfig
+from magic141.config import PipelineConfig, missing_sources
 from magic141.tracking import Tracker, store_exists
 from tasks.stage import Stage
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SHOWN_CHANGES = 3
+Action = Literal["reused", "run", "blocked"]
+_SHOWN: dict[Action, str] = {"reused": "[cyan]↺ reused[/]", "run": "[bold]● run[/]", "blocked": "[red]✗ blocked[/]"}
 
 
 @dataclass(frozen=True)
@@ -24,29 +26,32 @@ class PlannedStage:
     """A row of the plan."""
 
     stage: str
-    reused: bool
+    action: Action
     why: str
 
 
 def make_plan(config: PipelineConfig, stages: Sequence[Stage], refresh: Sequence[str] = ()) -> Iterator[PlannedStage]:
     """Looks every stage up. Artifacts are looked at, not read; a run also compares their digests."""
     tracker = Tracker(config.home, config.experiment) if store_exists(config.home) else None
+    blocked = _blocked(config)
     artifacts: dict[str, ArtifactRef] = {}
     for stage in stages:
         changed = [name for name in stage.inputs if name not in artifacts]
         if changed:
-            yield PlannedStage(stage.name, False, f"after {changed[-1]}")
+            yield PlannedStage(stage.name, "run", f"after {changed[-1]}")
             continue
         key = stage.key(config, artifacts)
         if stage.name in refresh:
-            yield PlannedStage(stage.name, False, "--refresh")
+            yield PlannedStage(stage.name, "run", "--refresh")
             continue
         found = tracker.find_reusable(key.digest, verify=False) if tracker else None
         if found and found.ref:
             artifacts[stage.name] = found.ref
-            yield PlannedStage(stage.name, True, f"run {found.ref.run_id}")
+            yield PlannedStage(stage.name, "reused", f"run {found.ref.run_id}")
+        elif stage.name in blocked:
+            yield PlannedStage(stage.name, "blocked", blocked[stage.name])
         else:
-            yield PlannedStage(stage.name, False, (found and found.note) or _why(key, tracker))
+            yield PlannedStage(stage.name, "run", (found and found.note) or _why(key, tracker))
 
 
 def as_table(rows: Sequence[PlannedStage]) -> Table:
@@ -55,8 +60,14 @@ def as_table(rows: Sequence[PlannedStage]) -> Table:
 
     table = Table("stage", "", "why", box=None, pad_edge=False)
     for row in rows:
-        table.add_row(row.stage, "[cyan]↺ reused[/]" if row.reused else "[bold]● run[/]", row.why)
+        table.add_row(row.stage, _SHOWN[row.action], row.why)
     return table
+
+
+def _blocked(config: PipelineConfig) -> dict[str, str]:
+    """Stages that read a file or folder which is not there, with the line that says so."""
+    lines = ((line.partition(".")[0], line) for line in missing_sources(config))
+    return {"prepare_data" if section == "data" else section: line for section, line in lines}
 
 
 def _why(key: StageKey, tracker: Tracker | None) -> str:

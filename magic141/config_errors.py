@@ -44,7 +44,12 @@ def _line(details: ErrorDetails, model: type[BaseModel], source: str) -> str:
     remedy = f"change it in {source} or with --set {path}=VALUE"
     if details["type"] == "missing":
         return f"{path}: not set, but required; set it in {source} or with --set {path}=VALUE"
-    expected = details["msg"].replace("Input should be", "expected").replace("Value error, ", "")
+    expected = (
+        details["msg"]
+        .replace("Input should be", "expected")
+        .replace("String should", "expected to")
+        .replace("Value error, ", "")
+    )
     return f"{path} = {_show(details['input'])}: {expected}{_meaning(model, details['loc'])}; {remedy}"
 
 

@@ -54,6 +54,8 @@ MISTAKES = {
     "generate.num_exact_clips=1000": "generate.num_exact_clips = 1000: data.shapes.num_heldout = 512 clips",
     "generate.guidance_scale=9": "generate.guidance_scale = 9.0: distill_cfg covers 1.0 to 3.0",
     "generate.long_video_prefix=5": "generate.long_video_prefix = 5: a window has 5 latent frames; use at most 4",
+    "publish.model_name=a/b": "publish.model_name = 'a/b': expected to match",
+    "evaluate.vbench_dimensions=[beauty]": "expected 'temporal_flickering'",
     "data.source=folder": "data.path is not set",
     "data": "--set data: expected SECTION.FIELD=VALUE",
 }

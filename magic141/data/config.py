@@ -42,7 +42,9 @@ class EncoderConfig(FrozenConfig):
     )
     path: str | None = Field(None, description="diffusers HunyuanVideo-I2V folder with the encoders (kind hunyuan)")
     width: int = Field(64, ge=8, description="hidden width of the tiny encoders")
-    max_text_tokens: int = Field(10, ge=2, description="text tokens per caption; longer captions are cut")
+    max_text_tokens: int = Field(
+        64, ge=2, description="text tokens per caption at most; kind tiny uses no more than its longest caption has"
+    )
     image_token_stride: int = Field(4, ge=1, description="every n-th image token is kept (the release keeps every 4th)")
 
 

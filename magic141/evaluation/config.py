@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from magic141.frozen import FrozenConfig, placement
+
+VBenchDimension = Literal[
+    "temporal_flickering",
+    "motion_smoothness",
+    "dynamic_degree",
+    "subject_consistency",
+    "background_consistency",
+    "aesthetic_quality",
+    "imaging_quality",
+    "i2v_subject",
+    "i2v_background",
+]
 
 
 class QuantizeConfig(FrozenConfig):
@@ -40,7 +54,7 @@ class GenerateConfig(FrozenConfig):
 class EvaluateConfig(FrozenConfig):
     """Which scores are computed."""
 
-    vbench_dimensions: tuple[str, ...] = Field(
+    vbench_dimensions: tuple[VBenchDimension, ...] = Field(
         ("temporal_flickering",), description="VBench dimensions; those that need weights say so when they are missing"
     )
     frechet_dimensions: int = Field(64, ge=2, description="principal components of the Frechet distance")
@@ -57,5 +71,7 @@ class ReportConfig(FrozenConfig):
 class PublishConfig(FrozenConfig):
     """The registered model."""
 
-    model_name: str = Field("magic141", min_length=1, description="registered model in MLflow")
-    alias: str = Field("candidate", min_length=1, description="alias set on the new version")
+    model_name: str = Field("magic141", pattern=r"^[^/:]+$", description="registered model in MLflow, without / and :")
+    alias: str = Field(
+        "candidate", pattern=r"^[A-Za-z][\w-]*$", description="alias set on the new version: a letter, then \\w or -"
+    )

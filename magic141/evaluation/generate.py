@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -183,13 +184,22 @@ def _run_long(
 def _sample(
     work: Workload, generator: VideoGenerator, conditions: Conditions, seed: int, advance: Advance
 ) -> tuple[Tensor, Usage]:
-    """Latents [N, C, T, h, w] on the CPU, and what sampling them took; every batch has its own noise."""
+    """Latents [N, C, T, h, w] on the CPU, and what sampling them took; every batch has its own noise.
+
+    On CPUs each thread samples a batch of its own: networks this small leave several threads at one batch idle.
+    """
+
+    def sample(batch: Conditions, number: int) -> Tensor:
+        here = batch.to(work.device)
+        return generator.sample(here.text, here.image_tokens, here.prefix, seed * 1009 + number).cpu()
+
     parts: list[Tensor] = []
-    with measure() as usage:
-        for number, batch in enumerate(conditions.batches(work.config.batch_size)):
-            here = batch.to(work.device)
-            parts.append(generator.sample(here.text, here.image_tokens, here.prefix, seed * 1009 + number).cpu())
-            advance(generator.num_evaluations * len(batch))
+    threads = work.config.num_threads
+    num_parallel = threads if work.device.type == "cpu" else 1
+    with measure() as usage, _threads(threads // num_parallel), ThreadPoolExecutor(num_parallel) as pool:
+        for latents in pool.map(sample, conditions.batches(work.config.batch_size), count()):
+            parts.append(latents)
+            advance(generator.num_evaluations * len(latents))
     return torch.cat(parts), usage
 
 

@@ -78,8 +78,8 @@ def prepare_workload(
     codec, encoders = load_codec(data / "codec"), Encoders.load(data / "encoders")
     prompts = pick_prompts(config.prompts, heldout, config.num_prompts)
     for prompt in prompts:
-        if unknown := encoders.unknown_words(prompt):
-            log.note(f"prompt {prompt!r}: words that the text encoder has never seen: {', '.join(unknown)}")
+        for remark in encoders.remarks(prompt):
+            log.note(f"prompt {prompt!r}: {remark}")
     hits = retrieve_images(prompts, ImagePrior.open(index, clip), NUM_HITS)
     images = torch.from_numpy(np.stack([found[0].image for found in hits]))
     rows = pick_clips(heldout, config.num_exact_clips)

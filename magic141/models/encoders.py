@@ -117,6 +117,8 @@ class Encoders:
         """
         if config.kind == "hunyuan":
             return cls(config, _folder_loader(config))
+        longest = max((len(words_of(caption)) for caption in captions), default=1) + 1  # one for the end of text
+        config = config.model_copy(update={"max_text_tokens": min(config.max_text_tokens, max(longest, 2))})
         parts = build_tiny_parts(captions, config.width, seed)
         raw = cls(config, lambda: parts)
         if images is None:
@@ -168,12 +170,16 @@ class Encoders:
             return tokens
         return (tokens - self._calibration.image_mean) / self._calibration.image_std
 
-    def unknown_words(self, prompt: str) -> list[str]:
-        """Words of the prompt that the tokenizer does not know (tiny kind: words that no caption has)."""
-        tokenizer = self.parts.tokenizer
-        if self.config.kind != "tiny":
-            return []
-        return [word for word in words_of(prompt) if tokenizer.convert_tokens_to_ids(word) == tokenizer.unk_token_id]
+    def remarks(self, prompt: str) -> list[str]:
+        """What of the prompt is not understood: its end when it is too long, words that no caption has (tiny kind)."""
+        tokenizer, room = self.parts.tokenizer, self.config.max_text_tokens - 1  # the end-of-text token takes one
+        found = []
+        if len(tokenizer(prompt, add_special_tokens=False).input_ids) > room:
+            found.append(f"only its first {room} words and signs are read")
+        unknown = [word for word in words_of(prompt) if tokenizer.convert_tokens_to_ids(word) == tokenizer.unk_token_id]
+        if self.config.kind == "tiny" and unknown:
+            found.append(f"words that the text encoder has never seen: {', '.join(unknown)}")
+        return found
 
     def _encode_distinct(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
         """Raw tokens [B, Lt, D], mask [B, Lt] and pooled [B, P]."""

@@ -62,8 +62,10 @@ class TrainConfig(FrozenConfig):
     @model_validator(mode="after")
     def _batch_divides(self) -> TrainConfig:
         if self.batch_size % self.placement.num_workers:
+            workers = self.placement.num_workers
             raise ValueError(
-                f"batch_size = {self.batch_size}: not divisible by placement.num_workers = {self.placement.num_workers}"
+                f"batch_size = {self.batch_size}: not divisible by placement.num_workers = {workers}; "
+                f"use a multiple of {workers}"
             )
         if self.placement.engine == "deepspeed" and self.optimizer.kind == "muon" and self.placement.zero_stage > 0:
             raise ValueError(

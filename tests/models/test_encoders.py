@@ -38,11 +38,11 @@ def random_images(count: int, height: int = 32, width: int = 32) -> torch.Tensor
 
 def test_shapes_mask_and_scale(tiny: Encoders) -> None:
     text = tiny.encode_text(CAPTIONS)
-    assert text.tokens.shape == (len(CAPTIONS), 10, 64)
+    assert text.tokens.shape == (len(CAPTIONS), 9, 64)  # the longest caption, and its end
     assert text.pooled.shape == (len(CAPTIONS), 64)
     assert text.mask.dtype == torch.bool
     lengths = text.mask.sum(1)
-    assert torch.equal(text.mask, torch.arange(10) < lengths[:, None])  # valid tokens first
+    assert torch.equal(text.mask, torch.arange(9) < lengths[:, None])  # valid tokens first
     assert lengths.min() == 6
     assert lengths.max() == 9
     assert not text.tokens[~text.mask].any()
@@ -76,9 +76,20 @@ def test_null_prompt_is_valid_and_no_outlier(tiny: Encoders) -> None:
     assert len(null.expand(5)) == 5
 
 
-def test_unknown_words(tiny: Encoders) -> None:
-    assert tiny.unknown_words("A purple Circle moves, left") == ["purple", ","]
+def test_remarks_name_what_is_not_understood(tiny: Encoders) -> None:
+    assert tiny.remarks(CAPTIONS[0]) == []
+    assert tiny.remarks("A purple Circle moves, left") == [
+        "words that the text encoder has never seen: purple, ,",
+    ]
     assert tiny.encode_text(["a purple zebra"]).mask.sum() == 4
+    assert "only its first" in tiny.remarks(f"{CAPTIONS[0]} {CAPTIONS[0]}")[0]
+
+
+def test_text_is_as_long_as_the_longest_caption_and_its_end() -> None:
+    short = Encoders.fit(["a cat", "one two three four"], EncoderConfig(), 0)
+    assert short.encode_text(["a cat"]).tokens.shape[1] == 5
+    cut = Encoders.fit(["one two three four"], EncoderConfig(max_text_tokens=3), 0)
+    assert cut.encode_text(["one two three four"]).tokens.shape[1] == 3
 
 
 def test_images_differ_and_any_size_is_taken(tiny: Encoders) -> None:
@@ -94,7 +105,7 @@ def test_saved_encoders_load_equal(tiny: Encoders, tmp_path: Path) -> None:
     for name in ("tokens", "mask", "pooled"):
         assert torch.equal(getattr(expected, name), getattr(actual, name))
     assert torch.equal(tiny.encode_image(random_images(2)), loaded.encode_image(random_images(2)))
-    assert loaded.unknown_words("a zebra") == ["zebra"]
+    assert "zebra" in loaded.remarks("a zebra")[0]
 
 
 def test_the_seed_decides_the_weights(tiny: Encoders) -> None:
@@ -116,7 +127,7 @@ def test_checkpoint_text_is_cropped_to_the_prompt(checkpoint: Path, tmp_path: Pa
     # two layers before the last of a two-layer model: the word embeddings, here of the prompt and not of the template
     torch.testing.assert_close(text.tokens[0, :5], embedding(words)[0])
     assert text.mask[0].sum() - text.mask[1].sum() == 3
-    assert encoders.unknown_words("zebra") == []
+    assert encoders.remarks("zebra") == []
 
 
 def test_checkpoint_image_tokens_are_the_projected_features(checkpoint: Path) -> None:
