@@ -234,11 +234,15 @@ def _amounts(config: PipelineConfig) -> Iterator[str]:
 
 
 def _guidance(config: PipelineConfig) -> Iterator[str]:
-    """The student is asked only for guidance scales that it was distilled on."""
+    """The CFG-distilled model is asked only for guidance scales that it was distilled on."""
     low, high = config.distill_cfg.min_guidance_scale, config.distill_cfg.max_guidance_scale
-    for field, value in (
+    dmd2 = config.distill_dmd2
+    asked = [
         ("generate.guidance_scale", config.generate.guidance_scale),
-        ("distill_dmd2.real_guidance_scale", config.distill_dmd2.real_guidance_scale),
-    ):
+        ("distill_dmd2.student_guidance_scale", dmd2.student_guidance_scale),
+    ]
+    if dmd2.real_score == "cfg_distilled":
+        asked.append(("distill_dmd2.real_guidance_scale", dmd2.real_guidance_scale))
+    for field, value in asked:
         if not low <= value <= high:
             yield f"{field} = {value}: distill_cfg covers {low} to {high}; stay inside, or widen distill_cfg's range"

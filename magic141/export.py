@@ -66,7 +66,7 @@ def export_pipeline(
         num_steps=dmd2.num_inference_steps,
         shift=dmd2.shift,
         sampler=dmd2.sampler,
-        guidance_scale=dmd2.real_guidance_scale,
+        guidance_scale=dmd2.student_guidance_scale,
     )
     (out / BUNDLE_FILE).write_text(bundle.model_dump_json(indent=1))
     size_mb = sum(f.stat().st_size for f in out.rglob("*") if f.is_file()) / 2**20

@@ -26,7 +26,7 @@ def student_sampling(config: PipelineConfig) -> Mapping[str, Any]:
         "distill_dmd2.num_inference_steps": dmd2.num_inference_steps,
         "distill_dmd2.shift": dmd2.shift,
         "distill_dmd2.sampler": dmd2.sampler,
-        "distill_dmd2.real_guidance_scale": dmd2.real_guidance_scale,
+        "distill_dmd2.student_guidance_scale": dmd2.student_guidance_scale,
     }
 
 

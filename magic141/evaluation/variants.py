@@ -125,7 +125,7 @@ def _student(dmd2: Dmd2Config, num_steps: int, model: Literal["student", "int8"]
         sampler=dmd2.sampler,
         guidance="embedded",
         num_steps=num_steps,
-        guidance_scale=dmd2.real_guidance_scale,
+        guidance_scale=dmd2.student_guidance_scale,
         shift=dmd2.shift,
     )
 

@@ -57,7 +57,7 @@ class SharedScores(nn.Module):
 
     @torch.no_grad()
     def real(
-        self, x_t: Tensor, sigma: Tensor, cond: Conditioning, prefix: Prefix | None, guidance_scale: Tensor
+        self, x_t: Tensor, sigma: Tensor, cond: Conditioning, prefix: Prefix | None, guidance_scale: Tensor | None
     ) -> Tensor:
         """The real score's velocity, [B, C, T, h, w], never with a gradient."""
         self.set_strength(self.a_weak)

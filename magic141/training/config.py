@@ -141,7 +141,14 @@ class Dmd2Config(TrainConfig):
     lora_rank: int = Field(64, ge=1, description="rank of the fake score's adapter")
     a_weak: float = Field(0.5, ge=0, description="strength of the adapter in the real score (0 is plain DMD2)")
     a_strong: float = Field(1.0, gt=0, description="strength of the adapter in the fake score")
-    real_guidance_scale: float = Field(1.2, ge=0, description="w of the real score and of the student; 1 is none")
+    real_score: Literal["teacher", "cfg_distilled"] = Field(
+        "teacher",
+        description="what judges, and the base of the fake score: the undistilled model, or the CFG-distilled one",
+    )
+    real_guidance_scale: float = Field(
+        1.0, ge=0, description="w of the real score; 1 is none, other values cost the teacher a second evaluation"
+    )
+    student_guidance_scale: float = Field(1.2, ge=0, description="w that the student gets, in training and after")
     min_score_time: float = Field(0.02, ge=0, lt=1, description="lower end of x before the shift")
     max_score_time: float = Field(0.98, gt=0, le=1, description="upper end of x before the shift")
     fake_updates_per_step: int = Field(5, ge=1, description="fake-score updates per generator update")

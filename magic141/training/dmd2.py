@@ -18,6 +18,7 @@ from torch.nn.functional import mse_loss
 
 from magic141.data.dataset import ClipDataset, load_info, load_null_text
 from magic141.diffusion.flow import interpolate, sample_sigma, sigma_grid, velocity_target, x0_from_velocity
+from magic141.diffusion.guidance import guided_velocity
 from magic141.diffusion.samplers import ChainStep, chain_input, randn_like
 from magic141.models.config import TransformerConfig
 from magic141.models.scores import SharedScores
@@ -53,11 +54,12 @@ def dmd2_loss(x: Tensor, gradient: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Dmd2Spec:
-    """What a worker needs to build the objective; `student` is the CFG-distilled model."""
+    """What a worker needs: `student` is the CFG-distilled model, which the generator starts from."""
 
     config: Dmd2Config
     model: TransformerConfig
     data: Path
+    teacher: Path
     student: Path
 
     def build(self, context: TrainContext) -> Dmd2:
@@ -90,7 +92,7 @@ class Dmd2:
         self.sampler = make_sampler(self.maker, config, context)
         self.sigmas = sigma_grid(config.num_inference_steps, config.shift)
         generator = add_guidance_embedding(load_transformer(spec.student))
-        base = add_guidance_embedding(load_transformer(spec.student))
+        base = load_transformer(spec.teacher if config.real_score == "teacher" else spec.student)
         scores = SharedScores(base, config.lora_rank, config.a_weak, config.a_strong, seed=context.seed)
         num_fake = config.num_steps * config.fake_updates_per_step + config.fake_warmup_updates
         self.generator = make_engine(generator, config.optimizer, config.num_steps, config.precision, context)
@@ -160,7 +162,8 @@ class Dmd2:
             sigma = self.score_times(kept.x0, rng)
             x_t = interpolate(kept.x0, noise, sigma)
             with self.fake.autocast():
-                u = velocity(self.fake, x_t, sigma, kept.batch.cond, kept.batch.prefix, self.guidance(kept.batch))
+                w = self.score_guidance(kept.batch)
+                u = velocity(self.fake, x_t, sigma, kept.batch.cond, kept.batch.prefix, w)
                 loss = mse_loss(u, velocity_target(kept.x0, noise))
             self.fake.backward(loss)
             self.fake.step()
@@ -171,11 +174,20 @@ class Dmd2:
         """The DMD2 gradient at the detached clean estimate x [B, C, T, h, w], at random score times."""
         sigma = self.score_times(x, rng)
         z_t = interpolate(x, randn_like(x, rng), sigma)
-        w = self.guidance(batch)
         with self.fake.autocast():
-            fake = velocity(self.scores, z_t, sigma, batch.cond, batch.prefix, w)
-            real = self.scores.real(z_t, sigma, batch.cond, batch.prefix, w)
+            fake = velocity(self.scores, z_t, sigma, batch.cond, batch.prefix, self.score_guidance(batch))
+            real = self.real_velocity(z_t, sigma, batch)
         return dmd2_gradient(x, x0_from_velocity(z_t, real, sigma), x0_from_velocity(z_t, fake, sigma))
+
+    def real_velocity(self, z_t: Tensor, sigma: Tensor, batch: Batch) -> Tensor:
+        """The real score at `real_guidance_scale`: an input of a CFG-distilled base, explicit for the teacher."""
+        w = self.score_guidance(batch)
+        conditional = self.scores.real(z_t, sigma, batch.cond, batch.prefix, w)
+        scale = self.config.real_guidance_scale
+        if w is not None or scale == 1:
+            return conditional
+        unconditional = self.scores.real(z_t, sigma, batch.uncond, batch.prefix, w)
+        return guided_velocity(unconditional, conditional, torch.full_like(sigma, scale))
 
     def score_times(self, x: Tensor, rng: torch.Generator) -> Tensor:
         """Times of the scores, shape [B]."""
@@ -185,6 +197,12 @@ class Dmd2:
 
     def guidance(self, batch: Batch) -> Tensor:
         """The student's w, shape [B]."""
+        return torch.full((len(batch.x0),), self.config.student_guidance_scale, device=batch.x0.device)
+
+    def score_guidance(self, batch: Batch) -> Tensor | None:
+        """The scores' w, shape [B]; none for the teacher, which has no such input."""
+        if self.config.real_score == "teacher":
+            return None
         return torch.full((len(batch.x0),), self.config.real_guidance_scale, device=batch.x0.device)
 
     @torch.no_grad()

@@ -65,14 +65,16 @@ def distill_dmd2(
     config: Dmd2Config,
     model: TransformerConfig,
     data: Path,
+    teacher: Path,
     student: Path,
     out: Path,
     log: StageLog,
     seed: int,
     run_dir: Path,
 ) -> None:
-    """Few steps in place of many; `student` is the CFG-distilled model, base of generator and scores."""
-    train(Dmd2Spec(config, model, data, student / "transformer"), config, data, out, log, seed, run_dir)
+    """Few steps in place of many: the generator starts from `student`, the CFG-distilled model."""
+    spec = Dmd2Spec(config, model, data, teacher / "transformer", student / "transformer")
+    train(spec, config, data, out, log, seed, run_dir)
 
 
 def train(
