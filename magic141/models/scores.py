@@ -1,26 +1,80 @@
-"""The real and the fake score of DMD2 on one frozen base with one low-rank branch at two strengths.
+"""The real and the fake score of DMD2: on one frozen base with a low-rank branch, or as two whole networks.
 
-`theta_real = theta_0 + a_weak*BA`, `theta_fake = theta_0 + a_strong*BA` (paper, section 3.1): the base exists once in
-memory, only B and A are trained, and the real score is shifted a little towards the fake one, which keeps it from
-judging inputs that it never saw in pretraining. `a_weak = 0` is plain DMD2.
+Shared (the paper, section 3.1): `theta_real = theta_0 + a_weak*BA`, `theta_fake = theta_0 + a_strong*BA`. The base
+exists once in memory, only B and A are trained, and the real score is shifted a little towards the fake one, which
+keeps it from judging inputs that it never saw in pretraining. `a_weak = 0` is plain DMD2.
 """
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from diffusers import HunyuanVideoTransformer3DModel
-from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from magic141.models.adapters import add_lora
 from magic141.models.transformer import Conditioning, Prefix, velocity
 
 ADAPTER = "fake"
 
 
-class SharedScores(nn.Module):
+class Scores(nn.Module):
+    """What both kinds share: the network that is trained as the fake score, and its features for a discriminator.
+
+    Attributes:
+        network: evaluates the fake score; its trained part has gradients.
+        head: judges features of the fake score; none unless `add_head` was called.
+    """
+
+    def __init__(self, network: HunyuanVideoTransformer3DModel) -> None:
+        super().__init__()
+        self.network = network
+        self.head: Head | None = None
+        self._features: Tensor | None = None
+
+    def real(
+        self, x_t: Tensor, sigma: Tensor, cond: Conditioning, prefix: Prefix | None, guidance_scale: Tensor | None
+    ) -> Tensor:
+        """The real score's velocity, [B, C, T, h, w], never with a gradient."""
+        raise NotImplementedError
+
+    def base(
+        self, x_t: Tensor, sigma: Tensor, cond: Conditioning, prefix: Prefix | None, guidance_scale: Tensor | None
+    ) -> Tensor:
+        """The velocity of the untouched pretrained model, without a gradient."""
+        raise NotImplementedError
+
+    def forward(self, **inputs: Any) -> Any:
+        """The fake score's network, as an engine calls it."""
+        return self.network(**inputs)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute activations in the backward pass."""
+        self.network.enable_gradient_checkpointing()
+
+    def add_head(self, seed: int) -> None:
+        """A discriminator on the features after the last double-stream block."""
+        width = self.network.config.num_attention_heads * self.network.config.attention_head_dim
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.head = Head(width)
+        self.network.transformer_blocks[-1].register_forward_hook(self._keep)
+
+    def logits(self) -> Tensor:
+        """How real the last evaluated input looks, [B, tokens]; call it right after that forward pass."""
+        features, self._features = self._features, None
+        assert self.head is not None
+        assert features is not None
+        return torch.as_tensor(self.head(features))
+
+    def _keep(self, _module: nn.Module, _inputs: Any, output: tuple[Tensor, ...]) -> None:
+        self._features = output[0]
+
+
+class SharedScores(Scores):
     """Two velocity networks that share everything but the strength of one adapter."""
 
     def __init__(
@@ -35,17 +89,8 @@ class SharedScores(nn.Module):
             a_strong: its strength in the fake score.
             seed: of the adapter's initial A (B starts at zero).
         """
-        super().__init__()
-        base.requires_grad_(False)
-        targets = [
-            name
-            for name, module in base.named_modules()
-            if isinstance(module, nn.Linear) and "transformer_blocks." in name
-        ]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            base.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets), adapter_name=ADAPTER)
-        self.network = base.eval()
+        add_lora(base, rank, ADAPTER, seed)
+        super().__init__(base.eval())
         self.a_weak = a_weak
         self.a_strong = a_strong
 
@@ -59,22 +104,49 @@ class SharedScores(nn.Module):
     def real(
         self, x_t: Tensor, sigma: Tensor, cond: Conditioning, prefix: Prefix | None, guidance_scale: Tensor | None
     ) -> Tensor:
-        """The real score's velocity, [B, C, T, h, w], never with a gradient."""
+        """The adapter at `a_weak`."""
         self.set_strength(self.a_weak)
         return velocity(self.network, x_t, sigma, cond, prefix, guidance_scale)
 
+    @torch.no_grad()
+    def base(
+        self, x_t: Tensor, sigma: Tensor, cond: Conditioning, prefix: Prefix | None, guidance_scale: Tensor | None
+    ) -> Tensor:
+        """The adapter at 0."""
+        self.set_strength(0.0)
+        return velocity(self.network, x_t, sigma, cond, prefix, guidance_scale)
+
     def forward(self, **inputs: Any) -> Any:
-        """The fake score's network, as an engine calls it: the adapter at `a_strong`."""
+        """The adapter at `a_strong`."""
         self.set_strength(self.a_strong)
         return self.network(**inputs)
 
-    def adapter_state(self) -> dict[str, Tensor]:
-        """The trained tensors only."""
-        return {name: p.detach().clone() for name, p in self.named_parameters() if p.requires_grad}
 
-    def load_adapter_state(self, state: dict[str, Tensor]) -> None:
-        """The inverse of `adapter_state`."""
-        parameters = dict(self.named_parameters())
-        with torch.no_grad():
-            for name, value in state.items():
-                parameters[name].copy_(value)
+class SeparateScores(Scores):
+    """Plain DMD2: a frozen real score, and a whole copy of it that is trained as the fake one."""
+
+    def __init__(self, base: HunyuanVideoTransformer3DModel) -> None:
+        """Freezes `base`; the copy is made from it."""
+        super().__init__(copy.deepcopy(base).train())
+        self.real_network = base.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def real(
+        self, x_t: Tensor, sigma: Tensor, cond: Conditioning, prefix: Prefix | None, guidance_scale: Tensor | None
+    ) -> Tensor:
+        """The frozen network."""
+        return velocity(self.real_network, x_t, sigma, cond, prefix, guidance_scale)
+
+    base = real
+
+
+class Head(nn.Module):
+    """Logits of tokens, from features of the fake score [B, tokens, width]."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, tokens]."""
+        return torch.as_tensor(self.layers(features)[..., 0])

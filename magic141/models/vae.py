@@ -116,6 +116,8 @@ class VideoCodec:
 
     def __init__(self, vae: Any) -> None:
         self.vae: Any = vae.eval().requires_grad_(False)
+        if hasattr(vae, "enable_tiling"):
+            vae.enable_tiling()  # a real clip does not fit into one forward pass
         self.temporal_factor = int(self.vae.temporal_compression_ratio)
         self.spatial_factor = int(self.vae.spatial_compression_ratio)
 

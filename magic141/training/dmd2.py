@@ -1,14 +1,15 @@
-"""DMD2 step distillation with real and fake score on one shared base (paper, section 3.1; Yin et al. 2024).
+"""DMD2 step distillation with real and fake score (paper, section 3.1; Yin et al. 2024).
 
-The generator's clean estimates are pushed along the difference of two clean estimates: the real score's (the frozen
-base, shifted a little towards the fake one) and the fake score's (the base with a trained low-rank branch).
+The generator's clean estimates are pushed along the difference of two clean estimates: the real score's (by default
+the frozen teacher, shifted a little towards the fake score) and the fake score's (the teacher with a trained low-rank
+branch). `docs/distillation.md` says when to use which option.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,19 @@ from torch.nn.functional import mse_loss
 
 from magic141.data.dataset import ClipDataset, load_info, load_null_text
 from magic141.diffusion.flow import interpolate, sample_sigma, sigma_grid, velocity_target, x0_from_velocity
-from magic141.diffusion.guidance import guided_velocity
 from magic141.diffusion.samplers import ChainStep, chain_input, randn_like
 from magic141.models.config import TransformerConfig
-from magic141.models.scores import SharedScores
-from magic141.models.transformer import add_guidance_embedding, load_transformer, velocity
+from magic141.models.transformer import velocity
+from magic141.training.adversarial import discriminator_loss, generator_loss
+from magic141.training.collapse import CollapseWatch
 from magic141.training.conditions import Batch, BatchMaker, step_generator
 from magic141.training.config import Dmd2Config
+from magic141.training.dmd2_networks import Guidance, RealScore, build_generator, build_scores, export_generator
+from magic141.training.dmd2_validation import Dmd2Validation
 from magic141.training.ema import Ema
 from magic141.training.engine import Engine, make_engine
 from magic141.training.objective import TrainContext
-from magic141.training.single import make_sampler, save_network
+from magic141.training.single import make_sampler
 
 MIN_NORMALISER = 1e-4
 _NO_RANK = 4095  # random numbers that must be the same on all ranks
@@ -54,7 +57,7 @@ def dmd2_loss(x: Tensor, gradient: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Dmd2Spec:
-    """What a worker needs: `student` is the CFG-distilled model, which the generator starts from."""
+    """What a worker needs: `student` is the CFG-distilled model."""
 
     config: Dmd2Config
     model: TransformerConfig
@@ -69,10 +72,11 @@ class Dmd2Spec:
 
 @dataclass(frozen=True)
 class Generated:
-    """A generator batch kept for the fake score: detached clean estimates and their conditions."""
+    """A generator batch kept for the fake score: detached clean estimates, their conditions and guidance."""
 
     x0: Tensor
     batch: Batch
+    w: Guidance
 
 
 class Dmd2:
@@ -88,18 +92,18 @@ class Dmd2:
             image_condition=True,
             prefix_two_fraction=config.prefix_two_fraction,
         )
-        self.validation = replace(self.maker, dataset=ClipDataset.open(spec.data, "validation"))
         self.sampler = make_sampler(self.maker, config, context)
         self.sigmas = sigma_grid(config.num_inference_steps, config.shift)
-        generator = add_guidance_embedding(load_transformer(spec.student))
-        base = load_transformer(spec.teacher if config.real_score == "teacher" else spec.student)
-        scores = SharedScores(base, config.lora_rank, config.a_weak, config.a_strong, seed=context.seed)
+        generator = build_generator(config, spec.teacher, spec.student, context.seed)
+        self.scores = build_scores(config, spec.teacher, spec.student, context.seed)
         num_fake = config.num_steps * config.fake_updates_per_step + config.fake_warmup_updates
         self.generator = make_engine(generator, config.optimizer, config.num_steps, config.precision, context)
-        self.fake = make_engine(scores, config.fake_optimizer, num_fake, config.precision, context)
-        self.scores = scores
+        self.fake = make_engine(self.scores, config.fake_optimizer, num_fake, config.precision, context)
+        self.real = RealScore(self.scores, config.real_score)
         self.ema = Ema(self.generator.module, config.ema_decay)
         self.replay: deque[Generated] = deque(maxlen=config.replay_batches)
+        self.validation = Dmd2Validation(self.maker, self.real, self.generator, config, spec.data, context)
+        self.watch = CollapseWatch(config.collapse)
 
     @property
     def engines(self) -> Mapping[str, Engine]:
@@ -110,84 +114,105 @@ class Dmd2:
         """Fake updates, then one generator update."""
         rng = step_generator(self.context.seed, step, self.context.rank)
         batch = self.maker.make(self.sampler.indices(step), rng).to(self.context.device)
-        x = self.generate(batch, step, rng)
-        self.replay.append(Generated(x.detach(), batch))
+        w = Guidance.draw(self.config, len(batch.x0), rng).to(self.context.device)
+        x = self.generate(batch, w, step, rng)
+        self.replay.append(Generated(x.detach(), batch, w))
         warmup = self.config.fake_warmup_updates if step == 0 else 0
-        fake_loss = self.update_fake(warmup + self.config.fake_updates_per_step, rng)
-        gradient = self.distribution_matching_gradient(x.detach(), batch, rng)
-        loss = dmd2_loss(x, gradient)
-        self.generator.backward(loss)
+        fake_values = self.update_fake(warmup + self.config.fake_updates_per_step, rng)
+        gradient = self.distribution_matching_gradient(x.detach(), batch, w, rng)
+        loss, other = dmd2_loss(x, gradient), self.other_losses(x, batch, w, rng)
+        self.generator.backward(sum(other.values(), loss))
         grad_norm = self.generator.step()
         self.ema.update()
         return {
             "loss": loss.detach(),
-            "fake_loss": fake_loss,
+            **fake_values,
+            **{name: value.detach() for name, value in other.items()},
             "grad_norm": grad_norm,
             "dmd_gradient": gradient.square().mean(),
             "x0_std": x.detach().std(),
         }
 
-    def generate(self, batch: Batch, step: int, rng: torch.Generator) -> Tensor:
+    def generate(self, batch: Batch, w: Guidance, step: int, rng: torch.Generator) -> Tensor:
         """The generator's clean estimate at a random step of its chain, with a gradient through that step only."""
         exit_step = int(
             torch.randint(len(self.sigmas) - 1, (), generator=step_generator(self.context.seed, step, _NO_RANK))
         )
-        state = self.generator_input(batch, exit_step, rng)
-        w = self.guidance(batch)
+        state = self.generator_input(batch, w, exit_step, rng)
         with self.generator.autocast():
-            u = velocity(self.generator, state.x_t, state.sigma, batch.cond, batch.prefix, w)
+            u = velocity(self.generator, state.x_t, state.sigma, batch.cond, batch.prefix, w.student)
         return x0_from_velocity(state.x_t, u, state.sigma)
 
     @torch.no_grad()
-    def generator_input(self, batch: Batch, exit_step: int, rng: torch.Generator) -> ChainStep:
+    def generator_input(self, batch: Batch, w: Guidance, exit_step: int, rng: torch.Generator) -> ChainStep:
         """What the generator sees: its own chain up to `exit_step`, or noised real latents."""
         noise = randn_like(batch.x0, rng)
         if self.config.generator_input == "noised_real":
             sigma = self.sigmas[exit_step].to(batch.x0.device).expand(len(batch.x0))
             return ChainStep(interpolate(batch.x0, noise, sigma), sigma)
-        w = self.guidance(batch)
 
         def predict(x_t: Tensor, sigma: Tensor) -> Tensor:
             with self.generator.autocast():
-                return velocity(self.generator.module, x_t, sigma, batch.cond, batch.prefix, w)
+                return velocity(self.generator.module, x_t, sigma, batch.cond, batch.prefix, w.student)
 
         return chain_input(predict, noise, self.sigmas, exit_step, self.config.sampler, rng)
 
-    def update_fake(self, num_updates: int, rng: torch.Generator) -> Tensor:
-        """Flow matching of the fake score on replayed generator batches; only the adapter learns."""
-        loss = torch.zeros(())
+    def update_fake(self, num_updates: int, rng: torch.Generator) -> dict[str, Tensor]:
+        """Flow matching of the fake score on replayed generator batches; returns the losses of the last update."""
+        values: dict[str, Tensor] = {}
         for _ in range(num_updates):
             kept = self.replay[int(torch.randint(len(self.replay), (), generator=rng))]
             noise = randn_like(kept.x0, rng)
             sigma = self.score_times(kept.x0, rng)
-            x_t = interpolate(kept.x0, noise, sigma)
             with self.fake.autocast():
-                w = self.score_guidance(kept.batch)
-                u = velocity(self.fake, x_t, sigma, kept.batch.cond, kept.batch.prefix, w)
-                loss = mse_loss(u, velocity_target(kept.x0, noise))
+                x_t = interpolate(kept.x0, noise, sigma)
+                u = self.real.fake(self.fake, x_t, sigma, kept.batch, kept.w)
+                loss = values["fake_loss"] = mse_loss(u, velocity_target(kept.x0, noise))
+                if self.config.adversarial_weight > 0:
+                    values["discriminator_loss"] = self.discriminator_loss(kept, rng)
+                    loss = loss + self.config.discriminator_weight * values["discriminator_loss"]
             self.fake.backward(loss)
             self.fake.step()
-        return loss.detach()
+        return {name: value.detach() for name, value in values.items()}
 
     @torch.no_grad()
-    def distribution_matching_gradient(self, x: Tensor, batch: Batch, rng: torch.Generator) -> Tensor:
+    def distribution_matching_gradient(self, x: Tensor, batch: Batch, w: Guidance, rng: torch.Generator) -> Tensor:
         """The DMD2 gradient at the detached clean estimate x [B, C, T, h, w], at random score times."""
         sigma = self.score_times(x, rng)
         z_t = interpolate(x, randn_like(x, rng), sigma)
         with self.fake.autocast():
-            fake = velocity(self.scores, z_t, sigma, batch.cond, batch.prefix, self.score_guidance(batch))
-            real = self.real_velocity(z_t, sigma, batch)
+            fake = self.real.fake(self.scores, z_t, sigma, batch, w)
+            real = self.real(z_t, sigma, batch, w)
         return dmd2_gradient(x, x0_from_velocity(z_t, real, sigma), x0_from_velocity(z_t, fake, sigma))
 
-    def real_velocity(self, z_t: Tensor, sigma: Tensor, batch: Batch) -> Tensor:
-        """The real score at `real_guidance_scale`: an input of a CFG-distilled base, explicit for the teacher."""
-        w = self.score_guidance(batch)
-        conditional = self.scores.real(z_t, sigma, batch.cond, batch.prefix, w)
-        scale = self.config.real_guidance_scale
-        if w is not None or scale == 1:
-            return conditional
-        unconditional = self.scores.real(z_t, sigma, batch.uncond, batch.prefix, w)
-        return guided_velocity(unconditional, conditional, torch.full_like(sigma, scale))
+    def other_losses(self, x: Tensor, batch: Batch, w: Guidance, rng: torch.Generator) -> dict[str, Tensor]:
+        """The adversarial and the regression term, weighted, when they are switched on."""
+        losses = {}
+        if self.config.adversarial_weight > 0:
+            gradient = self.adversarial_gradient(x.detach(), batch, w, rng)
+            losses["adversarial_loss"] = self.config.adversarial_weight * (x * gradient).sum()
+        if self.config.regression_weight > 0:
+            losses["regression_loss"] = self.config.regression_weight * mse_loss(x, batch.x0)
+        return losses
+
+    def discriminator_loss(self, kept: Generated, rng: torch.Generator) -> Tensor:
+        """How well the head tells the real clips of a batch from the generated ones."""
+        logits = [self.logits(self.fake, x, kept.batch, kept.w, rng) for x in (kept.batch.x0, kept.x0)]
+        return discriminator_loss(*logits)
+
+    def adversarial_gradient(self, x: Tensor, batch: Batch, w: Guidance, rng: torch.Generator) -> Tensor:
+        """The generator loss' gradient with respect to x alone: the fake score's own gradients stay as they are."""
+        leaf = x.detach().requires_grad_()
+        with self.fake.autocast():
+            loss = generator_loss(self.logits(self.scores, leaf, batch, w, rng))
+        return torch.autograd.grad(loss, leaf)[0]
+
+    def logits(self, network: Any, x: Tensor, batch: Batch, w: Guidance, rng: torch.Generator) -> Tensor:
+        """The head's logits of clean latents x, noised first or as they are, [B, tokens]."""
+        noised = self.config.adversarial_input == "noised"
+        sigma = self.score_times(x, rng) if noised else torch.zeros(len(x), device=x.device)
+        self.real.fake(network, interpolate(x, randn_like(x, rng), sigma), sigma, batch, w)
+        return self.scores.logits()
 
     def score_times(self, x: Tensor, rng: torch.Generator) -> Tensor:
         """Times of the scores, shape [B]."""
@@ -195,46 +220,30 @@ class Dmd2:
         low, high = config.min_score_time, config.max_score_time
         return sample_sigma(len(x), config.score_shift, rng, low, high).to(x.device)
 
-    def guidance(self, batch: Batch) -> Tensor:
-        """The student's w, shape [B]."""
-        return torch.full((len(batch.x0),), self.config.student_guidance_scale, device=batch.x0.device)
-
-    def score_guidance(self, batch: Batch) -> Tensor | None:
-        """The scores' w, shape [B]; none for the teacher, which has no such input."""
-        if self.config.real_score == "teacher":
-            return None
-        return torch.full((len(batch.x0),), self.config.real_guidance_scale, device=batch.x0.device)
-
-    @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """The averaged student's first step on validation clips: spread and distance to the truth, noise fixed."""
-        num_clips = min(64, len(self.validation.dataset))
-        rng = step_generator(self.context.seed, -1)
-        batch = self.validation.make(torch.arange(num_clips), rng).to(self.context.device)
+        """The averaged student's clips beside the many-step model's."""
         with self.ema.applied():
-            state = self.generator_input(batch, len(self.sigmas) - 2, rng)
-            with self.generator.autocast():
-                u = velocity(
-                    self.generator.module, state.x_t, state.sigma, batch.cond, batch.prefix, self.guidance(batch)
-                )
-            x = x0_from_velocity(state.x_t, u, state.sigma)
-        return {
-            "validation_variance_ratio": float(x.var() / batch.x0.var()),
-            "validation_motion_ratio": float(x.diff(dim=2).square().mean() / batch.x0.diff(dim=2).square().mean()),
-            "validation_mean_drift": float((x.mean((0, 2, 3, 4)) - batch.x0.mean((0, 2, 3, 4))).norm()),
-        }
+            return self.validation.figures()
+
+    def judge(self, step: int, values: Mapping[str, float]) -> None:
+        """Keeps the best average; raises UserError when the student has collapsed."""
+        self.watch.judge(step, values, self.ema.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
-        """The average and the replayed batches; the engines save the rest."""
-        return {"ema": self.ema.state_dict(), "replay": list(self.replay)}
+        """The averages, the watch and the replayed batches; the engines save the rest."""
+        return {"ema": self.ema.state_dict(), "watch": self.watch.state_dict(), "replay": list(self.replay)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
         self.ema.load_state_dict(state["ema"])
+        self.watch.load_state_dict(state["watch"])
         self.replay.extend(state["replay"])
 
     def export(self, folder: Path) -> None:
-        """Writes the averaged student as a diffusers folder `transformer`."""
+        """Writes the averaged student as a diffusers folder `transformer`, and what the watch saw."""
+        if self.config.keep == "best" and self.watch.best is not None:
+            self.ema.load_state_dict(self.watch.best)
         state = self.ema.full_state_dict(self.generator)
         if self.context.is_main:
-            save_network(self.generator.module, state, folder / "transformer")
+            export_generator(self.generator.module, state, folder / "transformer")
+            self.watch.write(folder)

@@ -89,6 +89,8 @@ def _steps(
                 values |= _validate(objective, context)
             if writer:
                 writer.metrics(done, values)
+            if check:
+                objective.judge(done, values)
         elif writer:
             writer.heartbeat(done)
         if save:

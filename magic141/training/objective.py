@@ -63,6 +63,14 @@ class Objective(Protocol):
         """
         ...
 
+    def judge(self, step: int, values: Mapping[str, float]) -> None:
+        """After a validation: `values`, averaged over workers, hold its figures and those of training.
+
+        The objective may remember its best state. Raises `UserError`, on every worker alike, to stop a run that has
+        gone wrong in a way that more steps do not cure.
+        """
+        ...
+
     def state_dict(self) -> dict[str, Any]:
         """What the engines do not hold (EMA, replay, counters): written by `torch.save`, by every worker for itself."""
         ...

@@ -11,12 +11,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
 from magic141.artifacts import StageLog
 
 FILE = "progress.jsonl"
 _HEARTBEAT_S = 1.0
 _POLL_S = 0.5
 _NOT_METRICS = ("step", "time")
+_IMAGES = "images"
 
 
 class ProgressWriter:
@@ -53,12 +58,21 @@ class ProgressWriter:
             stream.write(json.dumps(row) + "\n")
 
 
+def write_image(run_dir: Path, name: str, step: int, image: NDArray[np.uint8]) -> None:
+    """Worker 0 leaves a picture, uint8 [H, W, 3], for whoever follows the run to log."""
+    folder = run_dir / _IMAGES
+    folder.mkdir(exist_ok=True)
+    aside = folder / f"{name}-{step:06d}.aside"
+    Image.fromarray(image).save(aside, format="png")
+    aside.replace(aside.with_suffix(".png"))
+
+
 @contextmanager
 def follow(run_dir: Path, launch_id: str, num_steps: int, log: StageLog) -> Iterator[None]:
     """While the block runs, show a bar and pass on the metrics that the workers of `launch_id` write."""
     stop = threading.Event()
     with log.progress(total=num_steps, unit="step") as advance:
-        tail = _Tail(run_dir / FILE, launch_id, log, advance)
+        tail = _Tail(run_dir, launch_id, log, advance)
         thread = threading.Thread(target=tail.run, args=(stop,), name="progress", daemon=True)
         thread.start()
         try:
@@ -92,13 +106,18 @@ def write_metrics(run_dir: Path) -> Path:
 
 
 class _Tail:
-    """Follows the file through truncation (a restarted worker replaces it) and passes every step on once."""
+    """Follows the file through truncation (a restarted worker replaces it) and passes every step on once.
 
-    def __init__(self, file: Path, launch_id: str, log: StageLog, advance: Callable[[int], None]) -> None:
-        self._file, self._launch_id, self._log, self._advance = file, launch_id, log, advance
+    What earlier launches logged is passed on too, so that the curve of a resumed run begins at step 0.
+    """
+
+    def __init__(self, run_dir: Path, launch_id: str, log: StageLog, advance: Callable[[int], None]) -> None:
+        self._file, self._images = run_dir / FILE, run_dir / _IMAGES
+        self._launch_id, self._log, self._advance = launch_id, log, advance
         self._inode = self._offset = 0
         self._shown = self._logged = 0
-        self._started = False
+        self._earlier: list[dict[str, Any]] | None = []  # rows before this launch's; none once it has begun
+        self._seen: set[Path] = set()
 
     def run(self, stop: threading.Event) -> None:
         """Poll until told to stop, then read the rest."""
@@ -108,20 +127,37 @@ class _Tail:
 
     def _poll(self) -> None:
         for row in self._new_rows():
-            if row.get("launch") == self._launch_id:
-                self._logged = max(self._logged, row["step"])
-                self._started = True
-            if self._started:
+            if self._earlier is None:
                 self._take(row)
+            elif row.get("launch") == self._launch_id:
+                for kept in self._earlier:
+                    self._log_metrics(kept)
+                self._earlier = None
+                self._take(row)
+            else:
+                self._earlier.append(row)
+        if self._earlier is None:
+            self._show_images()
 
     def _take(self, row: dict[str, Any]) -> None:
         step = row["step"]
         if step > self._shown:
             self._advance(step - self._shown)
             self._shown = step
+        self._log_metrics(row)
+
+    def _log_metrics(self, row: dict[str, Any]) -> None:
+        step = row["step"]
         if "time" in row and step > self._logged:
             self._log.metrics({name: value for name, value in row.items() if name not in _NOT_METRICS}, step)
             self._logged = step
+
+    def _show_images(self) -> None:
+        for file in sorted(self._images.glob("*.png")):
+            if file not in self._seen:
+                self._seen.add(file)
+                name, _, step = file.stem.rpartition("-")
+                self._log.image(name, np.asarray(Image.open(file)), int(step))
 
     def _new_rows(self) -> Iterator[dict[str, Any]]:
         if not self._file.exists():
@@ -130,6 +166,8 @@ class _Tail:
             inode = os.fstat(stream.fileno()).st_ino
             if inode != self._inode:
                 self._inode, self._offset = inode, 0
+                if self._earlier:
+                    self._earlier.clear()
             stream.seek(self._offset)
             for line in stream:
                 if not line.endswith(b"\n"):

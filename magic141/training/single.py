@@ -72,6 +72,9 @@ class SingleNetworkObjective:
         with self.ema.applied(), self.engine.autocast():
             return {"validation_loss": float(self.loss(batch, generator))}
 
+    def judge(self, step: int, values: Mapping[str, float]) -> None:
+        """The last average is the result."""
+
     def state_dict(self) -> dict[str, Any]:
         """The average; the engine saves the rest."""
         return {"ema": self.ema.state_dict()}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from magic141.models.scores import SharedScores
+from magic141.models.adapters import add_lora, merge_lora
+from magic141.models.scores import SeparateScores, SharedScores
 from magic141.models.transformer import make_prefix, velocity
 from tests.models.tiny import tiny_inputs, tiny_transformer
 
@@ -53,10 +55,39 @@ def test_only_the_adapter_has_gradients_and_the_base_never_changes() -> None:
             assert torch.equal(parameter, base[name]), name
 
 
-def test_adapter_state_round_trip() -> None:
-    scores, other = make_scores(0.5), make_scores(0.5)
-    for parameter in other.parameters():
-        if parameter.requires_grad:
-            parameter.data.zero_()
-    other.load_adapter_state(scores.adapter_state())
-    assert torch.equal(evaluate(scores)[1], evaluate(other)[1])
+def test_separate_scores_start_equal_and_only_the_fake_one_moves() -> None:
+    scores = SeparateScores(tiny_transformer(image_condition=True))
+    x_t, sigma, cond = tiny_inputs()
+    prefix = make_prefix(x_t, 1)
+    real = scores.real(x_t, sigma, cond, prefix, None)
+    assert torch.equal(velocity(scores, x_t, sigma, cond, prefix).detach(), real)
+    optimizer = torch.optim.SGD([p for p in scores.parameters() if p.requires_grad], lr=0.1)
+    velocity(scores, x_t, sigma, cond, prefix).square().mean().backward()
+    optimizer.step()
+    assert torch.equal(scores.real(x_t, sigma, cond, prefix, None), real)
+    assert not torch.allclose(velocity(scores, x_t, sigma, cond, prefix), real)
+
+
+def test_the_head_judges_every_token_of_the_last_input() -> None:
+    scores = make_scores(a_weak=0.5)
+    scores.add_head(seed=0)
+    x_t, sigma, cond = tiny_inputs()
+    velocity(scores, x_t, sigma, cond, make_prefix(x_t, 1), torch.ones(3))
+    logits = scores.logits()
+    assert logits.shape == (3, x_t[0, 0].numel())
+    with pytest.raises(AssertionError):
+        scores.logits()  # each forward pass is judged once
+
+
+def test_a_merged_adapter_is_the_network_with_its_adapter() -> None:
+    network = tiny_transformer(image_condition=True)
+    add_lora(network, rank=4, name="branch", seed=0)
+    for name, parameter in network.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
+    plain = tiny_transformer(image_condition=True, seed=5)
+    plain.load_state_dict(merge_lora(network.state_dict(), "branch"))
+    x_t, sigma, cond = tiny_inputs()
+    prefix = make_prefix(x_t, 1)
+    expected = velocity(network, x_t, sigma, cond, prefix)
+    torch.testing.assert_close(velocity(plain, x_t, sigma, cond, prefix), expected, atol=1e-5, rtol=1e-4)

@@ -57,6 +57,7 @@ class LinearRegression:
 
     def __init__(self, spec: LinearSpec, context: TrainContext) -> None:
         self.spec, self.context = spec, context
+        self.judged: list[int] = []
         config = spec.config
         generator = torch.Generator().manual_seed(0)
         self.x = torch.randn(NUM_POINTS, WIDTH, generator=generator)
@@ -87,6 +88,9 @@ class LinearRegression:
         with self.ema.applied():
             error = self.engine.module(self.x + torch.randn_like(self.x)) - self.x.mean(1, keepdim=True)
         return {"validation_loss": float(error.square().mean())}
+
+    def judge(self, step: int, values: Mapping[str, float]) -> None:
+        self.judged.append(step)
 
     def state_dict(self) -> dict[str, Any]:
         return {"ema": self.ema.state_dict()}

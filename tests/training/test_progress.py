@@ -5,15 +5,22 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from magic141.artifacts import NullLog
-from magic141.training.progress import FILE, ProgressWriter, follow, read_rows, write_metrics
+from magic141.training.progress import FILE, ProgressWriter, follow, read_rows, write_image, write_metrics
 
 
 class CountingLog(NullLog):
     def __init__(self) -> None:
         self.done = 0
         self.logged: list[tuple[int, float]] = []
+        self.pictures: list[tuple[str, int, np.ndarray[Any, Any]]] = []
+
+    def image(self, key: str, image: np.ndarray[Any, Any], step: int = 0) -> None:
+        self.pictures.append((key, step, image))
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         self.logged.append((step, values["loss"]))
@@ -41,12 +48,12 @@ def test_a_restarted_worker_repeats_nothing(tmp_path: Path) -> None:
     assert rows == [{"step": 2, "loss": 0.5}, {"step": 4, "loss": 0.4}, {"step": 10, "loss": 0.1}]
 
 
-def test_what_an_earlier_launch_logged_is_not_logged_again(tmp_path: Path) -> None:
+def test_the_curve_of_a_resumed_run_begins_with_what_earlier_launches_logged(tmp_path: Path) -> None:
     ProgressWriter(tmp_path, "first", 0).metrics(5, {"loss": 0.5})
     log = CountingLog()
     with follow(tmp_path, "second", 10, log):
         ProgressWriter(tmp_path, "second", 5).metrics(10, {"loss": 0.1})
-    assert log.logged == [(10, 0.1)]
+    assert log.logged == [(5, 0.5), (10, 0.1)]
     assert log.done == 10
 
 
@@ -56,3 +63,13 @@ def test_a_line_cut_off_by_a_kill_is_dropped(tmp_path: Path) -> None:
         stream.write('{"step": 6, "lo')
     ProgressWriter(tmp_path, "second", 5).metrics(6, {"loss": 0.4})
     assert [row["step"] for row in read_rows(tmp_path / FILE) if "loss" in row] == [5, 6]
+
+
+def test_pictures_that_a_worker_leaves_are_logged_once(tmp_path: Path) -> None:
+    log = CountingLog()
+    with follow(tmp_path, "run", 10, log):
+        ProgressWriter(tmp_path, "run", 0)
+        write_image(tmp_path, "sheet", 4, np.full((2, 3, 3), 7, np.uint8))
+        time.sleep(0.7)
+    (name, step, picture), *more = log.pictures
+    assert (name, step, picture.shape, more) == ("sheet", 4, (2, 3, 3), [])

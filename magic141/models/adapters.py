@@ -1,0 +1,46 @@
+"""Low-rank branches on the linear layers of a transformer's blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from diffusers import HunyuanVideoTransformer3DModel
+from peft import LoraConfig
+from torch import Tensor, nn
+
+_BASE = ".base_layer."
+
+
+def add_lora(network: HunyuanVideoTransformer3DModel, rank: int, name: str, seed: int) -> None:
+    """Freezes `network` and adds a branch `W + BA` to every linear layer of its blocks, in place.
+
+    Args:
+        network: the transformer.
+        rank: rows of A.
+        name: of the branch.
+        seed: of the initial A; B starts at zero, so that nothing changes until the first update.
+    """
+    network.requires_grad_(False)
+    targets = [
+        layer
+        for layer, module in network.named_modules()
+        if isinstance(module, nn.Linear) and "transformer_blocks." in layer
+    ]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets), adapter_name=name)
+
+
+def merge_lora(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The state of a network with branch `name` as that of a plain one: `BA` added to the weights, names restored."""
+    merged = {}
+    for key, value in state.items():
+        if ".lora_A." in key or ".lora_B." in key:
+            continue
+        layer, found, rest = key.partition(_BASE)
+        if found and rest == "weight":
+            a, b = (state[f"{layer}.lora_{part}.{name}.weight"].float() for part in "AB")
+            value = (value.float() + b @ a).to(value.dtype)
+        merged[f"{layer}.{rest}" if found else key] = value
+    return merged

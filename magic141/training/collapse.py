@@ -1,0 +1,181 @@
+"""Notices when a distillation collapses, and keeps the best state that it has seen.
+
+The losses of DMD2 say nothing about quality: they stay flat while clips lose motion, contrast or their differences.
+So at every validation the student's clips are compared with those of the many-step model on the same prompts, first
+frames and noise, and with real ones.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from magic141.evaluation.frechet import TubeSpace, frechet_distance
+from magic141.frozen import UserError
+from magic141.training.config import CollapseConfig
+
+SATURATED_STDS = 4.0
+PREFIX = "validation_"
+WATCH_FILE = "watch.json"
+_MORE_NOISE = "raise score_shift or fake_updates_per_step, lower real_guidance_scale or optimizer.learning_rate"
+_SLOWER = "lower optimizer.learning_rate or real_guidance_scale, raise a_weak"
+_FASTER_FAKE = "raise fake_updates_per_step or fake_optimizer.learning_rate, lower optimizer.learning_rate"
+
+
+def compare(student: Tensor, reference: Tensor, real: Tensor) -> dict[str, float]:
+    """Figures of the student's clips; every ratio is 1 and every other figure 0 for a student like the reference.
+
+    Args:
+        student: latents [S, N, C, T, h, w]: S seeds for each of N conditions.
+        reference: the many-step model's, from the same noise.
+        real: real clips of the same conditions, [N, C, T, h, w].
+    """
+    std = reference.std((0, 1, 3, 4, 5), keepdim=True).clamp_min(1e-6)
+    mean = reference.mean((0, 1, 3, 4, 5), keepdim=True)
+    drift = (student.mean((0, 1, 3, 4, 5), keepdim=True) - mean) / std
+    saturated = ((student - mean).abs() > SATURATED_STDS * std).double().mean()
+    expected = ((reference - mean).abs() > SATURATED_STDS * std).double().mean()
+    space = TubeSpace.fit(real, real.shape[1])
+    distance = frechet_distance(space.project(student.flatten(0, 1)), space.project(real))
+    return {
+        f"{PREFIX}frechet": distance,
+        f"{PREFIX}variance_ratio": _ratio(student.var(), reference.var()),
+        f"{PREFIX}motion_ratio": _ratio(_energy(student.diff(dim=3)), _energy(reference.diff(dim=3))),
+        f"{PREFIX}diversity_ratio": _ratio(_energy(student.diff(dim=0)), _energy(reference.diff(dim=0))),
+        f"{PREFIX}mean_drift": float(drift.square().mean().sqrt()),
+        f"{PREFIX}saturation": max(0.0, float(saturated - expected)),
+    }
+
+
+@dataclass(frozen=True)
+class Symptom:
+    """A figure outside its bounds."""
+
+    text: str
+    remedy: str
+
+
+def symptoms(values: Mapping[str, float], first_fake_loss: float | None, limits: CollapseConfig) -> Iterator[Symptom]:
+    """What is wrong with the figures of one validation; nothing if they are healthy."""
+    yield from _low(values, "variance_ratio", limits.min_variance_ratio, "variance", _MORE_NOISE)
+    yield from _high(values, "variance_ratio", limits.max_variance_ratio, "variance", _SLOWER)
+    yield from _low(values, "motion_ratio", limits.min_motion_ratio, "motion", _MORE_NOISE)
+    yield from _low(values, "diversity_ratio", limits.min_diversity_ratio, "difference between seeds", _MORE_NOISE)
+    drift, saturation = values.get(f"{PREFIX}mean_drift", 0.0), values.get(f"{PREFIX}saturation", 0.0)
+    if drift > limits.max_mean_drift:
+        yield Symptom(f"mean off by {drift:.2f} standard deviations (at most {limits.max_mean_drift})", _SLOWER)
+    if saturation > limits.max_saturation:
+        yield Symptom(f"{saturation:.0%} of the values saturated (at most {limits.max_saturation:.0%})", _SLOWER)
+    growth = values.get("fake_loss", 0.0) / first_fake_loss if first_fake_loss else 0.0
+    if growth > limits.max_fake_loss_growth:
+        text = f"fake loss {growth:.1f} x its first value (at most {limits.max_fake_loss_growth}): it lost the student"
+        yield Symptom(text, _FASTER_FAKE)
+
+
+def _low(values: Mapping[str, float], name: str, bound: float, what: str, remedy: str) -> Iterator[Symptom]:
+    value = values.get(PREFIX + name)
+    if value is not None and value < bound:
+        yield Symptom(f"{what} {value:.2f} x that of the many-step model (at least {bound})", remedy)
+
+
+def _high(values: Mapping[str, float], name: str, bound: float, what: str, remedy: str) -> Iterator[Symptom]:
+    value = values.get(PREFIX + name)
+    if value is not None and value > bound:
+        yield Symptom(f"{what} {value:.2f} x that of the many-step model (at most {bound})", remedy)
+
+
+@dataclass
+class CollapseWatch:
+    """Judges every validation of a run and keeps the best state.
+
+    Attributes:
+        config: the bounds.
+        best_step: updates after which the best state was seen; none before the first validation.
+        best: that state, as `judge` was given it.
+        history: the figures of every validation.
+        num_bad: validations in a row with a symptom.
+    """
+
+    config: CollapseConfig
+    best_step: int | None = None
+    best: dict[str, Any] | None = None
+    history: list[dict[str, float]] = field(default_factory=list)
+    num_bad: int = 0
+    first_fake_loss: float | None = None
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether the last `patience` validations all had a symptom."""
+        return self.num_bad >= self.config.patience
+
+    def judge(self, step: int, values: Mapping[str, float], state: dict[str, Any]) -> None:
+        """Takes in one validation; `values` and so the verdict are the same on all workers.
+
+        Args:
+            step: updates done.
+            values: figures of the validation and of training since the last logged step.
+            state: what to keep if this is the best so far (copied).
+
+        Raises:
+            UserError: if the run has collapsed and shall stop.
+        """
+        self.first_fake_loss = self.first_fake_loss or values.get("fake_loss")
+        found = list(symptoms(values, self.first_fake_loss, self.config))
+        self.num_bad = self.num_bad + 1 if found else 0
+        shown = {name: value for name, value in values.items() if name.startswith(PREFIX)}
+        self.history.append({"step": step, **shown, "num_symptoms": len(found)})
+        if self._is_best(step):
+            self.best_step, self.best = step, _copy(state)
+        if self.collapsed and self.config.stop:
+            raise UserError(self._message(step, found))
+
+    def write(self, folder: Path) -> None:
+        """`watch.json` beside the student: the curve, the best step, the verdict."""
+        record = {"best_step": self.best_step, "collapsed": self.collapsed, "validations": self.history}
+        (folder / WATCH_FILE).write_text(json.dumps(record, indent=1))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the bounds."""
+        return {name: value for name, value in vars(self).items() if name != "config"}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        vars(self).update(state)
+
+    def _is_best(self, step: int) -> bool:
+        """Healthy before ill, then the smaller Frechet distance."""
+
+        def rank(row: Mapping[str, float]) -> tuple[bool, float]:
+            return row["num_symptoms"] > 0, row.get(f"{PREFIX}frechet", 0.0)
+
+        return min(self.history, key=rank)["step"] == step
+
+    def _message(self, step: int, found: list[Symptom]) -> str:
+        seen = "; ".join(symptom.text for symptom in found)
+        remedies = "; ".join(dict.fromkeys(symptom.remedy for symptom in found))
+        return (
+            f"distill_dmd2 collapsed at step {step}: {seen}; {self.num_bad} validations in a row; {remedies}; "
+            f"best was step {self.best_step}; collapse.stop = false goes on in spite of this"
+        )
+
+
+def _ratio(value: Tensor, reference: Tensor) -> float:
+    return float(value / reference.clamp_min(1e-12))
+
+
+def _energy(x: Tensor) -> Tensor:
+    """Mean square; zero for an empty difference (one seed, one frame)."""
+    return x.square().mean() if x.numel() else x.new_zeros(())
+
+
+def _copy(state: Any) -> Any:
+    """A deep copy of nested dictionaries with tensors."""
+    if isinstance(state, dict):
+        return {name: _copy(value) for name, value in state.items()}
+    return state.detach().clone() if isinstance(state, torch.Tensor) else state

@@ -1,0 +1,103 @@
+"""The networks of a step distillation, and how guidance reaches them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import HunyuanVideoTransformer3DModel
+from torch import Tensor
+
+from magic141.diffusion.guidance import guided_velocity
+from magic141.models.adapters import add_lora, merge_lora
+from magic141.models.scores import Scores, SeparateScores, SharedScores
+from magic141.models.transformer import add_guidance_embedding, load_transformer, velocity
+from magic141.training.conditions import Batch
+from magic141.training.config import Dmd2Config
+from magic141.training.single import save_network
+
+GENERATOR = "generator"
+
+
+def build_generator(config: Dmd2Config, teacher: Path, student: Path, seed: int) -> HunyuanVideoTransformer3DModel:
+    """The few-step student with w as an input, all of it trained or only a low-rank branch."""
+    generator = add_guidance_embedding(load_transformer(teacher if config.start == "teacher" else student))
+    if config.generator_lora_rank > 0:
+        add_lora(generator, config.generator_lora_rank, GENERATOR, seed)
+    return generator
+
+
+def export_generator(network: Any, state: dict[str, Tensor], folder: Path) -> None:
+    """Saves a plain diffusers transformer, the low-rank branch merged into the weights."""
+    save_network(network, merge_lora(state, GENERATOR), folder)
+
+
+def build_scores(config: Dmd2Config, teacher: Path, student: Path, seed: int) -> Scores:
+    """Real and fake score on the model that judges, with a discriminator's head if there is an adversarial term."""
+    base = load_transformer(teacher if config.real_score == "teacher" else student)
+    scores: Scores
+    if config.fake_score == "full":
+        scores = SeparateScores(base)
+    else:
+        scores = SharedScores(base, config.lora_rank, config.a_weak, config.a_strong, seed)
+    if config.adversarial_weight > 0:
+        scores.add_head(seed)
+    return scores
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """The guidance scales of a batch, [B] each: the student's input, and what the real score judges by."""
+
+    student: Tensor
+    real: Tensor
+
+    @classmethod
+    def draw(cls, config: Dmd2Config, num: int, rng: torch.Generator) -> Guidance:
+        """The two fixed values, or one value per clip from `student_guidance_range` for both."""
+        if config.student_guidance_range is None:
+            return cls.fixed(config, num)
+        low, high = config.student_guidance_range
+        w = low + (high - low) * torch.rand(num, generator=rng)
+        return cls(w, w)
+
+    @classmethod
+    def fixed(cls, config: Dmd2Config, num: int) -> Guidance:
+        """What the student is validated and sampled with."""
+        real = config.student_guidance_scale if config.student_guidance_range else config.real_guidance_scale
+        return cls(torch.full((num,), config.student_guidance_scale), torch.full((num,), real))
+
+    def to(self, device: torch.device) -> Guidance:
+        """The same on another device."""
+        return Guidance(self.student.to(device), self.real.to(device))
+
+
+@dataclass(frozen=True)
+class RealScore:
+    """How the scores are asked: a CFG-distilled base has w as an input, the teacher is guided explicitly."""
+
+    scores: Scores
+    kind: Literal["teacher", "cfg_distilled"]
+
+    def __call__(self, z_t: Tensor, sigma: Tensor, batch: Batch, w: Guidance) -> Tensor:
+        """The real score's velocity."""
+        return self._guided(self.scores.real, z_t, sigma, batch, w)
+
+    def base(self, z_t: Tensor, sigma: Tensor, batch: Batch, w: Guidance) -> Tensor:
+        """The untouched model's velocity: what the student's clips are compared with."""
+        return self._guided(self.scores.base, z_t, sigma, batch, w)
+
+    def fake(self, network: Any, z_t: Tensor, sigma: Tensor, batch: Batch, w: Guidance) -> Tensor:
+        """The fake score's velocity; `network` is the scores or the engine around them."""
+        return velocity(network, z_t, sigma, batch.cond, batch.prefix, w.real if self.kind == "cfg_distilled" else None)
+
+    def _guided(self, score: Callable[..., Tensor], z_t: Tensor, sigma: Tensor, batch: Batch, w: Guidance) -> Tensor:
+        if self.kind == "cfg_distilled":
+            return score(z_t, sigma, batch.cond, batch.prefix, w.real)
+        conditional = score(z_t, sigma, batch.cond, batch.prefix, None)
+        if bool((w.real == 1).all()):
+            return conditional
+        return guided_velocity(score(z_t, sigma, batch.uncond, batch.prefix, None), conditional, w.real)

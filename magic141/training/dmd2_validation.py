@@ -1,0 +1,118 @@
+"""What a distillation shows of itself: figures of the student's clips, and pictures of student, real and fake."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from magic141.data.dataset import ClipDataset
+from magic141.data.sheets import contact_sheet
+from magic141.diffusion.flow import interpolate, sigma_grid, x0_from_velocity
+from magic141.diffusion.samplers import PredictVelocity, randn_like, sample_euler, sample_renoise
+from magic141.models.transformer import velocity
+from magic141.models.vae import load_codec
+from magic141.training.collapse import compare
+from magic141.training.conditions import Batch, BatchMaker, step_generator
+from magic141.training.config import Dmd2Config
+from magic141.training.dmd2_networks import Guidance, RealScore
+from magic141.training.engine import Engine
+from magic141.training.objective import TrainContext
+from magic141.training.progress import write_image
+
+SHOWN_SIGMA = 0.7  # time of the noised clips that the scores are shown at: the modes are open, the shapes are not
+SHEET = "student_real_fake"
+
+
+class Dmd2Validation:
+    """This worker's share of the validation clips, from the same noise every time."""
+
+    def __init__(
+        self,
+        maker: BatchMaker,
+        real: RealScore,
+        generator: Engine,
+        config: Dmd2Config,
+        data: Path,
+        context: TrainContext,
+    ) -> None:
+        self.real, self.generator, self.config, self.data, self.context = real, generator, config, data, context
+        self._maker = replace(maker, dataset=ClipDataset.open(data, "validation"), prefix_two_fraction=0.0)
+        self._reference: Tensor | None = None  # of the many-step model, [S, N, C, T, h, w]
+
+    @torch.no_grad()
+    def figures(self) -> dict[str, float]:
+        """The student as the generator's weights are now, beside the many-step model and real clips."""
+        batch = self._batch()
+        w = Guidance.fixed(self.config, len(batch.x0)).to(self.context.device)
+        if self._reference is None:
+            self._reference = self._sample_reference(batch, w)
+        student = self._sample_student(batch, w)
+        self._show(student[0], batch, w)
+        return compare(student, self._reference, batch.x0)
+
+    def _batch(self) -> Batch:
+        """As many clips on every worker, different ones as far as there are enough."""
+        config, context = self.config.collapse, self.context
+        num = max(1, config.num_clips // context.world_size)
+        rows = (torch.arange(num) + context.rank * num) % len(self._maker.dataset)
+        return self._maker.make(rows, self._rng(0)).to(context.device)
+
+    def _sample_student(self, batch: Batch, w: Guidance) -> Tensor:
+        """The student's own chain."""
+
+        def predict(x_t: Tensor, sigma: Tensor) -> Tensor:
+            with self.generator.autocast():
+                return velocity(self.generator.module, x_t, sigma, batch.cond, batch.prefix, w.student)
+
+        return self._sample(predict, batch, self.config.num_inference_steps, self.config.sampler)
+
+    def _sample_reference(self, batch: Batch, w: Guidance) -> Tensor:
+        """Many Euler steps of the untouched model that the real score is."""
+
+        def predict(x_t: Tensor, sigma: Tensor) -> Tensor:
+            with self.generator.autocast():
+                return self.real.base(x_t, sigma, batch, w)
+
+        return self._sample(predict, batch, self.config.collapse.reference_steps, "euler")
+
+    def _sample(self, predict: PredictVelocity, batch: Batch, num_steps: int, sampler: str) -> Tensor:
+        """All seeds, [S, N, C, T, h, w]."""
+        sigmas, clips = sigma_grid(num_steps, self.config.shift), []
+        for seed in range(self.config.collapse.num_seeds):
+            rng = self._rng(1 + seed)
+            noise = randn_like(batch.x0, rng)
+            clips.append(
+                sample_renoise(predict, noise, sigmas, rng)
+                if sampler == "renoise"
+                else sample_euler(predict, noise, sigmas)
+            )
+        return torch.stack(clips)
+
+    def _show(self, student: Tensor, batch: Batch, w: Guidance) -> None:
+        """Writes a sheet: for each clip the student's, and what real and fake score make of it when it is noised."""
+        num = self.config.collapse.num_shown
+        if num == 0:
+            return
+        sigma = torch.full((len(student),), SHOWN_SIGMA, device=student.device)
+        z_t = interpolate(student, randn_like(student, self._rng(-1)), sigma)
+        with self.generator.autocast():
+            fake = self.real.fake(self.real.scores, z_t, sigma, batch, w)
+            real = self.real(z_t, sigma, batch, w)
+        if not self.context.is_main:  # the forward passes are collective when the networks are sharded
+            return
+        rows = torch.stack([student, *(x0_from_velocity(z_t, u, sigma) for u in (real, fake))], dim=1)
+        image = self._decode(rows[:num].flatten(0, 1))
+        write_image(self.context.run_dir, SHEET, self.generator.num_updates, image)
+
+    def _decode(self, latents: Tensor) -> NDArray[np.uint8]:
+        codec = load_codec(self.data / "codec")
+        codec.vae.to(self.context.device)
+        return contact_sheet(codec.decode_video(latents).cpu().numpy())
+
+    def _rng(self, stream: int) -> torch.Generator:
+        return step_generator(self.context.seed, -2 - stream, self.context.rank)

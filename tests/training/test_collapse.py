@@ -1,0 +1,104 @@
+"""Every way of collapsing shows in its own figure; a collapsed run stops and says what to try."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from magic141.frozen import UserError
+from magic141.training.collapse import WATCH_FILE, CollapseWatch, compare
+from magic141.training.config import CollapseConfig
+
+HEALTHY = {
+    "validation_frechet": 2.0,
+    "validation_variance_ratio": 1.0,
+    "validation_motion_ratio": 1.0,
+    "validation_diversity_ratio": 1.0,
+    "validation_mean_drift": 0.0,
+    "validation_saturation": 0.0,
+    "fake_loss": 0.2,
+}
+
+
+def clips(seed: int, num: int = 16) -> Tensor:
+    """Two seeds of clips [2, N, C, T, h, w]."""
+    return torch.randn(2, num, 3, 4, 4, 4, generator=torch.Generator().manual_seed(seed))
+
+
+def figures(student: Tensor) -> dict[str, float]:
+    compared = compare(student, clips(0), clips(1)[0])
+    return {name.removeprefix("validation_"): value for name, value in compared.items()}
+
+
+def test_a_student_like_the_reference_has_ratios_of_one() -> None:
+    seen = figures(clips(0))
+    for name in ("variance_ratio", "motion_ratio", "diversity_ratio"):
+        assert seen[name] == pytest.approx(1.0, abs=1e-5), name
+    assert seen["mean_drift"] == pytest.approx(0.0, abs=1e-5)
+    assert seen["saturation"] == 0
+    assert seen["frechet"] < 0.3
+
+
+@pytest.mark.parametrize(
+    ("collapsed", "figure", "value"),
+    [
+        (lambda x: 0.5 * x, "variance_ratio", 0.25),
+        (lambda x: x[:, :, :, :1].expand_as(x), "motion_ratio", 0.0),
+        (lambda x: x[:1].expand_as(x), "diversity_ratio", 0.0),
+        (lambda x: x + 2, "mean_drift", 2.0),
+        (lambda x: torch.where(torch.arange(4) < 2, x, 100.0), "saturation", 0.5),
+    ],
+)
+def test_each_kind_of_collapse_shows(collapsed, figure: str, value: float) -> None:
+    assert figures(collapsed(clips(0)))[figure] == pytest.approx(value, abs=0.03)
+    assert figures(collapsed(clips(0)))["frechet"] > figures(clips(0))["frechet"] or figure == "diversity_ratio"
+
+
+def judge(watch: CollapseWatch, step: int, **changes: float) -> None:
+    watch.judge(step, HEALTHY | {f"validation_{name}": value for name, value in changes.items()}, {"step": step})
+
+
+def test_two_bad_validations_in_a_row_stop_the_run_with_a_remedy() -> None:
+    watch = CollapseWatch(CollapseConfig())
+    judge(watch, 50)
+    judge(watch, 100, variance_ratio=0.3)
+    judge(watch, 150)  # recovered
+    judge(watch, 200, variance_ratio=0.3)
+    with pytest.raises(UserError, match=r"collapsed at step 250: variance 0.20 x .*at least 0.5.*score_shift.*step 50"):
+        judge(watch, 250, variance_ratio=0.2, frechet=1.0)
+
+
+def test_a_fake_score_that_loses_the_student_is_a_symptom() -> None:
+    watch = CollapseWatch(CollapseConfig(patience=1))
+    judge(watch, 50)
+    with pytest.raises(UserError, match=r"fake loss 5.0 x its first value .*fake_updates_per_step"):
+        watch.judge(100, HEALTHY | {"fake_loss": 1.0}, {})
+
+
+def test_the_best_state_is_the_healthy_one_with_the_smallest_distance(tmp_path: Path) -> None:
+    watch = CollapseWatch(CollapseConfig(stop=False, patience=1))
+    judge(watch, 50, frechet=3.0)
+    judge(watch, 100, frechet=2.5)
+    judge(watch, 150, frechet=0.1, motion_ratio=0.0)
+    assert (watch.best_step, watch.best) == (100, {"step": 100})
+    assert watch.collapsed
+    watch.write(tmp_path)
+    written: Mapping[str, object] = json.loads((tmp_path / WATCH_FILE).read_text())
+    assert (written["best_step"], written["collapsed"]) == (100, True)
+    assert [row["step"] for row in watch.history] == [50, 100, 150]
+
+
+def test_the_kept_state_is_a_copy_and_survives_a_checkpoint() -> None:
+    watch, weights = CollapseWatch(CollapseConfig()), torch.ones(2)
+    watch.judge(50, HEALTHY, {"ema": {"weights": weights}})
+    weights.zero_()
+    resumed = CollapseWatch(CollapseConfig())
+    resumed.load_state_dict(watch.state_dict())
+    assert resumed.best is not None
+    assert torch.equal(resumed.best["ema"]["weights"], torch.ones(2))
+    assert resumed.history == watch.history

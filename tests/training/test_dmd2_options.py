@@ -1,0 +1,181 @@
+"""The whole DMD2 objective on a tiny corpus, with each of its options."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from magic141.diffusion.guidance import guided_velocity
+from magic141.models.transformer import add_guidance_embedding, build_transformer, load_transformer, velocity
+from magic141.training.conditions import step_generator
+from magic141.training.config import Dmd2Config
+from magic141.training.dmd2 import Dmd2, Dmd2Spec
+from magic141.training.dmd2_networks import Guidance
+from magic141.training.objective import TrainContext
+from tests.evaluation.artifacts import CHANNELS, MODEL, make_data
+
+PLACEMENT = {"engine": "plain", "launcher": "local", "num_workers": 1}
+SHORT = {
+    "num_steps": 2,
+    "batch_size": 4,
+    "fake_updates_per_step": 2,
+    "fake_warmup_updates": 1,
+    "lora_rank": 4,
+    "collapse": {"num_clips": 2, "reference_steps": 2, "num_shown": 1, "stop": False},
+    "placement": PLACEMENT,
+}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "one step": {"num_inference_steps": 1},
+    "eight steps, Euler": {"num_inference_steps": 8, "sampler": "euler"},
+    "CFG-distilled real score": {"real_score": "cfg_distilled", "real_guidance_scale": 1.5},
+    "CFG inside the real score": {"real_guidance_scale": 2.0},
+    "CFG and steps together": {"start": "teacher", "real_guidance_scale": 2.0},
+    "range of w": {"student_guidance_range": (1.0, 3.0)},
+    "LoRA generator": {"generator_lora_rank": 4},
+    "full fake score": {"fake_score": "full", "a_weak": 0.0},
+    "noised real latents": {"generator_input": "noised_real"},
+    "regression": {"generator_input": "noised_real", "regression_weight": 0.5},
+    "adversarial": {"adversarial_weight": 0.01},
+    "adversarial on clean latents": {"adversarial_weight": 0.01, "adversarial_input": "clean"},
+    "adversarial, full fake score": {"adversarial_weight": 0.01, "fake_score": "full", "a_weak": 0.0},
+    "last average": {"keep": "last"},
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dmd2")
+    info = json.loads((make_data(folder / "data") / "dataset.json").read_text())
+    torch.manual_seed(0)
+    teacher = build_transformer(MODEL, CHANNELS, info["text_width"], info["pooled_width"], True, False)
+    for parameter in teacher.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)  # the network starts with zeros, which would hide mistakes
+    teacher.save_pretrained(folder / "teacher")
+    add_guidance_embedding(teacher).save_pretrained(folder / "student")
+    return folder
+
+
+def build(folders: Path, run_dir: Path, **options: Any) -> Dmd2:
+    config = Dmd2Config.model_validate(SHORT | options)
+    spec = Dmd2Spec(config, MODEL, folders / "data", folders / "teacher", folders / "student")
+    return spec.build(TrainContext(0, 1, torch.device("cpu"), run_dir, 0, config.placement))
+
+
+def weights(network: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_it_trains_judges_and_exports_a_plain_transformer(
+    folders: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    dmd2 = build(folders, tmp_path, **options)
+    before = weights(dmd2.generator.module)
+    for step in range(2):
+        values = dmd2.step(step)
+        assert all(torch.isfinite(torch.as_tensor(value)) for value in values.values()), values
+        dmd2.judge(step + 1, dmd2.validate())
+    moved = [name for name, value in dmd2.generator.module.state_dict().items() if not torch.equal(value, before[name])]
+    assert moved
+    if dmd2.config.generator_lora_rank:
+        assert all("lora_" in name for name in moved)
+    out = tmp_path / "out"
+    out.mkdir()
+    dmd2.export(out)
+    student = load_transformer(out / "transformer")
+    assert student.config.guidance_embeds
+    assert json.loads((out / "watch.json").read_text())["best_step"] in (1, 2)
+    assert (tmp_path / "images" / "student_real_fake-000001.png").is_file()
+
+
+def test_real_score_is_frozen_and_the_generator_does_not_learn_from_fake_updates(folders: Path, tmp_path: Path) -> None:
+    dmd2 = build(folders, tmp_path, adversarial_weight=0.01)
+    batch = dmd2.maker.make(torch.arange(4), step_generator(0, 0))
+    w = Guidance.fixed(dmd2.config, 4)
+    generator = weights(dmd2.generator.module)
+    base = dmd2.real.base(batch.x0, torch.full((4,), 0.5), batch, w)
+    dmd2.step(0)
+    after = weights(dmd2.generator.module)
+    dmd2.update_fake(3, step_generator(0, 1))
+    assert all(torch.equal(after[name], value) for name, value in weights(dmd2.generator.module).items())
+    assert any(not torch.equal(generator[name], value) for name, value in after.items())
+    assert torch.equal(dmd2.real.base(batch.x0, torch.full((4,), 0.5), batch, w), base)
+
+
+def test_guidance_in_the_real_score_is_the_guided_teacher(folders: Path, tmp_path: Path) -> None:
+    dmd2 = build(folders, tmp_path, real_guidance_scale=2.5, a_weak=0.0)
+    batch, sigma = dmd2.maker.make(torch.arange(4), step_generator(0, 0)), torch.full((4,), 0.6)
+    teacher = load_transformer(folders / "teacher").eval()
+    with torch.no_grad():
+        conditional = velocity(teacher, batch.x0, sigma, batch.cond, batch.prefix)
+        unconditional = velocity(teacher, batch.x0, sigma, batch.uncond, batch.prefix)
+    for scale in (1.0, 2.5):
+        w = torch.full((4,), scale)
+        expected = guided_velocity(unconditional, conditional, w)
+        torch.testing.assert_close(dmd2.real(batch.x0, sigma, batch, Guidance(w, w)), expected)
+
+
+def test_w_is_drawn_from_its_range_for_student_and_real_score_alike() -> None:
+    config = Dmd2Config(student_guidance_range=(1.0, 3.0))
+    w = Guidance.draw(config, 1000, torch.Generator().manual_seed(0))
+    assert torch.equal(w.student, w.real)
+    assert 1.0 <= float(w.student.min()) < 1.1
+    assert 2.9 < float(w.student.max()) <= 3.0
+
+
+def test_adversarial_gradient_leaves_no_trace_in_the_fake_score(folders: Path, tmp_path: Path) -> None:
+    dmd2 = build(folders, tmp_path, adversarial_weight=1.0)
+    batch = dmd2.maker.make(torch.arange(4), step_generator(0, 0))
+    gradient = dmd2.adversarial_gradient(batch.x0, batch, Guidance.fixed(dmd2.config, 4), step_generator(0, 0))
+    assert gradient.shape == batch.x0.shape
+    assert float(gradient.abs().max()) > 0
+    assert all(p.grad is None or float(p.grad.abs().max()) == 0 for p in dmd2.scores.parameters())
+
+
+def test_equal_strengths_leave_the_generator_where_it_is(folders: Path, tmp_path: Path) -> None:
+    dmd2 = build(folders, tmp_path, a_weak=1.0)
+    dmd2.step(0)  # the adapter is no longer zero
+    batch = dmd2.maker.make(torch.arange(4), step_generator(0, 0))
+    w = Guidance.fixed(dmd2.config, 4)
+    gradient = dmd2.distribution_matching_gradient(batch.x0, batch, w, step_generator(0, 0))
+    assert float(gradient.abs().max()) == 0
+
+
+def test_a_resumed_objective_continues_with_the_same_numbers(folders: Path, tmp_path: Path) -> None:
+    first = build(folders, tmp_path)
+    first.step(0)
+    first.judge(1, first.validate())
+    for name, engine in first.engines.items():
+        engine.save(tmp_path / name)
+    torch.save(first.state_dict(), tmp_path / "state.pt")
+    second = build(folders, tmp_path)
+    for name, engine in second.engines.items():
+        engine.load(tmp_path / name)
+    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=False))
+    expected, actual = first.step(1), second.step(1)
+    for name, value in expected.items():
+        torch.testing.assert_close(torch.as_tensor(actual[name]), torch.as_tensor(value))
+    assert first.watch.history == second.watch.history
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"fake_score": "full"}, "a_weak = 0.5: a full fake score has no adapter"),
+        ({"regression_weight": 1.0}, "generator_input = noised_real"),
+        ({"student_guidance_range": (3.0, 1.0)}, "its ends are swapped"),
+        (
+            {"adversarial_weight": 1.0, "placement": {"engine": "deepspeed", "zero_stage": 3}},
+            "placement.zero_stage <= 2",
+        ),
+    ],
+)
+def test_options_that_do_not_fit_together_are_refused(options: dict[str, Any], line: str) -> None:
+    with pytest.raises(ValueError, match=line):
+        Dmd2Config.model_validate(options)
