@@ -176,10 +176,10 @@ def _geometry(config: PipelineConfig) -> Iterator[str]:
         yield (f"model.window_frames = {window}: the codec needs {factor}*k+1 frames; use {near} or {near + factor}")
     if window > stored:
         yield f"model.window_frames = {window}: longer than data.num_frames = {stored}; use at most {stored}"
-    elif stored - window < factor and any(_prefix_two(config)):
+    elif stored - window < factor and any(_continued(config)):
         yield (
-            f"data.num_frames = {stored}: windows that know two latent frames must start inside the clip; use at least "
-            f"{window + factor} (model.window_frames + {factor}), or set every prefix_two_fraction to 0"
+            f"data.num_frames = {stored}: windows that continue must start inside the clip; use at least "
+            f"{window + factor} (model.window_frames + {factor}), or set every continued_fraction to 0"
         )
     spatial = config.data.codec.spatial_factor if config.data.codec.kind == "pca" else 8
     for side in ("height", "width"):
@@ -192,15 +192,15 @@ def _geometry(config: PipelineConfig) -> Iterator[str]:
     latent_frames = (window - 1) // factor + 1
     if latent_frames % config.model.patch_size_t:
         yield f"model.patch_size_t = {config.model.patch_size_t}: does not divide the {latent_frames} latent frames"
-    if config.generate.long_video_prefix >= latent_frames:
+    if config.generate.long_video_carried > latent_frames - 2:
         yield (
-            f"generate.long_video_prefix = {config.generate.long_video_prefix}: a window has {latent_frames} latent "
-            f"frames; use at most {latent_frames - 1}"
+            f"generate.long_video_carried = {config.generate.long_video_carried}: a window has {latent_frames} latent "
+            f"frames, one of them the anchor; use at most {latent_frames - 2}"
         )
 
 
-def _prefix_two(config: PipelineConfig) -> Iterable[float]:
-    return (getattr(config, name).prefix_two_fraction for name in TRAINING_SECTIONS if name != "pretrain_t2v")
+def _continued(config: PipelineConfig) -> Iterable[float]:
+    return (getattr(config, name).continued_fraction for name in TRAINING_SECTIONS if name != "pretrain_t2v")
 
 
 def _amounts(config: PipelineConfig) -> Iterator[str]:

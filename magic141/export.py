@@ -39,7 +39,7 @@ class BundleInfo(FrozenConfig):
     shift: float = Field(description="of the time grid")
     sampler: str = Field(description="euler or renoise")
     guidance_scale: float = Field(description="w, an input of the student")
-    prefix_frames: int = Field(2, description="latent frames carried from window to window in long videos")
+    num_carried: int = Field(2, description="latent frames carried from window to window in long videos")
 
 
 def export_pipeline(
@@ -111,7 +111,7 @@ class Bundle:
             self.encoders.encode_image(fitted),
             first_latent,
             self._num_windows(num_frames),
-            self.info.prefix_frames,
+            self.info.num_carried,
             seed,
         )
         frames: NDArray[np.uint8] = self.codec.decode_video(latents)[0].numpy()
@@ -119,7 +119,7 @@ class Bundle:
 
     def _num_windows(self, num_frames: int) -> int:
         latent_frames = -(-(num_frames - 1) // self.codec.temporal_factor) + 1
-        return num_windows_for(latent_frames, self.generator.latent_frames, self.info.prefix_frames)
+        return num_windows_for(latent_frames, self.generator.latent_frames, self.info.num_carried)
 
 
 def load_bundle(folder: Path) -> Bundle:

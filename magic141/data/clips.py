@@ -20,17 +20,23 @@ from magic141.frozen import UserError
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".gif"})
 CAPTIONS_FILE = "captions.jsonl"
 MAX_CHUNK_CLIPS = 256
+MAX_ANCHOR_FRAMES = 64  # by which a clip of the endless shapes world may lie behind its anchor: twice around
 MAX_CHUNK_BYTES = 64_000_000  # of pixels that travel between two workers at once
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One clip to make: where its pixels come from, its caption, its split."""
+    """One clip to make: where its pixels come from, its caption, its split.
+
+    `anchor_frame`, relative to `start_frame` and not after it, is the first frame of the video that the clip is taken
+    to continue; continued windows know it (see `diffusion.long_video`).
+    """
 
     split: str
     source: str  # "shapes", or the video's path inside the folder
     start_frame: int  # after resampling
     caption: str
+    anchor_frame: int = 0
     truth: dict[str, Any] | None = None  # the ShapeClip behind it
 
     def to_dict(self) -> dict[str, Any]:
@@ -78,8 +84,12 @@ def sample_shapes(config: DataConfig, seed: int) -> list[Clip]:
     clips = []
     for stream, (split, size) in enumerate(sizes.items()):
         rng = np.random.default_rng([seed, stream])
-        drawn = (sample_clip(rng, shapes) for _ in range(size))
-        clips += [Clip(split, "shapes", 0, clip.caption, clip.to_dict()) for clip in drawn]
+        drawn = [sample_clip(rng, shapes) for _ in range(size)]
+        anchors = np.random.default_rng([seed, stream, 1]).integers(-MAX_ANCHOR_FRAMES, 1, size)
+        clips += [
+            Clip(split, "shapes", 0, clip.caption, int(anchor), clip.to_dict())
+            for clip, anchor in zip(drawn, anchors, strict=True)
+        ]
     return clips
 
 
@@ -166,7 +176,7 @@ def cut_windows(videos: Sequence[VideoFile], num_frames: Sequence[int], config: 
     gap = -(-config.num_frames // config.stride_frames) - 1  # windows that share frames with the next split's first
     split = split_windows(counts, config.heldout_fraction, gap)
     clips = [
-        Clip(label, video.file, index * config.stride_frames, video.caption)
+        Clip(label, video.file, index * config.stride_frames, video.caption, -index * config.stride_frames)
         for video, labels in zip(videos, split.labels, strict=True)
         for index, label in enumerate(labels)
         if label is not None
@@ -201,3 +211,13 @@ def render_chunk(chunk: Sequence[Clip], config: DataConfig) -> Frames:
             f"video {path}: ended early at frame {first + len(frames)}; it changed while it was read; try again"
         )
     return np.stack(windows)
+
+
+def render_anchors(chunk: Sequence[Clip], config: DataConfig) -> Frames:
+    """The anchor frames of a chunk, uint8 [N, H, W, 3]."""
+    height, width = config.height, config.width
+    if config.path is None or chunk[0].truth is not None:
+        shapes = ((ShapeClip.from_dict(dict(clip.truth or {})), clip.anchor_frame) for clip in chunk)
+        return np.concatenate([render_clip(shape, 1, height, width, first) for shape, first in shapes])
+    first = read_video(config.path / chunk[0].source, config.fps, (height, width), 0, 1)
+    return np.repeat(first, len(chunk), axis=0)

@@ -61,6 +61,8 @@ class ClipDataset:
     text_mask: Tensor  # [N, Lt] bool, valid tokens first
     pooled: Tensor  # [N, P]
     image_tokens: Tensor  # [N, Li, D] of the first frame
+    anchor: Tensor  # [N, C, 1, h, w]: first latent frame of the video that the clip continues
+    anchor_tokens: Tensor  # [N, Li, D] of that frame
     first_frame: Tensor  # [N, H, W, 3] uint8
     frames: Tensor | None  # [N, F, H, W, 3] uint8; None for train
     ids: list[str]

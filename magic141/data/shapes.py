@@ -142,10 +142,10 @@ def coverage(
     return np.asarray(1 / (1 + np.exp(-EDGE_SLOPE / scale * distance)), np.float32)
 
 
-def path(clip: ShapeClip, num_frames: int, height: int, width: int) -> NDArray[np.float64]:
-    """Centres (x, y) in pixels of this frame size, not wrapped, shape [F, 2]."""
+def path(clip: ShapeClip, num_frames: int, height: int, width: int, first: int = 0) -> NDArray[np.float64]:
+    """Centres (x, y) from frame `first` on, in pixels of this frame size, not wrapped, shape [F, 2]."""
     scale = np.array([width, height]) / REFERENCE_SIZE
-    times = np.arange(num_frames)[:, None]
+    times = np.arange(first, first + num_frames)[:, None]
     start = np.array([clip.x, clip.y])
     return np.asarray((start + clip.speed * times * direction_vectors()[clip.direction]) * scale)
 
@@ -158,7 +158,8 @@ def compose(clip: ShapeClip, mask: NDArray[np.float32]) -> NDArray[np.uint8]:
     return np.asarray(np.clip(frames * 255 + 0.5, 0, 255), np.uint8)
 
 
-def render_clip(clip: ShapeClip, num_frames: int, height: int, width: int) -> NDArray[np.uint8]:
-    """The clip's frames, uint8 [F, H, W, 3]."""
+def render_clip(clip: ShapeClip, num_frames: int, height: int, width: int, first: int = 0) -> NDArray[np.uint8]:
+    """The clip's frames, uint8 [F, H, W, 3], from frame `first` on, which may lie before its start."""
     radius = clip.radius * min(height, width) / REFERENCE_SIZE
-    return compose(clip, coverage(clip.shape, radius, path(clip, num_frames, height, width), height, width))
+    centres = path(clip, num_frames, height, width, first)
+    return compose(clip, coverage(clip.shape, radius, centres, height, width))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from magic141.data.clips import BadFile, Clip, VideoFile, probe_video, render_chunk
+from magic141.data.clips import BadFile, Clip, VideoFile, probe_video, render_anchors, render_chunk
 from magic141.data.config import DataConfig
 from magic141.data.video import Frames
 
@@ -31,16 +31,21 @@ class Probe:
 
 @dataclass(frozen=True)
 class Render:
-    """Row {clips: JSON} -> {clips, frames: uint8 [N, F, H, W, 3]}."""
+    """Row {clips: JSON} -> {clips, frames: uint8 [N, F, H, W, 3], anchors: uint8 [N, H, W, 3]}."""
 
     config: DataConfig
 
     def __call__(self, row: Row) -> Row:  # noqa: D102 (see the class)
-        return {"clips": row["clips"], "frames": render_chunk(parse_clips(row["clips"]), self.config)}
+        chunk = parse_clips(row["clips"])
+        return {
+            "clips": row["clips"],
+            "frames": render_chunk(chunk, self.config),
+            "anchors": render_anchors(chunk, self.config),
+        }
 
 
 class Encode:
-    """Row {clips, frames} -> {clips, ids: JSON, tensors: serialised safetensors}; one actor holds the encoders."""
+    """Row {clips, frames, anchors} -> {clips, ids: JSON, tensors: safetensors}; one actor holds the encoders."""
 
     def __init__(self, folder: Path, use_gpu: bool) -> None:
         import torch
@@ -58,22 +63,22 @@ class Encode:
         from safetensors.torch import save
 
         clips, frames = parse_clips(row["clips"]), row["frames"]
-        tensors = self._encode(frames, clips)
+        tensors = self._encode(frames, row["anchors"], clips)
         return {
             "clips": row["clips"],
             "ids": json.dumps([content_id(pixels, clip.caption) for pixels, clip in zip(frames, clips, strict=True)]),
             "tensors": save(tensors),
         }
 
-    def _encode(self, frames: Frames, clips: list[Clip]) -> dict[str, Any]:
+    def _encode(self, frames: Frames, anchor_frames: Frames, clips: list[Clip]) -> dict[str, Any]:
         import torch
 
-        pixels = torch.from_numpy(frames.copy())
-        batch_size = max(1, MAX_ENCODE_VALUES // pixels[0].numel())
-        latents = [self.codec.encode_video(batch).float().cpu() for batch in pixels.split(batch_size)]
+        pixels, anchors = torch.from_numpy(frames.copy()), torch.from_numpy(anchor_frames.copy())
         text = self.encoders.encode_text([clip.caption for clip in clips])
         tensors = {
-            "latents": torch.cat(latents).contiguous(),
+            "latents": self._encode_videos(pixels),
+            "anchor": self._encode_videos(anchors[:, None]),
+            "anchor_tokens": self.encoders.encode_image(anchors).contiguous(),
             "text_tokens": text.tokens.contiguous(),
             "text_mask": text.mask.contiguous(),
             "pooled": text.pooled.contiguous(),
@@ -81,6 +86,14 @@ class Encode:
             "first_frame": pixels[:, 0].clone(),
         }
         return tensors if clips[0].split == "train" else {**tensors, "frames": pixels}
+
+    def _encode_videos(self, pixels: Any) -> Any:
+        """Latents of uint8 [N, F, H, W, 3], as many clips at once as memory allows."""
+        import torch
+
+        batch_size = max(1, MAX_ENCODE_VALUES // pixels[0].numel())
+        latents = [self.codec.encode_video(batch).float().cpu() for batch in pixels.split(batch_size)]
+        return torch.cat(latents).contiguous()
 
 
 def parse_clips(text: str) -> list[Clip]:

@@ -1,8 +1,10 @@
 """Long video by a sliding window: each window continues the last latent frames of the one before (abstract; 3.3).
 
-The paper names a test-time sliding window and gives no details. Here windows are chained: the last k latent frames of
-a window are the known frames of the next. They are carried as latents, never decoded and encoded again, which is
-where other implementations pick up colour drift. Cost is linear in the number of windows, memory constant.
+The paper names a test-time sliding window and gives no details. Here windows are chained, and anchored: every window
+knows the video's very first latent frame and, after it, the last k latent frames of the window before. Without the
+anchor small errors of the background pile up from window to window. Frames are carried as latents, never decoded and
+encoded again, which is where other implementations pick up colour drift. Cost is linear in the number of windows,
+memory constant.
 """
 
 from __future__ import annotations
@@ -13,32 +15,32 @@ import torch
 from torch import Tensor
 
 SampleWindow = Callable[[Tensor, int], Tensor]
-"""(known latent frames [B, C, k, h, w], window index) -> latents [B, C, T, h, w]."""
+"""(known latent frames [B, C, 1 or 1 + k, h, w], window index) -> latents [B, C, T, h, w]."""
 
 
-def chain_windows(sample_window: SampleWindow, first_latent: Tensor, num_windows: int, prefix_frames: int) -> Tensor:
+def chain_windows(sample_window: SampleWindow, first_latent: Tensor, num_windows: int, num_carried: int) -> Tensor:
     """Chains windows; every latent frame appears once.
 
     Args:
         sample_window: generates a window from its known frames.
-        first_latent: known at the start of the first window, [B, C, 1, h, w].
+        first_latent: the anchor, known at the start of every window, [B, C, 1, h, w].
         num_windows: at least 1.
-        prefix_frames: k, latent frames carried on, below the window's T.
+        num_carried: k, latent frames carried on, below T - 1.
 
     Returns:
-        [B, C, T + (num_windows-1)*(T-k), h, w].
+        [B, C, T + (num_windows-1)*(T-1-k), h, w].
     """
     window = sample_window(first_latent, 0)
-    assert 0 < prefix_frames < window.shape[2], (prefix_frames, tuple(window.shape))
+    assert 0 < num_carried < window.shape[2] - 1, (num_carried, tuple(window.shape))
     parts = [window]
     for index in range(1, num_windows):
-        known = window[:, :, -prefix_frames:]
+        known = torch.cat([first_latent, window[:, :, -num_carried:]], dim=2)
         window = sample_window(known, index)
-        parts.append(window[:, :, prefix_frames:])
+        parts.append(window[:, :, 1 + num_carried :])
     return torch.cat(parts, dim=2)
 
 
-def num_windows_for(num_latent_frames: int, window_latent_frames: int, prefix_frames: int) -> int:
+def num_windows_for(num_latent_frames: int, window_latent_frames: int, num_carried: int) -> int:
     """The fewest windows that cover `num_latent_frames`."""
-    fresh = window_latent_frames - prefix_frames
+    fresh = window_latent_frames - 1 - num_carried
     return 1 + max(0, -(-(num_latent_frames - window_latent_frames) // fresh))

@@ -46,7 +46,9 @@ class GenerateConfig(FrozenConfig):
     long_video_windows: int = Field(12, ge=1, description="chained windows of the long video")
     long_video_clips: int = Field(16, ge=1, description="long videos, for the drift curve")
     long_video_teacher_steps: int = Field(8, ge=1, description="steps of the teacher's long videos, for comparison")
-    long_video_prefix: int = Field(2, ge=1, description="latent frames carried from window to window")
+    long_video_carried: int = Field(
+        2, ge=1, description="latent frames carried from window to window, beside the first frame of the video"
+    )
     batch_size: int = placement(32, ge=1, description="clips per forward")
     num_threads: int = placement(2, ge=1, description="CPU threads")
 

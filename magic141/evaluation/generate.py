@@ -46,11 +46,7 @@ def generate_suite(
     log: StageLog,
     seed: int,
 ) -> None:
-    """Runs every variant and writes the artifact of stage `generate`: variants.json, exact/, suite/, showcase/, long/.
-
-    Raises:
-        UserError: if the carried prefix of the long video fills its window.
-    """
+    """Runs every variant; writes stage `generate`: variants.json, exact/, suite/, showcase/, long/."""
     variants, long_variants = list_variants(config, dmd2), long_video_variants(config, dmd2)
     folders = ModelFolders(teacher, cfg_student, student, int8)
     with _threads(config.num_threads), torch.no_grad():
@@ -73,13 +69,14 @@ def generate_suite(
     log.summary({f"{record['name']}/cpu_ms_per_clip": record["cpu_ms_per_clip"] for record in records})
 
 
-def frame_spans(num_windows: int, latent_frames: int, prefix: int, temporal_factor: int) -> list[tuple[int, int]]:
-    """First and one-past-last pixel frame that each chained window covers, its carried frames included."""
-    starts = [window * (latent_frames - prefix) for window in range(num_windows)]
-    return [
-        (0 if start == 0 else 1 + (start - 1) * temporal_factor, 1 + (start + latent_frames - 1) * temporal_factor)
-        for start in starts
-    ]
+def frame_spans(num_windows: int, latent_frames: int, carried: int, temporal_factor: int) -> list[tuple[int, int]]:
+    """First and one-past-last pixel frame of each chained window, its carried frames included, without the anchor."""
+    fresh = latent_frames - 1 - carried
+    spans = [(0, 1 + (latent_frames - 1) * temporal_factor)]
+    for window in range(1, num_windows):
+        stop = latent_frames + window * fresh
+        spans.append((1 + (stop - fresh - carried - 1) * temporal_factor, 1 + (stop - 1) * temporal_factor))
+    return spans
 
 
 def _run_variant(
@@ -123,22 +120,22 @@ def _run_suite(work: Workload, variant: Variant, generator: VideoGenerator, out:
 
 
 def _run_continuation(work: Workload, variant: Variant, generator: VideoGenerator, out: Path, advance: Advance) -> None:
-    """Continues clips from two latent frames of their middle, which show the velocity and so fix the future."""
+    """Continues clips from their first latent frames, which show the velocity and so fix the future."""
     rows = work.rows[: work.config.num_continuation_clips]
-    conditions = clip_conditions(work.heldout, rows, start=1, num_known=NUM_KNOWN)
+    conditions = clip_conditions(work.heldout, rows, num_known=NUM_KNOWN)
     latents, _ = _sample(work, generator, conditions, work.seed, advance)
-    frames = work.codec.decode_video(latents, from_start=False)
-    known = frames.shape[1] - work.info.temporal_factor * (work.latent_frames - NUM_KNOWN)
+    frames = _decode(work, latents)
+    known = 1 + (NUM_KNOWN - 1) * work.info.temporal_factor
     truth = _true_continuation(work, rows, frames.shape[1])
     tensors = {"frames": frames[:, known:].contiguous(), "truth": truth[:, known:].contiguous()}
     save_file(tensors, out / "exact" / f"continuation-{variant.name}.safetensors")
 
 
 def _true_continuation(work: Workload, rows: list[int], num_frames: int) -> Tensor:
-    """The clips' own frames from the second latent frame on; their reconstruction where the codec shifts frames."""
-    if work.heldout.frames is not None and num_frames == work.info.temporal_factor * work.latent_frames:
-        return work.heldout.frames[rows, 1 : 1 + num_frames]
-    return work.codec.decode_video(work.heldout.latents[rows, :, 1 : 1 + work.latent_frames], from_start=False)
+    """The clips' own frames, or their reconstruction where those were not stored."""
+    if work.heldout.frames is not None:
+        return work.heldout.frames[rows, :num_frames]
+    return _decode(work, work.heldout.latents[rows, :, : work.latent_frames])
 
 
 def _run_long(
@@ -157,7 +154,7 @@ def _run_long(
         conditions.image_tokens,
         conditions.prefix,
         work.config.long_video_windows,
-        work.config.long_video_prefix,
+        work.config.long_video_carried,
         work.seed,
         on_window,
     ).cpu()
@@ -230,7 +227,7 @@ def _num_evaluations(work: Workload, variants: list[Variant], long_variants: lis
 def _write_windows(work: Workload, windows: dict[str, list[dict[str, float]]], out: Path) -> None:
     config = work.config
     spans = frame_spans(
-        config.long_video_windows, work.latent_frames, config.long_video_prefix, work.info.temporal_factor
+        config.long_video_windows, work.latent_frames, config.long_video_carried, work.info.temporal_factor
     )
     clips = [{"id": work.heldout.ids[r], "caption": work.heldout.captions[r]} for r in work.long_rows]
     record = {"variants": windows, "frames": spans, "clips": clips, "fps": work.info.fps}

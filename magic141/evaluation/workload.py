@@ -16,7 +16,6 @@ from magic141.data.dataset import ClipDataset, DatasetInfo, load_info, load_null
 from magic141.evaluation.config import GenerateConfig
 from magic141.evaluation.media import save_image, save_video
 from magic141.evaluation.suite import Conditions, pick_clips, pick_prompts, prompt_conditions, retrieve_images
-from magic141.frozen import UserError
 from magic141.models.config import TransformerConfig
 from magic141.models.encoders import Encoders, TextEmbedding
 from magic141.models.vae import VideoCodec, load_codec
@@ -24,7 +23,7 @@ from magic141.retrieval.prior import Hit, ImagePrior
 from magic141.training.config import Dmd2Config
 
 NUM_HITS = 5
-NUM_KNOWN = 2  # latent frames that determine a continuation: position and velocity
+NUM_KNOWN = 3  # latent frames that determine a continuation: the first, then two that show position and velocity
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Workload:
     @property
     def has_continuation(self) -> bool:
         """Whether stored clips are long enough, and determined enough, to continue them from their middle."""
-        return self.info.has_ground_truth and self.info.latent_shape[1] > self.latent_frames > NUM_KNOWN
+        return self.info.has_ground_truth and self.latent_frames > NUM_KNOWN
 
 
 def prepare_workload(
@@ -62,18 +61,9 @@ def prepare_workload(
     log: StageLog,
     seed: int,
 ) -> Workload:
-    """Loads data, codec and encoders, and retrieves the prompts' images.
-
-    Raises:
-        UserError: if the carried prefix of the long video fills its window.
-    """
+    """Loads data, codec and encoders, and retrieves the prompts' images."""
     info, heldout = load_info(data), ClipDataset.open(data, "heldout")
     latent_frames = (model.window_frames - 1) // info.temporal_factor + 1
-    if config.long_video_prefix >= latent_frames:
-        raise UserError(
-            f"generate.long_video_prefix = {config.long_video_prefix}: a window has {latent_frames} latent frames; "
-            f"use at most {latent_frames - 1}"
-        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     codec, encoders = load_codec(data / "codec"), Encoders.load(data / "encoders")
     prompts = pick_prompts(config.prompts, heldout, config.num_prompts)

@@ -77,7 +77,7 @@ class VideoGenerator:
         image_tokens: Tensor,
         first_latent: Tensor,
         num_windows: int,
-        prefix_frames: int,
+        num_carried: int,
         seed: int,
         on_window: Callable[[int], None] | None = None,
     ) -> Tensor:
@@ -86,14 +86,14 @@ class VideoGenerator:
         Args:
             text: embedded captions, batch size B.
             image_tokens: of the very first frame, [B, Li, D].
-            first_latent: [B, C, 1, h, w].
+            first_latent: [B, C, 1, h, w], known to every window.
             num_windows: windows in all.
-            prefix_frames: latent frames carried from each window to the next.
+            num_carried: latent frames carried from each window to the next, beside the first.
             seed: of the first window; later windows add their number.
             on_window: called after each window.
 
         Returns:
-            Latents [B, C, T + (num_windows-1)*(T-prefix_frames), h, w].
+            Latents [B, C, T + (num_windows-1)*(T-1-num_carried), h, w].
         """
 
         def sample_window(prefix: Tensor, index: int) -> Tensor:
@@ -102,7 +102,7 @@ class VideoGenerator:
                 on_window(index)
             return latents
 
-        return chain_windows(sample_window, first_latent, num_windows, prefix_frames)
+        return chain_windows(sample_window, first_latent, num_windows, num_carried)
 
     def _predictor(self, text: TextEmbedding, image_tokens: Tensor, prefix: Prefix) -> PredictVelocity:
         cond = condition(text, image_tokens)

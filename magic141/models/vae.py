@@ -105,11 +105,6 @@ class CausalPCACodec(ModelMixin, ConfigMixin):
         x = torch.cat([self._unpatchify(first, 1), self._unpatchify(groups, self.temporal_compression_ratio)], dim=2)
         return DecoderOutput(sample=x) if return_dict else (x,)
 
-    def decode_groups(self, z: Tensor) -> Tensor:
-        """Decodes latents that start in the middle of a video: every latent frame is a group of frames."""
-        coefficients = z.permute(0, 2, 3, 4, 1) * self.group_scale
-        return self._unpatchify(coefficients @ self.group_basis.T + self.group_mean, self.temporal_compression_ratio)
-
 
 class VideoCodec:
     """Frames <-> latents for either codec; latents have about unit variance (the VAE's scaling factor is applied)."""
@@ -146,20 +141,10 @@ class VideoCodec:
         return latents.float()
 
     @torch.no_grad()
-    def decode_video(self, latents: Tensor, from_start: bool = True) -> Tensor:
-        """Decodes [B, C, T, h, w] to uint8 [B, F, H, W, 3].
-
-        Args:
-            latents: as from `encode_video`.
-            from_start: False if the latents begin in the middle of a video, so that none of them stands for a single
-                first frame; the result then has temporal_factor * T frames (causal PCA), or one fewer than a multiple
-                plus one (VAE, whose first latent frame always decodes to one frame).
-        """
-        if isinstance(self.vae, CausalPCACodec):
-            x = self.vae.decode(latents, return_dict=False)[0] if from_start else self.vae.decode_groups(latents)
-        else:
-            z = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
-            x = self.vae.decode(z, return_dict=False)[0]
+    def decode_video(self, latents: Tensor) -> Tensor:
+        """Decodes [B, C, T, h, w], which begin with a video's first latent frame, to uint8 [B, F, H, W, 3]."""
+        scale = 1.0 if isinstance(self.vae, CausalPCACodec) else self.vae.config.scaling_factor
+        x = self.vae.decode((latents / scale).to(self.vae.dtype), return_dict=False)[0]
         frames: Tensor = ((x.float() + 1) * 127.5 + 0.5).clamp(0, 255).to(torch.uint8)
         return frames.permute(0, 2, 3, 4, 1)
 

@@ -57,7 +57,7 @@ class CfgDistillation(SingleNetworkObjective):
             null_text=load_null_text(spec.data),
             num_latent_frames=(spec.model.window_frames - 1) // load_info(spec.data).temporal_factor + 1,
             image_condition=True,
-            prefix_two_fraction=spec.config.prefix_two_fraction,
+            continued_fraction=spec.config.continued_fraction,
         )
         super().__init__(add_guidance_embedding(teacher), maker, spec.data, spec.config, spec.model, context)
         self.teacher = load_transformer(spec.teacher).to(context.device).eval().requires_grad_(False)

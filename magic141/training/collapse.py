@@ -34,7 +34,7 @@ def compare(student: Tensor, reference: Tensor, real: Tensor) -> dict[str, float
     Args:
         student: latents [S, N, C, T, h, w]: S seeds for each of N conditions.
         reference: the many-step model's, from the same noise.
-        real: real clips of the same conditions, [N, C, T, h, w].
+        real: real clips, [M, C, T, h, w].
     """
     std = reference.std((0, 1, 3, 4, 5), keepdim=True).clamp_min(1e-6)
     mean = reference.mean((0, 1, 3, 4, 5), keepdim=True)

@@ -11,6 +11,8 @@ from magic141.data.dataset import ClipDataset
 from magic141.models.encoders import TextEmbedding
 from magic141.models.transformer import Conditioning, Prefix, condition, make_prefix
 
+MAX_CARRIED = 2  # latent frames that a continued window knows beside the anchor
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -38,8 +40,9 @@ class BatchMaker:
         null_text: the empty prompt, batch size 1.
         num_latent_frames: T of the window.
         image_condition: whether image tokens and known frames are given (I2V) or not (T2V).
-        prefix_two_fraction: share of samples that know two latent frames and start anywhere in the clip, as the
-            later windows of a long video do; the others know the clip's first latent frame.
+        continued_fraction: share of samples that continue a video, as the later windows of a long one do: they know
+            the anchor, which is that video's first latent frame, and one or two latent frames from anywhere in the
+            clip; the others know the clip's first latent frame and go on from there.
         text_dropout: share of samples with the empty prompt.
         image_dropout: share of samples without known frames and with zero image tokens.
     """
@@ -48,7 +51,7 @@ class BatchMaker:
     null_text: TextEmbedding
     num_latent_frames: int
     image_condition: bool
-    prefix_two_fraction: float = 0.0
+    continued_fraction: float = 0.0
     text_dropout: float = 0.0
     image_dropout: float = 0.0
 
@@ -56,10 +59,12 @@ class BatchMaker:
         """The batch of the clips `indices` [B]; all randomness comes from `generator`."""
         num = len(indices)
         data = self.dataset
-        two = torch.rand(num, generator=generator) < (self.prefix_two_fraction if self.image_condition else 0.0)
-        last_start = data.latents.shape[2] - self.num_latent_frames
-        anywhere = torch.randint(0, last_start + 1, (num,), generator=generator)
-        x0 = self._windows(indices, torch.where(two, anywhere, 0))
+        continued = torch.rand(num, generator=generator) < (self.continued_fraction if self.image_condition else 0.0)
+        last_start = data.latents.shape[2] - self.num_latent_frames + 1
+        anywhere = torch.randint(1, last_start + 1, (num,), generator=generator)
+        carried = torch.randint(1, MAX_CARRIED + 1, (num,), generator=generator)
+        x0 = self._windows(indices, torch.where(continued, anywhere, 1))
+        x0[continued, :, :1] = data.anchor[indices[continued]].float()
         null = self.null_text.expand(num)
         no_text = torch.rand(num, generator=generator) < self.text_dropout
         text = TextEmbedding(data.text_tokens[indices].float(), data.text_mask[indices], data.pooled[indices].float())
@@ -67,12 +72,15 @@ class BatchMaker:
         if not self.image_condition:
             return Batch(x0, condition(text, None), condition(null, None), None)
         no_image = torch.rand(num, generator=generator) < self.image_dropout
-        image = data.image_tokens[indices].float() * (~no_image).float()[:, None, None]
-        prefix = make_prefix(x0, 1 + two.long()).dropped(no_image)
+        image = torch.where(continued[:, None, None], data.anchor_tokens[indices], data.image_tokens[indices])
+        image = image.float() * (~no_image).float()[:, None, None]
+        prefix = make_prefix(x0, 1 + torch.where(continued, carried, 0)).dropped(no_image)
         return Batch(x0, condition(text, image), condition(null, image), prefix)
 
     def _windows(self, indices: Tensor, starts: Tensor) -> Tensor:
-        frames = starts[:, None] + torch.arange(self.num_latent_frames)
+        """The clips' first latent frame, then those from `starts` on."""
+        following = starts[:, None] + torch.arange(self.num_latent_frames - 1)
+        frames = torch.cat([torch.zeros(len(starts), 1, dtype=torch.long), following], dim=1)
         return self.dataset.latents[indices[:, None], :, frames].transpose(1, 2).contiguous().float()
 
 

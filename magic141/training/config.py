@@ -83,8 +83,8 @@ class FlowMatchingConfig(TrainConfig):
     shift: float = Field(8.0, gt=0, description="sigma = s*x/(1+(s-1)*x), x uniform")
     text_dropout: float = Field(0.1, ge=0, le=1, description="share of samples trained without text")
     image_dropout: float = Field(0.0, ge=0, le=1, description="share trained without image tokens and first frame")
-    prefix_two_fraction: float = Field(
-        0.25, ge=0, le=1, description="I2V: share of samples that see two latent frames from anywhere in the clip"
+    continued_fraction: float = Field(
+        0.25, ge=0, le=1, description="I2V: share of samples that continue from anywhere in the clip, for long videos"
     )
 
     @model_validator(mode="after")
@@ -104,7 +104,7 @@ class CfgDistillationConfig(TrainConfig):
     min_guidance_scale: float = Field(1.0, ge=0, description="w_min; w = 1 is no guidance")
     max_guidance_scale: float = Field(3.0, ge=0, description="w_max")
     distillation_weight: float = Field(1.0, ge=0, le=1, description="lambda: 1 is pure distillation, 0 flow matching")
-    prefix_two_fraction: float = Field(0.25, ge=0, le=1, description="as in pretrain_i2v")
+    continued_fraction: float = Field(0.25, ge=0, le=1, description="as in pretrain_i2v")
 
     @model_validator(mode="after")
     def _range(self) -> CfgDistillationConfig:
@@ -121,7 +121,7 @@ class CollapseConfig(FrozenConfig):
 
     stop: bool = Field(True, description="stop a collapsed run; false only records it")
     patience: int = Field(2, ge=1, description="validations in a row with a symptom that make a collapse")
-    num_clips: int = Field(32, ge=1, description="validation clips, over all workers")
+    num_clips: int = Field(64, ge=1, description="validation clips, over all workers")
     num_seeds: int = Field(2, ge=1, description="seeds per clip; the difference between them is watched")
     reference_steps: int = Field(16, ge=1, description="Euler steps of the many-step model, once per run")
     num_shown: int = Field(4, ge=0, description="clips shown as student, real score's and fake score's estimate")
@@ -145,7 +145,7 @@ class Dmd2Config(TrainConfig):
     fake_optimizer: OptimizerConfig = OptimizerConfig(
         kind="adamw", learning_rate=2e-3, betas=(0.0, 0.95), warmup_steps=0, constant_fraction=0.5
     )
-    ema_decay: float = Field(0.98, ge=0, lt=1, description="exponential average of the generator")
+    ema_decay: float = Field(0.99, ge=0, lt=1, description="exponential average of the generator")
     validate_every_steps: int = Field(50, ge=1, description="steps between two looks of the collapse watch")
     collapse: CollapseConfig = CollapseConfig()
     keep: Literal["best", "last"] = Field(
@@ -193,7 +193,7 @@ class Dmd2Config(TrainConfig):
     fake_updates_per_step: int = Field(5, ge=1, description="fake-score updates per generator update")
     fake_warmup_updates: int = Field(20, ge=0, description="fake-score updates before the first generator update")
     replay_batches: int = Field(4, ge=1, description="generator batches kept for the fake updates")
-    prefix_two_fraction: float = Field(0.25, ge=0, le=1, description="as in pretrain_i2v")
+    continued_fraction: float = Field(0.25, ge=0, le=1, description="as in pretrain_i2v")
 
     @model_validator(mode="after")
     def _possible(self) -> Dmd2Config:

@@ -90,7 +90,7 @@ class Dmd2:
             null_text=load_null_text(spec.data),
             num_latent_frames=(spec.model.window_frames - 1) // load_info(spec.data).temporal_factor + 1,
             image_condition=True,
-            prefix_two_fraction=config.prefix_two_fraction,
+            continued_fraction=config.continued_fraction,
         )
         self.sampler = make_sampler(self.maker, config, context)
         self.sigmas = sigma_grid(config.num_inference_steps, config.shift)

@@ -41,7 +41,7 @@ class Dmd2Validation:
         context: TrainContext,
     ) -> None:
         self.real, self.generator, self.config, self.data, self.context = real, generator, config, data, context
-        self._maker = replace(maker, dataset=ClipDataset.open(data, "validation"), prefix_two_fraction=0.0)
+        self._maker = replace(maker, dataset=ClipDataset.open(data, "validation"), continued_fraction=0.0)
         self._reference: Tensor | None = None  # of the many-step model, [S, N, C, T, h, w]
 
     @torch.no_grad()
@@ -53,7 +53,8 @@ class Dmd2Validation:
             self._reference = self._sample_reference(batch, w)
         student = self._sample_student(batch, w)
         self._show(student[0], batch, w)
-        return compare(student, self._reference, batch.x0)
+        real = self._maker.dataset.latents[:, :, : batch.x0.shape[2]].float()
+        return compare(student, self._reference, real)
 
     def _batch(self) -> Batch:
         """As many clips on every worker, different ones as far as there are enough."""

@@ -84,7 +84,7 @@ def make_batch_maker(
         null_text=load_null_text(data),
         num_latent_frames=(model.window_frames - 1) // load_info(data).temporal_factor + 1,
         image_condition=image_condition,
-        prefix_two_fraction=config.prefix_two_fraction,
+        continued_fraction=config.continued_fraction,
         text_dropout=config.text_dropout,
         image_dropout=config.image_dropout,
     )

@@ -14,11 +14,12 @@ from magic141.data.clips import (
     list_videos,
     make_chunks,
     probe_video,
+    render_anchors,
     render_chunk,
     sample_shapes,
 )
 from magic141.data.config import DataConfig
-from magic141.data.shapes import ShapeClip
+from magic141.data.shapes import ShapeClip, render_clip
 from magic141.data.video import write_video
 from magic141.frozen import UserError
 
@@ -97,6 +98,27 @@ def test_windows_render_as_cut(tmp_path: Path) -> None:
         for clip, window in zip(chunk, frames, strict=True):
             expected = whole[clip.start_frame : clip.start_frame + 13]
             np.testing.assert_array_equal(window[: len(expected)], expected)
+
+
+def test_windows_of_a_video_are_anchored_in_its_first_frame(tmp_path: Path) -> None:
+    config = DataConfig(source="folder", path=tmp_path, height=16, width=16)
+    add_video(tmp_path, "a.mp4", 60)
+    clips = cut_windows([VideoFile("a.mp4", "x")], [60], config).clips
+    first = render_chunk([Clip("train", "a.mp4", 0, "x")], config)[0, 0]
+    assert all(clip.start_frame + clip.anchor_frame == 0 for clip in clips)
+    for chunk in make_chunks(clips, config):
+        assert np.array_equal(render_anchors(chunk, config), np.stack([first] * len(chunk)))
+
+
+def test_shapes_are_anchored_in_their_own_past() -> None:
+    config = DataConfig.model_validate({"shapes": {"num_train": 20, "num_validation": 1, "num_heldout": 1}})
+    clips = sample_shapes(config, seed=0)
+    offsets = [clip.anchor_frame for clip in clips]
+    assert min(offsets) < -30
+    assert max(offsets) <= 0
+    for clip, anchor in zip(clips, render_anchors(clips, config), strict=True):
+        shape = ShapeClip.from_dict(clip.truth or {})
+        assert np.array_equal(render_clip(shape, 1, 32, 32, clip.anchor_frame)[0], anchor)
 
 
 def test_chunks_are_bounded_and_keep_the_order() -> None:

@@ -63,6 +63,12 @@ def test_background_shows_where_the_object_is_not(clip: ShapeClip) -> None:
     assert frame[20:24, 20:24] / 255 == pytest.approx(still[20:24, 20:24], abs=1 / 255)
 
 
+def test_a_clip_can_be_drawn_from_before_its_start(clip: ShapeClip) -> None:
+    earlier = render_clip(clip, 5, 32, 32, first=-3)
+    assert np.array_equal(earlier[3:], render_clip(clip, 2, 32, 32))
+    assert not np.array_equal(earlier[0], earlier[3])
+
+
 def test_another_future_shares_first_frame_and_caption(clip: ShapeClip) -> None:
     rng = np.random.default_rng(0)
     axis = replace(clip, exact=False)

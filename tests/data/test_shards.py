@@ -20,6 +20,8 @@ def tensors_of(start: int, count: int, with_frames: bool) -> dict[str, torch.Ten
         "text_mask": torch.ones(count, 4, dtype=torch.bool),
         "pooled": torch.zeros(count, 8),
         "image_tokens": torch.zeros(count, 2, 8),
+        "anchor": torch.zeros(count, 4, 1, 1, 1),
+        "anchor_tokens": torch.zeros(count, 2, 8),
         "first_frame": torch.zeros(count, 8, 8, 3, dtype=torch.uint8),
     }
     return {**tensors, "frames": torch.zeros(count, 5, 8, 8, 3, dtype=torch.uint8)} if with_frames else tensors

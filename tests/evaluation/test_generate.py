@@ -38,8 +38,9 @@ def test_the_same_step_count_twice_gives_one_variant() -> None:
 
 
 def test_spans_follow_the_latent_frames() -> None:
-    # 5 latent frames a window, 2 carried, 2 frames a latent frame: 9 frames, then 6 new ones each
-    assert frame_spans(3, 5, 2, 2) == [(0, 9), (5, 15), (11, 21)]
+    # 5 latent frames a window: 9 frames; then the anchor, 1 carried and 3 new ones of 2 frames each
+    assert frame_spans(3, 5, 1, 2) == [(0, 9), (7, 15), (13, 21)]
+    assert frame_spans(3, 5, 2, 2) == [(0, 9), (5, 13), (9, 17)]
 
 
 def test_every_variant_continues_the_same_open_clips(generated: Generated) -> None:
@@ -87,13 +88,13 @@ def test_suite_holds_prompts_times_seeds_for_two_variants(generated: Generated) 
 def test_continuations_are_compared_with_the_frames_that_were_not_given(generated: Generated) -> None:
     parts = generated[0]
     tensors = load_file(parts["generate"] / "exact" / "continuation-student_4.safetensors")
-    # 5 latent frames of 2 frames each, of which 2 are known
-    assert tensors["frames"].shape == tensors["truth"].shape == (GENERATE.num_continuation_clips, 6, 32, 32, 3)
+    # 5 latent frames, of which 3 are known: 4 of 9 frames are generated
+    assert tensors["frames"].shape == tensors["truth"].shape == (GENERATE.num_continuation_clips, 4, 32, 32, 3)
     clip = json.loads((parts["generate"] / "exact" / "conditions.jsonl").read_text().splitlines()[0])
     row = int(clip["id"].removeprefix("heldout"))
     stored = load_file(parts["prepare_data"] / "shards" / "heldout-00000.safetensors")["frames"][row]
     assert stored.shape[0] == NUM_FRAMES
-    assert torch.equal(tensors["truth"][0], stored[5:11])
+    assert torch.equal(tensors["truth"][0], stored[5:9])
 
 
 def test_long_videos_have_costs_for_every_window(generated: Generated) -> None:

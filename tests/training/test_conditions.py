@@ -1,0 +1,63 @@
+"""Training windows: from the start of a clip, or continuing from anywhere in it with the first frame as anchor."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from magic141.data.dataset import ClipDataset, load_null_text
+from magic141.training.conditions import MAX_CARRIED, Batch, BatchMaker, step_generator
+from tests.evaluation.artifacts import make_data
+
+NUM, LENGTH, WINDOW = 48, 7, 5
+
+
+@pytest.fixture(scope="module")
+def maker(tmp_path_factory: pytest.TempPathFactory) -> BatchMaker:
+    """Clips whose latents say which frame they are."""
+    folder = make_data(tmp_path_factory.mktemp("conditions") / "data")
+    dataset = ClipDataset.open(folder, "train")
+    dataset.latents[:] = torch.arange(1, LENGTH + 1).reshape(1, 1, -1, 1, 1)
+    dataset.anchor[:] = -1
+    return BatchMaker(dataset, load_null_text(folder), WINDOW, image_condition=True)
+
+
+def make(maker: BatchMaker, **changes: float) -> Batch:
+    settings = {name: getattr(maker, name) for name in maker.__dataclass_fields__}
+    return BatchMaker(**(settings | changes)).make(torch.arange(NUM), step_generator(0, 0))
+
+
+def frames(batch: Batch) -> list[tuple[float, ...]]:
+    return [tuple(row.tolist()) for row in batch.x0[:, 0, :, 0, 0]]
+
+
+def test_a_window_from_the_start_knows_the_first_frame(maker: BatchMaker) -> None:
+    batch = make(maker)
+    assert set(frames(batch)) == {(1, 2, 3, 4, 5)}
+    assert batch.prefix is not None
+    assert set(batch.prefix.mask.sum((1, 2, 3, 4)).tolist()) == {16}  # one latent frame of 4 x 4
+
+
+def test_a_continued_window_knows_the_anchor_and_the_frames_before_the_new_ones(maker: BatchMaker) -> None:
+    batch = make(maker, continued_fraction=1.0)
+    assert set(frames(batch)) == {(-1, 2, 3, 4, 5), (-1, 3, 4, 5, 6), (-1, 4, 5, 6, 7)}
+    assert batch.prefix is not None
+    known = batch.prefix.mask[:, 0, :, 0, 0]
+    assert set(known.sum(1).tolist()) == {1.0 + carried for carried in range(1, MAX_CARRIED + 1)}
+    assert torch.equal(batch.prefix.latents, batch.x0 * batch.prefix.mask)
+    num_image_tokens = maker.dataset.anchor_tokens.shape[1]
+    assert torch.equal(batch.cond.tokens[:, :num_image_tokens], maker.dataset.anchor_tokens)
+
+
+def test_dropped_conditions_leave_the_rest_alone(maker: BatchMaker) -> None:
+    batch = make(maker, text_dropout=1.0)
+    assert torch.equal(batch.cond.pooled, batch.uncond.pooled)
+    assert torch.equal(batch.cond.tokens, batch.uncond.tokens)
+    no_image = make(maker, image_dropout=1.0)
+    assert no_image.prefix is not None
+    assert float(no_image.prefix.mask.sum()) == 0
+
+
+def test_the_generator_alone_decides(maker: BatchMaker) -> None:
+    first, second = make(maker, continued_fraction=0.5), make(maker, continued_fraction=0.5)
+    assert torch.equal(first.x0, second.x0)
