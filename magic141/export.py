@@ -21,7 +21,7 @@ from magic141.frozen import FrozenConfig, UserError
 from magic141.models.config import TransformerConfig
 from magic141.models.encoders import Encoders
 from magic141.models.generator import VideoGenerator
-from magic141.models.transformer import load_transformer
+from magic141.models.transformer import load_transformer, sampling_dtype
 from magic141.models.vae import VideoCodec, load_codec
 from magic141.training.config import Dmd2Config
 
@@ -107,14 +107,14 @@ class Bundle:
         fitted = torch.tensor(fit_image(image, self.info.height, self.info.width))[None]  # a copy: images are read-only
         first_latent = self.codec.encode_video(fitted[:, None])
         latents = self.generator.chain(
-            self.encoders.encode_text([prompt]),
-            self.encoders.encode_image(fitted),
+            self.encoders.encode_text([prompt]).to(first_latent.device),
+            self.encoders.encode_image(fitted).to(first_latent.device),
             first_latent,
             self._num_windows(num_frames),
             self.info.num_carried,
             seed,
         )
-        frames: NDArray[np.uint8] = self.codec.decode_video(latents)[0].numpy()
+        frames: NDArray[np.uint8] = self.codec.decode_video(latents)[0].cpu().numpy()
         return frames[:num_frames]
 
     def _num_windows(self, num_frames: int) -> int:
@@ -132,10 +132,12 @@ def load_bundle(folder: Path) -> Bundle:
     if not file.is_file():
         raise UserError(f"{folder}: not an exported model; expected {BUNDLE_FILE} in it; use a publish artifact")
     info = BundleInfo.model_validate_json(file.read_text())
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     codec = load_codec(folder / "vae")
+    codec.vae.to(device)
     generator = VideoGenerator(
-        model=load_transformer(folder / "transformer").eval(),
-        null_text=load_null_text(folder),
+        model=load_transformer(folder / "transformer", sampling_dtype(device)).to(device).eval(),
+        null_text=load_null_text(folder).to(device),
         latent_frames=(info.window_frames - 1) // codec.temporal_factor + 1,
         num_steps=info.num_steps,
         shift=info.shift,

@@ -11,7 +11,7 @@ import torch
 from magic141.evaluation.config import GenerateConfig
 from magic141.models.encoders import TextEmbedding
 from magic141.models.generator import VideoGenerator
-from magic141.models.transformer import load_transformer
+from magic141.models.transformer import load_transformer, sampling_dtype
 from magic141.quantization import load_quantized
 from magic141.training.config import Dmd2Config
 
@@ -63,8 +63,9 @@ class ModelFolders:
     def load(self, name: ModelName, device: torch.device) -> Any:
         """The network, ready for sampling."""
         folder: Path = getattr(self, name)
-        model: Any = load_quantized(folder) if name == "int8" else load_transformer(folder / "transformer")
-        return model.to(device).eval()
+        if name == "int8":
+            return load_quantized(folder).to(device).eval()
+        return load_transformer(folder / "transformer", sampling_dtype(device)).to(device).eval()
 
 
 def list_variants(config: GenerateConfig, dmd2: Dmd2Config) -> list[Variant]:
@@ -72,8 +73,7 @@ def list_variants(config: GenerateConfig, dmd2: Dmd2Config) -> list[Variant]:
     few = [steps for steps in config.few_steps if steps != config.many_steps]
     teacher = [teacher_variant(config, steps) for steps in (config.many_steps, *few)]
     cfg = [_cfg(config, steps, "euler") for steps in (config.many_steps, *few)]
-    if few:
-        cfg.append(_cfg(config, few[0], "renoise"))
+    cfg.append(_cfg(config, dmd2.num_inference_steps, "renoise"))
     student = [_student(dmd2, steps, "student") for steps in dict.fromkeys((dmd2.num_inference_steps, *few))]
     return [*teacher, *cfg, *student, _student(dmd2, dmd2.num_inference_steps, "int8")]
 

@@ -66,6 +66,7 @@ def prepare_workload(
     latent_frames = (model.window_frames - 1) // info.temporal_factor + 1
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     codec, encoders = load_codec(data / "codec"), Encoders.load(data / "encoders")
+    codec.vae.to(device)
     prompts = pick_prompts(config.prompts, heldout, config.num_prompts)
     for prompt in prompts:
         for remark in encoders.remarks(prompt):

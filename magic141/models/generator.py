@@ -110,10 +110,16 @@ class VideoGenerator:
         w = torch.full((len(image_tokens),), self.guidance_scale)
 
         def predict(x_t: Tensor, sigma: Tensor) -> Tensor:
-            if self.guidance == "cfg":
-                conditional = velocity(self.model, x_t, sigma, cond, prefix)
-                return guided_velocity(velocity(self.model, x_t, sigma, uncond, prefix), conditional, w.to(x_t))
-            embedded = w.to(x_t.device) if self.guidance == "embedded" else None
-            return velocity(self.model, x_t, sigma, cond, prefix, embedded)
+            with self._autocast(x_t.device):
+                if self.guidance == "cfg":
+                    conditional = velocity(self.model, x_t, sigma, cond, prefix)
+                    return guided_velocity(velocity(self.model, x_t, sigma, uncond, prefix), conditional, w.to(x_t))
+                embedded = w.to(x_t.device) if self.guidance == "embedded" else None
+                return velocity(self.model, x_t, sigma, cond, prefix, embedded)
 
         return predict
+
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        """Products in bfloat16 on a GPU, or where the weights are; states and times stay float32."""
+        half = device.type == "cuda" or next(self.model.parameters()).dtype == torch.bfloat16
+        return torch.autocast(device.type, torch.bfloat16, enabled=half)

@@ -144,7 +144,7 @@ class VideoCodec:
     def decode_video(self, latents: Tensor) -> Tensor:
         """Decodes [B, C, T, h, w], which begin with a video's first latent frame, to uint8 [B, F, H, W, 3]."""
         scale = 1.0 if isinstance(self.vae, CausalPCACodec) else self.vae.config.scaling_factor
-        x = self.vae.decode((latents / scale).to(self.vae.dtype), return_dict=False)[0]
+        x = self.vae.decode((latents / scale).to(self.vae.device, self.vae.dtype), return_dict=False)[0]
         frames: Tensor = ((x.float() + 1) * 127.5 + 0.5).clamp(0, 255).to(torch.uint8)
         return frames.permute(0, 2, 3, 4, 1)
 

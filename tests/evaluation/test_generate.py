@@ -8,10 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from magic141.data.dataset import ClipDataset, load_null_text
 from magic141.data.video import read_video
 from magic141.evaluation.config import GenerateConfig
 from magic141.evaluation.generate import frame_spans
+from magic141.evaluation.suite import clip_conditions
 from magic141.evaluation.variants import list_variants
+from magic141.models.generator import VideoGenerator
+from magic141.models.transformer import load_transformer
 from magic141.training.config import Dmd2Config
 from tests.evaluation.artifacts import GENERATE, NUM_FRAMES, RecordingLog
 
@@ -117,3 +121,17 @@ def test_without_ground_truth_nothing_is_called_determined(generated_from_folder
 def test_empty_suite_sizes_are_refused(value: int) -> None:
     with pytest.raises(ValueError, match="num_prompts"):
         GenerateConfig(num_prompts=value)
+
+
+def test_a_bfloat16_model_samples_almost_the_same(generated: Generated) -> None:
+    """What a GPU does: weights and products in bfloat16, states in float32."""
+    parts = generated[0]
+    clips = ClipDataset.open(parts["prepare_data"], "heldout")
+    conditions = clip_conditions(clips, range(3))
+    latents = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = load_transformer(parts["distill_dmd2"] / "transformer", dtype).eval()
+        generator = VideoGenerator(model, load_null_text(parts["prepare_data"]), 5, 4, 5.0, 1.2, "embedded", "renoise")
+        latents.append(generator.sample(conditions.text, conditions.image_tokens, conditions.prefix, seed=0))
+    assert latents[1].dtype == torch.float32
+    assert 0 < (latents[0] - latents[1]).norm() < 0.05 * latents[0].norm()

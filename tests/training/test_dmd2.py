@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -58,6 +59,36 @@ def test_gradient_in_x0_form_equals_the_weighted_score_difference() -> None:
     fake = gaussian_velocity(z_t, sigma, mean, covariance)
     difference = x0_from_velocity(z_t, fake, sigma) - x0_from_velocity(z_t, real, sigma)
     torch.testing.assert_close(difference, expand(sigma, z_t) * (real - fake))
+
+
+COVARIANCES = {
+    "diagonal": torch.diag(torch.tensor([0.5, 2.0, 1.0])).double(),
+    "full": torch.tensor([[1.0, 0.6, 0.1], [0.6, 0.8, -0.2], [0.1, -0.2, 1.5]]).double(),
+}
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES.values(), ids=COVARIANCES)
+def test_gradient_is_the_analytic_one_between_gaussians(covariance: Tensor) -> None:
+    """x0_fake - x0_real = sigma^2/(1-sigma) * (score_fake - score_real), the scores of the noised Gaussians."""
+    rng = torch.Generator().manual_seed(0)
+    means = {"real": torch.tensor([1.0, -2.0, 0.0]).double(), "fake": torch.tensor([0.0, 0.5, 1.0]).double()}
+    covariances = {"real": covariance, "fake": torch.eye(3).double()}
+    x = torch.randn(6, 3, generator=rng).double()
+    sigma = 0.1 + 0.8 * torch.rand(6, generator=rng).double()
+    z_t = interpolate(x, torch.randn(6, 3, generator=rng).double(), sigma)
+
+    def score(kind: str, i: int) -> Tensor:
+        noised = (1 - sigma[i]) ** 2 * covariances[kind] + sigma[i] ** 2 * torch.eye(3).double()
+        return -torch.linalg.inv(noised) @ (z_t[i] - (1 - sigma[i]) * means[kind])
+
+    x0 = {
+        kind: x0_from_velocity(z_t, gaussian_velocity(z_t, sigma, means[kind], covariances[kind]), sigma)
+        for kind in means
+    }
+    gradient = dmd2_gradient(x, x0["real"], x0["fake"])
+    for i in range(6):
+        expected = sigma[i] ** 2 / (1 - sigma[i]) * (score("fake", i) - score("real", i))
+        torch.testing.assert_close(gradient[i], expected / (x[i] - x0["real"][i]).abs().mean())
 
 
 def test_training_moves_a_gaussian_generator_onto_the_target() -> None:

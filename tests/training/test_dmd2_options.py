@@ -61,10 +61,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def build(folders: Path, run_dir: Path, **options: Any) -> Dmd2:
+def build(folders: Path, run_dir: Path, rank: int = 0, world_size: int = 1, **options: Any) -> Dmd2:
     config = Dmd2Config.model_validate(SHORT | options)
     spec = Dmd2Spec(config, MODEL, folders / "data", folders / "teacher", folders / "student")
-    return spec.build(TrainContext(0, 1, torch.device("cpu"), run_dir, 0, config.placement))
+    return spec.build(TrainContext(rank, world_size, torch.device("cpu"), run_dir, 0, config.placement))
 
 
 def weights(network: torch.nn.Module) -> dict[str, Tensor]:
@@ -136,6 +136,20 @@ def test_adversarial_gradient_leaves_no_trace_in_the_fake_score(folders: Path, t
     assert gradient.shape == batch.x0.shape
     assert float(gradient.abs().max()) > 0
     assert all(p.grad is None or float(p.grad.abs().max()) == 0 for p in dmd2.scores.parameters())
+
+
+def test_the_exit_step_is_the_same_on_all_ranks(folders: Path, tmp_path: Path) -> None:
+    """Ranks see other clips and noise, but a ZeRO-3 network must be called equally often everywhere."""
+    calls = []
+    for rank in range(2):
+        dmd2 = build(folders, tmp_path, rank=rank, world_size=2)
+        batch, w = dmd2.maker.make(torch.arange(2), step_generator(0, 0, rank)), Guidance.fixed(dmd2.config, 2)
+        seen: list[Tensor] = []
+        dmd2.generator.module.register_forward_pre_hook(lambda *_, seen=seen: seen.append(torch.ones(())))
+        for step in range(12):
+            dmd2.generate(batch, w, step, step_generator(0, step, rank))
+        calls.append(len(seen))
+    assert calls[0] == calls[1] > 12
 
 
 def test_equal_strengths_leave_the_generator_where_it_is(folders: Path, tmp_path: Path) -> None:

@@ -1,0 +1,103 @@
+"""The layout of the paper's Table 1 on the demo's world: mean and standard deviation over seeds.
+
+    python benchmarks/paper_table1.py --workspace runs-table1 --seeds 0 1 2 --write-readme
+
+Every seed is one run of the whole demo (data, training, distillation) plus the many rows of the table. Restartable:
+finished stages of a seed are reused, so the same command goes on where it was stopped. Rows: Euler with CFG at 50, 28,
+16, 8, 4 steps, CFG-distilled at 28 and 4, re-noise at 4, the DMD2 student at 8, 4, 2, 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from readme import RESULTS, write_section
+from scores_table import COLUMNS, Scores, newest_scores
+
+MAGIC141 = str(Path(sys.executable).parent / "magic141")
+ROWS = {  # variant: name of the row
+    "real": "held-out clips (floor of Fréchet)",
+    "teacher_50": "Euler, CFG, 50 steps",
+    "teacher_28": "Euler, CFG, 28 steps",
+    "teacher_16": "Euler, CFG, 16 steps",
+    "teacher_8": "Euler, CFG, 8 steps",
+    "teacher_4": "Euler, CFG, 4 steps",
+    "cfg_28": "CFG-distilled, 28 steps",
+    "cfg_4": "CFG-distilled, 4 steps",
+    "cfg_renoise_4": "CFG-distilled, re-noise, 4 steps",
+    "student_8": "DMD2, 8 steps",
+    "student_4": "DMD2, 4 steps",
+    "student_2": "DMD2, 2 steps",
+    "student_1": "DMD2, 1 step",
+}
+STEPS = ("generate.many_steps=50", "generate.few_steps=[28,16,8,4,2,1]")
+COSTS = (("nfe", "evaluations", 0), ("cpu_ms_per_clip", "CPU ms per clip", 1))
+Figures = dict[str, dict[str, float]]  # row -> column -> value
+
+
+def run_seed(config: str, seed: int, workspace: Path) -> Figures:
+    """Runs the pipeline with this seed and returns the figures of every row."""
+    home = workspace / f"seed{seed}"
+    settings = [word for value in (f"seed={seed}", *STEPS) for word in ("--set", value)]
+    environment = os.environ | {"MAGIC141_HOME": str(home)}
+    subprocess.run([MAGIC141, "run", config, *settings], env=environment, check=True)
+    scores = Scores(json.loads(newest_scores(home).read_text()))
+    columns = [name for name, _, _ in (*COSTS, *COLUMNS)]
+    found = {row: {name: scores.get(row, name) for name in columns} for row in ROWS}
+    return {row: {name: v for name, v in values.items() if v is not None} for row, values in found.items()}
+
+
+def table(seeds: Sequence[Figures]) -> str:
+    """Markdown: mean ± standard deviation over the seeds."""
+    columns = [*COSTS, *COLUMNS]
+    lines = ["| row | " + " | ".join(head for _, head, _ in columns) + " |", "|---|" + "--:|" * len(columns)]
+    for row, label in ROWS.items():
+        cells = [_cell([figures[row][name] for figures in seeds if name in figures[row]], d) for name, _, d in columns]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(values: Sequence[float], digits: int) -> str:
+    if not values:
+        return "-"
+    mean = f"{statistics.mean(values):.{digits}f}"
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{mean} ± {spread:.{digits}f}" if spread >= 0.5 * 10**-digits else mean
+
+
+def main() -> None:
+    """Runs what is missing, prints and stores the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="configs/demo.yaml")
+    parser.add_argument("--workspace", type=Path, default=Path("runs-table1"), help="kept; one folder a seed below it")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--write-readme", action="store_true", help="also put the table into README.md")
+    arguments = parser.parse_args()
+    figures = {seed: run_seed(arguments.config, seed, arguments.workspace.resolve()) for seed in arguments.seeds}
+    text = f"{_number(len(figures))} of `{arguments.config}`:\n\n{table(list(figures.values()))}"
+    print("\n" + text)
+    _store(figures, text)
+    if arguments.write_readme:
+        write_section("table1", text)
+
+
+def _number(count: int) -> str:
+    return "One seed" if count == 1 else f"Mean ± standard deviation over {count} seeds"
+
+
+def _store(figures: Mapping[int, Any], text: str) -> None:
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "paper_table1.json").write_text(json.dumps(figures, indent=1) + "\n")
+    (RESULTS / "paper_table1.md").write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
