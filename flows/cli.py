@@ -118,6 +118,36 @@ def generate(
 
 
 @app.command()
+def promote(
+    model: Annotated[
+        str, typer.Option(help="models:/NAME@ALIAS or models:/NAME/VERSION")
+    ] = "models:/magic141@candidate",
+    set_: Overrides = None,
+    force: Annotated[bool, typer.Option("--force", help="promote in spite of the gate")] = False,
+    rollback: Annotated[
+        bool, typer.Option("--rollback", help="back to the champion before the last promotion")
+    ] = False,
+    workspace: Workspace = None,
+    debug: Debug = False,
+) -> None:
+    """Make a published model the champion if the gate of its config holds (publish.gate)."""
+    with _reporting(debug):
+        from flows import promotion
+
+        if rollback:
+            uri, version = promotion.rollback(_home(workspace), model, set_ or [])
+            typer.echo(f"{uri} is version {version} again")
+            return
+        decision = promotion.promote(_home(workspace), model, set_ or [], force)
+        for verdict in decision.verdicts:
+            typer.echo(f"{'✓' if verdict.holds else '✗'} {verdict.what:<32} {verdict.why}")
+        if not decision.promoted:
+            typer.secho(f"not promoted: {decision.champion} stays where it is; --force moves it", fg="red", err=True)
+            raise typer.Exit(FAILURE)
+        typer.echo(f"{decision.champion} is version {decision.version}")
+
+
+@app.command()
 def doctor(workspace: Workspace = None, debug: Debug = False) -> None:
     """Say what is installed, on which device, what is missing and how to get it."""
     with _reporting(debug):

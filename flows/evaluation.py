@@ -47,8 +47,13 @@ def find_origin(workspace: Path, run_id: str | None, model: str | None) -> tuple
         raise UserError(f"eval: there are no runs in {tracking_uri(workspace)}; point --workspace to the right folder")
     tracker = Tracker(workspace, "magic141")
     origin = tracker.pipeline_run(run_id or tracker.registry.resolve(str(model)).run_id)
-    values = yaml.safe_load(tracker.read_file(origin.info.run_id, "config.yaml"))
-    return origin, validate({**values, "workspace": str(workspace)}, f"config.yaml of run {origin.info.run_id}")
+    return origin, config_of(origin, tracker, workspace)
+
+
+def config_of(run: Run, tracker: Tracker, workspace: Path) -> PipelineConfig:
+    """The config that a pipeline run ran with."""
+    values = yaml.safe_load(tracker.read_file(run.info.run_id, "config.yaml"))
+    return validate({**values, "workspace": str(workspace)}, f"config.yaml of run {run.info.run_id}")
 
 
 def judged_config(config: PipelineConfig, overrides: Sequence[str]) -> PipelineConfig:

@@ -22,6 +22,8 @@ from magic141.tracking import RunLog, Tracker
 from tasks.console import StageConsole
 from tasks.stage import Stage, StageContext, git_commit, run_stage
 
+COSTS = ("nfe", "latency_ms", "cpu_ms_per_clip", "peak_memory_mb", "weight_mb")
+
 
 class Outcome(FrozenConfig):
     """What a flow hands back: plain values that Prefect can keep.
@@ -114,7 +116,7 @@ def as_task(stage: Stage) -> Task[[StageContext], ArtifactRef]:
 
 
 def read_scores(folder: Path) -> list[dict[str, Any]]:
-    """The score table: a row per variant, a column per dimension; missing scores show their reason."""
+    """The score table: a row per variant, a column per dimension and cost; missing scores show their reason."""
     variants = json.loads((folder / "scores.json").read_text(encoding="utf-8"))["variants"]
     return [
         {
@@ -123,6 +125,7 @@ def read_scores(folder: Path) -> list[dict[str, Any]]:
                 name: score["value"] if score["value"] is not None else f"- ({score['reason']})"
                 for name, score in variant["scores"].items()
             },
+            **{name: variant[name] for name in COSTS if name in variant},
         }
         for variant in variants
     ]

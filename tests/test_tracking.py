@@ -104,6 +104,25 @@ def test_registered_model_resolves_by_alias_and_version(tracker: Tracker) -> Non
             tracker.registry.resolve(uri)
 
 
+def test_promotions_are_remembered_and_rolled_back_in_order(tracker: Tracker) -> None:
+    registry = tracker.registry
+    for number in range(3):
+        registry.register("film", make_artifact(tracker, "publish", f"key-film{number}"), "candidate", {})
+        registry.promote("film", "champion", str(number + 1))
+    assert [(p.version, p.action) for p in registry.history("film", "champion")] == [(v, "promote") for v in "123"]
+    assert registry.rollback("film", "champion") == "2"
+    assert registry.rollback("film", "champion") == "1"
+    found = registry.alias_version("film", "champion")
+    assert found is not None
+    assert str(found.version) == "1"
+    with pytest.raises(UserError, match="no earlier promotion"):
+        registry.rollback("film", "champion")
+    assert len(registry.history("film", "champion")) == 5
+    assert registry.alias_version("film", "nobody") is None
+    with pytest.raises(UserError, match="model nowhere: not in the registry"):
+        registry.history("nowhere", "champion")
+
+
 def test_run_lookup(tracker: Tracker) -> None:
     ref = make_artifact(tracker, "train", "key-h")
     parent = tracker.pipeline_run(ref.run_id)

@@ -70,10 +70,29 @@ class ReportConfig(FrozenConfig):
     zoom: int = Field(4, ge=1, description="screen pixels per video pixel, for small videos")
 
 
+class GateCondition(FrozenConfig):
+    """One figure that a model must reach before it is promoted."""
+
+    metric: str = Field(min_length=1, description="metric of the pipeline run, such as student/frechet")
+    better: Literal["higher", "lower"] = Field(description="which values are better")
+    tolerance: float = Field(0.0, ge=0, description="by how much it may be worse than the champion's")
+    limit: float | None = Field(None, description="bound that holds whether there is a champion or not")
+
+
 class PublishConfig(FrozenConfig):
-    """The registered model."""
+    """The registered model, and what it takes to become the champion."""
 
     model_name: str = Field("magic141", pattern=r"^[^/:]+$", description="registered model in MLflow, without / and :")
     alias: str = Field(
         "candidate", pattern=r"^[A-Za-z][\w-]*$", description="alias set on the new version: a letter, then \\w or -"
+    )
+    champion: str = Field("champion", pattern=r"^[A-Za-z][\w-]*$", description="alias that `magic141 promote` moves")
+    gate: tuple[GateCondition, ...] = Field(
+        (
+            GateCondition(metric="student/motion", better="higher", tolerance=0.05),
+            GateCondition(metric="student/background_psnr_db", better="higher", tolerance=1.0),
+            GateCondition(metric="student/frechet", better="lower", tolerance=0.3),
+            GateCondition(metric="student/peak_memory_mb", better="lower", tolerance=500.0),
+        ),
+        description="conditions of a promotion, beside that the distillation did not collapse",
     )

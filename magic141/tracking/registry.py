@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import NamedTuple
 
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
@@ -12,7 +15,17 @@ from mlflow.exceptions import MlflowException
 
 from magic141.artifacts import ArtifactRef
 from magic141.frozen import UserError
-from magic141.tracking.tags import TAG_ARTIFACT
+from magic141.tracking.tags import TAG_ARTIFACT, TAG_PROMOTIONS
+
+MAX_PROMOTIONS = 80  # what fits into a tag
+
+
+class Promotion(NamedTuple):
+    """A move of an alias: to which version, when (UTC), by promotion or rollback."""
+
+    version: str
+    at: str
+    action: str
 
 
 @dataclass(frozen=True)
@@ -58,19 +71,72 @@ class Registry:
         Raises:
             UserError: the URI is malformed, or names nothing.
         """
+        _, version = self.version(uri)
+        if TAG_ARTIFACT not in version.tags:
+            raise UserError(f"model {uri}: was not published by magic141; {self._known_models()}")
+        return ArtifactRef.model_validate_json(version.tags[TAG_ARTIFACT])
+
+    def version(self, uri: str) -> tuple[str, ModelVersion]:
+        """Name and version behind `models:/name@alias` or `models:/name/version`.
+
+        Raises:
+            UserError: the URI is malformed, or names nothing.
+        """
         match = re.fullmatch(r"models:/([^@/]+)(?:@([^@/]+)|/(\d+))", uri)
         if match is None:
             raise UserError(f"model {uri}: expected models:/NAME@ALIAS or models:/NAME/VERSION")
         name, alias, version = match.groups()
         try:
             if alias:
-                found = self.client.get_model_version_by_alias(name, alias)
-            else:
-                found = self.client.get_model_version(name, version)
-            return ArtifactRef.model_validate_json(found.tags[TAG_ARTIFACT])
-        except (MlflowException, KeyError):
+                return name, self.client.get_model_version_by_alias(name, alias)
+            return name, self.client.get_model_version(name, version)
+        except MlflowException:
             raise UserError(f"model {uri}: not in the registry {self.uri}; {self._known_models()}") from None
+
+    def alias_version(self, name: str, alias: str) -> ModelVersion | None:
+        """The version that an alias points at, if there is one."""
+        try:
+            return self.client.get_model_version_by_alias(name, alias)
+        except MlflowException:
+            return None
+
+    def promote(self, name: str, alias: str, version: str) -> None:
+        """Moves an alias and writes that down."""
+        self.client.set_registered_model_alias(name, alias, version)
+        self._write_history(name, alias, [*self.history(name, alias), Promotion(version, _now(), "promote")])
+
+    def rollback(self, name: str, alias: str) -> str:
+        """Moves an alias back to where it pointed before its last promotion; returns that version.
+
+        Raises:
+            UserError: there is nothing to go back to.
+        """
+        history = self.history(name, alias)
+        stack: list[str] = []
+        for entry in history:
+            stack = [*stack, entry.version] if entry.action == "promote" else stack[:-1]
+        if len(stack) < 2:
+            raise UserError(f"models:/{name}@{alias}: no earlier promotion to roll back to; see `magic141 promote`")
+        self.client.set_registered_model_alias(name, alias, stack[-2])
+        self._write_history(name, alias, [*history, Promotion(stack[-2], _now(), "rollback")])
+        return stack[-2]
+
+    def history(self, name: str, alias: str) -> list[Promotion]:
+        """Every move of an alias, oldest first."""
+        try:
+            text = self.client.get_registered_model(name).tags.get(f"{TAG_PROMOTIONS}.{alias}", "[]")
+        except MlflowException:
+            raise UserError(f"model {name}: not in the registry {self.uri}; {self._known_models()}") from None
+        return [Promotion(*entry) for entry in json.loads(text)]
+
+    def _write_history(self, name: str, alias: str, history: Sequence[Promotion]) -> None:
+        kept = [tuple(entry) for entry in history[-MAX_PROMOTIONS:]]
+        self.client.set_registered_model_tag(name, f"{TAG_PROMOTIONS}.{alias}", json.dumps(kept))
 
     def _known_models(self) -> str:
         names = [f"models:/{m.name}@{alias}" for m in self.client.search_registered_models() for alias in m.aliases]
         return f"there are: {', '.join(names)}" if names else "it is empty: `magic141 run` publishes a model"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -11,6 +11,7 @@ from magic141.data.dataset import load_info
 from magic141.frozen import UserError
 from magic141.models.config import TransformerConfig
 from magic141.training.cfg_distillation import CfgDistillationSpec
+from magic141.training.collapse import WATCH_FILE
 from magic141.training.config import CfgDistillationConfig, Dmd2Config, FlowMatchingConfig, TrainConfig
 from magic141.training.dmd2 import Dmd2Spec
 from magic141.training.flow_matching import FlowMatchingSpec
@@ -104,6 +105,9 @@ def train(
         "num_workers": config.placement.num_workers,
         "resumed_from_step": result.resumed_from_step or 0,
     }
+    if (out / WATCH_FILE).is_file():
+        watched = json.loads((out / WATCH_FILE).read_text())
+        record |= {"best_step": watched["best_step"] or 0, "collapsed": int(watched["collapsed"])}
     (out / "training.json").write_text(json.dumps(record, indent=1))
     log.summary(record)
 

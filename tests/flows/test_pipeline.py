@@ -17,6 +17,7 @@ import tasks.pipeline
 from flows.evaluation import evaluation
 from flows.pipeline import pipeline
 from flows.plan import make_plan
+from flows.promotion import promote, rollback
 from flows.session import Outcome
 from magic141.artifacts import digest_folder
 from magic141.config import load_config
@@ -122,6 +123,21 @@ def test_a_change_runs_what_depends_on_it_and_the_plan_says_so(
     assert list(pipeline(config, overrides).reused) == after(*runs)
 
 
+GATE = [{"metric": "student/motion", "better": "higher", "tolerance": 0.0}]
+
+
+def test_the_gate_decides_what_becomes_the_champion(outcome: Outcome, home: Path) -> None:
+    gate, unknown = ([f"publish.gate={json.dumps([GATE[0] | {'metric': m}])}"] for m in ("student/motion", "student/x"))
+    with pytest.raises(UserError, match=r"publish\.gate: metric student/x: .* known: student/motion"):
+        promote(home, "models:/magic141@candidate", unknown)
+    first = promote(home, "models:/magic141@candidate", gate)
+    assert (first.promoted, first.champion) == (True, "models:/magic141@champion")
+    with pytest.raises(UserError, match="already; nothing to do"):
+        promote(home, first.champion, gate)
+    with pytest.raises(UserError, match="no earlier promotion"):
+        rollback(home, "models:/magic141@candidate")
+
+
 def test_until_and_refresh(outcome: Outcome, config: str) -> None:
     assert list(pipeline(config, until="build_index").reused) == ["prepare_data", "train_clip", "build_index"]
     assert list(pipeline(config, refresh=["train_clip"]).reused) == after("train_clip")
@@ -142,7 +158,7 @@ def test_evaluation_of_a_run_or_model_runs_only_the_judging_stages(outcome: Outc
     ("arguments", "line"),
     [
         ({"run_id": "nonsense"}, "run nonsense: no such run"),
-        ({"model": "models:/magic141@champion"}, "not in the registry"),
+        ({"model": "models:/magic141@nobody"}, "not in the registry"),
         ({}, "give either --run ID or --model URI"),
     ],
 )

@@ -1,0 +1,83 @@
+"""`magic141 promote`: a registered model becomes the champion when the gate holds, or the champion goes back one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flows.evaluation import config_of
+from magic141.config import PipelineConfig, with_overrides
+from magic141.evaluation.gate import Verdict, judge
+from magic141.frozen import UserError
+from magic141.tracking import Run, Tracker, store_exists, tracking_uri
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the gate said, and what was done.
+
+    Attributes:
+        champion: URI of the alias.
+        version: the version that was judged.
+        verdicts: of every condition.
+        promoted: whether the alias now points at the version.
+    """
+
+    champion: str
+    version: str
+    verdicts: list[Verdict]
+    promoted: bool
+
+
+def promote(workspace: Path, model: str, overrides: Sequence[str] = (), force: bool = False) -> Decision:
+    """Judges `models:/NAME@ALIAS` or `models:/NAME/VERSION` by its run's gate and moves the champion alias.
+
+    Raises:
+        UserError: the model, or a metric that the gate names, does not exist.
+    """
+    tracker = open_tracker(workspace)
+    name, version = tracker.registry.version(model)
+    run = tracker.pipeline_run(version.run_id)
+    config = with_overrides(config_of(run, tracker, workspace), overrides, "the run's config")
+    alias = config.publish.champion
+    champion = tracker.registry.alias_version(name, alias)
+    if champion and champion.version == version.version:
+        raise UserError(f"model {model}: version {version.version} is models:/{name}@{alias} already; nothing to do")
+    other = tracker.pipeline_run(champion.run_id).data.metrics if champion else None
+    verdicts = judge(run.data.metrics, other, config.publish.gate, collapsed(run, tracker))
+    passed = force or all(verdict.holds for verdict in verdicts)
+    if passed:
+        tracker.registry.promote(name, alias, version.version)
+    return Decision(f"models:/{name}@{alias}", str(version.version), verdicts, passed)
+
+
+def rollback(workspace: Path, model: str, overrides: Sequence[str] = ()) -> tuple[str, str]:
+    """Points the champion alias of a model back to the version before the last promotion; returns URI and version."""
+    tracker = open_tracker(workspace)
+    name, version = tracker.registry.version(model)
+    run = tracker.pipeline_run(version.run_id)
+    alias = with_overrides(config_of(run, tracker, workspace), overrides, "the run's config").publish.champion
+    return f"models:/{name}@{alias}", tracker.registry.rollback(name, alias)
+
+
+def collapsed(run: Run, tracker: Tracker) -> bool | None:
+    """What the collapse watch said about the student of a pipeline run; None where its record is gone."""
+    student = tracker.artifacts_of(run).get("distill_dmd2")
+    file = student.path / "training.json" if student else None
+    if file is None or not file.is_file():
+        return None
+    record = json.loads(file.read_text())
+    return bool(record["collapsed"]) if "collapsed" in record else None
+
+
+def open_tracker(workspace: Path) -> Tracker:
+    """The store of a workspace.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not store_exists(workspace):
+        raise UserError(f"there are no runs in {tracking_uri(workspace)}; point --workspace to the folder of your runs")
+    return Tracker(workspace, PipelineConfig.model_fields["experiment"].default)
