@@ -118,6 +118,27 @@ def generate(
 
 
 @app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="ids of two or more runs")],
+    variant: Annotated[str, typer.Option(help="row of the score table")] = "student_4",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="HTML page to write, with videos")] = None,
+    workspace: Workspace = None,
+    debug: Debug = False,
+) -> None:
+    """Show runs beside each other: scores with differences, config fields that differ, videos of the same clips."""
+    with _reporting(debug):
+        from rich.console import Console
+
+        from flows.comparison import compare as compared
+
+        for table in compared(_home(workspace), runs, variant, output):
+            if table.row_count:
+                Console().print(table, "")
+        if output:
+            typer.echo(f"page  {output}")
+
+
+@app.command()
 def promote(
     model: Annotated[
         str, typer.Option(help="models:/NAME@ALIAS or models:/NAME/VERSION")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ import jinja2
 from magic141.artifacts import StageLog
 from magic141.evaluation.charts import Series, line_chart, smooth
 from magic141.evaluation.config import ReportConfig
+from magic141.evaluation.media import media_uri
 from magic141.evaluation.scores import AVERAGE, EXACT, FRECHET, VBENCH, Dimension
 
 STAGES = {
@@ -22,7 +22,6 @@ STAGES = {
     "distill_cfg": "CFG distillation",
     "distill_dmd2": "DMD2 step distillation",
 }
-MIME = {".mp4": "video/mp4", ".png": "image/png"}
 MIN_TILE, MAX_TILE = 112, 240  # screen pixels of a shown video's width
 DRIFT_CHARTS = {
     "motion": ("motion", 1.0),
@@ -188,11 +187,11 @@ def _suite(parts: Mapping[str, Path]) -> list[dict[str, Any]]:
     rows = []
     for number, row in enumerate(_lines(parts, "generate", "suite/prompts.jsonl")):
         videos = [
-            {"src": _uri(file), "label": f"{labels[name]}, seed {file.stem.partition('-s')[2]}"}
+            {"src": media_uri(file), "label": f"{labels[name]}, seed {file.stem.partition('-s')[2]}"}
             for name in labels
             for file in sorted((folder / "suite" / name).glob(f"{number:02d}-s*.mp4"))
         ]
-        image = _uri(folder / "suite" / "images" / f"{number:02d}-0.png")
+        image = media_uri(folder / "suite" / "images" / f"{number:02d}-0.png")
         rows.append({"prompt": row["prompt"], "image": image, "score": row["score"], "videos": videos})
     return rows
 
@@ -206,7 +205,7 @@ def _retrieval(parts: Mapping[str, Path]) -> dict[str, Any] | None:
     for number, row in enumerate(_lines(parts, "generate", "suite/prompts.jsonl")):
         images = folder / "suite" / "images"
         hits = [
-            {"src": _uri(images / f"{number:02d}-{rank}.png"), "caption": hit["caption"], "score": hit["score"]}
+            {"src": media_uri(images / f"{number:02d}-{rank}.png"), "caption": hit["caption"], "score": hit["score"]}
             for rank, hit in enumerate(row["hits"])
         ]
         rows.append({"prompt": row["prompt"], "hits": hits})
@@ -229,7 +228,24 @@ def _curves(parts: Mapping[str, Path]) -> list[dict[str, Any]]:
             record = _json(parts, stage, "training.json") or {}
             facts = f"{record['steps']} steps, {record['seconds']:.0f} s" if record else ""
             curves.append({"title": title, "facts": facts, "chart": chart})
-    return curves
+    return [*curves, *_watch(parts)]
+
+
+def _watch(parts: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """What the collapse watch saw: the student relative to the many-step model."""
+    record = _json(parts, "distill_dmd2", "watch.json") or {"validations": []}
+    series = [
+        Series(
+            name.replace("_", " "),
+            [(row["step"], row[key]) for row in record["validations"] if key in row],
+            dots=True,
+        )
+        for name in ("variance_ratio", "motion_ratio", "diversity_ratio")
+        for key in (f"validation_{name}",)
+    ]
+    chart = line_chart(series, "step")
+    facts = f"1 is like the many-step model; exported: step {record.get('best_step')}"
+    return [{"title": "Collapse watch of the step distillation", "facts": facts, "chart": chart}] if chart else []
 
 
 def _long(parts: Mapping[str, Path]) -> dict[str, Any] | None:
@@ -242,7 +258,7 @@ def _long(parts: Mapping[str, Path]) -> dict[str, Any] | None:
     videos = [
         {
             "label": _variant_label(name),
-            "sources": [_uri(file) for file in sorted((folder / "long" / name).glob("*.mp4"))],
+            "sources": [media_uri(file) for file in sorted((folder / "long" / name).glob("*.mp4"))],
         }
         for name in names
     ]
@@ -298,12 +314,8 @@ def _media(folder: Path, stem: str) -> dict[str, str] | None:
     for suffix, kind in ((".mp4", "video"), (".png", "image")):
         file = folder / f"{stem}{suffix}"
         if file.is_file():
-            return {"kind": kind, "src": _uri(file)}
+            return {"kind": kind, "src": media_uri(file)}
     return None
-
-
-def _uri(file: Path) -> str:
-    return f"data:{MIME[file.suffix]};base64,{base64.b64encode(file.read_bytes()).decode()}"
 
 
 def _json(parts: Mapping[str, Path], stage: str, name: str) -> Any:

@@ -14,6 +14,7 @@ from prefect.testing.utilities import prefect_test_harness
 
 import flows.evaluation
 import tasks.pipeline
+from flows.comparison import compare
 from flows.evaluation import evaluation
 from flows.pipeline import pipeline
 from flows.plan import make_plan
@@ -136,6 +137,20 @@ def test_the_gate_decides_what_becomes_the_champion(outcome: Outcome, home: Path
         promote(home, first.champion, gate)
     with pytest.raises(UserError, match="no earlier promotion"):
         rollback(home, "models:/magic141@candidate")
+
+
+def test_runs_are_compared_by_their_ids(outcome: Outcome, config: str, home: Path, tmp_path: Path) -> None:
+    other = pipeline(config, ["report.title=other"])
+    scores, fields = compare(home, [outcome.run_id, other.run_id], "student_4", tmp_path / "page.html")
+    assert scores.row_count >= 1
+    assert list(fields.columns[0].cells) == ["report.title"]
+    assert (tmp_path / "page.html").is_file()
+    mistakes = {("x",): "two or more", ("x", "y"): "no such run"}
+    for ids, line in mistakes.items():
+        with pytest.raises(UserError, match=line):
+            compare(home, ids, "student_4", None)
+    with pytest.raises(UserError, match="--variant nobody: no run has scores"):
+        compare(home, [outcome.run_id, other.run_id], "nobody", None)
 
 
 def test_until_and_refresh(outcome: Outcome, config: str) -> None:

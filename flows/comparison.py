@@ -1,0 +1,71 @@
+"""`magic141 compare`: finished runs beside each other, on the console and as one HTML page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from flows.promotion import open_tracker
+from magic141.evaluation.comparison import Row, RunParts, config_differences, score_rows, write_comparison
+from magic141.frozen import UserError
+from magic141.tracking import Tracker
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+NUM_VIDEOS = 6
+DIGITS_OF_ID = 8
+
+
+def compare(workspace: Path, run_ids: Sequence[str], variant: str, page: Path | None) -> list[Table]:
+    """Tables of what differs in config and scores; the page is written when a file is given.
+
+    Args:
+        workspace: folder of the runs.
+        run_ids: two or more pipeline, evaluation or stage runs; the first is what the others are compared with.
+        variant: row of the score table, such as student_4.
+        page: HTML file to write.
+
+    Raises:
+        UserError: fewer than two runs, a run that does not exist, or no run with that variant.
+    """
+    if len(run_ids) < 2:
+        raise UserError("compare: expected two or more run ids; `magic141 run` prints the id of a run at its end")
+    tracker = open_tracker(workspace)
+    runs = [_parts(tracker, run_id) for run_id in run_ids]
+    scores = score_rows(runs, variant)
+    if not scores:
+        raise UserError(f"--variant {variant}: no run has scores of it; the report lists the variants of a run")
+    if page is not None:
+        write_comparison(runs, variant, NUM_VIDEOS, page)
+    labels = [run.label for run in runs]
+    return [_table(variant, labels, scores), _table("config", labels, config_differences(runs))]
+
+
+def _parts(tracker: Tracker, run_id: str) -> RunParts:
+    run = tracker.pipeline_run(run_id)
+    config = yaml.safe_load(tracker.read_file(run.info.run_id, "config.yaml"))
+    artifacts = {stage: ref.path for stage, ref in tracker.artifacts_of(run).items() if ref.path.is_dir()}
+    return RunParts(f"{run.info.run_name} {run.info.run_id[:DIGITS_OF_ID]}", config, artifacts)
+
+
+def _table(title: str, labels: Sequence[str], rows: Sequence[Row]) -> Table:
+    from rich.table import Table
+
+    table = Table(title, *labels, box=None, pad_edge=False)
+    for row in rows:
+        cells = (
+            f"{value} {_coloured(difference, better)}".strip()
+            for value, difference, better in zip(row.values, row.differences, row.better, strict=True)
+        )
+        table.add_row(row.label, *cells)
+    return table
+
+
+def _coloured(difference: str, better: bool | None) -> str:
+    if not difference or better is None:
+        return difference
+    return f"[green]{difference}[/]" if better else f"[red]{difference}[/]"

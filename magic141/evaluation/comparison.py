@@ -1,0 +1,136 @@
+"""Runs beside each other: what differs in their configs, their scores with differences, their videos."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from magic141.evaluation.media import media_uri
+from magic141.evaluation.scores import EXACT, FRECHET, VBENCH, Dimension
+
+COSTS = (
+    Dimension("nfe", "evaluations", "exact", "low", 0, "network evaluations per clip"),
+    Dimension("latency_ms", "latency, ms", "exact", "low", 1, "one clip alone"),
+    Dimension("cpu_ms_per_clip", "CPU ms per clip", "exact", "low", 1, "in batches"),
+    Dimension("peak_memory_mb", "peak memory, MB", "exact", "low", 0, "while sampling"),
+    Dimension("weight_mb", "weights, MB", "exact", "low", 2, "as stored"),
+)
+
+
+@dataclass(frozen=True)
+class RunParts:
+    """One run to compare.
+
+    Attributes:
+        label: what it is called in the table.
+        config: its complete config, as plain values.
+        artifacts: stage name -> artifact folder.
+    """
+
+    label: str
+    config: Mapping[str, Any]
+    artifacts: Mapping[str, Path]
+
+    def variant(self, name: str) -> Mapping[str, Any]:
+        """Scores and costs of one variant; empty if the run does not have it."""
+        file = self.artifacts.get("evaluate", Path()) / "scores.json"
+        rows = json.loads(file.read_text())["variants"] if file.is_file() else []
+        return next((row for row in rows if row["name"] == name), {})
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the comparison: a value per run, and the difference of each to the first run's."""
+
+    label: str
+    values: list[str]
+    differences: list[str]
+    better: list[bool | None]  # than the first run
+
+
+def config_differences(runs: Sequence[RunParts]) -> list[Row]:
+    """Fields that are not the same in all runs."""
+    flat = [dict(_flatten("", run.config)) for run in runs]
+    names = sorted({name for values in flat for name in values})
+    rows = []
+    for name in names:
+        values = [json.dumps(values[name]) if name in values else "-" for values in flat]
+        if len(set(values)) > 1:
+            rows.append(Row(name, values, [""] * len(runs), [None] * len(runs)))
+    return rows
+
+
+def score_rows(runs: Sequence[RunParts], variant: str) -> list[Row]:
+    """Scores and costs of one variant in every run; those that no run has are left out."""
+    records = [run.variant(variant) for run in runs]
+    rows = (_score_row(dimension, records) for dimension in (*EXACT, FRECHET, *VBENCH, *COSTS))
+    return [row for row in rows if row is not None]
+
+
+def write_comparison(runs: Sequence[RunParts], variant: str, num_videos: int, file: Path) -> None:
+    """One self-contained HTML page."""
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    html = environment.get_template("comparison.html.j2").render(
+        variant=variant,
+        labels=[run.label for run in runs],
+        differences=config_differences(runs),
+        scores=score_rows(runs, variant),
+        videos=_videos(runs, variant, num_videos),
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(html, encoding="utf-8")
+
+
+def _score_row(dimension: Dimension, records: Sequence[Mapping[str, Any]]) -> Row | None:
+    values = [_value(dimension.key, record) for record in records]
+    if all(value is None for value in values):
+        return None
+    shown = ["-" if value is None else f"{value:.{dimension.digits}f}" for value in values]
+    deltas = [None if value is None or values[0] is None else value - values[0] for value in values]
+    differences = [f"{d:+.{dimension.digits}f}" if d and i else "" for i, d in enumerate(deltas)]
+    sign = {"high": 1, "low": -1, "none": 0}[dimension.better]
+    better = [bool(d * sign > 0) if d and sign and i else None for i, d in enumerate(deltas)]
+    return Row(dimension.label, shown, differences, better)
+
+
+def _value(key: str, record: Mapping[str, Any]) -> float | None:
+    found = record.get(key, record.get("scores", {}).get(key, {}).get("value"))
+    return float(found) if isinstance(found, int | float) else None
+
+
+def _videos(runs: Sequence[RunParts], variant: str, num: int) -> list[dict[str, Any]]:
+    """Rows of clips that every run has, matched by their id: the same input, a video per run."""
+    numbered = [_clips(run) for run in runs]
+    shared = [clip for clip in numbered[0] if all(clip in other for other in numbered)]
+    rows = []
+    for clip in shared[:num]:
+        files = [
+            run.artifacts["generate"] / "showcase" / variant / f"{clips[clip][0]:02d}.mp4"
+            for run, clips in zip(runs, numbered, strict=True)
+        ]
+        if all(file.is_file() for file in files):
+            caption = numbered[0][clip][1]
+            rows.append({"caption": caption, "sources": [media_uri(file) for file in files]})
+    return rows
+
+
+def _clips(run: RunParts) -> dict[str, tuple[int, str]]:
+    """Id of every judged clip: its number and caption."""
+    file = run.artifacts.get("generate", Path()) / "exact" / "conditions.jsonl"
+    lines = file.read_text().splitlines() if file.is_file() else []
+    rows = [json.loads(line) for line in lines]
+    return {row["id"]: (number, row["caption"]) for number, row in enumerate(rows)}
+
+
+def _flatten(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if not isinstance(value, Mapping):
+        yield path, value
+        return
+    for name, inner in value.items():
+        yield from _flatten(f"{path}.{name}" if path else str(name), inner)
