@@ -38,11 +38,28 @@ class TubeSpace:
 
 def frechet_distance(a: Array, b: Array) -> float:
     """`|mu_a - mu_b|^2 + tr(A + B - 2 (AB)^(1/2))` between Gaussians fitted to a [N, n] and b [M, n]; N, M > 1."""
-    cov_a, cov_b = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (a, b))
+    return frechet_between(moments(a), moments(b))
+
+
+def moments(samples: Array) -> Array:
+    """Count, sums and sums of products of samples [N, n] in one matrix [1 + n, 1 + n]; those of parts add up."""
+    extended = np.concatenate([np.ones((len(samples), 1)), samples], axis=1)
+    return np.asarray(extended.T @ extended)
+
+
+def frechet_between(a: Array, b: Array) -> float:
+    """The Frechet distance between Gaussians given by `moments`."""
+    (mean_a, cov_a), (mean_b, cov_b) = _gaussian(a), _gaussian(b)
     root_a = _root(cov_a)
     cross = np.sqrt(np.clip(np.linalg.eigvalsh(root_a @ cov_b @ root_a), 0, None)).sum()
-    means = ((a.mean(0) - b.mean(0)) ** 2).sum()
+    means = ((mean_a - mean_b) ** 2).sum()
     return float(max(0.0, means + np.trace(cov_a) + np.trace(cov_b) - 2 * cross))
+
+
+def _gaussian(summed: Array) -> tuple[Array, Array]:
+    """Mean and unbiased covariance."""
+    count, mean = summed[0, 0], summed[0, 1:] / summed[0, 0]
+    return mean, (summed[1:, 1:] - count * np.outer(mean, mean)) / (count - 1)
 
 
 def _root(covariance: Array) -> Array:

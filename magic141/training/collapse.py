@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from magic141.evaluation.frechet import TubeSpace, frechet_distance
 from magic141.frozen import UserError
 from magic141.training.config import CollapseConfig
 
@@ -28,23 +27,19 @@ _SLOWER = "lower optimizer.learning_rate or real_guidance_scale, raise a_weak"
 _FASTER_FAKE = "raise fake_updates_per_step or fake_optimizer.learning_rate, lower optimizer.learning_rate"
 
 
-def compare(student: Tensor, reference: Tensor, real: Tensor) -> dict[str, float]:
+def compare(student: Tensor, reference: Tensor) -> dict[str, float]:
     """Figures of the student's clips; every ratio is 1 and every other figure 0 for a student like the reference.
 
     Args:
         student: latents [S, N, C, T, h, w]: S seeds for each of N conditions.
         reference: the many-step model's, from the same noise.
-        real: real clips, [M, C, T, h, w].
     """
     std = reference.std((0, 1, 3, 4, 5), keepdim=True).clamp_min(1e-6)
     mean = reference.mean((0, 1, 3, 4, 5), keepdim=True)
     drift = (student.mean((0, 1, 3, 4, 5), keepdim=True) - mean) / std
     saturated = ((student - mean).abs() > SATURATED_STDS * std).double().mean()
     expected = ((reference - mean).abs() > SATURATED_STDS * std).double().mean()
-    space = TubeSpace.fit(real, real.shape[1])
-    distance = frechet_distance(space.project(student.flatten(0, 1)), space.project(real))
     return {
-        f"{PREFIX}frechet": distance,
         f"{PREFIX}variance_ratio": _ratio(student.var(), reference.var()),
         f"{PREFIX}motion_ratio": _ratio(_energy(student.diff(dim=3)), _energy(reference.diff(dim=3))),
         f"{PREFIX}diversity_ratio": _ratio(_energy(student.diff(dim=0)), _energy(reference.diff(dim=0))),

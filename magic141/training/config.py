@@ -86,6 +86,9 @@ class FlowMatchingConfig(TrainConfig):
     continued_fraction: float = Field(
         0.25, ge=0, le=1, description="I2V: share of samples that continue from anywhere in the clip, for long videos"
     )
+    continued_from: float = Field(
+        0.7, ge=0, le=1, description="I2V: share of the steps before such samples come: their future is easier to tell"
+    )
 
     @model_validator(mode="after")
     def _something_to_take(self) -> FlowMatchingConfig:

@@ -14,14 +14,15 @@ from magic141.data.dataset import ClipDataset
 from magic141.data.sheets import contact_sheet
 from magic141.diffusion.flow import interpolate, sigma_grid, x0_from_velocity
 from magic141.diffusion.samplers import PredictVelocity, randn_like, sample_euler, sample_renoise
+from magic141.evaluation.frechet import TubeSpace, frechet_between, moments
 from magic141.models.transformer import velocity
 from magic141.models.vae import load_codec
-from magic141.training.collapse import compare
+from magic141.training.collapse import PREFIX, compare
 from magic141.training.conditions import Batch, BatchMaker, step_generator
 from magic141.training.config import Dmd2Config
 from magic141.training.dmd2_networks import Guidance, RealScore
 from magic141.training.engine import Engine
-from magic141.training.objective import TrainContext
+from magic141.training.objective import TrainContext, sum_over_workers
 from magic141.training.progress import write_image
 
 SHOWN_SIGMA = 0.7  # time of the noised clips that the scores are shown at: the modes are open, the shapes are not
@@ -53,8 +54,15 @@ class Dmd2Validation:
             self._reference = self._sample_reference(batch, w)
         student = self._sample_student(batch, w)
         self._show(student[0], batch, w)
-        real = self._maker.dataset.latents[:, :, : batch.x0.shape[2]].float()
-        return compare(student, self._reference, real)
+        return {f"{PREFIX}frechet": self._frechet(student), **compare(student, self._reference)}
+
+    def _frechet(self, student: Tensor) -> float:
+        """Distance of all workers' clips together to all real validation clips: a few clips alone say little."""
+        real = self._maker.dataset.latents[:, :, : student.shape[3]].float()
+        space = TubeSpace.fit(real, real.shape[1])
+        own = torch.from_numpy(moments(space.project(student.flatten(0, 1))))
+        everyone = sum_over_workers(own, self.context).numpy()
+        return frechet_between(everyone, moments(space.project(real)))
 
     def _batch(self) -> Batch:
         """As many clips on every worker, different ones as far as there are enough."""

@@ -24,7 +24,7 @@ from magic141.training.checkpoint import (
     written_aside,
 )
 from magic141.training.config import TrainConfig
-from magic141.training.objective import Objective, ObjectiveSpec, TrainContext
+from magic141.training.objective import Objective, ObjectiveSpec, TrainContext, sum_over_workers
 from magic141.training.progress import ProgressWriter
 
 EXPORT = "export"
@@ -136,14 +136,6 @@ def barrier(context: TrainContext) -> None:
     """Wait for all workers."""
     if context.world_size > 1:
         dist.barrier()
-
-
-def sum_over_workers(values: Tensor, context: TrainContext) -> Tensor:
-    """The sum of `values` over all workers, on all workers."""
-    if context.world_size > 1:
-        values = values.to(context.device)
-        dist.all_reduce(values)
-    return values.cpu()
 
 
 @dataclass

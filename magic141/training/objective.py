@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+import torch.distributed as dist
 
 from magic141.training.config import PlacementConfig
 from magic141.training.engine import Engine
@@ -95,3 +96,11 @@ class ObjectiveSpec(Protocol):
     def build(self, context: TrainContext) -> Objective:
         """Load data and models, make the engines."""
         ...
+
+
+def sum_over_workers(values: torch.Tensor, context: TrainContext) -> torch.Tensor:
+    """The sum of `values` over all workers, on all workers."""
+    if context.world_size > 1:
+        values = values.to(context.device)
+        dist.all_reduce(values)
+    return values.cpu()

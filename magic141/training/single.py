@@ -48,6 +48,10 @@ class SingleNetworkObjective:
         """The one network."""
         return {"network": self.engine}
 
+    def maker_at(self, step: int) -> BatchMaker:
+        """What makes the batch of a step."""
+        return self.maker
+
     def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """The loss of a batch, with a gradient for the engine's network."""
         raise NotImplementedError
@@ -55,7 +59,7 @@ class SingleNetworkObjective:
     def step(self, step: int) -> dict[str, Tensor | float]:
         """One optimizer step."""
         generator = step_generator(self.context.seed, step, self.context.rank)
-        batch = self.maker.make(self.sampler.indices(step), generator).to(self.context.device)
+        batch = self.maker_at(step).make(self.sampler.indices(step), generator).to(self.context.device)
         with self.engine.autocast():
             loss = self.loss(batch, generator)
         self.engine.backward(loss)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from magic141.evaluation.frechet import TubeSpace, frechet_distance
+from magic141.evaluation.frechet import TubeSpace, frechet_between, frechet_distance, moments
 
 
 def test_identical_sets_have_distance_zero() -> None:
@@ -57,3 +57,10 @@ def test_places_may_change_their_order_but_frames_may_not() -> None:
     real = space.project(latents)
     assert frechet_distance(real, space.project(latents.flip(4))) == pytest.approx(0, abs=1e-9)
     assert frechet_distance(real, space.project(latents.flip(2))) > 0.1
+
+
+def test_moments_of_parts_add_up() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(50, 4)), rng.normal(size=(70, 4)) + 1
+    together = frechet_between(moments(a[:20]) + moments(a[20:]), moments(b))
+    assert together == pytest.approx(frechet_distance(a, b), rel=1e-9)

@@ -31,7 +31,7 @@ def clips(seed: int, num: int = 16) -> Tensor:
 
 
 def figures(student: Tensor) -> dict[str, float]:
-    compared = compare(student, clips(0), clips(1)[0])
+    compared = compare(student, clips(0))
     return {name.removeprefix("validation_"): value for name, value in compared.items()}
 
 
@@ -41,7 +41,6 @@ def test_a_student_like_the_reference_has_ratios_of_one() -> None:
         assert seen[name] == pytest.approx(1.0, abs=1e-5), name
     assert seen["mean_drift"] == pytest.approx(0.0, abs=1e-5)
     assert seen["saturation"] == 0
-    assert seen["frechet"] < 0.3
 
 
 @pytest.mark.parametrize(
@@ -56,7 +55,6 @@ def test_a_student_like_the_reference_has_ratios_of_one() -> None:
 )
 def test_each_kind_of_collapse_shows(collapsed, figure: str, value: float) -> None:
     assert figures(collapsed(clips(0)))[figure] == pytest.approx(value, abs=0.03)
-    assert figures(collapsed(clips(0)))["frechet"] > figures(clips(0))["frechet"] or figure == "diversity_ratio"
 
 
 def judge(watch: CollapseWatch, step: int, **changes: float) -> None:

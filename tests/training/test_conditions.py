@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from magic141.data.dataset import ClipDataset, load_null_text
+from magic141.data.dataset import ClipDataset, load_info, load_null_text
+from magic141.models.transformer import build_transformer
 from magic141.training.conditions import MAX_CARRIED, Batch, BatchMaker, step_generator
-from tests.evaluation.artifacts import make_data
+from magic141.training.config import FlowMatchingConfig, PlacementConfig
+from magic141.training.flow_matching import FlowMatchingSpec
+from magic141.training.objective import TrainContext
+from tests.evaluation.artifacts import CHANNELS, MODEL, make_data
 
 NUM, LENGTH, WINDOW = 48, 7, 5
 
@@ -61,3 +67,16 @@ def test_dropped_conditions_leave_the_rest_alone(maker: BatchMaker) -> None:
 def test_the_generator_alone_decides(maker: BatchMaker) -> None:
     first, second = make(maker, continued_fraction=0.5), make(maker, continued_fraction=0.5)
     assert torch.equal(first.x0, second.x0)
+
+
+def test_continued_windows_come_late_in_pretraining(tmp_path: Path) -> None:
+    """Their future is easier to tell: early on they would only take the place of samples that teach more."""
+    data = make_data(tmp_path / "data")
+    info = load_info(data)
+    placement = PlacementConfig(engine="plain", launcher="local", num_workers=1)
+    config = FlowMatchingConfig(num_steps=10, continued_fraction=0.5, continued_from=0.7, placement=placement)
+    build_transformer(MODEL, CHANNELS, info.text_width, info.pooled_width).save_pretrained(tmp_path / "t2v")
+    objective = FlowMatchingSpec(config, MODEL, data, tmp_path / "t2v").build(
+        TrainContext(0, 1, torch.device("cpu"), tmp_path, 0, placement)
+    )
+    assert [objective.maker_at(step).continued_fraction for step in (0, 6, 7, 9)] == [0.0, 0.0, 0.5, 0.5]
