@@ -27,6 +27,7 @@ COLUMNS = (  # score key, heading, digits
     ("mode_share", "mode share", 2),
     ("temporal_flickering", "flicker (VBench)", 3),
 )
+LONG_COLUMNS = (("motion", "motion", 2), ("iou", "subject IoU", 2), ("background_psnr_db", "background dB", 1))
 ALIASES = {"mode_share": ("mode_share", "plus")}
 
 
@@ -77,7 +78,7 @@ class Scores:
         return value
 
 
-def targets(scores: Scores) -> Iterator[Target]:
+def targets(scores: Scores, record: dict[str, Any]) -> Iterator[Target]:
     """What the demo promises, one by one."""
     need = scores.need
 
@@ -97,6 +98,11 @@ def targets(scores: Scores) -> Iterator[Target]:
     yield Target("student, 4 steps: background dB minus teacher's", background, low=-3.0)
     yield Target("student, 4 steps: mode share", need("student_4", "mode_share"), low=0.4, high=0.6)
     yield Target("student, 4 steps: CPU / teacher", ratio("cpu_ms_per_clip", "student_4", "teacher_25"), high=0.1)
+    drift = (record["long_video"].get("drift") or {}).get("student_4")
+    if drift:
+        lost = drift[0]["background_psnr_db"] - drift[-1]["background_psnr_db"]
+        yield Target(f"student, long video: motion at window {len(drift)}", drift[-1]["motion"], low=0.85)
+        yield Target(f"student, long video: background dB lost by window {len(drift)}", lost, high=6.0)
 
 
 def score_table(scores: Scores) -> str:
@@ -108,6 +114,21 @@ def score_table(scores: Scores) -> str:
         cells = [_cell(scores.get(name, "nfe"), 0), _cell(scores.get(name, "cpu_ms_per_clip"), 1)]
         cells += [_cell(scores.get(name, key), digits) for key, _, digits in shown]
         lines.append("| " + " | ".join([variant.get("label", name), *cells]) + " |")
+    return "\n".join(lines)
+
+
+def drift_table(record: dict[str, Any]) -> str:
+    """What the long videos keep from window to window: motion, subject, background dB; empty without ground truth."""
+    drift: dict[str, list[dict[str, float]]] = record["long_video"].get("drift") or {}
+    if not drift:
+        return ""
+    windows = sorted({0, *range(3, len(next(iter(drift.values()))), 4)})
+    lines = ["| long video, window | " + " | ".join(str(window + 1) for window in windows) + " |"]
+    lines.append("|---|" + "--:|" * len(windows))
+    for name, rows in drift.items():
+        for key, label, digits in LONG_COLUMNS:
+            cells = [f"{rows[window][key]:.{digits}f}" for window in windows]
+            lines.append(f"| {name.replace('_', ', ')} steps: {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -136,9 +157,10 @@ def main() -> None:
     parser.add_argument("--write-readme", action="store_true", help="also write README.md and benchmarks/results")
     arguments = parser.parse_args()
     path = arguments.scores or newest_scores(arguments.workspace)
-    scores = Scores(json.loads(path.read_text()))
-    verdicts = list(targets(scores))
-    text = f"{score_table(scores)}\n\n{target_table(verdicts)}"
+    record = json.loads(path.read_text())
+    scores = Scores(record)
+    verdicts = list(targets(scores, record))
+    text = "\n\n".join(filter(None, (score_table(scores), target_table(verdicts), drift_table(record))))
     print(text)
     if arguments.write_readme:
         RESULTS.mkdir(exist_ok=True)

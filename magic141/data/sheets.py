@@ -11,9 +11,9 @@ MIN_FRAME_WIDTH = 64
 GAP = 4
 
 
-def contact_sheet(clips: Frames) -> Frames:
-    """Lays out uint8 [N, F, H, W, 3]: a row a clip, at most 9 evenly spaced frames, small frames enlarged."""
-    columns = np.linspace(0, clips.shape[1] - 1, min(MAX_COLUMNS, clips.shape[1])).round().astype(int)
+def contact_sheet(clips: Frames, max_columns: int = MAX_COLUMNS) -> Frames:
+    """Lays out uint8 [N, F, H, W, 3]: a row a clip, evenly spaced frames as columns, small frames enlarged."""
+    columns = np.linspace(0, clips.shape[1] - 1, min(max_columns, clips.shape[1])).round().astype(int)
     zoom = -(-MIN_FRAME_WIDTH // clips.shape[3])
     frames = clips[:, columns].repeat(zoom, axis=2).repeat(zoom, axis=3)
     padded = np.pad(frames, ((0, 0), (0, 0), (0, GAP), (0, GAP), (0, 0)), constant_values=255)

@@ -17,8 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from magic141.artifacts import StageLog
+from magic141.data.sheets import contact_sheet
 from magic141.evaluation.config import GenerateConfig
-from magic141.evaluation.media import contact_sheet, save_video
+from magic141.evaluation.media import save_video
 from magic141.evaluation.performance import Usage, measure, resident_megabytes, weight_megabytes
 from magic141.evaluation.suite import Conditions, clip_conditions
 from magic141.evaluation.variants import ModelFolders, Variant, list_variants, long_video_variants

@@ -14,8 +14,6 @@ from magic141.data.video import write_video
 Frames = NDArray[np.uint8]
 
 MIN_SIDE = 128  # small videos are enlarged by whole factors until their shorter side has this many pixels
-GAP = 2
-MAX_COLUMNS = 9
 MIME = {".mp4": "video/mp4", ".png": "image/png"}
 
 
@@ -39,17 +37,6 @@ def save_image(path: Path, image: Frames) -> None:
 def media_uri(file: Path) -> str:
     """A video or picture as a data URI, for pages that are one file."""
     return f"data:{MIME[file.suffix]};base64,{base64.b64encode(file.read_bytes()).decode()}"
-
-
-def contact_sheet(clips: Frames, max_columns: int = MAX_COLUMNS) -> Frames:
-    """One row per clip, evenly spaced frames as columns: uint8 [N, F, H, W, 3] to one image [H', W', 3]."""
-    num_frames = clips.shape[1]
-    picked = np.linspace(0, num_frames - 1, min(max_columns, num_frames)).round().astype(int)
-    zoom = max(1, zoom_for(clips) // 2)
-    shown = _enlarge(clips[:, picked], zoom)
-    framed = np.pad(shown, ((0, 0), (0, 0), (GAP, GAP), (GAP, GAP), (0, 0)), constant_values=255)
-    rows, columns, height, width, channels = framed.shape
-    return np.ascontiguousarray(framed.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, channels))
 
 
 def _enlarge(frames: Frames, zoom: int) -> Frames:

@@ -20,7 +20,7 @@ def test_memory_that_was_freed_before_the_end_counts() -> None:
         pass
     with measure() as usage:
         block = np.ones(60 * 2**20, np.uint8)
-        time.sleep(0.1)
+        time.sleep(0.5)  # the sampler needs its turn on a busy machine
         del block
     assert usage.peak_memory_mb > before.peak_memory_mb + 40
 
