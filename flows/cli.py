@@ -90,7 +90,7 @@ def evaluate(
 ) -> None:
     """Generate, evaluate and report again, on the models of an earlier run."""
     with _reporting(debug):
-        home = _home(workspace)
+        home = _store(workspace)
         with _prefect(home, debug):
             from flows.evaluation import evaluation
 
@@ -113,7 +113,7 @@ def generate(
     with _reporting(debug):
         from flows.generation import animate
 
-        made = animate(_home(workspace), model, image, prompt, output, seconds, seed, warn=_warn)
+        made = animate(_store(workspace), model, image, prompt, output, seconds, seed, warn=_warn)
         typer.echo(f"{output}: {made}")
 
 
@@ -131,7 +131,7 @@ def compare(
 
         from flows.comparison import compare as compared
 
-        for table in compared(_home(workspace), runs, variant, output):
+        for table in compared(_store(workspace), runs, variant, output):
             if table.row_count:
                 Console().print(table, "")
         if output:
@@ -156,10 +156,10 @@ def promote(
         from flows import promotion
 
         if rollback:
-            uri, version = promotion.rollback(_home(workspace), model, set_ or [])
+            uri, version = promotion.rollback(_store(workspace), model, set_ or [])
             typer.echo(f"{uri} is version {version} again")
             return
-        decision = promotion.promote(_home(workspace), model, set_ or [], force)
+        decision = promotion.promote(_store(workspace), model, set_ or [], force)
         for verdict in decision.verdicts:
             typer.echo(f"{'✓' if verdict.holds else '✗'} {verdict.what:<32} {verdict.why}")
         if not decision.promoted:
@@ -193,13 +193,20 @@ def _load(config: Path, overrides: list[str] | None, workspace: Path | None, mus
     from magic141.config import load_config, missing_sources
     from magic141.frozen import UserError
 
-    if workspace:
-        _home(workspace)
     values = load_config(config, overrides or [])
+    _store(workspace)
     problems = list(missing_sources(values)) if must_exist else []
     if problems:
         raise UserError("\n".join(problems))
     return values
+
+
+def _store(workspace: Path | None) -> Path:
+    """The workspace, once the servers that it stands for have answered."""
+    from flows.reach import require_servers
+
+    require_servers()
+    return _home(workspace)
 
 
 def _home(workspace: Path | None) -> Path:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from flows.reach import trouble
+
 GIB = 1 << 30
 MIN_DISK_GIB = 5
 PACKAGES = {  # distribution -> (module, what it is for)
@@ -66,10 +68,19 @@ def _package(distribution: str, module: str, purpose: str) -> Finding:
     if found is None:
         return Finding(distribution, "not installed", False, f"for {purpose}: run `make setup`, or pip install -e .")
     try:
+        _settle_accelerator()
         importlib.import_module(module)
     except Exception as error:  # anything may go wrong in a foreign package's import
         return Finding(distribution, f"{found}, does not import: {error}", False, f"reinstall {distribution}=={found}")
     return Finding(distribution, found)
+
+
+def _settle_accelerator() -> None:
+    """DeepSpeed guesses its accelerator aloud unless it is told."""
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def _guarded(name: str, look: Callable[[], Finding]) -> Finding:
@@ -100,6 +111,8 @@ def _disk(workspace: Path) -> Finding:
 
 
 def _server(variable: str, default: str) -> Finding:
+    if problem := trouble(variable):
+        return Finding(variable, problem, False, "infra/README.md says how the servers start")
     return Finding(variable, os.environ.get(variable) or f"not set: {default}")
 
 
