@@ -43,6 +43,7 @@ class BatchMaker:
         continued_fraction: share of samples that continue a video, as the later windows of a long one do: they know
             the anchor, which is that video's first latent frame, and one or two latent frames from anywhere in the
             clip; the others know the clip's first latent frame and go on from there.
+        far_anchors: without, continued samples begin at the start of the clip and know one or two frames more.
         text_dropout: share of samples with the empty prompt.
         image_dropout: share of samples without known frames and with zero image tokens.
     """
@@ -52,6 +53,7 @@ class BatchMaker:
     num_latent_frames: int
     image_condition: bool
     continued_fraction: float = 0.0
+    far_anchors: bool = True
     text_dropout: float = 0.0
     image_dropout: float = 0.0
 
@@ -63,8 +65,9 @@ class BatchMaker:
         last_start = data.latents.shape[2] - self.num_latent_frames + 1
         anywhere = torch.randint(1, last_start + 1, (num,), generator=generator)
         carried = torch.randint(1, MAX_CARRIED + 1, (num,), generator=generator)
-        x0 = self._windows(indices, torch.where(continued, anywhere, 1))
-        x0[continued, :, :1] = data.anchor[indices[continued]].float()
+        anchored = continued & self.far_anchors
+        x0 = self._windows(indices, torch.where(anchored, anywhere, 1))
+        x0[anchored, :, :1] = data.anchor[indices[anchored]].float()
         null = self.null_text.expand(num)
         no_text = torch.rand(num, generator=generator) < self.text_dropout
         text = TextEmbedding(data.text_tokens[indices].float(), data.text_mask[indices], data.pooled[indices].float())
@@ -72,7 +75,7 @@ class BatchMaker:
         if not self.image_condition:
             return Batch(x0, condition(text, None), condition(null, None), None)
         no_image = torch.rand(num, generator=generator) < self.image_dropout
-        image = torch.where(continued[:, None, None], data.anchor_tokens[indices], data.image_tokens[indices])
+        image = torch.where(anchored[:, None, None], data.anchor_tokens[indices], data.image_tokens[indices])
         image = image.float() * (~no_image).float()[:, None, None]
         prefix = make_prefix(x0, 1 + torch.where(continued, carried, 0)).dropped(no_image)
         return Batch(x0, condition(text, image), condition(null, image), prefix)

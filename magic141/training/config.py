@@ -86,8 +86,8 @@ class FlowMatchingConfig(TrainConfig):
     continued_fraction: float = Field(
         0.25, ge=0, le=1, description="I2V: share of samples that continue from anywhere in the clip, for long videos"
     )
-    continued_from: float = Field(
-        0.7, ge=0, le=1, description="I2V: share of the steps before such samples come: their future is easier to tell"
+    anchored_from: float = Field(
+        0.7, ge=0, le=1, description="I2V: share of the steps before their anchor may lie far back in the video"
     )
 
     @model_validator(mode="after")

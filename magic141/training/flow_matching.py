@@ -52,13 +52,13 @@ class FlowMatching(SingleNetworkObjective):
 
     def __init__(self, spec: FlowMatchingSpec, context: TrainContext) -> None:
         self.shift = spec.config.shift
-        self.first_continued = int(spec.config.continued_from * spec.config.num_steps)
+        self.first_anchored = int(spec.config.anchored_from * spec.config.num_steps)
         maker = make_batch_maker(spec.data, "train", spec.config, spec.model, image_condition=spec.t2v is not None)
         super().__init__(initial_network(spec), maker, spec.data, spec.config, spec.model, context)
 
     def maker_at(self, step: int) -> BatchMaker:
-        """Windows from the start of a clip at first, then also continued ones."""
-        return self.maker if step >= self.first_continued else replace(self.maker, continued_fraction=0.0)
+        """Far anchors come late: they take long to learn and would hold up everything else."""
+        return self.maker if step >= self.first_anchored else replace(self.maker, far_anchors=False)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """The loss of one batch; noise and times come from `generator`."""

@@ -69,14 +69,22 @@ def test_the_generator_alone_decides(maker: BatchMaker) -> None:
     assert torch.equal(first.x0, second.x0)
 
 
-def test_continued_windows_come_late_in_pretraining(tmp_path: Path) -> None:
-    """Their future is easier to tell: early on they would only take the place of samples that teach more."""
+def test_without_far_anchors_a_continued_window_is_one_from_the_start_with_more_known(maker: BatchMaker) -> None:
+    batch = make(maker, continued_fraction=1.0, far_anchors=False)
+    assert set(frames(batch)) == {(1, 2, 3, 4, 5)}
+    assert batch.prefix is not None
+    assert set(batch.prefix.mask[:, 0, :, 0, 0].sum(1).tolist()) == {2.0, 3.0}
+    num_image_tokens = maker.dataset.image_tokens.shape[1]
+    assert torch.equal(batch.cond.tokens[:, :num_image_tokens], maker.dataset.image_tokens)
+
+
+def test_far_anchors_come_late_in_pretraining(tmp_path: Path) -> None:
     data = make_data(tmp_path / "data")
     info = load_info(data)
     placement = PlacementConfig(engine="plain", launcher="local", num_workers=1)
-    config = FlowMatchingConfig(num_steps=10, continued_fraction=0.5, continued_from=0.7, placement=placement)
+    config = FlowMatchingConfig(num_steps=10, continued_fraction=0.5, anchored_from=0.7, placement=placement)
     build_transformer(MODEL, CHANNELS, info.text_width, info.pooled_width).save_pretrained(tmp_path / "t2v")
     objective = FlowMatchingSpec(config, MODEL, data, tmp_path / "t2v").build(
         TrainContext(0, 1, torch.device("cpu"), tmp_path, 0, placement)
     )
-    assert [objective.maker_at(step).continued_fraction for step in (0, 6, 7, 9)] == [0.0, 0.0, 0.5, 0.5]
+    assert [objective.maker_at(step).far_anchors for step in (0, 6, 7, 9)] == [False, False, True, True]
