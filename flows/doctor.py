@@ -68,19 +68,14 @@ def _package(distribution: str, module: str, purpose: str) -> Finding:
     if found is None:
         return Finding(distribution, "not installed", False, f"for {purpose}: run `make setup`, or pip install -e .")
     try:
-        _settle_accelerator()
+        if module == "deepspeed":
+            from magic141.accelerator import settle_accelerator
+
+            settle_accelerator()
         importlib.import_module(module)
     except Exception as error:  # anything may go wrong in a foreign package's import
         return Finding(distribution, f"{found}, does not import: {error}", False, f"reinstall {distribution}=={found}")
     return Finding(distribution, found)
-
-
-def _settle_accelerator() -> None:
-    """DeepSpeed guesses its accelerator aloud unless it is told."""
-    import torch
-
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def _guarded(name: str, look: Callable[[], Finding]) -> Finding:

@@ -17,12 +17,11 @@ from prefect.runtime import flow_run
 
 from magic141.artifacts import ArtifactRef
 from magic141.config import PipelineConfig, config_digest, to_yaml
+from magic141.evaluation.scores import COSTS
 from magic141.frozen import FrozenConfig
 from magic141.tracking import RunLog, Tracker
 from tasks.console import StageConsole
 from tasks.stage import Stage, StageContext, git_commit, run_stage
-
-COSTS = ("nfe", "latency_ms", "cpu_ms_per_clip", "peak_memory_mb", "weight_mb")
 
 
 class Outcome(FrozenConfig):
@@ -125,7 +124,7 @@ def read_scores(folder: Path) -> list[dict[str, Any]]:
                 name: score["value"] if score["value"] is not None else f"- ({score['reason']})"
                 for name, score in variant["scores"].items()
             },
-            **{name: variant[name] for name in COSTS if name in variant},
+            **{cost.key: variant[cost.key] for cost in COSTS if cost.key in variant},
         }
         for variant in variants
     ]

@@ -125,6 +125,15 @@ def canonical_json(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested fields as `section.field` and value."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
 def digest_folder(folder: Path, volatile: Iterable[str] = ()) -> str:
     """sha256 over the relative names and contents of all files below `folder`, but for the `volatile` names."""
     skipped = set(volatile)

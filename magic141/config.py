@@ -241,6 +241,8 @@ def _guidance(config: PipelineConfig) -> Iterator[str]:
         ("generate.guidance_scale", config.generate.guidance_scale),
         ("distill_dmd2.student_guidance_scale", dmd2.student_guidance_scale),
     ]
+    if dmd2.student_guidance_range and "cfg_distilled" in (dmd2.start, dmd2.real_score):
+        asked += [("distill_dmd2.student_guidance_range", end) for end in dmd2.student_guidance_range]
     if dmd2.real_score == "cfg_distilled":
         asked.append(("distill_dmd2.real_guidance_scale", dmd2.real_guidance_scale))
     for field, value in asked:

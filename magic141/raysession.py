@@ -10,7 +10,8 @@ from pathlib import Path
 
 import ray
 import ray.data
-import torch
+
+from magic141.accelerator import settle_accelerator
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
 _OBJECT_STORE_BYTES = 500_000_000
@@ -28,8 +29,7 @@ def ensure_ray() -> None:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a FutureWarning in every process
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed guesses, aloud, here and in every worker
+    settle_accelerator()
     if not ray.is_initialized():
         if os.environ.get("RAY_ADDRESS"):
             ray.init(log_to_driver=False, logging_level=logging.ERROR)

@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
-from magic141.evaluation.media import media_uri
-from magic141.evaluation.scores import EXACT, FRECHET, VBENCH, Dimension
-
-COSTS = (
-    Dimension("nfe", "evaluations", "exact", "low", 0, "network evaluations per clip"),
-    Dimension("latency_ms", "latency, ms", "exact", "low", 1, "one clip alone"),
-    Dimension("cpu_ms_per_clip", "CPU ms per clip", "exact", "low", 1, "in batches"),
-    Dimension("peak_memory_mb", "peak memory, MB", "exact", "low", 0, "while sampling"),
-    Dimension("weight_mb", "weights, MB", "exact", "low", 2, "as stored"),
-)
+from magic141.artifacts import flatten
+from magic141.evaluation.pages import media_uri, render_page
+from magic141.evaluation.scores import COSTS, EXACT, FRECHET, VBENCH, Dimension
 
 
 @dataclass(frozen=True)
@@ -55,7 +46,7 @@ class Row:
 
 def config_differences(runs: Sequence[RunParts]) -> list[Row]:
     """Fields that are not the same in all runs."""
-    flat = [dict(_flatten("", run.config)) for run in runs]
+    flat = [dict(flatten(run.config)) for run in runs]
     names = sorted({name for values in flat for name in values})
     rows = []
     for name in names:
@@ -74,9 +65,8 @@ def score_rows(runs: Sequence[RunParts], variant: str) -> list[Row]:
 
 def write_comparison(runs: Sequence[RunParts], variant: str, num_videos: int, file: Path) -> None:
     """One self-contained HTML page."""
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    html = environment.get_template("comparison.html.j2").render(
+    html = render_page(
+        "comparison.html.j2",
         variant=variant,
         labels=[run.label for run in runs],
         differences=config_differences(runs),
@@ -126,11 +116,3 @@ def _clips(run: RunParts) -> dict[str, tuple[int, str]]:
     lines = file.read_text().splitlines() if file.is_file() else []
     rows = [json.loads(line) for line in lines]
     return {row["id"]: (number, row["caption"]) for number, row in enumerate(rows)}
-
-
-def _flatten(path: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if not isinstance(value, Mapping):
-        yield path, value
-        return
-    for name, inner in value.items():
-        yield from _flatten(f"{path}.{name}" if path else str(name), inner)

@@ -47,7 +47,10 @@ class GenerateConfig(FrozenConfig):
     long_video_clips: int = Field(16, ge=1, description="long videos, for the drift curve")
     long_video_teacher_steps: int = Field(8, ge=1, description="steps of the teacher's long videos, for comparison")
     long_video_carried: int = Field(
-        2, ge=1, description="latent frames carried from window to window, beside the first frame of the video"
+        2,
+        ge=1,
+        le=2,
+        description="latent frames carried from window to window; training knows 1 and 2",
     )
     batch_size: int = placement(32, ge=1, description="clips per forward")
     num_threads: int = placement(2, ge=1, description="CPU threads")

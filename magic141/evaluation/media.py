@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,6 @@ from magic141.data.video import write_video
 Frames = NDArray[np.uint8]
 
 MIN_SIDE = 128  # small videos are enlarged by whole factors until their shorter side has this many pixels
-MIME = {".mp4": "video/mp4", ".png": "image/png"}
 
 
 def zoom_for(frames: Frames) -> int:
@@ -32,11 +30,6 @@ def save_image(path: Path, image: Frames) -> None:
     """Writes uint8 [H, W, 3] as PNG, small ones enlarged."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(_enlarge(image, zoom_for(image))).save(path)
-
-
-def media_uri(file: Path) -> str:
-    """A video or picture as a data URI, for pages that are one file."""
-    return f"data:{MIME[file.suffix]};base64,{base64.b64encode(file.read_bytes()).decode()}"
 
 
 def _enlarge(frames: Frames, zoom: int) -> Frames:

@@ -8,12 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from magic141.artifacts import StageLog
 from magic141.evaluation.charts import Series, line_chart, smooth
 from magic141.evaluation.config import ReportConfig
-from magic141.evaluation.media import media_uri
+from magic141.evaluation.pages import media_uri, render_page
 from magic141.evaluation.scores import AVERAGE, EXACT, FRECHET, VBENCH, Dimension
 
 STAGES = {
@@ -54,11 +52,7 @@ def write_report(config: ReportConfig, parts: Mapping[str, Path], out: Path, log
         "quantization": _quantization(parts),
         **_tile(parts, config),
     }
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    html = environment.get_template("report.html.j2").render(
-        title=config.title, date=time.strftime("%Y-%m-%d %H:%M"), **sections
-    )
+    html = render_page("report.html.j2", title=config.title, date=time.strftime("%Y-%m-%d %H:%M"), **sections)
     file = out / "report.html"
     file.write_text(html, encoding="utf-8")
     log.file(file)
@@ -233,18 +227,15 @@ def _curves(parts: Mapping[str, Path]) -> list[dict[str, Any]]:
 
 def _watch(parts: Mapping[str, Path]) -> list[dict[str, Any]]:
     """What the collapse watch saw: the student relative to the many-step model."""
-    record = _json(parts, "distill_dmd2", "watch.json") or {"validations": []}
+    record = _json(parts, "distill_dmd2", "watch.json")
+    if record is None:
+        return []
     series = [
-        Series(
-            name.replace("_", " "),
-            [(row["step"], row[key]) for row in record["validations"] if key in row],
-            dots=True,
-        )
-        for name in ("variance_ratio", "motion_ratio", "diversity_ratio")
-        for key in (f"validation_{name}",)
+        Series(label, [(row["step"], row[f"validation_{label}_ratio"]) for row in record["validations"]], dots=True)
+        for label in ("variance", "motion", "diversity")
     ]
+    facts = f"1 is like the many-step model; exported: step {record['exported_step']}"
     chart = line_chart(series, "step")
-    facts = f"1 is like the many-step model; exported: step {record.get('best_step')}"
     return [{"title": "Collapse watch of the step distillation", "facts": facts, "chart": chart}] if chart else []
 
 

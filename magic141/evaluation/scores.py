@@ -46,7 +46,7 @@ class Dimension:
 
     key: str
     label: str
-    group: Literal["exact", "distribution", "vbench"]
+    group: Literal["exact", "distribution", "vbench", "cost"]
     better: Literal["high", "low", "none"]
     digits: int
     help: str
@@ -65,7 +65,7 @@ EXACT = (
     Dimension("background_psnr_db", "background dB", "exact", "high", 1, "PSNR to the true background"),
     Dimension("psnr_db", "PSNR dB", "exact", "high", 1, "PSNR to the clip drawn anew along the measured path"),
     Dimension(
-        "continuation_psnr_db", "continu. dB", "exact", "high", 1, "PSNR to the only true future of two latent frames"
+        "continuation_psnr_db", "continu. dB", "exact", "high", 1, "PSNR to the only true future of three latent frames"
     ),
     Dimension("speed_std", "speed std", "exact", "none", 2, "spread of the speed, pixels per frame; compare with real"),
     Dimension("plus", "mode share", "exact", "none", 2, "share of the first of the two senses of an axis; truth 0.5"),
@@ -86,6 +86,13 @@ VBENCH = (
     Dimension("aesthetic_quality", "aesthetic", "vbench", "high", 4, "LAION aesthetic predictor"),
     Dimension("imaging_quality", "imaging", "vbench", "high", 4, "MUSIQ"),
     Dimension("temporal_flickering", "temporal flick.", "vbench", "high", 4, "1 minus the mean difference of frames"),
+)
+COSTS = (
+    Dimension("nfe", "evaluations", "cost", "low", 0, "network evaluations per clip"),
+    Dimension("latency_ms", "latency, ms", "cost", "low", 1, "one clip alone"),
+    Dimension("cpu_ms_per_clip", "CPU ms per clip", "cost", "low", 1, "in batches"),
+    Dimension("peak_memory_mb", "peak memory, MB", "cost", "low", 0, "while sampling"),
+    Dimension("weight_mb", "weights, MB", "cost", "low", 2, "as stored"),
 )
 AVERAGE = Dimension("average", "average", "vbench", "high", 4, "plain mean of the seven, as in the paper's Table 1")
 

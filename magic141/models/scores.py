@@ -8,6 +8,7 @@ keeps it from judging inputs that it never saw in pretraining. `a_weak = 0` is p
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from magic141.models.transformer import Conditioning, Prefix, velocity
 ADAPTER = "fake"
 
 
-class Scores(nn.Module):
+class Scores(nn.Module, ABC):
     """What both kinds share: the network that is trained as the fake score, and its features for a discriminator.
 
     Attributes:
@@ -35,17 +36,17 @@ class Scores(nn.Module):
         self.head: Head | None = None
         self._features: Tensor | None = None
 
+    @abstractmethod
     def real(
         self, x_t: Tensor, sigma: Tensor, cond: Conditioning, prefix: Prefix | None, guidance_scale: Tensor | None
     ) -> Tensor:
         """The real score's velocity, [B, C, T, h, w], never with a gradient."""
-        raise NotImplementedError
 
+    @abstractmethod
     def base(
         self, x_t: Tensor, sigma: Tensor, cond: Conditioning, prefix: Prefix | None, guidance_scale: Tensor | None
     ) -> Tensor:
         """The velocity of the untouched pretrained model, without a gradient."""
-        raise NotImplementedError
 
     def forward(self, **inputs: Any) -> Any:
         """The fake score's network, as an engine calls it."""

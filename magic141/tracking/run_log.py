@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, LoggedModelOutput, Metric, Param
 
-from magic141.artifacts import ArtifactRef
+from magic141.artifacts import ArtifactRef, flatten
 from magic141.tracking.tags import MAX_BATCH, TAG_ARTIFACT, TAG_MODEL, set_tags
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class RunLog:
 
     def params(self, values: Mapping[str, object]) -> None:
         """The fields that people compare between runs, flattened to `section.field`."""
-        flat = [Param(name, str(value)[:MAX_PARAM_CHARS]) for name, value in _flatten(values)]
+        flat = [Param(name, str(value)[:MAX_PARAM_CHARS]) for name, value in flatten(values)]
         for start in range(0, len(flat), MAX_BATCH):
             self.client.log_batch(self.run_id, params=flat[start : start + MAX_BATCH])
 
@@ -107,11 +107,3 @@ def _dataset(ref: ArtifactRef, context: str) -> DatasetInput:
     return DatasetInput(
         Dataset(ref.stage, ref.digest[:36], "local", source), [InputTag("mlflow.data.context", context)]
     )
-
-
-def _flatten(values: Mapping[str, object], prefix: str = "") -> Iterable[tuple[str, object]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

@@ -130,9 +130,14 @@ class CollapseWatch:
         if self.collapsed and self.config.stop:
             raise UserError(self._message(step, found))
 
-    def write(self, folder: Path) -> None:
-        """`watch.json` beside the student: the curve, the best step, the verdict."""
-        record = {"best_step": self.best_step, "collapsed": self.collapsed, "validations": self.history}
+    def write(self, folder: Path, exported_step: int) -> None:
+        """`watch.json` beside the student: the curve, the best step, the exported one, the verdict."""
+        record = {
+            "best_step": self.best_step,
+            "exported_step": exported_step,
+            "collapsed": self.collapsed,
+            "validations": self.history,
+        }
         (folder / WATCH_FILE).write_text(json.dumps(record, indent=1))
 
     def state_dict(self) -> dict[str, Any]:

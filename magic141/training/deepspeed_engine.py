@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from magic141.accelerator import settle_accelerator
 from magic141.training.config import OptimizerConfig
 from magic141.training.engine import Precision, autocast
 from magic141.training.optimizers import learning_rate_factor, make_optimizer
@@ -97,8 +97,7 @@ class DeepSpeedEngine:
 
 def import_deepspeed() -> Any:
     """DeepSpeed, quiet, and without a GPU also without its C++ communication op, which needs a compiler at run time."""
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    settle_accelerator()
     import deepspeed
     from deepspeed.utils import logger
 

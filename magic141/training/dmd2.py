@@ -26,7 +26,7 @@ from magic141.training.adversarial import discriminator_loss, generator_loss
 from magic141.training.collapse import CollapseWatch
 from magic141.training.conditions import Batch, BatchMaker, step_generator
 from magic141.training.config import Dmd2Config
-from magic141.training.dmd2_networks import Guidance, RealScore, build_generator, build_scores, export_generator
+from magic141.training.dmd2_networks import Guidance, GuidedScores, build_generator, build_scores, export_generator
 from magic141.training.dmd2_validation import Dmd2Validation
 from magic141.training.ema import Ema
 from magic141.training.engine import Engine, make_engine
@@ -99,10 +99,10 @@ class Dmd2:
         num_fake = config.num_steps * config.fake_updates_per_step + config.fake_warmup_updates
         self.generator = make_engine(generator, config.optimizer, config.num_steps, config.precision, context)
         self.fake = make_engine(self.scores, config.fake_optimizer, num_fake, config.precision, context)
-        self.real = RealScore(self.scores, config.real_score)
+        self.guided = GuidedScores(self.scores, config.real_score)
         self.ema = Ema(self.generator.module, config.ema_decay)
         self.replay: deque[Generated] = deque(maxlen=config.replay_batches)
-        self.validation = Dmd2Validation(self.maker, self.real, self.generator, config, spec.data, context)
+        self.validation = Dmd2Validation(self.maker, self.guided, self.generator, config, spec.data, context)
         self.watch = CollapseWatch(config.collapse)
 
     @property
@@ -166,7 +166,7 @@ class Dmd2:
             sigma = self.score_times(kept.x0, rng)
             with self.fake.autocast():
                 x_t = interpolate(kept.x0, noise, sigma)
-                u = self.real.fake(self.fake, x_t, sigma, kept.batch, kept.w)
+                u = self.guided.fake(self.fake, x_t, sigma, kept.batch, kept.w)
                 loss = values["fake_loss"] = mse_loss(u, velocity_target(kept.x0, noise))
                 if self.config.adversarial_weight > 0:
                     values["discriminator_loss"] = self.discriminator_loss(kept, rng)
@@ -181,16 +181,15 @@ class Dmd2:
         sigma = self.score_times(x, rng)
         z_t = interpolate(x, randn_like(x, rng), sigma)
         with self.fake.autocast():
-            fake = self.real.fake(self.scores, z_t, sigma, batch, w)
-            real = self.real(z_t, sigma, batch, w)
+            fake = self.guided.fake(self.scores, z_t, sigma, batch, w)
+            real = self.guided.real(z_t, sigma, batch, w)
         return dmd2_gradient(x, x0_from_velocity(z_t, real, sigma), x0_from_velocity(z_t, fake, sigma))
 
     def other_losses(self, x: Tensor, batch: Batch, w: Guidance, rng: torch.Generator) -> dict[str, Tensor]:
         """The adversarial and the regression term, weighted, when they are switched on."""
         losses = {}
         if self.config.adversarial_weight > 0:
-            gradient = self.adversarial_gradient(x.detach(), batch, w, rng)
-            losses["adversarial_loss"] = self.config.adversarial_weight * (x * gradient).sum()
+            losses["adversarial_loss"] = self.config.adversarial_weight * self.adversarial_loss(x, batch, w, rng)
         if self.config.regression_weight > 0:
             losses["regression_loss"] = self.config.regression_weight * mse_loss(x, batch.x0)
         return losses
@@ -200,18 +199,19 @@ class Dmd2:
         logits = [self.logits(self.fake, x, kept.batch, kept.w, rng) for x in (kept.batch.x0, kept.x0)]
         return discriminator_loss(*logits)
 
-    def adversarial_gradient(self, x: Tensor, batch: Batch, w: Guidance, rng: torch.Generator) -> Tensor:
-        """The generator loss' gradient with respect to x alone: the fake score's own gradients stay as they are."""
+    def adversarial_loss(self, x: Tensor, batch: Batch, w: Guidance, rng: torch.Generator) -> Tensor:
+        """The generator's loss, with its gradient with respect to x alone: none reaches the fake score's weights."""
         leaf = x.detach().requires_grad_()
         with self.fake.autocast():
             loss = generator_loss(self.logits(self.scores, leaf, batch, w, rng))
-        return torch.autograd.grad(loss, leaf)[0]
+        (gradient,) = torch.autograd.grad(loss, leaf)
+        return loss.detach() + ((x - leaf.detach()) * gradient).sum()
 
     def logits(self, network: Any, x: Tensor, batch: Batch, w: Guidance, rng: torch.Generator) -> Tensor:
         """The head's logits of clean latents x, noised first or as they are, [B, tokens]."""
         noised = self.config.adversarial_input == "noised"
         sigma = self.score_times(x, rng) if noised else torch.zeros(len(x), device=x.device)
-        self.real.fake(network, interpolate(x, randn_like(x, rng), sigma), sigma, batch, w)
+        self.guided.fake(network, interpolate(x, randn_like(x, rng), sigma), sigma, batch, w)
         return self.scores.logits()
 
     def score_times(self, x: Tensor, rng: torch.Generator) -> Tensor:
@@ -246,4 +246,4 @@ class Dmd2:
         state = self.ema.full_state_dict(self.generator)
         if self.context.is_main:
             export_generator(self.generator.module, state, folder / "transformer")
-            self.watch.write(folder)
+            self.watch.write(folder, self.ema.num_updates)

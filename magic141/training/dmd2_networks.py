@@ -76,14 +76,19 @@ class Guidance:
 
 
 @dataclass(frozen=True)
-class RealScore:
-    """How the scores are asked: a CFG-distilled base has w as an input, the teacher is guided explicitly."""
+class GuidedScores:
+    """The scores at a guidance scale: a CFG-distilled base has w as an input, the teacher is guided explicitly.
+
+    Attributes:
+        scores: real and fake.
+        kind: what their base is.
+    """
 
     scores: Scores
     kind: Literal["teacher", "cfg_distilled"]
 
-    def __call__(self, z_t: Tensor, sigma: Tensor, batch: Batch, w: Guidance) -> Tensor:
-        """The real score's velocity."""
+    def real(self, z_t: Tensor, sigma: Tensor, batch: Batch, w: Guidance) -> Tensor:
+        """The real score's velocity, without a gradient."""
         return self._guided(self.scores.real, z_t, sigma, batch, w)
 
     def base(self, z_t: Tensor, sigma: Tensor, batch: Batch, w: Guidance) -> Tensor:

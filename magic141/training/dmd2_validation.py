@@ -20,7 +20,7 @@ from magic141.models.vae import load_codec
 from magic141.training.collapse import PREFIX, compare
 from magic141.training.conditions import Batch, BatchMaker, step_generator
 from magic141.training.config import Dmd2Config
-from magic141.training.dmd2_networks import Guidance, RealScore
+from magic141.training.dmd2_networks import Guidance, GuidedScores
 from magic141.training.engine import Engine
 from magic141.training.objective import TrainContext, sum_over_workers
 from magic141.training.progress import write_image
@@ -35,15 +35,18 @@ class Dmd2Validation:
     def __init__(
         self,
         maker: BatchMaker,
-        real: RealScore,
+        scores: GuidedScores,
         generator: Engine,
         config: Dmd2Config,
         data: Path,
         context: TrainContext,
     ) -> None:
-        self.real, self.generator, self.config, self.data, self.context = real, generator, config, data, context
+        self.scores, self.generator, self.config, self.data, self.context = scores, generator, config, data, context
         self._maker = replace(maker, dataset=ClipDataset.open(data, "validation"), continued_fraction=0.0)
         self._reference: Tensor | None = None  # of the many-step model, [S, N, C, T, h, w]
+        real = self._maker.dataset.latents[:, :, : maker.num_latent_frames]
+        self._space = TubeSpace.fit(real, real.shape[1])
+        self._real_moments = self._moments(real)
 
     @torch.no_grad()
     def figures(self) -> dict[str, float]:
@@ -58,11 +61,13 @@ class Dmd2Validation:
 
     def _frechet(self, student: Tensor) -> float:
         """Distance of all workers' clips together to all real validation clips: a few clips alone say little."""
-        real = self._maker.dataset.latents[:, :, : student.shape[3]].float()
-        space = TubeSpace.fit(real, real.shape[1])
-        own = torch.from_numpy(moments(space.project(student.flatten(0, 1))))
-        everyone = sum_over_workers(own, self.context).numpy()
-        return frechet_between(everyone, moments(space.project(real)))
+        own = torch.from_numpy(self._moments(student.flatten(0, 1)))
+        return frechet_between(sum_over_workers(own, self.context).numpy(), self._real_moments)
+
+    def _moments(self, latents: Tensor) -> NDArray[np.float64]:
+        """Clip by clip: the tubes of a real clip alone fill hundreds of megabytes."""
+        parts = [moments(self._space.project(clip)) for clip in latents.float().split(1)]
+        return np.asarray(np.sum(parts, axis=0))
 
     def _batch(self) -> Batch:
         """As many clips on every worker, different ones as far as there are enough."""
@@ -85,7 +90,7 @@ class Dmd2Validation:
 
         def predict(x_t: Tensor, sigma: Tensor) -> Tensor:
             with self.generator.autocast():
-                return self.real.base(x_t, sigma, batch, w)
+                return self.scores.base(x_t, sigma, batch, w)
 
         return self._sample(predict, batch, self.config.collapse.reference_steps, "euler")
 
@@ -110,8 +115,8 @@ class Dmd2Validation:
         sigma = torch.full((len(student),), SHOWN_SIGMA, device=student.device)
         z_t = interpolate(student, randn_like(student, self._rng(-1)), sigma)
         with self.generator.autocast():
-            fake = self.real.fake(self.real.scores, z_t, sigma, batch, w)
-            real = self.real(z_t, sigma, batch, w)
+            fake = self.scores.fake(self.scores.scores, z_t, sigma, batch, w)
+            real = self.scores.real(z_t, sigma, batch, w)
         if not self.context.is_main:  # the forward passes are collective when the networks are sharded
             return
         rows = torch.stack([student, *(x0_from_velocity(z_t, u, sigma) for u in (real, fake))], dim=1)
@@ -121,7 +126,8 @@ class Dmd2Validation:
     def _decode(self, latents: Tensor) -> NDArray[np.uint8]:
         codec = load_codec(self.data / "codec")
         codec.vae.to(self.context.device)
-        return contact_sheet(codec.decode_video(latents).cpu().numpy())
+        clips = [codec.decode_video(clip).cpu() for clip in latents.split(1)]  # as many as memory surely takes
+        return contact_sheet(torch.cat(clips).numpy())
 
     def _rng(self, stream: int) -> torch.Generator:
         return step_generator(self.context.seed, -2 - stream, self.context.rank)

@@ -85,7 +85,7 @@ def test_the_best_state_is_the_healthy_one_with_the_smallest_distance(tmp_path: 
     judge(watch, 150, frechet=0.1, motion_ratio=0.0)
     assert (watch.best_step, watch.best) == (100, {"step": 100})
     assert watch.collapsed
-    watch.write(tmp_path)
+    watch.write(tmp_path, exported_step=100)
     written: Mapping[str, object] = json.loads((tmp_path / WATCH_FILE).read_text())
     assert (written["best_step"], written["collapsed"]) == (100, True)
     assert [row["step"] for row in watch.history] == [50, 100, 150]

@@ -90,7 +90,8 @@ def test_it_trains_judges_and_exports_a_plain_transformer(
     dmd2.export(out)
     student = load_transformer(out / "transformer")
     assert student.config.guidance_embeds
-    assert json.loads((out / "watch.json").read_text())["best_step"] in (1, 2)
+    watched = json.loads((out / "watch.json").read_text())
+    assert watched["exported_step"] == (2 if dmd2.config.keep == "last" else watched["best_step"])
     assert (tmp_path / "images" / "student_real_fake-000001.png").is_file()
 
 
@@ -99,13 +100,13 @@ def test_real_score_is_frozen_and_the_generator_does_not_learn_from_fake_updates
     batch = dmd2.maker.make(torch.arange(4), step_generator(0, 0))
     w = Guidance.fixed(dmd2.config, 4)
     generator = weights(dmd2.generator.module)
-    base = dmd2.real.base(batch.x0, torch.full((4,), 0.5), batch, w)
+    base = dmd2.guided.base(batch.x0, torch.full((4,), 0.5), batch, w)
     dmd2.step(0)
     after = weights(dmd2.generator.module)
     dmd2.update_fake(3, step_generator(0, 1))
     assert all(torch.equal(after[name], value) for name, value in weights(dmd2.generator.module).items())
     assert any(not torch.equal(generator[name], value) for name, value in after.items())
-    assert torch.equal(dmd2.real.base(batch.x0, torch.full((4,), 0.5), batch, w), base)
+    assert torch.equal(dmd2.guided.base(batch.x0, torch.full((4,), 0.5), batch, w), base)
 
 
 def test_guidance_in_the_real_score_is_the_guided_teacher(folders: Path, tmp_path: Path) -> None:
@@ -118,7 +119,7 @@ def test_guidance_in_the_real_score_is_the_guided_teacher(folders: Path, tmp_pat
     for scale in (1.0, 2.5):
         w = torch.full((4,), scale)
         expected = guided_velocity(unconditional, conditional, w)
-        torch.testing.assert_close(dmd2.real(batch.x0, sigma, batch, Guidance(w, w)), expected)
+        torch.testing.assert_close(dmd2.guided.real(batch.x0, sigma, batch, Guidance(w, w)), expected)
 
 
 def test_w_is_drawn_from_its_range_for_student_and_real_score_alike() -> None:
@@ -129,12 +130,19 @@ def test_w_is_drawn_from_its_range_for_student_and_real_score_alike() -> None:
     assert 2.9 < float(w.student.max()) <= 3.0
 
 
-def test_adversarial_gradient_leaves_no_trace_in_the_fake_score(folders: Path, tmp_path: Path) -> None:
+def test_adversarial_loss_reaches_the_clip_and_leaves_no_trace_in_the_fake_score(folders: Path, tmp_path: Path) -> None:
     dmd2 = build(folders, tmp_path, adversarial_weight=1.0)
-    batch = dmd2.maker.make(torch.arange(4), step_generator(0, 0))
-    gradient = dmd2.adversarial_gradient(batch.x0, batch, Guidance.fixed(dmd2.config, 4), step_generator(0, 0))
-    assert gradient.shape == batch.x0.shape
-    assert float(gradient.abs().max()) > 0
+    batch, w = dmd2.maker.make(torch.arange(4), step_generator(0, 0)), Guidance.fixed(dmd2.config, 4)
+
+    def loss(x: Tensor) -> Tensor:
+        return dmd2.adversarial_loss(x, batch, w, step_generator(0, 0))
+
+    x = batch.x0.clone().requires_grad_()
+    loss(x).backward()
+    assert x.grad is not None
+    towards = x.grad / x.grad.norm()
+    slope = (loss(batch.x0 + 0.01 * towards) - loss(batch.x0 - 0.01 * towards)) / 0.02  # of the loss' own values
+    torch.testing.assert_close(slope, x.grad.norm(), rtol=0.02, atol=1e-6)
     assert all(p.grad is None or float(p.grad.abs().max()) == 0 for p in dmd2.scores.parameters())
 
 
