@@ -20,7 +20,13 @@ from magic141.artifacts import StageLog
 from magic141.data.sheets import contact_sheet
 from magic141.evaluation.config import GenerateConfig
 from magic141.evaluation.media import save_video
-from magic141.evaluation.performance import Usage, measure, resident_megabytes, weight_megabytes
+from magic141.evaluation.performance import (
+    Usage,
+    give_back_freed_memory,
+    measure,
+    resident_megabytes,
+    weight_megabytes,
+)
 from magic141.evaluation.suite import Conditions, clip_conditions
 from magic141.evaluation.variants import ModelFolders, Variant, list_variants, long_video_variants
 from magic141.evaluation.workload import NUM_KNOWN, Workload, prepare_workload, write_conditions
@@ -85,6 +91,7 @@ def _run_variant(
 ) -> dict[str, Any]:
     """Everything that one variant generates; returns its entry of variants.json."""
     conditions = clip_conditions(work.heldout, work.rows)
+    give_back_freed_memory()
     latency = _latency(work, generator, conditions)
     latents, usage = _sample(work, generator, conditions, work.seed, advance)
     frames = _decode(work, latents)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import sys
 import time
 
 import numpy as np
+import pytest
 import torch
 
-from magic141.evaluation.performance import measure, weight_megabytes
+from magic141.evaluation.performance import give_back_freed_memory, measure, resident_megabytes, weight_megabytes
 
 
 def test_sleeping_costs_wall_time_but_no_cpu_time() -> None:
@@ -23,6 +25,17 @@ def test_memory_that_was_freed_before_the_end_counts() -> None:
         time.sleep(0.5)  # the sampler needs its turn on a busy machine
         del block
     assert usage.peak_memory_mb > before.peak_memory_mb + 40
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc's allocator can be asked")
+def test_memory_of_earlier_work_is_given_back() -> None:
+    blocks = [torch.ones(2**14) for _ in range(2000)]  # 64 KiB each: small enough for the heap to keep
+    last = torch.ones(2**14)  # above them: the heap cannot shrink by itself
+    full = resident_megabytes()
+    del blocks
+    give_back_freed_memory()
+    assert resident_megabytes() < full - 100
+    assert float(last[0]) == 1
 
 
 def test_weights_are_counted_as_stored() -> None:
