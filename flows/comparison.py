@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from flows.promotion import open_tracker
 from magic141.evaluation.comparison import Row, RunParts, config_differences, score_rows, write_comparison
 from magic141.frozen import UserError
-from magic141.tracking import Tracker
+from magic141.tracking import Tracker, open_store
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,7 +33,7 @@ def compare(workspace: Path, run_ids: Sequence[str], variant: str, page: Path | 
     """
     if len(run_ids) < 2:
         raise UserError("compare: expected two or more run ids; `magic141 run` prints the id of a run at its end")
-    tracker = open_tracker(workspace)
+    tracker = open_store(workspace)
     runs = [_parts(tracker, run_id) for run_id in run_ids]
     scores = score_rows(runs, variant)
     if not scores:

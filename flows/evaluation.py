@@ -12,7 +12,7 @@ from flows.session import Outcome, open_session
 from magic141.artifacts import ArtifactRef
 from magic141.config import PipelineConfig, validate, with_overrides
 from magic141.frozen import UserError
-from magic141.tracking import Run, Tracker, store_exists, tracking_uri
+from magic141.tracking import Run, Tracker, open_store
 from tasks.pipeline import JUDGING, STAGES
 
 
@@ -43,9 +43,7 @@ def find_origin(workspace: Path, run_id: str | None, model: str | None) -> tuple
     """The pipeline run to judge, and the config that it ran with."""
     if (run_id is None) == (model is None):
         raise UserError("eval: give either --run ID or --model URI, such as --model models:/magic141@candidate")
-    if not store_exists(workspace):
-        raise UserError(f"eval: there are no runs in {tracking_uri(workspace)}; point --workspace to the right folder")
-    tracker = Tracker(workspace, "magic141")
+    tracker = open_store(workspace)
     origin = tracker.pipeline_run(run_id or tracker.registry.resolve(str(model)).run_id)
     return origin, config_of(origin, tracker, workspace)
 

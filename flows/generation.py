@@ -49,14 +49,12 @@ def find_model(workspace: Path, model: str) -> Path:
     """
     if Path(model).is_dir():
         return Path(model)
-    from magic141.tracking import Tracker, store_exists, tracking_uri
+    from magic141.tracking import open_store
 
-    if not store_exists(workspace):
-        raise UserError(
-            f"--model {model}: no such folder, and there are no runs in {tracking_uri(workspace)}; point --workspace "
-            "to the folder of your runs"
-        )
-    tracker = Tracker(workspace, "magic141")
+    try:
+        tracker = open_store(workspace)
+    except UserError as error:
+        raise UserError(f"--model {model}: no such folder, and {error}") from None
     if model.startswith("models:/"):
         ref = tracker.registry.resolve(model)
     else:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.evaluation import config_of
-from magic141.config import PipelineConfig, with_overrides
+from magic141.config import with_overrides
 from magic141.evaluation.gate import Verdict, judge
 from magic141.frozen import UserError
-from magic141.tracking import Run, Tracker, store_exists, tracking_uri
+from magic141.tracking import Run, Tracker, open_store
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def promote(workspace: Path, model: str, overrides: Sequence[str] = (), force: b
     Raises:
         UserError: the model, or a metric that the gate names, does not exist.
     """
-    tracker = open_tracker(workspace)
+    tracker = open_store(workspace)
     name, version = tracker.registry.version(model)
     run = tracker.pipeline_run(version.run_id)
     config = with_overrides(config_of(run, tracker, workspace), overrides, "the run's config")
@@ -49,13 +49,13 @@ def promote(workspace: Path, model: str, overrides: Sequence[str] = (), force: b
     verdicts = judge(run.data.metrics, other, config.publish.gate, collapsed(run, tracker))
     passed = force or all(verdict.holds for verdict in verdicts)
     if passed:
-        tracker.registry.promote(name, alias, version.version)
+        tracker.registry.promote(name, alias, version.version, forced=not all(v.holds for v in verdicts))
     return Decision(f"models:/{name}@{alias}", str(version.version), verdicts, passed)
 
 
 def rollback(workspace: Path, model: str, overrides: Sequence[str] = ()) -> tuple[str, str]:
     """Points the champion alias of a model back to the version before the last promotion; returns URI and version."""
-    tracker = open_tracker(workspace)
+    tracker = open_store(workspace)
     name, version = tracker.registry.version(model)
     run = tracker.pipeline_run(version.run_id)
     alias = with_overrides(config_of(run, tracker, workspace), overrides, "the run's config").publish.champion
@@ -70,14 +70,3 @@ def collapsed(run: Run, tracker: Tracker) -> bool | None:
         return None
     record = json.loads(file.read_text())
     return bool(record["collapsed"]) if "collapsed" in record else None
-
-
-def open_tracker(workspace: Path) -> Tracker:
-    """The store of a workspace.
-
-    Raises:
-        UserError: there is none.
-    """
-    if not store_exists(workspace):
-        raise UserError(f"there are no runs in {tracking_uri(workspace)}; point --workspace to the folder of your runs")
-    return Tracker(workspace, PipelineConfig.model_fields["experiment"].default)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit, urlunsplit
 from urllib.request import urlopen
 
 from magic141.frozen import UserError
@@ -22,7 +23,7 @@ def require_servers() -> None:
 
 def trouble(variable: str) -> str | None:
     """What is wrong with the server that an environment variable names; none if it answers or is not on the network."""
-    url = os.environ.get(variable, "")
+    url = _without_credentials(os.environ.get(variable, ""))
     if not url.startswith(("http://", "https://")):
         return None
     try:
@@ -33,6 +34,12 @@ def trouble(variable: str) -> str | None:
     except (URLError, OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         return f"{variable} = {url}: does not answer ({reason}); start the server, or unset {variable} to work without"
+
+
+def _without_credentials(url: str) -> str:
+    """The URL without `user:password@`: it is shown to people, and /health needs none."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def _no_such_server(variable: str, code: int) -> str:

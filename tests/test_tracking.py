@@ -12,8 +12,9 @@ import pytest
 
 from magic141.artifacts import ArtifactRef, digest_folder
 from magic141.frozen import UserError
-from magic141.tracking import Tracker, store_exists, tracking_uri
+from magic141.tracking import Tracker, store_exists
 from magic141.tracking.run_log import metric_name
+from magic141.tracking.tracker import tracking_uri
 
 
 @pytest.fixture(scope="module")
@@ -108,8 +109,12 @@ def test_promotions_are_remembered_and_rolled_back_in_order(tracker: Tracker) ->
     registry = tracker.registry
     for number in range(3):
         registry.register("film", make_artifact(tracker, "publish", f"key-film{number}"), "candidate", {})
-        registry.promote("film", "champion", str(number + 1))
-    assert [(p.version, p.action) for p in registry.history("film", "champion")] == [(v, "promote") for v in "123"]
+        registry.promote("film", "champion", str(number + 1), forced=number == 2)
+    assert [(p.version, p.action) for p in registry.history("film", "champion")] == [
+        ("1", "promote"),
+        ("2", "promote"),
+        ("3", "forced"),
+    ]
     assert registry.rollback("film", "champion") == "2"
     assert registry.rollback("film", "champion") == "1"
     found = registry.alias_version("film", "champion")

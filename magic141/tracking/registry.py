@@ -21,7 +21,7 @@ MAX_PROMOTIONS = 80  # what fits into a tag
 
 
 class Promotion(NamedTuple):
-    """A move of an alias: to which version, when (UTC), by promotion or rollback."""
+    """A move of an alias: to which version, when (UTC), by what: promote, forced (in spite of the gate), rollback."""
 
     version: str
     at: str
@@ -100,10 +100,11 @@ class Registry:
         except MlflowException:
             return None
 
-    def promote(self, name: str, alias: str, version: str) -> None:
+    def promote(self, name: str, alias: str, version: str, forced: bool = False) -> None:
         """Moves an alias and writes that down."""
         self.client.set_registered_model_alias(name, alias, version)
-        self._write_history(name, alias, [*self.history(name, alias), Promotion(version, _now(), "promote")])
+        action = "forced" if forced else "promote"
+        self._write_history(name, alias, [*self.history(name, alias), Promotion(version, _now(), action)])
 
     def rollback(self, name: str, alias: str) -> str:
         """Moves an alias back to where it pointed before its last promotion; returns that version.
@@ -114,7 +115,7 @@ class Registry:
         history = self.history(name, alias)
         stack: list[str] = []
         for entry in history:
-            stack = [*stack, entry.version] if entry.action == "promote" else stack[:-1]
+            stack = [*stack, entry.version] if entry.action != "rollback" else stack[:-1]
         if len(stack) < 2:
             raise UserError(f"models:/{name}@{alias}: no earlier promotion to roll back to; see `magic141 promote`")
         self.client.set_registered_model_alias(name, alias, stack[-2])

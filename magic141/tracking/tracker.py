@@ -185,6 +185,17 @@ def store_exists(workspace: Path) -> bool:
     return not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///")).exists()
 
 
+def open_store(workspace: Path) -> Tracker:
+    """The store that earlier runs are looked up in, by their ids or their registered models.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not store_exists(workspace):
+        raise UserError(f"there are no runs in {tracking_uri(workspace)}; point --workspace to the folder of your runs")
+    return Tracker(workspace, "magic141")
+
+
 @contextmanager
 def _quiet_migrations() -> Iterator[None]:
     """Creating a store logs every migration step; nobody needs them."""

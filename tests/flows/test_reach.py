@@ -68,6 +68,15 @@ def test_every_server_that_is_down_has_its_line(monkeypatch: pytest.MonkeyPatch)
     assert all("does not answer" in line and "unset" in line for line in lines)
 
 
+def test_credentials_are_neither_needed_nor_shown(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.replace("http://", "http://ada:s3cret@"))
+    require_servers()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ada:s3cret@127.0.0.1:{free_port()}")
+    problem = str(trouble("MLFLOW_TRACKING_URI"))
+    assert "does not answer" in problem
+    assert "s3cret" not in problem
+
+
 def test_a_wrong_url_is_told_from_a_dead_server(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_API_URL", f"{server}/wrong")
     assert "HTTP 404" in str(trouble("PREFECT_API_URL"))
