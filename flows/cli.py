@@ -1,22 +1,25 @@
-"""`magic141`: run, plan, eval, generate, doctor. Heavy imports happen inside the commands."""
+"""`magic141`: run, plan, sweep, eval, compare, promote, generate, doctor. Heavy imports happen inside the commands."""
 
 from __future__ import annotations
 
-import os
-import shlex
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from flows.session import Outcome
-    from magic141.config import PipelineConfig
-
-USER_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
+from flows.command_line import (
+    FAILURE,
+    home_of,
+    load,
+    prefect_server,
+    reporting,
+    resumable,
+    say_outcome,
+    say_sweep,
+    selection,
+    store,
+    warn,
+)
 
 app = typer.Typer(
     name="magic141",
@@ -27,7 +30,11 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-ConfigFile = Annotated[Path, typer.Argument(help="YAML config, such as configs/demo.yaml")]
+ConfigFile = Annotated[Path | None, typer.Argument(help="YAML config, such as configs/demo.yaml; or give --run")]
+Origin = Annotated[
+    str | None, typer.Option("--run", help="in place of a config: an earlier run's id, or models:/NAME@ALIAS")
+]
+From = Annotated[str | None, typer.Option("--from", help="first stage to run, on what --run made before it")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="SECTION.FIELD=VALUE; may be repeated")]
 Until = Annotated[str | None, typer.Option(help="last stage to run")]
 Refresh = Annotated[list[str] | None, typer.Option(help="stage to compute again; may be repeated")]
@@ -37,47 +44,77 @@ Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks and Prefec
 
 @app.command()
 def run(
-    config: ConfigFile,
+    config: ConfigFile = None,
     set_: Overrides = None,
+    origin: Origin = None,
+    first: From = None,
     until: Until = None,
     refresh: Refresh = None,
     workspace: Workspace = None,
     debug: Debug = False,
 ) -> None:
-    """Run a config's stages; whatever is already there is reused."""
-    with _reporting(debug):
-        from tasks.pipeline import known_stage
+    """Run a config's stages, or an earlier run's from a stage on; whatever is already there is reused."""
+    with reporting(debug):
+        chosen = selection(config, origin, first, until, refresh, set_, workspace)
+        with resumable(), prefect_server(chosen.home, debug):
+            from flows.pipeline import pipeline, rerun
 
-        values = _load(config, set_, workspace)
-        for stage, option in [(until, "--until"), *((name, "--refresh") for name in refresh or ())]:
-            if stage:
-                known_stage(stage, option)
-        with _resumable(), _prefect(values.home, debug):
-            from flows.pipeline import pipeline
-
-            outcome = pipeline(str(config.resolve()), set_ or [], until, refresh or [])
-        _say_outcome(outcome)
+            if origin:
+                outcome = rerun(str(chosen.home), origin, first, set_ or [], until, refresh or [])
+            else:
+                outcome = pipeline(str(chosen.config), set_ or [], until, refresh or [])
+        say_outcome(outcome)
 
 
 @app.command()
 def plan(
-    config: ConfigFile,
+    config: ConfigFile = None,
     set_: Overrides = None,
+    origin: Origin = None,
+    first: From = None,
     until: Until = None,
     refresh: Refresh = None,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object a stage, for scripts")] = False,
     workspace: Workspace = None,
     debug: Debug = False,
 ) -> None:
-    """Show which stages would be reused, which would run, and why."""
-    with _reporting(debug):
+    """Show which stages would be reused, which would run, why, on what and for about how long."""
+    with reporting(debug):
+        chosen = selection(config, origin, first, until, refresh, set_, workspace, must_exist=False)
+        from flows import plan as planning
+
+        rows = list(planning.plan_of(chosen.home, chosen.values, origin, first, until, refresh or (), set_ or ()))
+        if as_json:
+            typer.echo(planning.as_json(rows))
+            return
         from rich.console import Console
 
-        from flows.plan import as_table, make_plan
-        from tasks.pipeline import known_stage, stages_until
+        Console().print(planning.as_table(rows))
 
-        values = _load(config, set_, workspace, must_exist=False)
-        again = [known_stage(name, "--refresh") for name in refresh or ()]
-        Console().print(as_table(list(make_plan(values, stages_until(until), again))))
+
+@app.command()
+def sweep(
+    config: Annotated[Path, typer.Argument(help="YAML config, such as configs/demo.yaml")],
+    vary: Annotated[list[str] | None, typer.Option(help="FIELD=VALUE,VALUE,…; several make a grid")] = None,
+    member: Annotated[list[str] | None, typer.Option(help="'FIELD=VALUE FIELD=VALUE …': one run of the sweep")] = None,
+    variant: Annotated[str, typer.Option(help="row of the score table to compare")] = "student_4",
+    set_: Overrides = None,
+    until: Until = None,
+    workspace: Workspace = None,
+    debug: Debug = False,
+) -> None:
+    """Run a config once per combination of values; stages that combinations share are computed once."""
+    with reporting(debug):
+        from flows.grid import members_of
+
+        values = load(config, set_, workspace)
+        members_of(vary or (), member or ())
+        with resumable(), prefect_server(values.home, debug):
+            from flows.sweep import sweep as swept
+
+            outcome = swept(str(config.resolve()), vary, member, set_, until, variant)
+        if say_sweep(outcome):
+            raise typer.Exit(FAILURE)
 
 
 @app.command(name="eval")
@@ -89,13 +126,13 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Generate, evaluate and report again, on the models of an earlier run."""
-    with _reporting(debug):
-        home = _store(workspace)
-        with _prefect(home, debug):
+    with reporting(debug):
+        home = store(workspace)
+        with prefect_server(home, debug):
             from flows.evaluation import evaluation
 
             outcome = evaluation(str(home), run_id, model, set_ or [])
-        _say_outcome(outcome)
+        say_outcome(outcome)
 
 
 @app.command()
@@ -110,10 +147,10 @@ def generate(
     debug: Debug = False,
 ) -> None:
     """Animate an image with a published model."""
-    with _reporting(debug):
+    with reporting(debug):
         from flows.generation import animate
 
-        made = animate(_store(workspace), model, image, prompt, output, seconds, seed, warn=_warn)
+        made = animate(store(workspace), model, image, prompt, output, seconds, seed, warn=warn)
         typer.echo(f"{output}: {made}")
 
 
@@ -126,12 +163,12 @@ def compare(
     debug: Debug = False,
 ) -> None:
     """Show runs beside each other: scores with differences, config fields that differ, videos of the same clips."""
-    with _reporting(debug):
+    with reporting(debug):
         from rich.console import Console
 
         from flows.comparison import compare as compared
 
-        for table in compared(_store(workspace), runs, variant, output):
+        for table in compared(store(workspace), runs, variant, output):
             if table.row_count:
                 Console().print(table, "")
         if output:
@@ -152,14 +189,14 @@ def promote(
     debug: Debug = False,
 ) -> None:
     """Make a published model the champion if the gate of its config holds (publish.gate)."""
-    with _reporting(debug):
+    with reporting(debug):
         from flows import promotion
 
         if rollback:
-            uri, version = promotion.rollback(_store(workspace), model, set_ or [])
+            uri, version = promotion.rollback(store(workspace), model, set_ or [])
             typer.echo(f"{uri} is version {version} again")
             return
-        decision = promotion.promote(_store(workspace), model, set_ or [], force)
+        decision = promotion.promote(store(workspace), model, set_ or [], force)
         for verdict in decision.verdicts:
             typer.echo(f"{'✓' if verdict.holds else '✗'} {verdict.what:<32} {verdict.why}")
         if not decision.promoted:
@@ -171,11 +208,11 @@ def promote(
 @app.command()
 def doctor(workspace: Workspace = None, debug: Debug = False) -> None:
     """Say what is installed, on which device, what is missing and how to get it."""
-    with _reporting(debug):
+    with reporting(debug):
         from flows.doctor import examine
 
         findings = []
-        for finding in examine(_home(workspace)):
+        for finding in examine(home_of(workspace)):
             findings.append(finding)
             typer.echo(f"{'✓' if finding.ok else '✗'} {finding.name:<20} {finding.state}")
             if finding.remedy:
@@ -187,98 +224,3 @@ def doctor(workspace: Workspace = None, debug: Debug = False) -> None:
 def main() -> None:
     """Entry point."""
     app()
-
-
-def _load(config: Path, overrides: list[str] | None, workspace: Path | None, must_exist: bool = True) -> PipelineConfig:
-    from magic141.config import load_config, missing_sources
-    from magic141.frozen import UserError
-
-    values = load_config(config, overrides or [])
-    _store(workspace)
-    problems = list(missing_sources(values)) if must_exist else []
-    if problems:
-        raise UserError("\n".join(problems))
-    return values
-
-
-def _store(workspace: Path | None) -> Path:
-    """The workspace, once the servers that it stands for have answered."""
-    from flows.reach import require_servers
-
-    require_servers()
-    return _home(workspace)
-
-
-def _home(workspace: Path | None) -> Path:
-    """The workspace; one given on the command line is what everything in this process uses."""
-    if workspace:
-        os.environ["MAGIC141_HOME"] = str(workspace.resolve())
-    from magic141.config import PipelineConfig
-
-    return PipelineConfig.model_construct(workspace=Path("runs")).home
-
-
-@contextmanager
-def _prefect(home: Path, debug: bool) -> Iterator[None]:
-    """Prefect's server starts while the rest is imported."""
-    from flows.server import PrefectServer
-
-    if debug:
-        os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "DEBUG"
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    home.mkdir(parents=True, exist_ok=True)
-    server = PrefectServer(home)
-    import prefect  # noqa: F401  (seconds of imports, while the server starts in its own process)
-
-    import magic141.tracking  # noqa: F401
-
-    server.wait()
-    yield
-
-
-@contextmanager
-def _resumable() -> Iterator[None]:
-    """A run that does not finish says how to go on."""
-    try:
-        yield
-    except BaseException:
-        command = shlex.join(["magic141", *sys.argv[1:]])
-        typer.echo(f"finished stages are kept; to resume: {command}", err=True)
-        raise
-
-
-@contextmanager
-def _reporting(debug: bool) -> Iterator[None]:
-    """User errors: their line and exit code 2. Other failures: one line and 1. Tracebacks only with --debug."""
-    from magic141.frozen import UserError
-
-    try:
-        yield
-    except UserError as error:
-        if debug:
-            raise
-        typer.secho(f"error: {error}", fg="red", err=True)
-        raise typer.Exit(USER_ERROR) from None
-    except KeyboardInterrupt:
-        typer.echo("stopped", err=True)
-        raise typer.Exit(INTERRUPTED) from None
-    except (typer.Exit, typer.Abort):
-        raise
-    except Exception as error:
-        if debug:
-            raise
-        typer.secho(f"failed: {type(error).__name__}: {error}", fg="red", err=True)
-        typer.echo("the traceback is error.txt of the stage's MLflow run, and shown with --debug", err=True)
-        raise typer.Exit(FAILURE) from None
-
-
-def _warn(text: str) -> None:
-    typer.secho(f"note: {text}", fg="yellow", err=True)
-
-
-def _say_outcome(outcome: Outcome) -> None:
-    if outcome.report:
-        typer.echo(f"report  {outcome.report}")
-    typer.echo(f"mlflow  run {outcome.run_id}; mlflow ui --backend-store-uri {outcome.tracking_uri}")
-    reused = f", {len(outcome.reused)} stages reused" if outcome.reused else ""
-    typer.echo(f"done    in {outcome.seconds:.1f} s{reused}")

@@ -34,7 +34,7 @@ def compare(workspace: Path, run_ids: Sequence[str], variant: str, page: Path | 
     if len(run_ids) < 2:
         raise UserError("compare: expected two or more run ids; `magic141 run` prints the id of a run at its end")
     tracker = open_store(workspace)
-    runs = [_parts(tracker, run_id) for run_id in run_ids]
+    runs = [read_run(tracker, run_id) for run_id in run_ids]
     scores = score_rows(runs, variant)
     if not scores:
         raise UserError(f"--variant {variant}: no run has scores of it; the report lists the variants of a run")
@@ -44,11 +44,12 @@ def compare(workspace: Path, run_ids: Sequence[str], variant: str, page: Path | 
     return [_table(variant, labels, scores), _table("config", labels, config_differences(runs))]
 
 
-def _parts(tracker: Tracker, run_id: str) -> RunParts:
+def read_run(tracker: Tracker, run_id: str, label: str | None = None) -> RunParts:
+    """What of a run is compared; without a label it is called by its name and id."""
     run = tracker.pipeline_run(run_id)
     config = yaml.safe_load(tracker.read_file(run.info.run_id, "config.yaml"))
     artifacts = {stage: ref.path for stage, ref in tracker.artifacts_of(run).items() if ref.path.is_dir()}
-    return RunParts(f"{run.info.run_name} {run.info.run_id[:DIGITS_OF_ID]}", config, artifacts)
+    return RunParts(label or f"{run.info.run_name} {run.info.run_id[:DIGITS_OF_ID]}", config, artifacts)
 
 
 def _table(title: str, labels: Sequence[str], rows: Sequence[Row]) -> Table:

@@ -1,4 +1,4 @@
-"""The pipeline as a Prefect flow: every stage in order, under one MLflow run."""
+"""The pipeline as Prefect flows: every stage in order under one MLflow run, and a part of it on an earlier run."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from pathlib import Path
 
 from prefect import flow
 
-from flows.session import Outcome, open_session
+from flows.origin import continue_run, find_origin, stages_between
+from flows.session import Outcome, carry_on, open_session
 from magic141.config import load_config, missing_sources
 from magic141.frozen import UserError
-from tasks.pipeline import known_stage, stages_until
+from magic141.tracking import TAG_PARENT
+from tasks.pipeline import known_stage
 
 
 @flow(name="magic141", retries=0, validate_parameters=False)
@@ -18,6 +20,7 @@ def pipeline(
     overrides: list[str] | None = None,
     until: str | None = None,
     refresh: list[str] | None = None,
+    parent: str | None = None,
 ) -> Outcome:
     """Runs a config's stages; those whose result is there are reused.
 
@@ -26,12 +29,37 @@ def pipeline(
         overrides: `a.b=c` on top of the file.
         until: last stage to run; none: all.
         refresh: stages to compute again although their result is there.
+        parent: MLflow run to put this one under, such as a sweep's.
     """
     values = load_config(Path(config), overrides or ())
     check_sources = list(missing_sources(values))
     if check_sources:
         raise UserError("\n".join(check_sources))
     again = [known_stage(name, "--refresh") for name in refresh or ()]
-    stages = stages_until(until)
-    with open_session(values, "pipeline", {}, again) as session:
-        return session.run_stages(stages)
+    with open_session(values, "pipeline", {TAG_PARENT: parent} if parent else {}, again) as session:
+        return session.run_stages(stages_between(None, until))
+
+
+@flow(name="magic141-rerun", retries=0, validate_parameters=False)
+def rerun(
+    workspace: str,
+    origin: str,
+    first: str | None = None,
+    overrides: list[str] | None = None,
+    until: str | None = None,
+    refresh: list[str] | None = None,
+) -> Outcome:
+    """Runs the stages from `first` on with the results that an earlier run has of the stages before.
+
+    Args:
+        workspace: where the earlier run lives.
+        origin: a pipeline run, one of its stage runs, or `models:/name@alias`.
+        first: first stage to run; none: all of them, with the earlier run's config.
+        overrides: `a.b=c` on top of the earlier run's config, for stages that run.
+        until: last stage to run; none: all.
+        refresh: stages to compute again although their result is there.
+    """
+    again = [known_stage(name, "--refresh") for name in refresh or ()]
+    stages = stages_between(first, until)
+    going_on = continue_run(find_origin(Path(workspace), origin), stages, overrides or ())
+    return carry_on(going_on, "pipeline", again)

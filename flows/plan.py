@@ -1,13 +1,17 @@
-"""What a run would do, without doing it: which stages are reused, which run, and because of what."""
+"""What a run would do, without doing it: what is reused, what runs and why, what it will ask for and how long."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
+from flows.estimates import Estimate, estimate
+from flows.origin import continue_run, find_origin, stages_between
 from magic141.artifacts import ArtifactRef, StageKey
 from magic141.config import PipelineConfig, missing_sources
 from magic141.tracking import Tracker, store_exists
@@ -17,69 +21,158 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SHOWN_CHANGES = 3
+COMPARED_RUNS = 5
 Action = Literal["reused", "run", "blocked"]
 _SHOWN: dict[Action, str] = {"reused": "[cyan]↺ reused[/]", "run": "[bold]● run[/]", "blocked": "[red]✗ blocked[/]"}
 
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """A row of the plan."""
+    """A row of the plan.
+
+    Attributes:
+        stage: its name.
+        action: what would happen.
+        why: the reason in words.
+        run_id: the run that a reused stage comes from.
+        changes: fields, modules and inputs that differ from the nearest finished run, `old -> new`.
+        estimate: what it asks for; none for a stage that does not run.
+    """
 
     stage: str
     action: Action
     why: str
+    run_id: str | None = None
+    changes: tuple[str, ...] = ()
+    estimate: Estimate | None = None
 
 
-def make_plan(config: PipelineConfig, stages: Sequence[Stage], refresh: Sequence[str] = ()) -> Iterator[PlannedStage]:
-    """Looks every stage up. Artifacts are looked at, not read; a run also compares their digests."""
+def plan_of(
+    workspace: Path,
+    config: PipelineConfig | None,
+    origin: str | None,
+    first: str | None,
+    until: str | None,
+    refresh: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+) -> Iterator[PlannedStage]:
+    """The plan of a config, or of an earlier run that is taken up from the stage `first` on."""
+    stages = stages_between(first, until)
+    if config is not None:
+        return make_plan(config, stages, refresh)
+    going_on = continue_run(find_origin(workspace, str(origin)), stages, overrides)
+    return make_plan(going_on.config, stages, refresh, going_on.kept)
+
+
+def make_plan(
+    config: PipelineConfig, stages: Sequence[Stage], refresh: Sequence[str] = (), kept: Sequence[ArtifactRef] = ()
+) -> Iterator[PlannedStage]:
+    """Looks every stage up. Artifacts are looked at, not read; a run also compares their digests.
+
+    Args:
+        config: what would run.
+        stages: in order.
+        refresh: stages that are to be computed again.
+        kept: artifacts of stages before, taken over from an earlier run.
+    """
     tracker = Tracker(config.home, config.experiment) if store_exists(config.home) else None
     blocked = _blocked(config)
-    artifacts: dict[str, ArtifactRef] = {}
+    artifacts = {ref.stage: ref for ref in kept}
     for stage in stages:
-        changed = [name for name in stage.inputs if name not in artifacts]
-        if changed:
-            yield PlannedStage(stage.name, "run", f"after {changed[-1]}")
-            continue
-        key = stage.key(config, artifacts)
-        if stage.name in refresh:
-            yield PlannedStage(stage.name, "run", "--refresh")
-            continue
-        found = tracker.find_reusable(key.digest, verify=False) if tracker else None
-        if found and found.ref:
-            artifacts[stage.name] = found.ref
-            yield PlannedStage(stage.name, "reused", f"run {found.ref.run_id}")
-        elif stage.name in blocked:
-            yield PlannedStage(stage.name, "blocked", blocked[stage.name])
-        else:
-            yield PlannedStage(stage.name, "run", (found and found.note) or _why(key, tracker))
+        row = _planned(stage, config, tracker, artifacts, refresh, blocked)
+        if row.action == "run":
+            row = replace(row, estimate=estimate(stage.name, config, tracker))
+        yield row
+
+
+def _planned(
+    stage: Stage,
+    config: PipelineConfig,
+    tracker: Tracker | None,
+    artifacts: dict[str, ArtifactRef],
+    refresh: Sequence[str],
+    blocked: Mapping[str, str],
+) -> PlannedStage:
+    """One row; a reused artifact is put into `artifacts`, for the stages that read it."""
+    changed = [name for name in stage.inputs if name not in artifacts]
+    if changed:
+        return PlannedStage(stage.name, "run", f"after {changed[-1]}")
+    key = stage.key(config, artifacts)
+    if stage.name in refresh:
+        return PlannedStage(stage.name, "run", "--refresh")
+    found = tracker.find_reusable(key.digest, verify=False) if tracker else None
+    if found and found.ref:
+        artifacts[stage.name] = found.ref
+        return PlannedStage(stage.name, "reused", f"run {found.ref.run_id}", found.ref.run_id)
+    if stage.name in blocked:
+        return PlannedStage(stage.name, "blocked", blocked[stage.name])
+    if found and found.note:
+        return PlannedStage(stage.name, "run", found.note)
+    return _changed(stage, key, tracker)
+
+
+def _changed(stage: Stage, key: StageKey, tracker: Tracker | None) -> PlannedStage:
+    """Why a stage runs: its differences from the nearest of its finished runs."""
+    records = tracker.records(stage.name, COMPARED_RUNS) if tracker else []
+    if not records:
+        return PlannedStage(stage.name, "run", "never made here")
+    options = [changes for record in records if (changes := _differences(stage, key, record)) is not None]
+    if not options:
+        return PlannedStage(stage.name, "run", "no readable record of an earlier run")
+    changes = min(options, key=len)
+    if not changes:
+        return PlannedStage(stage.name, "run", "its artifact is gone")
+    more = f" and {len(changes) - SHOWN_CHANGES} more" if len(changes) > SHOWN_CHANGES else ""
+    return PlannedStage(
+        stage.name, "run", "changed: " + "; ".join(changes[:SHOWN_CHANGES]) + more, changes=tuple(changes)
+    )
+
+
+def _differences(stage: Stage, key: StageKey, record: Mapping[str, Any]) -> list[str] | None:
+    """Fields and inputs as `name: old -> new`, code by its modules; None for a record that cannot be read."""
+    try:
+        changes = key.difference(StageKey.model_validate(record["parts"]))
+    except (KeyError, ValidationError):
+        return None
+    fields = [change.removeprefix("config.") for change in changes if not change.startswith("code:")]
+    if len(fields) == len(changes):
+        return fields
+    old, new = dict(record.get("modules", {})), stage.code()
+    modules = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+    return [*fields, *(f"code of {name}" for name in modules)] if old else [*fields, "code of its modules"]
+
+
+def as_json(rows: Sequence[PlannedStage]) -> str:
+    """The plan for scripts: a list with an object per stage."""
+    return json.dumps([asdict(row) for row in rows], indent=1)
 
 
 def as_table(rows: Sequence[PlannedStage]) -> Table:
     """The plan for the console."""
     from rich.table import Table
 
-    table = Table("stage", "", "why", box=None, pad_edge=False)
+    table = Table("stage", "", "why", "asks for", "about", box=None, pad_edge=False)
     for row in rows:
-        table.add_row(row.stage, _SHOWN[row.action], row.why)
+        wants = row.estimate
+        table.add_row(row.stage, _SHOWN[row.action], row.why, wants.resources if wants else "", _about(wants))
     return table
+
+
+def _about(wants: Estimate | None) -> str:
+    if wants is None:
+        return ""
+    time = None if wants.seconds is None else _duration(wants.seconds)
+    memory = None if wants.memory_gb is None else f"{wants.memory_gb:.3g} GB {wants.memory_of}"
+    return ", ".join(filter(None, (time, memory)))
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _blocked(config: PipelineConfig) -> dict[str, str]:
     """Stages that read a file or folder which is not there, with the line that says so."""
     lines = ((line.partition(".")[0], line) for line in missing_sources(config))
     return {"prepare_data" if section == "data" else section: line for section, line in lines}
-
-
-def _why(key: StageKey, tracker: Tracker | None) -> str:
-    record = tracker.last_record(key.stage) if tracker else None
-    if record is None:
-        return "never made here"
-    try:
-        changes = key.difference(StageKey.model_validate(record["parts"]))
-    except (KeyError, ValidationError):
-        return "no readable record of the last run"
-    if not changes:
-        return "its artifact is gone"
-    named = ["code of its modules" if c.startswith("code:") else c.removeprefix("config.") for c in changes]
-    more = f" and {len(named) - SHOWN_CHANGES} more" if len(named) > SHOWN_CHANGES else ""
-    return "changed: " + "; ".join(named[:SHOWN_CHANGES]) + more

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.evaluation import config_of
+from flows.origin import config_of
 from magic141.config import with_overrides
 from magic141.evaluation.gate import Verdict, judge
 from magic141.frozen import UserError

@@ -15,6 +15,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
+from flows.origin import Continuation
 from magic141.artifacts import ArtifactRef
 from magic141.config import PipelineConfig, config_digest, to_yaml
 from magic141.evaluation.scores import COSTS
@@ -80,6 +81,16 @@ class Session:
         )
 
 
+def carry_on(going_on: Continuation, kind: str, refresh: Sequence[str] = ()) -> Outcome:
+    """Runs stages on what an earlier run has made, under a parent run that names its origin."""
+    tags = {"origin_run": going_on.origin.run.info.run_id}
+    with open_session(going_on.config, kind, tags, refresh) as session:
+        for ref in going_on.kept:
+            session.context.artifacts[ref.stage] = ref
+            session.context.tracker.set_artifact(session.run.run_id, ref, reused=True)
+        return session.run_stages(going_on.stages)
+
+
 @contextmanager
 def open_session(
     config: PipelineConfig, kind: str, tags: Mapping[str, str], refresh: Sequence[str] = ()
@@ -87,7 +98,7 @@ def open_session(
     """Opens the parent run, closes it as FINISHED, FAILED or KILLED."""
     started = time.monotonic()
     tracker = Tracker(config.home, config.experiment)
-    run = tracker.start_parent(config.name, kind, {**_identity(config), **tags})
+    run = tracker.start_parent(config.name, kind, {**identity(config), **tags})
     run.text(to_yaml(config), "config.yaml")
     context = StageContext(config, tracker, run.run_id, StageConsole(), frozenset(refresh))
     try:
@@ -134,7 +145,8 @@ def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in row.items() if isinstance(value, int | float)}
 
 
-def _identity(config: PipelineConfig) -> dict[str, str]:
+def identity(config: PipelineConfig) -> dict[str, str]:
+    """What a parent run is made from: tags."""
     facts = {
         "magic141.config_digest": config_digest(config),
         "mlflow.source.git.commit": git_commit(),

@@ -178,8 +178,13 @@ def fingerprint_modules(names: Iterable[str], ignore: Iterable[str] = ()) -> str
             (`magic141.evaluation:report.html.j2`).
         ignore: modules, or last parts of module names, that do not decide results; not followed either.
     """
+    return _sha("\n".join(f"{name}\0{digest}" for name, digest in module_digests(names, ignore).items()))
+
+
+def module_digests(names: Iterable[str], ignore: Iterable[str] = ()) -> dict[str, str]:
+    """What `fingerprint_modules` is made of: the digest of each module's code."""
     found = module_closure(names, set(ignore))
-    return _sha("\n".join(f"{name}\0{_read_code(path, path.stat().st_mtime_ns)[0]}" for name, path in found.items()))
+    return {name: _read_code(path, path.stat().st_mtime_ns)[0] for name, path in found.items()}
 
 
 def module_closure(names: Iterable[str], ignore: set[str]) -> dict[str, Path]:

@@ -21,7 +21,16 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
-from magic141.artifacts import ArtifactRef, StageKey, StageLog, digest_folder, fingerprint_modules, publish, staging
+from magic141.artifacts import (
+    ArtifactRef,
+    StageKey,
+    StageLog,
+    digest_folder,
+    fingerprint_modules,
+    module_digests,
+    publish,
+    staging,
+)
 from magic141.config import PipelineConfig
 from magic141.frozen import UserError, key_fields
 from tasks.console import StageConsole
@@ -98,18 +107,26 @@ class Stage:
 
     def key(self, config: PipelineConfig, artifacts: Mapping[str, ArtifactRef]) -> StageKey:
         """Everything that decides the result, given the artifacts of the stages before."""
-        values = {
-            name: key_fields(value) if isinstance(value, BaseModel) else value
-            for name, value in self.settings(config).items()
-        }
         return StageKey(
             stage=self.name,
             version=self.version,
             code=fingerprint_modules(self.modules, NOT_CODE),
-            config=json.loads(json.dumps(values)),
+            config=self.settings_in(config),
             inputs={**{name: artifacts[name].digest for name in self.inputs}, **self.sources(config)},
             seed=config.seed,
         )
+
+    def settings_in(self, config: PipelineConfig) -> dict[str, Any]:
+        """The values of `config` that decide the result, as plain JSON."""
+        values = {
+            name: key_fields(value) if isinstance(value, BaseModel) else value
+            for name, value in self.settings(config).items()
+        }
+        return dict(json.loads(json.dumps(values)))
+
+    def code(self) -> dict[str, str]:
+        """Module -> digest of its code, for every module that decides the result."""
+        return module_digests(self.modules, NOT_CODE)
 
 
 class StageContext:
@@ -235,9 +252,11 @@ def _record_end(
     record = {
         "key": key.digest,
         "parts": key.model_dump(mode="json"),
+        "modules": stage.code(),
         "inputs": {name: context.artifacts[name].model_dump(mode="json") for name in stage.inputs},
         "artifact": ref.model_dump(mode="json"),
         "seconds": round(seconds, 3),
+        "summary": log.figures,
         "notes": log.notes,
         **environment(),
     }
@@ -290,6 +309,7 @@ class TaskLog:
     run: RunLog
     console: StageConsole
     notes: list[str] = field(default_factory=list)
+    figures: dict[str, float | int | str] = field(default_factory=dict)
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Figures that develop with the step."""
@@ -311,6 +331,7 @@ class TaskLog:
 
     def summary(self, values: Mapping[str, float | int | str]) -> None:
         """Final figures (numbers become metrics) and facts (strings become tags)."""
+        self.figures.update(values)
         self.run.metrics({name: float(v) for name, v in values.items() if not isinstance(v, str)})
         self.run.tags({name: v for name, v in values.items() if isinstance(v, str)})
 

@@ -89,7 +89,7 @@ def test_metrics_params_media_and_lineage_are_kept(tracker: Tracker) -> None:
     assert [(m.step, m.value) for m in history] == [(0, 0.0), (1, 0.5), (2, 1.0)]
     assert len(kept.inputs.model_inputs) == len(kept.inputs.dataset_inputs) == 1
     assert any("samples" in file.path for file in tracker.client.list_artifacts(run.run_id, "images"))
-    assert tracker.last_record("student") == {}
+    assert tracker.records("student", limit=1) == [{}]
 
 
 def test_registered_model_resolves_by_alias_and_version(tracker: Tracker) -> None:

@@ -48,15 +48,20 @@ class _Axis:
 
 
 def line_chart(
-    series: Sequence[Series], x_label: str, log_y: bool = False, y_range: tuple[float, float] | None = None
+    series: Sequence[Series],
+    x_label: str,
+    log_y: bool = False,
+    y_range: tuple[float, float] | None = None,
+    whole_x: bool = True,
 ) -> str:
-    """Draws the lines that have points over whole-numbered x.
+    """Draws the lines that have points.
 
     Args:
         series: the lines.
         x_label: what x counts.
         log_y: a logarithmic y axis, if all values are positive.
         y_range: ends of a linear y axis; none: where the values are.
+        whole_x: mark whole numbers only, as for steps.
 
     Returns:
         An svg element and its legend; empty if there is no point.
@@ -69,7 +74,7 @@ def line_chart(
     xs = [x for line in drawn for x, _ in line.points]
     y_axis = _axis(ys, log_y and min(ys) > 0) if y_range is None else _Axis(*y_range)
     x_axis = _Axis(min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1)
-    parts = [_grid(x_axis, y_axis, x_label)]
+    parts = [_grid(x_axis, y_axis, x_label, whole_x)]
     parts += [_line(line, colour, x_axis, y_axis) for line, colour in zip(drawn, _colours(len(drawn)), strict=True)]
     legend = "".join(
         f'<span><i style="background:{colour}"></i>{escape(line.label)}</span>'
@@ -116,13 +121,13 @@ def _line(line: Series, colour: str, x_axis: _Axis, y_axis: _Axis) -> str:
     return f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>{dots if line.dots else ""}'
 
 
-def _grid(x_axis: _Axis, y_axis: _Axis, x_label: str) -> str:
+def _grid(x_axis: _Axis, y_axis: _Axis, x_label: str, whole_x: bool) -> str:
     parts = []
     for value in y_axis.ticks():
         y = _y(y_axis, value)
         parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{value:.4g}</text>')
-    for value in (tick for tick in x_axis.ticks() if tick == round(tick)):
+    for value in (tick for tick in x_axis.ticks() if not whole_x or tick == round(tick)):
         x = _x(x_axis, value)
         parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 14}" text-anchor="middle">{value:.4g}</text>')
     parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 2}" text-anchor="end">{escape(x_label)}</text>')

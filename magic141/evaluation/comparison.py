@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from magic141.artifacts import flatten
 from magic141.evaluation.pages import media_uri, render_page
 from magic141.evaluation.scores import COSTS, EXACT, FRECHET, VBENCH, Dimension
@@ -63,12 +65,19 @@ def score_rows(runs: Sequence[RunParts], variant: str) -> list[Row]:
     return [row for row in rows if row is not None]
 
 
-def write_comparison(runs: Sequence[RunParts], variant: str, num_videos: int, file: Path) -> None:
-    """One self-contained HTML page."""
+def write_comparison(
+    runs: Sequence[RunParts],
+    variant: str,
+    num_videos: int,
+    file: Path,
+    charts: Sequence[tuple[str, str]] = (),
+) -> None:
+    """One self-contained HTML page; `charts` are titles and SVGs to show above the tables."""
     html = render_page(
         "comparison.html.j2",
         variant=variant,
         labels=[run.label for run in runs],
+        charts=[(title, Markup(svg)) for title, svg in charts],
         differences=config_differences(runs),
         scores=score_rows(runs, variant),
         videos=_videos(runs, variant, num_videos),

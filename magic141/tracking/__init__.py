@@ -8,6 +8,7 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 from mlflow.entities import Run
 
 from magic141.tracking.run_log import RunLog
+from magic141.tracking.tags import TAG_PARENT
 from magic141.tracking.tracker import Tracker, open_store, store_exists
 
-__all__ = ["Run", "RunLog", "Tracker", "open_store", "store_exists"]
+__all__ = ["TAG_PARENT", "Run", "RunLog", "Tracker", "open_store", "store_exists"]

@@ -108,14 +108,16 @@ class Tracker:
             note = note or f"its artifact {ref.uri} was {state} behind the finished run {ref.run_id}: recomputed"
         return Reusable(None, note)
 
-    def last_record(self, stage: str) -> dict[str, Any] | None:
-        """`stage.json` of the newest finished run of a stage, if it can be read."""
-        for run in self._search(f"tags.`{TAG_STAGE}` = '{stage}' and attributes.status = 'FINISHED'", limit=1):
-            try:
-                return dict(json.loads(Path(self.client.download_artifacts(run.info.run_id, "stage.json")).read_text()))
-            except (MlflowException, OSError, ValueError):
-                return None
-        return None
+    def records(self, stage: str, limit: int) -> list[dict[str, Any]]:
+        """`stage.json` of the newest finished runs of a stage, newest first; those that cannot be read are left out."""
+        finished = self._search(f"tags.`{TAG_STAGE}` = '{stage}' and attributes.status = 'FINISHED'", limit)
+        return [record for run in finished if (record := self._record(run.info.run_id)) is not None]
+
+    def _record(self, run_id: str) -> dict[str, Any] | None:
+        try:
+            return dict(json.loads(Path(self.client.download_artifacts(run_id, "stage.json")).read_text()))
+        except (MlflowException, OSError, ValueError):
+            return None
 
     def close_stale(self, condition: str) -> int:
         """Marks RUNNING runs of dead processes of this host as KILLED; returns how many."""
@@ -142,9 +144,9 @@ class Tracker:
             ) from None
 
     def pipeline_run(self, run_id: str) -> Run:
-        """The parent run that `run_id` is, or is a stage of."""
+        """The run of a whole pipeline or evaluation that `run_id` is, or is a stage of."""
         run = self.get_run(run_id)
-        return self.get_run(run.data.tags[TAG_PARENT]) if TAG_PARENT in run.data.tags else run
+        return self.get_run(run.data.tags[TAG_PARENT]) if TAG_STAGE in run.data.tags else run
 
     def artifacts_of(self, parent: Run) -> dict[str, ArtifactRef]:
         """Every stage's artifact in a pipeline run, made there or reused."""

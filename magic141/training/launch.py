@@ -54,7 +54,7 @@ class TrainResult:
         metrics_file: metrics.jsonl, each logged step once.
         seconds: wall time inside the workers (not their start-up), over all attempts that led to the result.
         cpu_seconds: CPU time, summed over workers and attempts.
-        peak_memory_mb: largest resident memory of each worker, SUMMED over workers.
+        peak_memory_mb: largest allocation on the GPU, or resident memory, of each worker, SUMMED over workers.
         resumed_from_step: where the last attempt began; 0 is the start.
     """
 

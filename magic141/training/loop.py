@@ -37,7 +37,7 @@ class LoopResult:
     Attributes:
         seconds: wall time, over all attempts that led to the result.
         cpu_seconds: CPU time, summed over workers and attempts.
-        peak_memory_mb: largest resident memory of each worker, summed over workers.
+        peak_memory_mb: largest allocation on the GPU, or largest resident memory, of each worker, summed over workers.
         resumed_from_step: where this attempt began; 0 is the start.
     """
 
@@ -183,5 +183,11 @@ class _Usage:
     def result(self, context: TrainContext, start: int) -> LoopResult:
         """The final figures."""
         seconds, cpu_seconds = self.so_far(context)
-        peak = torch.tensor([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024], dtype=torch.float64)
+        peak = torch.tensor([_peak_memory_mb(context.device)], dtype=torch.float64)
         return LoopResult(seconds, cpu_seconds, float(sum_over_workers(peak, context)), start)
+
+
+def _peak_memory_mb(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,14 @@ import pytest
 from mlflow import MlflowClient
 from prefect.testing.utilities import prefect_test_harness
 
-import flows.evaluation
 import tasks.pipeline
 from flows.comparison import compare
 from flows.evaluation import evaluation
-from flows.pipeline import pipeline
-from flows.plan import make_plan
+from flows.pipeline import pipeline, rerun
+from flows.plan import as_json, make_plan, plan_of
 from flows.promotion import promote, rollback
 from flows.session import Outcome
+from flows.sweep import sweep
 from magic141.artifacts import digest_folder
 from magic141.config import load_config
 from magic141.frozen import UserError
@@ -62,7 +62,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.setenv("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
         patch.setattr(tasks.pipeline, "STAGES", stages)
-        patch.setattr(flows.evaluation, "STAGES", stages)
         with prefect_test_harness(server_startup_timeout=180):
             yield folder
 
@@ -169,6 +168,64 @@ def test_evaluation_of_a_run_or_model_runs_only_the_judging_stages(outcome: Outc
     assert client.get_run(judged.run_id).data.tags["origin_run"] == outcome.run_id
 
 
+def test_any_stage_runs_again_on_an_earlier_run(outcome: Outcome, home: Path) -> None:
+    changed = rerun(str(home), outcome.run_id, "distill_dmd2", ["distill_dmd2.a_weak=0.125", "seed=7"], "quantize")
+    client = MlflowClient(changed.tracking_uri)
+    tags = client.get_run(changed.run_id).data.tags
+    assert changed.reused == ()
+    assert tags["origin_run"] == outcome.run_id
+    assert tags["reused.distill_cfg"] == client.get_run(outcome.run_id).data.tags.get(
+        "reused.distill_cfg", json.loads(tags["magic141.artifact.distill_cfg"])["run_id"]
+    )
+    again = rerun(str(home), "models:/magic141/1")
+    assert list(again.reused) == ALL
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("distill_dmd2", ["pretrain_i2v.num_steps=3"]), "pretrain_i2v is kept from run .*; start with --from"),
+        (("distill_dmd2", ["model.num_layers=3"]), "pretrain_t2v is kept from run"),
+        (("quantize", [], "distill_cfg"), "--from quantize: comes after --until distill_cfg"),
+        (("quantise", []), "did you mean 'quantize'"),
+    ],
+)
+def test_a_rerun_keeps_what_it_does_not_run(
+    outcome: Outcome, home: Path, arguments: tuple[Any, ...], line: str
+) -> None:
+    with pytest.raises(UserError, match=line):
+        rerun(str(home), outcome.run_id, *arguments)
+
+
+def test_plan_of_a_rerun_says_what_it_asks_for(outcome: Outcome, home: Path) -> None:
+    plan = plan_of(home, None, outcome.run_id, "distill_dmd2", None, overrides=["distill_dmd2.num_steps=600"])
+    first, *_, last = rows = json.loads(as_json(list(plan)))
+    assert [row["stage"] for row in rows] == ALL[ALL.index("distill_dmd2") :]
+    assert (first["action"], first["changes"]) == ("run", ["distill_dmd2.num_steps: 300 -> 600"])
+    assert first["estimate"]["resources"] == "2 Ray workers x 1 CPU, ddp"
+    assert first["estimate"]["memory_gb"] > 0
+    assert last["estimate"]["resources"] == "this process"
+
+
+def test_a_sweep_shares_stages_and_survives_a_member_that_fails(
+    outcome: Outcome, config: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks.pipeline, "STAGES", _broken(tasks.pipeline.STAGES, at_seed=9))
+    swept = sweep(config, ["quantize.exclude=[proj_out],[x_embedder]"], ["seed=9"])
+    *done, failed = swept.members
+    assert all(set(after("quantize", "generate", "evaluate", "report")) <= set(member.reused) for member in done)
+    assert all(member.scores["motion"] == 0.8 for member in done)
+    assert "out of memory" in str(failed.error)
+    client = MlflowClient(swept.tracking_uri)
+    parent = client.get_run(swept.run_id)
+    assert (parent.info.status, parent.data.tags["magic141.kind"]) == ("FAILED", "sweep")
+    assert {file.path for file in client.list_artifacts(swept.run_id)} == {"sweep.json", "sweep.html"}
+    for member in done:
+        tags = client.get_run(str(member.run_id)).data.tags
+        assert tags["mlflow.parentRunId"] == swept.run_id
+    assert evaluation(str(home), run_id=done[0].run_id).reused == ("generate", "evaluate", "report")
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
@@ -183,7 +240,7 @@ def test_evaluation_of_what_does_not_exist(outcome: Outcome, home: Path, argumen
 
 
 def test_evaluation_keeps_the_models(outcome: Outcome, home: Path) -> None:
-    with pytest.raises(UserError, match="eval keeps the run's data and models"):
+    with pytest.raises(UserError, match="distill_dmd2 is kept from run"):
         evaluation(str(home), run_id=outcome.run_id, overrides=["distill_dmd2.num_steps=3"])
 
 
@@ -199,9 +256,15 @@ def test_a_failed_stage_fails_the_parent_run(
     assert newest.info.status == "FAILED"
 
 
-def _broken(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
-    def run(call: StageCall) -> None:
-        raise RuntimeError("out of memory")
+def _broken(stages: tuple[Stage, ...], at_seed: int = 5) -> tuple[Stage, ...]:
+    """The stages with a train_clip that fails at one seed."""
 
-    work: Callable[[StageCall], None] = run
-    return tuple(replace(stage, run=work) if stage.name == "train_clip" else stage for stage in stages)
+    def broken(stage: Stage) -> Stage:
+        def work(call: StageCall) -> None:
+            if call.seed == at_seed:
+                raise RuntimeError("out of memory")
+            stage.run(call)
+
+        return replace(stage, run=work) if stage.name == "train_clip" else stage
+
+    return tuple(broken(stage) for stage in stages)

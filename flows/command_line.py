@@ -1,0 +1,177 @@
+"""What the commands share: finding the workspace, starting Prefect, saying what happened, exit codes."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from flows.session import Outcome
+    from flows.sweep import SweepOutcome
+    from magic141.config import PipelineConfig
+
+USER_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What `run` and `plan` are about.
+
+    Attributes:
+        home: the workspace.
+        config: the file; none when an earlier run is taken up.
+        values: the checked config of the file.
+    """
+
+    home: Path
+    config: Path | None
+    values: PipelineConfig | None
+
+
+def selection(
+    config: Path | None,
+    origin: str | None,
+    first: str | None,
+    until: str | None,
+    refresh: list[str] | None,
+    overrides: list[str] | None,
+    workspace: Path | None,
+    must_exist: bool = True,
+) -> Selection:
+    """Checks what can be checked before anything starts."""
+    from magic141.frozen import UserError
+    from tasks.pipeline import known_stage
+
+    if (config is None) == (origin is None):
+        raise UserError("expected either a config, such as configs/demo.yaml, or --run with the id of an earlier run")
+    if first and origin is None:
+        raise UserError(f"--from {first}: expected --run with the id of an earlier run, whose results it goes on from")
+    values = load(config, overrides, workspace, must_exist) if config else None
+    for stage, option in [(first, "--from"), (until, "--until"), *((name, "--refresh") for name in refresh or ())]:
+        if stage:
+            known_stage(stage, option)
+    return Selection(store(workspace), config.resolve() if config else None, values)
+
+
+def load(config: Path, overrides: list[str] | None, workspace: Path | None, must_exist: bool = True) -> PipelineConfig:
+    """The checked config; `must_exist`: with the files and folders that it names."""
+    from magic141.config import load_config, missing_sources
+    from magic141.frozen import UserError
+
+    values = load_config(config, overrides or [])
+    store(workspace)
+    problems = list(missing_sources(values)) if must_exist else []
+    if problems:
+        raise UserError("\n".join(problems))
+    return values
+
+
+def store(workspace: Path | None) -> Path:
+    """The workspace, once the servers that it stands for have answered."""
+    from flows.reach import require_servers
+
+    require_servers()
+    return home_of(workspace)
+
+
+def home_of(workspace: Path | None) -> Path:
+    """The workspace; one given on the command line is what everything in this process uses."""
+    if workspace:
+        os.environ["MAGIC141_HOME"] = str(workspace.resolve())
+    from magic141.config import PipelineConfig
+
+    return PipelineConfig.model_construct(workspace=Path("runs")).home
+
+
+@contextmanager
+def prefect_server(home: Path, debug: bool) -> Iterator[None]:
+    """Prefect's server starts while the rest is imported."""
+    from flows.server import PrefectServer
+
+    if debug:
+        os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "DEBUG"
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    home.mkdir(parents=True, exist_ok=True)
+    server = PrefectServer(home)
+    import prefect  # noqa: F401  (seconds of imports, while the server starts in its own process)
+
+    import magic141.tracking  # noqa: F401
+
+    server.wait()
+    yield
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """A run that does not finish says how to go on."""
+    try:
+        yield
+    except BaseException:
+        command = shlex.join(["magic141", *sys.argv[1:]])
+        typer.echo(f"finished stages are kept; to resume: {command}", err=True)
+        raise
+
+
+@contextmanager
+def reporting(debug: bool) -> Iterator[None]:
+    """User errors: their line and exit code 2. Other failures: one line and 1. Tracebacks only with --debug."""
+    from magic141.frozen import UserError
+
+    try:
+        yield
+    except UserError as error:
+        if debug:
+            raise
+        typer.secho(f"error: {error}", fg="red", err=True)
+        raise typer.Exit(USER_ERROR) from None
+    except KeyboardInterrupt:
+        typer.echo("stopped", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as error:
+        if debug:
+            raise
+        typer.secho(f"failed: {type(error).__name__}: {error}", fg="red", err=True)
+        typer.echo("the traceback is error.txt of the stage's MLflow run, and shown with --debug", err=True)
+        raise typer.Exit(FAILURE) from None
+
+
+def warn(text: str) -> None:
+    """A remark that stops nothing."""
+    typer.secho(f"note: {text}", fg="yellow", err=True)
+
+
+def say_outcome(outcome: Outcome) -> None:
+    """Where the results of a finished flow are."""
+    if outcome.report:
+        typer.echo(f"report  {outcome.report}")
+    typer.echo(f"mlflow  run {outcome.run_id}; mlflow ui --backend-store-uri {outcome.tracking_uri}")
+    reused = f", {len(outcome.reused)} stages reused" if outcome.reused else ""
+    typer.echo(f"done    in {outcome.seconds:.1f} s{reused}")
+
+
+def say_sweep(outcome: SweepOutcome) -> int:
+    """The table of a sweep; returns how many of its members failed."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from flows.sweep import shown
+
+    dimensions = shown(outcome.members)
+    table = Table("member", *(d.label for d in dimensions), "run", box=None, pad_edge=False)
+    for member in outcome.members:
+        cells = (f"{member.scores[d.key]:.{d.digits}f}" if d.key in member.scores else "-" for d in dimensions)
+        table.add_row(member.label, *cells, member.run_id or f"[red]failed[/]: {member.error}")
+    Console().print(table)
+    typer.echo(f"mlflow  run {outcome.run_id}; mlflow ui --backend-store-uri {outcome.tracking_uri}")
+    typer.echo(f"done    in {outcome.seconds:.1f} s")
+    return sum(member.error is not None for member in outcome.members)

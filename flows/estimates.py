@@ -1,0 +1,102 @@
+"""What a stage will ask for: workers, time from earlier runs of it, memory from those or from its networks' sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from magic141.config import TRAINING_SECTIONS, PipelineConfig
+from magic141.models.size import num_parameters
+from magic141.tracking import Tracker
+from magic141.training.config import PlacementConfig, TrainConfig
+from magic141.training.memory import state_bytes
+
+HUNYUAN_CHANNELS, HUNYUAN_TEXT, HUNYUAN_POOLED = 16, 4096, 768
+HERE = "this process"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a stage asks for.
+
+    Attributes:
+        resources: in words.
+        num_gpus: over all workers.
+        seconds: as long as its newest run took, in proportion to the steps; None if it never ran here.
+        memory_gb: per worker; None where nothing is known.
+        memory_of: what that counts: 'a worker' was measured in the newest run, 'of state a worker' is weights,
+            gradients and optimizer by calculation, without activations.
+    """
+
+    resources: str
+    num_gpus: float
+    seconds: float | None
+    memory_gb: float | None
+    memory_of: str
+
+
+def estimate(stage: str, config: PipelineConfig, tracker: Tracker | None) -> Estimate:
+    """Looks the stage's newest finished run up and calculates the rest."""
+    records = tracker.records(stage, limit=1) if tracker else []
+    record = records[0] if records else {}
+    training = getattr(config, stage) if stage in TRAINING_SECTIONS else None
+    resources, num_gpus = _resources(stage, config)
+    measured = _measured_gb(record)
+    state = None if training is None or training.num_steps == 0 else _state_gb(stage, config, training)
+    memory = measured if measured is not None and _same_size(record, training, config) else state
+    words = "a worker" if memory is not None and memory is measured else "of state a worker"
+    return Estimate(resources, num_gpus, _seconds(record, training), memory, words)
+
+
+def _resources(stage: str, config: PipelineConfig) -> tuple[str, float]:
+    if stage == "prepare_data":
+        workers, gpus = config.data.num_workers, config.data.num_gpus_per_worker
+        return _words(workers, "Ray Data encoder", 1, gpus), workers * gpus
+    if stage not in TRAINING_SECTIONS or getattr(config, stage).num_steps == 0:
+        return HERE, 0
+    where: PlacementConfig = getattr(config, stage).placement
+    if where.launcher == "local":
+        return f"{HERE}, {where.engine}", where.gpus_per_worker
+    zero = f" ZeRO-{where.zero_stage}" if where.engine == "deepspeed" else ""
+    words = _words(where.num_workers, "Ray worker", where.cpus_per_worker, where.gpus_per_worker)
+    return f"{words}, {where.engine}{zero}", where.num_workers * where.gpus_per_worker
+
+
+def _words(workers: int, what: str, cpus: float, gpus: float) -> str:
+    each = f"{cpus:g} CPU" + (f" + {gpus:g} GPU" if gpus else "")
+    return f"{workers} {what}{'s' if workers > 1 else ''} x {each}"
+
+
+def _seconds(record: Mapping[str, Any], training: TrainConfig | None) -> float | None:
+    seconds, steps = record.get("seconds"), record.get("summary", {}).get("steps")
+    if seconds is None or training is None or not steps:
+        return seconds
+    return float(seconds) * training.num_steps / float(steps)
+
+
+def _measured_gb(record: Mapping[str, Any]) -> float | None:
+    summary = record.get("summary", {})
+    if "peak_memory_mb" not in summary or not summary.get("num_workers"):
+        return None
+    return float(summary["peak_memory_mb"]) / float(summary["num_workers"]) / 1024
+
+
+def _same_size(record: Mapping[str, Any], training: TrainConfig | None, config: PipelineConfig) -> bool:
+    """Whether a measured figure still says something: the same network, workers, engine and batch."""
+    summary, then = record.get("summary", {}), record.get("parts", {}).get("config", {})
+    if training is None:
+        return False
+    now = (training.placement.num_workers, training.placement.engine, training.batch_size)
+    before = next((part.get("batch_size") for name, part in then.items() if name != "model"), None)
+    return now == (summary.get("num_workers"), summary.get("engine"), before) and then.get(
+        "model"
+    ) == config.model.model_dump(mode="json")
+
+
+def _state_gb(stage: str, config: PipelineConfig, training: TrainConfig) -> float:
+    channels = config.data.codec.num_channels if config.data.codec.kind == "pca" else HUNYUAN_CHANNELS
+    tiny = config.data.encoder.kind == "tiny"
+    text, pooled = (config.data.encoder.width,) * 2 if tiny else (HUNYUAN_TEXT, HUNYUAN_POOLED)
+    i2v, guided = stage != "pretrain_t2v", stage.startswith("distill")
+    return state_bytes(training, num_parameters(config.model, channels, text, pooled, i2v, guided)) / 2**30

@@ -1,0 +1,125 @@
+"""What a new run takes over from an earlier one: its config, and the artifacts of the stages that do not run again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from magic141.artifacts import ArtifactRef, flatten
+from magic141.config import PipelineConfig, validate, with_overrides
+from magic141.frozen import UserError
+from magic141.tracking import Run, Tracker, open_store
+from tasks import pipeline as stages_of
+from tasks.stage import Stage
+
+FREE_FIELDS = ("name", "seed", "workspace", "experiment")  # a kept artifact stays what it is
+
+
+@dataclass(frozen=True)
+class Origin:
+    """An earlier pipeline run.
+
+    Attributes:
+        run: its MLflow run.
+        config: what it ran with.
+        tracker: the store that holds it.
+    """
+
+    run: Run
+    config: PipelineConfig
+    tracker: Tracker
+
+
+def find_origin(workspace: Path, source: str) -> Origin:
+    """The pipeline run that `source` names.
+
+    Args:
+        workspace: folder of the runs.
+        source: id of a pipeline run or of one of its stage runs, or `models:/NAME@ALIAS`, `models:/NAME/VERSION`.
+    """
+    tracker = open_store(workspace)
+    run_id = tracker.registry.resolve(source).run_id if source.startswith("models:") else source
+    run = tracker.pipeline_run(run_id)
+    return Origin(run, config_of(run, tracker, workspace), tracker)
+
+
+def config_of(run: Run, tracker: Tracker, workspace: Path) -> PipelineConfig:
+    """The config that a pipeline run ran with."""
+    values = yaml.safe_load(tracker.read_file(run.info.run_id, "config.yaml"))
+    return validate({**values, "workspace": str(workspace)}, f"config.yaml of run {run.info.run_id}")
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What a new run does with an earlier one's results.
+
+    Attributes:
+        origin: the earlier run.
+        config: the new run's.
+        kept: artifacts taken over, each still there and unaltered.
+        stages: what runs, in order.
+    """
+
+    origin: Origin
+    config: PipelineConfig
+    kept: tuple[ArtifactRef, ...]
+    stages: tuple[Stage, ...]
+
+
+def continue_run(origin: Origin, stages: Sequence[Stage], overrides: Sequence[str] = ()) -> Continuation:
+    """Checks that `stages` can run again on what the origin made before them.
+
+    Raises:
+        UserError: an override changes what is kept, or an artifact that is needed is missing or altered.
+    """
+    running = {stage.name for stage in stages}
+    kept = [stage for stage in stages_of.STAGES if stage.name not in running]
+    config = with_overrides(origin.config, overrides, "the run's config")
+    _refuse_changes(origin, config, kept, running)
+    return Continuation(origin, config, tuple(_kept_artifacts(origin, stages, kept)), tuple(stages))
+
+
+def stages_between(first: str | None, last: str | None) -> tuple[Stage, ...]:
+    """The stages from `first` to `last`; without names, from the first and to the last."""
+    stages = stages_of.stages_until(last)
+    if first is None:
+        return stages
+    names = [stage.name for stage in stages]
+    if stages_of.known_stage(first, "--from") not in names:
+        raise UserError(f"--from {first}: comes after --until {last}; swap them, or leave one out")
+    return stages[names.index(first) :]
+
+
+def _refuse_changes(origin: Origin, config: PipelineConfig, kept: Iterable[Stage], running: set[str]) -> None:
+    """What is kept was made with the origin's settings, and must go on saying so."""
+    names = {"data" if stage.name == "prepare_data" else stage.name for stage in kept}
+    for stage in kept:
+        old, new = (dict(flatten(stage.settings_in(values))) for values in (origin.config, config))
+        changed = next((field for field in new if old.get(field) != new[field]), None)
+        if changed:
+            raise UserError(
+                f"--set {changed}: {stage.name} is kept from run {origin.run.info.run_id}; what runs here is "
+                f"{', '.join(sorted(running))}; start with --from {stage.name}, or use `magic141 run CONFIG`"
+            )
+    for section in set(type(config).model_fields) - set(FREE_FIELDS):
+        if section in names and getattr(origin.config, section) != getattr(config, section):
+            raise UserError(f"--set {section}: that stage does not run here, only {', '.join(sorted(running))}")
+
+
+def _kept_artifacts(origin: Origin, stages: Sequence[Stage], kept: Iterable[Stage]) -> list[ArtifactRef]:
+    """The origin's artifacts of the kept stages that come before; those that `stages` read must be intact."""
+    known = origin.tracker.artifacts_of(origin.run)
+    running = {stage.name for stage in stages}
+    needed = list(dict.fromkeys(name for stage in stages for name in stage.inputs if name not in running))
+    run_id = origin.run.info.run_id
+    if missing := [name for name in needed if name not in known]:
+        raise UserError(
+            f"run {run_id}: it has no artifact of {', '.join(missing)}; finish it with `magic141 run`, or give another"
+        )
+    for name in needed:
+        if (state := known[name].state()) != "intact":
+            raise UserError(f"run {run_id}: {known[name].uri} was {state}; `magic141 run` makes it again")
+    return [known[name] for name in needed]

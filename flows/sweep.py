@@ -1,0 +1,197 @@
+"""A sweep: one pipeline run per member under one parent; what members share is computed once."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.artifacts import create_table_artifact
+from pydantic import Field
+
+from flows.comparison import read_run
+from flows.grid import Member, members_of, number_at
+from flows.pipeline import pipeline
+from flows.session import Outcome, identity
+from magic141.config import PipelineConfig, load_config, missing_sources
+from magic141.evaluation.charts import Series, line_chart
+from magic141.evaluation.comparison import write_comparison
+from magic141.evaluation.scores import COSTS, EXACT, FRECHET, VBENCH, Dimension
+from magic141.frozen import FrozenConfig, UserError
+from magic141.tracking import RunLog, Tracker
+from tasks.pipeline import stages_until
+
+NUM_VIDEOS = 6
+CHARTED = (EXACT[0], EXACT[1], EXACT[5], FRECHET)
+
+
+class MemberOutcome(FrozenConfig):
+    """How a member ended: its settings, its run and scores, or what went wrong."""
+
+    label: str
+    run_id: str | None = None
+    scores: dict[str, float] = Field(default_factory=dict)
+    reused: tuple[str, ...] = ()
+    error: str | None = None
+
+
+class SweepOutcome(FrozenConfig):
+    """What a sweep hands back.
+
+    Attributes:
+        run_id: MLflow run above the members' runs.
+        tracking_uri: the store that holds them.
+        members: in order.
+        seconds: in all.
+    """
+
+    run_id: str
+    tracking_uri: str
+    members: tuple[MemberOutcome, ...]
+    seconds: float
+
+
+@flow(name="magic141-sweep", retries=0, validate_parameters=False)
+def sweep(
+    config: str,
+    vary: list[str] | None = None,
+    members: list[str] | None = None,
+    overrides: list[str] | None = None,
+    until: str | None = None,
+    variant: str = "student_4",
+) -> SweepOutcome:
+    """Runs a config once per member; a member that fails does not stop the others.
+
+    Args:
+        config: YAML file.
+        vary: `FIELD=VALUE,VALUE,…` each: every combination is a member.
+        members: `FIELD=VALUE FIELD=VALUE …` each: one member.
+        overrides: `a.b=c` for all members.
+        until: last stage to run.
+        variant: row of the score table that is compared.
+    """
+    started = time.monotonic()
+    chosen = members_of(vary or (), members or ())
+    configs = check_members(Path(config), chosen, overrides or ())
+    stages_until(until)
+    first = configs[0]
+    tracker = Tracker(first.home, first.experiment)
+    run = tracker.start_parent(first.name, "sweep", identity(first) | {"members": str(len(chosen))})
+    try:
+        each = partial(_run_member, config, overrides or (), until, variant, run.run_id, tracker)
+        outcomes = [each(member) for member in chosen]
+        _publish(run, tracker, chosen, configs, outcomes, variant)
+    except BaseException:
+        run.close("KILLED")
+        raise
+    run.close("FAILED" if any(outcome.error for outcome in outcomes) else "FINISHED")
+    return SweepOutcome(
+        run_id=run.run_id,
+        tracking_uri=tracker.uri,
+        members=tuple(outcomes),
+        seconds=round(time.monotonic() - started, 1),
+    )
+
+
+def check_members(config: Path, members: Sequence[Member], overrides: Sequence[str]) -> list[PipelineConfig]:
+    """Every member's config, valid and with its sources in place, before the first one runs."""
+    configs = []
+    for member in members:
+        try:
+            values = load_config(config, [*overrides, *member.overrides])
+        except UserError as error:
+            raise UserError(f"member {member.label}: {error}") from None
+        if problems := list(missing_sources(values)):
+            raise UserError("\n".join(problems))
+        configs.append(values)
+    return configs
+
+
+def _run_member(
+    config: str,
+    overrides: Sequence[str],
+    until: str | None,
+    variant: str,
+    parent: str,
+    tracker: Tracker,
+    member: Member,
+) -> MemberOutcome:
+    try:
+        done: Outcome = pipeline(config, [*overrides, *member.overrides], until, None, parent)
+    except Exception as error:  # the stage's run holds the traceback; the other members go on
+        return MemberOutcome(label=member.label, error=f"{type(error).__name__}: {error}")
+    prefix = f"scores/{variant}/"
+    metrics = tracker.get_run(done.run_id).data.metrics
+    scores = {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
+    return MemberOutcome(label=member.label, run_id=done.run_id, scores=scores, reused=done.reused)
+
+
+def _publish(
+    run: RunLog,
+    tracker: Tracker,
+    members: Sequence[Member],
+    configs: Sequence[PipelineConfig],
+    outcomes: Sequence[MemberOutcome],
+    variant: str,
+) -> None:
+    """The comparison: a table for MLflow and Prefect, a page with charts and videos."""
+    rows = [table_row(member, outcome) for member, outcome in zip(members, outcomes, strict=True)]
+    run.table({name: [row.get(name) for row in rows] for name in columns(rows)}, "sweep.json")
+    create_table_artifact(key="sweep", table=rows, description=f"MLflow run {run.run_id}")
+    finished = [outcome for outcome in outcomes if outcome.run_id]
+    if not any(outcome.scores for outcome in finished):
+        return
+    runs = [read_run(tracker, str(outcome.run_id), outcome.label) for outcome in finished]
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder) / "sweep.html"
+        write_comparison(runs, variant, NUM_VIDEOS, page, list(charts(members, configs, outcomes)))
+        run.file(page)
+
+
+def table_row(member: Member, outcome: MemberOutcome) -> dict[str, Any]:
+    """Settings, scores and run of a member."""
+    return {
+        **dict(member.settings),
+        **outcome.scores,
+        "stages reused": len(outcome.reused),
+        "run": outcome.run_id or f"failed: {outcome.error}",
+    }
+
+
+def columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Every name once, in the order of first use."""
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def charts(
+    members: Sequence[Member], configs: Sequence[PipelineConfig], outcomes: Sequence[MemberOutcome]
+) -> Iterator[tuple[str, str]]:
+    """Title and SVG per score, over the first field that varies if it is a number, else over the members' order."""
+    fields = [field for field, _ in members[0].settings]
+    places = [number_at(config, fields[0]) if fields else None for config in configs]
+    label = fields[0] if None not in places else "member"
+    for dimension in CHARTED:
+        lines = _lines(dimension, members, [float(i + 1) if p is None else p for i, p in enumerate(places)], outcomes)
+        if drawn := line_chart(lines, label, whole_x=label == "member"):
+            yield dimension.label, drawn
+
+
+def _lines(
+    dimension: Dimension, members: Sequence[Member], places: Sequence[float], outcomes: Sequence[MemberOutcome]
+) -> list[Series]:
+    """A line per setting of the other fields."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for member, place, outcome in zip(members, places, outcomes, strict=True):
+        if dimension.key in outcome.scores:
+            found.setdefault(Member(member.settings[1:]).label, []).append((place, outcome.scores[dimension.key]))
+    return [Series(label, sorted(points), dots=True) for label, points in found.items()]
+
+
+def shown(outcomes: Sequence[MemberOutcome]) -> list[Dimension]:
+    """The scores that a table on the console has room for."""
+    known = {name for outcome in outcomes for name in outcome.scores}
+    return [d for d in (EXACT[0], EXACT[1], EXACT[5], FRECHET, *VBENCH[-1:], *COSTS[:3]) if d.key in known]

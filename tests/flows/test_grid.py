@@ -1,0 +1,57 @@
+"""Which members a sweep has, from what is typed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flows.grid import members_of, number_at
+from magic141.config import load_config
+from magic141.frozen import UserError
+
+DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
+
+
+def test_a_grid_has_every_combination() -> None:
+    members = members_of(["distill_dmd2.a_weak=0,0.5", "seed=1,2"], [])
+    assert [member.label for member in members] == [
+        "a_weak 0, seed 1",
+        "a_weak 0, seed 2",
+        "a_weak 0.5, seed 1",
+        "a_weak 0.5, seed 2",
+    ]
+
+
+def test_values_may_be_lists_and_words() -> None:
+    members = members_of(["generate.few_steps=[4],[8, 4]", "distill_dmd2.sampler=euler"], [])
+    configs = [load_config(DEMO, member.overrides) for member in members]
+    assert [config.generate.few_steps for config in configs] == [(4,), (8, 4)]
+    assert {config.distill_dmd2.sampler for config in configs} == {"euler"}
+
+
+def test_listed_members_follow_the_grid_and_none_is_there_twice() -> None:
+    members = members_of(["seed=1,2"], ["seed=2", "seed=3 distill_dmd2.a_weak=0"])
+    assert [member.overrides for member in members] == [["seed=1"], ["seed=2"], ["seed=3", "distill_dmd2.a_weak=0"]]
+
+
+@pytest.mark.parametrize(
+    ("vary", "listed", "line"),
+    [
+        ([], [], "expected two or more members"),
+        (["seed=1"], [], "expected two or more members"),
+        (["seed"], [], "--vary seed: expected FIELD=VALUE,VALUE"),
+        (["seed=[1"], [], r"--vary seed=\[1: expected"),
+        ([], ["seed"], "--member seed: expected FIELD=VALUE"),
+        (["seed=" + ",".join(map(str, range(300)))], [], "300 members; expected at most 200"),
+    ],
+)
+def test_mistakes_are_named(vary: list[str], listed: list[str], line: str) -> None:
+    with pytest.raises(UserError, match=line):
+        members_of(vary, listed)
+
+
+def test_numbers_for_the_axis_of_a_chart() -> None:
+    config = load_config(DEMO)
+    assert number_at(config, "distill_dmd2.a_weak") == 0.5
+    assert number_at(config, "distill_dmd2.sampler") is None

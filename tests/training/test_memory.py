@@ -1,0 +1,68 @@
+"""Estimated bytes: what an engine really holds, and how ZeRO divides it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from magic141.training.config import (
+    CfgDistillationConfig,
+    Dmd2Config,
+    FlowMatchingConfig,
+    OptimizerConfig,
+    PlacementConfig,
+)
+from magic141.training.ema import Ema
+from magic141.training.engine import PlainEngine
+from magic141.training.memory import state_bytes
+from magic141.training.objective import TrainContext
+
+ADAMW = OptimizerConfig(kind="adamw")
+NUM = 1000
+
+
+def placed(**fields: object) -> PlacementConfig:
+    return PlacementConfig.model_validate({"engine": "deepspeed", "num_workers": 4, **fields})
+
+
+def test_is_what_an_engine_holds(tmp_path: Path) -> None:
+    module = nn.Linear(40, 25, bias=False)
+    placement = PlacementConfig(engine="plain", num_workers=1)
+    engine = PlainEngine(module, ADAMW, 2, "fp32", TrainContext(0, 1, torch.device("cpu"), tmp_path, 0, placement))
+    ema = Ema(module, 0.9)
+    engine.backward(engine(torch.ones(1, 40)).sum())
+    gradients = [parameter.grad for parameter in module.parameters()]
+    engine.step()
+    states = [value for state in engine._optimizer.state.values() for value in state.values() if value.ndim]
+    held = [*module.parameters(), *gradients, *states, *ema.state_dict()["shadow"].values()]
+    config = FlowMatchingConfig(optimizer=ADAMW, placement=placement)
+    assert state_bytes(config, NUM) == sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+
+@pytest.mark.parametrize(
+    ("placement", "per_weight"),
+    [
+        (placed(engine="ddp"), 4 * (1 + 1 + 2 + 1)),
+        (placed(zero_stage=1), 4 * (1 + 1 + 3 / 4 + 1)),
+        (placed(zero_stage=2), 4 * (1 + 1 / 4 + 3 / 4 + 1)),
+        (placed(zero_stage=3), 4 * (1 + 1 + 3 + 1) / 4),
+        (placed(zero_stage=3, offload_optimizer=True), 4 * (1 + 1 + 0 + 1) / 4),
+    ],
+)
+def test_zero_divides_what_it_splits(placement: PlacementConfig, per_weight: float) -> None:
+    config = FlowMatchingConfig(optimizer=ADAMW, placement=placement)
+    assert state_bytes(config, NUM) == NUM * per_weight
+
+
+def test_distillation_holds_more_than_one_network() -> None:
+    placement = placed(zero_stage=3)
+    trained = 4 * (1 + 1 + 3 + 1) / 4
+    teacher, share = 4, 1
+    cfg = CfgDistillationConfig(optimizer=ADAMW, placement=placement)
+    lora, full = (Dmd2Config(fake_score=fake, a_weak=0, placement=placement) for fake in ("lora", "full"))
+    assert state_bytes(cfg, NUM) == NUM * (trained + teacher)
+    assert state_bytes(lora, NUM) == NUM * (trained + share)
+    assert state_bytes(full, NUM) == NUM * (2 * trained + share)
