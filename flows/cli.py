@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,8 @@ from flows.command_line import (
     store,
     warn,
 )
+
+WIDE = 140  # columns of a table that goes into a file
 
 app = typer.Typer(
     name="magic141",
@@ -89,7 +92,7 @@ def plan(
             return
         from rich.console import Console
 
-        Console().print(planning.as_table(rows))
+        Console(width=None if sys.stdout.isatty() else WIDE).print(planning.as_table(rows))
 
 
 @app.command()

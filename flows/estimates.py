@@ -25,15 +25,15 @@ class Estimate:
         num_gpus: over all workers.
         seconds: as long as its newest run took, in proportion to the steps; None if it never ran here.
         memory_gb: per worker; None where nothing is known.
-        memory_of: what that counts: 'a worker' was measured in the newest run, 'of state a worker' is weights,
-            gradients and optimizer by calculation, without activations.
+        measured: whether that was measured in the newest run; else it is weights, gradients and optimizer states by
+            calculation, without activations.
     """
 
     resources: str
     num_gpus: float
     seconds: float | None
     memory_gb: float | None
-    memory_of: str
+    measured: bool
 
 
 def estimate(stage: str, config: PipelineConfig, tracker: Tracker | None) -> Estimate:
@@ -45,27 +45,26 @@ def estimate(stage: str, config: PipelineConfig, tracker: Tracker | None) -> Est
     measured = _measured_gb(record)
     state = None if training is None or training.num_steps == 0 else _state_gb(stage, config, training)
     memory = measured if measured is not None and _same_size(record, training, config) else state
-    words = "a worker" if memory is not None and memory is measured else "of state a worker"
-    return Estimate(resources, num_gpus, _seconds(record, training), memory, words)
+    return Estimate(resources, num_gpus, _seconds(record, training), memory, memory is not None and memory is measured)
 
 
 def _resources(stage: str, config: PipelineConfig) -> tuple[str, float]:
     if stage == "prepare_data":
         workers, gpus = config.data.num_workers, config.data.num_gpus_per_worker
-        return _words(workers, "Ray Data encoder", 1, gpus), workers * gpus
+        return _words(workers, "Ray Data", 1, gpus), workers * gpus
     if stage not in TRAINING_SECTIONS or getattr(config, stage).num_steps == 0:
         return HERE, 0
     where: PlacementConfig = getattr(config, stage).placement
     if where.launcher == "local":
         return f"{HERE}, {where.engine}", where.gpus_per_worker
     zero = f" ZeRO-{where.zero_stage}" if where.engine == "deepspeed" else ""
-    words = _words(where.num_workers, "Ray worker", where.cpus_per_worker, where.gpus_per_worker)
-    return f"{words}, {where.engine}{zero}", where.num_workers * where.gpus_per_worker
+    words = _words(where.num_workers, f"{where.engine}{zero}", where.cpus_per_worker, where.gpus_per_worker)
+    return words, where.num_workers * where.gpus_per_worker
 
 
 def _words(workers: int, what: str, cpus: float, gpus: float) -> str:
     each = f"{cpus:g} CPU" + (f" + {gpus:g} GPU" if gpus else "")
-    return f"{workers} {what}{'s' if workers > 1 else ''} x {each}"
+    return f"{workers} x {each} ({what})"
 
 
 def _seconds(record: Mapping[str, Any], training: TrainConfig | None) -> float | None:

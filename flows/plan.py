@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
-from flows.estimates import Estimate, estimate
+from flows.estimates import HERE, Estimate, estimate
 from flows.origin import continue_run, find_origin, stages_between
 from magic141.artifacts import ArtifactRef, StageKey
 from magic141.config import PipelineConfig, missing_sources
@@ -151,19 +151,26 @@ def as_table(rows: Sequence[PlannedStage]) -> Table:
     """The plan for the console."""
     from rich.table import Table
 
-    table = Table("stage", "", "why", "asks for", "about", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("stage", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("why", overflow="fold")
+    table.add_column("time", no_wrap=True)
+    table.add_column("asks for")
     for row in rows:
         wants = row.estimate
-        table.add_row(row.stage, _SHOWN[row.action], row.why, wants.resources if wants else "", _about(wants))
+        time = _duration(wants.seconds) if wants and wants.seconds is not None else ""
+        table.add_row(row.stage, _SHOWN[row.action], row.why, time, _wishes(wants) if wants else "")
     return table
 
 
-def _about(wants: Estimate | None) -> str:
-    if wants is None:
-        return ""
-    time = None if wants.seconds is None else _duration(wants.seconds)
-    memory = None if wants.memory_gb is None else f"{wants.memory_gb:.3g} GB {wants.memory_of}"
-    return ", ".join(filter(None, (time, memory)))
+def _wishes(wants: Estimate) -> str:
+    """Workers and memory; '>' before what is calculated, as activations come on top."""
+    resources = "" if wants.resources == HERE else wants.resources
+    if wants.memory_gb is None:
+        return resources
+    size = f"{wants.memory_gb:.2g} GB" if wants.memory_gb >= 0.1 else f"{wants.memory_gb * 1024:.0f} MB"
+    return f"{resources}, {'' if wants.measured else '> '}{size} each"
 
 
 def _duration(seconds: float) -> str:

@@ -60,7 +60,9 @@ class CfgDistillation(SingleNetworkObjective):
             continued_fraction=spec.config.continued_fraction,
         )
         super().__init__(add_guidance_embedding(teacher), maker, spec.data, spec.config, spec.model, context)
-        self.teacher = load_transformer(spec.teacher).to(context.device).eval().requires_grad_(False)
+        # autocast rounds its weights anyway, and they lie whole on every worker: 13B are 26 GB, not 52
+        dtype = torch.bfloat16 if spec.config.precision == "bf16" else torch.float32
+        self.teacher = load_transformer(spec.teacher, dtype).to(context.device).eval().requires_grad_(False)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """The loss of one batch; noise, times and w come from `generator`."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from magic141.training.config import CfgDistillationConfig, Dmd2Config, OptimizerConfig, PlacementConfig, TrainConfig
 
-FP32 = 4
+FP32, BF16 = 4, 2
 STATES = {"adamw": 2, "muon": 1}  # fp32 numbers per weight
 
 
@@ -25,7 +25,7 @@ def state_bytes(config: TrainConfig, num_parameters: int) -> int:
         full = config.fake_score == "full"
         return total + base + (trained_bytes(num_parameters, config.fake_optimizer, placement) if full else 0)
     if isinstance(config, CfgDistillationConfig):
-        return total + num_parameters * FP32  # the teacher, whole on every worker
+        return total + num_parameters * (BF16 if config.precision == "bf16" else FP32)  # whole on every worker
     return total
 
 

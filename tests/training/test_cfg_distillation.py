@@ -50,3 +50,13 @@ def test_student_learns_the_guided_teacher_over_the_range_of_w() -> None:
         optimizer.step()
     for w in (1.0, 1.5, 2.0, 2.5, 3.0):
         assert error(w) < 0.05, (w, error(w))
+
+
+def test_a_teacher_in_bf16_gives_what_autocast_gives_anyway() -> None:
+    teacher = tiny_transformer(image_condition=True).eval()
+    x_t, sigma, cond = tiny_inputs(batch=4)
+    prefix = make_prefix(x_t, 1)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        whole = velocity(teacher, x_t, sigma, cond, prefix)
+        halved = velocity(teacher.to(torch.bfloat16), x_t, sigma, cond, prefix)
+    assert float((whole - halved).norm() / whole.norm()) < 0.02

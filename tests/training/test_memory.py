@@ -64,5 +64,6 @@ def test_distillation_holds_more_than_one_network() -> None:
     cfg = CfgDistillationConfig(optimizer=ADAMW, placement=placement)
     lora, full = (Dmd2Config(fake_score=fake, a_weak=0, placement=placement) for fake in ("lora", "full"))
     assert state_bytes(cfg, NUM) == NUM * (trained + teacher)
+    assert state_bytes(cfg.model_copy(update={"precision": "bf16"}), NUM) == NUM * (trained + teacher / 2)
     assert state_bytes(lora, NUM) == NUM * (trained + share)
     assert state_bytes(full, NUM) == NUM * (2 * trained + share)
