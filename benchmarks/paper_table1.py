@@ -20,7 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from readme import RESULTS, write_section
-from scores_table import COLUMNS, Scores, newest_scores
+from scores_table import COLUMNS, Scores
+
+from flows.plan import make_plan
+from magic141.config import HOME_VARIABLE, load_config
+from magic141.tracking import Tracker
+from tasks.pipeline import stages_until
 
 MAGIC141 = str(Path(sys.executable).parent / "magic141")
 ROWS = {  # variant: name of the row
@@ -43,13 +48,23 @@ COSTS = (("nfe", "evaluations", 0), ("cpu_ms_per_clip", "CPU ms per clip", 1))
 Figures = dict[str, dict[str, float]]  # row -> column -> value
 
 
+def run_pipeline(config: str, overrides: Sequence[str], home: Path) -> Scores:
+    """Runs the pipeline up to its scores in the workspace `home` and returns them, made now or before."""
+    settings = [*overrides, f"workspace={home}"]
+    words = [word for value in settings for word in ("--set", value)]
+    environment = {name: value for name, value in os.environ.items() if name != HOME_VARIABLE}
+    subprocess.run([MAGIC141, "run", config, "--until", "evaluate", *words], env=environment, check=True)
+    os.environ.pop(HOME_VARIABLE, None)
+    values = load_config(Path(config), settings)
+    *_, evaluate = make_plan(values, stages_until("evaluate"))
+    tracker = Tracker(values.home, values.experiment)
+    ref = tracker.artifact_of(tracker.get_run(str(evaluate.run_id)))
+    return Scores(json.loads((ref.path / "scores.json").read_text()))
+
+
 def run_seed(config: str, seed: int, workspace: Path) -> Figures:
     """Runs the pipeline with this seed and returns the figures of every row."""
-    home = workspace / f"seed{seed}"
-    settings = [word for value in (f"seed={seed}", *STEPS) for word in ("--set", value)]
-    environment = os.environ | {"MAGIC141_HOME": str(home)}
-    subprocess.run([MAGIC141, "run", config, *settings], env=environment, check=True)
-    scores = Scores(json.loads(newest_scores(home).read_text()))
+    scores = run_pipeline(config, (f"seed={seed}", *STEPS), workspace / f"seed{seed}")
     columns = [name for name, _, _ in (*COSTS, *COLUMNS)]
     found = {row: {name: scores.get(row, name) for name in columns} for row in ROWS}
     return {row: {name: v for name, v in values.items() if v is not None} for row, values in found.items()}

@@ -58,6 +58,7 @@ class Scores:
 
     def __init__(self, record: dict[str, Any]) -> None:
         """Indexes the variants of `record` by name."""
+        self.record = record
         self.variants: dict[str, dict[str, Any]] = {variant["name"]: variant for variant in record["variants"]}
 
     def get(self, variant: str, key: str) -> float | None:

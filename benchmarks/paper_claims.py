@@ -1,0 +1,210 @@
+"""The paper's claims at the demo's size, each with figures over seeds and a verdict.
+
+    python benchmarks/paper_claims.py --workspace runs-table1 --seeds 0 1 2 --write-readme
+    python benchmarks/paper_claims.py --workspace runs-table1 --claims weak_shift    # trains a student per setting
+
+Uses the runs of `paper_table1.py` (same workspace) and makes those that are missing. Restartable, like that script.
+Claims that compare trainings which the pipeline does not offer (I2V against T2V distillation, multi-modal guidance
+against none) are not among them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from paper_table1 import STEPS, run_pipeline
+from readme import RESULTS, write_section
+from scores_table import Scores
+
+from magic141.config import PipelineConfig, load_config
+from magic141.models.size import num_parameters
+from magic141.training.memory import state_bytes
+
+A_WEAK = (0.0, 0.25, 0.5, 0.75)
+RATES = (1.0, 4.0)  # times the configured one of the generator
+PAPER_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "hunyuan_13b.yaml"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was claimed, what came out, and whether that bears the claim out."""
+
+    claim: str
+    figures: str
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The finished runs: the scores of every seed."""
+
+    config: str
+    workspace: Path
+    seeds: Sequence[int]
+    scores: Sequence[Scores]
+
+    def values(self, figure: Callable[[Scores], float]) -> list[float]:
+        """A figure of every seed."""
+        return [figure(scores) for scores in self.scores]
+
+
+def steps(evidence: Evidence) -> Verdict:
+    """Four steps against the many-step teacher."""
+    motion = evidence.values(lambda s: s.need("student_4", "motion") / s.need("teacher_50", "motion"))
+    frechet = evidence.values(lambda s: s.need("student_4", "frechet") / s.need("teacher_50", "frechet"))
+    background = evidence.values(
+        lambda s: s.need("student_4", "background_psnr_db") - s.need("teacher_50", "background_psnr_db")
+    )
+    figures = (
+        f"student at 4 evaluations against the teacher at 100: motion {_mean(motion)} x, Fréchet {_mean(frechet)} x, "
+        f"background {_mean(background, 1)} dB"
+    )
+    holds = _at_least(motion, 1.0) and _at_most(frechet, 1.0) and _at_least(background, -2.0)
+    return Verdict("4 steps are as good as 50 x 2", figures, "holds, within noise" if holds else "does not hold here")
+
+
+def int8(evidence: Evidence) -> Verdict:
+    """Quantised against not."""
+    motion = evidence.values(lambda s: s.need("int8_4", "motion") - s.need("student_4", "motion"))
+    frechet = evidence.values(lambda s: s.need("int8_4", "frechet") / s.need("student_4", "frechet"))
+    weights = evidence.values(lambda s: s.need("int8_4", "weight_mb") / s.need("student_4", "weight_mb"))
+    figures = f"motion {_mean(motion, 3)}, Fréchet {_mean(frechet)} x, weights {_mean(weights)} x"
+    free = max(map(abs, motion)) <= 0.02 and max(frechet) <= 1.05
+    return Verdict("int8 weights cost no quality", figures, "holds" if free else "does not hold here")
+
+
+def long_video(evidence: Evidence) -> Verdict:
+    """Cost, memory and drift from the first to the last window."""
+    rows = [scores.record["long_video"] for scores in evidence.scores]
+    cost = [_later_by_earlier([w["cpu_ms_per_clip"] for w in row["variants"]["student_4"]]) for row in rows]
+    memory = [r["variants"]["student_4"][-1]["rss_mb"] - r["variants"]["student_4"][0]["rss_mb"] for r in rows]
+    drift = [row["drift"]["student_4"] for row in rows]
+    motion = [windows[-1]["motion"] for windows in drift]
+    lost = [windows[0]["background_psnr_db"] - windows[-1]["background_psnr_db"] for windows in drift]
+    figures = (
+        f"{len(drift[0])} windows: CPU per window, second half to first {_mean(cost)} x; memory {_mean(memory, 1)} MB "
+        f"more; motion at the end {_mean(motion)}; background lost {_mean(lost, 1)} dB"
+    )
+    holds = _at_most(cost, 1.1) and max(memory) < 50 and _at_least(motion, 0.85) and _at_most(lost, 6.0)
+    return Verdict("long videos at constant cost and quality", figures, "holds" if holds else "does not hold here")
+
+
+def shared_base(evidence: Evidence) -> Verdict:
+    """Weights, gradients and optimizer states of the two networks that DMD2 trains, by calculation."""
+    parts = []
+    for label, path in (("demo", Path(evidence.config)), ("13B, on 64 GPUs", PAPER_CONFIG)):
+        config = load_config(path)
+        lora, full = (_dmd2_gb(config, fake) for fake in ("lora", "full"))
+        parts.append(f"{label}: {lora:.3g} GB a worker against {full:.3g}, {lora / full:.2f} x")
+    return Verdict("LoRA on the shared base saves memory", "; ".join(parts) + " (states, calculated)", "holds")
+
+
+def weak_shift(evidence: Evidence) -> Verdict:
+    """Students over the strength of the shift and the generator's learning rate."""
+    rows = []
+    for rate in RATES:
+        for a_weak in A_WEAK:
+            found = [_shifted(evidence, seed, a_weak, rate) for seed in evidence.seeds]
+            frechet = [scores.need("student_4", "frechet") for scores in found]
+            motion = [scores.need("student_4", "motion") for scores in found]
+            rows.append((rate, a_weak, statistics.mean(frechet), _mean(frechet), _mean(motion)))
+    best = min(rows, key=lambda row: row[2])
+    figures = "; ".join(f"rate x {rate:g}, a_weak {a:g}: Fréchet {f}, motion {m}" for rate, a, _, f, m in rows)
+    verdict = "holds" if best[1] > 0 else "does not hold here: plain DMD2 (a_weak 0) is best"
+    return Verdict("a weak shift of the real score steadies DMD2", figures, verdict)
+
+
+CLAIMS = {f.__name__: f for f in (steps, int8, long_video, shared_base, weak_shift)}
+WITHOUT_TRAINING = [name for name in CLAIMS if name != "weak_shift"]
+
+
+def _shifted(evidence: Evidence, seed: int, a_weak: float, rate: float) -> Scores:
+    """The scores of a student trained with a setting, on the seed's own teacher; four steps only."""
+    home = evidence.workspace / f"seed{seed}"
+    base = load_config(Path(evidence.config)).distill_dmd2.optimizer.learning_rate
+    settings = (
+        f"seed={seed}",
+        f"distill_dmd2.a_weak={a_weak}",
+        f"distill_dmd2.optimizer.learning_rate={base * rate}",
+        "distill_dmd2.collapse.stop=false",
+        "generate.many_steps=4",
+        "generate.few_steps=[4]",
+    )
+    return run_pipeline(evidence.config, settings, home)
+
+
+def _dmd2_gb(config: PipelineConfig, fake: str) -> float:
+    dmd2 = config.distill_dmd2.model_copy(update={"fake_score": fake})
+    tiny = config.data.encoder.kind == "tiny"
+    channels = config.data.codec.num_channels if config.data.codec.kind == "pca" else 16
+    widths = (config.data.encoder.width, config.data.encoder.width) if tiny else (4096, 768)
+    return state_bytes(dmd2, num_parameters(config.model, channels, *widths, True, True)) / 2**30
+
+
+def _later_by_earlier(values: Sequence[float]) -> float:
+    middle = len(values) // 2
+    return statistics.median(values[middle:]) / statistics.median(values[:middle])
+
+
+def _spread(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def _mean(values: Sequence[float], digits: int = 2) -> str:
+    return f"{statistics.mean(values):.{digits}f} ± {_spread(values):.{digits}f}"
+
+
+def _at_least(values: Sequence[float], bound: float) -> bool:
+    """Whether the mean reaches the bound within one standard deviation over the seeds."""
+    return statistics.mean(values) + _spread(values) >= bound
+
+
+def _at_most(values: Sequence[float], bound: float) -> bool:
+    return statistics.mean(values) - _spread(values) <= bound
+
+
+def main() -> None:
+    """Makes what is missing, prints and stores the verdicts."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="configs/demo.yaml")
+    parser.add_argument("--workspace", type=Path, default=Path("runs-table1"), help="that of paper_table1.py")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--claims", nargs="+", choices=CLAIMS, default=[name for name in CLAIMS if name != "weak_shift"]
+    )
+    parser.add_argument("--write-readme", action="store_true", help="also put the verdicts into README.md")
+    arguments = parser.parse_args()
+    workspace = arguments.workspace.resolve()
+    scores = [
+        run_pipeline(arguments.config, (f"seed={seed}", *STEPS), workspace / f"seed{seed}") for seed in arguments.seeds
+    ]
+    evidence = Evidence(arguments.config, workspace, arguments.seeds, scores)
+    store = RESULTS / "paper_claims.json"
+    known = json.loads(store.read_text()) if store.is_file() else {}
+    for name in arguments.claims:
+        known[name] = asdict(CLAIMS[name](evidence)) | {"seeds": list(arguments.seeds)}
+        RESULTS.mkdir(exist_ok=True)
+        store.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n")
+    text = _table(known)
+    print("\n" + text)
+    (RESULTS / "paper_claims.md").write_text(text + "\n")
+    if arguments.write_readme:
+        write_section("claims", text)
+
+
+def _table(known: Mapping[str, Mapping[str, Any]]) -> str:
+    lines = ["| claim | figures | seeds | verdict |", "|---|---|--:|---|"]
+    rows = (known[name] for name in CLAIMS if name in known)
+    return "\n".join(
+        [*lines, *(f"| {r['claim']} | {r['figures']} | {len(r['seeds'])} | {r['verdict']} |" for r in rows)]
+    )
+
+
+if __name__ == "__main__":
+    main()
