@@ -19,13 +19,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from finished import config_in, finished
 from readme import RESULTS, write_section
 from scores_table import COLUMNS, Scores
 
-from flows.plan import make_plan
-from magic141.config import HOME_VARIABLE, load_config
-from magic141.tracking import Tracker
-from tasks.pipeline import stages_until
+from magic141.config import HOME_VARIABLE
 
 MAGIC141 = str(Path(sys.executable).parent / "magic141")
 ROWS = {  # variant: name of the row
@@ -54,12 +52,8 @@ def run_pipeline(config: str, overrides: Sequence[str], home: Path) -> Scores:
     words = [word for value in settings for word in ("--set", value)]
     environment = {name: value for name, value in os.environ.items() if name != HOME_VARIABLE}
     subprocess.run([MAGIC141, "run", config, "--until", "evaluate", *words], env=environment, check=True)
-    os.environ.pop(HOME_VARIABLE, None)
-    values = load_config(Path(config), settings)
-    *_, evaluate = make_plan(values, stages_until("evaluate"))
-    tracker = Tracker(values.home, values.experiment)
-    ref = tracker.artifact_of(tracker.get_run(str(evaluate.run_id)))
-    return Scores(json.loads((ref.path / "scores.json").read_text()))
+    found = finished(config_in(config, overrides, home), "evaluate")
+    return Scores(json.loads((found["evaluate"] / "scores.json").read_text()))
 
 
 def run_seed(config: str, seed: int, workspace: Path) -> Figures:

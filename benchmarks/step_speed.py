@@ -1,0 +1,174 @@
+"""Where the CPU time of a training step, of a DMD2 iteration and of the sampler goes.
+
+    python benchmarks/step_speed.py --workspace runs
+
+Needs a workspace with a finished demo up to `distill_cfg`. One thread, one worker's share of the batch. What is neither
+forward, backward nor optimizer (batches, noise, averages, copies, Python) is the overhead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from finished import config_in, finished
+from readme import RESULTS, write_section
+
+from magic141.config import PipelineConfig
+from magic141.data.dataset import ClipDataset, load_null_text
+from magic141.models.encoders import TextEmbedding
+from magic141.models.generator import VideoGenerator
+from magic141.models.transformer import HunyuanVideoTransformer3DModel, load_transformer
+from magic141.training.config import PlacementConfig, TrainConfig
+from magic141.training.dmd2 import Dmd2Spec
+from magic141.training.flow_matching import FlowMatchingSpec
+from magic141.training.objective import Objective, ObjectiveSpec, TrainContext
+
+NUM_WARM, NUM_TIMED, NUM_CLIPS = 5, 30, 8
+
+
+@dataclass(frozen=True)
+class Speed:
+    """CPU milliseconds of one step and of its parts."""
+
+    what: str
+    total_ms: float
+    forward_ms: float
+    backward_ms: float
+    optimizer_ms: float
+
+    @property
+    def overhead(self) -> float:
+        """Share of what is none of the three."""
+        return 1 - (self.forward_ms + self.backward_ms + self.optimizer_ms) / self.total_ms
+
+
+class Clock:
+    """Adds up the CPU time spent inside wrapped calls; calls inside calls count once, for the outer one."""
+
+    def __init__(self) -> None:
+        """Nothing spent yet."""
+        self.spent: dict[str, float] = defaultdict(float)
+        self._inside = False
+
+    def wrap(self, owner: Any, name: str, part: str) -> None:
+        """Replaces `owner.name` by itself, timed."""
+        call: Callable[..., Any] = getattr(owner, name)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            if self._inside:
+                return call(*args, **kwargs)
+            self._inside, start = True, time.process_time()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                self._inside = False
+                self.spent[part] += time.process_time() - start
+
+        setattr(owner, name, timed)
+
+
+def training_speed(what: str, spec: ObjectiveSpec, config: TrainConfig, clock: Clock) -> Speed:
+    """One worker's steps of a training stage."""
+    context = TrainContext(0, 1, torch.device("cpu"), Path("."), 0, config.placement)
+    objective: Objective = spec.build(context)
+    for engine in objective.engines.values():
+        clock.wrap(engine, "backward", "backward")
+        clock.wrap(engine, "step", "optimizer")
+    return measure(what, objective.step, clock)
+
+
+def measure(what: str, step: Callable[[int], Any], clock: Clock) -> Speed:
+    """Means over the timed steps."""
+    for number in range(NUM_WARM):
+        step(number)
+    clock.spent.clear()
+    start = time.process_time()
+    for number in range(NUM_TIMED):
+        step(NUM_WARM + number)
+    total = (time.process_time() - start) / NUM_TIMED * 1e3
+    parts = (clock.spent[part] / NUM_TIMED * 1e3 for part in ("forward", "backward", "optimizer"))
+    return Speed(what, total, *parts)
+
+
+def one_worker(config: TrainConfig) -> Any:
+    """The stage's config for one worker with its share of the batch."""
+    batch = config.batch_size // config.placement.num_workers
+    placement = PlacementConfig(engine="plain", launcher="local", num_workers=1)
+    return config.model_copy(update={"batch_size": batch, "placement": placement})
+
+
+def speeds(config: PipelineConfig, folders: dict[str, Path]) -> list[Speed]:
+    """I2V step, DMD2 iteration, sampler."""
+    data, teacher, student = folders["prepare_data"], folders["pretrain_i2v"], folders["distill_cfg"]
+    clock = Clock()
+    clock.wrap(HunyuanVideoTransformer3DModel, "forward", "forward")
+    i2v, dmd2 = one_worker(config.pretrain_i2v), one_worker(config.distill_dmd2)
+    t2v = folders["pretrain_t2v"] / "transformer"
+    return [
+        training_speed("I2V step", FlowMatchingSpec(i2v, config.model, data, t2v), i2v, clock),
+        training_speed(
+            "DMD2 iteration",
+            Dmd2Spec(dmd2, config.model, data, teacher / "transformer", student / "transformer"),
+            dmd2,
+            clock,
+        ),
+        measure("sampler, 4 steps, 8 clips", sampler(config, data, student), clock),
+    ]
+
+
+def sampler(config: PipelineConfig, data: Path, student: Path) -> Callable[[int], Any]:
+    """One window for a batch of held-out clips by the few-step chain."""
+    clips, dmd2 = ClipDataset.open(data, "heldout"), config.distill_dmd2
+    first = torch.arange(NUM_CLIPS)
+    text = TextEmbedding(clips.text_tokens[first].float(), clips.text_mask[first], clips.pooled[first].float())
+    image, known = clips.image_tokens[first].float(), clips.latents[first, :, :1].float()
+    generator = VideoGenerator(
+        model=load_transformer(student / "transformer").eval(),
+        null_text=load_null_text(data),
+        latent_frames=(config.model.window_frames - 1) // config.temporal_factor + 1,
+        num_steps=dmd2.num_inference_steps,
+        shift=dmd2.shift,
+        guidance_scale=dmd2.student_guidance_scale,
+        guidance="embedded",
+        sampler=dmd2.sampler,
+    )
+    return lambda seed: generator.sample(text, image, known, seed)
+
+
+def table(found: list[Speed]) -> str:
+    """Markdown."""
+    lines = ["| CPU ms | total | forward | backward | optimizer | rest |", "|---|--:|--:|--:|--:|--:|"]
+    for speed in found:
+        parts = (speed.total_ms, speed.forward_ms, speed.backward_ms, speed.optimizer_ms)
+        lines.append(f"| {speed.what} | {' | '.join(f'{ms:.1f}' for ms in parts)} | {speed.overhead:.0%} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measures, prints and stores."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="configs/demo.yaml")
+    parser.add_argument("--workspace", type=Path, default=Path("runs"), help="with a finished run of the config")
+    parser.add_argument("--write-readme", action="store_true", help="also put the table into README.md")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    config = config_in(arguments.config, (), arguments.workspace)
+    found = speeds(config, finished(config, "distill_cfg"))
+    text = table(found)
+    print(text)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "step_speed.json").write_text(json.dumps([asdict(speed) for speed in found], indent=1) + "\n")
+    if arguments.write_readme:
+        write_section("speed", text)
+
+
+if __name__ == "__main__":
+    main()
