@@ -8,31 +8,38 @@ from pathlib import Path
 import yaml
 from prefect import flow
 
+from flows.faults import explaining
+from flows.notify import notify
+from flows.reach import require_servers
 from flows.session import Outcome, open_session
 from magic141.artifacts import ArtifactRef
-from magic141.config import PipelineConfig, validate, with_overrides
+from magic141.config import PipelineConfig, default_home, validate, with_overrides
 from magic141.frozen import UserError
 from magic141.tracking import Run, Tracker, open_store
 from tasks.pipeline import JUDGING, STAGES
 
 
-@flow(name="magic141-evaluation", retries=0, validate_parameters=False)
+@flow(name="magic141-evaluation", retries=0, validate_parameters=False, on_failure=[notify], on_crashed=[notify])
 def evaluation(
-    workspace: str, run_id: str | None = None, model: str | None = None, overrides: list[str] | None = None
+    workspace: str | None = None,
+    run_id: str | None = None,
+    model: str | None = None,
+    overrides: list[str] | None = None,
 ) -> Outcome:
     """Judges the models of a run, or of the run behind a registered model.
 
     Args:
-        workspace: where the earlier run lives.
+        workspace: where the earlier run lives; none: MAGIC141_HOME, or runs.
         run_id: a pipeline run, or one of its stage runs.
         model: `models:/name@alias` or `models:/name/version`, in place of `run_id`.
         overrides: `generate.*`, `evaluate.*`, `report.*` to judge differently.
     """
-    origin, config = find_origin(Path(workspace), run_id, model)
+    require_servers()
+    origin, config = find_origin(Path(workspace) if workspace else default_home(), run_id, model)
     changed = judged_config(config, overrides or ())
     tracker = Tracker(changed.home, changed.experiment)
     inputs = needed_inputs(origin, tracker)
-    with open_session(changed, "evaluation", {"origin_run": origin.info.run_id}) as session:
+    with explaining(changed.home), open_session(changed, "evaluation", {"origin_run": origin.info.run_id}) as session:
         for ref in inputs:
             session.context.artifacts[ref.stage] = ref
             tracker.set_artifact(session.run.run_id, ref, reused=True)

@@ -6,13 +6,15 @@ from pathlib import Path
 
 from prefect import flow
 
+from flows.faults import explaining
+from flows.notify import notify
 from flows.session import Outcome, open_session
 from magic141.config import load_config, missing_sources
 from magic141.frozen import UserError
 from tasks.pipeline import known_stage, stages_until
 
 
-@flow(name="magic141", retries=0, validate_parameters=False)
+@flow(name="magic141", retries=0, validate_parameters=False, on_failure=[notify], on_crashed=[notify])
 def pipeline(
     config: str,
     overrides: list[str] | None = None,
@@ -33,5 +35,5 @@ def pipeline(
         raise UserError("\n".join(check_sources))
     again = [known_stage(name, "--refresh") for name in refresh or ()]
     stages = stages_until(until)
-    with open_session(values, "pipeline", {}, again) as session:
+    with explaining(values.home), open_session(values, "pipeline", {}, again) as session:
         return session.run_stages(stages)
