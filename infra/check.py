@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from prefect.exceptions import MissingFlowError
 from prefect.flows import load_flow_from_entrypoint
 from prefect.server.schemas.schedules import CronSchedule, IntervalSchedule, RRuleSchedule
 from prefect.utilities.callables import parameter_schema
@@ -28,7 +29,7 @@ def faults(deployment: dict[str, Any]) -> Iterator[str]:
             yield f"schedule {schedule.get('slug', '')}: {problem}"
     try:
         flow = load_flow_from_entrypoint(deployment["entrypoint"])
-    except (ImportError, AttributeError) as error:
+    except (ImportError, MissingFlowError) as error:
         yield f"entrypoint {deployment['entrypoint']}: {error}"
         return
     known = parameter_schema(flow).properties
