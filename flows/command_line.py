@@ -86,9 +86,9 @@ def home_of(workspace: Path | None) -> Path:
     """The workspace; one given on the command line is what everything in this process uses."""
     if workspace:
         os.environ["MAGIC141_HOME"] = str(workspace.resolve())
-    from magic141.config import PipelineConfig
+    from magic141.config import default_home
 
-    return PipelineConfig.model_construct(workspace=Path("runs")).home
+    return default_home()
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from flows.reach import trouble
+from magic141.urls import without_credentials
 
 GIB = 1 << 30
 MIN_DISK_GIB = 5
@@ -108,7 +109,7 @@ def _disk(workspace: Path) -> Finding:
 def _server(variable: str, default: str) -> Finding:
     if problem := trouble(variable):
         return Finding(variable, problem, False, "infra/README.md says how the servers start")
-    return Finding(variable, os.environ.get(variable) or f"not set: {default}")
+    return Finding(variable, without_credentials(os.environ.get(variable, "")) or f"not set: {default}")
 
 
 def _version(distribution: str) -> str | None:

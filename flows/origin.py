@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+from flows.reach import require_servers
 from magic141.artifacts import ArtifactRef, flatten
 from magic141.config import PipelineConfig, validate, with_overrides
 from magic141.frozen import UserError
@@ -40,6 +41,7 @@ def find_origin(workspace: Path, source: str) -> Origin:
         workspace: folder of the runs.
         source: id of a pipeline run or of one of its stage runs, or `models:/NAME@ALIAS`, `models:/NAME/VERSION`.
     """
+    require_servers()
     tracker = open_store(workspace)
     run_id = tracker.registry.resolve(source).run_id if source.startswith("models:") else source
     run = tracker.pipeline_run(run_id)

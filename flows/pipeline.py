@@ -6,6 +6,7 @@ from pathlib import Path
 
 from prefect import flow
 
+from flows.notify import notify
 from flows.origin import continue_run, find_origin, stages_between
 from flows.session import Outcome, carry_on, open_session
 from magic141.config import load_config, missing_sources
@@ -14,7 +15,7 @@ from magic141.tracking import TAG_PARENT
 from tasks.pipeline import known_stage
 
 
-@flow(name="magic141", retries=0, validate_parameters=False)
+@flow(name="magic141", retries=0, validate_parameters=False, on_failure=[notify], on_crashed=[notify])
 def pipeline(
     config: str,
     overrides: list[str] | None = None,
@@ -40,7 +41,7 @@ def pipeline(
         return session.run_stages(stages_between(None, until))
 
 
-@flow(name="magic141-rerun", retries=0, validate_parameters=False)
+@flow(name="magic141-rerun", retries=0, validate_parameters=False, on_failure=[notify], on_crashed=[notify])
 def rerun(
     workspace: str,
     origin: str,

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit, urlunsplit
 from urllib.request import urlopen
 
 from magic141.frozen import UserError
+from magic141.urls import without_credentials
 
 SERVERS = ("MLFLOW_TRACKING_URI", "PREFECT_API_URL")
 TIMEOUT_S = 10
+_EXAMPLES = {"PREFECT_API_URL": "http://HOST:4200/api", "MLFLOW_TRACKING_URI": "http://HOST:5000"}
+_HEALTHY = {"PREFECT_API_URL": b"true", "MLFLOW_TRACKING_URI": b"OK"}  # other servers have a /health, too
 _REFUSED = (401, 403)  # it answers; credentials are the client's business
 
 
@@ -23,25 +26,28 @@ def require_servers() -> None:
 
 def trouble(variable: str) -> str | None:
     """What is wrong with the server that an environment variable names; none if it answers or is not on the network."""
-    url = _without_credentials(os.environ.get(variable, ""))
+    url = without_credentials(os.environ.get(variable, ""))
     if not url.startswith(("http://", "https://")):
-        return None
+        return _not_a_url(variable, url)
     try:
-        with urlopen(f"{url.rstrip('/')}/health", timeout=TIMEOUT_S):
-            return None
+        with urlopen(f"{url.rstrip('/')}/health", timeout=TIMEOUT_S) as answer:
+            healthy = answer.read(len(_HEALTHY[variable]) + 1).strip() == _HEALTHY[variable]
+            return None if healthy else _no_such_server(variable, url, "something else than expected")
     except HTTPError as error:
-        return None if error.code in _REFUSED else f"{variable} = {url}: {_no_such_server(variable, error.code)}"
+        return None if error.code in _REFUSED else _no_such_server(variable, url, f"HTTP {error.code}")
     except (URLError, OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         return f"{variable} = {url}: does not answer ({reason}); start the server, or unset {variable} to work without"
 
 
-def _without_credentials(url: str) -> str:
-    """The URL without `user:password@`: it is shown to people, and /health needs none."""
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+def _not_a_url(variable: str, value: str) -> str | None:
+    """MLflow also takes databases and folders, Prefect nothing but http."""
+    host_and_port = re.match(r"[\w.-]+:\d+(/|$)", value)
+    if value and (host_and_port or variable == "PREFECT_API_URL"):
+        return f"{variable} = {value}: not a URL; expected one such as {_EXAMPLES[variable]}"
+    return None
 
 
-def _no_such_server(variable: str, code: int) -> str:
-    example = "http://HOST:4200/api" if variable == "PREFECT_API_URL" else "http://HOST:5000"
-    return f"something answers, but with HTTP {code} to /health; expected a URL such as {example}"
+def _no_such_server(variable: str, url: str, answer: str) -> str:
+    example = _EXAMPLES[variable]
+    return f"{variable} = {url}: something answers, but with {answer} to /health; expected a URL such as {example}"

@@ -15,6 +15,7 @@ import urllib.request
 from pathlib import Path
 
 from magic141.frozen import UserError
+from magic141.urls import settle_credentials
 
 START_TIMEOUT_SECONDS = 180.0
 # A server that lives for one flow run schedules nothing, watches nothing and repairs nothing.
@@ -103,6 +104,7 @@ class PrefectServer:
 
 def _quiet(home: Path) -> None:
     """Prefect's settings for this process: its files in the workspace, no telemetry, no log lines among ours."""
+    settle_credentials("PREFECT_API_URL", "PREFECT_API_AUTH_STRING")
     if not os.environ.get("PREFECT_API_URL"):
         os.environ.setdefault("PREFECT_HOME", str(home / "prefect"))
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")

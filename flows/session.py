@@ -15,12 +15,16 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
+from flows.events import announcing_candidate
+from flows.faults import explaining
 from flows.origin import Continuation
+from flows.reach import require_servers
 from magic141.artifacts import ArtifactRef
 from magic141.config import PipelineConfig, config_digest, to_yaml
 from magic141.evaluation.scores import COSTS
 from magic141.frozen import FrozenConfig
 from magic141.tracking import RunLog, Tracker
+from magic141.urls import without_credentials
 from tasks.console import StageConsole
 from tasks.stage import Stage, StageContext, git_commit, run_stage
 
@@ -30,7 +34,7 @@ class Outcome(FrozenConfig):
 
     Attributes:
         run_id: MLflow run of the whole pipeline or evaluation.
-        tracking_uri: the store that holds it.
+        tracking_uri: the store that holds it, without credentials.
         report: the HTML report, if the report stage ran.
         seconds: from the flow's first line to its last.
         reused: stages whose artifacts were there.
@@ -53,8 +57,9 @@ class Session:
 
     def run_stages(self, stages: Sequence[Stage]) -> Outcome:
         """Runs stages in order, each as a Prefect task; publishes the scores; says what came out."""
-        for stage in stages:
-            as_task(stage)(self.context)
+        with announcing_candidate(self.context, stages):
+            for stage in stages:
+                as_task(stage)(self.context)
         self._publish_scores()
         return self._outcome()
 
@@ -74,7 +79,7 @@ class Session:
         self.run.metrics({"total_seconds": seconds})
         return Outcome(
             run_id=self.run.run_id,
-            tracking_uri=self.context.tracker.uri,
+            tracking_uri=without_credentials(self.context.tracker.uri),
             report=str(report.path / "report.html") if report else None,
             seconds=round(seconds, 1),
             reused=tuple(self.context.reused),
@@ -97,12 +102,21 @@ def open_session(
 ) -> Iterator[Session]:
     """Opens the parent run, closes it as FINISHED, FAILED or KILLED."""
     started = time.monotonic()
-    tracker = Tracker(config.home, config.experiment)
-    run = tracker.start_parent(config.name, kind, {**identity(config), **tags})
-    run.text(to_yaml(config), "config.yaml")
-    context = StageContext(config, tracker, run.run_id, StageConsole(), frozenset(refresh))
+    require_servers()
+    with explaining(config.home):
+        tracker = Tracker(config.home, config.experiment)
+        run = tracker.start_parent(config.name, kind, {**identity(config), **tags})
+        with closing(run):
+            run.text(to_yaml(config), "config.yaml")
+            context = StageContext(config, tracker, run.run_id, StageConsole(), frozenset(refresh))
+            yield Session(context, run, started)
+
+
+@contextmanager
+def closing(run: RunLog) -> Iterator[None]:
+    """Closes a parent run with what really happened."""
     try:
-        yield Session(context, run, started)
+        yield
     except Exception:
         run.close("FAILED")
         raise
@@ -153,4 +167,4 @@ def identity(config: PipelineConfig) -> dict[str, str]:
         "prefect.flow_run_id": flow_run.id,
         "prefect.flow_run_url": flow_run.ui_url,
     }
-    return {name: str(value) for name, value in facts.items() if value}
+    return {name: without_credentials(str(value)) for name, value in facts.items() if value}

@@ -15,14 +15,16 @@ from pydantic import Field
 
 from flows.comparison import read_run
 from flows.grid import Member, members_of, number_at
+from flows.notify import notify
 from flows.pipeline import pipeline
-from flows.session import Outcome, identity
+from flows.session import Outcome, closing, identity
 from magic141.config import PipelineConfig, load_config, missing_sources
 from magic141.evaluation.charts import Series, line_chart
 from magic141.evaluation.comparison import write_comparison
 from magic141.evaluation.scores import COSTS, EXACT, FRECHET, VBENCH, Dimension
 from magic141.frozen import FrozenConfig, UserError
 from magic141.tracking import RunLog, Tracker
+from magic141.urls import without_credentials
 from tasks.pipeline import stages_until
 
 NUM_VIDEOS = 6
@@ -55,7 +57,7 @@ class SweepOutcome(FrozenConfig):
     seconds: float
 
 
-@flow(name="magic141-sweep", retries=0, validate_parameters=False)
+@flow(name="magic141-sweep", retries=0, validate_parameters=False, on_failure=[notify], on_crashed=[notify])
 def sweep(
     config: str,
     vary: list[str] | None = None,
@@ -81,17 +83,15 @@ def sweep(
     first = configs[0]
     tracker = Tracker(first.home, first.experiment)
     run = tracker.start_parent(first.name, "sweep", identity(first) | {"members": str(len(chosen))})
-    try:
+    with closing(run):
         each = partial(_run_member, config, overrides or (), until, variant, run.run_id, tracker)
         outcomes = [each(member) for member in chosen]
         _publish(run, tracker, chosen, configs, outcomes, variant)
-    except BaseException:
-        run.close("KILLED")
-        raise
-    run.close("FAILED" if any(outcome.error for outcome in outcomes) else "FINISHED")
+    if any(outcome.error for outcome in outcomes):
+        run.close("FAILED")
     return SweepOutcome(
         run_id=run.run_id,
-        tracking_uri=tracker.uri,
+        tracking_uri=without_credentials(tracker.uri),
         members=tuple(outcomes),
         seconds=round(time.monotonic() - started, 1),
     )

@@ -64,6 +64,11 @@ class PipelineConfig(FrozenConfig):
         return Path(os.environ.get(HOME_VARIABLE) or self.workspace).expanduser().resolve()
 
 
+def default_home() -> Path:
+    """The workspace of what is given no config: MAGIC141_HOME, or `runs` in the working directory."""
+    return PipelineConfig.model_construct(workspace=Path("runs")).home
+
+
 def load_config(path: Path, overrides: Sequence[str] = ()) -> PipelineConfig:
     """Reads a YAML config and everything that it extends, applies `a.b=c` overrides, and validates.
 

@@ -33,6 +33,7 @@ from magic141.artifacts import (
 )
 from magic141.config import PipelineConfig
 from magic141.frozen import UserError, key_fields
+from magic141.urls import without_credentials
 from tasks.console import StageConsole
 
 if TYPE_CHECKING:
@@ -298,7 +299,7 @@ def _version(name: str) -> str | None:
 
 
 def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
+    return without_credentials(f"{type(error).__name__}: {error}").strip().splitlines()[0][:200]
 
 
 @dataclass

@@ -16,6 +16,7 @@ from mlflow.exceptions import MlflowException
 from magic141.artifacts import ArtifactRef
 from magic141.frozen import UserError
 from magic141.tracking.tags import TAG_ARTIFACT, TAG_PROMOTIONS
+from magic141.urls import without_credentials
 
 MAX_PROMOTIONS = 80  # what fits into a tag
 
@@ -91,7 +92,7 @@ class Registry:
                 return name, self.client.get_model_version_by_alias(name, alias)
             return name, self.client.get_model_version(name, version)
         except MlflowException:
-            raise UserError(f"model {uri}: not in the registry {self.uri}; {self._known_models()}") from None
+            raise UserError(f"model {uri}: not in the registry {self._where}; {self._known_models()}") from None
 
     def alias_version(self, name: str, alias: str) -> ModelVersion | None:
         """The version that an alias points at, if there is one."""
@@ -127,12 +128,16 @@ class Registry:
         try:
             text = self.client.get_registered_model(name).tags.get(f"{TAG_PROMOTIONS}.{alias}", "[]")
         except MlflowException:
-            raise UserError(f"model {name}: not in the registry {self.uri}; {self._known_models()}") from None
+            raise UserError(f"model {name}: not in the registry {self._where}; {self._known_models()}") from None
         return [Promotion(*entry) for entry in json.loads(text)]
 
     def _write_history(self, name: str, alias: str, history: Sequence[Promotion]) -> None:
         kept = [tuple(entry) for entry in history[-MAX_PROMOTIONS:]]
         self.client.set_registered_model_tag(name, f"{TAG_PROMOTIONS}.{alias}", json.dumps(kept))
+
+    @property
+    def _where(self) -> str:
+        return without_credentials(self.uri)
 
     def _known_models(self) -> str:
         names = [f"models:/{m.name}@{alias}" for m in self.client.search_registered_models() for alias in m.aliases]

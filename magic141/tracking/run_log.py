@@ -15,6 +15,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, L
 
 from magic141.artifacts import ArtifactRef, flatten
 from magic141.tracking.tags import MAX_BATCH, TAG_ARTIFACT, TAG_MODEL, set_tags
+from magic141.urls import without_credentials
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,13 +49,13 @@ class RunLog:
 
     def params(self, values: Mapping[str, object]) -> None:
         """The fields that people compare between runs, flattened to `section.field`."""
-        flat = [Param(name, str(value)[:MAX_PARAM_CHARS]) for name, value in flatten(values)]
+        flat = [Param(name, without_credentials(str(value))[:MAX_PARAM_CHARS]) for name, value in flatten(values)]
         for start in range(0, len(flat), MAX_BATCH):
             self.client.log_batch(self.run_id, params=flat[start : start + MAX_BATCH])
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Facts about the run."""
-        set_tags(self.client, self.run_id, values)
+        set_tags(self.client, self.run_id, {name: without_credentials(value) for name, value in values.items()})
 
     def image(self, key: str, image: np.ndarray[Any, Any], step: int = 0) -> None:
         """A picture, uint8 [H, W, 3]."""
@@ -68,7 +69,7 @@ class RunLog:
 
     def text(self, content: str, name: str) -> None:
         """A text file with the given content."""
-        self.client.log_text(self.run_id, content, name)
+        self.client.log_text(self.run_id, without_credentials(content), name)
 
     def table(self, columns: Mapping[str, Sequence[object]], name: str) -> None:
         """A table, column by column, that MLflow shows as one."""

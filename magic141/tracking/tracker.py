@@ -34,6 +34,7 @@ from magic141.tracking.tags import (
     TAG_STARTED,
     set_tags,
 )
+from magic141.urls import settle_credentials, without_credentials
 
 
 @dataclass(frozen=True)
@@ -139,8 +140,9 @@ class Tracker:
         try:
             return self.client.get_run(run_id)
         except MlflowException:
+            uri = without_credentials(self.uri)
             raise UserError(
-                f"run {run_id}: no such run in {self.uri}; `mlflow ui --backend-store-uri {self.uri}` lists the runs"
+                f"run {run_id}: no such run in {uri}; `mlflow ui --backend-store-uri {uri}` lists the runs"
             ) from None
 
     def pipeline_run(self, run_id: str) -> Run:
@@ -182,6 +184,7 @@ class Tracker:
 
 def tracking_uri(workspace: Path) -> str:
     """The store: MLFLOW_TRACKING_URI, or a SQLite file in the workspace."""
+    settle_credentials("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{workspace}/mlflow.db"
 
 
@@ -198,7 +201,8 @@ def open_store(workspace: Path) -> Tracker:
         UserError: there is none.
     """
     if not store_exists(workspace):
-        raise UserError(f"there are no runs in {tracking_uri(workspace)}; point --workspace to the folder of your runs")
+        where = without_credentials(tracking_uri(workspace))
+        raise UserError(f"there are no runs in {where}; point --workspace to the folder of your runs")
     return Tracker(workspace, "magic141")
 
 

@@ -14,11 +14,13 @@ from magic141.frozen import UserError
 
 
 class Health(BaseHTTPRequestHandler):
-    """/health is fine, /secret/health wants a password, everything else is not there."""
+    """MLflow at /, Prefect at /api, a web page at /page; /secret/health wants a password; nothing else is there."""
 
     def do_GET(self) -> None:
-        self.send_response({"/health": 200, "/secret/health": 401}.get(self.path, 404))
+        bodies = {"/health": b"OK", "/api/health": b"true", "/page/health": b"<html>"}
+        self.send_response({"/secret/health": 401}.get(self.path, 200 if self.path in bodies else 404))
         self.end_headers()
+        self.wfile.write(bodies.get(self.path, b""))
 
     def log_message(self, *_: object) -> None:
         pass
@@ -81,3 +83,33 @@ def test_a_wrong_url_is_told_from_a_dead_server(server: str, monkeypatch: pytest
     monkeypatch.setenv("PREFECT_API_URL", f"{server}/wrong")
     assert "HTTP 404" in str(trouble("PREFECT_API_URL"))
     assert ":4200/api" in str(trouble("PREFECT_API_URL"))
+
+
+@pytest.mark.parametrize(
+    ("variable", "path", "line"),
+    [
+        (
+            "PREFECT_API_URL",
+            "/page",
+            "something else than expected to /health; expected a URL such as http://HOST:4200/",
+        ),
+        (
+            "MLFLOW_TRACKING_URI",
+            "/api",
+            "something else than expected to /health; expected a URL such as http://HOST:50",
+        ),
+    ],
+)
+def test_another_server_at_the_url_is_told(
+    server: str, variable: str, path: str, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, server + path)
+    assert line in str(trouble(variable))
+    monkeypatch.setenv("PREFECT_API_URL", f"{server}/api")
+    assert trouble("PREFECT_API_URL") is None
+
+
+@pytest.mark.parametrize("variable", SERVERS)
+def test_a_url_without_its_scheme_is_told(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, "127.0.0.1:4200/api")
+    assert "127.0.0.1:4200/api: not a URL; expected one such as http://HOST:" in str(trouble(variable))

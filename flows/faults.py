@@ -1,0 +1,97 @@
+"""Faults of the machine or of a server, in one line with the remedy, instead of a library's page of text."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from magic141.frozen import UserError
+from magic141.urls import without_credentials
+
+MAX_CAUSES = 20
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What the text of an error gives away, and the line to say instead; `{home}` is the workspace."""
+
+    pattern: re.Pattern[str]
+    line: str
+
+
+def _fault(pattern: str, line: str) -> Fault:
+    return Fault(re.compile(pattern, re.IGNORECASE), line)
+
+
+FAULTS = (
+    _fault(
+        "No space left on device|database or disk is full|Disk quota exceeded",
+        "workspace {home}: the disk is full; free some space, or set MAGIC141_HOME to a larger disk",
+    ),
+    _fault(
+        "database is locked",
+        "the tracking database is locked: another process has been writing to it for too long; end that process, or "
+        "use a server for many runs at once (infra/README.md)",
+    ),
+    _fault(
+        "attempt to write a readonly database|unable to open database file",
+        "the tracking database cannot be written; give this user the right to, or set MAGIC141_HOME to a folder of "
+        "yours",
+    ),
+    _fault(
+        r"\b5\d\d\b.*mlflow-artifacts",
+        "MLFLOW_TRACKING_URI: the server could not store an artifact; its artifact root may be full or not writable: "
+        "see the server's log",
+    ),
+    _fault(
+        r"API request to \S+ failed with|Max retries exceeded with url",
+        "MLFLOW_TRACKING_URI: the server does not answer any more; start it again",
+    ),
+    _fault(
+        "All connection attempts failed|Failed to reach API",
+        "PREFECT_API_URL: the server does not answer any more; start it again",
+    ),
+)
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+@contextmanager
+def explaining(home: Path) -> Iterator[None]:
+    """Raises a known fault again as a UserError with its line; everything else passes as it is."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if line := explain(error, home):
+            raise UserError(line) from error
+        raise
+
+
+def explain(error: BaseException, home: Path) -> str | None:
+    """The line for an error, or for what caused it; None if it is none of these faults."""
+    for cause in _causes(error):
+        if isinstance(cause, OSError) and cause.errno in _DENIED and cause.filename:
+            return (
+                f"{cause.filename}: {cause.strerror}; give this user the right to write there, or set MAGIC141_HOME "
+                "to a folder of yours"
+            )
+        text = without_credentials(str(cause))
+        for fault in FAULTS:
+            if fault.pattern.search(text):
+                return fault.line.format(home=home)
+    return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, then what it was raised from or while."""
+    cause: BaseException | None = error
+    for _ in range(MAX_CAUSES):
+        if cause is None:
+            return
+        yield cause
+        cause = cause.__cause__ or cause.__context__

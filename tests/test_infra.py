@@ -1,0 +1,69 @@
+"""The files of infra/ say what servers take, and nothing that can never happen."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+INFRA = Path(__file__).parents[1] / "infra"
+
+
+@pytest.fixture(scope="module")
+def check() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("infra_check", INFRA / "check.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_deployments_have_no_faults(check: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check.main(INFRA / "prefect.yaml") == 0
+    assert "6 deployments, no faults" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"schedules": [{"cron": "0 0 31 2 *"}]}, "schedule : cron = 0 0 31 2 *: never fires"),
+        ({"schedules": [{"cron": "0 0 30 2 *", "timezone": "Europe/Berlin"}]}, "timezone = Europe/Berlin: never fires"),
+        ({"schedules": [{"cron": "61 * * * *"}]}, 'Invalid cron string: "61 * * * *"'),
+        ({"schedules": [{"cron": "0 2 * * *", "timezone": "Europe/Berln"}]}, 'Invalid timezone: "Europe/Berln"'),
+        ({"schedules": [{"slug": "x", "rrule": "FREQ=YEARLY;BYMONTH=2;BYMONTHDAY=30;COUNT=1"}]}, "never fires"),
+        ({"schedules": [{"timezone": "UTC"}]}, "expected one of cron, interval, rrule"),
+        ({"parameters": {"confg": "configs/demo.yaml"}}, "parameter confg: the flow magic141 has none"),
+        ({"parameters": {"config": "configs/nowhere.yaml"}}, "parameter config = configs/nowhere.yaml: no such file"),
+        ({"triggers": [{"parameters": {"modl": "x"}}]}, "parameter modl: the flow magic141 has none"),
+        ({"entrypoint": "flows.pipeline.pipelin"}, "entrypoint flows.pipeline.pipelin:"),
+    ],
+)
+def test_faults_are_named(check: ModuleType, change: dict[str, Any], fault: str) -> None:
+    deployment = {"name": "train", "entrypoint": "flows.pipeline.pipeline", **change}
+    (found,) = check.faults(deployment)
+    assert fault in found
+
+
+def test_every_variable_of_the_kubernetes_template_is_declared_and_used() -> None:
+    template = json.loads((INFRA / "kubernetes" / "base-job-template.json").read_text())
+    used = set(re.findall(r"\{\{ (\w+) \}\}", json.dumps(template["job_configuration"])))
+    assert used == set(template["variables"]["properties"])
+
+
+def test_containers_are_published_on_loopback_only_and_have_no_password_of_their_own() -> None:
+    text = (INFRA / "compose.yaml").read_text()
+    services = yaml.safe_load(text)["services"]
+    ports = [port for service in services.values() for port in service["ports"]]
+    assert len(ports) == 3
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+    assert all("healthcheck" in service for service in services.values())
+    passwords = re.findall(r"(?:POSTGRES_PASSWORD: |magic141:)(\S+)", text)
+    assert len(passwords) == 3
+    assert all(password.startswith("${POSTGRES_PASSWORD") for password in passwords)
