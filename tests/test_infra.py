@@ -27,7 +27,7 @@ def check() -> ModuleType:
 
 def test_the_deployments_have_no_faults(check: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert check.main(INFRA / "prefect.yaml") == 0
-    assert "6 deployments, no faults" in capsys.readouterr().out
+    assert "7 deployments, no faults" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
