@@ -164,6 +164,8 @@ def run_stage(stage: Stage, context: StageContext) -> ArtifactRef:
         if ref:
             context.reused.append(stage.name)
         made = ref or _compute(stage, key, context)
+        # the artifact holds the result; the checkpoints have done their work, also those of a run killed just here
+        shutil.rmtree(context.run_dir(stage.name, key.digest), ignore_errors=True)
         context.artifacts[stage.name] = made
         context.tracker.set_artifact(context.parent_id, made, reused=ref is not None)
         if stage.on_ready:
@@ -201,7 +203,6 @@ def _compute(stage: Stage, key: StageKey, context: StageContext) -> ArtifactRef:
         )
         _record_end(stage, key, ref, run, log, time.monotonic() - start, context)
         run.artifact(ref)
-    shutil.rmtree(run_dir, ignore_errors=True)  # the artifact holds the result; the checkpoints have done their work
     context.console.finished(stage.name, time.monotonic() - start, digest)
     return ref
 

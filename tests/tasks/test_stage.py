@@ -111,6 +111,20 @@ def test_deleted_or_altered_artifacts_are_made_again_and_said(start: Callable[..
     assert "altered behind the finished run" in printed(context)
 
 
+def test_checkpoints_of_a_stage_that_is_done_go_also_when_its_process_was_killed_before_it_removed_them(
+    start: Callable[..., StageContext],
+) -> None:
+    context = start("seed=8")
+    ref = run_stage(FIRST, context)
+    left = context.run_dir("first", ref.key)
+    left.mkdir(parents=True)
+    (left / "checkpoint").write_text("3")
+    again = start("seed=8")
+    run_stage(FIRST, again)
+    assert again.reused == ["first"]
+    assert not left.exists()
+
+
 def test_the_record_holds_key_inputs_and_environment(start: Callable[..., StageContext]) -> None:
     context = start("seed=5")
     first, second = (run_stage(stage, context) for stage in (FIRST, SECOND))
