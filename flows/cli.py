@@ -1,4 +1,4 @@
-"""`magic141`: run, plan, sweep, eval, compare, promote, generate, doctor. Heavy imports happen inside the commands."""
+"""`magic141`: run, plan, sweep, eval, compare, promote, generate, serve, doctor. Heavy imports happen inside the commands."""
 
 from __future__ import annotations
 
@@ -206,6 +206,24 @@ def promote(
             typer.secho(f"not promoted: {decision.champion} stays where it is; --force moves it", fg="red", err=True)
             raise typer.Exit(FAILURE)
         typer.echo(f"{decision.champion} is version {decision.version}")
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Option(help="models:/NAME@ALIAS, a run id, or a folder")] = "models:/magic141@champion",
+    host: Annotated[str, typer.Option(help="address to listen on; other machines reach it only if not loopback")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(help="port to listen on")] = 8141,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="FIELD=VALUE of the limits (docs/serving.md)")] = None,
+    workspace: Workspace = None,
+    debug: Debug = False,
+) -> None:
+    """Serve a published model: POST an image and a prompt, get a video; a page for people at /."""
+    with reporting(debug):
+        from flows.serving import serve as serving
+
+        serving(store(workspace), model, host, port, set_ or (), say=typer.echo)
 
 
 @app.command()

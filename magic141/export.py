@@ -122,8 +122,8 @@ class Bundle:
         return num_windows_for(latent_frames, self.generator.latent_frames, self.info.num_carried)
 
 
-def load_bundle(folder: Path) -> Bundle:
-    """Loads what `export_pipeline` wrote.
+def load_bundle_info(folder: Path) -> BundleInfo:
+    """How an exported student is sampled.
 
     Raises:
         UserError: if the folder is not an exported student.
@@ -131,7 +131,16 @@ def load_bundle(folder: Path) -> Bundle:
     file = folder / BUNDLE_FILE
     if not file.is_file():
         raise UserError(f"{folder}: not an exported model; expected {BUNDLE_FILE} in it; use a publish artifact")
-    info = BundleInfo.model_validate_json(file.read_text())
+    return BundleInfo.model_validate_json(file.read_text())
+
+
+def load_bundle(folder: Path) -> Bundle:
+    """Loads what `export_pipeline` wrote.
+
+    Raises:
+        UserError: if the folder is not an exported student.
+    """
+    info = load_bundle_info(folder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     codec = load_codec(folder / "vae")
     codec.vae.to(device)

@@ -1,18 +1,23 @@
-"""Stage 12: the student as a diffusers folder, registered under a name with an alias."""
+"""Stage 12: the student as a folder for diffusers and for MLflow, registered under a name with an alias."""
 
 from __future__ import annotations
 
 from magic141.artifacts import ArtifactRef
+from magic141.serving.config import Limits
 from tasks.generate import student_sampling
 from tasks.stage import Stage, StageCall, StageContext
+
+PYFUNC_LOADER = "magic141.serving.pyfunc"
 
 
 def _run(call: StageCall) -> None:
     from magic141.export import export_pipeline
+    from magic141.tracking.model_folder import write_model_files
 
     config = call.config
     data, student = call.inputs["prepare_data"], call.inputs["distill_dmd2"]
     export_pipeline(config.model, config.distill_dmd2, data, student, call.out, call.log)
+    write_model_files(call.out, PYFUNC_LOADER, Limits().model_dump())
 
 
 def _register(context: StageContext, ref: ArtifactRef) -> None:
@@ -25,10 +30,11 @@ def _register(context: StageContext, ref: ArtifactRef) -> None:
 
 STAGE = Stage(
     name="publish",
-    modules=("magic141.export",),
-    settings=lambda config: {"model": config.model, **student_sampling(config)},
+    modules=("magic141.export", "magic141.tracking.model_folder"),
+    settings=lambda config: {"model": config.model, "limits": Limits(), **student_sampling(config)},
     inputs=("prepare_data", "distill_dmd2"),
     run=_run,
+    volatile=("registered_model_meta",),  # which MLflow writes into a folder that it loads by a registered name
     model_type="diffusers",
     on_ready=_register,
 )

@@ -1,0 +1,122 @@
+"""`magic141 serve`: a published model as a web application on Ray Serve."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from pydantic import ValidationError
+
+from flows.generation import find_model
+from magic141.config_errors import explain
+from magic141.frozen import UserError
+from magic141.serving.config import ServingConfig
+
+LOCAL_HOST, DEFAULT_PORT = "127.0.0.1", 8141
+
+
+def serve(
+    workspace: Path,
+    model: str,
+    host: str = LOCAL_HOST,
+    port: int = DEFAULT_PORT,
+    settings: Sequence[str] = (),
+    say: Callable[[str], None] = print,
+) -> None:
+    """Serves until Ctrl-C or SIGTERM.
+
+    Args:
+        workspace: folder of the runs.
+        model: models:/NAME@ALIAS, models:/NAME/VERSION, a run id, or a folder.
+        host: address to listen on; others than this machine's own reach it only if this is not loopback.
+        port: to listen on.
+        settings: FIELD=VALUE for ServingConfig.
+        say: gets the lines for the person who started it.
+
+    Raises:
+        UserError: the model, a setting or the address is not right; nothing was started.
+    """
+    config = parse_settings(settings)
+    require_free(host, port)
+    folder = find_model(workspace, model)
+    from magic141.export import load_bundle_info
+    from magic141.raysession import ensure_ray
+    from magic141.serving import deployment
+    from magic141.serving.app import ModelCard
+
+    info = load_bundle_info(folder)
+    card = ModelCard(
+        model=model,
+        window_seconds=info.window_frames / info.fps,
+        **info.model_dump(include={"height", "width", "fps", "num_steps"}),
+    )
+    ensure_ray()  # sets handlers of its own for signals
+    with _until_stopped():
+        try:
+            deployment.start(folder, card, config, host, port)
+            say(f"{model} answers at http://{host}:{port}/ (Ctrl-C stops it)")
+            threading.Event().wait()
+        finally:
+            deployment.stop(shared=bool(os.environ.get("RAY_ADDRESS")))
+            say("stopped")
+
+
+def parse_settings(settings: Sequence[str]) -> ServingConfig:
+    """A config from FIELD=VALUE texts.
+
+    Raises:
+        UserError: one line per problem.
+    """
+    values = {}
+    for text in settings:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"--set {text}: expected FIELD=VALUE, such as --set max_seconds=10")
+        values[name.strip()] = value.strip()
+    try:
+        return ServingConfig.model_validate(values)
+    except ValidationError as error:
+        raise UserError(explain(error, ServingConfig, "the command line")) from None
+
+
+def require_free(host: str, port: int) -> None:
+    """Raises UserError when nothing can listen there; Ray would say so much later, and at length."""
+    if not 0 < port < 65536:
+        raise UserError(f"--port {port}: expected a port from 1 to 65535; choose another one")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise UserError(
+            f"--host {host} --port {port}: cannot listen there ({error.strerror}); choose another port, or an address "
+            "of this machine"
+        ) from None
+
+
+@contextmanager
+def _until_stopped() -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM ends the block; more of them do not disturb the taking down."""
+    stopped = False
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal stopped
+        if not stopped:
+            stopped = True
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except KeyboardInterrupt:
+        pass
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

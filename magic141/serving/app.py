@@ -1,0 +1,165 @@
+"""The web application: one page, one endpoint that makes videos, one that says how it is. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from jinja2 import Environment, PackageLoader
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.types import Message
+
+from magic141.data.video import fit_image
+from magic141.frozen import FrozenConfig
+from magic141.serving.config import ServingConfig
+from magic141.serving.requests import MALFORMED, RequestError, VideoRequest, check_image_bytes, check_request
+from magic141.serving.student import Video
+
+FORM_OVERHEAD_BYTES = 64_000  # boundaries and the other fields
+MAX_FIELDS = 8
+FIRST_RETRY_SECONDS = 10  # until a video shows how long one takes
+BUSY, TOO_SLOW, FAILED = 503, 504, 500
+
+Animate = Callable[[VideoRequest], Awaitable[Video]]
+CountReady = Callable[[], Awaitable[int]]
+
+
+class ModelCard(FrozenConfig):
+    """What /health and the page say of the model."""
+
+    model: str
+    height: int
+    width: int
+    fps: float
+    window_seconds: float
+    num_steps: int
+
+
+class BusyError(Exception):
+    """The queue is full."""
+
+
+class Endpoints:
+    """The three answers of the application, and what they share.
+
+    Args:
+        animate: makes a video, later if it must wait; raises BusyError when it may not even wait.
+        count_ready: how many copies of the model can work.
+        card: what the model is.
+        config: limits.
+    """
+
+    def __init__(self, animate: Animate, count_ready: CountReady, card: ModelCard, config: ServingConfig) -> None:
+        self._animate = animate
+        self._count_ready = count_ready
+        self._card = card
+        self._config = config
+        self._in_work = 0
+        self._last_seconds = float(FIRST_RETRY_SECONDS)
+
+    async def page(self) -> HTMLResponse:
+        """GET /: a person uploads a picture, types a prompt and watches the video."""
+        environment = Environment(loader=PackageLoader("magic141", "serving"), autoescape=True)
+        html = environment.get_template("page.html.j2").render(card=self._card, config=self._config)
+        policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+        policy += "img-src blob:; media-src blob:; connect-src 'self'"
+        return HTMLResponse(html, headers={"Content-Security-Policy": policy})
+
+    async def health(self) -> JSONResponse:
+        """GET /health: 200 while a copy of the model can work, else 503."""
+        ready = await self._count_ready()
+        state = {"status": "ok" if ready else "unavailable", "ready_replicas": ready, "in_work": self._in_work}
+        return JSONResponse({**state, **self._card.model_dump()}, 200 if ready else BUSY)
+
+    async def generate(self, request: Request) -> Response:
+        """POST /generate: a form with image, prompt and if wanted seconds and seed; the answer is the mp4 file."""
+        checked = await self._read(request)
+        self._in_work += 1
+        try:
+            async with asyncio.timeout(self._config.timeout_seconds):
+                video = await self._animate(checked)
+        except BusyError:
+            return self._busy()
+        except TimeoutError:
+            value, expected = "in work or waiting", f"an answer within {self._config.timeout_seconds:g} s"
+            return _problem(TOO_SLOW, "request", value, expected, "ask for fewer seconds, or again later")
+        finally:
+            self._in_work -= 1
+        self._last_seconds = video.seconds
+        # ASCII, as headers must be; JSON, as there may be several
+        headers = {"X-Magic141-Seconds": f"{video.seconds:.2f}", "X-Magic141-Remarks": json.dumps(video.remarks)}
+        return Response(video.mp4, media_type="video/mp4", headers=headers)
+
+    async def _read(self, request: Request) -> VideoRequest:
+        if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+            value = request.headers.get("content-type", "(missing)")
+            raise RequestError("Content-Type", value, "multipart/form-data", "send a form", MALFORMED)
+        async with self._bounded(request).form(max_files=1, max_fields=MAX_FIELDS) as form:
+            image = form.get("image")
+            data = await image.read() if isinstance(image, UploadFile) else image
+            texts = {name: form.get(name) for name in ("prompt", "seconds", "seed")}
+            # unpacking a large picture takes a while, in which others want an answer
+            return await asyncio.to_thread(self._checked, {**texts, "image": data})
+
+    def _checked(self, fields: Mapping[str, object]) -> VideoRequest:
+        """The request, its picture as small as the model wants it."""
+        request = check_request(fields, self._config)
+        return replace(request, image=fit_image(request.image, self._card.height, self._card.width))
+
+    def _bounded(self, request: Request) -> Request:
+        """The request, of which no more is read than the largest picture needs."""
+        received = 0
+
+        async def receive() -> Message:
+            nonlocal received
+            message = await request.receive()
+            received += len(message.get("body", b""))
+            check_image_bytes(received - FORM_OVERHEAD_BYTES, self._config)
+            return message
+
+        return Request(request.scope, receive)
+
+    def _busy(self) -> JSONResponse:
+        seconds = max(1, round(self._last_seconds))  # then one of the places is free again
+        value, expected = f"{self._in_work} in work", f"at most {self._config.max_queued} waiting"
+        answer = _problem(BUSY, "request", value, expected, f"ask again in {seconds} s")
+        answer.headers["Retry-After"] = str(seconds)
+        return answer
+
+
+def build_app(animate: Animate, count_ready: CountReady, card: ModelCard, config: ServingConfig) -> FastAPI:
+    """The application around a model."""
+    endpoints = Endpoints(animate, count_ready, card, config)
+    app = FastAPI(title="magic141", docs_url=None, redoc_url=None, openapi_url=None)
+    app.get("/", response_model=None)(endpoints.page)
+    app.get("/health", response_model=None)(endpoints.health)
+    app.post("/generate", response_model=None)(endpoints.generate)
+    app.exception_handler(RequestError)(_answer_request_error)
+    app.exception_handler(HTTPException)(_answer_http_error)
+    app.exception_handler(Exception)(_answer_failure)
+    return app
+
+
+async def _answer_request_error(_: Request, error: Any) -> JSONResponse:
+    return JSONResponse({"error": error.record}, error.status)
+
+
+async def _answer_http_error(request: Request, error: Any) -> JSONResponse:
+    """Unknown paths, wrong methods, and forms that cannot be read."""
+    expected = "GET /, GET /health or POST /generate with a form"
+    return _problem(error.status_code, "request", f"{request.method} {request.url.path}", expected, str(error.detail))
+
+
+async def _answer_failure(_: Request, error: Exception) -> JSONResponse:
+    """What nobody foresaw; the server's log has the traceback."""
+    return _problem(FAILED, "request", type(error).__name__, "a video", "ask again; if it stays, read the server's log")
+
+
+def _problem(status: int, field: str, value: str, expected: str, remedy: str) -> JSONResponse:
+    return JSONResponse({"error": RequestError(field, value, expected, remedy).record}, status)

@@ -1,0 +1,97 @@
+"""The application on Ray Serve: replicas of the model with a bounded queue, and the web application before them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Any
+
+import ray
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.exceptions import BackPressureError
+
+from magic141.serving.app import BusyError, ModelCard, build_app
+from magic141.serving.config import ServingConfig
+from magic141.serving.requests import VideoRequest
+from magic141.serving.student import Student, Video
+
+APP, REPLICA = "magic141", "Student"
+MAX_OPEN_REQUESTS = 200  # that the web application reads or refuses at once; videos are counted in the model's queue
+
+
+class Replica:
+    """One copy of the model in a process of its own."""
+
+    def __init__(self, folder: str) -> None:
+        self._student = Student.load(Path(folder))
+
+    async def animate(self, request: VideoRequest) -> Video:
+        """Generates in a thread, so that Ray's own checks of this process are answered meanwhile."""
+        return await asyncio.to_thread(self._student.animate, request)
+
+
+class Web:
+    """The web application; it hands checked requests to the replicas."""
+
+    def __init__(self, replicas: Any, card: ModelCard, config: ServingConfig) -> None:
+        self._replicas = replicas
+        self._card = card
+        self._config = config
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Called by Ray in the process that answers."""
+        return build_app(self._animate, _count_ready, self._card, self._config)
+
+    async def _animate(self, request: VideoRequest) -> Video:
+        response = self._replicas.animate.remote(request)
+        try:
+            video: Video = await response
+        except BackPressureError:
+            raise BusyError from None
+        except asyncio.CancelledError:  # too slow, or nobody waits any more
+            response.cancel()
+            raise
+        return video
+
+
+async def _count_ready() -> int:
+    status = await asyncio.to_thread(serve.status)
+    app = status.applications.get(APP)
+    deployment = app.deployments.get(REPLICA) if app else None
+    return int(deployment.replica_states.get("RUNNING", 0)) if deployment else 0
+
+
+def application(folder: Path, card: ModelCard, config: ServingConfig) -> Any:
+    """The Serve application for an exported folder; Ray must be running."""
+    gpus = config.gpus_per_replica
+    if gpus is None:
+        gpus = 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
+    replicas = serve.deployment(Replica).options(
+        name=REPLICA,
+        num_replicas=config.num_replicas,
+        max_ongoing_requests=1,
+        max_queued_requests=config.max_queued,
+        ray_actor_options={"num_cpus": config.cpus_per_replica, "num_gpus": gpus},
+    )
+    web = serve.deployment(serve.ingress()(Web)).options(
+        name="Web", max_ongoing_requests=MAX_OPEN_REQUESTS, ray_actor_options={"num_cpus": 0}
+    )
+    return web.bind(replicas.bind(str(folder)), card, config)
+
+
+def start(folder: Path, card: ModelCard, config: ServingConfig, host: str, port: int) -> None:
+    """Starts the application and returns once it answers."""
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)  # the caller says what there is to know
+    serve.start(http_options={"host": host, "port": port}, logging_config={"log_level": "WARNING"})
+    serve.run(application(folder, card, config), name=APP)
+
+
+def stop(shared: bool) -> None:
+    """Takes the application away; on a cluster that is not ours, nothing but it."""
+    if shared:
+        serve.delete(APP)
+        return
+    serve.shutdown()
+    ray.shutdown()

@@ -1,0 +1,79 @@
+"""What MLflow imports to load a published folder as a python function; the folder's MLmodel file names this module."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from magic141.config_errors import explain
+from magic141.frozen import UserError
+from magic141.serving.config import Limits
+from magic141.serving.requests import RequestError, VideoRequest, check_request
+from magic141.serving.student import Student
+
+COLUMNS = ("image", "prompt", "seconds", "seed")
+
+
+@dataclass(frozen=True)
+class PyfuncModel:
+    """The model as MLflow calls it."""
+
+    student: Student
+    limits: Limits
+
+    def predict(self, data: Any) -> list[dict[str, str]]:
+        """Makes a video of every row.
+
+        Args:
+            data: DataFrame, dictionary or list of dictionaries with the columns image (bytes of a PNG, JPEG or WebP
+                file, or their base64 text), prompt, and if wanted seconds and seed.
+
+        Returns:
+            A row per row, with the column video: an mp4 file as base64 text.
+
+        Raises:
+            UserError: a row is not right; all rows are checked before the first video is made.
+        """
+        requests = [self._checked(number, row) for number, row in enumerate(_rows(data))]
+        return [{"video": base64.b64encode(self.student.animate(request).mp4).decode()} for request in requests]
+
+    def _checked(self, number: int, row: Mapping[str, Any]) -> VideoRequest:
+        try:
+            return check_request({**row, "image": _decoded(row.get("image"))}, self.limits)
+        except RequestError as error:
+            raise UserError(f"row {number}: {error}") from None
+
+
+def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> PyfuncModel:
+    """MLflow's entry point. `model_config` holds the limits, which `load_model(uri, model_config=...)` overrides."""
+    try:
+        limits = Limits.model_validate(dict(model_config or {}))
+    except ValidationError as error:
+        raise UserError(explain(error, Limits, "model_config")) from None
+    return PyfuncModel(Student.load(Path(path)), limits)
+
+
+def _rows(data: Any) -> Iterator[Mapping[str, Any]]:
+    if hasattr(data, "to_dict"):  # a DataFrame
+        data = data.to_dict(orient="records")
+    for row in [data] if isinstance(data, Mapping) else data:
+        if not isinstance(row, Mapping):
+            raise UserError(f"input of type {type(row).__name__}: expected rows with the columns {', '.join(COLUMNS)}")
+        yield row
+
+
+def _decoded(image: object) -> object:
+    """The picture's bytes, whether they came as bytes or as base64 text."""
+    if not isinstance(image, str):
+        return image
+    try:
+        return base64.b64decode(image, validate=True)
+    except (binascii.Error, ValueError):
+        expected = "bytes, or their base64 text"
+        raise RequestError("image", f"{len(image)} characters", expected, "encode the file, not its name") from None

@@ -1,0 +1,52 @@
+"""The exported student behind every kind of service: a checked request to the bytes of a video."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from magic141.data.video import Frames, write_video
+from magic141.export import Bundle, load_bundle
+from magic141.serving.requests import VideoRequest
+
+
+@dataclass(frozen=True)
+class Video:
+    """An answer: the mp4 file, what of the prompt was not understood, and the seconds of work."""
+
+    mp4: bytes
+    remarks: tuple[str, ...]
+    seconds: float
+
+
+class Student:
+    """A loaded model that makes one video at a time, whichever thread asks."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self._one_at_a_time = threading.Lock()
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Loads an exported folder."""
+        return cls(load_bundle(folder))
+
+    def animate(self, request: VideoRequest) -> Video:
+        """Generates the video."""
+        with self._one_at_a_time:
+            start = time.monotonic()
+            remarks = tuple(self.bundle.encoders.remarks(request.prompt))
+            frames = self.bundle.generate(request.image, request.prompt, request.seconds, request.seed)
+            mp4 = _encoded(frames, self.bundle.info.fps)
+            return Video(mp4, remarks, time.monotonic() - start)
+
+
+def _encoded(frames: Frames, fps: float) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "video.mp4"
+        write_video(file, frames, fps)
+        return file.read_bytes()

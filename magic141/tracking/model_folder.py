@@ -1,0 +1,37 @@
+"""The two files that make an exported folder one that MLflow loads: MLmodel and requirements.txt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.models import Model, ModelSignature
+from mlflow.models.model import MLMODEL_FILE_NAME
+from mlflow.pyfunc import add_to_model
+from mlflow.types import ColSpec, DataType, Schema
+
+import magic141
+
+_ANY_TIME = "1970-01-01 00:00:00.000000"  # equal folders have equal digests; the run knows when it was
+_SIGNATURE = ModelSignature(
+    Schema(
+        [
+            ColSpec(DataType.binary, "image"),
+            ColSpec(DataType.string, "prompt"),
+            ColSpec(DataType.double, "seconds", required=False),
+            ColSpec(DataType.long, "seed", required=False),
+        ]
+    ),
+    Schema([ColSpec(DataType.string, "video")]),
+)
+
+
+def write_model_files(folder: Path, loader_module: str, options: Mapping[str, Any]) -> None:
+    """Describes `folder` to MLflow; `options` go to the loader and can be overridden when the model is loaded."""
+    model = Model(signature=_SIGNATURE, utc_time_created=_ANY_TIME, model_uuid=None)
+    add_to_model(model, loader_module=loader_module, model_config=dict(options))
+    model.save(folder / MLMODEL_FILE_NAME)
+    requirements = (f"magic141=={magic141.__version__}", f"mlflow=={mlflow.__version__}")
+    (folder / "requirements.txt").write_text("".join(f"{line}\n" for line in requirements))

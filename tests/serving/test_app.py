@@ -1,0 +1,154 @@
+"""The web application around a real tiny model, without Ray; the queue is played by the test."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from pathlib import Path
+
+import av
+import pytest
+from starlette.testclient import TestClient
+
+from magic141.serving.app import BusyError, ModelCard, build_app
+from magic141.serving.config import ServingConfig
+from magic141.serving.requests import VideoRequest
+from magic141.serving.student import Student, Video
+from tests.serving.conftest import picture
+
+CARD = ModelCard(model="models:/tiny@champion", height=32, width=32, fps=8, window_seconds=9 / 8, num_steps=4)
+CONFIG = ServingConfig(max_image_bytes=50_000, max_seconds=4, timeout_seconds=60)
+PROMPT = {"prompt": "a red circle moves up"}
+
+
+@pytest.fixture(scope="module")
+def student(published: Path) -> Student:
+    return Student.load(published)
+
+
+@pytest.fixture(scope="module")
+def client(student: Student) -> TestClient:
+    async def animate(request: VideoRequest) -> Video:
+        assert request.image.shape == (32, 32, 3)  # as small as the model wants it
+        return await asyncio.to_thread(student.animate, request)
+
+    return client_of(animate)
+
+
+def client_of(animate: object, config: ServingConfig = CONFIG, ready: int = 1) -> TestClient:
+    async def count_ready() -> int:
+        return ready
+
+    return TestClient(build_app(animate, count_ready, CARD, config), raise_server_exceptions=False)  # type: ignore[arg-type]
+
+
+def num_frames(mp4: bytes) -> int:
+    with av.open(io.BytesIO(mp4)) as container:
+        frames = list(container.decode(video=0))
+    assert {(frame.height, frame.width) for frame in frames} == {(32, 32)}
+    return len(frames)
+
+
+def test_a_picture_and_a_prompt_become_a_video(client: TestClient, image: bytes) -> None:
+    answer = client.post("/generate", files={"image": image}, data={**PROMPT, "seconds": "2", "seed": "3"})
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"] == "video/mp4"
+    assert num_frames(answer.content) == 16
+    assert json.loads(answer.headers["x-magic141-remarks"]) == []
+    again = client.post("/generate", files={"image": image}, data={**PROMPT, "seconds": "2", "seed": "3"})
+    other = client.post("/generate", files={"image": image}, data={**PROMPT, "seconds": "2", "seed": "4"})
+    assert again.content == answer.content != other.content
+
+
+def test_what_the_model_does_not_understand_is_said(client: TestClient, image: bytes) -> None:
+    answer = client.post("/generate", files={"image": image}, data={"prompt": "a crème brûlée moves up"})
+    assert num_frames(answer.content) == 9
+    assert "crème, brûlée" in json.loads(answer.headers["x-magic141-remarks"])[0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "field"),
+    [
+        ({"data": {}}, 400, "prompt"),
+        ({"files": {}}, 400, "Content-Type"),
+        ({"files": {"image": b"text"}}, 422, "image"),
+        ({"files": {"image": picture(300, 300)}}, 413, "image"),
+        ({"files": {"picture": picture()}}, 400, "image"),
+        ({"files": [("image", picture()), ("image", picture())]}, 400, "request"),
+        ({"files": {"image": picture(), "prompt": b"a file"}, "data": {}}, 400, "request"),
+        ({"data": {**PROMPT, "seconds": "4.5"}}, 422, "seconds"),
+        ({"data": {**PROMPT, "seed": "x"}}, 400, "seed"),
+    ],
+)
+def test_errors_are_json_with_field_value_expected_and_remedy(
+    client: TestClient, image: bytes, fields: dict[str, object], status: int, field: str
+) -> None:
+    answer = client.post("/generate", **{"files": {"image": image}, "data": PROMPT, **fields})  # type: ignore[arg-type]
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert error["field"] == field
+    assert all(error[name] for name in ("value", "expected", "remedy"))
+
+
+def test_too_large_a_body_is_not_read_to_its_end(client: TestClient) -> None:
+    sent = 0
+
+    def body() -> object:
+        nonlocal sent
+        yield b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+        for _ in range(1000):
+            sent += 1
+            yield bytes(10_000)
+
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    answer = client.post("/generate", content=body(), headers=headers)  # type: ignore[arg-type]
+    assert answer.status_code == 413
+    assert sent < 20
+
+
+def test_a_full_queue_says_when_to_come_back(image: bytes) -> None:
+    async def animate(request: VideoRequest) -> Video:
+        if request.seed:
+            raise BusyError
+        return Video(b"mp4", (), 37.4)
+
+    client = client_of(animate)
+    assert client.post("/generate", files={"image": image}, data={**PROMPT, "seed": "1"}).headers["retry-after"] == "10"
+    assert client.post("/generate", files={"image": image}, data=PROMPT).status_code == 200
+    answer = client.post("/generate", files={"image": image}, data={**PROMPT, "seed": "1"})
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "37")
+    assert answer.json()["error"]["remedy"] == "ask again in 37 s"
+
+
+def test_too_slow_an_answer_is_given_up(image: bytes) -> None:
+    async def animate(request: VideoRequest) -> Video:
+        await asyncio.sleep(30)
+        raise AssertionError
+
+    config = CONFIG.model_copy(update={"timeout_seconds": 0.05})
+    answer = client_of(animate, config).post("/generate", files={"image": image}, data=PROMPT)
+    assert answer.status_code == 504
+    assert "within 0.05 s" in answer.json()["error"]["expected"]
+
+
+def test_a_failure_shows_no_traceback(image: bytes) -> None:
+    async def animate(request: VideoRequest) -> Video:
+        raise RuntimeError("secret path")
+
+    answer = client_of(animate).post("/generate", files={"image": image}, data=PROMPT)
+    assert answer.status_code == 500
+    assert answer.json()["error"]["value"] == "RuntimeError"
+    assert "secret" not in answer.text
+
+
+def test_health_page_and_unknown_paths(client: TestClient) -> None:
+    health = client.get("/health")
+    assert (health.status_code, health.json()["status"], health.json()["model"]) == (200, "ok", CARD.model)
+    assert client_of(None, ready=0).get("/health").status_code == 503
+    page = client.get("/")
+    assert CARD.model in page.text
+    assert "http" not in page.text  # everything it needs is in it
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert client.get("/nowhere").json()["error"]["value"] == "GET /nowhere"
+    assert client.get("/generate").status_code == 405

@@ -1,0 +1,116 @@
+"""A published folder as MLflow loads it."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+import av
+import mlflow.pyfunc
+import pandas as pd
+import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.pyfunc.scoring_server import init as scoring_server
+from starlette.testclient import TestClient
+
+from magic141.artifacts import ArtifactRef, digest_folder
+from magic141.frozen import UserError
+from magic141.tracking import Tracker
+from tasks.publish import STAGE
+from tests.serving.conftest import picture, publish
+
+PROMPT = "a red circle moves up"
+
+
+@pytest.fixture(scope="module")
+def model(published: Path) -> mlflow.pyfunc.PyFuncModel:
+    return mlflow.pyfunc.load_model(str(published))
+
+
+def num_frames(video: str) -> int:
+    with av.open(io.BytesIO(base64.b64decode(video, validate=True))) as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+def test_equal_publications_have_equal_digests(published: Path, tmp_path: Path) -> None:
+    source = published.parent
+    again = publish(source / "data", source / "models" / "student", tmp_path / "second")
+    assert digest_folder(again) == digest_folder(published)
+    weights = "transformer/diffusion_pytorch_model.safetensors"
+    assert (again / weights).samefile(source / "models" / "student" / weights)
+
+
+def test_rows_of_every_kind_become_videos(model: mlflow.pyfunc.PyFuncModel, image: bytes) -> None:
+    text = base64.b64encode(image).decode()
+    frame = pd.DataFrame({"image": [image, image], "prompt": [PROMPT, PROMPT], "seconds": [1.5, None], "seed": [1, 2]})
+    videos = [row["video"] for row in model.predict(frame)]
+    assert [num_frames(video) for video in videos] == [12, 9]
+    (one,) = model.predict([{"image": text, "prompt": PROMPT, "seconds": 1.5, "seed": 1}])
+    assert one["video"] == videos[0]
+    (plain,) = model.predict({"image": text, "prompt": PROMPT})
+    assert num_frames(plain["video"]) == 9
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"image": "cat.png!"}, "row 1: image = 8 characters: expected bytes, or their base64 text"),
+        ({"image": b"nonsense"}, "row 1: image = 8 bytes: expected a readable picture"),
+        ({"prompt": " "}, "row 1: prompt = (empty)"),
+        ({"seconds": 60.0}, "row 1: seconds = 60.0: expected a number above 0, at most 20"),
+    ],
+)
+def test_bad_rows_are_user_errors(
+    model: mlflow.pyfunc.PyFuncModel, image: bytes, row: dict[str, object], message: str
+) -> None:
+    good = {"image": image, "prompt": PROMPT, "seconds": 1.0}
+    with pytest.raises(UserError) as caught:
+        model.predict(pd.DataFrame([good, {**good, **row}]))
+    assert message in str(caught.value)
+
+
+def test_the_signature_guards_the_columns(model: mlflow.pyfunc.PyFuncModel, image: bytes) -> None:
+    with pytest.raises(MlflowException, match="missing inputs"):
+        model.predict(pd.DataFrame({"image": [image]}))
+
+
+def test_limits_can_be_overridden(published: Path, image: bytes) -> None:
+    strict = mlflow.pyfunc.load_model(str(published), model_config={"max_prompt_chars": 5})
+    with pytest.raises(UserError, match="21 characters: expected at most 5"):
+        strict.predict([{"image": image, "prompt": PROMPT}])
+    with pytest.raises(UserError, match=r"max_prompt_chars = 0: .*greater than or equal to 1"):
+        mlflow.pyfunc.load_model(str(published), model_config={"max_prompt_chars": 0})
+
+
+def test_mlflows_own_scoring_server(model: mlflow.pyfunc.PyFuncModel, image: bytes) -> None:
+    client = TestClient(scoring_server(model))
+    row = {"image": base64.b64encode(image).decode(), "prompt": PROMPT, "seconds": 1.0, "seed": 5}
+    answer = client.post("/invocations", json={"dataframe_records": [row]})
+    assert answer.status_code == 200, answer.text
+    assert num_frames(answer.json()["predictions"][0]["video"]) == 8
+    bad = client.post("/invocations", json={"dataframe_records": [{**row, "prompt": ""}]})
+    assert bad.status_code == 400
+    assert "prompt = (empty)" in bad.text
+
+
+def test_a_registered_version_loads_and_stays_intact(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    tracker = Tracker(tmp_path, "tests")
+    run = tracker.start_parent("demo", "pipeline", {})
+    digest = digest_folder(published, STAGE.volatile)
+    ref = ArtifactRef(
+        stage="publish", key="k", uri=str(published), digest=digest, run_id=run.run_id, volatile=STAGE.volatile
+    )
+    tracker.registry.register("tiny", ref, "champion", {})
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracker.uri)
+    mlflow.set_tracking_uri(tracker.uri)
+    try:
+        model = mlflow.pyfunc.load_model("models:/tiny@champion")
+    finally:
+        mlflow.set_tracking_uri(None)
+    (row,) = model.predict([{"image": picture(), "prompt": PROMPT}])
+    assert num_frames(row["video"]) == 9
+    assert ref.state() == "intact"

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from magic141.serving.config import Limits
+from magic141.serving.requests import RequestError, check_request
+from tests.serving.conftest import picture
+
+LIMITS = Limits(max_image_bytes=20_000, max_image_pixels=4000, max_prompt_chars=20, max_seconds=5)
+GOOD = {"image": picture(), "prompt": "it moves"}
+
+
+def test_fields_are_read_as_text_and_as_values() -> None:
+    text = check_request({**GOOD, "seconds": "1.5", "seed": "7"}, LIMITS)
+    assert (text.prompt, text.seconds, text.seed, text.image.shape) == ("it moves", 1.5, 7, (40, 48, 3))
+    assert text.image.dtype == np.uint8
+    for missing in ("", None, float("nan")):
+        empty = check_request({**GOOD, "seconds": missing, "seed": missing}, LIMITS)
+        assert (empty.seconds, empty.seed) == (None, 0)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_formats(kind: str) -> None:
+    assert check_request({**GOOD, "image": picture(kind=kind)}, LIMITS).image.shape == (40, 48, 3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "message"),
+    [
+        ({"prompt": None}, 400, "prompt = (missing): expected a text"),
+        ({"prompt": 3}, 400, "prompt = int: expected a text"),
+        ({"prompt": "  "}, 422, "prompt = (empty): expected a description"),
+        ({"prompt": "word " * 9}, 422, "prompt = 45 characters: expected at most 20; shorten it"),
+        ({"seconds": "soon"}, 400, "seconds = soon: expected a number above 0, at most 5"),
+        ({"seconds": 0}, 422, "seconds = 0: expected a number above 0, at most 5"),
+        ({"seconds": "5.1"}, 422, "seconds = 5.1: expected a number above 0, at most 5"),
+        ({"seconds": "nan"}, 422, "seconds = nan: expected a number above 0, at most 5"),
+        ({"seconds": "inf"}, 422, "seconds = inf: expected a number above 0, at most 5"),
+        ({"seed": "1.5"}, 422, "seed = 1.5: expected a whole number from 0 to"),
+        ({"seed": "-1"}, 422, "seed = -1: expected a whole number from 0 to"),
+        ({"seed": "inf"}, 422, "seed = inf: expected a whole number from 0 to"),
+        ({"seed": "nan"}, 422, "seed = nan: expected a whole number from 0 to"),
+        ({"seed": [1]}, 400, "seed = [1]: expected a whole number from 0 to"),
+        ({"image": None}, 400, "image = (missing): expected the bytes of a picture"),
+        ({"image": "cat.png"}, 400, "image = str: expected the bytes of a picture"),
+        ({"image": b"GIF89a, or so"}, 422, "image = 13 bytes: expected a readable picture"),
+        ({"image": picture(kind="BMP")}, 422, "expected a readable picture; send a PNG, JPEG or WebP"),
+        ({"image": picture()[:-2000]}, 422, "expected a readable picture"),
+        ({"image": picture(100, 41)}, 422, "image = 100 x 41: expected at most 4000 pixels; scale it down"),
+        ({"image": bytes(20_001)}, 413, "image = 20001 bytes: expected at most 20000"),
+    ],
+)
+def test_one_line_says_what_is_wrong(fields: dict[str, object], status: int, message: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        check_request({**GOOD, **fields}, LIMITS)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.status == status
+    assert set(caught.value.record) == {"field", "value", "expected", "remedy"}
