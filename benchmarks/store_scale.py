@@ -57,7 +57,8 @@ def write_one_run(config: str, workspace: Path) -> dict[str, str]:
     from magic141.tracking import Tracker
     from tasks.console import StageConsole
     from tasks.pipeline import STAGES
-    from tasks.stage import Stage, StageCall, StageContext, run_stage
+    from tasks.run_stage import run_stage
+    from tasks.stage import Stage, StageCall, StageContext
 
     def work(stage: Stage, call: StageCall) -> None:
         (call.out / "result.txt").write_text(stage.name)

@@ -1,4 +1,4 @@
-"""`magic141`: run, plan, sweep, eval, compare, promote, generate, serve, doctor. Heavy imports happen inside the commands."""
+"""`magic141`: run, plan, sweep, eval, compare, promote, generate, serve, doctor. Heavy imports come inside commands."""
 
 from __future__ import annotations
 

@@ -26,7 +26,9 @@ from magic141.frozen import FrozenConfig
 from magic141.tracking import RunLog, Tracker
 from magic141.urls import without_credentials
 from tasks.console import StageConsole
-from tasks.stage import Stage, StageContext, git_commit, run_stage
+from tasks.provenance import git_commit
+from tasks.run_stage import run_stage
+from tasks.stage import Stage, StageContext
 
 
 class Outcome(FrozenConfig):

@@ -20,7 +20,8 @@ from rich.console import Console
 from magic141.config import PipelineConfig, with_overrides
 from magic141.tracking import Tracker
 from tasks.console import StageConsole
-from tasks.stage import Stage, StageCall, StageContext, run_stage
+from tasks.run_stage import run_stage
+from tasks.stage import Stage, StageCall, StageContext
 
 CODE = ("magic141.frozen",)
 ROOT = Path(__file__).resolve().parents[2]
@@ -185,7 +186,8 @@ KILLED_WORKER = """
     from magic141.config import PipelineConfig
     from magic141.tracking import Tracker
     from tasks.console import StageConsole
-    from tasks.stage import Stage, StageContext, run_stage
+    from tasks.run_stage import run_stage
+    from tasks.stage import Stage, StageContext
 
     def work(call):
         (call.out / "half.txt").write_text("half")

@@ -1,0 +1,142 @@
+"""How a stage runs, the same for all: key, lock, reuse, staging, log, publication, record, truthful closing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
+
+from magic141.artifacts import ArtifactRef, StageKey, digest_folder, publish, staging
+from magic141.frozen import UserError
+from magic141.urls import without_credentials
+from tasks.provenance import environment
+from tasks.stage import Stage, StageCall, StageContext
+from tasks.stage_log import TaskLog
+
+if TYPE_CHECKING:
+    from magic141.tracking import RunLog
+
+KEY_CHARS = 16
+
+
+def run_stage(stage: Stage, context: StageContext) -> ArtifactRef:
+    """Reuses or makes the stage's artifact and records it on the parent run."""
+    key = stage.key(context.config, context.artifacts)
+    with _only_worker(stage.name, key.digest, context):
+        context.tracker.close_stale_stage(key.digest)
+        ref = None if stage.name in context.refresh else _reuse(stage, key.digest, context)
+        if ref:
+            context.reused.append(stage.name)
+        made = ref or _compute(stage, key, context)
+        # the artifact holds the result; the checkpoints have done their work, also those of a run killed just here
+        shutil.rmtree(context.run_dir(stage.name, key.digest), ignore_errors=True)
+        context.artifacts[stage.name] = made
+        context.tracker.set_artifact(context.parent_id, made, reused=ref is not None)
+        if stage.on_ready:
+            stage.on_ready(context, made)
+    return made
+
+
+def _reuse(stage: Stage, key: str, context: StageContext) -> ArtifactRef | None:
+    found = context.tracker.find_reusable(key)
+    if found.note:
+        context.console.note(stage.name, found.note)
+    if found.ref:
+        context.console.reused(stage.name, found.ref.run_id)
+    return found.ref
+
+
+def _compute(stage: Stage, key: StageKey, context: StageContext) -> ArtifactRef:
+    run_dir = context.run_dir(stage.name, key.digest)
+    if stage.name in context.refresh:
+        shutil.rmtree(run_dir, ignore_errors=True)
+    run = context.tracker.start_stage(stage.name, key.digest, context.parent_id)
+    log = TaskLog(stage.name, run, context.console)
+    context.console.started(stage.name)
+    start = time.monotonic()
+    with _closing(stage.name, run, log, context):
+        _record_start(stage, key, run, context)
+        final = context.home / "artifacts" / stage.name / key.digest[:KEY_CHARS]
+        with staging(final) as out:
+            inputs = {name: context.artifacts[name].path for name in stage.inputs}
+            stage.run(StageCall(context.config, inputs, out, log, run_dir))
+            digest = digest_folder(out, stage.volatile)
+            publish(out, final)
+        ref = ArtifactRef(
+            stage=stage.name, key=key.digest, uri=str(final), digest=digest, run_id=run.run_id, volatile=stage.volatile
+        )
+        _record_end(stage, key, ref, run, log, time.monotonic() - start, context)
+        run.artifact(ref)
+    context.console.finished(stage.name, time.monotonic() - start, digest)
+    return ref
+
+
+@contextmanager
+def _closing(stage: str, run: RunLog, log: TaskLog, context: StageContext) -> Iterator[None]:
+    """Closes the child run with what really happened."""
+    try:
+        yield
+    except Exception as error:
+        run.text(traceback.format_exc(), "error.txt")
+        run.tags({"error": f"{type(error).__name__}: {error}"})
+        run.close("FAILED")
+        context.console.failed(stage, "failed" if isinstance(error, UserError) else f"failed: {_first_line(error)}")
+        raise
+    except BaseException:
+        run.close("KILLED")
+        context.console.failed(stage, "stopped")
+        raise
+    run.close("FINISHED")
+
+
+@contextmanager
+def _only_worker(stage: str, key: str, context: StageContext) -> Iterator[None]:
+    """Holds the key's lock; says so when another process has it."""
+    folder = context.home / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / f"{stage}-{key[:KEY_CHARS]}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        context.console.note(stage, "another process works on the same key: waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _record_start(stage: Stage, key: StageKey, run: RunLog, context: StageContext) -> None:
+    run.params({"seed": key.seed, **key.config})
+    inputs = [context.artifacts[name] for name in stage.inputs]
+    run.inputs(inputs, datasets=("prepare_data",), context="training" if stage.model_type else "evaluation")
+
+
+def _record_end(
+    stage: Stage, key: StageKey, ref: ArtifactRef, run: RunLog, log: TaskLog, seconds: float, context: StageContext
+) -> None:
+    record = {
+        "key": key.digest,
+        "parts": key.model_dump(mode="json"),
+        "modules": stage.code(),
+        "inputs": {name: context.artifacts[name].model_dump(mode="json") for name in stage.inputs},
+        "artifact": ref.model_dump(mode="json"),
+        "seconds": round(seconds, 3),
+        "summary": log.figures,
+        "notes": log.notes,
+        **environment(),
+    }
+    run.text(json.dumps(record, indent=1), "stage.json")
+    run.metrics({"stage_seconds": seconds})
+    if stage.model_type:
+        run.model(ref, context.tracker.experiment_id, stage.model_type)
+
+
+def _first_line(error: Exception) -> str:
+    return without_credentials(f"{type(error).__name__}: {error}").strip().splitlines()[0][:200]
