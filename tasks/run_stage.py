@@ -63,9 +63,10 @@ def _compute(stage: Stage, key: StageKey, context: StageContext) -> ArtifactRef:
     with _closing(stage.name, run, log, context):
         _record_start(stage, key, run, context)
         final = context.home / "artifacts" / stage.name / key.digest[:KEY_CHARS]
+        inputs = {name: context.artifacts[name].path for name in stage.inputs}
         with staging(final) as out:
-            inputs = {name: context.artifacts[name].path for name in stage.inputs}
-            stage.run(StageCall(context.config, inputs, out, log, run_dir))
+            with run.watching_the_machine():
+                stage.run(StageCall(context.config, inputs, out, log, run_dir))
             digest = digest_folder(out, stage.volatile)
             publish(out, final)
         ref = ArtifactRef(

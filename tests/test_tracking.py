@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,6 +91,14 @@ def test_metrics_params_media_and_lineage_are_kept(tracker: Tracker) -> None:
     assert len(kept.inputs.model_inputs) == len(kept.inputs.dataset_inputs) == 1
     assert any("samples" in file.path for file in tracker.client.list_artifacts(run.run_id, "images"))
     assert tracker.records("student", limit=1) == [{}]
+
+
+def test_the_machine_is_watched_while_a_stage_runs(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    run = tracker.start_stage("train", "key-h", "parent")
+    with run.watching_the_machine():
+        time.sleep(0.5)
+    assert tracker.get_run(run.run_id).data.metrics["system/system_memory_usage_megabytes"] > 0
 
 
 def test_registered_model_resolves_by_alias_and_version(tracker: Tracker) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, LoggedModelOutput, Metric, Param
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from magic141.artifacts import ArtifactRef, flatten
 from magic141.tracking.tags import MAX_BATCH, TAG_ARTIFACT, TAG_MODEL, set_tags
@@ -95,6 +98,17 @@ class RunLog:
     def artifact(self, ref: ArtifactRef) -> None:
         """The run's result: what `find_reusable` looks for."""
         self.tags({TAG_ARTIFACT: ref.model_dump_json()})
+
+    @contextmanager
+    def watching_the_machine(self) -> Iterator[None]:
+        """Inside, MLflow also gets CPU, memory, disk, network and GPU use, as `system/…`, every ten seconds."""
+        logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
+        monitor = SystemMetricsMonitor(self.run_id, tracking_uri=self.client.tracking_uri)
+        monitor.start()
+        try:
+            yield
+        finally:
+            monitor.finish()
 
     def close(self, status: Status) -> None:
         """Ends the run."""
