@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -68,7 +65,7 @@ class StageKey(FrozenConfig):
     @property
     def digest(self) -> str:
         """sha256 of the canonical JSON of the parts."""
-        return _sha(canonical_json(self.model_dump(mode="json")))
+        return sha256_text(canonical_json(self.model_dump(mode="json")))
 
     def difference(self, other: StageKey) -> list[str]:
         """The fields that differ, as `path: other's value -> own value`."""
@@ -142,7 +139,7 @@ def digest_folder(folder: Path, volatile: Iterable[str] = ()) -> str:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.relative_to(folder).as_posix() not in skipped
     ]
-    return _sha("\n".join(lines))
+    return sha256_text("\n".join(lines))
 
 
 def digest_file(path: Path) -> str:
@@ -165,44 +162,7 @@ def digest_source(path: Path) -> str:
     if sum(file.stat().st_size for file in files) <= SMALL_SOURCE_BYTES:
         return digest_file(path) if path.is_file() else digest_folder(path)
     stats = [(file.relative_to(path).as_posix(), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return _sha(canonical_json(stats))
-
-
-def fingerprint_modules(names: Iterable[str], ignore: Iterable[str] = ()) -> str:
-    """sha256 over the code of modules and of every module of the same package that they import, directly or not.
-
-    Nothing is imported: files are found and parsed. Comments, docstrings and layout do not count.
-
-    Args:
-        names: dotted modules (`magic141.models.vae`), or a file beside a package's modules
-            (`magic141.evaluation:report.html.j2`).
-        ignore: modules, or last parts of module names, that do not decide results; not followed either.
-    """
-    return _sha("\n".join(f"{name}\0{digest}" for name, digest in module_digests(names, ignore).items()))
-
-
-def module_digests(names: Iterable[str], ignore: Iterable[str] = ()) -> dict[str, str]:
-    """What `fingerprint_modules` is made of: the digest of each module's code."""
-    found = module_closure(names, set(ignore))
-    return {name: _read_code(path, path.stat().st_mtime_ns)[0] for name, path in found.items()}
-
-
-def module_closure(names: Iterable[str], ignore: set[str]) -> dict[str, Path]:
-    """The files behind `names` and behind what they import from their own package, sorted by name."""
-    found: dict[str, Path] = {}
-    waiting = [(name, _locate(name)) for name in names]
-    while waiting:
-        name, path = waiting.pop()
-        if path is None:
-            raise ValueError(f"stage module {name!r}: no such file; correct the stage's `modules`")
-        if name in found:
-            continue
-        found[name] = path
-        top = name.partition(".")[0]
-        imported = {n for n in _read_code(path, path.stat().st_mtime_ns)[1] if n.partition(".")[0] == top}
-        candidates = [n for n in imported if not {n, n.rpartition(".")[2]} & ignore]
-        waiting += [(n, file) for n in candidates if (file := _locate(n)) is not None]
-    return dict(sorted(found.items()))
+    return sha256_text(canonical_json(stats))
 
 
 @contextmanager
@@ -229,7 +189,8 @@ def publish(folder: Path, final: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _sha(text: str) -> str:
+def sha256_text(text: str) -> str:
+    """sha256 of a text."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -244,38 +205,3 @@ def _differences(path: str, old: object, new: object) -> Iterator[str]:
 def _short(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) <= 40 else text[:9].strip('"') + "…"
-
-
-def _locate(name: str) -> Path | None:
-    """The file of a module (or of a `package:file`), or None; top-level packages are looked up without importing."""
-    module, _, resource = name.partition(":")
-    top, *rest = module.split(".")
-    spec = find_spec(top)
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    path = Path(next(iter(spec.submodule_search_locations))).joinpath(*rest)
-    options = [path / resource] if resource else [path.parent / f"{path.name}.py", path / "__init__.py"]
-    return next((option for option in options if option.is_file()), None)
-
-
-@lru_cache(maxsize=1024)
-def _read_code(path: Path, _modified_ns: int) -> tuple[str, tuple[str, ...]]:
-    """Digest of a file's code, and the names that it imports (modules, or things in modules)."""
-    if path.suffix != ".py":
-        return digest_file(path), ()
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    imported: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            imported |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            imported |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            _drop_docstring(node)
-    return _sha(ast.dump(tree)), tuple(sorted(imported))
-
-
-def _drop_docstring(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> None:
-    first = node.body[0] if node.body else None
-    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
-        node.body = node.body[1:] or [ast.Pass()]

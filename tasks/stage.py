@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from magic141.artifacts import ArtifactRef, StageKey, StageLog, fingerprint_modules, module_digests
+from magic141.artifacts import ArtifactRef, StageKey, StageLog
 from magic141.config import PipelineConfig
+from magic141.fingerprint import fingerprint_modules, module_digests
 from magic141.frozen import key_fields
 from tasks.console import StageConsole
 
@@ -19,7 +20,17 @@ if TYPE_CHECKING:
     from magic141.tracking import Tracker
 
 # Configs are in the key by value; the others say how and where work runs, not what it computes.
-NOT_CODE = ("config", "config_errors", "frozen", "artifacts", "tracking", "raysession", "launch", "_torchvision")
+NOT_CODE = (
+    "config",
+    "config_errors",
+    "frozen",
+    "artifacts",
+    "tracking",
+    "raysession",
+    "launch",
+    "ray_launch",
+    "_torchvision",
+)
 
 
 @dataclass(frozen=True)

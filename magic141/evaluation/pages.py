@@ -1,8 +1,10 @@
-"""HTML pages that are one file: nothing to fetch, nothing to install."""
+"""HTML pages that are one file, nothing to fetch, nothing to install; and what they read from artifacts."""
 
 from __future__ import annotations
 
 import base64
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,3 +23,24 @@ def render_page(template: str, **values: Any) -> str:
 def media_uri(file: Path) -> str:
     """A video or picture as a data URI."""
     return f"data:{MIME[file.suffix]};base64,{base64.b64encode(file.read_bytes()).decode()}"
+
+
+def media_of(folder: Path, stem: str) -> dict[str, str] | None:
+    """The video or picture of a name, ready for a template; none if neither is there."""
+    for suffix, kind in ((".mp4", "video"), (".png", "image")):
+        file = folder / f"{stem}{suffix}"
+        if file.is_file():
+            return {"kind": kind, "src": media_uri(file)}
+    return None
+
+
+def read_json(parts: Mapping[str, Path], stage: str, name: str) -> Any:
+    """The JSON file of a stage's artifact; none if the stage or the file is not there."""
+    file = parts[stage] / name if stage in parts else None
+    return json.loads(file.read_text()) if file is not None and file.is_file() else None
+
+
+def read_lines(parts: Mapping[str, Path], stage: str, name: str) -> list[dict[str, Any]]:
+    """The JSON lines of a stage's file; empty if the stage or the file is not there."""
+    file = parts[stage] / name if stage in parts else None
+    return [json.loads(line) for line in file.read_text().splitlines()] if file is not None and file.is_file() else []

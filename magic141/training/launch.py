@@ -3,46 +3,26 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
-import pickle
 import tempfile
-import threading
-import traceback
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 
 from magic141.artifacts import StageLog
-from magic141.frozen import UserError
 from magic141.training.checkpoint import LocalStore, random_state, set_random_state
 from magic141.training.config import PlacementConfig, TrainConfig
 from magic141.training.loop import EXPORT, LoopResult, run_training
 from magic141.training.objective import ObjectiveSpec, TrainContext
 from magic141.training.progress import follow, write_metrics
-
-if TYPE_CHECKING:
-    from ray.train import ScalingConfig
-    from ray.train.torch import TorchConfig
+from magic141.training.ray_launch import NUM_TO_KEEP, WorkerTask, run_on_ray
 
 _RESULT = "result.json"
-_NUM_TO_KEEP = 2
-_TRACEBACK_LINES = 40
-# Read by Ray Train in the driver and passed on. The poll interval is also how long a finished run goes unnoticed.
-_RAY_SETTINGS = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
-}
 
 
 @dataclass(frozen=True)
@@ -66,17 +46,6 @@ class TrainResult:
     resumed_from_step: int
 
 
-@dataclass(frozen=True)
-class WorkerTask:
-    """What is sent to every worker."""
-
-    spec: ObjectiveSpec
-    config: TrainConfig
-    run_dir: Path
-    seed: int
-    launch_id: str
-
-
 def launch(spec: ObjectiveSpec, config: TrainConfig, run_dir: Path, log: StageLog, seed: int) -> TrainResult:
     """Train to the end, from the last checkpoint in `run_dir` if there is one; a complete `run_dir` returns at once.
 
@@ -97,7 +66,7 @@ def launch(spec: ObjectiveSpec, config: TrainConfig, run_dir: Path, log: StageLo
     if finished:
         return finished
     task = WorkerTask(spec, config, run_dir, seed, uuid.uuid4().hex)
-    run = _run_on_ray if config.placement.launcher == "ray" else _run_here
+    run = run_on_ray if config.placement.launcher == "ray" else _run_here
     with follow(run_dir, task.launch_id, config.num_steps, log):
         outcome = run(task)
     if outcome.resumed_from_step:
@@ -125,15 +94,12 @@ def _result(run_dir: Path, outcome: LoopResult) -> TrainResult:
     return TrainResult(run_dir / EXPORT, run_dir / "metrics.jsonl", **asdict(outcome))
 
 
-# --- in this process -------------------------------------------------------------------------------------
-
-
 def _run_here(task: WorkerTask) -> LoopResult:
     """One worker in this process; its threads and random state are put back afterwards."""
     placement = task.config.placement
     device = torch.device("cuda" if placement.gpus_per_worker > 0 else "cpu")
     context = TrainContext(0, 1, device, task.run_dir, task.seed, placement)
-    store = LocalStore(task.run_dir / "checkpoints", _NUM_TO_KEEP)
+    store = LocalStore(task.run_dir / "checkpoints", NUM_TO_KEEP)
     threads, state = torch.get_num_threads(), random_state()
     torch.set_num_threads(placement.threads_per_worker)
     try:
@@ -158,137 +124,3 @@ def _process_group(placement: PlacementConfig) -> Iterator[None]:
             yield
         finally:
             dist.destroy_process_group()
-
-
-# --- on Ray Train workers --------------------------------------------------------------------------------
-
-
-class RayStore:
-    """Checkpoints through Ray Train: every worker's files are merged into run_dir/step-XXXXXX."""
-
-    @contextmanager
-    def latest(self) -> Iterator[Path | None]:
-        """The newest checkpoint that Ray has committed."""
-        import ray.train
-
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            yield None
-            return
-        with checkpoint.as_directory() as folder:
-            yield Path(folder)
-
-    def save(self, step: int, write: Callable[[Path], None]) -> None:
-        """Write this worker's part and report it (a barrier)."""
-        import ray.train
-
-        with tempfile.TemporaryDirectory() as folder:
-            write(Path(folder))
-            checkpoint = ray.train.Checkpoint.from_directory(folder)
-            ray.train.report({"step": step}, checkpoint=checkpoint, checkpoint_dir_name=f"step-{step:06d}")
-
-
-def _run_on_ray(task: WorkerTask) -> LoopResult:
-    """All workers of a Ray Train run whose name and folder are the run's, which is what makes it resume."""
-    _configure_ray_train()
-    from magic141.raysession import ensure_ray
-
-    ensure_ray()
-    import ray.train
-    from ray.train.torch import TorchTrainer
-
-    placement = task.config.placement
-    trainer = TorchTrainer(
-        _worker,
-        train_loop_config={"task": pickle.dumps(task)},  # bytes: Ray's controller need not import the models' code
-        scaling_config=_scaling(placement),
-        torch_config=_torch_config(placement),
-        run_config=ray.train.RunConfig(
-            name=task.run_dir.name,
-            storage_path=str(task.run_dir.parent),
-            failure_config=ray.train.FailureConfig(max_failures=placement.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=_NUM_TO_KEEP),
-        ),
-    )
-    outcome = _fit(trainer, task.run_dir)
-    if isinstance(outcome, str):
-        raise UserError(outcome)
-    return LoopResult(**outcome)
-
-
-def _worker(config: dict[str, Any]) -> dict[str, Any] | str:
-    """Runs on every Ray worker.
-
-    Returns:
-        The result, or a user's mistake: all workers meet it alike, and Ray must not retry it as it does exceptions.
-    """
-    import ray.train
-    from ray.train.torch import get_device
-
-    task: WorkerTask = pickle.loads(config["task"])
-    torch.set_num_threads(task.config.placement.threads_per_worker)
-    place = ray.train.get_context()
-    rank, world_size = place.get_world_rank(), place.get_world_size()
-    context = TrainContext(rank, world_size, get_device(), task.run_dir, task.seed, task.config.placement)
-    try:
-        return asdict(run_training(task.spec, task.config, context, RayStore(), task.launch_id))
-    except UserError as mistake:
-        return str(mistake)
-    except Exception as error:  # Ray passes on the message only: the traceback has to be in it
-        raise RuntimeError(traceback.format_exc()) from error
-
-
-def _scaling(placement: PlacementConfig) -> ScalingConfig:
-    from ray.train import ScalingConfig
-
-    resources: dict[str, float] = {"CPU": placement.cpus_per_worker}
-    if placement.gpus_per_worker > 0:
-        resources["GPU"] = placement.gpus_per_worker
-    return ScalingConfig(
-        num_workers=placement.num_workers, use_gpu=placement.gpus_per_worker > 0, resources_per_worker=resources
-    )
-
-
-def _torch_config(placement: PlacementConfig) -> TorchConfig:
-    from ray.train.torch import TorchConfig
-
-    return TorchConfig(backend="nccl" if placement.gpus_per_worker > 0 else "gloo")
-
-
-def _configure_ray_train() -> None:
-    """Ray Train's settings are environment variables of the driver, read when it is imported and at fit."""
-    for name, value in _RAY_SETTINGS.items():
-        os.environ.setdefault(name, value)
-    if not os.environ.get("RAY_ADDRESS"):  # one machine: nobody reclaims it with notice
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-
-
-def _fit(trainer: Any, run_dir: Path) -> Any:
-    """fit() in a thread of its own: in the main thread Ray would take over Ctrl-C and swallow it."""
-    import ray
-
-    box: dict[str, Any] = {}
-
-    def run() -> None:
-        try:
-            box["value"] = trainer.fit().return_value
-        except BaseException as error:  # handed to the waiting thread, which raises it
-            box["error"] = error
-
-    logging.getLogger("ray.train").setLevel(logging.ERROR)
-    thread = threading.Thread(target=run, name="ray-train", daemon=True)
-    thread.start()
-    try:
-        while thread.is_alive():
-            thread.join(0.2)
-    except BaseException:  # Ctrl-C or a cancelled task: the workers must not go on writing into run_dir
-        ray.shutdown()
-        raise
-    if "error" in box:
-        raise RuntimeError(f"training in {run_dir} failed: {describe(box['error'])}") from box["error"]
-    return box["value"]
-
-
-def describe(error: BaseException) -> str:
-    """The end of Ray's message, which is where the workers' tracebacks are."""
-    return "\n".join(str(error).strip().splitlines()[-_TRACEBACK_LINES:])

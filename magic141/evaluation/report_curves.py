@@ -1,0 +1,108 @@
+"""The report's charts: training and its collapse watch, what long videos keep, what everything cost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from magic141.evaluation.charts import Series, line_chart, smooth
+from magic141.evaluation.pages import media_uri, read_json, read_lines
+
+TRAINING_STAGES = {
+    "pretrain_t2v": "Text to video (flow matching)",
+    "pretrain_i2v": "Image to video: the teacher (flow matching)",
+    "distill_cfg": "CFG distillation",
+    "distill_dmd2": "DMD2 step distillation",
+}
+DRIFT_CHARTS = {
+    "motion": ("motion", 1.0),
+    "colour": ("colour", 1.0),
+    "iou": ("subject", 1.0),
+    "background_psnr_db": ("background PSNR, dB", None),
+}
+COST_CHARTS = {"cpu_ms_per_clip": "CPU ms per window and clip", "rss_mb": "resident memory, MB"}
+
+
+def training_curves(parts: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """Loss curves of the training stages."""
+    curves = []
+    for stage, title in TRAINING_STAGES.items():
+        lines = read_lines(parts, stage, "metrics.jsonl")
+        names = dict.fromkeys(key for line in lines for key in line if key.endswith("loss"))
+        series = []
+        for name in names:
+            points = [(line["step"], line[name]) for line in lines if isinstance(line.get(name), int | float)]
+            is_validation = name.startswith("validation")
+            label = name.replace("_", " ")
+            series.append(Series(label, points if is_validation else smooth(points), dots=is_validation))
+        if chart := line_chart(series, "step", log_y=True):
+            record = read_json(parts, stage, "training.json") or {}
+            facts = f"{record['steps']} steps, {record['seconds']:.0f} s" if record else ""
+            curves.append({"title": title, "facts": facts, "chart": chart})
+    return [*curves, *_watch(parts)]
+
+
+def _watch(parts: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """What the collapse watch saw: the student relative to the many-step model."""
+    record = read_json(parts, "distill_dmd2", "watch.json")
+    if record is None:
+        return []
+    series = [
+        Series(label, [(row["step"], row[f"validation_{label}_ratio"]) for row in record["validations"]], dots=True)
+        for label in ("variance", "motion", "diversity")
+    ]
+    facts = f"1 is like the many-step model; exported: step {record['exported_step']}"
+    chart = line_chart(series, "step")
+    return [{"title": "Collapse watch of the step distillation", "facts": facts, "chart": chart}] if chart else []
+
+
+def long_video(parts: Mapping[str, Path]) -> dict[str, Any] | None:
+    """Long videos with what drifts from window to window and what each window costs."""
+    folder, scores = parts.get("generate"), read_json(parts, "evaluate", "scores.json")
+    if folder is None or not (folder / "long" / "windows.json").is_file():
+        return None
+    record = json.loads((folder / "long" / "windows.json").read_text())
+    names = sorted(record["variants"], key=lambda name: not name.startswith("student"))
+    videos = [
+        {
+            "label": _variant_label(name),
+            "sources": [media_uri(file) for file in sorted((folder / "long" / name).glob("*.mp4"))],
+        }
+        for name in names
+    ]
+    drift = (scores or {}).get("long_video", {}).get("drift") or {}
+    charts = [
+        _window_chart(label, {n: [window[key] for window in drift[n]] for n in names if n in drift}, top)
+        for key, (label, top) in DRIFT_CHARTS.items()
+    ]
+    charts += [
+        _window_chart(label, {n: [window[key] for window in record["variants"][n]] for n in names}, None)
+        for key, label in COST_CHARTS.items()
+    ]
+    windows, num_frames, fps = len(record["frames"]), record["frames"][-1][1], record["fps"]
+    facts = f"{windows} chained windows, {num_frames} frames, {num_frames / fps:.1f} s at {fps:g} fps"
+    return {"videos": videos, "charts": [chart for chart in charts if chart["chart"]], "facts": facts}
+
+
+def _window_chart(title: str, values: Mapping[str, Sequence[float]], top: float | None) -> dict[str, str]:
+    """A figure per window and variant, from zero to `top`, or to the largest value."""
+    series = [Series(_variant_label(name), list(enumerate(line, start=1)), dots=True) for name, line in values.items()]
+    highest = max((value for line in values.values() for value in line), default=1.0)
+    return {"title": title, "chart": line_chart(series, "window", y_range=(0, top or 1.1 * highest))}
+
+
+def _variant_label(name: str) -> str:
+    model, _, steps = name.rpartition("_")
+    return f"{model}, {steps} steps"
+
+
+def training_costs(parts: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """Evaluations, time and memory of every variant, beside the first one's."""
+    folder = parts.get("generate")
+    if folder is None:
+        return []
+    variants: list[dict[str, Any]] = json.loads((folder / "variants.json").read_text())
+    slowest = variants[0]["cpu_ms_per_clip"]
+    return [{**v, "speedup": slowest / v["cpu_ms_per_clip"] if v["cpu_ms_per_clip"] else None} for v in variants]
