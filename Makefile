@@ -1,5 +1,6 @@
 # make demo   sets everything up and runs the whole pipeline on two CPU cores
 # make test   sets everything up and runs every check
+# make servers, make servers-stop   PostgreSQL, and on it a Prefect and an MLflow server, on 127.0.0.1
 
 PYTHON ?= python3
 EXTRAS ?= cpu,dev,bench
@@ -15,7 +16,7 @@ export DO_NOT_TRACK ?= 1
 # Images often set this; then each of the dozens of processes compiles torch and all else anew, 10 seconds every time.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help setup demo smoke test lint format unit slow doctor clean
+.PHONY: help setup demo smoke test lint format unit slow doctor servers servers-stop clean
 .DEFAULT_GOAL := help
 
 help:
@@ -40,6 +41,13 @@ smoke: $(READY)
 
 doctor: $(READY)
 	$(BIN)/magic141 doctor
+
+servers: $(READY)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[servers]'
+	@infra/servers.sh up
+
+servers-stop:
+	@infra/servers.sh down
 
 test: lint unit slow
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from threading import Thread
 from typing import Any
 from uuid import uuid4
 
@@ -18,35 +15,9 @@ from prefect.states import Crashed, Failed
 from flows.evaluation import evaluation
 from flows.notify import URL_VARIABLE, message, notify
 from flows.pipeline import pipeline
+from tests.flows.conftest import Webhook
 
 ERROR = "Flow run encountered an exception: OSError: http://ada:s3cret@host is down\nTraceback: line 2"
-
-
-class Webhook(BaseHTTPRequestHandler):
-    """Keeps what is posted; answers 200, or 500 at /broken."""
-
-    posts: list[dict[str, Any]]
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.posts.append({"type": self.headers["Content-Type"], **json.loads(body)})
-        self.send_response(500 if self.path.startswith("/broken") else 200)
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def webhook() -> Iterator[str]:
-    Webhook.posts = []
-    httpd = HTTPServer(("127.0.0.1", 0), Webhook)
-    thread = Thread(target=httpd.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{httpd.server_port}"
-    httpd.shutdown()
-    thread.join()
-    httpd.server_close()
 
 
 @pytest.fixture(autouse=True)
@@ -59,11 +30,11 @@ def run(deployed: bool = False, **parameters: Any) -> FlowRun:
     return FlowRun(name="calm-owl", flow_id=uuid4(), parameters=parameters, deployment_id=uuid4() if deployed else None)
 
 
-def test_the_message_says_what_where_why_and_how_to_go_on(webhook: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(URL_VARIABLE, f"{webhook}/hooks/s3cret")
+def test_the_message_says_what_where_why_and_how_to_go_on(webhook: Webhook, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(URL_VARIABLE, f"{webhook.url}/hooks/s3cret")
     failed = run(config="my demo.yaml", overrides=["seed=1", "name=x"], until=None, refresh=["publish"])
     notify(pipeline, failed, Failed(message=ERROR))
-    assert Webhook.posts == [
+    assert webhook.posts == [
         {
             "type": "application/json",
             "text": "magic141: run calm-owl failed\n"
@@ -94,9 +65,9 @@ def test_other_runs_resume_in_their_own_way() -> None:
     ],
 )
 def test_a_post_that_fails_is_logged_without_the_address(
-    webhook: str, address: str, line: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    webhook: Webhook, address: str, line: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv(URL_VARIABLE, address.format(webhook=webhook))
+    monkeypatch.setenv(URL_VARIABLE, address.format(webhook=webhook.url))
     monkeypatch.setattr(logging.getLogger("prefect"), "propagate", True)
     notify(pipeline, run(), Failed(message="no"))
     assert line in caplog.text
