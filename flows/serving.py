@@ -43,7 +43,8 @@ def serve(
         UserError: the model, a setting or the address is not right; nothing was started.
     """
     config = parse_settings(settings)
-    require_free(host, port)
+    if not os.environ.get("RAY_ADDRESS"):  # on a cluster, Ray listens where the cluster's nodes are
+        require_free(host, port)
     folder = find_model(workspace, model)
     from magic141.export import load_bundle_info
     from magic141.raysession import ensure_ray
@@ -63,7 +64,7 @@ def serve(
             say(f"{model} answers at http://{host}:{port}/ (Ctrl-C stops it)")
             threading.Event().wait()
         finally:
-            deployment.stop(shared=bool(os.environ.get("RAY_ADDRESS")))
+            deployment.stop()
             say("stopped")
 
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import ray
 from fastapi import FastAPI
 from ray import serve
-from ray.serve.exceptions import BackPressureError
+from ray.serve.exceptions import BackPressureError, RayServeException
 
 from magic141.serving.app import BusyError, ModelCard, build_app
 from magic141.serving.config import ServingConfig
-from magic141.serving.requests import VideoRequest
-from magic141.serving.student import Student, Video
+from magic141.serving.requests import Video, VideoRequest
 
 APP, REPLICA = "magic141", "Student"
 MAX_OPEN_REQUESTS = 200  # that the web application reads or refuses at once; videos are counted in the model's queue
@@ -25,6 +26,8 @@ class Replica:
     """One copy of the model in a process of its own."""
 
     def __init__(self, folder: str) -> None:
+        from magic141.serving.student import Student  # not for the web application's process: torch and diffusers
+
         self._student = Student.load(Path(folder))
 
     async def animate(self, request: VideoRequest) -> Video:
@@ -88,10 +91,10 @@ def start(folder: Path, card: ModelCard, config: ServingConfig, host: str, port:
     serve.run(application(folder, card, config), name=APP)
 
 
-def stop(shared: bool) -> None:
-    """Takes the application away; on a cluster that is not ours, nothing but it."""
-    if shared:
+def stop() -> None:
+    """Takes the application away; on a cluster that is not ours nothing but it, and Serve if it was the last one."""
+    with suppress(RayServeException):  # stopped before Serve had started
         serve.delete(APP)
-        return
-    serve.shutdown()
-    ray.shutdown()
+        if os.environ.get("RAY_ADDRESS") and not serve.status().applications:
+            serve.shutdown()
+    ray.shutdown()  # ends a Ray that was started for us, and leaves any other
