@@ -20,7 +20,7 @@ import pytest
 
 from flows.serving import parse_settings, require_free, serve
 from magic141.frozen import UserError
-from tests.serving.conftest import picture
+from tests.serving.conftest import free_port, picture
 
 SERVE = """
 import sys
@@ -29,12 +29,6 @@ from flows.serving import serve
 serve(Path(sys.argv[1]), sys.argv[2], port=int(sys.argv[3]), settings=["max_queued=1"])
 """
 START_SECONDS = 240  # on a machine busy with other work
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_for(process: subprocess.Popen[bytes], line: str, timeout: float) -> None:
