@@ -46,17 +46,10 @@ def serve(
     if not os.environ.get("RAY_ADDRESS"):  # on a cluster, Ray listens where the cluster's nodes are
         require_free(host, port)
     folder = find_model(workspace, model)
-    from magic141.export import load_bundle_info
     from magic141.raysession import ensure_ray
     from magic141.serving import deployment
-    from magic141.serving.app import ModelCard
 
-    info = load_bundle_info(folder)
-    card = ModelCard(
-        model=model,
-        window_seconds=info.window_frames / info.fps,
-        **info.model_dump(include={"height", "width", "fps", "num_steps"}),
-    )
+    card = deployment.describe(model, folder)
     ensure_ray()  # sets handlers of its own for signals
     with _until_stopped():
         try:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import ray
 from fastapi import FastAPI
+from pydantic import ValidationError
 from ray import serve
 from ray.serve.exceptions import BackPressureError, RayServeException
 
+from magic141.config_errors import explain
+from magic141.frozen import UserError
 from magic141.serving.app import BusyError, ModelCard, build_app
 from magic141.serving.config import ServingConfig
 from magic141.serving.requests import Video, VideoRequest
@@ -82,6 +86,36 @@ def application(folder: Path, card: ModelCard, config: ServingConfig) -> Any:
         name="Web", max_ongoing_requests=MAX_OPEN_REQUESTS, ray_actor_options={"num_cpus": 0}
     )
     return web.bind(replicas.bind(str(folder)), card, config)
+
+
+def describe(model: str, folder: Path) -> ModelCard:
+    """What the application says of a model.
+
+    Raises:
+        UserError: if the folder is not an exported student.
+    """
+    from magic141.export import load_bundle_info
+
+    info = load_bundle_info(folder)
+    fields = info.model_dump(include={"height", "width", "fps", "num_steps"})
+    return ModelCard(model=model, window_seconds=info.window_frames / info.fps, **fields)
+
+
+def build(args: Mapping[str, Any]) -> Any:
+    """The application for a Serve config file (`import_path: magic141.serving.deployment:build`).
+
+    Args:
+        args: `model`, the exported folder on every node, and fields of ServingConfig.
+    """
+    fields = dict(args)
+    folder = fields.pop("model", "")
+    if not folder:
+        raise UserError("args.model: not set, but required; name the folder of an exported student")
+    try:
+        config = ServingConfig.model_validate(fields)
+    except ValidationError as error:
+        raise UserError(explain(error, ServingConfig, "args")) from None
+    return application(Path(folder), describe(folder, Path(folder)), config)
 
 
 def start(folder: Path, card: ModelCard, config: ServingConfig, host: str, port: int) -> None:

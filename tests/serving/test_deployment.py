@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import select
@@ -17,9 +18,12 @@ from pathlib import Path
 import av
 import httpx
 import pytest
+import yaml
+from ray.serve.schema import ServeDeploySchema
 
 from flows.serving import parse_settings, require_free, serve
 from magic141.frozen import UserError
+from magic141.serving import deployment
 from tests.serving.conftest import free_port, picture
 
 SERVE = """
@@ -122,3 +126,23 @@ def test_nothing_starts_on_a_taken_port_or_without_a_model(tmp_path: Path) -> No
         require_free("192.0.2.1", free_port())  # an address of nobody
     with pytest.raises(UserError, match=r"not an exported model; expected magic141\.json"):
         serve(tmp_path, str(tmp_path), port=free_port())
+
+
+def test_the_kubernetes_example_builds_this_application(published: Path) -> None:
+    file = Path(__file__).resolve().parents[2] / "infra" / "kuberay" / "rayservice.yaml"
+    config = ServeDeploySchema.model_validate(yaml.safe_load(yaml.safe_load(file.read_text())["spec"]["serveConfigV2"]))
+    (application,) = config.applications
+    module, _, name = application.import_path.partition(":")
+    built = getattr(importlib.import_module(module), name)({**application.args, "model": str(published)})
+    (student,) = built._bound_deployment.init_args[:1]
+    assert student._bound_deployment.num_replicas == application.args["num_replicas"] == 2
+    assert student._bound_deployment.ray_actor_options == {"num_cpus": 1, "num_gpus": 1}
+
+
+def test_wrong_arguments_of_a_serve_config(published: Path) -> None:
+    with pytest.raises(UserError, match=r"args\.model: not set"):
+        deployment.build({})
+    with pytest.raises(UserError, match="did you mean 'max_queued'"):
+        deployment.build({"model": str(published), "max_queue": 3})
+    with pytest.raises(UserError, match="not an exported model"):
+        deployment.build({"model": str(published.parent)})
