@@ -43,19 +43,13 @@ def serve(
         UserError: the model, a setting or the address is not right; nothing was started.
     """
     config = parse_settings(settings)
-    require_free(host, port)
+    if not os.environ.get("RAY_ADDRESS"):  # on a cluster, Ray listens where the cluster's nodes are
+        require_free(host, port)
     folder = find_model(workspace, model)
-    from magic141.export import load_bundle_info
     from magic141.raysession import ensure_ray
     from magic141.serving import deployment
-    from magic141.serving.app import ModelCard
 
-    info = load_bundle_info(folder)
-    card = ModelCard(
-        model=model,
-        window_seconds=info.window_frames / info.fps,
-        **info.model_dump(include={"height", "width", "fps", "num_steps"}),
-    )
+    card = deployment.describe(model, folder)
     ensure_ray()  # sets handlers of its own for signals
     with _until_stopped():
         try:
@@ -63,7 +57,7 @@ def serve(
             say(f"{model} answers at http://{host}:{port}/ (Ctrl-C stops it)")
             threading.Event().wait()
         finally:
-            deployment.stop(shared=bool(os.environ.get("RAY_ADDRESS")))
+            deployment.stop()
             say("stopped")
 
 

@@ -18,8 +18,7 @@ from starlette.types import Message
 from magic141.data.video import fit_image
 from magic141.frozen import FrozenConfig
 from magic141.serving.config import ServingConfig
-from magic141.serving.requests import MALFORMED, RequestError, VideoRequest, check_image_bytes, check_request
-from magic141.serving.student import Video
+from magic141.serving.requests import MALFORMED, RequestError, Video, VideoRequest, check_image_bytes, check_request
 
 FORM_OVERHEAD_BYTES = 64_000  # boundaries and the other fields
 MAX_FIELDS = 8

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import ray
 from fastapi import FastAPI
+from pydantic import ValidationError
 from ray import serve
-from ray.serve.exceptions import BackPressureError
+from ray.serve.exceptions import BackPressureError, RayServeException
 
+from magic141.config_errors import explain
+from magic141.frozen import UserError
 from magic141.serving.app import BusyError, ModelCard, build_app
 from magic141.serving.config import ServingConfig
-from magic141.serving.requests import VideoRequest
-from magic141.serving.student import Student, Video
+from magic141.serving.requests import Video, VideoRequest
 
 APP, REPLICA = "magic141", "Student"
 MAX_OPEN_REQUESTS = 200  # that the web application reads or refuses at once; videos are counted in the model's queue
@@ -25,6 +30,8 @@ class Replica:
     """One copy of the model in a process of its own."""
 
     def __init__(self, folder: str) -> None:
+        from magic141.serving.student import Student  # not for the web application's process: torch and diffusers
+
         self._student = Student.load(Path(folder))
 
     async def animate(self, request: VideoRequest) -> Video:
@@ -81,6 +88,36 @@ def application(folder: Path, card: ModelCard, config: ServingConfig) -> Any:
     return web.bind(replicas.bind(str(folder)), card, config)
 
 
+def describe(model: str, folder: Path) -> ModelCard:
+    """What the application says of a model.
+
+    Raises:
+        UserError: if the folder is not an exported student.
+    """
+    from magic141.export import load_bundle_info
+
+    info = load_bundle_info(folder)
+    fields = info.model_dump(include={"height", "width", "fps", "num_steps"})
+    return ModelCard(model=model, window_seconds=info.window_frames / info.fps, **fields)
+
+
+def build(args: Mapping[str, Any]) -> Any:
+    """The application for a Serve config file (`import_path: magic141.serving.deployment:build`).
+
+    Args:
+        args: `model`, the exported folder on every node, and fields of ServingConfig.
+    """
+    fields = dict(args)
+    folder = fields.pop("model", "")
+    if not folder:
+        raise UserError("args.model: not set, but required; name the folder of an exported student")
+    try:
+        config = ServingConfig.model_validate(fields)
+    except ValidationError as error:
+        raise UserError(explain(error, ServingConfig, "args")) from None
+    return application(Path(folder), describe(folder, Path(folder)), config)
+
+
 def start(folder: Path, card: ModelCard, config: ServingConfig, host: str, port: int) -> None:
     """Starts the application and returns once it answers."""
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # the caller says what there is to know
@@ -88,10 +125,10 @@ def start(folder: Path, card: ModelCard, config: ServingConfig, host: str, port:
     serve.run(application(folder, card, config), name=APP)
 
 
-def stop(shared: bool) -> None:
-    """Takes the application away; on a cluster that is not ours, nothing but it."""
-    if shared:
+def stop() -> None:
+    """Takes the application away; on a cluster that is not ours nothing but it, and Serve if it was the last one."""
+    with suppress(RayServeException):  # stopped before Serve had started
         serve.delete(APP)
-        return
-    serve.shutdown()
-    ray.shutdown()
+        if os.environ.get("RAY_ADDRESS") and not serve.status().applications:
+            serve.shutdown()
+    ray.shutdown()  # ends a Ray that was started for us, and leaves any other

@@ -1,4 +1,4 @@
-"""What a request for a video must be, checked before a model sees it."""
+"""What a request for a video must be, checked before a model sees it, and what answers it."""
 
 from __future__ import annotations
 
@@ -43,6 +43,15 @@ class VideoRequest:
     prompt: str
     seconds: float | None = None
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class Video:
+    """An answer: the mp4 file, what of the prompt was not understood, and the seconds of work."""
+
+    mp4: bytes
+    remarks: tuple[str, ...]
+    seconds: float
 
 
 def check_request(fields: Mapping[str, object], limits: Limits) -> VideoRequest:

@@ -5,22 +5,12 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from magic141.data.video import Frames, write_video
 from magic141.export import Bundle, load_bundle
-from magic141.serving.requests import VideoRequest
-
-
-@dataclass(frozen=True)
-class Video:
-    """An answer: the mp4 file, what of the prompt was not understood, and the seconds of work."""
-
-    mp4: bytes
-    remarks: tuple[str, ...]
-    seconds: float
+from magic141.serving.requests import Video, VideoRequest
 
 
 class Student:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,9 @@ import torch
 from PIL import Image
 
 from magic141.artifacts import NullLog
-from magic141.export import export_pipeline
-from magic141.serving.config import Limits
-from magic141.tracking.model_folder import write_model_files
-from tasks.publish import PYFUNC_LOADER
+from magic141.config import PipelineConfig
+from tasks.publish import STAGE
+from tasks.stage import StageCall
 from tests.evaluation.artifacts import DMD2, MODEL, make_data, make_models
 
 
@@ -28,8 +28,8 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def publish(data: Path, student: Path, out: Path) -> Path:
     out.mkdir()
-    export_pipeline(MODEL, DMD2, data, student, out, NullLog())
-    write_model_files(out, PYFUNC_LOADER, Limits().model_dump())
+    inputs = {"prepare_data": data, "distill_dmd2": student}
+    STAGE.run(StageCall(PipelineConfig(model=MODEL, distill_dmd2=DMD2), inputs, out, NullLog(), out.parent))
     return out
 
 
@@ -38,6 +38,12 @@ def picture(width: int = 48, height: int = 40, kind: str = "PNG") -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind)
     return file.getvalue()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

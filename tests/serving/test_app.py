@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import av
 import pytest
@@ -13,8 +14,8 @@ from starlette.testclient import TestClient
 
 from magic141.serving.app import BusyError, ModelCard, build_app
 from magic141.serving.config import ServingConfig
-from magic141.serving.requests import VideoRequest
-from magic141.serving.student import Student, Video
+from magic141.serving.requests import Video, VideoRequest
+from magic141.serving.student import Student
 from tests.serving.conftest import picture
 
 CARD = ModelCard(model="models:/tiny@champion", height=32, width=32, fps=8, window_seconds=9 / 8, num_steps=4)
@@ -92,19 +93,27 @@ def test_errors_are_json_with_field_value_expected_and_remedy(
 
 
 def test_too_large_a_body_is_not_read_to_its_end(client: TestClient) -> None:
-    sent = 0
+    sent: list[dict[str, Any]] = []
+    chunks = iter(
+        [b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'] + 1000 * [bytes(10_000)]
+    )
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/generate",
+        "query_string": b"",
+        "headers": [(b"content-type", b"multipart/form-data; boundary=x")],
+    }
 
-    def body() -> object:
-        nonlocal sent
-        yield b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
-        for _ in range(1000):
-            sent += 1
-            yield bytes(10_000)
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": next(chunks), "more_body": True}
 
-    headers = {"content-type": "multipart/form-data; boundary=x"}
-    answer = client.post("/generate", content=body(), headers=headers)  # type: ignore[arg-type]
-    assert answer.status_code == 413
-    assert sent < 20
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    asyncio.run(client.app(scope, receive, send))  # type: ignore[arg-type]
+    assert sent[0]["status"] == 413
+    assert len(list(chunks)) > 980
 
 
 def test_a_full_queue_says_when_to_come_back(image: bytes) -> None:

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import base64
 import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
+import httpx
 import mlflow.pyfunc
 import pandas as pd
 import pytest
@@ -14,11 +21,12 @@ from mlflow.exceptions import MlflowException
 from mlflow.pyfunc.scoring_server import init as scoring_server
 from starlette.testclient import TestClient
 
+from flows.generation import find_model
 from magic141.artifacts import ArtifactRef, digest_folder
 from magic141.frozen import UserError
 from magic141.tracking import Tracker
 from tasks.publish import STAGE
-from tests.serving.conftest import picture, publish
+from tests.serving.conftest import free_port, picture, publish
 
 PROMPT = "a red circle moves up"
 
@@ -36,7 +44,7 @@ def num_frames(video: str) -> int:
 def test_equal_publications_have_equal_digests(published: Path, tmp_path: Path) -> None:
     source = published.parent
     again = publish(source / "data", source / "models" / "student", tmp_path / "second")
-    assert digest_folder(again) == digest_folder(published)
+    assert digest_folder(again) == digest_folder(published, STAGE.volatile)
     weights = "transformer/diffusion_pytorch_model.safetensors"
     assert (again / weights).samefile(source / "models" / "student" / weights)
 
@@ -94,23 +102,54 @@ def test_mlflows_own_scoring_server(model: mlflow.pyfunc.PyFuncModel, image: byt
     assert "prompt = (empty)" in bad.text
 
 
+@pytest.fixture
+def sqlite(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/mlflow.db"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """A real MLflow server that keeps artifacts itself."""
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--artifacts-destination", f"{tmp_path}/kept"]
+    with (tmp_path / "server.log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(30)
+
+
+def wait_for(url: str) -> None:
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            httpx.get(f"{url}/health").raise_for_status()
+            return
+        except httpx.HTTPError:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+
+
+@pytest.mark.parametrize("store", ["sqlite", pytest.param("server", marks=pytest.mark.slow)])
 def test_a_registered_version_loads_and_stays_intact(
-    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, store: str
 ) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    tracker = Tracker(tmp_path, "tests")
+    uri = request.getfixturevalue(store)
+    if store == "server":
+        wait_for(uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    tracker = Tracker(tmp_path / "home", "tests")
     run = tracker.start_parent("demo", "pipeline", {})
     digest = digest_folder(published, STAGE.volatile)
     ref = ArtifactRef(
         stage="publish", key="k", uri=str(published), digest=digest, run_id=run.run_id, volatile=STAGE.volatile
     )
     tracker.registry.register("tiny", ref, "champion", {})
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracker.uri)
-    mlflow.set_tracking_uri(tracker.uri)
-    try:
-        model = mlflow.pyfunc.load_model("models:/tiny@champion")
-    finally:
-        mlflow.set_tracking_uri(None)
+    model = mlflow.pyfunc.load_model("models:/tiny@champion")
     (row,) = model.predict([{"image": picture(), "prompt": PROMPT}])
     assert num_frames(row["video"]) == 9
     assert ref.state() == "intact"
+    assert find_model(tmp_path / "home", "models:/tiny@champion") == published

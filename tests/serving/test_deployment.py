@@ -1,0 +1,148 @@
+"""The application on a real local Ray Serve, started the way the command line does."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import av
+import httpx
+import pytest
+import yaml
+from ray.serve.schema import ServeDeploySchema
+
+from flows.serving import parse_settings, require_free, serve
+from magic141.frozen import UserError
+from magic141.serving import deployment
+from tests.serving.conftest import free_port, picture
+
+SERVE = """
+import sys
+from pathlib import Path
+from flows.serving import serve
+serve(Path(sys.argv[1]), sys.argv[2], port=int(sys.argv[3]), settings=["max_queued=1"])
+"""
+START_SECONDS = 240  # on a machine busy with other work
+
+
+def wait_for(process: subprocess.Popen[bytes], line: str, timeout: float) -> None:
+    """Reads what the server says up to a line; Ray may say something too."""
+    assert process.stdout is not None
+    deadline = time.monotonic() + timeout
+    while select.select([process.stdout], [], [], max(0, deadline - time.monotonic()))[0]:
+        said = process.stdout.readline()
+        assert said, f"the server ended with exit code {process.wait(10)}"
+        if said.decode().strip() == line:
+            return
+    raise AssertionError(f"not said within {timeout} s: {line}")
+
+
+@pytest.fixture
+def server(published: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    port = free_port()
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-c", SERVE, str(tmp_path), str(published), str(port)],
+        stdout=subprocess.PIPE,
+        bufsize=0,  # what was read ahead would not be seen by select
+        env=environment,
+    )
+    try:
+        wait_for(process, f"{published} answers at http://127.0.0.1:{port}/ (Ctrl-C stops it)", START_SECONDS)
+        yield process, f"http://127.0.0.1:{port}"
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            process.wait(60)
+
+
+@pytest.mark.slow
+def test_a_posted_picture_becomes_a_playable_video_and_a_full_queue_is_refused(
+    server: tuple[subprocess.Popen[bytes], str],
+) -> None:
+    process, url = server
+
+    def post(seconds: str) -> httpx.Response:
+        fields = {"prompt": "a red circle moves up", "seconds": seconds}
+        return httpx.post(f"{url}/generate", files={"image": picture()}, data=fields, timeout=120)
+
+    answer = post("2")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "video/mp4"), answer.text
+    with av.open(io.BytesIO(answer.content)) as container:
+        assert container.streams.video[0].average_rate == 8
+        shapes = [(frame.height, frame.width) for frame in container.decode(video=0)]
+    assert shapes == [(32, 32)] * 16
+    with ThreadPoolExecutor(4) as pool:
+        posts = [pool.submit(post, "20") for _ in range(4)]
+        health = {"in_work": 0}
+        while not health["in_work"] and not all(future.done() for future in posts):
+            health = httpx.get(f"{url}/health", timeout=60).json()
+        answers = [future.result() for future in posts]
+    assert (health["status"], health["ready_replicas"]) == ("ok", 1)
+    assert health["in_work"] >= 1  # it answered while videos were made
+    refused = [a for a in answers if a.status_code == 503]
+    assert 1 <= len(refused) <= 3
+    assert all(int(a.headers["retry-after"]) >= 1 and a.json()["error"]["field"] == "request" for a in refused)
+    assert {a.status_code for a in answers} == {200, 503}
+    process.send_signal(signal.SIGINT)
+    wait_for(process, "stopped", 60)
+    assert process.wait(60) == 0
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{url}/health")
+
+
+def test_settings() -> None:
+    config = parse_settings(["max_seconds=3", "gpus_per_replica=0.5"])
+    assert (config.max_seconds, config.gpus_per_replica, config.max_queued) == (3, 0.5, 8)
+    for text, message in [
+        ("max_seconds", "--set max_seconds: expected FIELD=VALUE"),
+        ("max_second=3", "did you mean 'max_seconds'?"),
+        ("max_queued=0", "max_queued = '0': expected greater than or equal to 1"),
+    ]:
+        with pytest.raises(UserError, match=".*".join(text.split("="))) as caught:
+            parse_settings([text])
+        assert message in str(caught.value).replace("expected to be", "expected")
+
+
+def test_nothing_starts_on_a_taken_port_or_without_a_model(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(UserError, match=r"cannot listen there \(Address already in use\)"):
+            serve(tmp_path, str(tmp_path), port=taken.getsockname()[1])
+    with pytest.raises(UserError, match="--port 0: expected a port from 1 to 65535"):
+        require_free("127.0.0.1", 0)
+    with pytest.raises(UserError, match="cannot listen there"):
+        require_free("192.0.2.1", free_port())  # an address of nobody
+    with pytest.raises(UserError, match=r"not an exported model; expected magic141\.json"):
+        serve(tmp_path, str(tmp_path), port=free_port())
+
+
+def test_the_kubernetes_example_builds_this_application(published: Path) -> None:
+    file = Path(__file__).resolve().parents[2] / "infra" / "kuberay" / "rayservice.yaml"
+    config = ServeDeploySchema.model_validate(yaml.safe_load(yaml.safe_load(file.read_text())["spec"]["serveConfigV2"]))
+    (application,) = config.applications
+    module, _, name = application.import_path.partition(":")
+    built = getattr(importlib.import_module(module), name)({**application.args, "model": str(published)})
+    (student,) = built._bound_deployment.init_args[:1]
+    assert student._bound_deployment.num_replicas == application.args["num_replicas"] == 2
+    assert student._bound_deployment.ray_actor_options == {"num_cpus": 1, "num_gpus": 1}
+
+
+def test_wrong_arguments_of_a_serve_config(published: Path) -> None:
+    with pytest.raises(UserError, match=r"args\.model: not set"):
+        deployment.build({})
+    with pytest.raises(UserError, match="did you mean 'max_queued'"):
+        deployment.build({"model": str(published), "max_queue": 3})
+    with pytest.raises(UserError, match="not an exported model"):
+        deployment.build({"model": str(published.parent)})
