@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -18,6 +19,7 @@ from magic141.frozen import UserError
 from magic141.urls import settle_credentials
 
 START_TIMEOUT_SECONDS = 180.0
+MAX_RESTARTS = 3
 # A server that lives for one flow run schedules nothing, watches nothing and repairs nothing.
 IDLE_SERVICES = (
     "SCHEDULER",
@@ -32,22 +34,28 @@ IDLE_SERVICES = (
     "DB_VACUUM",
 )
 
+_LIBC = ctypes.CDLL(None)  # looked up here: little may be done between fork and exec
+
 
 class PrefectServer:
     """The embedded server's process; the constructor returns at once, `wait` blocks until it answers.
 
     Starting it takes seconds of imports in its own process: begin early, import the rest meanwhile, then wait.
-    With PREFECT_API_URL set there is nothing to start.
+    One that dies before its time is started again on the same port and database: Prefect's clients try for about a
+    minute. With PREFECT_API_URL set there is nothing to start.
     """
 
     def __init__(self, home: Path) -> None:
         self.process: subprocess.Popen[bytes] | None = None
         self.log_file = home / "prefect" / "server.log"
+        self._lock = threading.Lock()
         _quiet(home)
         if os.environ.get("PREFECT_API_URL"):
             return
         port = _free_port()
+        self.log_file.unlink(missing_ok=True)
         self.process = self._start(port)
+        self._guard = threading.Thread(target=self._restart_if_dead, args=(port,), name="prefect-guard", daemon=True)
         atexit.register(self.stop)  # before Prefect is imported, so that Prefect's own farewell comes first
         os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
 
@@ -57,7 +65,7 @@ class PrefectServer:
         own = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
         app = ["-m", "uvicorn", "--factory", "prefect.server.api.server:create_app", "--lifespan", "on"]
         where = ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error"]
-        with self.log_file.open("wb") as log:
+        with self.log_file.open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, *app, *where],
                 env={**os.environ, **idle, **own},
@@ -81,6 +89,7 @@ class PrefectServer:
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
                 with urllib.request.urlopen(health, timeout=5):
+                    self._guard.start()
                     return
             except (urllib.error.URLError, OSError):
                 time.sleep(0.05)
@@ -88,9 +97,20 @@ class PrefectServer:
             f"Prefect's embedded server did not start: see {self.log_file}; or set PREFECT_API_URL to a running server"
         )
 
+    def _restart_if_dead(self, port: int) -> None:
+        for _ in range(MAX_RESTARTS):
+            process = self.process
+            if process is None:
+                return
+            process.wait()
+            with self._lock:
+                if self.process is process:  # nobody asked it to stop
+                    self.process = self._start(port)
+
     def stop(self) -> None:
         """Ends the server."""
-        process, self.process = self.process, None
+        with self._lock:
+            process, self.process = self.process, None
         if process is None:
             return
         os.environ.pop("PREFECT_API_URL", None)
@@ -122,4 +142,4 @@ def _free_port() -> int:
 def _die_with_parent() -> None:
     """Linux: the server ends with this process even if that is killed, so that nothing holds the database."""
     pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+    _LIBC.prctl(pr_set_pdeathsig, signal.SIGTERM)

@@ -1,0 +1,62 @@
+"""The report in a real browser: its videos play, and nothing on the page goes wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.browser import BrowserError, Page, find_browser, open_page
+from magic141.artifacts import NullLog
+from magic141.evaluation.config import ReportConfig
+from magic141.evaluation.report import write_report
+from tests.evaluation.artifacts import RecordingLog
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_browser() is None, reason="no chromium or google-chrome on PATH"),
+]
+PLAY = """(async () => {
+    const video = document.querySelectorAll("video")[%d];
+    video.muted = true; video.loop = true;
+    await video.play();
+    const before = video.currentTime;
+    await new Promise(done => { video.ontimeupdate = () => { if (video.currentTime !== before) done(); }; });
+    return {ready: video.readyState, moved: video.currentTime !== before, width: video.videoWidth, error: video.error};
+})()"""
+
+
+@pytest.fixture(scope="module")
+def page(generated: tuple[dict[str, Path], RecordingLog], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    folder = tmp_path_factory.mktemp("browser")
+    write_report(ReportConfig(), {"generate": generated[0]["generate"]}, folder, NullLog())
+    with open_page() as page:
+        page.open((folder / "report.html").as_uri())
+        page.wait_for("document.readyState === 'complete' && document.querySelector('video')")
+        yield page
+
+
+def test_videos_play(page: Page) -> None:
+    number = page.evaluate("document.querySelectorAll('video').length")
+    assert number > 1
+    for index in (0, number - 1):
+        state = page.evaluate(PLAY % index)
+        assert state["moved"]
+        assert state["ready"] >= 2
+        assert state["width"] > 0
+        assert state["error"] is None
+
+
+def test_all_videos_can_be_decoded_and_nothing_is_reported_wrong(page: Page) -> None:
+    page.wait_for("[...document.querySelectorAll('video')].every(video => video.readyState >= 1)")
+    assert page.evaluate("[...document.querySelectorAll('video')].filter(video => video.error).length") == 0
+    assert page.errors == []
+
+
+def test_errors_of_a_page_are_seen(page: Page) -> None:
+    with pytest.raises(BrowserError, match="nonsense"):
+        page.evaluate("nonsense()")
+    page.evaluate("console.error('told')")
+    page.evaluate("1")
+    assert page.errors[-1] == "told"
