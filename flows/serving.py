@@ -58,7 +58,7 @@ def serve(
             threading.Event().wait()
         finally:
             deployment.stop()
-            say("stopped")
+    say("stopped")
 
 
 def parse_settings(settings: Sequence[str]) -> ServingConfig:

@@ -72,9 +72,7 @@ async def _count_ready() -> int:
 
 def application(folder: Path, card: ModelCard, config: ServingConfig) -> Any:
     """The Serve application for an exported folder; Ray must be running."""
-    gpus = config.gpus_per_replica
-    if gpus is None:
-        gpus = 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
+    gpus = _gpus_per_replica(config)
     replicas = serve.deployment(Replica).options(
         name=REPLICA,
         num_replicas=config.num_replicas,
@@ -86,6 +84,24 @@ def application(folder: Path, card: ModelCard, config: ServingConfig) -> Any:
         name="Web", max_ongoing_requests=MAX_OPEN_REQUESTS, ray_actor_options={"num_cpus": 0}
     )
     return web.bind(replicas.bind(str(folder)), card, config)
+
+
+def _gpus_per_replica(config: ServingConfig) -> float:
+    if config.gpus_per_replica is not None:
+        return config.gpus_per_replica
+    return 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
+
+
+def _require_room(config: ServingConfig) -> None:
+    """Raises UserError when this machine can never hold the replicas: Ray would wait for ever, for other machines."""
+    present = ray.cluster_resources()
+    needs = {"CPU": config.cpus_per_replica, "GPU": _gpus_per_replica(config)}
+    for name, each in needs.items():
+        if config.num_replicas * each > present.get(name, 0):
+            raise UserError(
+                f"num_replicas = {config.num_replicas}: with {name.lower()}s_per_replica = {each:g} more than the "
+                f"{present.get(name, 0):g} {name}s of this machine; lower one of them, or set RAY_ADDRESS to a cluster"
+            )
 
 
 def describe(model: str, folder: Path) -> ModelCard:
@@ -119,7 +135,13 @@ def build(args: Mapping[str, Any]) -> Any:
 
 
 def start(folder: Path, card: ModelCard, config: ServingConfig, host: str, port: int) -> None:
-    """Starts the application and returns once it answers."""
+    """Starts the application and returns once it answers.
+
+    Raises:
+        UserError: if this machine has no room for the replicas; a cluster may still grow.
+    """
+    if not os.environ.get("RAY_ADDRESS"):
+        _require_room(config)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # the caller says what there is to know
     serve.start(http_options={"host": host, "port": port}, logging_config={"log_level": "WARNING"})
     serve.run(application(folder, card, config), name=APP)

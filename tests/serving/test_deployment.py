@@ -18,6 +18,7 @@ from pathlib import Path
 import av
 import httpx
 import pytest
+import ray
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
@@ -64,6 +65,16 @@ def server(published: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[b
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
             process.wait(60)
+
+
+@pytest.mark.slow
+def test_more_copies_than_fit_are_refused(published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    said: list[str] = []
+    with pytest.raises(UserError, match=r"num_replicas = 9999: with cpus_per_replica = 1 more than the \d+ CPUs"):
+        serve(tmp_path, str(published), port=free_port(), settings=["num_replicas=9999"], say=said.append)
+    assert said == []
+    assert not ray.is_initialized()
 
 
 @pytest.mark.slow
