@@ -3,7 +3,7 @@
 # make servers, make servers-stop   PostgreSQL, and on it a Prefect and an MLflow server, on 127.0.0.1
 
 PYTHON ?= python3
-EXTRAS ?= cpu,dev,bench
+EXTRAS ?= cpu,dev,bench,servers
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -43,7 +43,6 @@ doctor: $(READY)
 	$(BIN)/magic141 doctor
 
 servers: $(READY)
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[servers]'
 	@infra/servers.sh up
 
 servers-stop:

@@ -140,9 +140,21 @@ def reporting(debug: bool) -> Iterator[None]:
     except Exception as error:
         if debug:
             raise
-        typer.secho(f"failed: {type(error).__name__}: {error}", fg="red", err=True)
-        typer.echo("the traceback is error.txt of the stage's MLflow run, and shown with --debug", err=True)
-        raise typer.Exit(FAILURE) from None
+        raise typer.Exit(_say_failure(error)) from None
+
+
+def _say_failure(error: Exception) -> int:
+    """One line for a failure, its remedy if the fault is a known one; returns the exit code."""
+    from flows.faults import explain
+    from magic141.config import default_home
+    from magic141.urls import without_credentials
+
+    if line := explain(error, default_home()):
+        typer.secho(f"error: {line}", fg="red", err=True)
+        return USER_ERROR
+    typer.secho(f"failed: {type(error).__name__}: {without_credentials(str(error))}", fg="red", err=True)
+    typer.echo("the traceback is error.txt of the stage's MLflow run, and shown with --debug", err=True)
+    return FAILURE
 
 
 def warn(text: str) -> None:
@@ -154,9 +166,15 @@ def say_outcome(outcome: Outcome) -> None:
     """Where the results of a finished flow are."""
     if outcome.report:
         typer.echo(f"report  {outcome.report}")
-    typer.echo(f"mlflow  run {outcome.run_id}; mlflow ui --backend-store-uri {outcome.tracking_uri}")
+    _say_run(outcome.run_id, outcome.tracking_uri)
     reused = f", {len(outcome.reused)} stages reused" if outcome.reused else ""
     typer.echo(f"done    in {outcome.seconds:.1f} s{reused}")
+
+
+def _say_run(run_id: str, tracking_uri: str) -> None:
+    """Where to look at a run: at the server, or with one started on the database."""
+    where = tracking_uri if tracking_uri.startswith("http") else f"mlflow ui --backend-store-uri {tracking_uri}"
+    typer.echo(f"mlflow  run {run_id}; {where}")
 
 
 def say_sweep(outcome: SweepOutcome) -> int:
@@ -172,6 +190,6 @@ def say_sweep(outcome: SweepOutcome) -> int:
         cells = (f"{member.scores[d.key]:.{d.digits}f}" if d.key in member.scores else "-" for d in dimensions)
         table.add_row(member.label, *cells, member.run_id or f"[red]failed[/]: {member.error}")
     Console().print(table)
-    typer.echo(f"mlflow  run {outcome.run_id}; mlflow ui --backend-store-uri {outcome.tracking_uri}")
+    _say_run(outcome.run_id, outcome.tracking_uri)
     typer.echo(f"done    in {outcome.seconds:.1f} s")
     return sum(member.error is not None for member in outcome.members)

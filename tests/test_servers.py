@@ -137,14 +137,14 @@ def test_a_taken_port_is_named_and_nothing_stays_half_started(servers: Servers) 
 
 
 def test_a_server_that_does_not_start_is_named_with_its_log(servers: Servers) -> None:
-    (servers.folder / "prefect").rename(servers.folder / "prefect.away")
-    (servers.folder / "prefect").write_text("in the way of PREFECT_HOME")
+    version = servers.folder / "postgres" / "PG_VERSION"
+    right = version.read_text()
+    version.write_text("9.6\n")
     up = servers("up")
-    (servers.folder / "prefect").unlink()
-    (servers.folder / "prefect.away").rename(servers.folder / "prefect")
-    assert up.returncode == 1
-    assert f"error: prefect: ended while it started; its log: {servers.folder}/prefect.log" in up.stderr
-    assert not is_listening(servers.environment["POSTGRES_PORT"])
+    version.write_text(right)
+    assert (up.returncode, up.stdout) == (1, "")
+    assert f"error: postgres: ended while it started; its log: {servers.folder}/postgres.log" in up.stderr
+    assert "9.6" in (servers.folder / "postgres.log").read_text()
 
 
 def test_a_python_without_the_drivers_is_named(servers: Servers, tmp_path: Path) -> None:
