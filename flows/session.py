@@ -89,6 +89,7 @@ def open_session(
     tracker = Tracker(config.home, config.experiment)
     run = tracker.start_parent(config.name, kind, {**_identity(config), **tags})
     run.text(to_yaml(config), "config.yaml")
+    run.params(config.model_dump(mode="json"))  # what MLflow's compare view shows of whole runs
     context = StageContext(config, tracker, run.run_id, StageConsole(), frozenset(refresh))
     try:
         yield Session(context, run, started)
