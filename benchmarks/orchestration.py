@@ -201,8 +201,8 @@ class Bench:
             statistics.median(last),
             tuple(reused),
             tuple(last),
-            " ".join(self.tool.reused),
-            " ".join(self.tool.last),
+            " ".join(self.tool.reused).format(setting="SETTING"),
+            " ".join(self.tool.last).format(setting="SETTING"),
             self.tool.note,
         )
 
