@@ -16,6 +16,8 @@ import argparse
 import json
 import os
 import random
+import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -35,6 +37,7 @@ from tasks.pipeline import STAGES
 AHEAD = 3  # a kill waits for one of the next so many stages
 START_SHARE, START_SECONDS = 0.12, 10.0  # of the kills, how many fall into the first seconds of a process
 MAX_FAILURES_IN_A_ROW = 3
+INTERRUPTED = 130
 ORPHAN_SECONDS = 30.0
 RESTART_SECONDS = (0.5, 8.0)
 
@@ -268,6 +271,7 @@ def main() -> None:
     parser.add_argument("--servers", action="store_true", help="also MLflow and Prefect servers, killed and restarted")
     parser.add_argument("--workspace", type=Path, default=Path("runs-chaos"), help="kept")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(INTERRUPTED))  # as Ctrl-C: what it started ends with it
     with _servers(arguments.servers, arguments.workspace.resolve() / "servers") as (servers, environment):
         campaign = Campaign(arguments, servers, environment)
         campaign.run()

@@ -15,7 +15,7 @@ from pipeline_times import MAGIC141
 
 POLL_S = 0.25
 EMBEDDED_PREFECT = "prefect.server.api.server:create_app"
-STARTING = "start-up"
+STARTING = "between stages"
 
 
 class Attempt:

@@ -110,6 +110,7 @@ def open_session(
         run = tracker.start_parent(config.name, kind, {**identity(config), **tags})
         with closing(run):
             run.text(to_yaml(config), "config.yaml")
+            run.params(config.model_dump(mode="json"))  # what MLflow's compare view shows of whole runs
             context = StageContext(config, tracker, run.run_id, StageConsole(), frozenset(refresh))
             yield Session(context, run, started)
 

@@ -84,7 +84,7 @@ def after(*stages: str) -> list[str]:
     return [name for name in ALL if name not in stages]
 
 
-def test_whole_pipeline_publishes_and_scores(outcome: Outcome) -> None:
+def test_whole_pipeline_publishes_and_scores(outcome: Outcome, config: str) -> None:
     assert outcome.reused == ()
     assert Path(str(outcome.report)).read_text() == "<html>"
     client = MlflowClient(outcome.tracking_uri)
@@ -93,6 +93,7 @@ def test_whole_pipeline_publishes_and_scores(outcome: Outcome) -> None:
     assert run.data.metrics["student/motion"] == 0.8
     assert run.data.metrics["scores/teacher_4/motion"] == 0.9
     assert "prefect.flow_run_id" in run.data.tags
+    assert run.data.params["distill_dmd2.a_weak"] == str(load_config(Path(config)).distill_dmd2.a_weak)
     children = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{outcome.run_id}'")
     assert sorted(child.data.tags["magic141.stage"] for child in children) == sorted(ALL)
     assert client.get_model_version_by_alias("magic141", "candidate").version
