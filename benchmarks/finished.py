@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +12,8 @@ from flows.plan import make_plan
 from magic141.config import HOME_VARIABLE, PipelineConfig, load_config
 from magic141.tracking import Tracker
 from tasks.pipeline import stages_until
+
+MAGIC141 = str(Path(sys.executable).parent / "magic141")
 
 
 def config_in(config: str, overrides: Sequence[str], home: Path) -> PipelineConfig:
@@ -27,3 +31,10 @@ def finished(config: PipelineConfig, until: str) -> dict[str, Path]:
             raise SystemExit(f"{config.home}: {row.stage} is not finished ({row.why}); run the config there first")
         found[row.stage] = tracker.artifact_of(tracker.get_run(row.run_id)).path
     return found
+
+
+def run_pipeline(config: str, overrides: Sequence[str], home: Path, until: str) -> None:
+    """Runs the config in the workspace `home` up to a stage; what is there already is reused."""
+    words = [word for value in (*overrides, f"workspace={home}") for word in ("--set", value)]
+    environment = {name: value for name, value in os.environ.items() if name != HOME_VARIABLE}
+    subprocess.run([MAGIC141, "run", config, "--until", until, *words], env=environment, check=True)

@@ -18,9 +18,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from paper_table1 import STEPS, run_pipeline
+from paper_table1 import STEPS
 from readme import RESULTS, write_section
-from scores_table import Scores
+from scores_table import Scores, run_seed
 
 from magic141.config import PipelineConfig, load_config
 from magic141.models.size import num_parameters
@@ -142,7 +142,7 @@ def _shifted(evidence: Evidence, seed: int, a_weak: float, rate: float) -> Score
         "generate.many_steps=4",
         "generate.few_steps=[4]",
     )
-    return run_pipeline(evidence.config, settings, home)
+    return run_seed(evidence.config, settings, home)
 
 
 def _dmd2_gb(config: PipelineConfig, fake: str) -> float:
@@ -196,7 +196,7 @@ def main() -> None:
     arguments = parser.parse_args()
     workspace = arguments.workspace.resolve()
     scores = [
-        run_pipeline(arguments.config, (f"seed={seed}", *STEPS), workspace / f"seed{seed}") for seed in arguments.seeds
+        run_seed(arguments.config, (f"seed={seed}", *STEPS), workspace / f"seed{seed}") for seed in arguments.seeds
     ]
     evidence = Evidence(arguments.config, workspace, arguments.seeds, scores)
     store = RESULTS / "paper_claims.json"

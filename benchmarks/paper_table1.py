@@ -11,21 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from finished import config_in, finished
 from readme import RESULTS, write_section
-from scores_table import COLUMNS, Scores
+from scores_table import COLUMNS, Scores, run_seed
 
-from magic141.config import HOME_VARIABLE
-
-MAGIC141 = str(Path(sys.executable).parent / "magic141")
 ROWS = {  # variant: name of the row
     "real": "held-out clips (floor of Fréchet)",
     "teacher_50": "Euler, CFG, 50 steps",
@@ -46,19 +39,8 @@ COSTS = (("nfe", "evaluations", 0), ("cpu_ms_per_clip", "CPU ms per clip", 1))
 Figures = dict[str, dict[str, float]]  # row -> column -> value
 
 
-def run_pipeline(config: str, overrides: Sequence[str], home: Path) -> Scores:
-    """Runs the pipeline up to its scores in the workspace `home` and returns them, made now or before."""
-    settings = [*overrides, f"workspace={home}"]
-    words = [word for value in settings for word in ("--set", value)]
-    environment = {name: value for name, value in os.environ.items() if name != HOME_VARIABLE}
-    subprocess.run([MAGIC141, "run", config, "--until", "evaluate", *words], env=environment, check=True)
-    found = finished(config_in(config, overrides, home), "evaluate")
-    return Scores(json.loads((found["evaluate"] / "scores.json").read_text()))
-
-
-def run_seed(config: str, seed: int, workspace: Path) -> Figures:
-    """Runs the pipeline with this seed and returns the figures of every row."""
-    scores = run_pipeline(config, (f"seed={seed}", *STEPS), workspace / f"seed{seed}")
+def figures_of(scores: Scores) -> Figures:
+    """Every row of the table that the scores have."""
     columns = [name for name, _, _ in (*COSTS, *COLUMNS)]
     found = {row: {name: scores.get(row, name) for name in columns} for row in ROWS}
     return {row: {name: v for name, v in values.items() if v is not None} for row, values in found.items()}
@@ -90,7 +72,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--write-readme", action="store_true", help="also put the table into README.md")
     arguments = parser.parse_args()
-    figures = {seed: run_seed(arguments.config, seed, arguments.workspace.resolve()) for seed in arguments.seeds}
+    workspace = arguments.workspace.resolve()
+    figures = {
+        seed: figures_of(run_seed(arguments.config, (f"seed={seed}", *STEPS), workspace / f"seed{seed}"))
+        for seed in arguments.seeds
+    }
     text = f"{_number(len(figures))} of `{arguments.config}`:\n\n{table(list(figures.values()))}"
     print("\n" + text)
     _store(figures, text)

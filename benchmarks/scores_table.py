@@ -1,19 +1,20 @@
-"""The README's score table and a verdict on every target, from the scores of a finished run.
+"""The README's score table and a verdict on every target, from finished runs of the demo.
 
-python benchmarks/scores_table.py                    # the newest scores below runs/
-python benchmarks/scores_table.py --scores FILE --write-readme
+python benchmarks/scores_table.py                                                     # the newest scores in runs/
+python benchmarks/scores_table.py --workspace runs-table1 --seeds 0 1 2 --write-readme  # means; runs what is missing
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
+import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from finished import config_in, finished, run_pipeline
 from readme import RESULTS, write_section
 
 COLUMNS = (  # score key, heading, digits
@@ -33,12 +34,13 @@ ALIASES = {"mode_share": ("mode_share", "plus")}
 
 @dataclass(frozen=True)
 class Target:
-    """One promise: what is measured, the figure, and the bounds that it must lie in."""
+    """One promise: what is measured, the figure, the bounds that it must lie in, and its spread over seeds."""
 
     what: str
     measured: float
     low: float = float("-inf")
     high: float = float("inf")
+    spread: float = 0.0
 
     @property
     def met(self) -> bool:
@@ -50,7 +52,8 @@ class Target:
         bounds = [f"≥ {self.low:.3g}"] * (self.low > float("-inf")) + [f"≤ {self.high:.3g}"] * (
             self.high < float("inf")
         )
-        return f"| {self.what} | {' and '.join(bounds)} | {self.measured:.3g} | {'met' if self.met else '**missed**'} |"
+        figure = f"{self.measured:.3g}" + (f" ± {self.spread:.2g}" if self.spread else "")
+        return f"| {self.what} | {' and '.join(bounds)} | {figure} | {'met' if self.met else '**missed**'} |"
 
 
 class Scores:
@@ -79,9 +82,22 @@ class Scores:
         return value
 
 
-def targets(scores: Scores, record: dict[str, Any]) -> Iterator[Target]:
+def over_seeds(seeds: Sequence[Scores]) -> list[Target]:
+    """Every target on the mean of the seeds' figures."""
+    found = zip(*(targets(scores) for scores in seeds), strict=True)
+    return [
+        replace(
+            same[0],
+            measured=statistics.mean(target.measured for target in same),
+            spread=statistics.stdev(target.measured for target in same) if len(same) > 1 else 0.0,
+        )
+        for same in found
+    ]
+
+
+def targets(scores: Scores) -> Iterator[Target]:
     """What the demo promises, one by one."""
-    need = scores.need
+    need, record = scores.need, scores.record
 
     def ratio(key: str, variant: str, other: str) -> float:
         return need(variant, key) / need(other, key)
@@ -106,29 +122,32 @@ def targets(scores: Scores, record: dict[str, Any]) -> Iterator[Target]:
         yield Target(f"student, long video: background dB lost by window {len(drift)}", lost, high=6.0)
 
 
-def score_table(scores: Scores) -> str:
-    """The Markdown table of every variant."""
-    shown = [column for column in COLUMNS if any(scores.get(name, column[0]) is not None for name in scores.variants)]
+def score_table(seeds: Sequence[Scores]) -> str:
+    """The Markdown table of every variant, means over the seeds."""
+    first = seeds[0]
+    shown = [column for column in COLUMNS if any(first.get(name, column[0]) is not None for name in first.variants)]
     heads = ["variant", "evaluations", "CPU ms per clip", *(head for _, head, _ in shown)]
     lines = ["| " + " | ".join(heads) + " |", "|---|" + "--:|" * (len(heads) - 1)]
-    for name, variant in scores.variants.items():
-        cells = [_cell(scores.get(name, "nfe"), 0), _cell(scores.get(name, "cpu_ms_per_clip"), 1)]
-        cells += [_cell(scores.get(name, key), digits) for key, _, digits in shown]
+    for name, variant in first.variants.items():
+        columns = [("nfe", 0), ("cpu_ms_per_clip", 1), *((key, digits) for key, _, digits in shown)]
+        cells = [_cell([scores.get(name, key) for scores in seeds], digits) for key, digits in columns]
         lines.append("| " + " | ".join([variant.get("label", name), *cells]) + " |")
     return "\n".join(lines)
 
 
-def drift_table(record: dict[str, Any]) -> str:
-    """What the long videos keep from window to window: motion, subject, background dB; empty without ground truth."""
-    drift: dict[str, list[dict[str, float]]] = record["long_video"].get("drift") or {}
-    if not drift:
+def drift_table(seeds: Sequence[Scores]) -> str:
+    """What the long videos keep from window to window, means over the seeds; empty without ground truth."""
+    drifts: list[dict[str, list[dict[str, float]]]] = [
+        scores.record["long_video"].get("drift") or {} for scores in seeds
+    ]
+    if not all(drifts):
         return ""
-    windows = sorted({0, *range(3, len(next(iter(drift.values()))), 4)})
+    windows = sorted({0, *range(3, len(next(iter(drifts[0].values()))), 4)})
     lines = ["| long video, window | " + " | ".join(str(window + 1) for window in windows) + " |"]
     lines.append("|---|" + "--:|" * len(windows))
-    for name, rows in drift.items():
+    for name in drifts[0]:
         for key, label, digits in LONG_COLUMNS:
-            cells = [f"{rows[window][key]:.{digits}f}" for window in windows]
+            cells = [_cell([drift[name][window][key] for drift in drifts], digits) for window in windows]
             lines.append(f"| {name.replace('_', ', ')} steps: {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -138,8 +157,9 @@ def target_table(rows: Sequence[Target]) -> str:
     return "\n".join(["| target | bound | measured | |", "|---|---|--:|---|", *(target.row() for target in rows)])
 
 
-def _cell(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+def _cell(values: Sequence[float | None], digits: int) -> str:
+    known = [value for value in values if value is not None]
+    return f"{statistics.mean(known):.{digits}f}" if known else "-"
 
 
 def newest_scores(workspace: Path) -> Path:
@@ -153,22 +173,32 @@ def newest_scores(workspace: Path) -> Path:
 def main() -> None:
     """Prints the tables; exits with 1 when a target is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workspace", type=Path, default=Path("runs"))
-    parser.add_argument("--scores", type=Path, help="a scores.json; default: the newest of the workspace")
+    parser.add_argument("--config", default="configs/demo.yaml")
+    parser.add_argument("--workspace", type=Path, default=Path("runs"), help="with --seeds: one folder a seed below it")
+    parser.add_argument("--seeds", type=int, nargs="+", help="run the config with these seeds, or reuse what is there")
     parser.add_argument("--write-readme", action="store_true", help="also write README.md and benchmarks/results")
     arguments = parser.parse_args()
-    path = arguments.scores or newest_scores(arguments.workspace)
-    record = json.loads(path.read_text())
-    scores = Scores(record)
-    verdicts = list(targets(scores, record))
-    text = "\n\n".join(filter(None, (score_table(scores), target_table(verdicts), drift_table(record))))
+    if arguments.seeds:
+        workspace = arguments.workspace.resolve()
+        seeds = [run_seed(arguments.config, (f"seed={seed}",), workspace / f"seed{seed}") for seed in arguments.seeds]
+    else:
+        seeds = [Scores(json.loads(newest_scores(arguments.workspace).read_text()))]
+    verdicts = over_seeds(seeds)
+    title = f"Means over {len(seeds)} seeds:" if len(seeds) > 1 else ""
+    text = "\n\n".join(filter(None, (title, score_table(seeds), target_table(verdicts), drift_table(seeds))))
     print(text)
     if arguments.write_readme:
         RESULTS.mkdir(exist_ok=True)
-        if path.resolve() != (RESULTS / "scores.json").resolve():
-            shutil.copyfile(path, RESULTS / "scores.json")
+        (RESULTS / "scores.json").write_text(json.dumps([scores.record for scores in seeds]) + "\n")
         write_section("scores", text)
     raise SystemExit(not all(target.met for target in verdicts))
+
+
+def run_seed(config: str, overrides: Sequence[str], home: Path) -> Scores:
+    """The scores of a run in a workspace of its own, made now or before."""
+    run_pipeline(config, overrides, home, "evaluate")
+    found = finished(config_in(config, overrides, home), "evaluate")
+    return Scores(json.loads((found["evaluate"] / "scores.json").read_text()))
 
 
 if __name__ == "__main__":
