@@ -117,7 +117,8 @@ class Campaign:
     def command(self, name: str) -> list[str]:
         """Arguments of `magic141`: every pipeline has an experiment of its own, so that none reuses another's work."""
         settings = [f"experiment={name}", *self.options.overrides]
-        return ["run", self.options.config, *(word for value in settings for word in ("--set", value))]
+        until = ["--until", self.options.until] if self.options.until else []
+        return ["run", self.options.config, *(word for value in settings for word in ("--set", value)), *until]
 
     def done(self, kill: Kill) -> None:
         """Records a kill."""
@@ -189,7 +190,7 @@ class Pipeline:
     def _wait_for_moment(self, attempt: Attempt, rng: random.Random) -> None:
         """Until somewhere within one of the next stages, or within the first seconds of the process."""
         done = attempt.finished_stages()
-        ahead = [stage.name for stage in STAGES if stage.name not in done][:AHEAD]
+        ahead = [s.name for s in STAGES if s.name in self.reference.artifacts and s.name not in done][:AHEAD]
         if rng.random() < START_SHARE or not ahead:
             attempt.wait(lambda: False, rng.uniform(0, START_SECONDS))
             return
@@ -262,6 +263,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/smoke.yaml")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="A.B=C")
+    parser.add_argument("--until", metavar="STAGE", help="last stage; without it the whole pipeline")
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--kills-per-pipeline", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0, help="of the moments and targets")
