@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -20,9 +19,8 @@ from flows.command_line import (
     selection,
     store,
     warn,
+    wide_console,
 )
-
-WIDE = 140  # columns of a table that goes into a file
 
 app = typer.Typer(
     name="magic141",
@@ -90,9 +88,7 @@ def plan(
         if as_json:
             typer.echo(planning.as_json(rows))
             return
-        from rich.console import Console
-
-        Console(width=None if sys.stdout.isatty() else WIDE).print(planning.as_table(rows))
+        wide_console().print(planning.as_table(rows))
 
 
 @app.command()
@@ -167,13 +163,11 @@ def compare(
 ) -> None:
     """Show runs beside each other: scores with differences, config fields that differ, videos of the same clips."""
     with reporting(debug):
-        from rich.console import Console
-
         from flows.comparison import compare as compared
 
         for table in compared(store(workspace), runs, variant, output):
             if table.row_count:
-                Console().print(table, "")
+                wide_console().print(table, "")
         if output:
             typer.echo(f"page  {output}")
 

@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from flows.session import Outcome
     from flows.sweep import SweepOutcome
     from magic141.config import PipelineConfig
 
 USER_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
+FILE_COLUMNS = 140
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,13 @@ def warn(text: str) -> None:
     typer.secho(f"note: {text}", fg="yellow", err=True)
 
 
+def wide_console() -> Console:
+    """For tables: as wide as the terminal; in a file, wide enough for run ids beside words."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else FILE_COLUMNS)
+
+
 def say_outcome(outcome: Outcome) -> None:
     """Where the results of a finished flow are."""
     if outcome.report:
@@ -179,17 +189,17 @@ def _say_run(run_id: str, tracking_uri: str) -> None:
 
 def say_sweep(outcome: SweepOutcome) -> int:
     """The table of a sweep; returns how many of its members failed."""
-    from rich.console import Console
     from rich.table import Table
 
     from flows.sweep import shown
 
     dimensions = shown(outcome.members)
-    table = Table("member", *(d.label for d in dimensions), "run", box=None, pad_edge=False)
+    table = Table("member", *(d.label for d in dimensions), box=None, pad_edge=False)
+    table.add_column("run", no_wrap=True)
     for member in outcome.members:
         cells = (f"{member.scores[d.key]:.{d.digits}f}" if d.key in member.scores else "-" for d in dimensions)
         table.add_row(member.label, *cells, member.run_id or f"[red]failed[/]: {member.error}")
-    Console().print(table)
+    wide_console().print(table)
     _say_run(outcome.run_id, outcome.tracking_uri)
     typer.echo(f"done    in {outcome.seconds:.1f} s")
     return sum(member.error is not None for member in outcome.members)
