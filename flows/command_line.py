@@ -114,12 +114,15 @@ def prefect_server(home: Path, debug: bool) -> Iterator[None]:
 
 @contextmanager
 def resumable() -> Iterator[None]:
-    """A run that does not finish says how to go on."""
+    """A run that has begun and does not finish says how to go on."""
+    from flows.resume import is_resumable
+
     try:
         yield
-    except BaseException:
-        command = shlex.join(["magic141", *sys.argv[1:]])
-        typer.echo(f"finished stages are kept; to resume: {command}", err=True)
+    except BaseException as error:
+        if is_resumable(error):
+            command = shlex.join(["magic141", *sys.argv[1:]])
+            typer.echo(f"finished stages are kept; to resume: {command}", err=True)
         raise
 
 

@@ -19,6 +19,7 @@ from flows.events import announcing_candidate
 from flows.faults import explaining
 from flows.origin import Continuation
 from flows.reach import require_servers
+from flows.resume import marking_resumable
 from magic141.artifacts import ArtifactRef
 from magic141.config import PipelineConfig, config_digest, to_yaml
 from magic141.evaluation.scores import COSTS
@@ -105,7 +106,7 @@ def open_session(
     """Opens the parent run, closes it as FINISHED, FAILED or KILLED."""
     started = time.monotonic()
     require_servers()
-    with explaining(config.home):
+    with marking_resumable(), explaining(config.home):
         tracker = Tracker(config.home, config.experiment)
         run = tracker.start_parent(config.name, kind, {**identity(config), **tags})
         with closing(run):
