@@ -118,15 +118,16 @@ def require_content(file: Path) -> None:
 
 
 def newest_runs(workspace: Path, experiment: str) -> tuple[list[Run], Path]:
-    """The newest finished pipeline run and another run beside it, and the first one's report."""
+    """The newest finished pipeline run with a report and another one beside it, and the first one's report."""
     tracker = Tracker(workspace, experiment)
     condition = "tags.`magic141.kind` != 'stage' and attributes.status = 'FINISHED'"
     order = ["attributes.start_time DESC"]
     found = list(tracker.client.search_runs([tracker.experiment_id], condition, order_by=order))
-    pipelines = [run for run in found if run.data.tags["magic141.kind"] == "pipeline"]
-    if not pipelines or len(found) < 2:
+    whole = [run for run in found if "report" in tracker.artifacts_of(run)]
+    pipelines = [run for run in whole if run.data.tags["magic141.kind"] == "pipeline"]
+    if not pipelines or len(whole) < 2:
         raise SystemExit(f"{tracker.uri}: a finished `magic141 run` and one more, or a `magic141 eval`, are needed")
-    other = next(run for run in found if run is not pipelines[0])
+    other = next(run for run in whole if run is not pipelines[0])
     return [pipelines[0], other], tracker.artifacts_of(pipelines[0])["report"].path / "report.html"
 
 
