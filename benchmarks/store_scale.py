@@ -147,7 +147,7 @@ def measure(config: str, workspace: Path, keys: Mapping[str, str], num_runs: int
     missing = [_timed(lambda key=key: tracker.find_reusable(key)) for key in absent]
     yield figure("`Tracker.find_reusable`, key is there", "ms", 200, present)
     yield figure("`Tracker.find_reusable`, key is not there", "ms", 200, missing)
-    last = [_timed(lambda name=name: tracker.last_record(name)) for name in keys]
+    last = [_timed(lambda name=name: tracker.records(name, limit=1)) for name in keys]
     yield figure("`Tracker.last_record`", "ms", None, last)
     opened = [_timed(lambda: tracker.start_parent("scale", "pipeline", {}).close("FINISHED")) for _ in range(REPEATS)]
     yield figure("opening and closing a pipeline run", "ms", None, opened)
