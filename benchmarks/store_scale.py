@@ -148,7 +148,7 @@ def measure(config: str, workspace: Path, keys: Mapping[str, str], num_runs: int
     yield figure("`Tracker.find_reusable`, key is there", "ms", 200, present)
     yield figure("`Tracker.find_reusable`, key is not there", "ms", 200, missing)
     last = [_timed(lambda name=name: tracker.records(name, limit=1)) for name in keys]
-    yield figure("`Tracker.last_record`", "ms", None, last)
+    yield figure("`Tracker.records`, newest of a stage", "ms", None, last)
     opened = [_timed(lambda: tracker.start_parent("scale", "pipeline", {}).close("FINISHED")) for _ in range(REPEATS)]
     yield figure("opening and closing a pipeline run", "ms", None, opened)
     plan = ["plan", config]
