@@ -16,8 +16,6 @@ from magic141.tracking import Run, Tracker, open_store
 from tasks import pipeline as stages_of
 from tasks.stage import Stage
 
-FREE_FIELDS = ("name", "seed", "workspace", "experiment")  # a kept artifact stays what it is
-
 
 @dataclass(frozen=True)
 class Origin:
@@ -78,10 +76,10 @@ def continue_run(origin: Origin, stages: Sequence[Stage], overrides: Sequence[st
         UserError: an override changes what is kept, or an artifact that is needed is missing or altered.
     """
     running = {stage.name for stage in stages}
-    kept = [stage for stage in stages_of.STAGES if stage.name not in running]
+    before = stages_of.STAGES[: [stage.name for stage in stages_of.STAGES].index(stages[0].name)]
     config = with_overrides(origin.config, overrides, "the run's config")
-    _refuse_changes(origin, config, kept, running)
-    return Continuation(origin, config, tuple(_kept_artifacts(origin, stages, kept)), tuple(stages))
+    _refuse_changes(origin, config, before, running)
+    return Continuation(origin, config, tuple(_kept_artifacts(origin, stages, before)), tuple(stages))
 
 
 def stages_between(first: str | None, last: str | None) -> tuple[Stage, ...]:
@@ -95,10 +93,9 @@ def stages_between(first: str | None, last: str | None) -> tuple[Stage, ...]:
     return stages[names.index(first) :]
 
 
-def _refuse_changes(origin: Origin, config: PipelineConfig, kept: Iterable[Stage], running: set[str]) -> None:
-    """What is kept was made with the origin's settings, and must go on saying so."""
-    names = {"data" if stage.name == "prepare_data" else stage.name for stage in kept}
-    for stage in kept:
+def _refuse_changes(origin: Origin, config: PipelineConfig, before: Iterable[Stage], running: set[str]) -> None:
+    """What is kept was made with the origin's settings, and must go on saying so; what does not run has none to set."""
+    for stage in before:
         old, new = (dict(flatten(stage.settings_in(values))) for values in (origin.config, config))
         changed = next((field for field in new if old.get(field) != new[field]), None)
         if changed:
@@ -106,13 +103,14 @@ def _refuse_changes(origin: Origin, config: PipelineConfig, kept: Iterable[Stage
                 f"--set {changed}: {stage.name} is kept from run {origin.run.info.run_id}; what runs here is "
                 f"{', '.join(sorted(running))}; start with --from {stage.name}, or use `magic141 run CONFIG`"
             )
-    for section in set(type(config).model_fields) - set(FREE_FIELDS):
-        if section in names and getattr(origin.config, section) != getattr(config, section):
+    idle = {stage.name for stage in stages_of.STAGES} - running
+    for section in set(type(config).model_fields) & {"data" if name == "prepare_data" else name for name in idle}:
+        if getattr(origin.config, section) != getattr(config, section):
             raise UserError(f"--set {section}: that stage does not run here, only {', '.join(sorted(running))}")
 
 
-def _kept_artifacts(origin: Origin, stages: Sequence[Stage], kept: Iterable[Stage]) -> list[ArtifactRef]:
-    """The origin's artifacts of the kept stages that come before; those that `stages` read must be intact."""
+def _kept_artifacts(origin: Origin, stages: Sequence[Stage], before: Iterable[Stage]) -> list[ArtifactRef]:
+    """What the origin has of the stages before; those that `stages` read must be there and intact."""
     known = origin.tracker.artifacts_of(origin.run)
     running = {stage.name for stage in stages}
     needed = list(dict.fromkeys(name for stage in stages for name in stage.inputs if name not in running))
@@ -124,4 +122,4 @@ def _kept_artifacts(origin: Origin, stages: Sequence[Stage], kept: Iterable[Stag
     for name in needed:
         if (state := known[name].state()) != "intact":
             raise UserError(f"run {run_id}: {known[name].uri} was {state}; `magic141 run` makes it again")
-    return [known[name] for name in needed]
+    return [known[stage.name] for stage in before if stage.name in known]

@@ -178,6 +178,11 @@ def test_any_stage_runs_again_on_an_earlier_run(outcome: Outcome, home: Path) ->
     assert tags["reused.distill_cfg"] == client.get_run(outcome.run_id).data.tags.get(
         "reused.distill_cfg", json.loads(tags["magic141.artifact.distill_cfg"])["run_id"]
     )
+    # the new run is as good an origin as the old one, also for a stage before those that ran
+    earlier = rerun(str(home), changed.run_id, "pretrain_i2v", ["seed=0"], "distill_cfg")
+    assert list(earlier.reused) == ["pretrain_i2v", "distill_cfg"]
+    # publish samples by this field, too, but does not run here
+    rerun(str(home), outcome.run_id, "distill_dmd2", ["distill_dmd2.sampler=euler"], "quantize")
     again = rerun(str(home), "models:/magic141/1")
     assert list(again.reused) == ALL
 
