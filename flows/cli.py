@@ -17,6 +17,7 @@ from flows.command_line import (
     say_outcome,
     say_sweep,
     selection,
+    start_prefect,
     store,
     warn,
     wide_console,
@@ -57,13 +58,22 @@ def run(
     """Run a config's stages, or an earlier run's from a stage on; whatever is already there is reused."""
     with reporting(debug):
         chosen = selection(config, origin, first, until, refresh, set_, workspace)
-        with resumable(), prefect_server(chosen.home, debug):
-            from flows.pipeline import pipeline, rerun
+        with resumable():
+            server = start_prefect(chosen.home, debug)
+            outcome = None
+            if server.embedded and chosen.values and not refresh:
+                from flows.unchanged import run_unchanged
+                from tasks.pipeline import stages_until
 
-            if origin:
-                outcome = rerun(str(chosen.home), origin, first, set_ or [], until, refresh or [])
-            else:
-                outcome = pipeline(str(chosen.config), set_ or [], until, refresh or [])
+                outcome = run_unchanged(chosen.values, stages_until(until))
+            if outcome is None:
+                server.wait()
+                from flows.pipeline import pipeline, rerun
+
+                if origin:
+                    outcome = rerun(str(chosen.home), origin, first, set_ or [], until, refresh or [])
+                else:
+                    outcome = pipeline(str(chosen.config), set_ or [], until, refresh or [])
         say_outcome(outcome)
 
 

@@ -16,6 +16,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from flows.server import PrefectServer
     from flows.session import Outcome
     from flows.sweep import SweepOutcome
     from magic141.config import PipelineConfig
@@ -94,17 +95,21 @@ def home_of(workspace: Path | None) -> Path:
     return default_home()
 
 
-@contextmanager
-def prefect_server(home: Path, debug: bool) -> Iterator[None]:
-    """Prefect's server starts while the rest is imported."""
+def start_prefect(home: Path, debug: bool) -> PrefectServer:
+    """Prefect's server for the time of this process. It takes seconds to start in its own: wait for it late."""
     from flows.server import PrefectServer
 
     if debug:
         os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "DEBUG"
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     home.mkdir(parents=True, exist_ok=True)
-    server = PrefectServer(home)
-    import prefect  # noqa: F401  (seconds of imports, while the server starts in its own process)
+    return PrefectServer(home)
+
+
+@contextmanager
+def prefect_server(home: Path, debug: bool) -> Iterator[None]:
+    """The same, waited for; meanwhile the rest is imported."""
+    server = start_prefect(home, debug)
+    import prefect  # noqa: F401  (seconds)
 
     import magic141.tracking  # noqa: F401
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from prefect import flow
 
 from flows.notify import notify
+from flows.orchestrated import carry_on
 from flows.origin import continue_run, find_origin
-from flows.session import Outcome, carry_on
+from flows.session import Outcome
 from magic141.config import default_home
 from magic141.frozen import UserError
 from tasks import pipeline as stages_of

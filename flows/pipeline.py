@@ -7,8 +7,9 @@ from pathlib import Path
 from prefect import flow
 
 from flows.notify import notify
+from flows.orchestrated import carry_on, flow_tags, run_as_tasks
 from flows.origin import continue_run, find_origin, stages_between
-from flows.session import Outcome, carry_on, open_session
+from flows.session import Outcome, open_session
 from magic141.config import load_config, missing_sources
 from magic141.frozen import UserError
 from magic141.tracking import TAG_PARENT
@@ -37,8 +38,9 @@ def pipeline(
     if check_sources:
         raise UserError("\n".join(check_sources))
     again = [known_stage(name, "--refresh") for name in refresh or ()]
-    with open_session(values, "pipeline", {TAG_PARENT: parent} if parent else {}, again) as session:
-        return session.run_stages(stages_between(None, until))
+    tags = flow_tags() | ({TAG_PARENT: parent} if parent else {})
+    with open_session(values, "pipeline", tags, again) as session:
+        return run_as_tasks(session, stages_between(None, until))
 
 
 @flow(name="magic141-rerun", retries=0, validate_parameters=False, on_failure=[notify], on_crashed=[notify])

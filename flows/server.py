@@ -76,6 +76,11 @@ class PrefectServer:
                 preexec_fn=_die_with_parent if sys.platform == "linux" else None,
             )
 
+    @property
+    def embedded(self) -> bool:
+        """Whether this process started it; False with PREFECT_API_URL set."""
+        return self.process is not None
+
     def wait(self) -> None:
         """Blocks until the server answers.
 

@@ -1,26 +1,18 @@
-"""What both flows share: the parent run around the stages, the stages as Prefect tasks, the scores on the parent."""
+"""The parent run around stages, and what it keeps of them. Knows no orchestrator."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefect import Task, task
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
-from prefect.cache_policies import NO_CACHE
-from prefect.runtime import flow_run
-
-from flows.events import announcing_candidate
 from flows.faults import explaining
-from flows.origin import Continuation
 from flows.reach import require_servers
 from flows.resume import marking_resumable
-from magic141.artifacts import ArtifactRef
 from magic141.config import PipelineConfig, config_digest, to_yaml
 from magic141.evaluation.scores import COSTS
 from magic141.frozen import FrozenConfig
@@ -58,23 +50,25 @@ class Session:
     run: RunLog
     started: float
 
-    def run_stages(self, stages: Sequence[Stage]) -> Outcome:
-        """Runs stages in order, each as a Prefect task; publishes the scores; says what came out."""
-        with announcing_candidate(self.context, stages):
-            for stage in stages:
-                as_task(stage)(self.context)
+    def run_stages(self, stages: Sequence[Stage], run: Callable[[Stage, StageContext], object] = run_stage) -> Outcome:
+        """Runs stages in order, by `run`; publishes the scores; says what came out."""
+        for stage in stages:
+            run(stage, self.context)
         self._publish_scores()
         return self._outcome()
 
-    def _publish_scores(self) -> None:
+    def scores(self) -> list[dict[str, Any]]:
+        """The score table, once it is there: a row per variant."""
         ref = self.context.artifacts.get("evaluate")
-        table = read_scores(ref.path) if ref else []
+        return read_scores(ref.path) if ref else []
+
+    def _publish_scores(self) -> None:
+        table = self.scores()
         if not table:
             return
         self.run.metrics({f"scores/{row['variant']}/{name}": v for row in table for name, v in _numbers(row).items()})
         student = next((row for row in table if str(row["variant"]).startswith("student")), table[-1])
         self.run.metrics({f"student/{name}": value for name, value in _numbers(student).items()})
-        create_table_artifact(key="scores", table=table, description=f"MLflow run {self.run.run_id}")
 
     def _outcome(self) -> Outcome:
         seconds = time.monotonic() - self.started
@@ -87,16 +81,6 @@ class Session:
             seconds=round(seconds, 1),
             reused=tuple(self.context.reused),
         )
-
-
-def carry_on(going_on: Continuation, kind: str, refresh: Sequence[str] = ()) -> Outcome:
-    """Runs stages on what an earlier run has made, under a parent run that names its origin."""
-    tags = {"origin_run": going_on.origin.run.info.run_id}
-    with open_session(going_on.config, kind, tags, refresh) as session:
-        for ref in going_on.kept:
-            session.context.artifacts[ref.stage] = ref
-            session.context.tracker.set_artifact(session.run.run_id, ref, reused=True)
-        return session.run_stages(going_on.stages)
 
 
 @contextmanager
@@ -130,19 +114,6 @@ def closing(run: RunLog) -> Iterator[None]:
     run.close("FINISHED")
 
 
-def as_task(stage: Stage) -> Task[[StageContext], ArtifactRef]:
-    """The stage as a Prefect task. Prefect neither caches nor retries it: the stage knows when its result is there."""
-
-    @task(name=stage.name, cache_policy=NO_CACHE, retries=0)
-    def run(context: StageContext) -> ArtifactRef:
-        ref = run_stage(stage, context)
-        lines = (f"- MLflow run `{ref.run_id}`", f"- artifact `{ref.uri}`", f"- digest `{ref.digest}`")
-        create_markdown_artifact(key=stage.name.replace("_", "-"), markdown="\n".join((f"# {stage.name}", *lines)))
-        return ref
-
-    return run
-
-
 def read_scores(folder: Path) -> list[dict[str, Any]]:
     """The score table: a row per variant, a column per dimension and cost; missing scores show their reason."""
     variants = json.loads((folder / "scores.json").read_text(encoding="utf-8"))["variants"]
@@ -168,7 +139,5 @@ def identity(config: PipelineConfig) -> dict[str, str]:
     facts = {
         "magic141.config_digest": config_digest(config),
         "mlflow.source.git.commit": git_commit(),
-        "prefect.flow_run_id": flow_run.id,
-        "prefect.flow_run_url": flow_run.ui_url,
     }
     return {name: without_credentials(str(value)) for name, value in facts.items() if value}

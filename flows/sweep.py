@@ -16,6 +16,7 @@ from pydantic import Field
 from flows.comparison import read_run
 from flows.grid import Member, members_of, number_at
 from flows.notify import notify
+from flows.orchestrated import flow_tags
 from flows.pipeline import pipeline
 from flows.session import Outcome, closing, identity
 from magic141.config import PipelineConfig, load_config, missing_sources
@@ -82,7 +83,7 @@ def sweep(
     stages_until(until)
     first = configs[0]
     tracker = Tracker(first.home, first.experiment)
-    run = tracker.start_parent(first.name, "sweep", identity(first) | {"members": str(len(chosen))})
+    run = tracker.start_parent(first.name, "sweep", identity(first) | flow_tags() | {"members": str(len(chosen))})
     with closing(run):
         each = partial(_run_member, config, overrides or (), until, variant, run.run_id, tracker)
         outcomes = [each(member) for member in chosen]

@@ -37,17 +37,23 @@ def main() -> None:
     """Starts what `magic141 run` starts, and runs the stages."""
     WORKSPACE.mkdir(parents=True, exist_ok=True)
     server = PrefectServer(WORKSPACE)
-    from prefect import flow
-
-    from flows.session import Outcome, open_session
+    from flows.unchanged import run_unchanged
     from magic141.config import PipelineConfig
     from magic141.evaluation.config import ReportConfig
 
+    config = PipelineConfig(name="noop", workspace=WORKSPACE, report=ReportConfig(title=SETTING))
+    stages = [make(number) for number in range(1, NUM_STAGES + 1)]
+    if run_unchanged(config, stages):
+        return
+    from prefect import flow
+
+    from flows.orchestrated import flow_tags, run_as_tasks
+    from flows.session import Outcome, open_session
+
     @flow(name="noop", retries=0, validate_parameters=False)
     def noop() -> Outcome:
-        config = PipelineConfig(name="noop", workspace=WORKSPACE, report=ReportConfig(title=SETTING))
-        with open_session(config, "pipeline", {}) as session:
-            return session.run_stages([make(number) for number in range(1, NUM_STAGES + 1)])
+        with open_session(config, "pipeline", flow_tags()) as session:
+            return run_as_tasks(session, stages)
 
     server.wait()
     noop()

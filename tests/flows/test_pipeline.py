@@ -20,6 +20,7 @@ from flows.plan import as_json, make_plan, plan_of
 from flows.promotion import promote, rollback
 from flows.session import Outcome
 from flows.sweep import sweep
+from flows.unchanged import run_unchanged
 from magic141.artifacts import digest_folder
 from magic141.config import load_config
 from magic141.frozen import UserError
@@ -151,6 +152,28 @@ def test_runs_are_compared_by_their_ids(outcome: Outcome, config: str, home: Pat
             compare(home, ids, "student_4", None)
     with pytest.raises(UserError, match="--variant nobody: no run has scores"):
         compare(home, [outcome.run_id, other.run_id], "nobody", None)
+
+
+def test_a_run_with_nothing_to_do_needs_no_orchestrator(outcome: Outcome, config: str) -> None:
+    stages = tasks.pipeline.STAGES
+    again = run_unchanged(load_config(Path(config)), stages)
+    assert again is not None
+    assert list(again.reused) == ALL
+    assert again.report == outcome.report
+    first, second = (MlflowClient(outcome.tracking_uri).get_run(run.run_id) for run in (outcome, again))
+    assert second.info.status == "FINISHED"
+    assert "prefect.flow_run_id" not in second.data.tags
+    assert second.data.metrics["student/motion"] == first.data.metrics["student/motion"]
+    assert run_unchanged(load_config(Path(config), ["report.title=Not made yet"]), stages) is None
+
+
+def test_a_result_altered_meanwhile_is_made_again_without_an_orchestrator_too(outcome: Outcome, config: str) -> None:
+    run = MlflowClient(outcome.tracking_uri).get_run(outcome.run_id)
+    folder = Path(json.loads(run.data.tags["magic141.artifact.quantize"])["uri"])
+    (folder / "result.json").write_text("something else")
+    again = run_unchanged(load_config(Path(config)), tasks.pipeline.STAGES)
+    assert again is not None
+    assert list(again.reused) == after("quantize")
 
 
 def test_until_and_refresh(outcome: Outcome, config: str) -> None:

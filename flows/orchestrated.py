@@ -1,0 +1,56 @@
+"""Stages under Prefect: each a task, the scores as a table, the flow run's address on the MLflow run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
+
+from flows.events import announcing_candidate
+from flows.origin import Continuation
+from flows.session import Outcome, Session, open_session
+from magic141.artifacts import ArtifactRef
+from magic141.urls import without_credentials
+from tasks.run_stage import run_stage
+from tasks.stage import Stage, StageContext
+
+
+def run_as_tasks(session: Session, stages: Sequence[Stage]) -> Outcome:
+    """Runs stages in order, each as a Prefect task; shows the scores in Prefect; announces a new candidate."""
+    with announcing_candidate(session.context, stages):
+        outcome = session.run_stages(stages, as_task)
+    if table := session.scores():
+        create_table_artifact(key="scores", table=table, description=f"MLflow run {outcome.run_id}")
+    return outcome
+
+
+def as_task(stage: Stage, context: StageContext) -> ArtifactRef:
+    """The stage as a Prefect task. Prefect neither caches nor retries it: the stage knows when its result is there."""
+
+    @task(name=stage.name, cache_policy=NO_CACHE, retries=0)
+    def run(context: StageContext) -> ArtifactRef:
+        ref = run_stage(stage, context)
+        lines = (f"- MLflow run `{ref.run_id}`", f"- artifact `{ref.uri}`", f"- digest `{ref.digest}`")
+        create_markdown_artifact(key=stage.name.replace("_", "-"), markdown="\n".join((f"# {stage.name}", *lines)))
+        return ref
+
+    return run(context)
+
+
+def carry_on(going_on: Continuation, kind: str, refresh: Sequence[str] = ()) -> Outcome:
+    """Runs stages on what an earlier run has made, under a parent run that names its origin."""
+    tags = {"origin_run": going_on.origin.run.info.run_id, **flow_tags()}
+    with open_session(going_on.config, kind, tags, refresh) as session:
+        for ref in going_on.kept:
+            session.context.artifacts[ref.stage] = ref
+            session.context.tracker.set_artifact(session.run.run_id, ref, reused=True)
+        return run_as_tasks(session, going_on.stages)
+
+
+def flow_tags() -> dict[str, str]:
+    """Where the flow run is in Prefect: tags of the MLflow run."""
+    facts = {"prefect.flow_run_id": flow_run.id, "prefect.flow_run_url": flow_run.ui_url}
+    return {name: without_credentials(str(value)) for name, value in facts.items() if value}

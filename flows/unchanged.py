@@ -1,0 +1,22 @@
+"""A run that has nothing to do: recorded and checked without an orchestrator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from flows.plan import make_plan
+from flows.session import Outcome, open_session
+from magic141.config import PipelineConfig
+from tasks.stage import Stage
+
+
+def run_unchanged(config: PipelineConfig, stages: Sequence[Stage]) -> Outcome | None:
+    """Records a run whose every stage is reused, as the flow would; a result found altered is made again.
+
+    Returns:
+        What came out; None, with nothing done, if a stage has to run.
+    """
+    if any(row.action != "reused" for row in make_plan(config, stages)):
+        return None
+    with open_session(config, "pipeline", {}) as session:
+        return session.run_stages(stages)
