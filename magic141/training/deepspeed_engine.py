@@ -38,7 +38,7 @@ class DeepSpeedEngine:
         self._deepspeed = deepspeed
         self._engine: Any = deepspeed.initialize(
             model=module,
-            optimizer=make_optimizer(trained, config, fused=False),  # ZeRO repartitions its states
+            optimizer=make_optimizer(trained, config, context.world_size, fused=False),  # ZeRO repartitions its states
             config=deepspeed_config(config, precision, context),
             dist_init_required=False,
         )[0]

@@ -80,7 +80,7 @@ class PlainEngine:
         self._config, self._num_steps, self._precision, self._context = config, num_steps, precision, context
         self._trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self._gradients = _flat_gradients(list(self._trained.values()))
-        self._optimizer = make_optimizer(self._trained, config)
+        self._optimizer = make_optimizer(self._trained, config, context.world_size)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The forward pass."""

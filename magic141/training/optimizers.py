@@ -22,13 +22,14 @@ class MuonAdamW(Optimizer):
     """
 
     def __init__(
-        self, named_parameters: Mapping[str, nn.Parameter], config: OptimizerConfig, fused: bool = True
+        self, named_parameters: Mapping[str, nn.Parameter], config: OptimizerConfig, num_workers: int, fused: bool
     ) -> None:
         matrices = [p for name, p in named_parameters.items() if is_block_matrix(name, p)]
         others = [p for name, p in named_parameters.items() if not is_block_matrix(name, p)]
         self._parts: list[Optimizer] = []
         if matrices:
-            self._parts.append(BatchedMuon(matrices, config.learning_rate, config.weight_decay))
+            muon = BatchedMuon(matrices, config.learning_rate, config.weight_decay, num_workers=num_workers)
+            self._parts.append(muon)
         if others:
             self._parts.append(make_adamw(others, config, fused))
         super().__init__(list(named_parameters.values()), {"lr": config.learning_rate})
@@ -70,11 +71,11 @@ def make_adamw(parameters: list[nn.Parameter], config: OptimizerConfig, fused: b
 
 
 def make_optimizer(
-    named_parameters: Mapping[str, nn.Parameter], config: OptimizerConfig, fused: bool = True
+    named_parameters: Mapping[str, nn.Parameter], config: OptimizerConfig, num_workers: int = 1, fused: bool = True
 ) -> Optimizer:
-    """The optimizer of `config.kind` over `named_parameters`."""
+    """The optimizer of `config.kind` over `named_parameters`, for one of `num_workers` with the same gradients."""
     if config.kind == "muon":
-        return MuonAdamW(named_parameters, config, fused)
+        return MuonAdamW(named_parameters, config, num_workers, fused)
     return make_adamw(list(named_parameters.values()), config, fused)
 
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch import nn
 
-from magic141.training.muon import BatchedMuon, orthogonalize
+from magic141.training.muon import BatchedMuon, orthogonalize, split_work
 
 SHAPES = ((8, 8), (8, 24), (24, 8), (8, 8))
 
@@ -38,3 +44,35 @@ def test_a_matrix_without_a_gradient_stays() -> None:
     before = p.detach().clone()
     BatchedMuon([p], lr=1.0).step()
     assert torch.equal(p, before)
+
+
+def updated(shapes: Sequence[tuple[int, int]], num_workers: int) -> list[nn.Parameter]:
+    torch.manual_seed(0)
+    parameters = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+    muon = BatchedMuon(parameters, lr=0.1, num_workers=num_workers)
+    for _ in range(2):
+        for p in parameters:
+            p.grad = torch.randn_like(p)
+        muon.step()
+    return parameters
+
+
+def share_and_compare(rank: int, rendezvous: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    for shapes in (SHAPES, SHAPES[:1]):  # of one matrix one worker has nothing to do
+        for shared, alone in zip(updated(shapes, 2), updated(shapes, 1), strict=True):
+            assert torch.equal(shared, alone)
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow  # starts processes
+def test_workers_share_the_work_and_get_the_same_weights(tmp_path: Path) -> None:
+    mp.spawn(share_and_compare, (str(tmp_path / "rendezvous"),), 2)
+
+
+def test_work_is_shared_evenly() -> None:
+    shapes = [(96, 96)] * 26 + [(384, 96)] * 7 + [(96, 480)] * 2
+    shares = split_work(shapes, 2)
+    assert sorted(shares[0] + shares[1]) == list(range(len(shapes)))
+    first, second = (sum(min(shapes[i]) ** 2 * max(shapes[i]) for i in share) for share in shares)
+    assert abs(first - second) <= 96**3
