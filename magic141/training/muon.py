@@ -86,6 +86,8 @@ def _orthogonalize_together(matrices: Sequence[Tensor], num_workers: int) -> lis
 def split_work(shapes: Sequence[tuple[int, ...]], num_workers: int) -> list[list[int]]:
     """Which matrices each worker orthogonalises: about equal numbers of multiplications, the same on every worker.
 
+    Matrices of a shape stay together as far as that allows: one large batched product is faster than two small ones.
+
     Args:
         shapes: [rows, columns] of each matrix.
         num_workers: how many share.
@@ -93,13 +95,13 @@ def split_work(shapes: Sequence[tuple[int, ...]], num_workers: int) -> list[list
     Returns:
         A list of indices for each worker.
     """
-    costs = [min(shape) ** 2 * max(shape) for shape in shapes]
+    order = sorted(range(len(shapes)), key=lambda i: (shapes[i], i))
+    costs = [min(shape) ** 2 * (min(shape) + 2 * max(shape)) for shape in shapes]
+    total, done = sum(costs), 0.0
     shares: list[list[int]] = [[] for _ in range(num_workers)]
-    loads = [0] * num_workers
-    for i in sorted(range(len(shapes)), key=lambda i: (-costs[i], i)):
-        worker = loads.index(min(loads))
-        shares[worker].append(i)
-        loads[worker] += costs[i]
+    for i in order:
+        shares[int((done + costs[i] / 2) / total * num_workers)].append(i)
+        done += costs[i]
     return shares
 
 

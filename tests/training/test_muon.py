@@ -70,9 +70,10 @@ def test_workers_share_the_work_and_get_the_same_weights(tmp_path: Path) -> None
     mp.spawn(share_and_compare, (str(tmp_path / "rendezvous"),), 2)
 
 
-def test_work_is_shared_evenly() -> None:
-    shapes = [(96, 96)] * 26 + [(384, 96)] * 7 + [(96, 480)] * 2
+def test_work_is_shared_evenly_and_in_few_batches() -> None:
+    shapes = [(96, 96), (384, 96)] * 13 + [(96, 480)] * 2
     shares = split_work(shapes, 2)
     assert sorted(shares[0] + shares[1]) == list(range(len(shapes)))
-    first, second = (sum(min(shapes[i]) ** 2 * max(shapes[i]) for i in share) for share in shares)
-    assert abs(first - second) <= 96**3
+    work = [sum(min(shapes[i]) ** 2 * (min(shapes[i]) + 2 * max(shapes[i])) for i in share) for share in shares]
+    assert abs(work[0] - work[1]) < 0.1 * sum(work)
+    assert sum(len({shapes[i] for i in share}) for share in shares) == 4  # three shapes, one of them divided
