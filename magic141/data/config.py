@@ -45,6 +45,9 @@ class EncoderConfig(FrozenConfig):
     max_text_tokens: int = Field(
         64, ge=2, description="text tokens per caption at most; kind tiny uses no more than its longest caption has"
     )
+    image_tokens: bool = Field(
+        True, description="multi-modal guidance: tokens of the first frame beside the text's; false: only its latents"
+    )
     image_token_stride: int = Field(4, ge=1, description="every n-th image token is kept (the release keeps every 4th)")
 
 

@@ -120,7 +120,7 @@ class Encoders:
         longest = max((len(words_of(caption)) for caption in captions), default=1) + 1  # one for the end of text
         config = config.model_copy(update={"max_text_tokens": min(config.max_text_tokens, max(longest, 2))})
         parts = build_tiny_parts(captions, config.width, seed)
-        raw = cls(config, lambda: parts)
+        raw = cls(config.model_copy(update={"image_tokens": True}), lambda: parts)
         if images is None:
             generator = torch.Generator().manual_seed(seed)
             images = torch.randint(0, 256, (64, 32, 32, 3), dtype=torch.uint8, generator=generator)
@@ -161,10 +161,10 @@ class Encoders:
 
     @torch.no_grad()
     def encode_image(self, images: Tensor) -> Tensor:
-        """Encodes uint8 [B, H, W, 3] to [B, Li, D]; Li is 0 when the text encoder has no vision branch."""
+        """Encodes uint8 [B, H, W, 3] to [B, Li, D]; Li is 0 without image tokens or without a vision branch."""
         text_encoder = self.parts.text_encoder
-        if text_encoder.config.model_type != "llava":
-            return torch.zeros(len(images), 0, text_encoder.config.hidden_size)
+        if text_encoder.config.model_type != "llava" or not self.config.image_tokens:
+            return torch.zeros(len(images), 0, text_encoder.config.get_text_config().hidden_size)
         tokens = torch.cat([self._encode_images(batch) for batch in images.split(self._batch_size)])
         if self._calibration is None:
             return tokens

@@ -98,6 +98,13 @@ def test_images_differ_and_any_size_is_taken(tiny: Encoders) -> None:
     assert (tokens[0] - tokens[1]).norm() > 0.1 * tokens[0].norm()
 
 
+def test_without_image_tokens_only_those_are_missing(tiny: Encoders, tmp_path: Path) -> None:
+    Encoders.fit(CAPTIONS, EncoderConfig(image_tokens=False), seed=0).save(tmp_path)
+    without = Encoders.load(tmp_path)
+    assert without.encode_image(random_images(3)).shape == (3, 0, 64)
+    assert torch.equal(without.encode_text(CAPTIONS).tokens, tiny.encode_text(CAPTIONS).tokens)
+
+
 def test_saved_encoders_load_equal(tiny: Encoders, tmp_path: Path) -> None:
     tiny.save(tmp_path)
     loaded = Encoders.load(tmp_path)

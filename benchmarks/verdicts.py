@@ -1,0 +1,60 @@
+"""A claim's verdict, and figures over seeds that it rests on."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from scores_table import Scores
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was claimed, what came out, and whether that bears the claim out."""
+
+    claim: str
+    figures: str
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Where the finished runs are, and the scores of every seed (none for claims that need no whole run)."""
+
+    config: str
+    workspace: Path
+    seeds: Sequence[int]
+    scores: Sequence[Scores] = ()
+
+    def values(self, figure: Callable[[Scores], float]) -> list[float]:
+        """A figure of every seed."""
+        return [figure(scores) for scores in self.scores]
+
+
+def spread(values: Sequence[float]) -> float:
+    """Standard deviation over seeds; 0 for one seed."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def share_error(shares: Sequence[float], num_clips: int) -> float:
+    """Standard error of a share of clips, as the mean share over the seeds has it."""
+    share = statistics.mean(shares)
+    return (share * (1 - share) / (num_clips * len(shares))) ** 0.5
+
+
+def mean(values: Sequence[float], digits: int = 2, error: float = 0.0) -> str:
+    """Mean, and the larger of its standard deviation over seeds and its error from the number of clips."""
+    noise = max(spread(values), error)
+    return f"{statistics.mean(values):.{digits}f}" + (f" ± {noise:.{digits}f}" if noise else "")
+
+
+def at_least(values: Sequence[float], bound: float, error: float = 0.0) -> bool:
+    """Whether the mean reaches the bound within the noise."""
+    return statistics.mean(values) + max(spread(values), error) >= bound
+
+
+def at_most(values: Sequence[float], bound: float) -> bool:
+    """Whether the mean stays below the bound within the noise."""
+    return statistics.mean(values) - spread(values) <= bound
