@@ -1,0 +1,75 @@
+"""A transformer trained here is one that diffusers' own image-to-video pipeline runs, with the same result."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKLHunyuanVideo,
+    FlowMatchEulerDiscreteScheduler,
+    HunyuanVideoImageToVideoPipeline,
+)
+from PIL import Image
+from torch import Tensor
+
+from magic141.diffusion.flow import sigma_grid
+from magic141.diffusion.samplers import sample_euler
+from magic141.models.transformer import make_prefix, velocity
+from magic141.models.vae import VideoCodec
+from tests.models.tiny import CHANNELS, tiny_inputs, tiny_transformer
+
+NUM_STEPS, SHIFT, GUIDANCE = 4, 5.0, 2.0
+SIZE, NUM_FRAMES = 32, 9  # 4 x 4 latents, 3 latent frames
+
+
+@pytest.fixture(scope="module")
+def vae() -> AutoencoderKLHunyuanVideo:
+    torch.manual_seed(0)
+    return AutoencoderKLHunyuanVideo(
+        latent_channels=CHANNELS, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4
+    )
+
+
+@pytest.mark.parametrize("guidance_embeds", [False, True])
+def test_diffusers_pipeline_makes_the_same_video(vae: AutoencoderKLHunyuanVideo, guidance_embeds: bool) -> None:
+    model = tiny_transformer(image_condition=True, guidance_embeds=guidance_embeds)
+    cond = tiny_inputs(batch=1)[2]
+    pixels = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+    noise = torch.randn(1, CHANNELS, 3, 4, 4, generator=torch.Generator().manual_seed(2))
+    pipeline = HunyuanVideoImageToVideoPipeline(
+        text_encoder=None,
+        tokenizer=None,
+        transformer=model,
+        vae=vae,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
+        text_encoder_2=None,
+        tokenizer_2=None,
+        image_processor=None,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(
+        image=Image.fromarray(pixels),
+        prompt_embeds=cond.tokens,
+        prompt_attention_mask=cond.mask,
+        pooled_prompt_embeds=cond.pooled,
+        latents=noise,
+        height=SIZE,
+        width=SIZE,
+        num_frames=NUM_FRAMES,
+        num_inference_steps=NUM_STEPS,
+        guidance_scale=GUIDANCE,
+        output_type="latent",
+    ).frames
+
+    first = VideoCodec(vae).encode_video(torch.from_numpy(pixels)[None, None])
+    start = 0.999 * noise + 0.001 * first  # theirs begins a little below pure noise
+    prefix = make_prefix(first.expand(-1, -1, 3, -1, -1), 1)
+    w = torch.full((1,), GUIDANCE) if guidance_embeds else None
+
+    def predict(x_t: Tensor, sigma: Tensor) -> Tensor:
+        return velocity(model, x_t, sigma, cond, prefix, w)
+
+    with torch.no_grad():
+        ours = sample_euler(predict, start, sigma_grid(NUM_STEPS, SHIFT))
+    torch.testing.assert_close(ours[:, :, 1:], theirs, atol=1e-4, rtol=1e-4)
