@@ -119,16 +119,18 @@ def prefect_server(home: Path, debug: bool) -> Iterator[None]:
 
 @contextmanager
 def resumable() -> Iterator[None]:
-    """A run that has begun and does not finish says how to go on."""
+    """A run that has begun and does not finish says how to go on, even when it is killed."""
+    from flows.last_words import last_words
     from flows.resume import is_resumable
 
-    try:
-        yield
-    except BaseException as error:
-        if is_resumable(error):
-            command = shlex.join(["magic141", *sys.argv[1:]])
-            typer.echo(f"finished stages are kept; to resume: {command}", err=True)
-        raise
+    how = f"finished stages are kept; to resume: {shlex.join(['magic141', *sys.argv[1:]])}"
+    with last_words(f"killed; {how}"):
+        try:
+            yield
+        except BaseException as error:
+            if is_resumable(error):
+                typer.echo(how, err=True)
+            raise
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import ray
 import ray.data
 
@@ -21,7 +22,7 @@ _NUM_START_ATTEMPTS = 3  # Ray gives its daemons 30 seconds, too few on a machin
 
 
 def ensure_ray() -> None:
-    """Connects this process to Ray unless it already is.
+    """Connects this process to Ray unless it already is; a local Ray that has died since is started again.
 
     With RAY_ADDRESS set, that cluster is used as it is: its nodes have magic141 installed and their own limits.
     Otherwise a local one starts, whose workers find this package and use one thread each. Ray Data's progress bars
@@ -30,12 +31,22 @@ def ensure_ray() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a FutureWarning in every process
     settle_accelerator()
+    if ray.is_initialized() and not _is_alive():
+        ray.shutdown()  # the next call to a dead daemon would end this process without a word
     if not ray.is_initialized():
         if os.environ.get("RAY_ADDRESS"):
             ray.init(log_to_driver=False, logging_level=logging.ERROR)
         else:
             _start_local()
     _quiet_ray_data()
+
+
+def _is_alive() -> bool:
+    """Whether the daemon runs that this process started; a cluster's is not its child, and Ray's business."""
+    if os.environ.get("RAY_ADDRESS"):
+        return True
+    children = psutil.Process().children()
+    return any(child.name() == "raylet" and child.status() != psutil.STATUS_ZOMBIE for child in children)
 
 
 def _start_local() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from magic141.artifacts import NullLog
+from magic141.artifacts import NullLog, digest_folder
 from magic141.evaluation.config import QuantizeConfig
 from magic141.frozen import UserError
 from magic141.models.transformer import make_prefix, velocity
@@ -30,6 +30,16 @@ def test_a_channel_of_zeros_stays_zero() -> None:
     layer = torch.nn.Linear(4, 2)
     torch.nn.init.zeros_(layer.weight)
     assert Int8Linear.from_float(layer).dequantized(torch.float32).abs().sum() == 0
+
+
+def test_the_same_student_in_another_place_gives_the_same_artifact(tmp_path: Path) -> None:
+    digests = set()
+    for place in (tmp_path / "here", tmp_path / "there"):
+        tiny_transformer(image_condition=True).save_pretrained(place / "student" / "transformer")
+        (place / "out").mkdir()
+        quantize_student(QuantizeConfig(), place / "student", place / "out", NullLog())
+        digests.add(digest_folder(place / "out"))
+    assert len(digests) == 1
 
 
 def test_stage_reloads_bit_equal_and_leaves_excluded_layers_alone(tmp_path: Path) -> None:

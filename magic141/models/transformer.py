@@ -106,14 +106,16 @@ def sampling_dtype(device: torch.device) -> torch.dtype:
 
 
 def load_transformer(folder: Path | str, dtype: torch.dtype = torch.float32) -> HunyuanVideoTransformer3DModel:
-    """Loads a diffusers transformer folder.
+    """Loads a diffusers transformer folder. The model forgets which: what is made of it must not depend on a path.
 
     Raises:
         UserError: if the folder is not one.
     """
     if not (Path(folder) / "config.json").is_file():
         raise UserError(f"{folder}: not a transformer; expected a diffusers folder with config.json and weights")
-    return HunyuanVideoTransformer3DModel.from_pretrained(folder, torch_dtype=dtype)
+    model = HunyuanVideoTransformer3DModel.from_pretrained(folder, torch_dtype=dtype)
+    model.register_to_config(_name_or_path="")
+    return model
 
 
 def expand_to_i2v(t2v: HunyuanVideoTransformer3DModel) -> HunyuanVideoTransformer3DModel:

@@ -106,11 +106,7 @@ def make_sampler(maker: BatchMaker, config: TrainConfig, context: TrainContext) 
 
 
 def save_network(network: Any, state: dict[str, Tensor], folder: Path) -> None:
-    """Saves `state` with the config of `network` in diffusers' layout, whatever engine wraps it.
-
-    The folder that the network was once loaded from is left out: it would make the content depend on the machine.
-    """
-    config = {name: value for name, value in network.config.items() if name != "_name_or_path"}
-    clean = HunyuanVideoTransformer3DModel.from_config(config)
+    """Saves `state` with the config of `network` in diffusers' layout, whatever engine wraps it."""
+    clean = HunyuanVideoTransformer3DModel.from_config(network.config)
     clean.load_state_dict(state)
     clean.save_pretrained(folder)

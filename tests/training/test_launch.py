@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -68,3 +70,11 @@ def test_a_users_mistake_stays_one_and_is_not_retried(tmp_path: Path) -> None:
     config = linear_config(launcher="ray", engine="ddp", num_workers=2)
     with pytest.raises(UserError, match="the clips are too short"):
         launch(LinearSpec(config, mistake="the clips are too short"), config, tmp_path, NullLog(), seed=0)
+
+
+def test_a_ray_that_died_between_two_trainings_is_started_again(tmp_path: Path) -> None:
+    raylet = next(child for child in psutil.Process().children() if child.name() == "raylet")
+    raylet.kill()
+    time.sleep(1)
+    one = run(tmp_path, "one", launcher="local", engine="plain", num_workers=1)
+    assert losses(run(tmp_path, "two")) == pytest.approx(losses(one), rel=1e-4)
