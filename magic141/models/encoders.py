@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from magic141.data.config import EncoderConfig
-from magic141.frozen import UserError
-from magic141.models.tiny_encoders import EncoderParts, build_tiny_parts, words_of
+from magic141.models.encoder_parts import EncoderParts, load_parts, parts_of_checkpoint
+from magic141.models.tiny_encoders import build_tiny_parts, words_of
 
 HIDDEN_LAYER = -3  # two layers before the last one
 ASPECTS = (
@@ -116,7 +116,7 @@ class Encoders:
             images: uint8 [B, H, W, 3] frames of the corpus to calibrate image tokens on (tiny); noise when None.
         """
         if config.kind == "hunyuan":
-            return cls(config, _folder_loader(config))
+            return cls(config, parts_of_checkpoint(Path(config.path or "")))
         longest = max((len(words_of(caption)) for caption in captions), default=1) + 1  # one for the end of text
         config = config.model_copy(update={"max_text_tokens": min(config.max_text_tokens, max(longest, 2))})
         parts = build_tiny_parts(captions, config.width, seed)
@@ -131,9 +131,9 @@ class Encoders:
         """Opens a saved folder; kind hunyuan refers to the checkpoint at `config.path`."""
         config = EncoderConfig.model_validate_json((folder / "encoders.json").read_text())
         if config.kind == "hunyuan":
-            return cls(config, _folder_loader(config))
+            return cls(config, parts_of_checkpoint(Path(config.path or "")))
         calibration = Calibration(**load_file(folder / "calibration.safetensors"))
-        return cls(config, lambda: _load_folder(folder, torch.device("cpu"), torch.float32), calibration)
+        return cls(config, lambda: load_parts(folder, torch.device("cpu"), torch.float32), calibration)
 
     def save(self, folder: Path) -> None:
         """Writes the folder that `load` opens; the tiny kind in the layout of a HunyuanVideo-I2V checkpoint."""
@@ -253,38 +253,3 @@ def _calibrate(raw: Encoders, captions: Sequence[str], images: Tensor) -> Calibr
         pooled_mean=text.pooled.mean(0),
         pooled_std=text.pooled.std(0).clamp_min(1e-6),
     )
-
-
-def _folder_loader(config: EncoderConfig) -> Callable[[], EncoderParts]:
-    """Checks the checkpoint folder now, loads it at first use: bfloat16 on a GPU, float32 without."""
-    folder = Path(config.path or "")
-    for part in ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "image_processor"):
-        if not (folder / part).is_dir():
-            raise UserError(
-                f"data.encoder.path = {folder}: has no subfolder {part}; expected a diffusers HunyuanVideo-I2V folder"
-            )
-    cuda = torch.cuda.is_available()
-    device, dtype = torch.device("cuda" if cuda else "cpu"), torch.bfloat16 if cuda else torch.float32
-    return lambda: _load_folder(folder, device, dtype)
-
-
-def _load_folder(folder: Path, device: torch.device, dtype: torch.dtype) -> EncoderParts:
-    from transformers import (
-        AutoConfig,
-        AutoTokenizer,
-        CLIPImageProcessor,
-        CLIPTextModel,
-        LlamaModel,
-        LlavaForConditionalGeneration,
-    )
-
-    is_llava = AutoConfig.from_pretrained(folder / "text_encoder").model_type == "llava"
-    classes: tuple[Any, ...] = (LlavaForConditionalGeneration if is_llava else LlamaModel, CLIPTextModel)
-    text_encoder, text_encoder_2 = (
-        model.from_pretrained(folder / name, dtype=dtype).eval().requires_grad_(False).to(device)
-        for model, name in zip(classes, ("text_encoder", "text_encoder_2"), strict=True)
-    )
-    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", padding_side="right")
-    tokenizer_2 = AutoTokenizer.from_pretrained(folder / "tokenizer_2")
-    processor = CLIPImageProcessor.from_pretrained(folder / "image_processor")
-    return EncoderParts(text_encoder, tokenizer, text_encoder_2, tokenizer_2, processor)

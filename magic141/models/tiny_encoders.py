@@ -9,9 +9,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -29,6 +26,8 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
+from magic141.models.encoder_parts import EncoderParts
+
 disable_progress_bar()  # of loading and saving weights: stages show their own
 
 # The end of a text must not be 2: for 2 CLIPTextModel pools at the largest id instead (an old checkpoint's bug, kept)
@@ -39,22 +38,6 @@ PATCH_SIZE = 8
 NUM_LAYERS = 2
 MAX_WORDS = 8192  # rarer words become [UNK]
 CLIP_POSITIONS = 77
-
-
-@dataclass(frozen=True)
-class EncoderParts:
-    """The five parts of a HunyuanVideo-I2V text and image encoder, as in its folder."""
-
-    text_encoder: Any  # LlavaForConditionalGeneration, or LlamaModel (no image tokens)
-    tokenizer: Any
-    text_encoder_2: Any  # CLIPTextModel
-    tokenizer_2: Any
-    image_processor: Any
-
-    def save(self, folder: Path) -> None:
-        """Writes one subfolder a part."""
-        for name in ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "image_processor"):
-            getattr(self, name).save_pretrained(folder / name)
 
 
 def words_of(text: str) -> list[str]:

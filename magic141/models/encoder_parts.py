@@ -1,0 +1,68 @@
+"""Models, tokenizers and image processor of a HunyuanVideo-I2V folder: saving, checking, loading."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from magic141.frozen import UserError
+
+
+@dataclass(frozen=True)
+class EncoderParts:
+    """The five parts of a HunyuanVideo-I2V text and image encoder, as in its folder."""
+
+    text_encoder: Any  # LlavaForConditionalGeneration, or LlamaModel (no image tokens)
+    tokenizer: Any
+    text_encoder_2: Any  # CLIPTextModel
+    tokenizer_2: Any
+    image_processor: Any
+
+    def save(self, folder: Path) -> None:
+        """Writes one subfolder a part."""
+        for part in fields(self):
+            getattr(self, part.name).save_pretrained(folder / part.name)
+
+
+def parts_of_checkpoint(folder: Path) -> Callable[[], EncoderParts]:
+    """Checks a checkpoint's folder now, loads it when called: bfloat16 on a GPU, float32 without.
+
+    Raises:
+        UserError: a part is missing.
+    """
+    for part in fields(EncoderParts):
+        if not (folder / part.name).is_dir():
+            raise UserError(
+                f"data.encoder.path = {folder}: has no subfolder {part.name}; expected a diffusers HunyuanVideo-I2V "
+                "folder"
+            )
+    cuda = torch.cuda.is_available()
+    device, dtype = torch.device("cuda" if cuda else "cpu"), torch.bfloat16 if cuda else torch.float32
+    return lambda: load_parts(folder, device, dtype)
+
+
+def load_parts(folder: Path, device: torch.device, dtype: torch.dtype) -> EncoderParts:
+    """Loads every part; the text encoder is a Llava or, without image tokens, a Llama."""
+    from transformers import (
+        AutoConfig,
+        AutoTokenizer,
+        CLIPImageProcessor,
+        CLIPTextModel,
+        LlamaModel,
+        LlavaForConditionalGeneration,
+    )
+
+    is_llava = AutoConfig.from_pretrained(folder / "text_encoder").model_type == "llava"
+    classes: tuple[Any, ...] = (LlavaForConditionalGeneration if is_llava else LlamaModel, CLIPTextModel)
+    text_encoder, text_encoder_2 = (
+        model.from_pretrained(folder / name, dtype=dtype).eval().requires_grad_(False).to(device)
+        for model, name in zip(classes, ("text_encoder", "text_encoder_2"), strict=True)
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", padding_side="right")
+    tokenizer_2 = AutoTokenizer.from_pretrained(folder / "tokenizer_2")
+    processor = CLIPImageProcessor.from_pretrained(folder / "image_processor")
+    return EncoderParts(text_encoder, tokenizer, text_encoder_2, tokenizer_2, processor)
