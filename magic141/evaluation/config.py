@@ -46,6 +46,9 @@ class GenerateConfig(FrozenConfig):
     long_video_windows: int = Field(12, ge=1, description="chained windows of the long video")
     long_video_clips: int = Field(16, ge=1, description="long videos, for the drift curve")
     long_video_teacher_steps: int = Field(8, ge=1, description="steps of the teacher's long videos, for comparison")
+    long_video_scheme: Literal["chained", "fused"] = Field(
+        "chained", description="windows one after the other, or all at every step, averaged where they overlap"
+    )
     long_video_carried: int = Field(
         2,
         ge=1,

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
-from itertools import count, pairwise
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,12 @@ from torch import Tensor
 from magic141.artifacts import StageLog
 from magic141.data.sheets import contact_sheet
 from magic141.evaluation.config import GenerateConfig
+from magic141.evaluation.long_videos import run_long, write_windows
 from magic141.evaluation.media import save_video
 from magic141.evaluation.performance import (
     Usage,
     give_back_freed_memory,
     measure,
-    resident_megabytes,
     weight_megabytes,
 )
 from magic141.evaluation.suite import Conditions, clip_conditions
@@ -34,7 +33,6 @@ from magic141.models.config import TransformerConfig
 from magic141.models.generator import VideoGenerator
 from magic141.training.config import Dmd2Config
 
-NUM_LONG_VIDEOS_SHOWN = 3
 Advance = Callable[[int], None]
 
 
@@ -69,21 +67,11 @@ def generate_suite(
                     records.append(_run_variant(work, variant, generator, out, log, advance))
                 for variant in (v for v in long_variants if v.model == name):
                     generator = variant.generator(network, work.null_text, work.latent_frames)
-                    windows[variant.name] = _run_long(work, variant, generator, out, log, advance)
+                    windows[variant.name] = run_long(work, variant, generator, out, log, advance)
                 del network
     (out / "variants.json").write_text(json.dumps(records, indent=1))
-    _write_windows(work, windows, out)
+    write_windows(work, windows, out)
     log.summary({f"{record['name']}/cpu_ms_per_clip": record["cpu_ms_per_clip"] for record in records})
-
-
-def frame_spans(num_windows: int, latent_frames: int, carried: int, temporal_factor: int) -> list[tuple[int, int]]:
-    """First and one-past-last pixel frame of each chained window, its carried frames included, without the anchor."""
-    fresh = latent_frames - 1 - carried
-    spans = [(0, 1 + (latent_frames - 1) * temporal_factor)]
-    for window in range(1, num_windows):
-        stop = latent_frames + window * fresh
-        spans.append((1 + (stop - fresh - carried - 1) * temporal_factor, 1 + (stop - 1) * temporal_factor))
-    return spans
 
 
 def _run_variant(
@@ -94,7 +82,7 @@ def _run_variant(
     give_back_freed_memory()
     latency = _latency(work, generator, conditions)
     latents, usage = _sample(work, generator, conditions, work.seed, advance)
-    frames = _decode(work, latents)
+    frames = work.decode(latents)
     folder = out / "exact"
     save_file({"frames": frames, "latents": latents}, folder / f"{variant.name}.safetensors")
     shown = frames[: work.config.num_showcase_clips].numpy()
@@ -123,7 +111,7 @@ def _run_suite(work: Workload, variant: Variant, generator: VideoGenerator, out:
     """Prompts x seeds, each from its retrieved image."""
     for offset in range(work.config.num_seeds):
         latents, _ = _sample(work, generator, work.suite, work.seed + offset, advance)
-        for number, clip in enumerate(_decode(work, latents).numpy()):
+        for number, clip in enumerate(work.decode(latents).numpy()):
             save_video(out / "suite" / variant.name / f"{number:02d}-s{offset}.mp4", clip, work.info.fps)
 
 
@@ -132,7 +120,7 @@ def _run_continuation(work: Workload, variant: Variant, generator: VideoGenerato
     rows = work.rows[: work.config.num_continuation_clips]
     conditions = clip_conditions(work.heldout, rows, num_known=NUM_KNOWN)
     latents, _ = _sample(work, generator, conditions, work.seed, advance)
-    frames = _decode(work, latents)
+    frames = work.decode(latents)
     known = 1 + (NUM_KNOWN - 1) * work.info.temporal_factor
     truth = _true_continuation(work, rows, frames.shape[1])
     tensors = {"frames": frames[:, known:].contiguous(), "truth": truth[:, known:].contiguous()}
@@ -143,47 +131,7 @@ def _true_continuation(work: Workload, rows: list[int], num_frames: int) -> Tens
     """The clips' own frames, or their reconstruction where those were not stored."""
     if work.heldout.frames is not None:
         return work.heldout.frames[rows, :num_frames]
-    return _decode(work, work.heldout.latents[rows, :, : work.latent_frames])
-
-
-def _run_long(
-    work: Workload, variant: Variant, generator: VideoGenerator, out: Path, log: StageLog, advance: Advance
-) -> list[dict[str, float]]:
-    """Chains windows for all long clips at once; returns cost and memory of every window."""
-    conditions = clip_conditions(work.heldout, work.long_rows).part(0, len(work.long_rows)).to(work.device)
-    marks = [(time.perf_counter(), time.process_time(), resident_megabytes())]
-
-    def on_window(_: int) -> None:
-        marks.append((time.perf_counter(), time.process_time(), resident_megabytes()))
-        advance(generator.num_evaluations * len(conditions))
-
-    latents = generator.chain(
-        conditions.text,
-        conditions.image_tokens,
-        conditions.prefix,
-        work.config.long_video_windows,
-        work.config.long_video_carried,
-        work.seed,
-        on_window,
-    ).cpu()
-    frames = _decode(work, latents)
-    folder = out / "long"
-    save_file({"frames": frames}, folder / f"{variant.name}.safetensors")
-    for number, clip in enumerate(frames[:NUM_LONG_VIDEOS_SHOWN].numpy()):
-        save_video(folder / variant.name / f"{number:02d}.mp4", clip, work.info.fps)
-    if variant.model == "student":
-        save_video(folder / "long.mp4", frames[0].numpy(), work.info.fps)
-        log.file(folder / "long.mp4", "long")
-    log.image(f"long/{variant.name}", contact_sheet(frames[:NUM_LONG_VIDEOS_SHOWN].numpy(), max_columns=16))
-    return [
-        {
-            "window": number,
-            "wall_ms_per_clip": 1000 * (after[0] - before[0]) / len(conditions),
-            "cpu_ms_per_clip": 1000 * (after[1] - before[1]) / len(conditions),
-            "rss_mb": after[2],
-        }
-        for number, (before, after) in enumerate(pairwise(marks))
-    ]
+    return work.decode(work.heldout.latents[rows, :, : work.latent_frames])
 
 
 def _sample(
@@ -217,11 +165,6 @@ def _latency(work: Workload, generator: VideoGenerator, conditions: Conditions) 
     return usage
 
 
-def _decode(work: Workload, latents: Tensor) -> Tensor:
-    """uint8 [N, F, H, W, 3] on the CPU, a batch at a time."""
-    return torch.cat([work.codec.decode_video(batch).cpu() for batch in torch.split(latents, work.config.batch_size)])
-
-
 def _num_evaluations(work: Workload, variants: list[Variant], long_variants: list[Variant]) -> int:
     """Network evaluations of the whole stage, times clips: the length of the progress bar."""
     config = work.config
@@ -230,16 +173,6 @@ def _num_evaluations(work: Workload, variants: list[Variant], long_variants: lis
         featured += len(work.rows[: config.num_continuation_clips])
     short = sum(v.nfe * (len(work.rows) + (featured if v.name in work.featured else 0)) for v in variants)
     return short + sum(v.nfe * config.long_video_windows * len(work.long_rows) for v in long_variants)
-
-
-def _write_windows(work: Workload, windows: dict[str, list[dict[str, float]]], out: Path) -> None:
-    config = work.config
-    spans = frame_spans(
-        config.long_video_windows, work.latent_frames, config.long_video_carried, work.info.temporal_factor
-    )
-    clips = [{"id": work.heldout.ids[r], "caption": work.heldout.captions[r]} for r in work.long_rows]
-    record = {"variants": windows, "frames": spans, "clips": clips, "fps": work.info.fps}
-    (out / "long" / "windows.json").write_text(json.dumps(record, indent=1))
 
 
 @contextmanager

@@ -50,6 +50,10 @@ class Workload:
         """Whether stored clips are long enough, and determined enough, to continue them from their middle."""
         return self.info.has_ground_truth and self.latent_frames > NUM_KNOWN
 
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """uint8 [N, F, H, W, 3] on the CPU, a batch at a time."""
+        return torch.cat([self.codec.decode_video(batch).cpu() for batch in latents.split(self.config.batch_size)])
+
 
 def prepare_workload(
     config: GenerateConfig,

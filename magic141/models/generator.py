@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from magic141.diffusion.flow import sigma_grid
+from magic141.diffusion.fused_windows import fuse_windows
 from magic141.diffusion.guidance import guided_velocity
 from magic141.diffusion.long_video import chain_windows
 from magic141.diffusion.samplers import PredictVelocity, sample_euler, sample_renoise
@@ -46,7 +47,6 @@ class VideoGenerator:
         """Network evaluations per window and clip."""
         return self.num_steps * (2 if self.guidance == "cfg" else 1)
 
-    @torch.no_grad()
     def sample(self, text: TextEmbedding, image_tokens: Tensor, prefix_latents: Tensor, seed: int) -> Tensor:
         """Generates one window for each clip.
 
@@ -59,17 +59,29 @@ class VideoGenerator:
         Returns:
             Latents [B, C, T, h, w]; the first k are the network's own reconstruction of the known ones.
         """
-        batch, channels, num_known, height, width = prefix_latents.shape
-        shape = (batch, channels, self.latent_frames, height, width)
-        padded = prefix_latents.new_zeros(shape)
-        padded[:, :, :num_known] = prefix_latents
-        predict = self._predictor(text, image_tokens, make_prefix(padded, num_known))
-        rng = torch.Generator().manual_seed(seed)
-        noise = torch.randn(shape, generator=rng).to(prefix_latents)
-        sigmas = sigma_grid(self.num_steps, self.shift)
-        if self.sampler == "renoise":
-            return sample_renoise(predict, noise, sigmas, rng)
-        return sample_euler(predict, noise, sigmas)
+        predict = self._predictor(text, image_tokens, self._prefix(prefix_latents))
+        return self._integrate(predict, prefix_latents, self.latent_frames, seed)
+
+    def fuse(
+        self,
+        text: TextEmbedding,
+        image_tokens: Tensor,
+        first_latent: Tensor,
+        num_windows: int,
+        num_carried: int,
+        seed: int,
+    ) -> Tensor:
+        """Generates a long video in one loop over all windows (see `diffusion.fused_windows`).
+
+        Args and result as of `chain`; `seed` is of all noise.
+        """
+
+        def predict_window(x_t: Tensor, sigma: Tensor, known: Tensor) -> Tensor:
+            return self._predictor(text, image_tokens, self._prefix(known))(x_t, sigma)
+
+        field = fuse_windows(predict_window, first_latent, num_windows, self.latent_frames, num_carried)
+        frames = self.latent_frames + (num_windows - 1) * (self.latent_frames - 1 - num_carried)
+        return self._integrate(field, first_latent, frames, seed)
 
     def chain(
         self,
@@ -103,6 +115,22 @@ class VideoGenerator:
             return latents
 
         return chain_windows(sample_window, first_latent, num_windows, num_carried)
+
+    def _prefix(self, known: Tensor) -> Prefix:
+        """Known latent frames [B, C, k, h, w] as the start of a window."""
+        unknown = known.new_zeros(*known.shape[:2], self.latent_frames - known.shape[2], *known.shape[3:])
+        return make_prefix(torch.cat([known, unknown], dim=2), known.shape[2])
+
+    @torch.no_grad()
+    def _integrate(self, predict: PredictVelocity, known: Tensor, num_frames: int, seed: int) -> Tensor:
+        """From noise to `num_frames` latent frames of the size, type and device of the known ones."""
+        rng = torch.Generator().manual_seed(seed)
+        shape = (*known.shape[:2], num_frames, *known.shape[3:])
+        noise = torch.randn(shape, generator=rng).to(known)
+        sigmas = sigma_grid(self.num_steps, self.shift)
+        if self.sampler == "renoise":
+            return sample_renoise(predict, noise, sigmas, rng)
+        return sample_euler(predict, noise, sigmas)
 
     def _predictor(self, text: TextEmbedding, image_tokens: Tensor, prefix: Prefix) -> PredictVelocity:
         cond = condition(text, image_tokens)

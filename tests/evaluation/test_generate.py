@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from magic141.data.dataset import ClipDataset, load_null_text
 from magic141.data.video import read_video
 from magic141.evaluation.config import GenerateConfig
-from magic141.evaluation.generate import frame_spans
+from magic141.evaluation.long_videos import frame_spans, long_latents
 from magic141.evaluation.suite import clip_conditions
 from magic141.evaluation.variants import list_variants
 from magic141.models.generator import VideoGenerator
@@ -135,3 +135,21 @@ def test_a_bfloat16_model_samples_almost_the_same(generated: Generated) -> None:
         latents.append(generator.sample(conditions.text, conditions.image_tokens, conditions.prefix, seed=0))
     assert latents[1].dtype == torch.float32
     assert 0 < (latents[0] - latents[1]).norm() < 0.05 * latents[0].norm()
+
+
+def test_fused_windows_make_a_video_as_long_as_chained_ones(generated: Generated) -> None:
+    parts = generated[0]
+    clips = ClipDataset.open(parts["prepare_data"], "heldout")
+    conditions = clip_conditions(clips, range(2)).part(0, 2)
+    model = load_transformer(parts["distill_dmd2"] / "transformer").eval()
+    generator = VideoGenerator(model, load_null_text(parts["prepare_data"]), 5, 4, 5.0, 1.2, "embedded", "renoise")
+    videos, counted = {}, []
+    for scheme in ("chained", "fused"):
+        config = GENERATE.model_copy(update={"long_video_scheme": scheme})
+        videos[scheme], costs = long_latents(config, generator, conditions, 0, counted.append)
+        assert len(costs) == GENERATE.long_video_windows
+        assert all(window["cpu_ms_per_clip"] > 0 for window in costs)
+    assert videos["chained"].shape == videos["fused"].shape == (2, *clips.latents.shape[1:2], 9, 4, 4)
+    assert sum(counted) == 2 * 2 * 4 * GENERATE.long_video_windows
+    given = (conditions.text, conditions.image_tokens, conditions.prefix)
+    torch.testing.assert_close(generator.fuse(*given, 1, 2, seed=5), generator.sample(*given, seed=5))

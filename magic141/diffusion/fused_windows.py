@@ -1,0 +1,54 @@
+"""Long video in one denoising loop: at every step overlapping windows are evaluated and averaged where they overlap.
+
+The other reading of the paper's sliding window (its group's later work speaks of a sliding window inside the
+denoising; the default is that of `long_video`). Each window knows the video's first frame and, as carried frames, what
+the windows before make of the overlap at this step: at the first steps a blurred guess. Evaluations and the memory of a
+forward pass are those of chained windows; the latents of the whole video are held at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from magic141.diffusion.flow import x0_from_velocity
+from magic141.diffusion.samplers import PredictVelocity
+
+PredictWindow = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(x_t [B, C, T, h, w], sigma [B], known latent frames [B, C, 1 or 1 + k, h, w]) -> velocity [B, C, T, h, w]."""
+
+
+def fuse_windows(
+    predict_window: PredictWindow, first_latent: Tensor, num_windows: int, window_frames: int, num_carried: int
+) -> PredictVelocity:
+    """The velocity field of a long video, from that of a window; any sampler integrates it.
+
+    Args:
+        predict_window: the network on one window, given what it knows.
+        first_latent: the anchor, known at the start of every window, [B, C, 1, h, w].
+        num_windows: n, at least 1.
+        window_frames: T, latent frames of a window with its anchor.
+        num_carried: k, latent frames that a window shares with the one before, below T - 1.
+
+    Returns:
+        The field on [B, C, T + (n-1)*(T-1-k), h, w], averaged over the windows that hold a frame.
+    """
+    assert 0 < num_carried < window_frames - 1, (num_carried, window_frames)
+    fresh = window_frames - 1 - num_carried
+
+    def predict(x_t: Tensor, sigma: Tensor) -> Tensor:
+        total, count = torch.zeros_like(x_t), x_t.new_zeros(x_t.shape[2], 1, 1)
+        for start in range(1, 1 + num_windows * fresh, fresh):
+            known = first_latent
+            if start > 1:
+                shared = slice(start, start + num_carried)
+                x0 = x0_from_velocity(x_t[:, :, shared], total[:, :, shared] / count[shared], sigma)
+                known = torch.cat([first_latent, x0], dim=2)
+            frames = torch.tensor([0, *range(start, start + window_frames - 1)], device=x_t.device)
+            total[:, :, frames] += predict_window(x_t[:, :, frames], sigma, known)
+            count[frames] += 1
+        return total / count
+
+    return predict

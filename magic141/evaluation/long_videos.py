@@ -1,0 +1,100 @@
+"""The long videos of the evaluation: generated, shown, and their cost window by window."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from safetensors.torch import save_file
+from torch import Tensor
+
+from magic141.artifacts import StageLog
+from magic141.data.sheets import contact_sheet
+from magic141.evaluation.config import GenerateConfig
+from magic141.evaluation.media import save_video
+from magic141.evaluation.performance import resident_megabytes
+from magic141.evaluation.suite import Conditions, clip_conditions
+from magic141.evaluation.variants import Variant
+from magic141.evaluation.workload import Workload
+from magic141.models.generator import VideoGenerator
+
+NUM_LONG_VIDEOS_SHOWN = 3
+Advance = Callable[[int], None]
+
+
+def run_long(
+    work: Workload, variant: Variant, generator: VideoGenerator, out: Path, log: StageLog, advance: Advance
+) -> list[dict[str, float]]:
+    """Long videos of all long clips at once; returns cost and memory of every window."""
+    conditions = clip_conditions(work.heldout, work.long_rows).part(0, len(work.long_rows)).to(work.device)
+    latents, costs = long_latents(work.config, generator, conditions, work.seed, advance)
+    frames = work.decode(latents.cpu())
+    folder = out / "long"
+    save_file({"frames": frames}, folder / f"{variant.name}.safetensors")
+    for number, clip in enumerate(frames[:NUM_LONG_VIDEOS_SHOWN].numpy()):
+        save_video(folder / variant.name / f"{number:02d}.mp4", clip, work.info.fps)
+    if variant.model == "student":
+        save_video(folder / "long.mp4", frames[0].numpy(), work.info.fps)
+        log.file(folder / "long.mp4", "long")
+    log.image(f"long/{variant.name}", contact_sheet(frames[:NUM_LONG_VIDEOS_SHOWN].numpy(), max_columns=16))
+    return costs
+
+
+def long_latents(
+    config: GenerateConfig, generator: VideoGenerator, conditions: Conditions, seed: int, advance: Advance
+) -> tuple[Tensor, list[dict[str, float]]]:
+    """Latents of the long videos, and cost and memory of each window (fused: of all windows, shared out)."""
+    marks = [_mark()]
+
+    def on_window(_: int) -> None:
+        marks.append(_mark())
+        advance(generator.num_evaluations * len(conditions))
+
+    given = (conditions.text, conditions.image_tokens, conditions.prefix)
+    windows = (config.long_video_windows, config.long_video_carried)
+    if config.long_video_scheme == "chained":
+        latents = generator.chain(*given, *windows, seed, on_window)
+    else:
+        latents = generator.fuse(*given, *windows, seed)
+        advance(generator.num_evaluations * len(conditions) * config.long_video_windows)
+        marks = np.linspace(marks[0], _mark(), config.long_video_windows + 1).tolist()
+    costs = [
+        {
+            "window": number,
+            "wall_ms_per_clip": 1000 * (after[0] - before[0]) / len(conditions),
+            "cpu_ms_per_clip": 1000 * (after[1] - before[1]) / len(conditions),
+            "rss_mb": after[2],
+        }
+        for number, (before, after) in enumerate(pairwise(marks))
+    ]
+    return latents, costs
+
+
+def _mark() -> tuple[float, float, float]:
+    """Wall and CPU seconds, and megabytes."""
+    return time.perf_counter(), time.process_time(), resident_megabytes()
+
+
+def write_windows(work: Workload, windows: dict[str, list[dict[str, float]]], out: Path) -> None:
+    """What the long videos are: windows, frames, clips."""
+    config = work.config
+    spans = frame_spans(
+        config.long_video_windows, work.latent_frames, config.long_video_carried, work.info.temporal_factor
+    )
+    clips = [{"id": work.heldout.ids[r], "caption": work.heldout.captions[r]} for r in work.long_rows]
+    record = {"variants": windows, "frames": spans, "clips": clips, "fps": work.info.fps}
+    (out / "long" / "windows.json").write_text(json.dumps(record, indent=1))
+
+
+def frame_spans(num_windows: int, latent_frames: int, carried: int, temporal_factor: int) -> list[tuple[int, int]]:
+    """First and one-past-last pixel frame of each chained window, its carried frames included, without the anchor."""
+    fresh = latent_frames - 1 - carried
+    spans = [(0, 1 + (latent_frames - 1) * temporal_factor)]
+    for window in range(1, num_windows):
+        stop = latent_frames + window * fresh
+        spans.append((1 + (stop - fresh - carried - 1) * temporal_factor, 1 + (stop - 1) * temporal_factor))
+    return spans
