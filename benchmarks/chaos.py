@@ -22,10 +22,11 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 from chaos_checks import Result, problems, read_result
+from chaos_record import Kill, Record, summary
 from chaos_run import STARTING, Attempt, living
 from pipeline_times import machine
 from readme import RESULTS
@@ -40,38 +41,6 @@ MAX_FAILURES_IN_A_ROW = 3
 INTERRUPTED = 130
 ORPHAN_SECONDS = 30.0
 RESTART_SECONDS = (0.5, 8.0)
-
-
-@dataclass(frozen=True)
-class Kill:
-    """One SIGKILL: whom it hit, when, and what the run did."""
-
-    pipeline: str
-    stage: str
-    target: str
-    after_s: float
-    run_ended: str
-
-
-@dataclass
-class Record:
-    """What was done so far; kept in a file after every step."""
-
-    kills: list[Kill] = field(default_factory=list)
-    finished: dict[str, list[str]] = field(default_factory=dict)  # pipeline -> problems
-    attempts: int = 0
-
-    def save(self, file: Path) -> None:
-        """Writes it."""
-        file.write_text(json.dumps(asdict(self), indent=1) + "\n")
-
-    @classmethod
-    def load(cls, file: Path) -> Record:
-        """Reads it; an empty one where there is none."""
-        if not file.exists():
-            return cls()
-        values = json.loads(file.read_text())
-        return cls([Kill(**kill) for kill in values["kills"]], values["finished"], values["attempts"])
 
 
 class Campaign:
@@ -175,7 +144,8 @@ class Pipeline:
         if not attempt.wait(lambda: False, self.campaign.options.timeout):
             self.problems.append(f"{attempt.log.name}: hung: {_last_line(attempt)}")
             attempt.end()
-        if kills and attempt.process.returncode > 0 and attempt.resume_arguments() is None:
+        failed = kills and attempt.process.returncode > 0 and not attempt.refused()
+        if failed and attempt.resume_arguments() is None:
             self.problems.append(f"{attempt.log.name}: failed without saying how to resume: {_last_line(attempt)}")
         return kills
 
@@ -231,23 +201,6 @@ class Pipeline:
 def _last_line(attempt: Attempt) -> str:
     lines = attempt.printed().strip().splitlines()
     return lines[-1][:200] if lines else "printed nothing"
-
-
-def summary(record: Record) -> str:
-    """Markdown: kills by target and by stage, and what was found."""
-    bad = {name: found for name, found in record.finished.items() if found}
-    stages = [STARTING, *(stage.name for stage in STAGES)]
-    targets = sorted({kill.target for kill in record.kills})
-    count = Counter((kill.target, kill.stage) for kill in record.kills)
-    lines = ["| killed in | " + " | ".join(targets) + " |", "|---|" + "--:|" * len(targets)]
-    lines += [f"| {s} | {' | '.join(str(count[t, s] or '-') for t in targets)} |" for s in stages]
-    lines.append("| all | " + " | ".join(str(sum(k.target == t for k in record.kills)) for t in targets) + " |")
-    head = (
-        f"{len(record.kills)} kills in {len(record.finished)} pipelines; {record.attempts} times a run ended and was "
-        f"resumed; {len(record.finished) - len(bad)} of {len(record.finished)} pipelines finished as undisturbed."
-    )
-    found = [f"- {name}: {line}" for name, lines_ in bad.items() for line in lines_]
-    return "\n".join([head, "", *lines, *([""] if found else []), *found])
 
 
 @contextmanager

@@ -90,6 +90,11 @@ class Attempt:
         found = re.findall(r"to resume: magic141 (.*)", self.printed())
         return shlex.split(found[-1]) if found else None
 
+    def refused(self) -> bool:
+        """Whether it ended before it had begun anything, such as at a server that was just down: nothing to resume."""
+        lines = self.printed().strip().splitlines()
+        return bool(lines) and all(line.startswith("error: ") for line in lines)
+
     def end(self) -> None:
         """Kills all of it."""
         self.look()
