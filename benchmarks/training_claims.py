@@ -23,7 +23,7 @@ JUDGE_STUDENT = (
     "generate.few_steps=[4]",
     "generate.long_video_windows=1",
 )
-SHORT_TRAINING = ("pretrain_t2v.num_steps=400", "pretrain_i2v.num_steps=1500")
+SHORT_TRAINING = ("pretrain_t2v.num_steps=300", "pretrain_i2v.num_steps=1000")
 VALIDATE_EVERY = 100
 
 
