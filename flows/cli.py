@@ -137,7 +137,7 @@ def evaluate(
     """Generate, evaluate and report again, on the models of an earlier run."""
     with reporting(debug):
         home = store(workspace)
-        with prefect_server(home, debug):
+        with resumable(), prefect_server(home, debug):
             from flows.evaluation import evaluation
 
             outcome = evaluation(str(home), run_id, model, set_ or [])
