@@ -78,7 +78,7 @@ TOOLS = (
         first=(("python", "magic141_noop.py", "runs", "{setting}"),),
         reused=("python", "magic141_noop.py", "runs", "{setting}"),
         last=("python", "magic141_noop.py", "runs", "{setting}"),
-        note="with its record in MLflow and its tasks in Prefect, both embedded",
+        note="with its record in MLflow; Prefect's server starts when a stage has to run",
     ),
     Tool(
         "ZenML",

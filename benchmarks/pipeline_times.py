@@ -3,8 +3,8 @@
     python benchmarks/pipeline_times.py configs/demo.yaml
     python benchmarks/pipeline_times.py configs/smoke.yaml --write-readme
 
-Every run uses a workspace of its own, empty at the start; `--workspace` names one to keep. Times include process
-start-up. The last case only plans.
+Every run uses a workspace of its own, empty at the start; `--workspace` names one to keep, in which a stopped script
+goes on. Times include process start-up. The last case only plans.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from readme import RESULTS, write_section
 
 MAGIC141 = str(Path(sys.executable).parent / "magic141")
 HELP_RUNS = 5
+TIMES_FILE = "pipeline_times.json"
 
 
 @dataclass(frozen=True)
@@ -67,23 +68,24 @@ def _children_cpu_s() -> float:
 
 
 def measure_all(config: str, overrides: Sequence[str], workspace: Path) -> list[Timing]:
-    """Every case, in the order in which they depend on each other."""
+    """Every case, in the order in which they depend on each other; those that are in the workspace's file are done."""
     settings = [word for override in overrides for word in ("--set", override)]
     run = ["run", config, *settings]
-    fastest = min(
-        (measure("`magic141 --help`", ["--help"], workspace) for _ in range(HELP_RUNS)), key=lambda t: t.wall_s
-    )
-    return [
-        fastest,
-        measure("`run` from nothing", run, workspace),
-        measure("`run` again, unchanged", run, workspace),
-        measure("`run`, `evaluate.*` changed", [*run, "--set", "evaluate.frechet_dimensions=7"], workspace),
-        measure(
-            "`plan`, `distill_dmd2.*` changed",
-            ["plan", config, *settings, "--set", "distill_dmd2.min_score_time=0.03"],
-            workspace,
-        ),
-    ]
+    cases = {
+        "`magic141 --help`": ["--help"],
+        "`run` from nothing": run,
+        "`run` again, unchanged": run,
+        "`run`, `evaluate.*` changed": [*run, "--set", "evaluate.frechet_dimensions=7"],
+        "`plan`, `distill_dmd2.*` changed": ["plan", config, *settings, "--set", "distill_dmd2.min_score_time=0.03"],
+    }
+    file = workspace / TIMES_FILE
+    timings = [Timing(**timing) for timing in json.loads(file.read_text())] if file.exists() else []
+    for case, arguments in list(cases.items())[len(timings) :]:
+        repeats = HELP_RUNS if arguments == ["--help"] else 1
+        timings.append(min((measure(case, arguments, workspace) for _ in range(repeats)), key=lambda t: t.wall_s))
+        workspace.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps([asdict(timing) for timing in timings]))
+    return timings
 
 
 def machine() -> dict[str, str | int | None]:
@@ -103,11 +105,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="A.B=C")
-    parser.add_argument("--workspace", type=Path, metavar="DIR", help="a new folder, kept; without it a temporary one")
+    parser.add_argument("--workspace", type=Path, metavar="DIR", help="kept; without it a temporary one")
     parser.add_argument("--write-readme", action="store_true", help="also put the table into README.md")
     arguments = parser.parse_args()
-    if arguments.workspace and arguments.workspace.exists():
-        parser.error(f"--workspace {arguments.workspace}: exists already; a run from nothing needs a new folder")
+    if arguments.workspace and arguments.workspace.exists() and not (arguments.workspace / TIMES_FILE).exists():
+        parser.error(f"--workspace {arguments.workspace}: not this script's; a run from nothing needs a new folder")
     with tempfile.TemporaryDirectory(prefix="magic141-times-") as temporary:
         workspace = arguments.workspace or Path(temporary)
         timings = measure_all(arguments.config, arguments.overrides, workspace.resolve())

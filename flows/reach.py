@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
 from magic141.frozen import UserError
 from magic141.urls import without_credentials
 
-SERVERS = ("MLFLOW_TRACKING_URI", "PREFECT_API_URL")
+STORE = "MLFLOW_TRACKING_URI"
+SERVERS = (STORE, "PREFECT_API_URL")
 TIMEOUT_S = 10
 _EXAMPLES = {"PREFECT_API_URL": "http://HOST:4200/api", "MLFLOW_TRACKING_URI": "http://HOST:5000"}
 _HEALTHY = {"PREFECT_API_URL": b"true", "MLFLOW_TRACKING_URI": b"OK"}  # other servers have a /health, too
 _REFUSED = (401, 403)  # it answers; credentials are the client's business
 
 
-def require_servers() -> None:
-    """Raises UserError with a line for every server that is named and does not answer."""
-    problems = [problem for variable in SERVERS if (problem := trouble(variable))]
+def require_servers(variables: Sequence[str] = SERVERS) -> None:
+    """Raises UserError with a line for every server that one of the variables names and that does not answer."""
+    problems = [problem for variable in variables if (problem := trouble(variable))]
     if problems:
         raise UserError("\n".join(problems))
 

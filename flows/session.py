@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.faults import explaining
-from flows.reach import require_servers
+from flows.reach import STORE, require_servers
 from flows.resume import marking_resumable
 from magic141.config import PipelineConfig, config_digest, to_yaml
 from magic141.evaluation.scores import COSTS
@@ -89,7 +89,7 @@ def open_session(
 ) -> Iterator[Session]:
     """Opens the parent run, closes it as FINISHED, FAILED or KILLED."""
     started = time.monotonic()
-    require_servers()
+    require_servers([STORE])  # Prefect is there, or is not needed
     with marking_resumable(), explaining(config.home):
         tracker = Tracker(config.home, config.experiment)
         run = tracker.start_parent(config.name, kind, {**identity(config), **tags})
