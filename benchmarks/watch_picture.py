@@ -21,17 +21,19 @@ from finished import config_in, finished, run_pipeline
 from PIL import Image
 from screenshots import IMAGES
 
+from flows.plan import make_plan
 from magic141.config import load_config
 from magic141.evaluation.charts import Series, line_chart
 from magic141.tracking import Tracker
+from tasks.pipeline import stages_until
 
 WATCH = ("distill_dmd2.validate_every_steps=20", "distill_dmd2.collapse.stop=false")
 TOO_HARD = 16.0  # times the generator's rate
 CURVES = {
-    "validation_frechet": "Fréchet distance to the many-step model",
-    "validation_variance_ratio": "variance, relative to it",
-    "validation_motion_ratio": "motion, relative to it",
-    "validation_diversity_ratio": "difference between seeds, relative to it",
+    "validation_frechet": "Fréchet distance to real clips",
+    "validation_variance_ratio": "variance, relative to the many-step model",
+    "validation_motion_ratio": "motion, relative to the many-step model",
+    "validation_diversity_ratio": "difference between seeds, relative to the many-step model",
 }
 PAGE = """<meta charset="utf-8"><style>
 body {{ font: 14px system-ui, sans-serif; margin: 16px; display: grid; grid-template-columns: 1fr 1fr; gap: 8px 24px; }}
@@ -59,8 +61,8 @@ def main() -> None:
         folder = finished(config, "distill_dmd2")["distill_dmd2"]
         watched[label] = json.loads((folder / "watch.json").read_text())["validations"]
     _draw(watched, IMAGES / "watch_curves.png")
-    tracker = Tracker(config.home, config.experiment)
-    sheet = _last_sheet(tracker, tracker.records("distill_dmd2", limit=1)[0]["artifact"]["run_id"])
+    stage = next(row for row in make_plan(config, stages_until("distill_dmd2")) if row.stage == "distill_dmd2")
+    sheet = _last_sheet(Tracker(config.home, config.experiment), str(stage.run_id))
     shutil.copyfile(sheet, IMAGES / "student_real_fake_collapsed.png")
 
 
