@@ -26,7 +26,14 @@ from magic141.training.adversarial import discriminator_loss, generator_loss
 from magic141.training.collapse import CollapseWatch
 from magic141.training.conditions import Batch, BatchMaker, step_generator
 from magic141.training.config import Dmd2Config
-from magic141.training.dmd2_networks import Guidance, GuidedScores, build_generator, build_scores, export_generator
+from magic141.training.dmd2_networks import (
+    Guidance,
+    GuidedScores,
+    build_generator,
+    build_scores,
+    export_generator,
+    takes_image,
+)
 from magic141.training.dmd2_validation import Dmd2Validation
 from magic141.training.ema import Ema
 from magic141.training.engine import Engine, make_engine
@@ -57,7 +64,7 @@ def dmd2_loss(x: Tensor, gradient: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Dmd2Spec:
-    """What a worker needs: `student` is the CFG-distilled model."""
+    """What a worker needs: `student` is the CFG-distilled model. Of a T2V teacher a T2V student is made."""
 
     config: Dmd2Config
     model: TransformerConfig
@@ -89,7 +96,7 @@ class Dmd2:
             dataset=ClipDataset.open(spec.data, "train"),
             null_text=load_null_text(spec.data),
             num_latent_frames=(spec.model.window_frames - 1) // load_info(spec.data).temporal_factor + 1,
-            image_condition=True,
+            image_condition=takes_image(spec.teacher),
             continued_fraction=config.continued_fraction,
         )
         self.sampler = make_sampler(self.maker, config, context)

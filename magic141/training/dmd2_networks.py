@@ -22,6 +22,11 @@ from magic141.training.single import save_network
 GENERATOR = "generator"
 
 
+def takes_image(folder: Path) -> bool:
+    """Whether a diffusers transformer folder holds an I2V model."""
+    return HunyuanVideoTransformer3DModel.load_config(folder).get("image_condition_type") is not None
+
+
 def build_generator(config: Dmd2Config, teacher: Path, student: Path, seed: int) -> HunyuanVideoTransformer3DModel:
     """The few-step student with w as an input, all of it trained or only a low-rank branch."""
     generator = add_guidance_embedding(load_transformer(teacher if config.start == "teacher" else student))

@@ -44,6 +44,7 @@ class Dmd2Validation:
         self.scores, self.generator, self.config, self.data, self.context = scores, generator, config, data, context
         self._maker = replace(maker, dataset=ClipDataset.open(data, "validation"), continued_fraction=0.0)
         self._reference: Tensor | None = None  # of the many-step model, [S, N, C, T, h, w]
+        self._reference_frechet = 1.0
         real = self._maker.dataset.latents[:, :, : maker.num_latent_frames]
         self._space = TubeSpace.fit(real, real.shape[1])
         self._real_moments = self._moments(real)
@@ -55,9 +56,12 @@ class Dmd2Validation:
         w = Guidance.fixed(self.config, len(batch.x0)).to(self.context.device)
         if self._reference is None:
             self._reference = self._sample_reference(batch, w)
+            self._reference_frechet = self._frechet(self._reference)
         student = self._sample_student(batch, w)
         self._show(student[0], batch, w)
-        return {f"{PREFIX}frechet": self._frechet(student), **compare(student, self._reference)}
+        frechet = self._frechet(student)
+        distances = {f"{PREFIX}frechet": frechet, f"{PREFIX}frechet_ratio": frechet / self._reference_frechet}
+        return distances | compare(student, self._reference)
 
     def _frechet(self, student: Tensor) -> float:
         """Distance of all workers' clips together to all real validation clips: a few clips alone say little."""

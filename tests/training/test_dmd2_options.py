@@ -67,6 +67,22 @@ def build(folders: Path, run_dir: Path, rank: int = 0, world_size: int = 1, **op
     return spec.build(TrainContext(rank, world_size, torch.device("cpu"), run_dir, 0, config.placement))
 
 
+def test_a_t2v_teacher_makes_a_t2v_student(folders: Path, tmp_path: Path) -> None:
+    info = json.loads((folders / "data" / "dataset.json").read_text())
+    teacher = build_transformer(MODEL, CHANNELS, info["text_width"], info["pooled_width"])
+    torch.nn.init.normal_(teacher.proj_out.weight, std=0.05)
+    teacher.save_pretrained(tmp_path / "t2v")
+    config = Dmd2Config.model_validate(SHORT | {"start": "teacher"})
+    spec = Dmd2Spec(config, MODEL, folders / "data", tmp_path / "t2v", tmp_path / "no student")
+    dmd2 = spec.build(TrainContext(0, 1, torch.device("cpu"), tmp_path, 0, config.placement))
+    before = weights(dmd2.generator.module)
+    dmd2.step(0)
+    assert any(not torch.equal(before[name], value) for name, value in weights(dmd2.generator.module).items())
+    assert dmd2.validate()["validation_frechet_ratio"] > 0
+    dmd2.export(tmp_path / "out")
+    assert load_transformer(tmp_path / "out" / "transformer").config.in_channels == CHANNELS
+
+
 def weights(network: torch.nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in network.state_dict().items()}
 
