@@ -11,7 +11,7 @@ from pathlib import Path
 
 from finished import config_in, finished, run_pipeline
 from scores_table import Scores, run_seed
-from verdicts import Evidence, Verdict, mean, spread
+from verdicts import Evidence, Verdict, below_one, mean
 
 from magic141.artifacts import NullLog
 from magic141.config import load_config
@@ -74,8 +74,7 @@ def guidance_tokens(evidence: Evidence) -> Verdict:
         f"{mean(shares)} x the CPU time to the validation loss at which training without them ends; "
         f"after as many steps that loss is {mean([100 * gain for gain in gains], 1)} % lower"
     )
-    faster = statistics.mean(shares) + spread(shares) < 1
-    return Verdict("multi-modal guidance speeds convergence", figures, "holds" if faster else "within noise")
+    return Verdict("multi-modal guidance speeds convergence", figures, below_one(shares))
 
 
 def i2v_faster(evidence: Evidence) -> Verdict:
@@ -88,9 +87,7 @@ def i2v_faster(evidence: Evidence) -> Verdict:
     figures = f"Fréchet distance after {STEPS_OF_BOTH} updates, relative to the many-step teacher's: " + ", ".join(
         f"{task} {mean(found)} x" for task, found in ratios.items()
     )
-    noise, middle = spread(leads), statistics.mean(leads)
-    word = "holds" if middle + noise < 1 else "does not hold here" if middle - noise > 1 else "within noise"
-    return Verdict("I2V distils faster than T2V", figures, word)
+    return Verdict("I2V distils faster than T2V", figures, below_one(leads))
 
 
 def first_below(curve: Mapping[float, float], target: float) -> float:
@@ -109,9 +106,7 @@ def _against_plain(frechet: Mapping[Setting, Sequence[float]], rate: float) -> s
     best = min((s for s in frechet if s.rate == rate and s.a_weak > 0), key=lambda s: statistics.mean(frechet[s]))
     plain = frechet[Setting(0.0, rate)]
     ratios = [a / b for a, b in zip(frechet[best], plain, strict=True)]
-    middle, noise = statistics.mean(ratios), spread(ratios)
-    word = "holds" if middle + noise < 1 else "does not hold here" if middle - noise > 1 else "within noise"
-    return f"rate x {rate:g}: {word} (a_weak {best.a_weak:g}: Fréchet {mean(ratios)} x plain DMD2's)"
+    return f"rate x {rate:g}: {below_one(ratios)} (a_weak {best.a_weak:g}: Fréchet {mean(ratios)} x plain DMD2's)"
 
 
 def _distilled(evidence: Evidence, seed: int, setting: Setting) -> Scores:

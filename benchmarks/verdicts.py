@@ -50,6 +50,12 @@ def mean(values: Sequence[float], digits: int = 2, error: float = 0.0) -> str:
     return f"{statistics.mean(values):.{digits}f}" + (f" ± {noise:.{digits}f}" if noise else "")
 
 
+def below_one(ratios: Sequence[float]) -> str:
+    """The verdict on a claim that ratios, one a seed, are below 1."""
+    middle, noise = statistics.mean(ratios), spread(ratios)
+    return "holds" if middle + noise < 1 else "does not hold here" if middle - noise > 1 else "within noise"
+
+
 def at_least(values: Sequence[float], bound: float, error: float = 0.0) -> bool:
     """Whether the mean reaches the bound within the noise."""
     return statistics.mean(values) + max(spread(values), error) >= bound
