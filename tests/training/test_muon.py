@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -62,7 +63,8 @@ def share_and_compare(rank: int, rendezvous: str) -> None:
     for shapes in (SHAPES, SHAPES[:1]):  # of one matrix one worker has nothing to do
         for shared, alone in zip(updated(shapes, 2), updated(shapes, 1), strict=True):
             assert torch.equal(shared, alone)
-    dist.destroy_process_group()
+    dist.barrier()
+    os._exit(0)  # gloo's threads sometimes abort a process that ends in the usual way
 
 
 @pytest.mark.slow  # starts processes
