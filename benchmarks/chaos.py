@@ -144,9 +144,8 @@ class Pipeline:
         if not attempt.wait(lambda: False, self.campaign.options.timeout):
             self.problems.append(f"{attempt.log.name}: hung: {_last_line(attempt)}")
             attempt.end()
-        failed = kills and attempt.process.returncode > 0 and not attempt.refused()
-        if failed and attempt.resume_arguments() is None:
-            self.problems.append(f"{attempt.log.name}: failed without saying how to resume: {_last_line(attempt)}")
+        if kills and attempt.unfinished() and attempt.resume_arguments() is None:
+            self.problems.append(f"{attempt.log.name}: ended without saying how to resume: {_last_line(attempt)}")
         return kills
 
     def _next_draw(self) -> random.Random | None:

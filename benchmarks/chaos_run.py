@@ -90,10 +90,12 @@ class Attempt:
         found = re.findall(r"to resume: magic141 (.*)", self.printed())
         return shlex.split(found[-1]) if found else None
 
-    def refused(self) -> bool:
-        """Whether it ended before it had begun anything, such as at a server that was just down: nothing to resume."""
+    def unfinished(self) -> bool:
+        """Whether it ended with something begun and not done: not refused, as at a server that was just down."""
         lines = self.printed().strip().splitlines()
-        return bool(lines) and all(line.startswith("error: ") for line in lines)
+        begun = any(not line.startswith("error: ") for line in lines)
+        done = any(line.startswith("done ") for line in lines)
+        return self.process.returncode != 0 and begun and not done
 
     def end(self) -> None:
         """Kills all of it."""
