@@ -40,6 +40,11 @@ def chain_windows(sample_window: SampleWindow, first_latent: Tensor, num_windows
     return torch.cat(parts, dim=2)
 
 
+def video_latent_frames(num_windows: int, window_latent_frames: int, num_carried: int) -> int:
+    """Latent frames of that many windows, each counted once: T + (n-1)*(T-1-k)."""
+    return window_latent_frames + (num_windows - 1) * (window_latent_frames - 1 - num_carried)
+
+
 def num_windows_for(num_latent_frames: int, window_latent_frames: int, num_carried: int) -> int:
     """The fewest windows that cover `num_latent_frames`."""
     fresh = window_latent_frames - 1 - num_carried

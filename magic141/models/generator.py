@@ -12,7 +12,7 @@ from torch import Tensor
 from magic141.diffusion.flow import sigma_grid
 from magic141.diffusion.fused_windows import fuse_windows
 from magic141.diffusion.guidance import guided_velocity
-from magic141.diffusion.long_video import chain_windows
+from magic141.diffusion.long_video import chain_windows, video_latent_frames
 from magic141.diffusion.samplers import PredictVelocity, sample_euler, sample_renoise
 from magic141.models.encoders import TextEmbedding
 from magic141.models.transformer import Prefix, condition, make_prefix, velocity
@@ -80,8 +80,8 @@ class VideoGenerator:
             return self._predictor(text, image_tokens, self._prefix(known))(x_t, sigma)
 
         field = fuse_windows(predict_window, first_latent, num_windows, self.latent_frames, num_carried)
-        frames = self.latent_frames + (num_windows - 1) * (self.latent_frames - 1 - num_carried)
-        return self._integrate(field, first_latent, frames, seed)
+        num_frames = video_latent_frames(num_windows, self.latent_frames, num_carried)
+        return self._integrate(field, first_latent, num_frames, seed)
 
     def chain(
         self,

@@ -8,14 +8,11 @@ from torch import Tensor
 
 from magic141.diffusion.flow import sigma_grid
 from magic141.diffusion.fused_windows import fuse_windows
+from magic141.diffusion.long_video import video_latent_frames
 from magic141.diffusion.samplers import sample_euler, sample_renoise
 
 WINDOW = 5
 CASES = [(1, 1), (2, 1), (2, 2), (12, 2), (5, 3)]
-
-
-def length(num_windows: int, carried: int) -> int:
-    return WINDOW + (num_windows - 1) * (WINDOW - 1 - carried)
 
 
 def counting(x_t: Tensor, sigma: Tensor, known: Tensor) -> Tensor:
@@ -27,7 +24,7 @@ def counting(x_t: Tensor, sigma: Tensor, known: Tensor) -> Tensor:
 @pytest.mark.parametrize(("num_windows", "carried"), CASES)
 def test_averaging_is_exact_for_a_field_that_windows_agree_on(num_windows: int, carried: int) -> None:
     field = fuse_windows(lambda x, sigma, known: 2 * x + 1, torch.zeros(2, 3, 1, 4, 4), num_windows, WINDOW, carried)
-    x_t = torch.randn(2, 3, length(num_windows, carried), 4, 4)
+    x_t = torch.randn(2, 3, video_latent_frames(num_windows, WINDOW, carried), 4, 4)
     torch.testing.assert_close(field(x_t, torch.full((2,), 0.5)), 2 * x_t + 1)
 
 
@@ -35,7 +32,7 @@ def test_averaging_is_exact_for_a_field_that_windows_agree_on(num_windows: int, 
 @pytest.mark.parametrize(("num_windows", "carried"), CASES)
 def test_every_frame_appears_once_and_in_order(num_windows: int, carried: int, sampler: str) -> None:
     field = fuse_windows(counting, torch.zeros(2, 1, 1, 1, 1), num_windows, WINDOW, carried)
-    noise, grid = torch.randn(2, 1, length(num_windows, carried), 1, 1), sigma_grid(4, shift=5.0)
+    noise, grid = torch.randn(2, 1, video_latent_frames(num_windows, WINDOW, carried), 1, 1), sigma_grid(4, shift=5.0)
     generator = torch.Generator().manual_seed(0)
     video = sample_euler(field, noise, grid) if sampler == "euler" else sample_renoise(field, noise, grid, generator)
     torch.testing.assert_close(video[0, 0, :, 0, 0], torch.arange(noise.shape[2]).float(), atol=1e-3, rtol=1e-3)
@@ -59,5 +56,5 @@ def test_windows_are_averaged_where_they_overlap() -> None:
     field = fuse_windows(
         lambda x, sigma, known: torch.full_like(x, float(next(numbers))), torch.zeros(1, 1, 1, 1, 1), 3, WINDOW, 2
     )
-    velocity = field(torch.zeros(1, 1, length(3, 2), 1, 1), torch.ones(1))
+    velocity = field(torch.zeros(1, 1, video_latent_frames(3, WINDOW, 2), 1, 1), torch.ones(1))
     assert velocity.flatten().tolist() == [1, 0, 0, 0.5, 0.5, 1.5, 1.5, 2, 2]

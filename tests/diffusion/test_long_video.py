@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from magic141.diffusion.long_video import chain_windows, num_windows_for
+from magic141.diffusion.long_video import chain_windows, num_windows_for, video_latent_frames
 
 
 def count_on(known: Tensor, length: int) -> Tensor:
@@ -20,6 +20,7 @@ def test_every_frame_appears_once_and_in_order(num_windows: int, carried: int) -
     first = torch.zeros(2, 3, 1, 1, 1)
     video = chain_windows(lambda known, _: count_on(known, 5), first, num_windows, carried)
     frames = 5 + (num_windows - 1) * (4 - carried)
+    assert frames == video_latent_frames(num_windows, 5, carried)
     assert torch.equal(video[0, 0, :, 0, 0], torch.arange(frames).float())
 
 

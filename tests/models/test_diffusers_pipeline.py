@@ -17,7 +17,7 @@ from magic141.diffusion.flow import sigma_grid
 from magic141.diffusion.samplers import sample_euler
 from magic141.models.transformer import make_prefix, velocity
 from magic141.models.vae import VideoCodec
-from tests.models.tiny import CHANNELS, tiny_inputs, tiny_transformer
+from tests.models.tiny import CHANNELS, tiny_inputs, tiny_transformer, tiny_vae
 
 NUM_STEPS, SHIFT, GUIDANCE = 4, 5.0, 2.0
 SIZE, NUM_FRAMES = 32, 9  # 4 x 4 latents, 3 latent frames
@@ -25,10 +25,7 @@ SIZE, NUM_FRAMES = 32, 9  # 4 x 4 latents, 3 latent frames
 
 @pytest.fixture(scope="module")
 def vae() -> AutoencoderKLHunyuanVideo:
-    torch.manual_seed(0)
-    return AutoencoderKLHunyuanVideo(
-        latent_channels=CHANNELS, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4
-    )
+    return tiny_vae()
 
 
 @pytest.mark.parametrize("guidance_embeds", [False, True])

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKLHunyuanVideo
 
 from magic141.data.config import CodecConfig, ShapesConfig
 from magic141.data.shapes import render_clip, sample_clip
 from magic141.frozen import UserError
 from magic141.models.vae import CausalPCACodec, VideoCodec, load_codec
+from tests.models.tiny import tiny_vae
 
 NUM_FRAMES = 9
 
@@ -33,12 +33,7 @@ def pca(clips: torch.Tensor) -> VideoCodec:
 
 @pytest.fixture(scope="module")
 def hunyuan() -> VideoCodec:
-    torch.manual_seed(0)
-    return VideoCodec(
-        AutoencoderKLHunyuanVideo(
-            latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4
-        )
-    )
+    return VideoCodec(tiny_vae())
 
 
 @pytest.fixture(params=["pca", "hunyuan"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from diffusers import HunyuanVideoTransformer3DModel
+from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoTransformer3DModel
 
 from magic141.models.config import TransformerConfig
 from magic141.models.transformer import Conditioning, build_transformer
@@ -22,6 +22,14 @@ def tiny_transformer(
     model = build_transformer(CONFIG, CHANNELS, TEXT, POOLED, image_condition, guidance_embeds)
     torch.nn.init.normal_(model.proj_out.weight, std=0.2)
     return model.eval()
+
+
+def tiny_vae() -> AutoencoderKLHunyuanVideo:
+    """HunyuanVideo's own VAE class, with random weights."""
+    torch.manual_seed(0)
+    return AutoencoderKLHunyuanVideo(
+        latent_channels=CHANNELS, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4
+    )
 
 
 def tiny_inputs(batch: int = 3, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor, Conditioning]:
