@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class UserError(ValueError):
@@ -18,6 +19,23 @@ class FrozenConfig(BaseModel):
     """A config that cannot change after validation and rejects unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _on_top_of_defaults(cls, values: Any) -> Any:
+        """A section given in part keeps the rest of its field's default, which need not be its class's default."""
+        if not isinstance(values, Mapping):
+            return values
+        defaults = {name: field.default for name, field in cls.model_fields.items()}
+        return {name: _on_top(defaults.get(name), value) for name, value in values.items()}
+
+
+def _on_top(default: Any, value: Any) -> Any:
+    """`value`, completed from `default` where both are sections."""
+    if not (isinstance(default, FrozenConfig) and isinstance(value, Mapping)):
+        return value
+    fields = {name: getattr(default, name) for name in type(default).model_fields}
+    return fields | {name: _on_top(fields.get(name), part) for name, part in value.items()}
 
 
 def placement(default: Any, **kwargs: Any) -> Any:

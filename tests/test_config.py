@@ -17,6 +17,7 @@ from magic141.config import (
     with_overrides,
 )
 from magic141.frozen import UserError, key_fields
+from magic141.training.config import OptimizerConfig
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -33,6 +34,15 @@ def test_extends_and_set_compose(tmp_path: Path) -> None:
     config = load_config(tmp_path / "top.yaml", ["distill_dmd2.lora_rank=4", "generate.few_steps=[2]", "name=a=b"])
     assert (config.distill_dmd2.num_steps, config.distill_dmd2.a_weak, config.distill_dmd2.lora_rank) == (8, 0.25, 4)
     assert (config.generate.few_steps, config.name) == ((2,), "a=b")
+
+
+@pytest.mark.parametrize("field", ["distill_dmd2.fake_optimizer", "distill_cfg.optimizer"])
+def test_a_section_given_in_part_keeps_the_rest_of_its_default(field: str) -> None:
+    section, name = field.split(".")
+    default = getattr(getattr(PipelineConfig(), section), name)
+    changed = getattr(getattr(load_config(CONFIGS / "demo.yaml", [f"{field}.learning_rate=0.125"]), section), name)
+    assert default != OptimizerConfig()
+    assert changed == default.model_copy(update={"learning_rate": 0.125})
 
 
 MISTAKES = {
