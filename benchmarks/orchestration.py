@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from environment import settle
 from pipeline_times import machine
 from readme import RESULTS
 
@@ -252,6 +253,7 @@ def table(timings: Sequence[Timing]) -> str:
 
 def main() -> None:
     """Measures, prints and stores."""
+    settle()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [tool.name.lower() for tool in TOOLS]
     parser.add_argument("--tools", nargs="+", choices=names, default=names)

@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from environment import settle
 from paper_table1 import STEPS
 from readme import RESULTS, write_section
 from scores_table import run_seed
@@ -106,6 +107,7 @@ def _later_by_earlier(values: Sequence[float]) -> float:
 
 def main() -> None:
     """Makes what is missing, prints and stores the verdicts."""
+    settle()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/demo.yaml")
     parser.add_argument("--workspace", type=Path, default=Path("runs-table1"), help="that of paper_table1.py")

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from environment import settle
 from readme import RESULTS, write_section
 from scores_table import COLUMNS, Scores, run_seed
 
@@ -66,6 +67,7 @@ def _cell(values: Sequence[float], digits: int) -> str:
 
 def main() -> None:
     """Runs what is missing, prints and stores the table."""
+    settle()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/demo.yaml")
     parser.add_argument("--workspace", type=Path, default=Path("runs-table1"), help="kept; one folder a seed below it")

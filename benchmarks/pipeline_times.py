@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from environment import settle
 from readme import RESULTS, write_section
 
 MAGIC141 = str(Path(sys.executable).parent / "magic141")
@@ -102,6 +103,7 @@ def table(config: str, timings: Sequence[Timing]) -> str:
 
 def main() -> None:
     """Measures, prints and stores."""
+    settle()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="A.B=C")

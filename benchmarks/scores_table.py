@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from environment import settle
 from finished import config_in, finished, run_pipeline
 from readme import RESULTS, write_section
 
@@ -172,6 +173,7 @@ def newest_scores(workspace: Path) -> Path:
 
 def main() -> None:
     """Prints the tables; exits with 1 when a target is missed."""
+    settle()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/demo.yaml")
     parser.add_argument("--workspace", type=Path, default=Path("runs"), help="with --seeds: one folder a seed below it")

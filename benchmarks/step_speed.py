@@ -23,8 +23,8 @@ from readme import RESULTS, write_section
 
 from magic141.config import PipelineConfig
 from magic141.data.dataset import ClipDataset, load_null_text
-from magic141.models.encoders import TextEmbedding
 from magic141.models.generator import VideoGenerator
+from magic141.models.text_embedding import TextEmbedding
 from magic141.models.transformer import HunyuanVideoTransformer3DModel, load_transformer
 from magic141.training.config import PlacementConfig, TrainConfig
 from magic141.training.dmd2 import Dmd2Spec

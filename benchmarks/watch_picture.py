@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from browser import open_page
+from environment import settle
 from finished import config_in, finished, run_pipeline
 from PIL import Image
 from screenshots import IMAGES
@@ -45,6 +46,7 @@ h2 {{ font-size: 15px; margin: 0 0 2px; }} svg {{ width: 100%; font: 11px system
 
 def main() -> None:
     """Trains what is missing and writes two pictures."""
+    settle()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/demo.yaml")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="A.B=C")

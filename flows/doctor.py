@@ -50,6 +50,7 @@ def examine(workspace: Path) -> Iterator[Finding]:
         yield _package(distribution, module, purpose)
     for distribution, remedy in OPTIONAL.items():
         yield Finding(distribution, _version(distribution) or f"not installed (optional): {remedy}")
+    yield _bytecode()
     yield _guarded("device", _device)
     yield _disk(workspace)
     yield _server("MLFLOW_TRACKING_URI", f"SQLite in {workspace}")
@@ -77,6 +78,14 @@ def _package(distribution: str, module: str, purpose: str) -> Finding:
     except Exception as error:  # anything may go wrong in a foreign package's import
         return Finding(distribution, f"{found}, does not import: {error}", False, f"reinstall {distribution}=={found}")
     return Finding(distribution, found)
+
+
+def _bytecode() -> Finding:
+    """Whether the dozens of processes of a run share what one of them has compiled."""
+    if sys.dont_write_bytecode:
+        lost = "every process compiles torch and all else anew, 10 seconds or more; unset PYTHONDONTWRITEBYTECODE"
+        return Finding("bytecode", f"not kept: {lost}")
+    return Finding("bytecode", "kept")
 
 
 def _guarded(name: str, look: Callable[[], Finding]) -> Finding:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from magic141.frozen import UserError
-from magic141.models.encoders import TextEmbedding
+from magic141.models.text_embedding import TextEmbedding
 
 INFO_FILE = "dataset.json"
 MANIFEST_FILE = "manifest.jsonl"

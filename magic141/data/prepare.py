@@ -39,7 +39,8 @@ from magic141.data.splits import SPLITS
 from magic141.data.video import Frames
 from magic141.data.workers import Encode, Probe, Render, parse_clips
 from magic141.frozen import UserError
-from magic141.models.encoders import Encoders, TextEmbedding
+from magic141.models.encoders import Encoders
+from magic141.models.text_embedding import TextEmbedding
 from magic141.models.tiny_encoders import words_of
 from magic141.models.vae import CausalPCACodec, VideoCodec, load_codec
 from magic141.raysession import ensure_ray

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from magic141.data.dataset import ClipDataset
-from magic141.models.encoders import Encoders, TextEmbedding
+from magic141.models.encoders import Encoders
+from magic141.models.text_embedding import TextEmbedding
 from magic141.models.vae import VideoCodec
 from magic141.retrieval.prior import Hit, ImagePrior
 

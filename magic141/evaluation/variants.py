@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 
 from magic141.evaluation.config import GenerateConfig
-from magic141.models.encoders import TextEmbedding
 from magic141.models.generator import VideoGenerator
+from magic141.models.text_embedding import TextEmbedding
 from magic141.models.transformer import load_transformer, sampling_dtype
 from magic141.quantization import load_quantized
 from magic141.training.config import Dmd2Config

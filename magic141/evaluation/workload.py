@@ -17,7 +17,8 @@ from magic141.evaluation.config import GenerateConfig
 from magic141.evaluation.media import save_image, save_video
 from magic141.evaluation.suite import Conditions, pick_clips, pick_prompts, prompt_conditions, retrieve_images
 from magic141.models.config import TransformerConfig
-from magic141.models.encoders import Encoders, TextEmbedding
+from magic141.models.encoders import Encoders
+from magic141.models.text_embedding import TextEmbedding
 from magic141.models.vae import VideoCodec, load_codec
 from magic141.retrieval.prior import Hit, ImagePrior
 from magic141.training.config import Dmd2Config

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from magic141.data.config import EncoderConfig
 from magic141.models.encoder_parts import EncoderParts, load_parts, parts_of_checkpoint
+from magic141.models.text_embedding import TextEmbedding
 from magic141.models.tiny_encoders import build_tiny_parts, words_of
 
 HIDDEN_LAYER = -3  # two layers before the last one
@@ -49,30 +50,6 @@ TEXT_TEMPLATE = Template.hunyuan("Describe the video by detailing the following 
 IMAGE_TEMPLATE = Template.hunyuan(
     "Describe the video by detailing the following aspects according to the reference image: "
 )
-
-
-@dataclass(frozen=True)
-class TextEmbedding:
-    """Encoded prompts: tokens [B, Lt, D], mask [B, Lt] bool (valid tokens first), pooled [B, P]."""
-
-    tokens: Tensor
-    mask: Tensor
-    pooled: Tensor
-
-    def __len__(self) -> int:
-        return self.tokens.shape[0]
-
-    def to(self, device: torch.device | str) -> TextEmbedding:
-        """The same on another device."""
-        return TextEmbedding(self.tokens.to(device), self.mask.to(device), self.pooled.to(device))
-
-    def select(self, rows: Tensor | slice | Sequence[int]) -> TextEmbedding:
-        """Some of the rows, or rows repeated."""
-        return TextEmbedding(self.tokens[rows], self.mask[rows], self.pooled[rows])
-
-    def expand(self, batch_size: int) -> TextEmbedding:
-        """One row repeated `batch_size` times (the null prompt)."""
-        return self.select([0] * batch_size)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from magic141.diffusion.fused_windows import fuse_windows
 from magic141.diffusion.guidance import guided_velocity
 from magic141.diffusion.long_video import chain_windows, video_latent_frames
 from magic141.diffusion.samplers import PredictVelocity, sample_euler, sample_renoise
-from magic141.models.encoders import TextEmbedding
+from magic141.models.text_embedding import TextEmbedding
 from magic141.models.transformer import Prefix, condition, make_prefix, velocity
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from magic141.frozen import UserError
 from magic141.models.config import TransformerConfig
-from magic141.models.encoders import TextEmbedding
+from magic141.models.text_embedding import TextEmbedding
 
 TIME_SCALE = 1000.0  # the network sees 1000*sigma, and 1000*w
 

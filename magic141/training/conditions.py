@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from magic141.data.dataset import ClipDataset
-from magic141.models.encoders import TextEmbedding
+from magic141.models.text_embedding import TextEmbedding
 from magic141.models.transformer import Conditioning, Prefix, condition, make_prefix
 
 MAX_CARRIED = 2  # latent frames that a continued window knows beside the anchor

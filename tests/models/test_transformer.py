@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from magic141.frozen import UserError
-from magic141.models.encoders import TextEmbedding
+from magic141.models.text_embedding import TextEmbedding
 from magic141.models.transformer import (
     add_guidance_embedding,
     condition,
