@@ -1,65 +1,21 @@
-"""Claims of the paper whose test is a training of its own: the weak shift, multi-modal guidance, I2V beside T2V."""
+"""Claims of the paper whose test is a training of its own: multi-modal guidance, I2V beside T2V."""
 
 from __future__ import annotations
 
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 from finished import config_in, finished, run_pipeline
-from scores_table import Scores, run_seed
+from students import NUM_UPDATES, Course, Student, short, train_students
 from verdicts import Evidence, Verdict, below_one, mean
 
-from magic141.artifacts import NullLog
-from magic141.config import load_config
 from magic141.training.dmd2 import Dmd2Spec
-from magic141.training.stages import train
 
-A_WEAK = (0.0, 0.25, 0.5, 0.75)
-RATES = (1.0, 4.0)  # times the configured one of the generator
-JUDGE_STUDENT = (
-    "distill_dmd2.collapse.stop=false",
-    "generate.many_steps=4",
-    "generate.few_steps=[4]",
-    "generate.long_video_windows=1",
-)
 SHORT_TRAINING = ("pretrain_t2v.num_steps=300", "pretrain_i2v.num_steps=1000")
 VALIDATE_EVERY = 100
-# Both tasks alike: the T2V model is trained as long as T2V and I2V together; no CFG distillation comes first.
-LONG_T2V = ("pretrain_t2v.num_steps=1300",)
-STEPS_OF_BOTH = 60
-BOTH = {"num_steps": STEPS_OF_BOTH, "validate_every_steps": 20, "start": "teacher", "keep": "last"}
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A way to distil: strength of the weak shift, generator's rate, kind of the fake score."""
-
-    a_weak: float
-    rate: float = 1.0
-    fake_score: str = "lora"
-
-    def __str__(self) -> str:
-        if self.fake_score == "full":
-            return f"full fake score, rate x {self.rate:g}"
-        return f"a_weak {self.a_weak:g}, rate x {self.rate:g}"
-
-
-def weak_shift(evidence: Evidence) -> Verdict:
-    """Students over the strength of the shift and the generator's learning rate; at last one with a full fake score."""
-    settings = [*(Setting(a, rate) for rate in RATES for a in A_WEAK), Setting(0.0, 1.0, "full")]
-    frechet: dict[Setting, list[float]] = {}
-    rows = []
-    for setting in settings:
-        found = [_distilled(evidence, seed, setting) for seed in evidence.seeds]
-        frechet[setting] = [scores.need("student_4", "frechet") for scores in found]
-        motion = [scores.need("student_4", "motion") for scores in found]
-        rows.append(f"{setting}: Fréchet {mean(frechet[setting])}, motion {mean(motion)}")
-    verdict = "; ".join(_against_plain(frechet, rate) for rate in RATES)
-    return Verdict("a weak shift of the real score steadies DMD2", "; ".join(rows), verdict)
+TASKS = ("I2V", "T2V")
 
 
 def guidance_tokens(evidence: Evidence) -> Verdict:
@@ -79,16 +35,19 @@ def guidance_tokens(evidence: Evidence) -> Verdict:
 
 
 def i2v_faster(evidence: Evidence) -> Verdict:
-    """Step distillation of an I2V and of a T2V model after equally many updates of pretraining."""
-    ratios: dict[str, list[float]] = {"I2V": [], "T2V": []}
-    for seed in evidence.seeds:
-        for task, found in ratios.items():
-            found.append(_distance_to_own_teacher(evidence, seed, task))
-    leads = [i2v / t2v for i2v, t2v in zip(ratios["I2V"], ratios["T2V"], strict=True)]
-    figures = f"Fréchet distance after {STEPS_OF_BOTH} updates, relative to the many-step teacher's: " + ", ".join(
-        f"{task} {mean(found)} x" for task, found in ratios.items()
+    """The same step distillation of an I2V and of a T2V teacher that were trained for equally many updates."""
+    pairs = [_students_of_both(evidence, seed) for seed in evidence.seeds]
+    train_students([student for pair in pairs for student in pair.values()])
+    courses = {task: [pair[task].course for pair in pairs] for task in TASKS}
+    shares = [_share_of_cost(i2v, t2v) for i2v, t2v in zip(courses["I2V"], courses["T2V"], strict=True)]
+    figures = "; ".join(
+        f"{task}: Fréchet distance {mean([c.last('frechet') for c in found])} after {NUM_UPDATES} updates, "
+        f"{mean([c.last('frechet_ratio') for c in found])} x its own teacher's, "
+        f"{mean([c.cpu_s / NUM_UPDATES for c in found])} CPU s an update"
+        for task, found in courses.items()
     )
-    return Verdict("I2V distils faster than T2V", figures, below_one(leads))
+    figures += f"; I2V reaches the distance at which T2V ends in {mean(shares)} x the CPU time"
+    return Verdict("I2V distils faster than T2V", figures, below_one(shares), _curves(courses))
 
 
 def first_below(curve: Mapping[float, float], target: float) -> float:
@@ -102,43 +61,48 @@ def first_below(curve: Mapping[float, float], target: float) -> float:
     return points[-1][0]
 
 
-def _against_plain(frechet: Mapping[Setting, Sequence[float]], rate: float) -> str:
-    """The best shift beside plain DMD2 at a rate, seed by seed."""
-    best = min((s for s in frechet if s.rate == rate and s.a_weak > 0), key=lambda s: statistics.mean(frechet[s]))
-    plain = frechet[Setting(0.0, rate)]
-    ratios = [a / b for a, b in zip(frechet[best], plain, strict=True)]
-    return f"rate x {rate:g}: {below_one(ratios)} (a_weak {best.a_weak:g}: Fréchet {mean(ratios)} x plain DMD2's)"
+def _share_of_cost(i2v: Course, t2v: Course) -> float:
+    """CPU time in which the I2V student comes as close to real clips as the T2V one at its end, over the latter's."""
+    return first_below(i2v.curve("frechet"), t2v.last("frechet")) / NUM_UPDATES * i2v.cpu_s / t2v.cpu_s
 
 
-def _distilled(evidence: Evidence, seed: int, setting: Setting) -> Scores:
-    """The scores of a student trained with a setting, on the seed's own teacher; four steps only."""
-    rate = load_config(Path(evidence.config)).distill_dmd2.optimizer.learning_rate * setting.rate
-    settings = (
-        f"seed={seed}",
-        f"distill_dmd2.a_weak={setting.a_weak}",
-        f"distill_dmd2.fake_score={setting.fake_score}",
-        f"distill_dmd2.optimizer.learning_rate={rate}",
-        *JUDGE_STUDENT,
-    )
-    return run_seed(evidence.config, settings, evidence.workspace / f"seed{seed}")
+def _curves(courses: Mapping[str, Sequence[Course]]) -> str:
+    """A table: Fréchet distance by update, beside the teacher's own."""
+    updates = sorted(courses["I2V"][0].curve("frechet"))
+    lines = ["| Fréchet distance after | teacher | " + " | ".join(f"{update} updates" for update in updates) + " |"]
+    lines.append("|---|" + "--:|" * (1 + len(updates)))
+    for task, found in courses.items():
+        teacher = mean([course.last("frechet") / course.last("frechet_ratio") for course in found])
+        cells = [mean([course.curve("frechet")[update] for course in found]) for update in updates]
+        cost = statistics.mean(course.cpu_s / NUM_UPDATES for course in found)
+        lines.append(f"| {task}, {cost:.2f} CPU s an update | {teacher} | {' | '.join(cells)} |")
+    return "\n".join(["Distilling I2V and T2V:", "", *lines])
 
 
-def _distance_to_own_teacher(evidence: Evidence, seed: int, task: str) -> float:
-    """The student's Fréchet distance after the last update, relative to its teacher's at many steps."""
-    settings = (f"seed={seed}", *(SHORT_TRAINING if task == "I2V" else LONG_T2V))
-    stage = "pretrain_i2v" if task == "I2V" else "pretrain_t2v"
-    home = evidence.workspace / f"guidance{seed}"
-    run_pipeline(evidence.config, settings, home, stage)
-    config = config_in(evidence.config, settings, home)
+def _students_of_both(evidence: Evidence, seed: int) -> dict[str, Student]:
+    """An I2V and a T2V student; the T2V teacher is trained for as many updates as T2V and I2V together.
+
+    Both start from their teachers: no CFG distillation comes first.
+    """
+    home = evidence.workspace / f"seed{seed}"
+    config = config_in(evidence.config, (), home)
+    num_updates = config.pretrain_t2v.num_steps + config.pretrain_i2v.num_steps
+    settings = {"I2V": (f"seed={seed}",), "T2V": (f"seed={seed}", f"pretrain_t2v.num_steps={num_updates}")}
+    return {
+        task: _student_of(evidence, seed, overrides, "pretrain_i2v" if task == "I2V" else "pretrain_t2v")
+        for task, overrides in settings.items()
+    }
+
+
+def _student_of(evidence: Evidence, seed: int, overrides: Sequence[str], stage: str) -> Student:
+    """A student of a stage's model, which is made if it is missing."""
+    home = evidence.workspace / f"seed{seed}"
+    run_pipeline(evidence.config, overrides, home, stage)
+    config = config_in(evidence.config, overrides, home)
     made = finished(config, stage)
-    dmd2 = config.distill_dmd2.model_copy(update=BOTH)
-    dmd2 = dmd2.model_copy(update={"collapse": dmd2.collapse.model_copy(update={"stop": False})})
-    out = home / "claims" / f"{task}-{made[stage].name}"
-    if not (out / "watch.json").is_file():
-        teacher = made[stage] / "transformer"
-        spec = Dmd2Spec(dmd2, config.model, made["prepare_data"], teacher, teacher)
-        train(spec, dmd2, made["prepare_data"], out, NullLog(), seed, home / "claims" / f".{out.name}")
-    return float(json.loads((out / "watch.json").read_text())["validations"][-1]["validation_frechet_ratio"])
+    teacher = made[stage] / "transformer"
+    dmd2 = short(config, {"start": "teacher"})
+    return Student(Dmd2Spec(dmd2, config.model, made["prepare_data"], teacher, teacher), seed, home)
 
 
 def _loss_curve(evidence: Evidence, seed: int, tokens: bool) -> dict[float, float]:

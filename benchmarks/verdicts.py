@@ -12,11 +12,12 @@ from scores_table import Scores
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was claimed, what came out, and whether that bears the claim out."""
+    """What was claimed, what came out, whether that bears the claim out, and a table of its own if it has one."""
 
     claim: str
     figures: str
     verdict: str
+    details: str = ""
 
 
 @dataclass(frozen=True)
