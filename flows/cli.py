@@ -22,6 +22,7 @@ from flows.command_line import (
     warn,
     wide_console,
 )
+from flows.startup import uncollected
 
 app = typer.Typer(
     name="magic141",
@@ -62,8 +63,9 @@ def run(
             server = start_prefect(chosen.home, debug)
             outcome = None
             if server.embedded and chosen.values and not refresh:
-                from flows.unchanged import run_unchanged
-                from tasks.pipeline import stages_until
+                with uncollected():
+                    from flows.unchanged import run_unchanged
+                    from tasks.pipeline import stages_until
 
                 outcome = run_unchanged(chosen.values, stages_until(until))
             if outcome is None:
@@ -90,7 +92,7 @@ def plan(
     debug: Debug = False,
 ) -> None:
     """Show which stages would be reused, which would run, why, on what and for about how long."""
-    with reporting(debug):
+    with reporting(debug), uncollected():
         chosen = selection(config, origin, first, until, refresh, set_, workspace, must_exist=False)
         from flows import plan as planning
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from flows.plan import make_plan
 from flows.session import Outcome, open_session
+from flows.startup import uncollected
 from magic141.config import PipelineConfig
 from tasks.stage import Stage
 
@@ -16,7 +17,8 @@ def run_unchanged(config: PipelineConfig, stages: Sequence[Stage]) -> Outcome | 
     Returns:
         What came out; None, with nothing done, if a stage has to run.
     """
-    if any(row.action != "reused" for row in make_plan(config, stages)):
-        return None
+    with uncollected():
+        if any(row.action != "reused" for row in make_plan(config, stages)):
+            return None
     with open_session(config, "pipeline", {}) as session:
         return session.run_stages(stages)

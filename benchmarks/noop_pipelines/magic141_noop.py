@@ -11,6 +11,7 @@ from pathlib import Path
 from noop import NUM_STAGES, work
 
 from flows.server import PrefectServer
+from flows.startup import uncollected
 from tasks.stage import Stage, StageCall
 
 WORKSPACE, SETTING = Path(sys.argv[1]).resolve(), sys.argv[2]
@@ -37,9 +38,10 @@ def main() -> None:
     """Starts what `magic141 run` starts, and runs the stages."""
     WORKSPACE.mkdir(parents=True, exist_ok=True)
     server = PrefectServer(WORKSPACE)
-    from flows.unchanged import run_unchanged
-    from magic141.config import PipelineConfig
-    from magic141.evaluation.config import ReportConfig
+    with uncollected():
+        from flows.unchanged import run_unchanged
+        from magic141.config import PipelineConfig
+        from magic141.evaluation.config import ReportConfig
 
     config = PipelineConfig(name="noop", workspace=WORKSPACE, report=ReportConfig(title=SETTING))
     stages = [make(number) for number in range(1, NUM_STAGES + 1)]
