@@ -60,9 +60,9 @@ class Course:
         """A figure of the last look, `frechet`, `motion_ratio` and so on."""
         return float(self.validations[-1][f"validation_{figure}"])
 
-    def curve(self, figure: str) -> dict[int, float]:
+    def curve(self, figure: str) -> dict[float, float]:
         """Updates -> a figure."""
-        return {int(look["step"]): float(look[f"validation_{figure}"]) for look in self.validations}
+        return {float(look["step"]): float(look[f"validation_{figure}"]) for look in self.validations}
 
 
 def short(config: PipelineConfig, changes: dict[str, Any], rate: float = 1.0) -> Dmd2Config:

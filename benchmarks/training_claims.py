@@ -69,7 +69,7 @@ def _share_of_cost(i2v: Course, t2v: Course) -> float:
 def _curves(courses: Mapping[str, Sequence[Course]]) -> str:
     """A table: Fréchet distance by update, beside the teacher's own."""
     updates = sorted(courses["I2V"][0].curve("frechet"))
-    lines = ["| Fréchet distance after | teacher | " + " | ".join(f"{update} updates" for update in updates) + " |"]
+    lines = ["| Fréchet distance after | teacher | " + " | ".join(f"{update:g} updates" for update in updates) + " |"]
     lines.append("|---|" + "--:|" * (1 + len(updates)))
     for task, found in courses.items():
         teacher = mean([course.last("frechet") / course.last("frechet_ratio") for course in found])
