@@ -22,7 +22,13 @@ from magic141.training.stages import train
 
 NUM_UPDATES = 100
 ONE_CORE = PlacementConfig(engine="plain", launcher="local", num_workers=1, threads_per_worker=1)
-SHORT: dict[str, Any] = {"num_steps": NUM_UPDATES, "validate_every_steps": 20, "keep": "last", "placement": ONE_CORE}
+SHORT: dict[str, Any] = {
+    "num_steps": NUM_UPDATES,
+    "batch_size": 8,
+    "validate_every_steps": 25,
+    "keep": "last",
+    "placement": ONE_CORE,
+}
 
 
 @dataclass(frozen=True)

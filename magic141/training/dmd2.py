@@ -41,6 +41,7 @@ from magic141.training.objective import TrainContext
 from magic141.training.single import make_sampler
 
 MIN_NORMALISER = 1e-4
+FINAL_EXIT_FRACTION = 0.6
 _NO_RANK = 4095  # random numbers that must be the same on all ranks
 
 
@@ -60,6 +61,17 @@ def dmd2_gradient(x: Tensor, x0_real: Tensor, x0_fake: Tensor) -> Tensor:
 def dmd2_loss(x: Tensor, gradient: Tensor) -> Tensor:
     """`0.5*||x - stopgrad(x - g)||^2`, whose derivative with respect to x is g over the number of elements."""
     return 0.5 * mse_loss(x, (x - gradient).detach())
+
+
+def draw_exit_step(num_steps: int, final_exit_fraction: float, generator: torch.Generator) -> int:
+    """The step, 0 to `num_steps` - 1, after which the chain is left: the last one in a given share of the updates.
+
+    The fake score knows one distribution, that of clips from all exits together. Those that leave early are blurred;
+    if all exits are as frequent, the last ones learn to be as much too contrasty.
+    """
+    if num_steps == 1 or torch.rand((), generator=generator) < final_exit_fraction:
+        return num_steps - 1
+    return int(torch.randint(num_steps - 1, (), generator=generator))
 
 
 @dataclass(frozen=True)
@@ -142,9 +154,8 @@ class Dmd2:
 
     def generate(self, batch: Batch, w: Guidance, step: int, rng: torch.Generator) -> Tensor:
         """The generator's clean estimate at a random step of its chain, with a gradient through that step only."""
-        exit_step = int(
-            torch.randint(len(self.sigmas) - 1, (), generator=step_generator(self.context.seed, step, _NO_RANK))
-        )
+        on_all_ranks = step_generator(self.context.seed, step, _NO_RANK)
+        exit_step = draw_exit_step(len(self.sigmas) - 1, FINAL_EXIT_FRACTION, on_all_ranks)
         state = self.generator_input(batch, w, exit_step, rng)
         with self.generator.autocast():
             u = velocity(self.generator, state.x_t, state.sigma, batch.cond, batch.prefix, w.student)
