@@ -16,8 +16,9 @@ from typing import Any
 
 from magic141.artifacts import NullLog
 from magic141.config import PipelineConfig
-from magic141.training.config import Dmd2Config, PlacementConfig
+from magic141.training.config import PlacementConfig
 from magic141.training.dmd2 import Dmd2Spec
+from magic141.training.dmd2_config import Dmd2Config
 from magic141.training.stages import train
 
 NUM_UPDATES = 100

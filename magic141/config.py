@@ -18,7 +18,8 @@ from magic141.evaluation.config import EvaluateConfig, GenerateConfig, PublishCo
 from magic141.frozen import FrozenConfig, UserError, placement
 from magic141.models.config import TransformerConfig
 from magic141.retrieval.config import ClipConfig, IndexConfig
-from magic141.training.config import CfgDistillationConfig, Dmd2Config, FlowMatchingConfig
+from magic141.training.config import CfgDistillationConfig, FlowMatchingConfig
+from magic141.training.dmd2_config import Dmd2Config
 
 HOME_VARIABLE = "MAGIC141_HOME"
 SCHEDULE_STEPS = 1000

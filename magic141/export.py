@@ -23,7 +23,7 @@ from magic141.models.encoders import Encoders
 from magic141.models.generator import VideoGenerator
 from magic141.models.transformer import load_transformer, sampling_dtype
 from magic141.models.vae import VideoCodec, load_codec
-from magic141.training.config import Dmd2Config
+from magic141.training.dmd2_config import Dmd2Config
 
 BUNDLE_FILE = "magic141.json"
 

@@ -31,7 +31,7 @@ from magic141.evaluation.variants import ModelFolders, Variant, list_variants, l
 from magic141.evaluation.workload import NUM_KNOWN, Workload, prepare_workload, write_conditions
 from magic141.models.config import TransformerConfig
 from magic141.models.generator import VideoGenerator
-from magic141.training.config import Dmd2Config
+from magic141.training.dmd2_config import Dmd2Config
 
 Advance = Callable[[int], None]
 

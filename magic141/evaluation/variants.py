@@ -13,7 +13,7 @@ from magic141.models.generator import VideoGenerator
 from magic141.models.text_embedding import TextEmbedding
 from magic141.models.transformer import load_transformer, sampling_dtype
 from magic141.quantization import load_quantized
-from magic141.training.config import Dmd2Config
+from magic141.training.dmd2_config import Dmd2Config
 
 ModelName = Literal["teacher", "cfg", "student", "int8"]
 

@@ -21,7 +21,7 @@ from magic141.models.encoders import Encoders
 from magic141.models.text_embedding import TextEmbedding
 from magic141.models.vae import VideoCodec, load_codec
 from magic141.retrieval.prior import Hit, ImagePrior
-from magic141.training.config import Dmd2Config
+from magic141.training.dmd2_config import Dmd2Config
 
 NUM_HITS = 5
 NUM_KNOWN = 3  # latent frames that determine a continuation: the first, then two that show position and velocity

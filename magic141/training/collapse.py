@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from magic141.frozen import UserError
-from magic141.training.config import CollapseConfig
+from magic141.training.dmd2_config import CollapseConfig
 
 SATURATED_STDS = 4.0
 PREFIX = "validation_"

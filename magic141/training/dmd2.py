@@ -25,7 +25,7 @@ from magic141.models.transformer import velocity
 from magic141.training.adversarial import discriminator_loss, generator_loss
 from magic141.training.collapse import CollapseWatch
 from magic141.training.conditions import Batch, BatchMaker, step_generator
-from magic141.training.config import Dmd2Config
+from magic141.training.dmd2_config import Dmd2Config
 from magic141.training.dmd2_networks import (
     Guidance,
     GuidedScores,
@@ -41,7 +41,6 @@ from magic141.training.objective import TrainContext
 from magic141.training.single import make_sampler
 
 MIN_NORMALISER = 1e-4
-FINAL_EXIT_FRACTION = 0.6
 _NO_RANK = 4095  # random numbers that must be the same on all ranks
 
 
@@ -155,7 +154,7 @@ class Dmd2:
     def generate(self, batch: Batch, w: Guidance, step: int, rng: torch.Generator) -> Tensor:
         """The generator's clean estimate at a random step of its chain, with a gradient through that step only."""
         on_all_ranks = step_generator(self.context.seed, step, _NO_RANK)
-        exit_step = draw_exit_step(len(self.sigmas) - 1, FINAL_EXIT_FRACTION, on_all_ranks)
+        exit_step = draw_exit_step(len(self.sigmas) - 1, self.config.final_exit_fraction, on_all_ranks)
         state = self.generator_input(batch, w, exit_step, rng)
         with self.generator.autocast():
             u = velocity(self.generator, state.x_t, state.sigma, batch.cond, batch.prefix, w.student)

@@ -16,7 +16,7 @@ from magic141.models.adapters import add_lora, merge_lora
 from magic141.models.scores import Scores, SeparateScores, SharedScores
 from magic141.models.transformer import add_guidance_embedding, load_transformer, velocity
 from magic141.training.conditions import Batch
-from magic141.training.config import Dmd2Config
+from magic141.training.dmd2_config import Dmd2Config
 from magic141.training.single import save_network
 
 GENERATOR = "generator"

@@ -19,7 +19,7 @@ from magic141.models.transformer import velocity
 from magic141.models.vae import load_codec
 from magic141.training.collapse import PREFIX, compare
 from magic141.training.conditions import Batch, BatchMaker, step_generator
-from magic141.training.config import Dmd2Config
+from magic141.training.dmd2_config import Dmd2Config
 from magic141.training.dmd2_networks import Guidance, GuidedScores
 from magic141.training.engine import Engine
 from magic141.training.objective import TrainContext, sum_over_workers

@@ -5,7 +5,8 @@ Activations and buffers come on top: they depend on kernels and checkpointing an
 
 from __future__ import annotations
 
-from magic141.training.config import CfgDistillationConfig, Dmd2Config, OptimizerConfig, PlacementConfig, TrainConfig
+from magic141.training.config import CfgDistillationConfig, OptimizerConfig, PlacementConfig, TrainConfig
+from magic141.training.dmd2_config import Dmd2Config
 
 FP32, BF16 = 4, 2
 STATES = {"adamw": 2, "muon": 1}  # fp32 numbers per weight

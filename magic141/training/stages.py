@@ -12,8 +12,9 @@ from magic141.frozen import UserError
 from magic141.models.config import TransformerConfig
 from magic141.training.cfg_distillation import CfgDistillationSpec
 from magic141.training.collapse import WATCH_FILE
-from magic141.training.config import CfgDistillationConfig, Dmd2Config, FlowMatchingConfig, TrainConfig
+from magic141.training.config import CfgDistillationConfig, FlowMatchingConfig, TrainConfig
 from magic141.training.dmd2 import Dmd2Spec
+from magic141.training.dmd2_config import Dmd2Config
 from magic141.training.flow_matching import FlowMatchingSpec
 from magic141.training.launch import launch
 from magic141.training.objective import ObjectiveSpec

@@ -27,7 +27,7 @@ from magic141.quantization import quantize_student
 from magic141.retrieval.clip import build_clip
 from magic141.retrieval.config import ClipConfig, IndexConfig
 from magic141.retrieval.index import build_index
-from magic141.training.config import Dmd2Config
+from magic141.training.dmd2_config import Dmd2Config
 
 NUM_CLIPS = {"train": 48, "validation": 4, "heldout": 16}
 NUM_FRAMES, SIZE, CHANNELS = 13, 32, 12

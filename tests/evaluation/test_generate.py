@@ -16,7 +16,7 @@ from magic141.evaluation.suite import clip_conditions
 from magic141.evaluation.variants import list_variants
 from magic141.models.generator import VideoGenerator
 from magic141.models.transformer import load_transformer
-from magic141.training.config import Dmd2Config
+from magic141.training.dmd2_config import Dmd2Config
 from tests.evaluation.artifacts import GENERATE, NUM_FRAMES, RecordingLog
 
 Generated = tuple[dict[str, Path], RecordingLog]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from magic141.frozen import UserError
 from magic141.training.collapse import WATCH_FILE, CollapseWatch, compare
-from magic141.training.config import CollapseConfig
+from magic141.training.dmd2_config import CollapseConfig
 
 HEALTHY = {
     "validation_frechet": 2.0,

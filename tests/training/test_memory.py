@@ -8,13 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from magic141.training.config import (
-    CfgDistillationConfig,
-    Dmd2Config,
-    FlowMatchingConfig,
-    OptimizerConfig,
-    PlacementConfig,
-)
+from magic141.training.config import CfgDistillationConfig, FlowMatchingConfig, OptimizerConfig, PlacementConfig
+from magic141.training.dmd2_config import Dmd2Config
 from magic141.training.ema import Ema
 from magic141.training.engine import PlainEngine
 from magic141.training.memory import state_bytes
@@ -62,7 +57,9 @@ def test_distillation_holds_more_than_one_network() -> None:
     trained = 4 * (1 + 1 + 3 + 1) / 4
     teacher, share = 4, 1
     cfg = CfgDistillationConfig(optimizer=ADAMW, placement=placement)
-    lora, full = (Dmd2Config(fake_score=fake, a_weak=0, placement=placement) for fake in ("lora", "full"))
+    lora, full = (
+        Dmd2Config(fake_score=fake, a_weak=0, optimizer=ADAMW, placement=placement) for fake in ("lora", "full")
+    )
     assert state_bytes(cfg, NUM) == NUM * (trained + teacher)
     assert state_bytes(cfg.model_copy(update={"precision": "bf16"}), NUM) == NUM * (trained + teacher / 2)
     assert state_bytes(lora, NUM) == NUM * (trained + share)

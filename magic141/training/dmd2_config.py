@@ -1,0 +1,129 @@
+"""How a student of few steps is made, and when that counts as failed."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from magic141.frozen import FrozenConfig
+from magic141.training.config import OptimizerConfig, TrainConfig
+
+
+class CollapseConfig(FrozenConfig):
+    """When a distillation counts as collapsed: its clips beside the many-step model's, from the same noise."""
+
+    stop: bool = Field(True, description="stop a collapsed run; false only records it")
+    patience: int = Field(2, ge=1, description="validations in a row with a symptom that make a collapse")
+    num_clips: int = Field(64, ge=1, description="validation clips, over all workers")
+    num_seeds: int = Field(2, ge=1, description="seeds per clip; the difference between them is watched")
+    reference_steps: int = Field(16, ge=1, description="Euler steps of the many-step model, once per run")
+    num_shown: int = Field(4, ge=0, description="clips shown as student, real score's and fake score's estimate")
+    min_variance_ratio: float = Field(0.5, ge=0, description="of the student's clips to the many-step model's")
+    max_variance_ratio: float = Field(2.0, gt=0, description="the same")
+    min_motion_ratio: float = Field(0.4, ge=0, description="mean square of frame differences, the same")
+    min_diversity_ratio: float = Field(0.2, ge=0, description="mean square of differences between seeds, the same")
+    max_mean_drift: float = Field(1.0, gt=0, description="shift of the channels' means in standard deviations, rms")
+    max_saturation: float = Field(0.1, ge=0, le=1, description="share of values beyond 4 standard deviations")
+    max_fake_loss_growth: float = Field(4.0, gt=1, description="fake loss, relative to that at the first validation")
+
+
+class Dmd2Config(TrainConfig):
+    """DMD2 step distillation; by default with a LoRA fake score on the shared frozen base."""
+
+    num_steps: int = Field(300, ge=1, description="generator updates")
+    batch_size: int = Field(16, ge=1, description="clips per update, over all workers")
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4)
+    fake_optimizer: OptimizerConfig = OptimizerConfig(
+        kind="adamw", learning_rate=2e-3, betas=(0.0, 0.95), warmup_steps=0, constant_fraction=0.5
+    )
+    ema_decay: float = Field(0.99, ge=0, lt=1, description="exponential average of the generator")
+    validate_every_steps: int = Field(50, ge=1, description="steps between two looks of the collapse watch")
+    collapse: CollapseConfig = CollapseConfig()
+    keep: Literal["best", "last"] = Field(
+        "best", description="what is exported: the best validated average, or the last"
+    )
+    start: Literal["cfg_distilled", "teacher"] = Field(
+        "cfg_distilled",
+        description="the generator's start; from the teacher, guidance and steps are distilled together: raise "
+        "real_guidance_scale",
+    )
+    generator_lora_rank: int = Field(0, ge=0, description="rank of the generator's adapter; 0 trains all its weights")
+    num_inference_steps: int = Field(4, ge=1, le=64, description="steps of the student")
+    schedule_steps: int = Field(1000, ge=1, description="time steps that the schedule has; the student's fit into it")
+    shift: float = Field(5.0, gt=0, description="shift of the student's grid; 5: 1000, 937.5, 833.3, 625 in 4 steps")
+    score_shift: float = Field(
+        3.0, gt=0, description="shift of the score times; high ones do not see fine noise, low ones not the modes"
+    )
+    sampler: Literal["renoise", "euler"] = Field("renoise", description="the student's chain, in training and after")
+    generator_input: Literal["backward_simulation", "noised_real"] = Field(
+        "backward_simulation", description="what the generator sees: its own earlier steps, or noised real latents"
+    )
+    final_exit_fraction: float = Field(
+        0.6,
+        ge=0,
+        le=1,
+        description="share of the updates that train the last step of the chain, the rest the others alike",
+    )
+    fake_score: Literal["lora", "full"] = Field("lora", description="an adapter on the shared base, or a whole copy")
+    lora_rank: int = Field(64, ge=1, description="rank of the fake score's adapter")
+    a_weak: float = Field(0.5, ge=0, description="strength of the adapter in the real score (0 is plain DMD2)")
+    a_strong: float = Field(1.0, gt=0, description="strength of the adapter in the fake score")
+    real_score: Literal["teacher", "cfg_distilled"] = Field(
+        "teacher",
+        description="what judges, and the base of the fake score: the undistilled model, or the CFG-distilled one",
+    )
+    real_guidance_scale: float = Field(
+        1.0, ge=0, description="w of the real score; 1 is none, other values cost the teacher a second evaluation"
+    )
+    student_guidance_scale: float = Field(1.2, ge=0, description="w that the student gets, in training and after")
+    student_guidance_range: tuple[float, float] | None = Field(
+        None, description="w drawn per clip and given to student and real score alike; none: the two fixed values"
+    )
+    adversarial_weight: float = Field(0.0, ge=0, description="weight of the adversarial term; 0 leaves it out")
+    adversarial_input: Literal["noised", "clean"] = Field("noised", description="what the discriminator sees")
+    discriminator_weight: float = Field(0.1, ge=0, description="weight of its loss beside the fake score's")
+    regression_weight: float = Field(
+        0.0, ge=0, description="pull towards the real clip behind each sample (generator_input noised_real)"
+    )
+    min_score_time: float = Field(0.02, ge=0, lt=1, description="lower end of x before the shift")
+    max_score_time: float = Field(0.98, gt=0, le=1, description="upper end of x before the shift")
+    fake_updates_per_step: int = Field(5, ge=1, description="fake-score updates per generator update")
+    fake_warmup_updates: int = Field(20, ge=0, description="fake-score updates before the first generator update")
+    replay_batches: int = Field(4, ge=1, description="generator batches kept for the fake updates")
+    continued_fraction: float = Field(0.25, ge=0, le=1, description="as in pretrain_i2v")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Dmd2Config:
+        if self.num_inference_steps > self.schedule_steps:
+            raise ValueError(
+                f"num_inference_steps = {self.num_inference_steps} is more than schedule_steps = "
+                f"{self.schedule_steps}; use fewer steps"
+            )
+        if self.min_score_time >= self.max_score_time:
+            raise ValueError(
+                f"min_score_time = {self.min_score_time} is not below max_score_time = {self.max_score_time}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> Dmd2Config:
+        if self.fake_score == "full" and self.a_weak > 0:
+            raise ValueError(
+                f"a_weak = {self.a_weak}: a full fake score has no adapter to shift the real score by; use a_weak = 0, "
+                "or fake_score = lora"
+            )
+        if self.regression_weight > 0 and self.generator_input != "noised_real":
+            raise ValueError(
+                f"regression_weight = {self.regression_weight}: backward simulation has no real clip behind a sample; "
+                "use generator_input = noised_real, or regression_weight = 0"
+            )
+        if self.adversarial_weight > 0 and self.placement.engine == "deepspeed" and self.placement.zero_stage == 3:
+            raise ValueError(
+                f"adversarial_weight = {self.adversarial_weight}: the generator's gradient cannot pass through a fake "
+                "score that ZeRO stage 3 has split; use placement.zero_stage <= 2, or adversarial_weight = 0"
+            )
+        if self.student_guidance_range and self.student_guidance_range[0] > self.student_guidance_range[1]:
+            low, high = self.student_guidance_range
+            raise ValueError(f"student_guidance_range = ({low}, {high}): its ends are swapped; use ({high}, {low})")
+        return self
