@@ -19,7 +19,7 @@ from torch.nn.functional import mse_loss
 
 from magic141.data.dataset import ClipDataset, load_info, load_null_text
 from magic141.diffusion.flow import interpolate, sample_sigma, sigma_grid, velocity_target, x0_from_velocity
-from magic141.diffusion.samplers import ChainStep, chain_input, randn_like
+from magic141.diffusion.samplers import ChainStep, chain_input, draw_exit_step, randn_like
 from magic141.models.config import TransformerConfig
 from magic141.models.transformer import velocity
 from magic141.training.adversarial import discriminator_loss, generator_loss
@@ -60,17 +60,6 @@ def dmd2_gradient(x: Tensor, x0_real: Tensor, x0_fake: Tensor) -> Tensor:
 def dmd2_loss(x: Tensor, gradient: Tensor) -> Tensor:
     """`0.5*||x - stopgrad(x - g)||^2`, whose derivative with respect to x is g over the number of elements."""
     return 0.5 * mse_loss(x, (x - gradient).detach())
-
-
-def draw_exit_step(num_steps: int, final_exit_fraction: float, generator: torch.Generator) -> int:
-    """The step, 0 to `num_steps` - 1, after which the chain is left: the last one in a given share of the updates.
-
-    The fake score knows one distribution, that of clips from all exits together. Those that leave early are blurred;
-    if all exits are as frequent, the last ones learn to be as much too contrasty.
-    """
-    if num_steps == 1 or torch.rand((), generator=generator) < final_exit_fraction:
-        return num_steps - 1
-    return int(torch.randint(num_steps - 1, (), generator=generator))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from magic141.diffusion.flow import expand, interpolate, sample_sigma, x0_from_velocity
-from magic141.training.dmd2 import MIN_NORMALISER, dmd2_gradient, dmd2_loss, draw_exit_step
+from magic141.training.dmd2 import MIN_NORMALISER, dmd2_gradient, dmd2_loss
 
 
 def gaussian_velocity(x_t: Tensor, sigma: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
@@ -114,11 +114,3 @@ def test_training_moves_a_gaussian_generator_onto_the_target() -> None:
         optimizer.step()
     torch.testing.assert_close(mu.detach(), target_mean, atol=0.08, rtol=0)
     torch.testing.assert_close((factor @ factor.T).detach(), target, atol=0.12, rtol=0)
-
-
-@pytest.mark.parametrize(("num_steps", "shares"), [(1, [1.0]), (4, [0.4 / 3, 0.4 / 3, 0.4 / 3, 0.6])])
-def test_the_chain_is_left_at_its_last_step_in_the_given_share(num_steps: int, shares: list[float]) -> None:
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.tensor([draw_exit_step(num_steps, 0.6, generator) for _ in range(4000)])
-    counts = torch.bincount(drawn, minlength=num_steps) / len(drawn)
-    torch.testing.assert_close(counts, torch.tensor(shares), atol=0.03, rtol=0)
