@@ -20,6 +20,7 @@ from magic141.training.config import PlacementConfig
 from magic141.training.dmd2 import Dmd2Spec
 from magic141.training.dmd2_config import Dmd2Config
 from magic141.training.stages import train
+from tasks.distill_dmd2 import STAGE
 
 NUM_UPDATES = 100
 ONE_CORE = PlacementConfig(engine="plain", launcher="local", num_workers=1, threads_per_worker=1)
@@ -42,9 +43,10 @@ class Student:
 
     @property
     def folder(self) -> Path:
-        """Named by all that decides the result."""
+        """Named by all that decides the result: code, config, models (whose names are digests too), seed."""
         spec = self.spec
-        content = [spec.config.model_dump(mode="json"), spec.teacher.parent.name, spec.student.parent.name, self.seed]
+        models = [spec.teacher.parent.name, spec.student.parent.name]
+        content = [STAGE.code(), spec.config.model_dump(mode="json"), *models, self.seed]
         return self.home / "students" / hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     @property
@@ -104,5 +106,5 @@ def _train(student: Student) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     train(spec, spec.config, spec.data, aside, NullLog(), student.seed, work)
-    shutil.rmtree(work)
     aside.rename(folder)
+    shutil.rmtree(work)
