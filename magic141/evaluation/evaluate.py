@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -26,6 +26,7 @@ from magic141.models.vae import VideoCodec, load_codec
 
 MAX_PSNR_DB = 60.0
 CODEC_BATCH = 16  # clips that the codec sees at once
+NUM_FUTURES = 8  # of every held-out clip, where the world is known: one alone is mostly chance
 DRIFT = ("motion", "colour", "iou", "background_psnr_db", "psnr_db")
 NO_TRUTH = "no ground truth: the corpus is not the shapes world"
 
@@ -57,9 +58,10 @@ class Scorer:
         rows: the conditions' rows in `heldout`.
         truths: their ground truth; none for data without.
         space: fitted on training latents.
-        real: coefficients of the held-out clips' own latents, [N, n].
-        floor: Frechet distance of a perfect model: of other valid futures of the held-out clips or, where those are
-            not known, of training clips.
+        real: coefficients of what may follow the conditions: several valid futures of each or, where those are not
+            known, the held-out clips themselves; [M, n].
+        floor: Frechet distance of a perfect model: of the held-out clips themselves or, where these are all that is
+            known, of training clips.
         num_latent_frames: T of a window.
     """
 
@@ -84,10 +86,13 @@ class Scorer:
         first = json.loads((generated / "variants.json").read_text())[0]["name"]
         frames = load_file(generated / "exact" / f"{first}.safetensors")["latents"].shape[2]
         space = TubeSpace.fit(train.latents[:, :, :frames], config.frechet_dimensions)
-        real = space.project(heldout.latents[rows, :, :frames])
         truths = [clip["truth"] for clip in clips] if info.has_ground_truth else None
         codec = load_codec(data / "codec")
-        perfect = train.latents[:, :, :frames] if truths is None else _other_futures(truths, heldout, frames, codec)
+        reference, perfect = heldout.latents[rows, :, :frames], train.latents[:, :, :frames]
+        if truths is not None:
+            num_frames = 1 + (frames - 1) * info.temporal_factor
+            reference, perfect = valid_futures(truths, num_frames, info.height, info.width, codec), reference
+        real = space.project(reference)
         return cls(
             config=config,
             codec=codec,
@@ -162,16 +167,22 @@ def score_long(folder: Path, heldout: ClipDataset, has_truth: bool) -> dict[str,
     return {**record, "drift": drift, "reason": None}
 
 
-def _other_futures(truths: list[dict[str, Any]], heldout: ClipDataset, latent_frames: int, codec: VideoCodec) -> Tensor:
-    """Latents of the same first frames and captions in another allowed direction, at each other's speeds."""
+def valid_futures(
+    truths: Sequence[Mapping[str, Any]], num_frames: int, height: int, width: int, codec: VideoCodec
+) -> Tensor:
+    """Latents of what may follow the first frames of shapes clips, [NUM_FUTURES * N, C, T, h, w].
+
+    Every future goes in a direction that the caption allows, at the speed of another of the clips.
+    """
     rng = np.random.default_rng(0)
-    clips = [ShapeClip.from_dict(truth) for truth in truths]
-    speeds = rng.permutation([clip.speed for clip in clips])
-    futures = [other_future(clip, float(speed), rng) for clip, speed in zip(clips, speeds, strict=True)]
-    height, width = heldout.first_frame.shape[1:3]
-    num_frames = 1 + (latent_frames - 1) * codec.temporal_factor
-    frames = np.stack([render_clip(clip, num_frames, height, width) for clip in futures])
-    return codec.encode_video(torch.from_numpy(frames)).cpu()
+    clips = [ShapeClip.from_dict(dict(truth)) for truth in truths]
+    latents = []
+    for _ in range(NUM_FUTURES):
+        speeds = rng.permutation([clip.speed for clip in clips])
+        futures = [other_future(clip, float(speed), rng) for clip, speed in zip(clips, speeds, strict=True)]
+        frames = np.stack([render_clip(clip, num_frames, height, width) for clip in futures])
+        latents.append(codec.encode_video(torch.from_numpy(frames)).cpu())
+    return torch.cat(latents)
 
 
 def _frechet(a: NDArray[np.float64], b: NDArray[np.float64]) -> Score:

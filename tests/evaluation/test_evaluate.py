@@ -40,7 +40,9 @@ def test_real_clips_are_the_ceiling(scored: tuple[dict[str, Any], RecordingLog])
     assert rows["real"]["motion"]["value"] == 1.0
     assert rows["real"]["psnr_db"]["value"] > rows["codec"]["psnr_db"]["value"] > rows["student_4"]["psnr_db"]["value"]
     assert rows["real"]["motion"]["stderr"] == 0
-    assert rows["codec"]["frechet"]["value"] < rows["real"]["frechet"]["value"] < rows["student_4"]["frechet"]["value"]
+    floor = rows["real"]["frechet"]["value"]
+    assert rows["codec"]["frechet"]["value"] == pytest.approx(floor, rel=0.5)
+    assert floor < rows["student_4"]["frechet"]["value"]
 
 
 def test_untrained_networks_do_not_move_anything(scored: tuple[dict[str, Any], RecordingLog]) -> None:
