@@ -28,8 +28,8 @@ from pathlib import Path
 from chaos_checks import Result, problems, read_result
 from chaos_record import Kill, Record, summary
 from chaos_run import STARTING, Attempt, living
+from documents import RESULTS
 from pipeline_times import machine
-from readme import RESULTS
 from servers import Server, mlflow_server, prefect_server, running
 
 from magic141.tracking import Tracker

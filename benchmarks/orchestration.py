@@ -22,9 +22,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from documents import RESULTS
 from environment import settle
 from pipeline_times import machine
-from readme import RESULTS
 
 PIPELINES = Path(__file__).resolve().parent / "noop_pipelines"
 ROOT = PIPELINES.parent.parent

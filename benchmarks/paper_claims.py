@@ -1,6 +1,6 @@
 """The paper's claims at the demo's size, each with figures over seeds and a verdict.
 
-    python benchmarks/paper_claims.py --workspace runs-table1 --seeds 0 1 2 --write-readme
+    python benchmarks/paper_claims.py --workspace runs-table1 --seeds 0 1 2 --write-docs
     python benchmarks/paper_claims.py --workspace runs-table1 --claims weak_shift         # 54 short students
     python benchmarks/paper_claims.py --workspace runs-table1 --claims i2v_faster         # a T2V teacher a seed
     python benchmarks/paper_claims.py --workspace runs-table1 --claims guidance_tokens    # short pretrainings
@@ -18,9 +18,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from documents import RESULTS, write_section
 from environment import settle
 from paper_table1 import STEPS
-from readme import RESULTS, write_section
 from scores_table import run_seed
 from training_claims import guidance_tokens, i2v_faster
 from verdicts import Evidence, Verdict, at_least, at_most, mean, share_error
@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--workspace", type=Path, default=Path("runs-table1"), help="that of paper_table1.py")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--claims", nargs="+", choices=CLAIMS, default=[*JUDGED, "shared_base"])
-    parser.add_argument("--write-readme", action="store_true", help="also put the verdicts into README.md")
+    parser.add_argument("--write-docs", action="store_true", help="also put the verdicts into docs/results.md")
     arguments = parser.parse_args()
     workspace = arguments.workspace.resolve()
     judged = arguments.seeds if JUDGED.keys() & set(arguments.claims) else []
@@ -130,7 +130,7 @@ def main() -> None:
     text = _table(known)
     print("\n" + text)
     (RESULTS / "paper_claims.md").write_text(text + "\n")
-    if arguments.write_readme:
+    if arguments.write_docs:
         write_section("claims", text)
 
 

@@ -1,6 +1,6 @@
 """The layout of the paper's Table 1 on the demo's world: mean and standard deviation over seeds.
 
-    python benchmarks/paper_table1.py --workspace runs-table1 --seeds 0 1 2 --write-readme
+    python benchmarks/paper_table1.py --workspace runs-table1 --seeds 0 1 2 --write-docs
 
 Every seed is one run of the whole demo (data, training, distillation) plus the many rows of the table. Restartable:
 finished stages of a seed are reused, so the same command goes on where it was stopped. Rows: Euler with CFG at 50, 28,
@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from documents import RESULTS, write_section
 from environment import settle
-from readme import RESULTS, write_section
 from scores_table import COLUMNS, Scores, run_seed
 
 ROWS = {  # variant: name of the row
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--config", default="configs/demo.yaml")
     parser.add_argument("--workspace", type=Path, default=Path("runs-table1"), help="kept; one folder a seed below it")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--write-readme", action="store_true", help="also put the table into README.md")
+    parser.add_argument("--write-docs", action="store_true", help="also put the table into its document")
     arguments = parser.parse_args()
     workspace = arguments.workspace.resolve()
     figures = {
@@ -82,7 +82,7 @@ def main() -> None:
     text = f"{_number(len(figures))} of `{arguments.config}`:\n\n{table(list(figures.values()))}"
     print("\n" + text)
     _store(figures, text)
-    if arguments.write_readme:
+    if arguments.write_docs:
         write_section("table1", text)
 
 

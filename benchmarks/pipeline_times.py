@@ -1,7 +1,7 @@
 """Wall-clock time of the pipeline: from nothing, run again unchanged, and after changing one stage's config.
 
     python benchmarks/pipeline_times.py configs/demo.yaml
-    python benchmarks/pipeline_times.py configs/smoke.yaml --write-readme
+    python benchmarks/pipeline_times.py configs/smoke.yaml --write-docs
 
 Every run uses a workspace of its own, empty at the start; `--workspace` names one to keep, in which a stopped script
 goes on. Times include process start-up. The last case only plans.
@@ -22,8 +22,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from documents import RESULTS, write_section
 from environment import settle
-from readme import RESULTS, write_section
 
 MAGIC141 = str(Path(sys.executable).parent / "magic141")
 HELP_RUNS = 5
@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("config")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="A.B=C")
     parser.add_argument("--workspace", type=Path, metavar="DIR", help="kept; without it a temporary one")
-    parser.add_argument("--write-readme", action="store_true", help="also put the table into README.md")
+    parser.add_argument("--write-docs", action="store_true", help="also put the table into its document")
     arguments = parser.parse_args()
     if arguments.workspace and arguments.workspace.exists() and not (arguments.workspace / TIMES_FILE).exists():
         parser.error(f"--workspace {arguments.workspace}: not this script's; a run from nothing needs a new folder")
@@ -121,7 +121,7 @@ def main() -> None:
     text = table(arguments.config, timings)
     (RESULTS / "pipeline_times.md").write_text(text + "\n\n" + _plan_section(timings[-1]))
     print("\n" + text)
-    if arguments.write_readme:
+    if arguments.write_docs:
         write_section("times", text)
 
 

@@ -1,7 +1,7 @@
-"""The README's score table and a verdict on every target, from finished runs of the demo.
+"""The score table and a verdict on every target, from finished runs of the demo.
 
 python benchmarks/scores_table.py                                                     # the newest scores in runs/
-python benchmarks/scores_table.py --workspace runs-table1 --seeds 0 1 2 --write-readme  # means; runs what is missing
+python benchmarks/scores_table.py --workspace runs-table1 --seeds 0 1 2 --write-docs  # means; runs what is missing
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from documents import RESULTS, write_section
 from environment import settle
 from finished import config_in, finished, run_pipeline
-from readme import RESULTS, write_section
 
 COLUMNS = (  # score key, heading, digits
     ("direction", "direction", 2),
@@ -178,7 +178,7 @@ def main() -> None:
     parser.add_argument("--config", default="configs/demo.yaml")
     parser.add_argument("--workspace", type=Path, default=Path("runs"), help="with --seeds: one folder a seed below it")
     parser.add_argument("--seeds", type=int, nargs="+", help="run the config with these seeds, or reuse what is there")
-    parser.add_argument("--write-readme", action="store_true", help="also write README.md and benchmarks/results")
+    parser.add_argument("--write-docs", action="store_true", help="also write the documents and benchmarks/results")
     arguments = parser.parse_args()
     if arguments.seeds:
         workspace = arguments.workspace.resolve()
@@ -187,12 +187,13 @@ def main() -> None:
         seeds = [Scores(json.loads(newest_scores(arguments.workspace).read_text()))]
     verdicts = over_seeds(seeds)
     title = f"Means over {len(seeds)} seeds:" if len(seeds) > 1 else ""
-    text = "\n\n".join(filter(None, (title, score_table(seeds), target_table(verdicts), drift_table(seeds))))
-    print(text)
-    if arguments.write_readme:
+    tables = "\n\n".join(filter(None, (title, score_table(seeds), drift_table(seeds))))
+    print(f"{tables}\n\n{target_table(verdicts)}")
+    if arguments.write_docs:
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / "scores.json").write_text(json.dumps([scores.record for scores in seeds]) + "\n")
-        write_section("scores", text)
+        write_section("scores", tables)
+        write_section("targets", target_table(verdicts))
     raise SystemExit(not all(target.met for target in verdicts))
 
 

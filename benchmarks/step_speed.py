@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from documents import RESULTS, write_section
 from finished import config_in, finished
-from readme import RESULTS, write_section
 
 from magic141.config import PipelineConfig
 from magic141.data.dataset import ClipDataset, load_null_text
@@ -157,7 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/demo.yaml")
     parser.add_argument("--workspace", type=Path, default=Path("runs"), help="with a finished run of the config")
-    parser.add_argument("--write-readme", action="store_true", help="also put the table into README.md")
+    parser.add_argument("--write-docs", action="store_true", help="also put the table into its document")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     config = config_in(arguments.config, (), arguments.workspace)
@@ -166,7 +166,7 @@ def main() -> None:
     print(text)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "step_speed.json").write_text(json.dumps([asdict(speed) for speed in found], indent=1) + "\n")
-    if arguments.write_readme:
+    if arguments.write_docs:
         write_section("speed", text)
 
 

@@ -28,9 +28,9 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from documents import RESULTS
 from environment import settle
 from pipeline_times import MAGIC141, machine
-from readme import RESULTS
 
 REPEATS = 5
 HOUR_MS = 3_600_000

@@ -1,0 +1,22 @@
+"""Puts measured tables between two comment markers of the README or of docs/results.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "results.md")
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def write_section(name: str, text: str) -> None:
+    """Replaces what stands between `<!-- name:begin -->` and `<!-- name:end -->`, in whichever document that is."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    pages = {document: document.read_text() for document in DOCUMENTS}
+    if sum(page.count(begin) for page in pages.values()) != 1:
+        raise SystemExit(f"{' and '.join(map(str, DOCUMENTS))}: expected one {begin} in all")
+    document, page = next((document, page) for document, page in pages.items() if begin in page)
+    head, rest = page.split(begin)
+    if rest.count(end) != 1:
+        raise SystemExit(f"{document}: expected one {end} after {begin}")
+    document.write_text(f"{head}{begin}\n{text.strip()}\n{end}{rest.split(end)[1]}")
