@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -55,6 +56,44 @@ def test_every_variable_of_the_kubernetes_template_is_declared_and_used() -> Non
     template = json.loads((INFRA / "kubernetes" / "base-job-template.json").read_text())
     used = set(re.findall(r"\{\{ (\w+) \}\}", json.dumps(template["job_configuration"])))
     assert used == set(template["variables"]["properties"])
+
+
+# prefect-kubernetes (0.7.13 to 0.8.0) refuses every run of a manifest that lacks a part of this, or has another value.
+# The first two belong into the spec of a job, but it looks for them in the pod's, where Kubernetes ignores them.
+REQUIRED = {
+    "apiVersion": "batch/v1",
+    "kind": "Job",
+    "spec": {
+        "template": {
+            "spec": {
+                "parallelism": 1,
+                "completions": 1,
+                "restartPolicy": "Never",
+                "containers": [{"name": "prefect-job"}],
+            }
+        }
+    },
+}
+
+
+def lacking(manifest: Any, required: Any, path: str = "") -> Iterator[str]:
+    """Paths of what `required` has and `manifest` has not, or has otherwise."""
+    if isinstance(required, dict):
+        for name, value in required.items():
+            yield from lacking(manifest.get(name, {}), value, f"{path}/{name}")
+    elif isinstance(required, list):
+        for row, value in enumerate(required):
+            yield from lacking(manifest[row], value, f"{path}/{row}")
+    elif manifest != required:
+        yield path
+
+
+def test_the_kubernetes_worker_takes_the_manifest() -> None:
+    template = json.loads((INFRA / "kubernetes" / "base-job-template.json").read_text())
+    manifest = template["job_configuration"]["job_manifest"]
+    assert list(lacking(manifest, REQUIRED)) == []
+    del manifest["spec"]["template"]["spec"]["parallelism"]
+    assert list(lacking(manifest, REQUIRED)) == ["/spec/template/spec/parallelism"]
 
 
 def test_containers_are_published_on_loopback_only_and_have_no_password_of_their_own() -> None:
