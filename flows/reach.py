@@ -9,6 +9,8 @@ from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
 from magic141.frozen import UserError
+from magic141.ray_address import VARIABLE as RAY
+from magic141.ray_address import ray_address_trouble
 from magic141.urls import without_credentials
 
 STORE = "MLFLOW_TRACKING_URI"
@@ -19,8 +21,8 @@ _HEALTHY = {"PREFECT_API_URL": b"true", "MLFLOW_TRACKING_URI": b"OK"}  # other s
 _REFUSED = (401, 403)  # it answers; credentials are the client's business
 
 
-def require_servers(variables: Sequence[str] = SERVERS) -> None:
-    """Raises UserError with a line for every server that one of the variables names and that does not answer."""
+def require_servers(variables: Sequence[str] = (*SERVERS, RAY)) -> None:
+    """Raises UserError with a line for every variable whose server does not answer, or whose value cannot be right."""
     problems = [problem for variable in variables if (problem := trouble(variable))]
     if problems:
         raise UserError("\n".join(problems))
@@ -28,6 +30,8 @@ def require_servers(variables: Sequence[str] = SERVERS) -> None:
 
 def trouble(variable: str) -> str | None:
     """What is wrong with the server that an environment variable names; none if it answers or is not on the network."""
+    if variable == RAY:
+        return ray_address_trouble()
     url = without_credentials(os.environ.get(variable, ""))
     if not url.startswith(("http://", "https://")):
         return _not_a_url(variable, url)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import threading
@@ -16,6 +15,7 @@ from pydantic import ValidationError
 from flows.generation import find_model
 from magic141.config_errors import explain
 from magic141.frozen import UserError
+from magic141.ray_address import ray_cluster
 from magic141.serving.config import ServingConfig
 
 LOCAL_HOST, DEFAULT_PORT = "127.0.0.1", 8141
@@ -43,7 +43,7 @@ def serve(
         UserError: the model, a setting or the address is not right; nothing was started.
     """
     config = parse_settings(settings)
-    if not os.environ.get("RAY_ADDRESS"):  # on a cluster, Ray listens where the cluster's nodes are
+    if not ray_cluster():  # on a cluster, Ray listens where the cluster's nodes are
         require_free(host, port)
     folder = find_model(workspace, model)
     from magic141.raysession import ensure_ray

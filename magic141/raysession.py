@@ -13,6 +13,8 @@ import ray
 import ray.data
 
 from magic141.accelerator import settle_accelerator
+from magic141.frozen import UserError
+from magic141.ray_address import ray_address_trouble, ray_cluster
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
 _OBJECT_STORE_BYTES = 500_000_000
@@ -27,14 +29,19 @@ def ensure_ray() -> None:
     With RAY_ADDRESS set, that cluster is used as it is: its nodes have magic141 installed and their own limits.
     Otherwise a local one starts, whose workers find this package and use one thread each. Ray Data's progress bars
     are off: stages show their own.
+
+    Raises:
+        UserError: RAY_ADDRESS is none that Ray can be used at.
     """
+    if problem := ray_address_trouble():
+        raise UserError(problem)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a FutureWarning in every process
     settle_accelerator()
     if ray.is_initialized() and not _is_alive():
         ray.shutdown()  # the next call to a dead daemon would end this process without a word
     if not ray.is_initialized():
-        if os.environ.get("RAY_ADDRESS"):
+        if ray_cluster():
             ray.init(log_to_driver=False, logging_level=logging.ERROR)
         else:
             _start_local()
@@ -43,7 +50,7 @@ def ensure_ray() -> None:
 
 def _is_alive() -> bool:
     """Whether the daemon runs that this process started; a cluster's is not its child, and Ray's business."""
-    if os.environ.get("RAY_ADDRESS"):
+    if ray_cluster():
         return True
     children = psutil.Process().children()
     return any(child.name() == "raylet" and child.status() != psutil.STATUS_ZOMBIE for child in children)

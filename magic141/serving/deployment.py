@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +17,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 
 from magic141.config_errors import explain
 from magic141.frozen import UserError
+from magic141.ray_address import ray_cluster
 from magic141.serving.app import BusyError, ModelCard, build_app
 from magic141.serving.config import ServingConfig
 from magic141.serving.requests import Video, VideoRequest
@@ -140,7 +140,7 @@ def start(folder: Path, card: ModelCard, config: ServingConfig, host: str, port:
     Raises:
         UserError: if this machine has no room for the replicas; a cluster may still grow.
     """
-    if not os.environ.get("RAY_ADDRESS"):
+    if not ray_cluster():
         _require_room(config)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # the caller says what there is to know
     serve.start(http_options={"host": host, "port": port}, logging_config={"log_level": "WARNING"})
@@ -151,6 +151,6 @@ def stop() -> None:
     """Takes the application away; on a cluster that is not ours nothing but it, and Serve if it was the last one."""
     with suppress(RayServeException):  # stopped before Serve had started
         serve.delete(APP)
-        if os.environ.get("RAY_ADDRESS") and not serve.status().applications:
+        if ray_cluster() and not serve.status().applications:
             serve.shutdown()
     ray.shutdown()  # ends a Ray that was started for us, and leaves any other

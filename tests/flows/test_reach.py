@@ -9,7 +9,7 @@ from threading import Thread
 
 import pytest
 
-from flows.reach import SERVERS, require_servers, trouble
+from flows.reach import RAY, SERVERS, require_servers, trouble
 from magic141.frozen import UserError
 
 
@@ -39,7 +39,7 @@ def server() -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def _no_servers(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in SERVERS:
+    for variable in (*SERVERS, RAY):
         monkeypatch.delenv(variable, raising=False)
 
 
@@ -113,3 +113,36 @@ def test_another_server_at_the_url_is_told(
 def test_a_url_without_its_scheme_is_told(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, "127.0.0.1:4200/api")
     assert "127.0.0.1:4200/api: not a URL; expected one such as http://HOST:" in str(trouble(variable))
+
+
+@pytest.mark.parametrize("address", ["10.0.0.1:6379", "head.ray.svc:6379", "[fd00::1]:6379", "auto", "local"])
+def test_an_address_that_ray_takes_is_fine(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    require_servers()
+
+
+@pytest.mark.parametrize(
+    ("address", "line"),
+    [
+        (
+            "http://10.0.0.1:8265",
+            "RAY_ADDRESS = http://10.0.0.1:8265: expected HOST:PORT such as 10.0.0.1:6379, or auto",
+        ),
+        ("10.0.0.1", "RAY_ADDRESS = 10.0.0.1: expected HOST:PORT"),
+        ("ray://head:10001", "run this on a node of the cluster with RAY_ADDRESS=auto or HOST:6379"),
+    ],
+)
+def test_an_address_that_cannot_work_is_told(address: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(UserError) as caught:
+        require_servers()
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_ray_client_is_refused_where_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    from magic141.raysession import ensure_ray
+
+    monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
+    with pytest.raises(UserError, match="Ray Client cannot run Ray Data's actors"):
+        ensure_ray()
