@@ -145,6 +145,19 @@ def add_guidance_embedding(teacher: HunyuanVideoTransformer3DModel) -> HunyuanVi
     return student
 
 
+def fold_guidance(model: HunyuanVideoTransformer3DModel, w: float) -> HunyuanVideoTransformer3DModel:
+    """A guidance-distilled model at one guidance scale, without the input w: there its embedding is a constant bias."""
+    embed = model.time_text_embed
+    with torch.no_grad():
+        scale = torch.tensor([w * TIME_SCALE], device=model.device)
+        constant = embed.guidance_embedder(embed.time_proj(scale).to(model.dtype))[0]
+    state = {name: value for name, value in model.state_dict().items() if ".guidance_embedder." not in name}
+    bias = "time_text_embed.timestep_embedder.linear_2.bias"
+    folded = _rebuild(model, guidance_embeds=False)
+    folded.load_state_dict({**state, bias: state[bias] + constant})
+    return folded
+
+
 def _rebuild(model: HunyuanVideoTransformer3DModel, **changes: Any) -> HunyuanVideoTransformer3DModel:
     config = {name: value for name, value in model.config.items() if not name.startswith("_")}
     rebuilt = HunyuanVideoTransformer3DModel(**{**config, **changes})

@@ -79,6 +79,9 @@ class FlowMatchingConfig(TrainConfig):
     """Flow-matching pretraining (sections 5 of the design; paper section 3)."""
 
     base: str | None = Field(None, description="diffusers transformer folder to start from; none: from scratch")
+    base_guidance_scale: float = Field(
+        1.0, ge=0, description="w that a guidance-distilled base, which has w as an input, is fixed at; else unused"
+    )
     num_steps: int = Field(1000, ge=0, description="optimizer steps; 0 takes `base` as it is")
     shift: float = Field(8.0, gt=0, description="sigma = s*x/(1+(s-1)*x), x uniform")
     text_dropout: float = Field(0.1, ge=0, le=1, description="share of samples trained without text")

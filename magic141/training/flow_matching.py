@@ -14,7 +14,13 @@ from magic141.data.dataset import ClipDataset, load_info, load_null_text
 from magic141.diffusion.flow import interpolate, sample_sigma, velocity_target
 from magic141.diffusion.samplers import PredictVelocity
 from magic141.models.config import TransformerConfig
-from magic141.models.transformer import build_transformer, expand_to_i2v, load_transformer, velocity
+from magic141.models.transformer import (
+    build_transformer,
+    expand_to_i2v,
+    fold_guidance,
+    load_transformer,
+    velocity,
+)
 from magic141.training.conditions import Batch, BatchMaker
 from magic141.training.config import FlowMatchingConfig
 from magic141.training.objective import TrainContext
@@ -71,13 +77,18 @@ class FlowMatching(SingleNetworkObjective):
 
 def initial_network(spec: FlowMatchingSpec) -> HunyuanVideoTransformer3DModel:
     """T2V: the configured base or a new network; I2V: the configured I2V base, or the T2V network after surgery."""
-    if spec.config.base is not None:
-        base = load_transformer(spec.config.base)
+    folder = spec.config.base or spec.t2v
+    if folder is not None:
+        base = load_base(folder, spec.config.base_guidance_scale)
         return base if spec.t2v is None or base.config.image_condition_type else expand_to_i2v(base)
-    if spec.t2v is not None:
-        return expand_to_i2v(load_transformer(spec.t2v))
     info = load_info(spec.data)
     return build_transformer(spec.model, info.latent_shape[0], info.text_width, info.pooled_width)
+
+
+def load_base(folder: Path | str, guidance_scale: float) -> HunyuanVideoTransformer3DModel:
+    """A base without the input w: pretraining, and the teacher's guidance later on, know none."""
+    base = load_transformer(folder)
+    return fold_guidance(base, guidance_scale) if base.config.guidance_embeds else base
 
 
 def make_batch_maker(

@@ -15,7 +15,7 @@ from magic141.training.collapse import WATCH_FILE
 from magic141.training.config import CfgDistillationConfig, FlowMatchingConfig, TrainConfig
 from magic141.training.dmd2 import Dmd2Spec
 from magic141.training.dmd2_config import Dmd2Config
-from magic141.training.flow_matching import FlowMatchingSpec
+from magic141.training.flow_matching import FlowMatchingSpec, load_base
 from magic141.training.launch import launch
 from magic141.training.objective import ObjectiveSpec
 
@@ -114,7 +114,7 @@ def train(
 
 
 def take_base(config: FlowMatchingConfig, out: Path, log: StageLog) -> None:
-    """Fills the artifact with the base model, without training.
+    """Fills the artifact with the base model, without training; a guidance-distilled one at its fixed w.
 
     Raises:
         UserError: if the base is not a diffusers transformer folder.
@@ -122,7 +122,10 @@ def take_base(config: FlowMatchingConfig, out: Path, log: StageLog) -> None:
     assert config.base is not None
     if not (Path(config.base) / "config.json").is_file():
         raise UserError(f"base = {config.base}: expected a diffusers transformer folder with config.json")
-    shutil.copytree(config.base, out / "transformer")
+    if json.loads((Path(config.base) / "config.json").read_text()).get("guidance_embeds"):
+        load_base(config.base, config.base_guidance_scale).save_pretrained(out / "transformer")
+    else:
+        shutil.copytree(config.base, out / "transformer")
     (out / "metrics.jsonl").touch()
     record: dict[str, float | int | str] = {"steps": 0, "num_parameters": num_parameters(out / "transformer")}
     (out / "training.json").write_text(json.dumps(record, indent=1))

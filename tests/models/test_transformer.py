@@ -13,6 +13,7 @@ from magic141.models.transformer import (
     add_guidance_embedding,
     condition,
     expand_to_i2v,
+    fold_guidance,
     load_transformer,
     make_prefix,
     velocity,
@@ -46,6 +47,17 @@ def test_guidance_embedding_starts_without_effect() -> None:
     expected = velocity(teacher, x_t, sigma, cond, prefix)
     for w in (1.0, 6.0):
         assert torch.equal(velocity(student, x_t, sigma, cond, prefix, torch.full((3,), w)), expected)
+
+
+@pytest.mark.parametrize("w", [1.0, 6.0])
+def test_folded_guidance_is_the_distilled_model_at_that_scale(w: float) -> None:
+    distilled = tiny_transformer(guidance_embeds=True)
+    folded = fold_guidance(distilled, w)
+    x_t, sigma, cond = tiny_inputs()
+    there = velocity(distilled, x_t, sigma, cond, None, torch.full((3,), w))
+    elsewhere = velocity(distilled, x_t, sigma, cond, None, torch.full((3,), w + 2))
+    torch.testing.assert_close(velocity(folded, x_t, sigma, cond), there)
+    assert (there - elsewhere).abs().max() > 1e-4, "w must matter, or the test shows nothing"
 
 
 def test_guidance_scale_keeps_its_precision_in_a_bf16_model() -> None:
