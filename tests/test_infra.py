@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -94,6 +96,37 @@ def test_the_kubernetes_worker_takes_the_manifest() -> None:
     assert list(lacking(manifest, REQUIRED)) == []
     del manifest["spec"]["template"]["spec"]["parallelism"]
     assert list(lacking(manifest, REQUIRED)) == ["/spec/template/spec/parallelism"]
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("", ["flow-run execute"]),
+        ("head:6379", ["joined start --address=head:6379 --num-cpus=0 --num-gpus=0", "flow-run execute"]),
+        ("nowhere:6379", ["joined start --address=nowhere:6379 --num-cpus=0 --num-gpus=0"]),
+    ],
+)
+def test_a_pod_joins_the_ray_cluster_before_its_flow_starts(address: str, expected: list[str], tmp_path: Path) -> None:
+    template = json.loads((INFRA / "kubernetes" / "base-job-template.json").read_text())
+    (container,) = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]["containers"]
+    ray = tmp_path / "ray"
+    ray.write_text('#!/bin/sh\necho "joined $@"\ncase "$2" in *nowhere*) exit 1;; esac\n')
+    ray.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "RAY_ADDRESS": address}
+    run = [*container["command"], "echo", "flow-run", "execute"]  # the worker gives the flow's command as a list
+    done = subprocess.run(run, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == expected
+    assert done.returncode == (1 if "nowhere" in address else 0)
+
+
+def test_every_pod_that_samples_has_a_gpu() -> None:
+    deployments = yaml.safe_load((INFRA / "prefect.yaml").read_text())["deployments"]
+    pods = [d["work_pool"] for d in deployments if d["name"].startswith("kubernetes-")]
+    template = json.loads((INFRA / "kubernetes" / "base-job-template.json").read_text())
+    assert len(pods) == 3
+    for pod in pods:
+        assert pod["job_variables"]["num_gpus"] == 1
+        assert pod["job_variables"].keys() <= template["variables"]["properties"].keys()
 
 
 def test_containers_are_published_on_loopback_only_and_have_no_password_of_their_own() -> None:
