@@ -48,6 +48,11 @@ FAULTS = (
         "see the server's log",
     ),
     _fault(
+        "No module named 'boto3'",
+        "MLFLOW_TRACKING_URI: its artifact store is on S3, which needs boto3; install the extra with uv pip install "
+        "-e '.[s3]', or give the server --artifacts-destination in place of --default-artifact-root",
+    ),
+    _fault(
         r"API request to \S+ failed with|Max retries exceeded with url",
         "MLFLOW_TRACKING_URI: the server does not answer any more; start it again",
     ),

@@ -58,6 +58,7 @@ def test_a_locked_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             "could not store an artifact; its artifact root may be full or not writable",
         ),
         ("API request to http://host failed with exception HTTPConnectionPool", "does not answer any more"),
+        ("No module named 'boto3'", "MLFLOW_TRACKING_URI: its artifact store is on S3, which needs boto3; install the"),
         ("All connection attempts failed", "PREFECT_API_URL: the server does not answer any more"),
         ("(sqlite3.OperationalError) attempt to write a readonly database", "cannot be written; give this user"),
     ],
