@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -29,7 +30,14 @@ def environment() -> dict[str, Any]:
 
 @lru_cache
 def git_commit() -> str | None:
-    """The commit that the code was run from, with '-dirty' when files differ; None outside a checkout."""
+    """The commit that the code was run from, with '-dirty' when files differ.
+
+    Outside a checkout it is MAGIC141_COMMIT, which an image has from its build; None where that is not set, either.
+    """
+    return _described() or os.environ.get("MAGIC141_COMMIT") or None
+
+
+def _described() -> str | None:
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -127,6 +128,21 @@ def test_every_pod_that_samples_has_a_gpu() -> None:
     for pod in pods:
         assert pod["job_variables"]["num_gpus"] == 1
         assert pod["job_variables"].keys() <= template["variables"]["properties"].keys()
+
+
+def test_the_image_gets_what_it_copies() -> None:
+    """The build's context leaves everything out but what is named; a COPY of anything else fails."""
+    lines = (INFRA / "Dockerfile").read_text().splitlines()
+    copied = {name for line in lines if line.startswith("COPY") for name in line.split()[1:-1]}
+    kept = {line[1:] for line in (INFRA.parent / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert copied == kept
+    assert all((INFRA.parent / name).exists() for name in copied)
+
+
+def test_the_image_installs_extras_that_exist() -> None:
+    (extras,) = re.findall(r"^ARG EXTRAS=(\S+)", (INFRA / "Dockerfile").read_text(), re.MULTILINE)
+    known = tomllib.loads((INFRA.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(extras.split(",")) <= known.keys()
 
 
 def test_containers_are_published_on_loopback_only_and_have_no_password_of_their_own() -> None:
