@@ -145,6 +145,16 @@ def test_the_image_installs_extras_that_exist() -> None:
     assert set(extras.split(",")) <= known.keys()
 
 
+def test_one_service_builds_the_image_and_the_other_waits_for_it() -> None:
+    services = yaml.safe_load((INFRA / "compose.yaml").read_text())["services"]
+    users = {name: service for name, service in services.items() if service["image"] == "magic141-servers"}
+    assert sorted(users) == ["mlflow", "prefect"]
+    (builder,) = [name for name, service in users.items() if "build" in service]
+    (other,) = users.keys() - {builder}
+    assert users[other]["pull_policy"] == "never"
+    assert users[other]["depends_on"].keys() == {"postgres", builder}
+
+
 def test_containers_are_published_on_loopback_only_and_have_no_password_of_their_own() -> None:
     text = (INFRA / "compose.yaml").read_text()
     services = yaml.safe_load(text)["services"]
