@@ -194,6 +194,7 @@ def promote(
     rollback: Annotated[
         bool, typer.Option("--rollback", help="back to the champion before the last promotion")
     ] = False,
+    alias: Annotated[str, typer.Option(help="with --rollback: what moves back")] = "champion",
     workspace: Workspace = None,
     debug: Debug = False,
 ) -> None:
@@ -201,8 +202,9 @@ def promote(
     with reporting(debug):
         from flows import promotion
 
+        promotion.require_fitting(rollback, alias, set_ or [])
         if rollback:
-            uri, version = promotion.rollback(store(workspace), model, set_ or [])
+            uri, version = promotion.rollback(store(workspace), model, alias)
             typer.echo(f"{uri} is version {version} again")
             return
         decision = promotion.promote(store(workspace), model, set_ or [], force)

@@ -11,7 +11,7 @@ from flows.origin import config_of
 from magic141.config import with_overrides
 from magic141.evaluation.gate import Verdict, judge
 from magic141.frozen import UserError
-from magic141.tracking import Run, Tracker, open_store
+from magic141.tracking import Run, Tracker, open_store, parse_uri
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,25 @@ def promote(workspace: Path, model: str, overrides: Sequence[str] = (), force: b
     return Decision(f"models:/{name}@{alias}", str(version.version), verdicts, passed)
 
 
-def rollback(workspace: Path, model: str, overrides: Sequence[str] = ()) -> tuple[str, str]:
-    """Points the champion alias of a model back to the version before the last promotion; returns URI and version."""
-    tracker = open_store(workspace)
-    name, version = tracker.registry.version(model)
-    run = tracker.pipeline_run(version.run_id)
-    alias = with_overrides(config_of(run, tracker, workspace), overrides, "the run's config").publish.champion
-    return f"models:/{name}@{alias}", tracker.registry.rollback(name, alias)
+def require_fitting(rollback: bool, alias: str, overrides: Sequence[str]) -> None:
+    """Refuses options that would have no effect: the alias of a promotion comes from the config, a rollback reads none.
+
+    Raises:
+        UserError: there is one.
+    """
+    if rollback and overrides:
+        raise UserError(f"--set {overrides[0]}: --rollback reads no config; name the alias with --alias")
+    if not rollback and alias != "champion":
+        raise UserError(f"--alias {alias}: only with --rollback; to promote to it, --set publish.champion={alias}")
+
+
+def rollback(workspace: Path, model: str, alias: str = "champion") -> tuple[str, str]:
+    """Points an alias of a model back to the version before the last promotion; returns URI and version.
+
+    Of `model` only the name counts: whatever else is broken, the way back is open.
+    """
+    name, _, _ = parse_uri(model)
+    return f"models:/{name}@{alias}", open_store(workspace).registry.rollback(name, alias)
 
 
 def collapsed(run: Run, tracker: Tracker) -> bool | None:

@@ -83,10 +83,7 @@ class Registry:
         Raises:
             UserError: the URI is malformed, or names nothing.
         """
-        match = re.fullmatch(r"models:/([^@/]+)(?:@([^@/]+)|/(\d+))", uri)
-        if match is None:
-            raise UserError(f"model {uri}: expected models:/NAME@ALIAS or models:/NAME/VERSION")
-        name, alias, version = match.groups()
+        name, alias, version = parse_uri(uri)
         try:
             if alias:
                 return name, self.client.get_model_version_by_alias(name, alias)
@@ -142,6 +139,19 @@ class Registry:
     def _known_models(self) -> str:
         names = [f"models:/{m.name}@{alias}" for m in self.client.search_registered_models() for alias in m.aliases]
         return f"there are: {', '.join(names)}" if names else "it is empty: `magic141 run` publishes a model"
+
+
+def parse_uri(uri: str) -> tuple[str, str | None, str | None]:
+    """Name, alias and version, one of the two last, of `models:/name@alias` or `models:/name/version`.
+
+    Raises:
+        UserError: the URI is malformed.
+    """
+    match = re.fullmatch(r"models:/([^@/]+)(?:@([^@/]+)|/(\d+))", uri)
+    if match is None:
+        raise UserError(f"model {uri}: expected models:/NAME@ALIAS or models:/NAME/VERSION")
+    name, alias, version = match.groups()
+    return name, alias, version
 
 
 def _now() -> str:
