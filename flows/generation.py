@@ -42,14 +42,14 @@ def animate(
 
 
 def find_model(workspace: Path, model: str) -> Path:
-    """The folder behind a folder name, a registry URI or a run id.
+    """The folder behind a folder name, a registry URI or a run id; a model on a server is fetched if need be.
 
     Raises:
         UserError: it names nothing, or nothing that is still there.
     """
     if Path(model).is_dir():
         return Path(model)
-    from magic141.tracking import open_store
+    from magic141.tracking import local_folder, open_store
 
     try:
         tracker = open_store(workspace)
@@ -62,6 +62,7 @@ def find_model(workspace: Path, model: str) -> Path:
         if found is None:
             raise UserError(f"--model {model}: that run has published nothing; finish it with `magic141 run`")
         ref = found
-    if not ref.path.is_dir():
-        raise UserError(f"--model {model}: {ref.uri} was deleted; `magic141 run` makes it again")
-    return ref.path
+    try:
+        return local_folder(tracker, ref)
+    except UserError as error:
+        raise UserError(f"--model {model}: {error}") from error

@@ -18,6 +18,7 @@ from magic141.frozen import UserError
 from magic141.tracking.tags import TAG_ARTIFACT, TAG_PROMOTIONS
 from magic141.urls import without_credentials
 
+MODEL_FOLDER = "model"  # of a run's artifacts on a server
 MAX_PROMOTIONS = 80  # what fits into a tag
 
 
@@ -53,9 +54,9 @@ class Registry:
 
     def _new_version(self, name: str, ref: ArtifactRef, tags: Mapping[str, str]) -> ModelVersion:
         source = ref.uri
-        if not self.uri.startswith("sqlite:"):  # a server refuses folders outside its own artifact root
-            self.client.log_artifacts(ref.run_id, ref.uri, "model")
-            source = f"runs:/{ref.run_id}/model"
+        if self.keeps_models:  # a server refuses folders outside its own artifact root
+            self.client.log_artifacts(ref.run_id, ref.uri, MODEL_FOLDER)
+            source = f"runs:/{ref.run_id}/{MODEL_FOLDER}"
         own = {**tags, TAG_ARTIFACT: ref.model_dump_json()}
         return self.client.create_model_version(name, source=source, run_id=ref.run_id, tags=own)
 
@@ -131,6 +132,11 @@ class Registry:
     def _write_history(self, name: str, alias: str, history: Sequence[Promotion]) -> None:
         kept = [tuple(entry) for entry in history[-MAX_PROMOTIONS:]]
         self.client.set_registered_model_tag(name, f"{TAG_PROMOTIONS}.{alias}", json.dumps(kept))
+
+    @property
+    def keeps_models(self) -> bool:
+        """Whether published folders are copied to the store, which a file beside them has no need of."""
+        return not self.uri.startswith("sqlite:")
 
     @property
     def _where(self) -> str:

@@ -1,0 +1,58 @@
+"""A published model on a machine that did not make it: fetched from the tracking server, checked, and kept."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+from filelock import FileLock
+from mlflow.exceptions import MlflowException
+
+from magic141.artifacts import ArtifactRef, digest_folder, publish, staging
+from magic141.frozen import UserError
+from magic141.tracking.registry import MODEL_FOLDER
+from magic141.tracking.tags import TAG_HOST
+from magic141.tracking.tracker import Tracker
+from magic141.urls import without_credentials
+
+
+def local_folder(tracker: Tracker, ref: ArtifactRef) -> Path:
+    """The folder of a published model: where it was made, or a copy in the workspace from the tracking server.
+
+    Raises:
+        UserError: it is neither on this machine nor whole on a server.
+    """
+    if ref.path.is_dir():
+        return ref.path
+    copy = tracker.workspace / "fetched" / ref.digest[:16]
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(copy.parent / f".{copy.name}.lock"):
+        if not copy.is_dir():
+            _fetch(tracker, ref, copy)
+    return copy
+
+
+def _fetch(tracker: Tracker, ref: ArtifactRef, copy: Path) -> None:
+    """Downloads what `Registry.register` has uploaded."""
+    if not tracker.registry.keeps_models:
+        raise UserError(_absence(tracker, ref))
+    server = without_credentials(tracker.uri)
+    with staging(copy) as folder:
+        try:
+            model = Path(tracker.client.download_artifacts(ref.run_id, MODEL_FOLDER, str(folder)))
+        except (MlflowException, OSError) as error:
+            reason = without_credentials(str(error)).partition("\n")[0]
+            raise UserError(f"{_absence(tracker, ref)}; {server} gives no copy of it: {reason}") from error
+        if (found := digest_folder(model, ref.volatile)) != ref.digest:
+            raise UserError(
+                f"{ref.uri} is not on this machine, and its copy on {server} has digest {found[:16]}, expected "
+                f"{ref.digest[:16]}: it is not what was published; publish it again with `magic141 run`"
+            )
+        publish(model, copy)
+
+
+def _absence(tracker: Tracker, ref: ArtifactRef) -> str:
+    host = tracker.get_run(ref.run_id).data.tags.get(TAG_HOST)
+    if host in (None, socket.gethostname()):
+        return f"{ref.uri} was deleted; `magic141 run` makes it again"
+    return f"{ref.uri} is not on this machine: {host} made it; run this there, or share the workspace under that path"
