@@ -87,7 +87,7 @@ def plan(
     first: From = None,
     until: Until = None,
     refresh: Refresh = None,
-    as_json: Annotated[bool, typer.Option("--json", help="one JSON object a stage, for scripts")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="a JSON list with an object a stage, for scripts")] = False,
     workspace: Workspace = None,
     debug: Debug = False,
 ) -> None:
