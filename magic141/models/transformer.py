@@ -29,6 +29,10 @@ class Conditioning:
         """The same on another device."""
         return Conditioning(self.tokens.to(device), self.mask.to(device), self.pooled.to(device))
 
+    def part(self, rows: slice) -> Conditioning:
+        """Some of the samples."""
+        return Conditioning(self.tokens[rows], self.mask[rows], self.pooled[rows])
+
 
 @dataclass(frozen=True)
 class Prefix:

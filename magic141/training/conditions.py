@@ -30,6 +30,13 @@ class Batch:
             prefix = Prefix(prefix.latents.to(device), prefix.mask.to(device))
         return Batch(self.x0.to(device), self.cond.to(device), self.uncond.to(device), prefix)
 
+    def part(self, rows: slice) -> Batch:
+        """Some of the samples."""
+        prefix = self.prefix
+        if prefix is not None:
+            prefix = Prefix(prefix.latents[rows], prefix.mask[rows])
+        return Batch(self.x0[rows], self.cond.part(rows), self.uncond.part(rows), prefix)
+
 
 @dataclass(frozen=True)
 class BatchMaker:

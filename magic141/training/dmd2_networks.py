@@ -79,6 +79,10 @@ class Guidance:
         """The same on another device."""
         return Guidance(self.student.to(device), self.real.to(device))
 
+    def part(self, rows: slice) -> Guidance:
+        """Some of the samples."""
+        return Guidance(self.student[rows], self.real[rows])
+
 
 @dataclass(frozen=True)
 class GuidedScores:

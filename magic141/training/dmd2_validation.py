@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -83,20 +85,31 @@ class Dmd2Validation:
     def _sample_student(self, batch: Batch, w: Guidance) -> Tensor:
         """The student's own chain."""
 
-        def predict(x_t: Tensor, sigma: Tensor) -> Tensor:
-            with self.generator.autocast():
-                return velocity(self.generator.module, x_t, sigma, batch.cond, batch.prefix, w.student)
+        def predict(x_t: Tensor, sigma: Tensor, batch: Batch, w: Guidance) -> Tensor:
+            return velocity(self.generator.module, x_t, sigma, batch.cond, batch.prefix, w.student)
 
-        return self._sample(predict, batch, self.config.num_inference_steps, self.config.sampler)
+        return self._sample(
+            self._in_parts(predict, batch, w), batch, self.config.num_inference_steps, self.config.sampler
+        )
 
     def _sample_reference(self, batch: Batch, w: Guidance) -> Tensor:
         """Many Euler steps of the untouched model that the real score is."""
+        predict = self._in_parts(self.scores.base, batch, w)
+        return self._sample(predict, batch, self.config.collapse.reference_steps, "euler")
+
+    def _in_parts(self, evaluate: Callable[..., Tensor], batch: Batch, w: Guidance) -> PredictVelocity:
+        """A network on the whole batch, no more clips at once than in training: more may not fit.
+
+        The noise is drawn around it, for the whole batch: it does not depend on the size of the parts.
+        """
+        size = self.config.batch_size // self.context.world_size
+        parts = [slice(start, start + size) for start in range(0, len(batch.x0), size)]
 
         def predict(x_t: Tensor, sigma: Tensor) -> Tensor:
             with self.generator.autocast():
-                return self.scores.base(x_t, sigma, batch, w)
+                return torch.cat([evaluate(x_t[rows], sigma[rows], batch.part(rows), w.part(rows)) for rows in parts])
 
-        return self._sample(predict, batch, self.config.collapse.reference_steps, "euler")
+        return predict
 
     def _sample(self, predict: PredictVelocity, batch: Batch, num_steps: int, sampler: str) -> Tensor:
         """All seeds, [S, N, C, T, h, w]."""
@@ -118,9 +131,8 @@ class Dmd2Validation:
             return
         sigma = torch.full((len(student),), SHOWN_SIGMA, device=student.device)
         z_t = interpolate(student, randn_like(student, self._rng(-1)), sigma)
-        with self.generator.autocast():
-            fake = self.scores.fake(self.scores.scores, z_t, sigma, batch, w)
-            real = self.scores.real(z_t, sigma, batch, w)
+        fake = self._in_parts(partial(self.scores.fake, self.scores.scores), batch, w)(z_t, sigma)
+        real = self._in_parts(self.scores.real, batch, w)(z_t, sigma)
         if not self.context.is_main:  # the forward passes are collective when the networks are sharded
             return
         rows = torch.stack([student, *(x0_from_velocity(z_t, u, sigma) for u in (real, fake))], dim=1)

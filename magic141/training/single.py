@@ -20,7 +20,7 @@ from magic141.training.ema import Ema
 from magic141.training.engine import Engine, make_engine
 from magic141.training.objective import TrainContext
 
-MAX_VALIDATION_CLIPS = 64
+MAX_VALIDATION_CLIPS = 64  # over all workers
 
 
 class SingleNetworkObjective:
@@ -69,12 +69,20 @@ class SingleNetworkObjective:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """The averaged network's loss on validation clips, with the same noise and times every time."""
-        num_clips = min(MAX_VALIDATION_CLIPS, len(self.validation.dataset))
-        generator = step_generator(self.context.seed, -1)
-        batch = self.validation.make(torch.arange(num_clips), generator).to(self.context.device)
+        """The averaged network's loss on this worker's validation clips, with the same noise and times every time."""
+        generator = step_generator(self.context.seed, -1, self.context.rank)
+        total, rows = 0.0, self.validation_rows()
         with self.ema.applied(), self.engine.autocast():
-            return {"validation_loss": float(self.loss(batch, generator))}
+            for part in rows.split(self.sampler.batch_size_per_worker):  # more than in training may not fit
+                batch = self.validation.make(part, generator).to(self.context.device)
+                total += len(part) * float(self.loss(batch, generator))
+        return {"validation_loss": total / len(rows)}
+
+    def validation_rows(self) -> Tensor:
+        """As many clips on every worker, as sharded networks need; different ones as far as there are enough."""
+        available, context = len(self.validation.dataset), self.context
+        num = max(1, min(MAX_VALIDATION_CLIPS, available) // context.world_size)
+        return (torch.arange(num) + context.rank * num) % available
 
     def judge(self, step: int, values: Mapping[str, float]) -> None:
         """The last average is the result."""

@@ -20,7 +20,7 @@ from magic141.training.objective import TrainContext
 from tests.evaluation.artifacts import CHANNELS, MODEL, make_data
 
 PLACEMENT = {"engine": "plain", "launcher": "local", "num_workers": 1}
-SHORT = {
+SHORT: dict[str, Any] = {
     "num_steps": 2,
     "batch_size": 4,
     "fake_updates_per_step": 2,
@@ -201,6 +201,25 @@ def test_a_resumed_objective_continues_with_the_same_numbers(folders: Path, tmp_
     for name, value in expected.items():
         torch.testing.assert_close(torch.as_tensor(actual[name]), torch.as_tensor(value))
     assert first.watch.history == second.watch.history
+
+
+def test_validation_takes_no_more_clips_at_once_than_training(folders: Path, tmp_path: Path) -> None:
+    watched = {**SHORT["collapse"], "num_clips": 3}
+    sizes: set[int] = set()
+
+    def figures(batch_size: int) -> dict[str, float]:
+        dmd2 = build(folders, tmp_path, batch_size=batch_size, collapse=watched, real_guidance_scale=2.0)
+        for network in (dmd2.generator.module, dmd2.scores.network):
+            network.register_forward_pre_hook(
+                lambda _, args, kwargs: sizes.add(len(kwargs["timestep"])), with_kwargs=True
+            )
+        return dmd2.validate()
+
+    whole = figures(batch_size=4)
+    assert sizes == {3}
+    sizes.clear()
+    assert figures(batch_size=2) == pytest.approx(whole, rel=1e-3), "the noise is the same"
+    assert sizes == {2, 1}
 
 
 @pytest.mark.parametrize(

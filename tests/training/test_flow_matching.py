@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from diffusers import HunyuanVideoTransformer3DModel
+from torch import Tensor
 
 from magic141.artifacts import NullLog
-from magic141.models.transformer import load_transformer, make_prefix, velocity
-from magic141.training.config import FlowMatchingConfig
-from magic141.training.flow_matching import FlowMatchingSpec, initial_network
+from magic141.data.dataset import load_info
+from magic141.models.transformer import build_transformer, load_transformer, make_prefix, velocity
+from magic141.training.conditions import Batch
+from magic141.training.config import FlowMatchingConfig, PlacementConfig
+from magic141.training.flow_matching import FlowMatching, FlowMatchingSpec, initial_network
+from magic141.training.objective import TrainContext
 from magic141.training.stages import take_base
+from tests.evaluation.artifacts import CHANNELS, MODEL, make_data
 from tests.models.tiny import CONFIG, tiny_inputs, tiny_transformer
 
 
@@ -40,3 +46,44 @@ def test_a_guidance_distilled_base_taken_as_it_is_becomes_a_teacher_without_guid
     torch.testing.assert_close(velocity(taken, x_t, sigma, cond), expected)
     record = json.loads((tmp_path / "out" / "training.json").read_text())
     assert record["num_parameters"] == sum(p.numel() for p in taken.parameters())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("flow_matching")
+    info = load_info(make_data(folder / "data"))
+    build_transformer(MODEL, CHANNELS, info.text_width, info.pooled_width).save_pretrained(folder / "t2v")
+    return folder
+
+
+def objective(folder: Path, rank: int, batch_size: int) -> FlowMatching:
+    """I2V pretraining on one of two workers; nothing that these tests do reaches the other one."""
+    placement = PlacementConfig(engine="plain", launcher="local", num_workers=1)
+    config = FlowMatchingConfig(num_steps=1, batch_size=batch_size, placement=placement)
+    context = TrainContext(rank, 2, torch.device("cpu"), folder, 0, placement)
+    return FlowMatchingSpec(config, MODEL, folder / "data", folder / "t2v").build(context)
+
+
+def test_workers_share_the_validation_clips(folder: Path) -> None:
+    rows = [objective(folder, rank, batch_size=4).validation_rows().tolist() for rank in (0, 1)]
+    num_clips = load_info(folder / "data").num_clips["validation"]
+    assert len(rows[0]) == len(rows[1]) == num_clips // 2
+    assert not set(rows[0]) & set(rows[1])
+
+
+def test_validation_takes_no_more_clips_at_once_than_training(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = objective(folder, 1, batch_size=2)
+    sizes: list[int] = []
+    losses: list[float] = []
+    loss = worker.loss
+
+    def watched(batch: Batch, generator: torch.Generator) -> Tensor:
+        sizes.append(len(batch.x0))
+        losses.append(float(loss(batch, generator)))
+        return torch.tensor(losses[-1])
+
+    monkeypatch.setattr(worker, "loss", watched)
+    first, second = worker.validate(), worker.validate()
+    assert sizes == [1] * 4, "two clips, one by one, twice"
+    assert first == second, "the same noise and times every time"
+    assert first["validation_loss"] == pytest.approx(sum(losses) / len(losses))
