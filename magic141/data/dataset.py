@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -64,19 +66,26 @@ class ClipDataset:
     anchor: Tensor  # [N, C, 1, h, w]: first latent frame of the video that the clip continues
     anchor_tokens: Tensor  # [N, Li, D] of that frame
     first_frame: Tensor  # [N, H, W, 3] uint8
-    frames: Tensor | None  # [N, F, H, W, 3] uint8; None for train
+    frames: Tensor | None  # [N, F, H, W, 3] uint8; None for train, or if they were not asked for
     ids: list[str]
     captions: list[str]
     truths: list[dict[str, Any] | None]
 
     @classmethod
-    def open(cls, folder: Path, split: str) -> Self:
-        """Reads the split `train`, `validation` or `heldout` of a prepared folder."""
+    def open(cls, folder: Path, split: str, with_frames: bool = True) -> Self:
+        """Reads the split `train`, `validation` or `heldout` of a prepared folder.
+
+        Args:
+            folder: of `prepare_data`.
+            split: which clips.
+            with_frames: without, the clips' pixels stay on disk: they are by far the largest part.
+        """
         lines = _existing(folder / MANIFEST_FILE).read_text().splitlines()
         rows = [row for row in map(json.loads, lines) if row["split"] == split]
         if not rows:
             raise UserError(f"data set {folder}: no clips of split {split!r}; expected train, validation or heldout")
-        shards = [load_file(_existing(folder / shard)) for shard in dict.fromkeys(row["shard"] for row in rows)]
+        left_out = () if with_frames else ("frames",)
+        shards = [_read(folder / shard, left_out) for shard in dict.fromkeys(row["shard"] for row in rows)]
         fields: dict[str, Any] = {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
         fields.setdefault("frames", None)
         return cls(
@@ -104,6 +113,12 @@ def load_null_text(folder: Path) -> TextEmbedding:
     """Reads the embedding of the empty prompt, one row."""
     fields = load_file(_existing(folder / NULL_TEXT_FILE))
     return TextEmbedding(fields["text_tokens"], fields["text_mask"], fields["pooled"])
+
+
+def _read(shard: Path, left_out: Collection[str]) -> dict[str, Tensor]:
+    """The tensors of a shard; those left out are not even read."""
+    with safe_open(str(_existing(shard)), framework="pt") as tensors:
+        return {name: tensors.get_tensor(name) for name in tensors.keys() if name not in left_out}  # noqa: SIM118
 
 
 def _existing(path: Path) -> Path:

@@ -53,7 +53,7 @@ class CfgDistillation(SingleNetworkObjective):
         self.config = spec.config
         teacher = load_transformer(spec.teacher)
         maker = BatchMaker(
-            dataset=ClipDataset.open(spec.data, "train"),
+            dataset=ClipDataset.open(spec.data, "train", with_frames=False),
             null_text=load_null_text(spec.data),
             num_latent_frames=(spec.model.window_frames - 1) // load_info(spec.data).temporal_factor + 1,
             image_condition=True,

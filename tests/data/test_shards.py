@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from magic141.data.dataset import ClipDataset, load_info, load_null_text
@@ -61,6 +62,38 @@ def test_dataset_opens_one_split_in_order(tmp_path: Path) -> None:
     assert heldout.captions[3] == "c3"
     assert len(train.text) == 11
     assert train.truths == [None] * 11
+
+
+def test_frames_stay_on_disk_where_nobody_looks_at_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_corpus(tmp_path)
+    whole = ClipDataset.open(tmp_path, "heldout")
+    read: list[str] = []
+
+    class Watched:
+        """A shard that notes which tensors are read."""
+
+        def __init__(self, path: str, framework: str) -> None:
+            self.shard = safe_open(path, framework=framework)
+
+        def __enter__(self) -> Watched:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.shard.__exit__(None, None, None)
+
+        def keys(self) -> list[str]:
+            return list(self.shard.keys())
+
+        def get_tensor(self, name: str) -> torch.Tensor:
+            read.append(name)
+            return self.shard.get_tensor(name)
+
+    monkeypatch.setattr("magic141.data.dataset.safe_open", Watched)
+    without = ClipDataset.open(tmp_path, "heldout", with_frames=False)
+    assert without.frames is None
+    assert set(read) == set(tensors_of(0, 1, with_frames=False))
+    assert torch.equal(without.latents, whole.latents)
+    assert without.ids == whole.ids
 
 
 def test_missing_parts_are_user_errors(tmp_path: Path) -> None:
