@@ -249,6 +249,7 @@ def _judge_codec(heldout: ClipDataset, codec: VideoCodec, log: StageLog) -> floa
     count = NUM_QUALITY_CLIPS if isinstance(codec.vae, CausalPCACodec) else 2
     shown = torch.linspace(0, len(heldout) - 1, min(count, len(heldout))).long()
     original = heldout.frames[shown].numpy()
+    codec.vae.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     decoded = codec.decode_video(heldout.latents[shown]).cpu().numpy()
     log.image("clips", contact_sheet(original[:NUM_SHEET_CLIPS]))
     log.image("reconstruction", comparison_sheet(original[:NUM_SHEET_CLIPS], decoded[:NUM_SHEET_CLIPS]))

@@ -22,10 +22,10 @@ from magic141.evaluation.frechet import TubeSpace, frechet_distance
 from magic141.evaluation.scores import AVERAGE, EXACT, FRECHET, VBENCH, Score, average
 from magic141.evaluation.shapes import score_clips
 from magic141.evaluation.vbench import score_folder, versions
-from magic141.models.vae import VideoCodec, load_codec
+from magic141.models.vae import CausalPCACodec, VideoCodec, load_codec
 
 MAX_PSNR_DB = 60.0
-CODEC_BATCH = 16  # clips that the codec sees at once
+CODEC_BATCH = 16  # clips that the PCA codec sees at once
 NUM_FUTURES = 8  # of every held-out clip, where the world is known: one alone is mostly chance
 DRIFT = ("motion", "colour", "iou", "background_psnr_db", "psnr_db")
 NO_TRUTH = "no ground truth: the corpus is not the shapes world"
@@ -88,7 +88,8 @@ class Scorer:
         space = TubeSpace.fit(train.latents[:, :, :frames], config.frechet_dimensions)
         truths = [clip["truth"] for clip in clips] if info.has_ground_truth else None
         codec = load_codec(data / "codec")
-        reference, perfect = heldout.latents[rows, :, :frames], train.latents[:, :, :frames]
+        codec.vae.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        reference, perfect = heldout.latents[rows, :, :frames], train.latents[: len(rows), :, :frames]
         if truths is not None:
             num_frames = 1 + (frames - 1) * info.temporal_factor
             reference, perfect = valid_futures(truths, num_frames, info.height, info.width, codec), reference
@@ -108,15 +109,29 @@ class Scorer:
 
     def ceiling(self, name: str) -> dict[str, Score]:
         """Scores of the held-out clips themselves ("real"), or of their reconstruction by the codec ("codec")."""
-        latents = self.heldout.latents[self.rows, :, : self.num_latent_frames]
-        frames = torch.cat([self.codec.decode_video(part) for part in latents.split(CODEC_BATCH)])
-        distance = self.floor
+        frames, distance = self._real_frames() if name == "real" else self._decoded(), self.floor
         if name == "codec":
-            encoded = torch.cat([self.codec.encode_video(part) for part in frames.split(CODEC_BATCH)])
+            parts = frames.split(self._codec_batch)
+            encoded = torch.cat([self.codec.encode_video(part).cpu() for part in parts])
             distance = _frechet(self.space.project(encoded), self.real)
-        elif self.heldout.frames is not None:
-            frames = self.heldout.frames[self.rows, : frames.shape[1]]
         return self._scores(name, frames, distance, Score.missing("real clips are their own continuation"))
+
+    @property
+    def _codec_batch(self) -> int:
+        """Clips that the codec sees at once: of real clips, a VAE's memory holds one."""
+        return CODEC_BATCH if isinstance(self.codec.vae, CausalPCACodec) else 1
+
+    def _decoded(self) -> Tensor:
+        """The held-out clips as the codec shows them, uint8 [N, F, H, W, 3]."""
+        latents = self.heldout.latents[self.rows, :, : self.num_latent_frames]
+        return torch.cat([self.codec.decode_video(part).cpu() for part in latents.split(self._codec_batch)])
+
+    def _real_frames(self) -> Tensor:
+        """The held-out clips' pixels; decoded ones where none are stored."""
+        if self.heldout.frames is None:
+            return self._decoded()
+        num_frames = 1 + (self.num_latent_frames - 1) * self.codec.temporal_factor
+        return self.heldout.frames[self.rows, :num_frames]
 
     def variant(self, name: str) -> dict[str, Score]:
         """Scores of a generated variant."""
