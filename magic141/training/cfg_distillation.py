@@ -51,7 +51,6 @@ class CfgDistillation(SingleNetworkObjective):
 
     def __init__(self, spec: CfgDistillationSpec, context: TrainContext) -> None:
         self.config = spec.config
-        teacher = load_transformer(spec.teacher)
         maker = BatchMaker(
             dataset=ClipDataset.open(spec.data, "train", with_frames=False),
             null_text=load_null_text(spec.data),
@@ -59,7 +58,8 @@ class CfgDistillation(SingleNetworkObjective):
             image_condition=True,
             continued_fraction=spec.config.continued_fraction,
         )
-        super().__init__(add_guidance_embedding(teacher), maker, spec.data, spec.config, spec.model, context)
+        student = add_guidance_embedding(load_transformer(spec.teacher))
+        super().__init__(student, maker, spec.data, spec.config, spec.model, context)
         # autocast rounds its weights anyway, and they lie whole on every worker: 13B are 26 GB, not 52
         dtype = torch.bfloat16 if spec.config.precision == "bf16" else torch.float32
         self.teacher = load_transformer(spec.teacher, dtype).to(context.device).eval().requires_grad_(False)

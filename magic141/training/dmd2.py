@@ -102,9 +102,10 @@ class Dmd2:
         self.sampler = make_sampler(self.maker, config, context)
         self.sigmas = sigma_grid(config.num_inference_steps, config.shift)
         generator = build_generator(config, spec.teacher, spec.student, context.seed)
+        # its engine first: only then may the host drop these weights, before the scores' are loaded beside them
+        self.generator = make_engine(generator, config.optimizer, config.num_steps, config.precision, context)
         self.scores = build_scores(config, spec.teacher, spec.student, context.seed)
         num_fake = config.num_steps * config.fake_updates_per_step + config.fake_warmup_updates
-        self.generator = make_engine(generator, config.optimizer, config.num_steps, config.precision, context)
         self.fake = make_engine(self.scores, config.fake_optimizer, num_fake, config.precision, context)
         self.guided = GuidedScores(self.scores, config.real_score)
         self.ema = Ema(self.generator.module, config.ema_decay)
