@@ -125,15 +125,17 @@ def load_transformer(folder: Path | str, dtype: torch.dtype = torch.float32) -> 
 def expand_to_i2v(t2v: HunyuanVideoTransformer3DModel) -> HunyuanVideoTransformer3DModel:
     """The 2C+1 surgery (paper, section 3): input channels grow from C to 2C+1, the new weights are zero.
 
-    The result equals the T2V model bit for bit until the first update, for any first frame.
+    The result equals the T2V model bit for bit until the first update, for any first frame. It takes over that model's
+    weights: do not train both.
     """
     channels = t2v.config.in_channels
-    i2v = _rebuild(t2v, in_channels=2 * channels + 1, image_condition_type="latent_concat")
+    with torch.device("meta"):  # its weights are those of t2v, which is used up: no second copy in memory
+        i2v = _rebuild(t2v, in_channels=2 * channels + 1, image_condition_type="latent_concat")
     state = t2v.state_dict()
     weight = state["x_embedder.proj.weight"]
     grown = weight.new_zeros(weight.shape[0], 2 * channels + 1, *weight.shape[2:])
     grown[:, :channels] = weight
-    i2v.load_state_dict({**state, "x_embedder.proj.weight": grown})
+    i2v.load_state_dict({**state, "x_embedder.proj.weight": grown}, assign=True)
     return i2v
 
 
