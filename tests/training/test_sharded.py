@@ -1,0 +1,83 @@
+"""The engine of the 13B configuration on the real networks: ZeRO-3, recomputed activations, a frozen base with LoRA."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from magic141.artifacts import NullLog
+from magic141.models.transformer import add_guidance_embedding, build_transformer, load_transformer
+from magic141.raysession import ensure_ray
+from magic141.training.cfg_distillation import CfgDistillationSpec
+from magic141.training.config import CfgDistillationConfig
+from magic141.training.dmd2 import Dmd2Spec
+from magic141.training.dmd2_config import Dmd2Config
+from magic141.training.launch import TrainResult, launch
+from tests.evaluation.artifacts import CHANNELS, MODEL, make_data
+
+pytestmark = pytest.mark.slow
+
+DDP: dict[str, Any] = {"engine": "ddp", "num_workers": 2, "log_every_steps": 1}
+SHARDED = DDP | {"engine": "deepspeed", "zero_stage": 3, "gradient_checkpointing": True}
+ADAMW = {"kind": "adamw", "learning_rate": 1e-4, "warmup_steps": 0}
+SHORT: dict[str, Any] = {
+    "num_steps": 3,
+    "batch_size": 4,
+    "optimizer": ADAMW,
+    "checkpoint_every_steps": 2,
+    "validate_every_steps": 3,
+}
+DMD2: dict[str, Any] = SHORT | {
+    "fake_optimizer": ADAMW,
+    "fake_updates_per_step": 2,
+    "fake_warmup_updates": 1,
+    "lora_rank": 4,
+    "collapse": {"num_clips": 4, "reference_steps": 2, "num_shown": 1, "stop": False},
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    ensure_ray()
+    folder = tmp_path_factory.mktemp("sharded")
+    info = json.loads((make_data(folder / "data") / "dataset.json").read_text())
+    torch.manual_seed(0)
+    teacher = build_transformer(MODEL, CHANNELS, info["text_width"], info["pooled_width"], True, False)
+    torch.nn.init.normal_(teacher.proj_out.weight, std=0.2)  # zero at first, which would hide mistakes
+    teacher.save_pretrained(folder / "teacher")
+    add_guidance_embedding(teacher).save_pretrained(folder / "student")
+    return folder
+
+
+def losses(result: TrainResult) -> list[float]:
+    return [json.loads(line)["loss"] for line in result.metrics_file.read_text().splitlines()]
+
+
+def assert_same(sharded: TrainResult, whole: TrainResult) -> None:
+    assert losses(sharded) == pytest.approx(losses(whole), rel=1e-3)
+    left, right = (load_transformer(result.export / "transformer").state_dict() for result in (sharded, whole))
+    assert left.keys() == right.keys()
+    for name in left:
+        torch.testing.assert_close(left[name], right[name], rtol=1e-3, atol=2e-4)
+
+
+def test_sharded_step_distillation_is_that_of_whole_networks(folders: Path, tmp_path: Path) -> None:
+    def run(name: str, placement: dict[str, Any]) -> TrainResult:
+        config = Dmd2Config.model_validate(DMD2 | {"placement": placement})
+        spec = Dmd2Spec(config, MODEL, folders / "data", folders / "teacher", folders / "student")
+        return launch(spec, config, tmp_path / name, NullLog(), seed=0)
+
+    assert_same(run("sharded", SHARDED), run("whole", DDP))
+
+
+def test_sharded_guidance_distillation_is_that_of_whole_networks(folders: Path, tmp_path: Path) -> None:
+    def run(name: str, placement: dict[str, Any]) -> TrainResult:
+        config = CfgDistillationConfig.model_validate(SHORT | {"placement": placement})
+        spec = CfgDistillationSpec(config, MODEL, folders / "data", folders / "teacher")
+        return launch(spec, config, tmp_path / name, NullLog(), seed=0)
+
+    assert_same(run("sharded", SHARDED), run("whole", DDP))
