@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
+import psutil
 import pytest
 from mlflow import MlflowClient
 
@@ -74,8 +75,19 @@ class Site:
             try:
                 yield self.folder / log
             finally:
-                process.terminate()
-                process.wait(timeout=60)
+                stop(process)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Ends it; Prefect's worker waits for runs that are still going on, which on a busy machine takes too long."""
+    process.terminate()
+    try:
+        process.wait(timeout=60)
+    except subprocess.TimeoutExpired:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.kill()
+        process.kill()
+        process.wait()
 
 
 def wait_for(what: Callable[[], T], seconds: float = 120) -> T:
