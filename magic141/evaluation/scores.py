@@ -76,7 +76,7 @@ FRECHET = Dimension(
     "distribution",
     "low",
     2,
-    "distance to the real latents of the same conditions: what each place goes through in time",
+    "distance to valid futures of the same conditions, or to the real ones: what each place goes through in time",
 )
 VBENCH = (
     Dimension("i2v_subject", "i2v subject", "vbench", "high", 4, "similarity of the frames to the input image"),
