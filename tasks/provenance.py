@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import sys
 from functools import lru_cache
@@ -24,8 +25,15 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "libraries": {name: _version(name) for name in LIBRARIES},
         "machine": f"{platform.node()} {platform.platform()} {platform.machine()}",
+        "cpu": cpu_model(),
         "device": torch.cuda.get_device_name(0) if torch is not None and cuda else "cpu",
     }
+
+
+def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The CPU's name, as Linux or else Python knows it; its architecture where neither does."""
+    named = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.M) if cpuinfo.is_file() else None
+    return named[1].strip() if named else platform.processor() or platform.machine()
 
 
 @lru_cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,3 +31,12 @@ def test_a_repository_knows_better(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provenance, "_described", lambda: "9c1e-dirty")
     monkeypatch.setenv("MAGIC141_COMMIT", "4f2a")
     assert provenance.git_commit() == "9c1e-dirty"
+
+
+def test_the_cpu_has_its_makers_name_or_at_least_an_architecture(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor\t: 0\nmodel name\t: Fast CPU @ 2.00GHz\nprocessor\t: 1\nmodel name\t: Fast CPU\n")
+    assert provenance.cpu_model(cpuinfo) == "Fast CPU @ 2.00GHz"
+    cpuinfo.write_text("processor\t: 0\nBogoMIPS\t: 243.75\n")  # as on Arm
+    for unnamed in (cpuinfo, tmp_path / "missing"):
+        assert provenance.cpu_model(unnamed) in (platform.processor(), platform.machine())
