@@ -128,46 +128,57 @@ def expand_to_i2v(t2v: HunyuanVideoTransformer3DModel) -> HunyuanVideoTransforme
     The result equals the T2V model bit for bit until the first update, for any first frame. It takes over that model's
     weights: do not train both.
     """
-    channels = t2v.config.in_channels
-    with torch.device("meta"):  # its weights are those of t2v, which is used up: no second copy in memory
-        i2v = _rebuild(t2v, in_channels=2 * channels + 1, image_condition_type="latent_concat")
-    state = t2v.state_dict()
+    channels, state = t2v.config.in_channels, t2v.state_dict()
     weight = state["x_embedder.proj.weight"]
     grown = weight.new_zeros(weight.shape[0], 2 * channels + 1, *weight.shape[2:])
     grown[:, :channels] = weight
-    i2v.load_state_dict({**state, "x_embedder.proj.weight": grown}, assign=True)
-    return i2v
+    state["x_embedder.proj.weight"] = grown
+    return _rebuild(t2v, state, in_channels=2 * channels + 1, image_condition_type="latent_concat")
 
 
 def add_guidance_embedding(teacher: HunyuanVideoTransformer3DModel) -> HunyuanVideoTransformer3DModel:
-    """Gives the model the input w; the new branch ends in zeros, so that nothing changes until the first update."""
+    """Gives the model the input w; the new branch ends in zeros, so that nothing changes until the first update.
+
+    The result takes over the teacher's weights: do not train both.
+    """
     if teacher.config.guidance_embeds:
         return teacher
-    student = _rebuild(teacher, guidance_embeds=True)
-    student.load_state_dict(teacher.state_dict(), strict=False)
-    last = student.time_text_embed.guidance_embedder.linear_2
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
-    return student
+    branch = "time_text_embed.guidance_embedder"
+    # a network without blocks draws the branch's weights as a whole one does: it builds the blocks last
+    config = _config(teacher, guidance_embeds=True, num_layers=0, num_single_layers=0)
+    new = HunyuanVideoTransformer3DModel(**config).get_submodule(branch).to(teacher.device, teacher.dtype)
+    nn.init.zeros_(new.linear_2.weight)
+    nn.init.zeros_(new.linear_2.bias)
+    state = teacher.state_dict() | new.state_dict(prefix=f"{branch}.")
+    return _rebuild(teacher, state, guidance_embeds=True)
 
 
 def fold_guidance(model: HunyuanVideoTransformer3DModel, w: float) -> HunyuanVideoTransformer3DModel:
-    """A guidance-distilled model at one guidance scale, without the input w: there its embedding is a constant bias."""
+    """A guidance-distilled model at one guidance scale, without the input w: there its embedding is a constant bias.
+
+    The result takes over that model's weights: do not train both.
+    """
     embed = model.time_text_embed
     with torch.no_grad():
         scale = torch.tensor([w * TIME_SCALE], device=model.device)
         constant = embed.guidance_embedder(embed.time_proj(scale).to(model.dtype))[0]
     state = {name: value for name, value in model.state_dict().items() if ".guidance_embedder." not in name}
     bias = "time_text_embed.timestep_embedder.linear_2.bias"
-    folded = _rebuild(model, guidance_embeds=False)
-    folded.load_state_dict({**state, bias: state[bias] + constant})
-    return folded
+    return _rebuild(model, {**state, bias: state[bias] + constant}, guidance_embeds=False)
 
 
-def _rebuild(model: HunyuanVideoTransformer3DModel, **changes: Any) -> HunyuanVideoTransformer3DModel:
-    config = {name: value for name, value in model.config.items() if not name.startswith("_")}
-    rebuilt = HunyuanVideoTransformer3DModel(**{**config, **changes})
-    return rebuilt if rebuilt.dtype == model.dtype else rebuilt.to(model.dtype)
+def _rebuild(
+    model: HunyuanVideoTransformer3DModel, state: dict[str, Tensor], **changes: Any
+) -> HunyuanVideoTransformer3DModel:
+    """A network of another config around the tensors of `state` themselves: no second model in memory."""
+    with torch.device("meta"):
+        rebuilt = HunyuanVideoTransformer3DModel(**_config(model, **changes))
+    rebuilt.load_state_dict(state, assign=True)
+    return rebuilt
+
+
+def _config(model: HunyuanVideoTransformer3DModel, **changes: Any) -> dict[str, Any]:
+    return {name: value for name, value in model.config.items() if not name.startswith("_")} | changes
 
 
 def velocity(

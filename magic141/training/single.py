@@ -114,7 +114,8 @@ def make_sampler(maker: BatchMaker, config: TrainConfig, context: TrainContext) 
 
 
 def save_network(network: Any, state: dict[str, Tensor], folder: Path) -> None:
-    """Saves `state` with the config of `network` in diffusers' layout, whatever engine wraps it."""
-    clean = HunyuanVideoTransformer3DModel.from_config(network.config)
-    clean.load_state_dict(state)
+    """Saves `state` with the config of `network` in diffusers' layout and fp32, whatever engine wraps it."""
+    with torch.device("meta"):  # no second copy in memory
+        clean = HunyuanVideoTransformer3DModel.from_config(network.config)
+    clean.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
     clean.save_pretrained(folder)

@@ -11,6 +11,7 @@ from magic141.frozen import UserError
 from magic141.models.text_embedding import TextEmbedding
 from magic141.models.transformer import (
     add_guidance_embedding,
+    build_transformer,
     condition,
     expand_to_i2v,
     fold_guidance,
@@ -18,7 +19,7 @@ from magic141.models.transformer import (
     make_prefix,
     velocity,
 )
-from tests.models.tiny import CHANNELS, tiny_inputs, tiny_transformer
+from tests.models.tiny import CHANNELS, CONFIG, POOLED, TEXT, tiny_inputs, tiny_transformer
 
 
 def test_i2v_equals_t2v_bit_for_bit_for_any_first_frame() -> None:
@@ -49,6 +50,26 @@ def test_guidance_embedding_starts_without_effect() -> None:
         assert torch.equal(velocity(student, x_t, sigma, cond, prefix, torch.full((3,), w)), expected)
 
 
+def test_guidance_embedding_draws_only_the_new_branch_and_as_a_whole_network_would() -> None:
+    teacher = tiny_transformer(image_condition=True)
+    torch.manual_seed(5)
+    student = add_guidance_embedding(teacher)
+    torch.manual_seed(5)
+    whole = build_transformer(CONFIG, CHANNELS, TEXT, POOLED, image_condition=True, guidance_embeds=True)
+    for name in ("weight", "bias"):
+        parameter = f"time_text_embed.guidance_embedder.linear_1.{name}"
+        assert torch.equal(student.get_parameter(parameter), whole.get_parameter(parameter))
+    assert_takes_over(student, teacher)
+
+
+def assert_takes_over(network: torch.nn.Module, other: torch.nn.Module, new: tuple[str, ...] = ()) -> None:
+    """The parameters that both have are the same memory, but for the new ones, and all can be trained."""
+    assert all(parameter.requires_grad and not parameter.is_meta for parameter in network.parameters())
+    old = {name: parameter.data_ptr() for name, parameter in other.named_parameters()}
+    moved = [name for name, p in network.named_parameters() if name in old and p.data_ptr() != old[name]]
+    assert moved == list(new)
+
+
 @pytest.mark.parametrize("w", [1.0, 6.0])
 def test_folded_guidance_is_the_distilled_model_at_that_scale(w: float) -> None:
     distilled = tiny_transformer(guidance_embeds=True)
@@ -58,6 +79,7 @@ def test_folded_guidance_is_the_distilled_model_at_that_scale(w: float) -> None:
     elsewhere = velocity(distilled, x_t, sigma, cond, None, torch.full((3,), w + 2))
     torch.testing.assert_close(velocity(folded, x_t, sigma, cond), there)
     assert (there - elsewhere).abs().max() > 1e-4, "w must matter, or the test shows nothing"
+    assert_takes_over(folded, distilled, new=("time_text_embed.timestep_embedder.linear_2.bias",))
 
 
 def test_guidance_scale_keeps_its_precision_in_a_bf16_model() -> None:
