@@ -3,12 +3,53 @@
 from __future__ import annotations
 
 import ast
+import socket
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
 from magic141.artifacts import digest_file, sha256_text
+from magic141.frozen import UserError
+
+NUM_NAMED = 5  # of the modules that differ
+
+
+@dataclass(frozen=True)
+class CodeStamp:
+    """The code behind some modules as one process has it; sent along with work, it is compared where the work is done.
+
+    A key holds the driver's code: what machines with an older installation make must not be filed under it.
+    """
+
+    digests: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def of(cls, names: Iterable[str]) -> CodeStamp:
+        """This process's code of the modules and of what they import from their packages."""
+        return cls(tuple(module_digests(names).items()))
+
+    def trouble(self) -> str | None:
+        """Where and how this machine's code is another, with the remedy; None if it is the same."""
+        differing = _differing(self)
+        if not differing:
+            return None
+        more = f" and {len(differing) - NUM_NAMED} more" if len(differing) > NUM_NAMED else ""
+        return (
+            f"machine {socket.gethostname()}: {', '.join(differing[:NUM_NAMED])}{more} differ from the driver's, "
+            "expected the same code everywhere; rebuild the nodes' image or install the driver's commit on them "
+            "(if the code was edited during the run: run it again)"
+        )
+
+    def require(self) -> None:
+        """Refuses to work with other code than the sender's.
+
+        Raises:
+            UserError: this machine's code is another.
+        """
+        if trouble := self.trouble():
+            raise UserError(trouble)
 
 
 def fingerprint_modules(names: Iterable[str], ignore: Iterable[str] = ()) -> str:
@@ -46,6 +87,15 @@ def module_closure(names: Iterable[str], ignore: set[str]) -> dict[str, Path]:
         candidates = [n for n in imported if not {n, n.rpartition(".")[2]} & ignore]
         waiting += [(n, file) for n in candidates if (file := _locate(n)) is not None]
     return dict(sorted(found.items()))
+
+
+@lru_cache(maxsize=16)
+def _differing(stamp: CodeStamp) -> tuple[str, ...]:
+    """Modules that are other ones here, or missing; asked for every row of data, found once a process."""
+    here = ((name, _locate(name), digest) for name, digest in stamp.digests)
+    return tuple(
+        name for name, path, digest in here if path is None or _read_code(path, path.stat().st_mtime_ns)[0] != digest
+    )
 
 
 def _locate(name: str) -> Path | None:

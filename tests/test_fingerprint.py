@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from magic141.fingerprint import fingerprint_modules
+from magic141.fingerprint import CodeStamp, fingerprint_modules
+from magic141.frozen import UserError
 
 
 @pytest.fixture
@@ -47,6 +48,17 @@ def test_fingerprint_covers_files_beside_modules(package: Path) -> None:
     assert fingerprint_modules(["fakelib:page.j2"]) != before
     with pytest.raises(ValueError, match="no such file"):
         fingerprint_modules(["fakelib.absent"])
+
+
+def test_a_stamp_names_the_modules_that_are_other_ones_or_missing(package: Path) -> None:
+    code = CodeStamp.of(["fakelib.entry"])
+    code.require()
+    digests = dict(code.digests)
+    other = CodeStamp(tuple({**digests, "fakelib.helper": "0", "fakelib.absent": "1"}.items()))
+    with pytest.raises(UserError, match=r"machine \S+: fakelib.helper, fakelib.absent differ .* install the driver's"):
+        other.require()
+    many = CodeStamp(tuple((f"fakelib.absent{number}", "0") for number in range(7)))
+    assert "fakelib.absent4 and 2 more differ" in str(many.trouble())
 
 
 def _rewrite(path: Path, text: str) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,7 @@ from magic141.data.sheets import comparison_sheet, contact_sheet
 from magic141.data.splits import SPLITS
 from magic141.data.video import Frames
 from magic141.data.workers import Encode, Probe, Render, parse_clips
+from magic141.fingerprint import CodeStamp
 from magic141.frozen import UserError
 from magic141.models.encoders import Encoders
 from magic141.models.text_embedding import TextEmbedding
@@ -104,7 +106,9 @@ def _list_clips(
 def _probe(folder: Path, videos: Sequence[VideoFile], config: DataConfig) -> list[int | BadFile]:
     """Decodes every video once, in parallel; in the order of `videos`."""
     rows = [video._asdict() for video in videos]
-    results = ray.data.from_items(rows, override_num_blocks=min(len(rows), 64)).map(Probe(folder, config)).take_all()
+    probe = Probe(folder, config, _workers_code())
+    with _users_mistakes():
+        results = ray.data.from_items(rows, override_num_blocks=min(len(rows), 64)).map(probe).take_all()
     return [
         BadFile(video.file, result["reason"]) if result["reason"] else int(result["num_frames"])
         for video, result in zip(videos, results, strict=True)
@@ -169,7 +173,7 @@ def _note_long_captions(clips: Sequence[Clip], config: DataConfig, log: StageLog
 def _encode(clips: Sequence[Clip], config: DataConfig, out: Path, log: StageLog) -> dict[str, int]:
     """Renders and encodes all clips and writes the shards; returns clips per split."""
     writer = ShardWriter(out, config.shard_size)
-    with log.progress(len(clips), "clip") as advance:
+    with log.progress(len(clips), "clip") as advance, _users_mistakes():
         for row in _encoded_chunks(clips, config, out).iter_rows():
             chunk, ids = parse_clips(row["clips"]), json.loads(row["ids"])
             rows = [
@@ -191,12 +195,13 @@ def _encoded_chunks(clips: Sequence[Clip], config: DataConfig, out: Path) -> ray
     use_gpu = config.num_gpus_per_worker > 0
     # On CPUs: no restarts, which also keeps decoding apart from encoding (Ray Data would fuse them into one actor)
     placement = {"num_gpus": config.num_gpus_per_worker} if use_gpu else {"max_restarts": 0}
-    rendered = ray.data.from_items(items, override_num_blocks=len(items)).map(Render(config), num_cpus=1)
+    code = _workers_code()
+    rendered = ray.data.from_items(items, override_num_blocks=len(items)).map(Render(config, code), num_cpus=1)
     with warnings.catch_warnings():  # max_restarts has no named parameter yet; Ray is pinned below 2.61
         warnings.filterwarnings("ignore", message=".*ray_remote_args")
         return rendered.map(
             Encode,
-            fn_constructor_args=(out, use_gpu),
+            fn_constructor_args=(out, use_gpu, code),
             compute=ray.data.ActorPoolStrategy(size=num_actors),
             num_cpus=1,
             **placement,
@@ -204,9 +209,24 @@ def _encoded_chunks(clips: Sequence[Clip], config: DataConfig, out: Path) -> ray
 
 
 def _start_ray() -> None:
-    """Ray with results in order: the same corpus gives the same bytes."""
+    """Ray with results in order: the same corpus gives the same bytes. What workers raise is not renamed."""
     ensure_ray()
-    ray.data.DataContext.get_current().execution_options.preserve_order = True
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.raise_original_map_exception = True
+
+
+def _workers_code() -> CodeStamp:
+    return CodeStamp.of([Probe.__module__])
+
+
+@contextmanager
+def _users_mistakes() -> Iterator[None]:
+    """A worker's UserError as one: its line, without the traceback and the advice that Ray adds."""
+    try:
+        yield
+    except UserError as error:  # Ray makes its error a subclass of the worker's
+        raise UserError(str(getattr(error, "cause", error)).partition("\n")[0]) from None
 
 
 def _describe(

@@ -11,6 +11,7 @@ from typing import Any
 from magic141.data.clips import BadFile, Clip, VideoFile, probe_video, render_anchors, render_chunk
 from magic141.data.config import DataConfig
 from magic141.data.video import Frames
+from magic141.fingerprint import CodeStamp
 
 Row = dict[str, Any]
 MAX_ENCODE_VALUES = 2**24  # pixels times channels that one codec forward sees
@@ -22,8 +23,10 @@ class Probe:
 
     folder: Path
     config: DataConfig
+    code: CodeStamp
 
     def __call__(self, row: Row) -> Row:  # noqa: D102 (see the class)
+        self.code.require()
         result = probe_video(self.folder, VideoFile(row["file"], row["caption"]), self.config)
         bad = isinstance(result, BadFile)
         return {"num_frames": 0 if bad else result, "reason": result.reason if isinstance(result, BadFile) else ""}
@@ -34,8 +37,10 @@ class Render:
     """Row {clips: JSON} -> {clips, frames: uint8 [N, F, H, W, 3], anchors: uint8 [N, H, W, 3]}."""
 
     config: DataConfig
+    code: CodeStamp
 
     def __call__(self, row: Row) -> Row:  # noqa: D102 (see the class)
+        self.code.require()
         chunk = parse_clips(row["clips"])
         return {
             "clips": row["clips"],
@@ -47,7 +52,7 @@ class Render:
 class Encode:
     """Row {clips, frames, anchors} -> {clips, ids: JSON, tensors: safetensors}; one actor holds the encoders."""
 
-    def __init__(self, folder: Path, use_gpu: bool) -> None:
+    def __init__(self, folder: Path, use_gpu: bool, code: CodeStamp) -> None:
         import torch
 
         from magic141.models.encoders import Encoders
@@ -58,10 +63,12 @@ class Encode:
         if use_gpu:
             self.codec.vae.to("cuda", torch.float16 if hasattr(self.codec.vae, "enable_tiling") else torch.float32)
         self.encoders = Encoders.load(folder / "encoders")
+        self.code = code
 
     def __call__(self, row: Row) -> Row:  # noqa: D102 (see the class)
         from safetensors.torch import save
 
+        self.code.require()  # not in __init__: Ray shows what is raised there as the death of an actor
         clips, frames = parse_clips(row["clips"]), row["frames"]
         tensors = self._encode(frames, row["anchors"], clips)
         return {

@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 
+from magic141.fingerprint import CodeStamp
 from magic141.frozen import UserError
+from magic141.ray_address import ray_cluster
 from magic141.training.config import PlacementConfig, TrainConfig
 from magic141.training.loop import LoopResult, run_training
 from magic141.training.objective import ObjectiveSpec, TrainContext
@@ -86,7 +89,8 @@ def run_on_ray(task: WorkerTask) -> LoopResult:
     placement = task.config.placement
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"task": pickle.dumps(task)},  # bytes: Ray's controller need not import the models' code
+        # bytes: Ray's controller need not import the models' code, and workers compare theirs before they load it
+        train_loop_config={"code": code_of(task.spec), "task": pickle.dumps(task)},
         scaling_config=_scaling(placement),
         torch_config=_torch_config(placement),
         run_config=ray.train.RunConfig(
@@ -111,10 +115,12 @@ def _worker(config: dict[str, Any]) -> dict[str, Any] | str:
     import ray.train
     from ray.train.torch import get_device
 
-    task: WorkerTask = pickle.loads(config["task"])
-    torch.set_num_threads(task.config.placement.threads_per_worker)
     place = ray.train.get_context()
     rank, world_size = place.get_world_rank(), place.get_world_size()
+    if refusal := _refusal(config["code"], world_size):
+        return refusal
+    task: WorkerTask = pickle.loads(config["task"])
+    torch.set_num_threads(task.config.placement.threads_per_worker)
     context = TrainContext(rank, world_size, get_device(), task.run_dir, task.seed, task.config.placement)
     try:
         return asdict(run_training(task.spec, task.config, context, RayStore(), task.launch_id))
@@ -122,6 +128,21 @@ def _worker(config: dict[str, Any]) -> dict[str, Any] | str:
         return str(mistake)
     except Exception as error:  # Ray passes on the message only: the traceback has to be in it
         raise RuntimeError(traceback.format_exc()) from error
+
+
+def code_of(spec: ObjectiveSpec) -> CodeStamp:
+    """The code that decides what training computes; an objective from a script without a package is not followed."""
+    objective = type(spec).__module__
+    return CodeStamp.of(["magic141.training.loop", *([objective] if "." in objective else [])])
+
+
+def _refusal(code: CodeStamp, world_size: int) -> str | None:
+    """Every worker's objection to its own code, known to all: one alone that stops leaves the others waiting."""
+    troubles = [code.trouble()]
+    if world_size > 1:
+        mine, troubles = troubles[0], [None] * world_size
+        dist.all_gather_object(troubles, mine)
+    return "\n".join(sorted({trouble for trouble in troubles if trouble})) or None
 
 
 def _scaling(placement: PlacementConfig) -> ScalingConfig:
@@ -145,7 +166,7 @@ def _configure_ray_train() -> None:
     """Ray Train's settings are environment variables of the driver, read when it is imported and at fit."""
     for name, value in _RAY_SETTINGS.items():
         os.environ.setdefault(name, value)
-    if not os.environ.get("RAY_ADDRESS"):  # one machine: nobody reclaims it with notice
+    if not ray_cluster():  # one machine: nobody reclaims it with notice
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
 

@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from magic141.artifacts import NullLog, digest_folder
+from magic141.data import prepare
 from magic141.data.config import DataConfig
 from magic141.data.dataset import ClipDataset, load_info, load_null_text
 from magic141.data.prepare import prepare_dataset
 from magic141.data.shapes import ShapeClip, render_clip
 from magic141.data.video import write_video
 from magic141.data.workers import content_id
+from magic141.fingerprint import CodeStamp
 from magic141.frozen import UserError
 from magic141.models.encoders import Encoders
 from magic141.models.vae import load_codec
@@ -105,7 +107,7 @@ def test_shapes_corpus_is_complete(shapes: tuple[Path, MemoryLog]) -> None:
     assert log.images["reconstruction"].dtype == np.uint8
     train = ClipDataset.open(out, "train")
     assert tuple(train.latents.shape[1:]) == info.latent_shape
-    assert 0.9 < train.latents.std() < 1.1
+    assert 0.9 < train.latents[:].std() < 1.1
     assert train.text_tokens.shape == (300, info.num_text_tokens, info.text_width)
     assert train.pooled.shape == (300, info.pooled_width)
     assert train.image_tokens.shape == (300, info.num_image_tokens, info.text_width)
@@ -119,12 +121,14 @@ def test_stored_tensors_match_what_the_saved_models_say(shapes: tuple[Path, Memo
     heldout = ClipDataset.open(out, "heldout")
     assert heldout.frames is not None
     codec, encoders = load_codec(out / "codec"), Encoders.load(out / "encoders")
-    torch.testing.assert_close(codec.encode_video(heldout.frames), heldout.latents, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(codec.encode_video(heldout.frames[:]), heldout.latents[:], atol=1e-4, rtol=1e-4)
     text = encoders.encode_text(heldout.captions)
-    torch.testing.assert_close(text.pooled, heldout.pooled, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(text.tokens, heldout.text_tokens)
-    torch.testing.assert_close(encoders.encode_image(heldout.first_frame), heldout.image_tokens, atol=1e-3, rtol=1e-3)
-    assert torch.equal(heldout.frames[:, 0], heldout.first_frame)
+    torch.testing.assert_close(text.pooled, heldout.pooled[:], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(text.tokens, heldout.text_tokens[:])
+    torch.testing.assert_close(
+        encoders.encode_image(heldout.first_frame[:]), heldout.image_tokens[:], atol=1e-3, rtol=1e-3
+    )
+    assert torch.equal(heldout.frames[:, 0], heldout.first_frame[:])
     for index, truth in enumerate(heldout.truths):
         clip = ShapeClip.from_dict(truth or {})
         frames = render_clip(clip, 13, 32, 32)
@@ -158,3 +162,16 @@ def test_folder_with_bad_files(tmp_path: Path) -> None:
         assert all(used[row["source"], row["start_frame"] + offset] == row["split"] for offset in range(13))
     with pytest.raises(UserError, match=r"data\.path = .*\(and 3 more\); repair or remove it"):
         prepare_dataset(config.model_copy(update={"on_bad_file": "fail"}), tmp_path / "out2", NullLog(), seed=0)
+
+
+@pytest.mark.slow
+def test_workers_with_other_code_than_the_drivers_prepare_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newer = CodeStamp((("magic141.data.workers", "0"),))
+    monkeypatch.setattr(prepare, "_workers_code", lambda: newer)
+    with pytest.raises(UserError, match=r"^machine \S+: magic141\.data\.workers differ from the driver's, [^\n]*$"):
+        prepare_dataset(DataConfig.model_validate(SHAPES), tmp_path / "shapes", NullLog(), seed=0)
+    make_videos(tmp_path / "videos", num_good=1)
+    with pytest.raises(UserError, match="run it again"):
+        prepare_dataset(DataConfig(source="folder", path=tmp_path / "videos"), tmp_path / "out", NullLog(), seed=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import pytest
 import torch
 
 from magic141.artifacts import NullLog
+from magic141.fingerprint import CodeStamp
 from magic141.frozen import UserError
 from magic141.raysession import ensure_ray
+from magic141.training import ray_launch
 from magic141.training.launch import TrainResult, launch
 from tests.training.linear import LinearSpec, linear_config
 
@@ -70,6 +73,25 @@ def test_a_users_mistake_stays_one_and_is_not_retried(tmp_path: Path) -> None:
     config = linear_config(launcher="ray", engine="ddp", num_workers=2)
     with pytest.raises(UserError, match="the clips are too short"):
         launch(LinearSpec(config, mistake="the clips are too short"), config, tmp_path, NullLog(), seed=0)
+
+
+def test_workers_with_other_code_than_the_drivers_do_not_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = dict(ray_launch.code_of(LinearSpec(linear_config())).digests)
+    assert {"magic141.training.loop", "tests.training.linear"} <= code.keys()
+    newer = CodeStamp(tuple({**code, "magic141.training.engine": "0"}.items()))
+    monkeypatch.setattr(ray_launch, "code_of", lambda spec: newer)
+    with pytest.raises(UserError, match=r"^machine \S+: magic141\.training\.engine differ from the driver's, [^\n]*$"):
+        run(tmp_path, "refused")
+    assert not (tmp_path / "refused" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(("address", "watched"), [(None, False), ("local", False), ("10.0.0.1:6379", True)])
+def test_only_a_clusters_machines_are_watched_for_notice(
+    address: str | None, watched: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", {"RAY_ADDRESS": address} if address else {})
+    ray_launch._configure_ray_train()
+    assert ("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER" not in os.environ) == watched
 
 
 def test_a_ray_that_died_between_two_trainings_is_started_again(tmp_path: Path) -> None:
