@@ -51,8 +51,8 @@ class Jury:
         truths = [clip.to_dict() for clip in clips]
         codec, encoders = load_codec(data / "codec"), Encoders.load(data / "encoders")
         first = codec.encode_video(frames[:, :1])
-        train = ClipDataset.open(data, "train").latents[:, :, :latent_frames]
-        space = TubeSpace.fit(train, config.evaluate.frechet_dimensions)
+        train = ClipDataset.open(data, "train")
+        space = TubeSpace.fit(train.latents, config.evaluate.frechet_dimensions, latent_frames)
         text, tokens = encoders.encode_text([clip.caption for clip in clips]), encoders.encode_image(frames[:, 0])
         return cls(
             Conditions(text, tokens, first),

@@ -1,19 +1,18 @@
-"""What training and evaluation read: the prepared corpus, one split at a time, in memory."""
+"""What training and evaluation read: the prepared corpus, one split at a time; clips stay on disk until needed."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import torch
 from pydantic import BaseModel, ConfigDict
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from magic141.data.rows import Rows
 from magic141.frozen import UserError
 from magic141.models.text_embedding import TextEmbedding
 
@@ -58,36 +57,36 @@ class DatasetInfo(BaseModel):
 class ClipDataset:
     """One split of a prepared corpus; row i of every field is the same clip."""
 
-    latents: Tensor  # [N, C, T, h, w] float32
-    text_tokens: Tensor  # [N, Lt, D]
-    text_mask: Tensor  # [N, Lt] bool, valid tokens first
-    pooled: Tensor  # [N, P]
-    image_tokens: Tensor  # [N, Li, D] of the first frame
-    anchor: Tensor  # [N, C, 1, h, w]: first latent frame of the video that the clip continues
-    anchor_tokens: Tensor  # [N, Li, D] of that frame
-    first_frame: Tensor  # [N, H, W, 3] uint8
-    frames: Tensor | None  # [N, F, H, W, 3] uint8; None for train, or if they were not asked for
+    latents: Rows  # [N, C, T, h, w] float32
+    text_tokens: Rows  # [N, Lt, D]
+    text_mask: Rows  # [N, Lt] bool, valid tokens first
+    pooled: Rows  # [N, P]
+    image_tokens: Rows  # [N, Li, D] of the first frame
+    anchor: Rows  # [N, C, 1, h, w]: first latent frame of the video that the clip continues
+    anchor_tokens: Rows  # [N, Li, D] of that frame
+    first_frame: Rows  # [N, H, W, 3] uint8
+    frames: Rows | None  # [N, F, H, W, 3] uint8; None for train, or if they were not asked for
     ids: list[str]
     captions: list[str]
     truths: list[dict[str, Any] | None]
 
     @classmethod
     def open(cls, folder: Path, split: str, with_frames: bool = True) -> Self:
-        """Reads the split `train`, `validation` or `heldout` of a prepared folder.
+        """Opens the split `train`, `validation` or `heldout` of a prepared folder.
 
         Args:
             folder: of `prepare_data`.
             split: which clips.
-            with_frames: without, the clips' pixels stay on disk: they are by far the largest part.
+            with_frames: without, `frames` is None.
         """
         lines = _existing(folder / MANIFEST_FILE).read_text().splitlines()
         rows = [row for row in map(json.loads, lines) if row["split"] == split]
         if not rows:
             raise UserError(f"data set {folder}: no clips of split {split!r}; expected train, validation or heldout")
-        left_out = () if with_frames else ("frames",)
-        shards = [_read(folder / shard, left_out) for shard in dict.fromkeys(row["shard"] for row in rows)]
-        fields: dict[str, Any] = {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
-        fields.setdefault("frames", None)
+        # load_file maps a file: nothing is read yet, and what is read lies in the page cache, once for all workers
+        shards = [load_file(_existing(folder / shard)) for shard in dict.fromkeys(row["shard"] for row in rows)]
+        fields: dict[str, Any] = {name: Rows([shard[name] for shard in shards]) for name in shards[0]}
+        fields["frames"] = fields.get("frames") if with_frames else None
         return cls(
             **fields,
             ids=[row["id"] for row in rows],
@@ -98,10 +97,9 @@ class ClipDataset:
     def __len__(self) -> int:
         return len(self.ids)
 
-    @property
-    def text(self) -> TextEmbedding:
-        """The captions' embeddings."""
-        return TextEmbedding(self.text_tokens, self.text_mask, self.pooled)
+    def text(self, rows: Tensor | Sequence[int]) -> TextEmbedding:
+        """The embedded captions of some clips."""
+        return TextEmbedding(self.text_tokens[rows], self.text_mask[rows], self.pooled[rows])
 
 
 def load_info(folder: Path) -> DatasetInfo:
@@ -113,12 +111,6 @@ def load_null_text(folder: Path) -> TextEmbedding:
     """Reads the embedding of the empty prompt, one row."""
     fields = load_file(_existing(folder / NULL_TEXT_FILE))
     return TextEmbedding(fields["text_tokens"], fields["text_mask"], fields["pooled"])
-
-
-def _read(shard: Path, left_out: Collection[str]) -> dict[str, Tensor]:
-    """The tensors of a shard; those left out are not even read."""
-    with safe_open(str(_existing(shard)), framework="pt") as tensors:
-        return {name: tensors.get_tensor(name) for name in tensors.keys() if name not in left_out}  # noqa: SIM118
 
 
 def _existing(path: Path) -> Path:

@@ -85,7 +85,7 @@ class Scorer:
         rows = [position[clip["id"]] for clip in clips]
         first = json.loads((generated / "variants.json").read_text())[0]["name"]
         frames = load_file(generated / "exact" / f"{first}.safetensors")["latents"].shape[2]
-        space = TubeSpace.fit(train.latents[:, :, :frames], config.frechet_dimensions)
+        space = TubeSpace.fit(train.latents, config.frechet_dimensions, frames)
         truths = [clip["truth"] for clip in clips] if info.has_ground_truth else None
         codec = load_codec(data / "codec")
         codec.vae.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from magic141.data.rows import Rows
+
 Array = NDArray[np.float64]
 MAX_FIT_TUBES = 200_000
 
@@ -25,9 +27,16 @@ class TubeSpace:
     basis: Array  # [C*T, n]
 
     @classmethod
-    def fit(cls, latents: Tensor, num_components: int) -> Self:
-        """Fits on latents [N, C, T, h, w]; at most C*T components exist, and one less than there are tubes."""
-        tubes = _tubes(latents[: max(1, MAX_FIT_TUBES // latents[0, 0, 0].numel())])
+    def fit(cls, latents: Tensor | Rows, num_components: int, num_frames: int | None = None) -> Self:
+        """Fits on the first clips of latents [N, C, T, h, w], as many as are enough; the others are not even read.
+
+        Args:
+            latents: of real clips.
+            num_components: n; at most C*T exist, and one less than there are tubes.
+            num_frames: T of a tube; else the clips'.
+        """
+        num_clips = max(1, MAX_FIT_TUBES // latents[0, 0, 0].numel())
+        tubes = _tubes(latents[:num_clips, :, :num_frames])
         _, directions = np.linalg.eigh(np.atleast_2d(np.cov(tubes, rowvar=False)))
         return cls(tubes.mean(0), directions[:, ::-1][:, : min(num_components, len(tubes) - 1)])
 

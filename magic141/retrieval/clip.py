@@ -173,7 +173,7 @@ def _train(
     model: Any, config: ClipConfig, dataset: ClipDataset, preprocessing: Preprocessing, log: StageLog, seed: int
 ) -> float:
     """Trains in place; returns the mean loss of the last tenth of the steps."""
-    images, (tokens, caption_index) = preprocessing(dataset.first_frame), _tokenize(dataset.captions)
+    images, (tokens, caption_index) = preprocessing(dataset.first_frame[:]), _tokenize(dataset.captions)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.num_steps)
     generator = torch.Generator().manual_seed(seed)

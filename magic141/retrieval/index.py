@@ -50,7 +50,7 @@ def build_index(config: IndexConfig, data: Path, clip: Path, out: Path, log: Sta
     embedder = ClipEmbedder.load(clip)
     corpus, heldout = (ClipDataset.open(data, split, with_frames=False) for split in ("train", "heldout"))
     with log.progress(3, "step") as advance:
-        vectors = embedder.embed_images(corpus.first_frame)
+        vectors = embedder.embed_images(corpus.first_frame[:])
         advance(1)
         index = make_index(config, vectors, seed)
         faiss.write_index(index, str(out / "index.faiss"))
@@ -143,7 +143,7 @@ def _write_images(corpus: ClipDataset, out: Path) -> None:
     rows = zip(corpus.ids, corpus.captions, strict=True)
     lines = [json.dumps({"id": clip_id, "caption": caption, "split": "train"}) for clip_id, caption in rows]
     (out / "images.jsonl").write_text("\n".join(lines) + "\n")
-    save_file({"images": corpus.first_frame.contiguous()}, out / "thumbnails.safetensors")
+    save_file({"images": corpus.first_frame[:]}, out / "thumbnails.safetensors")
 
 
 def _report(recall: Recall, num_images: int, log: StageLog) -> None:

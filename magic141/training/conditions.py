@@ -77,21 +77,25 @@ class BatchMaker:
         x0[anchored, :, :1] = data.anchor[indices[anchored]].float()
         null = self.null_text.expand(num)
         no_text = torch.rand(num, generator=generator) < self.text_dropout
-        text = TextEmbedding(data.text_tokens[indices].float(), data.text_mask[indices], data.pooled[indices].float())
-        text = _where(no_text, null, text)
+        text = data.text(indices)
+        text = _where(no_text, null, TextEmbedding(text.tokens.float(), text.mask, text.pooled.float()))
         if not self.image_condition:
             return Batch(x0, condition(text, None), condition(null, None), None)
         no_image = torch.rand(num, generator=generator) < self.image_dropout
-        image = torch.where(anchored[:, None, None], data.anchor_tokens[indices], data.image_tokens[indices])
-        image = image.float() * (~no_image).float()[:, None, None]
+        image = data.image_tokens[indices].float()
+        image[anchored] = data.anchor_tokens[indices[anchored]].float()
+        image = image * (~no_image).float()[:, None, None]
         prefix = make_prefix(x0, 1 + torch.where(continued, carried, 0)).dropped(no_image)
         return Batch(x0, condition(text, image), condition(null, image), prefix)
 
     def _windows(self, indices: Tensor, starts: Tensor) -> Tensor:
-        """The clips' first latent frame, then those from `starts` on."""
-        following = starts[:, None] + torch.arange(self.num_latent_frames - 1)
-        frames = torch.cat([torch.zeros(len(starts), 1, dtype=torch.long), following], dim=1)
-        return self.dataset.latents[indices[:, None], :, frames].transpose(1, 2).contiguous().float()
+        """The clips' first latent frame, then those from `starts` on; no other frames are read from disk."""
+        latents, num_following = self.dataset.latents, self.num_latent_frames - 1
+        windows = latents[indices, :, : self.num_latent_frames].float()
+        for sample in (starts > 1).nonzero().flatten().tolist():
+            start = int(starts[sample])
+            windows[sample, :, 1:] = latents[int(indices[sample]), :, start : start + num_following]
+        return windows
 
 
 def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from magic141.data.dataset import ClipDataset, load_info, load_null_text
+from magic141.data.rows import Rows
 from magic141.models.transformer import build_transformer
 from magic141.training.conditions import MAX_CARRIED, Batch, BatchMaker, step_generator
 from magic141.training.config import FlowMatchingConfig, PlacementConfig
@@ -23,8 +25,8 @@ def maker(tmp_path_factory: pytest.TempPathFactory) -> BatchMaker:
     """Clips whose latents say which frame they are."""
     folder = make_data(tmp_path_factory.mktemp("conditions") / "data")
     dataset = ClipDataset.open(folder, "train")
-    dataset.latents[:] = torch.arange(1, LENGTH + 1).reshape(1, 1, -1, 1, 1)
-    dataset.anchor[:] = -1
+    numbers = torch.arange(1.0, LENGTH + 1).reshape(1, 1, -1, 1, 1).expand(dataset.latents.shape)
+    dataset = replace(dataset, latents=Rows([numbers]), anchor=Rows([-torch.ones(dataset.anchor.shape)]))
     return BatchMaker(dataset, load_null_text(folder), WINDOW, image_condition=True)
 
 
@@ -52,7 +54,7 @@ def test_a_continued_window_knows_the_anchor_and_the_frames_before_the_new_ones(
     assert set(known.sum(1).tolist()) == {1.0 + carried for carried in range(1, MAX_CARRIED + 1)}
     assert torch.equal(batch.prefix.latents, batch.x0 * batch.prefix.mask)
     num_image_tokens = maker.dataset.anchor_tokens.shape[1]
-    assert torch.equal(batch.cond.tokens[:, :num_image_tokens], maker.dataset.anchor_tokens)
+    assert torch.equal(batch.cond.tokens[:, :num_image_tokens], maker.dataset.anchor_tokens[:])
 
 
 def test_dropped_conditions_leave_the_rest_alone(maker: BatchMaker) -> None:
@@ -75,7 +77,7 @@ def test_without_far_anchors_a_continued_window_is_one_from_the_start_with_more_
     assert batch.prefix is not None
     assert set(batch.prefix.mask[:, 0, :, 0, 0].sum(1).tolist()) == {2.0, 3.0}
     num_image_tokens = maker.dataset.image_tokens.shape[1]
-    assert torch.equal(batch.cond.tokens[:, :num_image_tokens], maker.dataset.image_tokens)
+    assert torch.equal(batch.cond.tokens[:, :num_image_tokens], maker.dataset.image_tokens[:])
 
 
 def test_far_anchors_come_late_in_pretraining(tmp_path: Path) -> None:

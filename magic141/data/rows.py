@@ -1,0 +1,55 @@
+"""Rows of a field that lies in several files: mapped into memory, and read when somebody asks for them."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+Index = int | slice | Sequence[int] | Tensor
+
+
+class Rows:
+    """What the shards' tensors would be if they were concatenated, without the copy in memory that this takes.
+
+    The tensors are to be mapped files, as safetensors opens them: only what is touched is read, and all processes of a
+    machine share it. Rows are indexed as those of a tensor are, by a number, a slice or a list of numbers, with numbers
+    and slices for the other dimensions after them: `rows[[7, 3], :, :5]`; `rows[:]` is all of them.
+    """
+
+    def __init__(self, parts: Sequence[Tensor]) -> None:
+        self._parts = list(parts)
+        self._starts = [0, *accumulate(len(part) for part in parts)]  # of the parts, and the end of the last
+        self._numbers = range(self._starts[-1])
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @property
+    def shape(self) -> torch.Size:
+        """[N, ...]."""
+        return torch.Size([len(self), *self._parts[0].shape[1:]])
+
+    def __getitem__(self, index: Index | tuple[Index, *tuple[int | slice, ...]]) -> Tensor:
+        """A copy of some rows, in the order asked for; a single row by its number is the mapped file itself.
+
+        Raises:
+            IndexError: if there is no such row.
+        """
+        rows, *rest = index if isinstance(index, tuple) else (index,)
+        if isinstance(rows, int):
+            return self._row(rows, rest)
+        assert getattr(rows, "dtype", None) != torch.bool, "numbers of rows, not a mask"
+        numbers = self._numbers[rows] if isinstance(rows, slice) else torch.as_tensor(rows).tolist()
+        if not numbers:
+            return self._parts[0][(slice(0), *rest)]
+        return torch.stack([self._row(number, rest) for number in numbers])
+
+    def _row(self, number: int, rest: Sequence[int | slice]) -> Tensor:
+        row = self._numbers[number]
+        part = bisect_right(self._starts, row) - 1
+        clip = self._parts[part][row - self._starts[part]]
+        return clip[tuple(rest)] if rest else clip

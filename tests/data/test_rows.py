@@ -1,0 +1,48 @@
+"""Rows in parts are indexed as if they were one tensor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from magic141.data.rows import Rows
+
+WHOLE = torch.arange(11 * 2 * 5).reshape(11, 2, 5)
+ROWS = Rows(WHOLE.split([4, 4, 3]))
+INDICES: list[Any] = [
+    0,
+    7,
+    -1,
+    slice(None),
+    slice(2, 9, 3),
+    slice(20, None),
+    [10, 3, 3, -2],
+    [],
+    torch.tensor([8, 0, 4]),
+    (5, slice(None), slice(1, 3)),
+    (slice(None), slice(None), slice(None, 2)),
+    (slice(None), 0),
+    ([3, 4], slice(None), slice(1, None)),
+    (torch.tensor([9, 2]), 1, 2),
+    ([], slice(None), slice(1, 2)),
+]
+
+
+@pytest.mark.parametrize("index", INDICES, ids=str)
+def test_rows_are_those_of_the_concatenated_tensor(index: Any) -> None:
+    assert torch.equal(ROWS[index], WHOLE[index])
+    assert (len(ROWS), ROWS.shape) == (11, WHOLE.shape)
+
+
+@pytest.mark.parametrize("index", [11, -12, [0, 11]], ids=str)
+def test_there_are_no_other_rows(index: Any) -> None:
+    with pytest.raises(IndexError):
+        ROWS[index]
+
+
+def test_several_rows_are_a_copy_and_may_be_written_to() -> None:
+    picked = ROWS[[0, 1]]
+    picked[:] = -1
+    assert (WHOLE >= 0).all()
