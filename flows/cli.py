@@ -121,11 +121,15 @@ def sweep(
         values = load(config, set_, workspace)
         members_of(vary or (), member or ())
         with resumable(), prefect_server(values.home, debug):
+            from flows.sweep import SweepFailed
             from flows.sweep import sweep as swept
 
-            outcome = swept(str(config.resolve()), vary, member, set_, until, variant)
-        if say_sweep(outcome):
-            raise typer.Exit(FAILURE)
+            try:
+                outcome = swept(str(config.resolve()), vary, member, set_, until, variant)
+            except SweepFailed as failed:
+                say_sweep(failed.outcome)
+                raise
+        say_sweep(outcome)
 
 
 @app.command(name="eval")
@@ -208,9 +212,12 @@ def promote(
             typer.echo(f"{uri} is version {version} again")
             return
         decision = promotion.promote(store(workspace), model, set_ or [], force)
+        typer.echo(decision.runs.text)
         for verdict in decision.verdicts:
             typer.echo(f"{'✓' if verdict.holds else '✗'} {verdict.what:<32} {verdict.why}")
         if not decision.promoted:
+            for remedy in decision.remedies:
+                typer.echo(f"→ {remedy}", err=True)
             typer.secho(f"not promoted: {decision.champion} stays where it is; --force moves it", fg="red", err=True)
             raise typer.Exit(FAILURE)
         typer.echo(f"{decision.champion} is version {decision.version}")

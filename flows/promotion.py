@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from flows.judgements import judged, remedies
 from flows.origin import config_of
 from magic141.config import with_overrides
-from magic141.evaluation.gate import Verdict, judge
+from magic141.evaluation.gate import Verdict, apart, judge
+from magic141.evaluation.measurement import Pair, closest
 from magic141.frozen import UserError
 from magic141.tracking import Run, Tracker, open_store, parse_uri
 
@@ -21,36 +23,45 @@ class Decision:
     Attributes:
         champion: URI of the alias.
         version: the version that was judged.
-        verdicts: of every condition.
+        runs: the figures that were compared: whose, and the run that measured them.
+        verdicts: of every condition, and of what kept conditions from being judged.
         promoted: whether the alias now points at the version.
+        remedies: how to judge what could not be compared.
     """
 
     champion: str
     version: str
+    runs: Pair
     verdicts: list[Verdict]
     promoted: bool
+    remedies: tuple[str, ...]
 
 
 def promote(workspace: Path, model: str, overrides: Sequence[str] = (), force: bool = False) -> Decision:
     """Judges `models:/NAME@ALIAS` or `models:/NAME/VERSION` by its run's gate and moves the champion alias.
 
+    Of the runs that judged it and those that judged the champion, the newest two count that did so alike.
+
     Raises:
-        UserError: the model, or a metric that the gate names, does not exist.
+        UserError: the model, a metric that the gate names, or any judgement of one of the two does not exist.
     """
     tracker = open_store(workspace)
     name, version = tracker.registry.version(model)
     run = tracker.pipeline_run(version.run_id)
     config = with_overrides(config_of(run, tracker, workspace), overrides, "the run's config")
-    alias = config.publish.champion
-    champion = tracker.registry.alias_version(name, alias)
-    if champion and champion.version == version.version:
-        raise UserError(f"model {model}: version {version.version} is models:/{name}@{alias} already; nothing to do")
-    other = tracker.pipeline_run(champion.run_id).data.metrics if champion else None
-    verdicts = judge(run.data.metrics, other, config.publish.gate, collapsed(run, tracker))
-    passed = force or all(verdict.holds for verdict in verdicts)
-    if passed:
-        tracker.registry.promote(name, alias, version.version, forced=not all(v.holds for v in verdicts))
-    return Decision(f"models:/{name}@{alias}", str(version.version), verdicts, passed)
+    gate, uri = config.publish.gate, f"models:/{name}@{config.publish.champion}"
+    holder = tracker.registry.alias_version(name, config.publish.champion)
+    if holder and holder.version == version.version:
+        raise UserError(f"model {model}: version {version.version} is {uri} already; nothing to do")
+    candidate = judged(tracker, f"models:/{name}/{version.version}")
+    champion = judged(tracker, uri) if holder else None
+    pair = closest(candidate.measurements, champion.measurements if champion else ())
+    verdicts = judge(pair, gate, collapsed(run, tracker))
+    holds = all(verdict.holds for verdict in verdicts)
+    if holds or force:
+        tracker.registry.promote(name, config.publish.champion, version.version, forced=not holds)
+    ways = remedies(apart(pair, gate), candidate, champion, pair.candidate) if champion else ()
+    return Decision(uri, str(version.version), pair, verdicts, holds or force, tuple(ways))
 
 
 def require_fitting(rollback: bool, alias: str, overrides: Sequence[str]) -> None:

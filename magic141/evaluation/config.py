@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from magic141.frozen import FrozenConfig, placement
 
@@ -81,8 +81,16 @@ class GateCondition(FrozenConfig):
 
     metric: str = Field(min_length=1, description="metric of the pipeline run, such as student/frechet")
     better: Literal["higher", "lower"] = Field(description="which values are better")
-    tolerance: float = Field(0.0, ge=0, description="by how much it may be worse than the champion's")
+    tolerance: float | None = Field(
+        0.0, ge=0, description="by how much it may be worse than the champion's; null: the champion does not matter"
+    )
     limit: float | None = Field(None, description="bound that holds whether there is a champion or not")
+
+    @model_validator(mode="after")
+    def _asks_something(self) -> GateCondition:
+        if self.tolerance is None and self.limit is None:
+            raise ValueError(f"metric = {self.metric}: neither a tolerance nor a limit, so it holds always; set one")
+        return self
 
 
 class PublishConfig(FrozenConfig):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from magic141.evaluation.config import GateCondition
+from magic141.evaluation.measurement import Difference, Pair
 from magic141.frozen import UserError
 
 
@@ -18,51 +19,62 @@ class Verdict:
     why: str
 
 
-def judge(
-    candidate: Mapping[str, float],
-    champion: Mapping[str, float] | None,
-    gate: Sequence[GateCondition],
-    collapsed: bool | None,
-) -> list[Verdict]:
-    """Judges a candidate's metrics.
+def judge(pair: Pair, gate: Sequence[GateCondition], collapsed: bool | None) -> list[Verdict]:
+    """Judges a candidate by its figures, and beside the champion's where both were measured alike.
 
     Args:
-        candidate: metrics of the run that made it.
-        champion: those of the present champion's run; None when there is none.
+        pair: what was measured of the candidate, and of the present champion, if there is one.
         gate: the conditions.
         collapsed: the collapse watch's flag; None where nothing watched.
+
+    Returns:
+        The verdicts, and a failing one for every difference that kept a condition from being judged.
 
     Raises:
         UserError: a condition names a metric that the candidate's run does not have.
     """
     verdicts = [] if collapsed is None else [Verdict("collapse", not collapsed, "seen" if collapsed else "none seen")]
     for condition in gate:
-        verdicts += _judge(condition, candidate, champion)
-    return verdicts
+        verdicts += _judge(condition, pair)
+    return verdicts + [Verdict(d.field, False, f"{d.candidate}, the champion {d.champion}") for d in apart(pair, gate)]
 
 
-def _judge(
-    condition: GateCondition, candidate: Mapping[str, float], champion: Mapping[str, float] | None
-) -> Iterator[Verdict]:
-    name = condition.metric
-    if name not in candidate:
-        known = sorted(metric for metric in candidate if metric.startswith("student/")) or sorted(candidate)
+def apart(pair: Pair, gate: Sequence[GateCondition]) -> list[Difference]:
+    """What keeps conditions of the gate from being judged: how the champion's figures came about otherwise."""
+    compared = [condition.metric for condition in gate if condition.tolerance is not None]
+    return list(dict.fromkeys(difference for metric in compared for difference in pair.differences(metric)))
+
+
+def _judge(condition: GateCondition, pair: Pair) -> Iterator[Verdict]:
+    name, metrics = condition.metric, pair.candidate.metrics
+    if name not in metrics:
+        known = sorted(metric for metric in metrics if metric.startswith("student/")) or sorted(metrics)
         raise UserError(
-            f"publish.gate: metric {name}: the candidate's run has none; known: {', '.join(known) or 'none at all'}"
+            f"publish.gate: metric {name}: run {pair.candidate.run_id} has none; known: "
+            f"{', '.join(known) or 'none at all'}"
         )
-    value, sign = candidate[name], 1 if condition.better == "higher" else -1
+    value, sign = metrics[name], 1 if condition.better == "higher" else -1
     if condition.limit is not None:
         missing = sign * (condition.limit - value)
         word = "at least" if sign > 0 else "at most"
         yield Verdict(name, missing <= 0, _text(f"{value:.4g}, {word} {condition.limit:.4g}", missing))
-    if champion is None:
-        yield Verdict(name, True, f"{value:.4g}, there is no champion to compare with")
-    elif name not in champion:
-        yield Verdict(name, True, f"{value:.4g}, the champion's run has no such metric")
-    else:
-        missing = sign * (champion[name] - value) - condition.tolerance
-        text = f"{value:.4g}, champion {champion[name]:.4g}, tolerance {condition.tolerance:.4g}"
-        yield Verdict(name, missing <= 0, _text(text, missing))
+    if condition.tolerance is not None:
+        yield _compare(name, value, sign, condition.tolerance, pair)
+
+
+def _compare(name: str, value: float, sign: int, tolerance: float, pair: Pair) -> Verdict:
+    if pair.champion is None:
+        return Verdict(name, True, f"{value:.4g}, there is no champion to compare with")
+    other = pair.champion.metrics.get(name)
+    if differences := pair.differences(name):
+        fields = ", ".join(difference.field for difference in differences)
+        beside = "" if other is None else f" with the champion's {other:.4g}"
+        return Verdict(name, False, f"{value:.4g}, not comparable{beside}: other {fields}")
+    if other is None:
+        return Verdict(name, True, f"{value:.4g}, the champion's run has no such metric")
+    missing = sign * (other - value) - tolerance
+    text = f"{value:.4g}, champion {other:.4g}, tolerance {tolerance:.4g}"
+    return Verdict(name, missing <= 0, _text(text, missing))
 
 
 def _text(figures: str, missing: float) -> str:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
@@ -98,6 +99,17 @@ class Registry:
             return self.client.get_model_version_by_alias(name, alias)
         except MlflowException:
             return None
+
+    def runs_with(self, ref: ArtifactRef, limit: int = 200) -> list[Run]:
+        """The finished pipelines and evaluations that made an artifact or took an equal one over, newest first."""
+        tag = f"{TAG_ARTIFACT}.{ref.stage}"
+        found = self.client.search_runs(
+            [experiment.experiment_id for experiment in self.client.search_experiments()],
+            f"tags.`{tag}` LIKE '%{ref.digest}%' and attributes.status = 'FINISHED'",
+            max_results=limit,
+            order_by=["attributes.start_time DESC"],
+        )
+        return [run for run in found if ArtifactRef.model_validate_json(run.data.tags[tag]).digest == ref.digest]
 
     def promote(self, name: str, alias: str, version: str, forced: bool = False) -> None:
         """Moves an alias and writes that down."""

@@ -3,30 +3,42 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
 
 from magic141.evaluation.config import GateCondition, PublishConfig
-from magic141.evaluation.gate import judge
+from magic141.evaluation.gate import Verdict, judge
+from magic141.evaluation.measurement import Measurement, Pair, closest
 from magic141.frozen import UserError
 
 CHAMPION = {"student/motion": 0.80, "student/frechet": 2.0}
 MOTION = GateCondition(metric="student/motion", better="higher", tolerance=0.05)
 FRECHET = GateCondition(metric="student/frechet", better="lower", tolerance=0.1)
+LATENCY = GateCondition(metric="student/latency_ms", better="lower", tolerance=5)
+
+
+def measured(metrics: dict[str, float], run_id: str = "r", host: str = "a", **conditions: object) -> Measurement:
+    return Measurement(run_id, metrics, conditions, {"machine": host})
+
+
+def pair(candidate: dict[str, float], champion: dict[str, float] | None) -> Pair:
+    """Two measurements under the same conditions."""
+    return Pair(measured(candidate), None if champion is None else measured(champion))
 
 
 @pytest.mark.parametrize(("motion", "holds"), [(0.9, True), (0.76, True), (0.74, False)])
 def test_higher_is_better_within_the_tolerance(motion: float, holds: bool) -> None:
-    (verdict,) = judge({"student/motion": motion}, CHAMPION, [MOTION], collapsed=None)
+    (verdict,) = judge(pair({"student/motion": motion}, CHAMPION), [MOTION], collapsed=None)
     assert verdict.holds == holds
 
 
 def test_a_failure_names_its_amount() -> None:
-    (verdict,) = judge({"student/frechet": 2.4}, CHAMPION, [FRECHET], collapsed=None)
+    (verdict,) = judge(pair({"student/frechet": 2.4}, CHAMPION), [FRECHET], collapsed=None)
     assert verdict.why == "2.4, champion 2, tolerance 0.1: fails by 0.3"
 
 
 def test_a_limit_holds_without_a_champion() -> None:
     condition = GateCondition(metric="student/latency_ms", better="lower", limit=50)
-    fast, slow = (judge({"student/latency_ms": ms}, None, [condition], collapsed=None) for ms in (40.0, 70.0))
+    fast, slow = (judge(pair({"student/latency_ms": ms}, None), [condition], collapsed=None) for ms in (40.0, 70.0))
     assert all(verdict.holds for verdict in fast)
     assert [verdict.holds for verdict in slow] == [False, True]
     assert "at most 50: fails by 20" in slow[0].why
@@ -34,19 +46,90 @@ def test_a_limit_holds_without_a_champion() -> None:
 
 def test_a_collapsed_student_never_passes() -> None:
     good = {"student/motion": 0.9, "student/frechet": 1.0}
-    assert not judge(good, CHAMPION, [MOTION, FRECHET], collapsed=True)[0].holds
-    assert judge(good, CHAMPION, [MOTION], collapsed=False)[0].holds
+    assert not judge(pair(good, CHAMPION), [MOTION, FRECHET], collapsed=True)[0].holds
+    assert judge(pair(good, CHAMPION), [MOTION], collapsed=False)[0].holds
 
 
 def test_what_the_champion_was_never_measured_on_is_not_compared() -> None:
-    (verdict,) = judge({"student/motion": 0.1}, {}, [MOTION], collapsed=None)
+    (verdict,) = judge(pair({"student/motion": 0.1}, {}), [MOTION], collapsed=None)
     assert verdict.holds
     assert "no such metric" in verdict.why
 
 
 def test_a_condition_on_a_metric_that_does_not_exist_is_refused() -> None:
     with pytest.raises(UserError, match=r"metric student/beauty.*known: student/motion"):
-        judge({"student/motion": 1.0}, None, [GateCondition(metric="student/beauty", better="higher")], None)
+        judge(pair({"student/motion": 1.0}, None), [GateCondition(metric="student/beauty", better="higher")], None)
+
+
+def test_what_was_judged_under_other_conditions_is_not_compared_and_every_difference_is_named() -> None:
+    apart = Pair(
+        measured({"student/motion": 0.9}, seed=0, data="ab", **{"generate.num_exact_clips": 256}),
+        measured(CHAMPION, seed=0, data="cd", **{"generate.num_exact_clips": 64}),
+    )
+    assert judge(apart, [MOTION], collapsed=None) == [
+        Verdict(
+            "student/motion",
+            False,
+            "0.9, not comparable with the champion's 0.8: other data, generate.num_exact_clips",
+        ),
+        Verdict("data", False, "ab, the champion cd"),
+        Verdict("generate.num_exact_clips", False, "256, the champion 64"),
+    ]
+
+
+def test_a_metric_that_only_one_evaluation_computes_is_missing_for_a_reason() -> None:
+    apart = Pair(measured({"student/motion": 0.9}, seed=0), measured({}, seed=1))
+    assert [verdict.holds for verdict in judge(apart, [MOTION], collapsed=None)] == [False, False]
+
+
+def test_a_limit_needs_no_champion_that_was_judged_alike() -> None:
+    apart = Pair(measured({"student/motion": 0.9}, seed=0), measured(CHAMPION, seed=1))
+    limited = GateCondition(metric="student/motion", better="higher", tolerance=None, limit=0.7)
+    assert judge(apart, [limited], collapsed=None) == [Verdict("student/motion", True, "0.9, at least 0.7")]
+    both = judge(apart, [limited.model_copy(update={"tolerance": 0.1})], collapsed=None)
+    assert [(verdict.what, verdict.holds) for verdict in both] == [
+        ("student/motion", True),
+        ("student/motion", False),
+        ("seed", False),
+    ]
+
+
+def test_a_condition_asks_for_something() -> None:
+    with pytest.raises(ValidationError, match="student/motion: neither a tolerance nor a limit"):
+        GateCondition(metric="student/motion", better="higher", tolerance=None)
+
+
+def test_another_machine_tells_nothing_of_time_and_memory_but_all_of_quality() -> None:
+    metrics = {"student/motion": 0.9, "student/latency_ms": 40.0}
+    apart = Pair(measured(metrics, host="a"), measured({**CHAMPION, "student/latency_ms": 50.0}, host="b"))
+    motion, latency, machine = judge(apart, [MOTION, LATENCY], collapsed=None)
+    assert motion.holds
+    assert latency == Verdict("student/latency_ms", False, "40, not comparable with the champion's 50: other machine")
+    assert machine == Verdict("machine", False, "a, the champion b")
+
+
+@pytest.mark.parametrize(
+    ("champions", "chosen"),
+    [
+        ((), None),
+        (("x seed 1 host a", "y seed 0 host b", "z seed 0 host a"), "z"),
+        (("x seed 1 host a", "y seed 0 host b", "z seed 0 host b"), "y"),
+        (("x seed 1 host a", "y seed 2 host a"), "x"),
+    ],
+)
+def test_the_newest_measurements_that_were_made_alike_are_compared(
+    champions: tuple[str, ...], chosen: str | None
+) -> None:
+    words = [text.split() for text in champions]
+    others = [measured({}, run_id, host, seed=int(seed)) for run_id, _, seed, _, host in words]
+    found = closest([measured({}, "new", seed=0), measured({}, "old", seed=0)], others)
+    assert found.candidate.run_id == "new"
+    assert (found.champion.run_id if found.champion else None) == chosen
+
+
+def test_an_older_measurement_of_the_candidate_counts_if_only_it_can_be_compared() -> None:
+    found = closest([measured({}, "new", seed=3), measured({}, "old", seed=0)], [measured({}, "champion", seed=0)])
+    assert found.text == "judged by run old, the champion by run champion"
 
 
 def test_the_default_gate_names_quality_and_memory() -> None:

@@ -15,16 +15,20 @@ from prefect.testing.utilities import prefect_test_harness
 import tasks.pipeline
 from flows.comparison import compare
 from flows.evaluation import evaluation
+from flows.notify import URL_VARIABLE
 from flows.pipeline import pipeline, rerun
 from flows.plan import as_json, make_plan, plan_of
 from flows.promotion import promote, rollback
+from flows.resume import is_resumable
 from flows.session import Outcome
-from flows.sweep import sweep
+from flows.sweep import SweepFailed, sweep
 from flows.unchanged import run_unchanged
 from magic141.artifacts import digest_folder
 from magic141.config import load_config
 from magic141.frozen import UserError
+from magic141.tracking import open_store
 from tasks.stage import Stage, StageCall
+from tests.flows.conftest import Webhook
 
 pytestmark = pytest.mark.slow
 MISSING = {"value": None, "reason": "no clips"}
@@ -188,8 +192,11 @@ def test_evaluation_of_a_run_or_model_runs_only_the_judging_stages(outcome: Outc
     assert evaluation(str(home), run_id=outcome.run_id).reused == ("generate", "evaluate", "report")
     judged = evaluation(str(home), model="models:/magic141/1", overrides=["generate.num_seeds=1"])
     assert judged.reused == ()
-    client = MlflowClient(judged.tracking_uri)
-    assert client.get_run(judged.run_id).data.tags["origin_run"] == outcome.run_id
+    tracker = open_store(home)
+    run = tracker.get_run(judged.run_id)
+    assert run.data.tags["origin_run"] == outcome.run_id
+    newest, *_ = tracker.registry.runs_with(tracker.artifacts_of(run)["distill_dmd2"])
+    assert newest.info.run_id == judged.run_id  # this is how a promotion finds it
 
 
 def test_any_stage_runs_again_on_an_earlier_run(outcome: Outcome, home: Path) -> None:
@@ -237,10 +244,19 @@ def test_plan_of_a_rerun_says_what_it_asks_for(outcome: Outcome, home: Path) -> 
 
 
 def test_a_sweep_shares_stages_and_survives_a_member_that_fails(
-    outcome: Outcome, config: str, home: Path, monkeypatch: pytest.MonkeyPatch
+    outcome: Outcome, config: str, home: Path, webhook: Webhook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tasks.pipeline, "STAGES", _broken(tasks.pipeline.STAGES, at_seed=9))
-    swept = sweep(config, ["quantize.exclude=[proj_out],[x_embedder]"], ["seed=9"])
+    monkeypatch.setenv(URL_VARIABLE, webhook.url)
+    with pytest.raises(SweepFailed, match=r"^1 of 3 members failed: seed 9: RuntimeError: out of memory") as caught:
+        sweep(config, ["quantize.exclude=[proj_out],[x_embedder]"], ["seed=9"])
+    assert is_resumable(caught.value)
+    member_failed, sweep_failed = (post["text"].splitlines() for post in webhook.posts)
+    assert member_failed[0].startswith("magic141: run ")
+    assert sweep_failed[0].startswith("magic141-sweep: run ")
+    assert "1 of 3 members failed: seed 9" in sweep_failed[-2]
+    assert sweep_failed[-1].startswith(f"to resume: magic141 sweep {config} --vary ")
+    swept = caught.value.outcome
     *done, failed = swept.members
     assert all(set(after("quantize", "generate", "evaluate", "report")) <= set(member.reused) for member in done)
     assert all(member.scores["motion"] == 0.8 for member in done)

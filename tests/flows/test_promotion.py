@@ -1,4 +1,4 @@
-"""The way back from a promotion, which must be open when little else works. The gate is in test_pipeline.py."""
+"""The way back from a promotion, which must be open when little else works. The gate is in test_promotion_runs.py."""
 
 from __future__ import annotations
 

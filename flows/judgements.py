@@ -1,0 +1,160 @@
+"""The runs that judged a registered version: what they measured, under which conditions, and how to judge it again."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from magic141.artifacts import flatten
+from magic141.evaluation.measurement import Difference, Measurement, as_setting
+from magic141.frozen import UserError
+from magic141.tracking import Run, Tracker
+
+STAGES = ("generate", "evaluate")
+TRAINED_IN = ("data", "model.window_frames")
+DEVICE = "device of "
+CODE = "code of magic141.evaluation."  # what measures; how a model is built and sampled is a part of the model
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A registered version, and what finished runs measured of it.
+
+    Attributes:
+        uri: `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+        run: the pipeline run that made it.
+        workspace: folder of the runs.
+        settings: the run's config, flat: `section.field` -> value.
+        measurements: newest first.
+    """
+
+    uri: str
+    run: Run
+    workspace: Path
+    settings: Mapping[str, Any]
+    measurements: tuple[Measurement, ...]
+
+    def judge_again(self, like: Measurement, remeasure: bool) -> str:
+        """The command that judges this version under the conditions of `like`, or finds that it was.
+
+        Args:
+            like: whose settings count.
+            remeasure: generate again, too, if only the machine is another.
+        """
+        wanted = {**like.conditions, **like.machine}
+        settings = {field: as_setting(value) for field, value in wanted.items() if _can_be_set(field)}
+        changed = [
+            f"{field}={text}" for field, text in settings.items() if as_setting(self.settings.get(field)) != text
+        ]
+        words = ["eval", "--model", self.uri]
+        if remeasure:
+            again = [word for stage in STAGES for word in ("--refresh", stage)]
+            words = ["run", "--run", self.uri, "--from", STAGES[0], "--until", "report", *again]
+        words += [word for text in changed for word in ("--set", text)]
+        if self.workspace != Path("runs").resolve():
+            words += ["--workspace", str(self.workspace)]
+        return shlex.join(["magic141", *words])
+
+
+def judged(tracker: Tracker, uri: str) -> Judged:
+    """The version that `uri` names, with every finished pipeline or evaluation that judged its student.
+
+    Raises:
+        UserError: there is no such version, no run behind it, or none that judged it.
+    """
+    _, version = tracker.registry.version(uri)
+    run = tracker.pipeline_run(version.run_id)
+    settings = dict(flatten(yaml.safe_load(tracker.read_file(run.info.run_id, "config.yaml"))))
+    student = tracker.artifacts_of(run).get("distill_dmd2")
+    runs = tracker.registry.runs_with(student) if student else []
+    measurements = tuple(_measurements(tracker, runs, settings))
+    if not measurements:
+        raise UserError(f"model {uri}: no finished run has judged it; `magic141 eval --model {uri}` does")
+    return Judged(uri, run, tracker.workspace, settings, measurements)
+
+
+def remedies(apart: Sequence[Difference], candidate: Judged, champion: Judged, like: Measurement) -> Iterator[str]:
+    """What makes the two comparable, or says that nothing does: lines for people.
+
+    Args:
+        apart: what keeps them from being compared.
+        candidate: the version to promote.
+        champion: the present one.
+        like: the candidate's measurement, under whose settings both are judged.
+    """
+    fields = {difference.field for difference in apart}
+    if trained := sorted(fields.intersection(TRAINED_IN)):
+        yield (
+            f"the two were trained with other {' and '.join(trained)}, which no evaluation changes: judge the "
+            "candidate by limits alone (publish.gate: a limit, and tolerance: null), or --force"
+        )
+        return
+    if not fields:
+        return
+    remeasure = any(field in like.machine or field.startswith(DEVICE) for field in fields)
+    yield f"judge the champion as the candidate was: {champion.judge_again(like, remeasure)}"
+    elsewhere = remeasure and str(like.machine["machine"]).split()[0] != platform.node()
+    if elsewhere or any(field.startswith(CODE) for field in fields):
+        yield f"and the candidate with the same code and machine: {candidate.judge_again(like, remeasure)}"
+
+
+def _measurements(tracker: Tracker, runs: Sequence[Run], settings: Mapping[str, Any]) -> Iterator[Measurement]:
+    """What the runs measured; of those that share their results, such as nightly ones, only the newest counts."""
+    seen = set()
+    for run in runs:
+        refs = tracker.artifacts_of(run)
+        made_by = tuple(refs[stage].run_id for stage in STAGES if stage in refs)
+        if len(made_by) < len(STAGES) or made_by in seen:
+            continue
+        seen.add(made_by)
+        generated, evaluated = (_record(tracker, run_id) for run_id in made_by)
+        if generated and evaluated and _sampled_as(generated, settings):
+            conditions, measuring = _conditions(generated, evaluated), tracker.pipeline_run(made_by[0])
+            machine = _machine(generated, measuring.data.params, conditions)
+            yield Measurement(run.info.run_id, run.data.metrics, conditions, machine)
+
+
+def _record(tracker: Tracker, run_id: str) -> dict[str, Any] | None:
+    """What a stage's run says of itself; None where that was deleted: nothing can be compared with it."""
+    try:
+        return dict(json.loads(tracker.read_file(run_id, "stage.json")))
+    except UserError:
+        return None
+
+
+def _sampled_as(generated: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    """Whether the student took the steps of the version: with other steps the same weights are another model."""
+    sampling = {name: value for name, value in generated["parts"]["config"].items() if "." in name}
+    return all(settings.get(name, value) == value for name, value in sampling.items())
+
+
+def _conditions(generated: Mapping[str, Any], evaluated: Mapping[str, Any]) -> dict[str, Any]:
+    parts, records = generated["parts"], dict(zip(STAGES, (generated, evaluated), strict=True))
+    settings = {stage: record["parts"]["config"][stage] for stage, record in records.items()}
+    code = {f"code of {name}": digest[:8] for r in records.values() for name, digest in r["modules"].items()}
+    return {
+        **dict(flatten(settings)),
+        **{field: digest for field, digest in code.items() if field.startswith(CODE)},
+        **{f"{DEVICE}{name}": "cpu" if r["device"] == "cpu" else "gpu" for name, r in records.items()},
+        "seed": parts["seed"],
+        "data": parts["inputs"]["prepare_data"][:16],
+        "model.window_frames": parts["config"]["model"]["window_frames"],
+    }
+
+
+def _machine(generated: Mapping[str, Any], params: Mapping[str, str], conditions: Collection[str]) -> dict[str, Any]:
+    """Where it was generated, and those settings that say how: threads and the like decide no video, but times."""
+    placement = [name for name in params if name.startswith("generate.") and name not in conditions]
+    where = {name: generated.get(name) for name in ("machine", "cpu", "device")}
+    return where | {name: yaml.safe_load(params[name]) for name in placement}
+
+
+def _can_be_set(field: str) -> bool:
+    return field == "seed" or field.startswith(("generate.", "evaluate."))

@@ -1,0 +1,90 @@
+"""What a run measured of a model, and under which conditions: only what was measured alike can be compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+# What a machine, or another load for it, changes: times and memory. A score or the size of the weights it does not.
+OF_THE_MACHINE = ("latency_ms", "cpu_ms_per_clip", "peak_memory_mb")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One run's figures of a model.
+
+    Attributes:
+        run_id: MLflow run of the pipeline or evaluation that judged the model.
+        metrics: its figures.
+        conditions: field -> value of all that they depend on beside the model.
+        machine: field -> value of what times and memory depend on beside that.
+    """
+
+    run_id: str
+    metrics: Mapping[str, float]
+    conditions: Mapping[str, Any]
+    machine: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A condition under which a candidate and the champion were not judged alike."""
+
+    field: str
+    candidate: str
+    champion: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The measurements to compare; only the candidate's where there is no champion."""
+
+    candidate: Measurement
+    champion: Measurement | None
+
+    @property
+    def text(self) -> str:
+        """Which two runs are compared."""
+        beside = f"the champion by run {self.champion.run_id}" if self.champion else "there is no champion"
+        return f"judged by run {self.candidate.run_id}, {beside}"
+
+    @property
+    def conditions(self) -> list[Difference]:
+        """What keeps every figure of the two from being compared."""
+        return [] if self.champion is None else list(_differences(self.candidate.conditions, self.champion.conditions))
+
+    @property
+    def machines(self) -> list[Difference]:
+        """What beside that keeps their times and memory from being compared."""
+        return [] if self.champion is None else list(_differences(self.candidate.machine, self.champion.machine))
+
+    def differences(self, metric: str) -> list[Difference]:
+        """What keeps this metric of the two from being compared."""
+        of_the_machine = metric.rpartition("/")[2] in OF_THE_MACHINE
+        return [*self.conditions, *(self.machines if of_the_machine else ())]
+
+
+def closest(candidate: Sequence[Measurement], champion: Sequence[Measurement]) -> Pair:
+    """The newest pair under the same conditions, and on the same machine if there is one; else the newest of each.
+
+    Args:
+        candidate: measurements of the candidate, newest first; at least one.
+        champion: those of the champion, newest first.
+    """
+    pairs = [Pair(*both) for both in product(candidate, champion)] or [Pair(candidate[0], None)]
+    return min(pairs, key=lambda pair: (bool(pair.conditions), bool(pair.conditions or pair.machines)))
+
+
+def as_setting(value: object) -> str:
+    """A value as `--set` takes it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _differences(candidate: Mapping[str, Any], champion: Mapping[str, Any]) -> Iterator[Difference]:
+    for field in sorted(candidate.keys() | champion.keys()):
+        texts = [as_setting(values[field]) if field in values else "not on record" for values in (candidate, champion)]
+        if texts[0] != texts[1]:
+            yield Difference(field, *texts)
