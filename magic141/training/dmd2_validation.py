@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -49,9 +49,9 @@ class Dmd2Validation:
         )
         self._reference: Tensor | None = None  # of the many-step model, [S, N, C, T, h, w]
         self._reference_frechet = 1.0
-        real = self._maker.dataset.latents[:, :, : maker.num_latent_frames]
-        self._space = TubeSpace.fit(real, real.shape[1])
-        self._real_moments = self._moments(real)
+        real, num_frames = self._maker.dataset.latents, maker.num_latent_frames
+        self._space = TubeSpace.fit(real, real.shape[1], num_frames)
+        self._real_moments = self._moments(real[row, :, :num_frames] for row in range(len(real)))
 
     @torch.no_grad()
     def figures(self) -> dict[str, float]:
@@ -72,9 +72,9 @@ class Dmd2Validation:
         own = torch.from_numpy(self._moments(student.flatten(0, 1)))
         return frechet_between(sum_over_workers(own, self.context).numpy(), self._real_moments)
 
-    def _moments(self, latents: Tensor) -> NDArray[np.float64]:
+    def _moments(self, clips: Iterable[Tensor]) -> NDArray[np.float64]:
         """Clip by clip: the tubes of a real clip alone fill hundreds of megabytes."""
-        parts = [moments(self._space.project(clip)) for clip in latents.float().split(1)]
+        parts = [moments(self._space.project(clip[None].float())) for clip in clips]
         return np.asarray(np.sum(parts, axis=0))
 
     def _batch(self) -> Batch:
