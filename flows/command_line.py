@@ -197,8 +197,8 @@ def _say_run(run_id: str, tracking_uri: str) -> None:
     typer.echo(f"mlflow  run {run_id}; {where}")
 
 
-def say_sweep(outcome: SweepOutcome) -> int:
-    """The table of a sweep; returns how many of its members failed."""
+def say_sweep(outcome: SweepOutcome) -> None:
+    """The table of a sweep; why members failed stands in the error that ends it."""
     from rich.table import Table
 
     from flows.sweep import shown
@@ -208,8 +208,7 @@ def say_sweep(outcome: SweepOutcome) -> int:
     table.add_column("run", no_wrap=True)
     for member in outcome.members:
         cells = (f"{member.scores[d.key]:.{d.digits}f}" if d.key in member.scores else "-" for d in dimensions)
-        table.add_row(member.label, *cells, member.run_id or f"[red]failed[/]: {member.error}")
+        table.add_row(member.label, *cells, member.run_id or "[red]failed[/]")
     wide_console().print(table)
     _say_run(outcome.run_id, outcome.tracking_uri)
     typer.echo(f"done    in {outcome.seconds:.1f} s")
-    return sum(member.error is not None for member in outcome.members)

@@ -18,6 +18,7 @@ from flows.grid import Member, members_of, number_at
 from flows.notify import notify
 from flows.orchestrated import flow_tags
 from flows.pipeline import pipeline
+from flows.resume import marking_resumable
 from flows.session import Outcome, closing, identity
 from magic141.config import PipelineConfig, load_config, missing_sources
 from magic141.evaluation.charts import Series, line_chart
@@ -29,6 +30,7 @@ from magic141.urls import without_credentials
 from tasks.pipeline import stages_until
 
 NUM_VIDEOS = 6
+MAX_REASON_CHARS = 200
 CHARTED = (EXACT[0], EXACT[1], EXACT[5], FRECHET)
 
 
@@ -57,6 +59,27 @@ class SweepOutcome(FrozenConfig):
     members: tuple[MemberOutcome, ...]
     seconds: float
 
+    @property
+    def failed(self) -> tuple[MemberOutcome, ...]:
+        """The members without a result."""
+        return tuple(member for member in self.members if member.error)
+
+
+class SweepFailed(RuntimeError):
+    """Members failed; the others' comparison is published all the same."""
+
+    def __init__(self, outcome: SweepOutcome) -> None:
+        super().__init__(outcome)
+        self.outcome = outcome
+
+    def __str__(self) -> str:
+        failed = self.outcome.failed
+        reasons = "; ".join(f"{member.label}: {_first_line(str(member.error))}" for member in failed)
+        return without_credentials(f"{len(failed)} of {len(self.outcome.members)} members failed: {reasons}")
+
+    def __repr__(self) -> str:  # what Prefect logs
+        return f"{type(self).__name__}({str(self)!r})"
+
 
 @flow(name="magic141-sweep", retries=0, validate_parameters=False, on_failure=[notify], on_crashed=[notify])
 def sweep(
@@ -76,6 +99,9 @@ def sweep(
         overrides: `a.b=c` for all members.
         until: last stage to run.
         variant: row of the score table that is compared.
+
+    Raises:
+        SweepFailed: members failed, after all of them have had their turn and the comparison was published.
     """
     started = time.monotonic()
     chosen = members_of(vary or (), members or ())
@@ -84,18 +110,19 @@ def sweep(
     first = configs[0]
     tracker = Tracker(first.home, first.experiment)
     run = tracker.start_parent(first.name, "sweep", identity(first) | flow_tags() | {"members": str(len(chosen))})
-    with closing(run):
+    with marking_resumable(), closing(run):
         each = partial(_run_member, config, overrides or (), until, variant, run.run_id, tracker)
         outcomes = [each(member) for member in chosen]
         _publish(run, tracker, chosen, configs, outcomes, variant)
-    if any(outcome.error for outcome in outcomes):
-        run.close("FAILED")
-    return SweepOutcome(
-        run_id=run.run_id,
-        tracking_uri=without_credentials(tracker.uri),
-        members=tuple(outcomes),
-        seconds=round(time.monotonic() - started, 1),
-    )
+        outcome = SweepOutcome(
+            run_id=run.run_id,
+            tracking_uri=without_credentials(tracker.uri),
+            members=tuple(outcomes),
+            seconds=round(time.monotonic() - started, 1),
+        )
+        if outcome.failed:
+            raise SweepFailed(outcome)
+    return outcome
 
 
 def check_members(config: Path, members: Sequence[Member], overrides: Sequence[str]) -> list[PipelineConfig]:
@@ -129,6 +156,10 @@ def _run_member(
     metrics = tracker.get_run(done.run_id).data.metrics
     scores = {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
     return MemberOutcome(label=member.label, run_id=done.run_id, scores=scores, reused=done.reused)
+
+
+def _first_line(error: str) -> str:
+    return error.strip().partition("\n")[0][:MAX_REASON_CHARS]
 
 
 def _publish(
