@@ -10,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mlflow.exceptions import MlflowException
 
 from magic141.artifacts import ArtifactRef, digest_folder
 from magic141.frozen import UserError
-from magic141.tracking import Tracker, store_exists
+from magic141.tracking import Tracker, run_log, store_exists
 from magic141.tracking.run_log import metric_name
-from magic141.tracking.tracker import tracking_uri
+from magic141.tracking.tags import TAG_HEARTBEAT, TAG_HOST
+from magic141.tracking.tracker import STALE_SECONDS, tracking_uri
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +73,46 @@ def test_runs_of_dead_processes_are_closed_as_killed(tracker: Tracker) -> None:
     assert tracker.close_stale_stage("key-c") == 1
     assert tracker.get_run(dead.run_id).info.status == "KILLED"
     assert tracker.get_run(alive.run_id).info.status == "RUNNING"
+
+
+def test_runs_of_other_machines_are_closed_when_their_heartbeat_has_stopped(tracker: Tracker) -> None:
+    silent, beating, older = (tracker.start_stage("train", "key-i", "parent") for _ in range(3))
+    now = time.time()
+    silent.tags({TAG_HOST: "a-pod-that-is-gone", TAG_HEARTBEAT: f"{now - STALE_SECONDS - 60:.0f}"})
+    beating.tags({TAG_HOST: "another-pod", TAG_HEARTBEAT: f"{now - STALE_SECONDS + 60:.0f}"})
+    older.tags({TAG_HOST: "a-pod-of-an-earlier-version"})
+    tracker.client.delete_tag(older.run_id, TAG_HEARTBEAT)
+    tracker.start_parent("demo", "pipeline", {}).close("FINISHED")
+    assert [tracker.get_run(run.run_id).info.status for run in (silent, beating, older)] == [
+        "KILLED",
+        "RUNNING",
+        "RUNNING",
+    ]
+    silent.close("FINISHED")  # it was only out of reach
+    assert tracker.get_run(silent.run_id).info.status == "FINISHED"
+
+
+def test_the_heart_beats_until_the_run_is_closed_and_survives_a_store_that_does_not_answer(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_log, "HEARTBEAT_SECONDS", 0.05)
+    run = tracker.start_stage("train", "key-j", "parent")
+    assert float(tracker.get_run(run.run_id).data.tags[TAG_HEARTBEAT]) == pytest.approx(time.time(), abs=60)
+    with monkeypatch.context() as away:
+        away.setattr(tracker.client, "set_tag", raising)
+        time.sleep(0.3)
+    run.tags({TAG_HEARTBEAT: "0"})
+    time.sleep(0.5)
+    assert float(tracker.get_run(run.run_id).data.tags[TAG_HEARTBEAT]) > 0
+    run.close("FINISHED")
+    time.sleep(0.3)  # a beat that was under way
+    run.tags({TAG_HEARTBEAT: "0"})
+    time.sleep(0.3)
+    assert float(tracker.get_run(run.run_id).data.tags[TAG_HEARTBEAT]) == 0
+
+
+def raising(*_: object) -> None:
+    raise MlflowException("no answer")
 
 
 def test_metrics_params_media_and_lineage_are_kept(tracker: Tracker) -> None:

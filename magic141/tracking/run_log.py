@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import logging
 import re
+import threading
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, LoggedModelOutput, Metric, Param
+from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from magic141.artifacts import ArtifactRef, flatten
-from magic141.tracking.tags import MAX_BATCH, TAG_ARTIFACT, TAG_MODEL, set_tags
+from magic141.tracking.tags import MAX_BATCH, TAG_ARTIFACT, TAG_HEARTBEAT, TAG_MODEL, set_tags
 from magic141.urls import without_credentials
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 FLUSH_METRICS, FLUSH_SECONDS = 200, 2.0
 MAX_PARAM_CHARS = 6000
+HEARTBEAT_SECONDS = 60.0
 
 
 class RunLog:
@@ -36,6 +39,19 @@ class RunLog:
         self.run_id = run_id
         self._pending: list[Metric] = []
         self._flushed = time.monotonic()
+        self._closed = threading.Event()
+
+    def keep_alive(self) -> None:
+        """Tells the store every minute, until `close`, that this process lives, however little it logs.
+
+        System metrics do not do for this: parent runs have none, and MLflow's monitor ends at the first lost request.
+        """
+        threading.Thread(target=self._beat, name=f"heartbeat-{self.run_id}", daemon=True).start()
+
+    def _beat(self) -> None:
+        while not self._closed.wait(HEARTBEAT_SECONDS):
+            with suppress(MlflowException):  # a store that does not answer now may do so in a minute
+                self.client.set_tag(self.run_id, TAG_HEARTBEAT, f"{time.time():.0f}")
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Figures at a step."""
@@ -112,6 +128,7 @@ class RunLog:
 
     def close(self, status: Status) -> None:
         """Ends the run."""
+        self._closed.set()
         self.flush()
         self.client.set_terminated(self.run_id, status)
 

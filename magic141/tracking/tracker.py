@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from magic141.tracking.registry import Registry
 from magic141.tracking.run_log import RunLog
 from magic141.tracking.tags import (
     TAG_ARTIFACT,
+    TAG_HEARTBEAT,
     TAG_HOST,
     TAG_KEY,
     TAG_KIND,
@@ -35,6 +37,10 @@ from magic141.tracking.tags import (
     set_tags,
 )
 from magic141.urls import settle_credentials, without_credentials
+
+# Many heartbeats, for a store that is away for a while and clocks that differ. A run that was taken for dead and is not
+# gets its true status when it ends.
+STALE_SECONDS = 15 * 60
 
 
 @dataclass(frozen=True)
@@ -78,8 +84,8 @@ class Tracker:
         return str(self.client.create_experiment(self.experiment, artifact_location=location))
 
     def start_parent(self, name: str, kind: str, tags: Mapping[str, str]) -> RunLog:
-        """Opens the run of a whole pipeline (or evaluation); closes those whose process has died."""
-        self.close_stale(f"tags.`{TAG_KIND}` != 'stage'")
+        """Opens the run of a whole pipeline (or evaluation); closes runs whose process has died."""
+        self.close_stale()
         return self._start(name, {TAG_KIND: kind, **tags})
 
     def start_stage(self, stage: str, key: str, parent_id: str) -> RunLog:
@@ -87,9 +93,16 @@ class Tracker:
         return self._start(stage, {TAG_KIND: "stage", TAG_STAGE: stage, TAG_KEY: key, TAG_PARENT: parent_id})
 
     def _start(self, name: str, tags: Mapping[str, str]) -> RunLog:
-        process = {TAG_HOST: socket.gethostname(), TAG_PID: str(os.getpid()), TAG_STARTED: _process_start(os.getpid())}
+        process = {
+            TAG_HOST: socket.gethostname(),
+            TAG_PID: str(os.getpid()),
+            TAG_STARTED: _process_start(os.getpid()),
+            TAG_HEARTBEAT: f"{time.time():.0f}",
+        }
         run = self.client.create_run(self.experiment_id, run_name=name, tags={**process, **tags})
-        return RunLog(self.client, run.info.run_id)
+        log = RunLog(self.client, run.info.run_id)
+        log.keep_alive()
+        return log
 
     def find_reusable(self, key: str, *, verify: bool = True) -> Reusable:
         """The newest finished run of this key whose artifact still exists and matches its digest.
@@ -120,15 +133,16 @@ class Tracker:
         except (MlflowException, OSError, ValueError):
             return None
 
-    def close_stale(self, condition: str) -> int:
-        """Marks RUNNING runs of dead processes of this host as KILLED; returns how many."""
-        stale = [run for run in self._search(f"{condition} and attributes.status = 'RUNNING'") if _is_dead(run)]
+    def close_stale(self, *conditions: str) -> int:
+        """Marks RUNNING runs of dead processes as KILLED; returns how many."""
+        running = self._search(" and ".join(("attributes.status = 'RUNNING'", *conditions)))
+        stale = [run for run in running if _is_dead(run)]
         for run in stale:
             self.client.set_terminated(run.info.run_id, "KILLED")
         return len(stale)
 
     def close_stale_stage(self, key: str) -> int:
-        """`close_stale` for the child runs of one stage key."""
+        """`close_stale` for the runs of one stage key."""
         return self.close_stale(f"tags.`{TAG_KEY}` = '{key}'")
 
     def get_run(self, run_id: str) -> Run:
@@ -227,9 +241,10 @@ def _process_start(pid: int) -> str:
 
 
 def _is_dead(run: Run) -> bool:
+    """Whether a run's process is gone: asked of this machine at once, of others by a heartbeat that has stopped."""
     tags = run.data.tags
     if tags.get(TAG_HOST) != socket.gethostname() or TAG_PID not in tags:
-        return False
+        return TAG_HEARTBEAT in tags and time.time() - float(tags[TAG_HEARTBEAT]) > STALE_SECONDS
     try:
         return abs(float(_process_start(int(tags[TAG_PID]))) - float(tags.get(TAG_STARTED, "0"))) > 2
     except psutil.NoSuchProcess:
