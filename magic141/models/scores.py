@@ -27,13 +27,18 @@ class Scores(nn.Module, ABC):
 
     Attributes:
         network: evaluates the fake score; its trained part has gradients.
+        strength: of what the fake score has learnt, in the next evaluation of `network`.
         head: judges features of the fake score; none unless `add_head` was called.
+        exits: tells the fake score where a clip left the chain; none unless `add_exits` was called.
     """
 
     def __init__(self, network: HunyuanVideoTransformer3DModel) -> None:
         super().__init__()
         self.network = network
+        self.strength = 1.0
         self.head: Head | None = None
+        self.exits: nn.Embedding | None = None
+        self._exit_step = 0
         self._features: Tensor | None = None
 
     @abstractmethod
@@ -58,10 +63,9 @@ class Scores(nn.Module, ABC):
 
     def add_head(self, seed: int) -> None:
         """A discriminator on the features after the last double-stream block."""
-        width = self.network.config.num_attention_heads * self.network.config.attention_head_dim
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.head = Head(width)
+            self.head = Head(_width(self.network))
         self.network.transformer_blocks[-1].register_forward_hook(self._keep)
 
     def logits(self) -> Tensor:
@@ -70,6 +74,28 @@ class Scores(nn.Module, ABC):
         assert self.head is not None
         assert features is not None
         return torch.as_tensor(self.head(features))
+
+    def add_exits(self, num_exits: int) -> None:
+        """An embedding of the step at which clips left the student's chain, added to that of the time; zero at first.
+
+        Clips that leave early are blurred. A fake score that takes all for one distribution asks late ones to be as
+        much too contrasty.
+        """
+        self.exits = nn.Embedding(num_exits, _width(self.network))
+        nn.init.zeros_(self.exits.weight)
+        self.network.time_text_embed.register_forward_hook(self._add_exit)
+
+    def set_exit(self, exit_step: int) -> None:
+        """The step, from 0, at which the clips of the next evaluations left the chain."""
+        self._exit_step = exit_step
+
+    def _add_exit(self, _module: nn.Module, _inputs: Any, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if self.strength == 0:
+            return output
+        time_embedding, *others = output
+        assert self.exits is not None
+        learnt = self.exits(torch.tensor(self._exit_step, device=time_embedding.device))
+        return (time_embedding + self.strength * learnt.to(time_embedding.dtype), *others)
 
     def _keep(self, _module: nn.Module, _inputs: Any, output: tuple[Tensor, ...]) -> None:
         self._features = output[0]
@@ -96,7 +122,8 @@ class SharedScores(Scores):
         self.a_strong = a_strong
 
     def set_strength(self, strength: float) -> None:
-        """Scales the low-rank branch; 0 gives the base bit for bit."""
+        """Scales all that the fake score has learnt; 0 gives the base bit for bit."""
+        self.strength = strength
         for module in self.network.modules():
             if isinstance(module, LoraLayer):
                 module.set_scale(ADAPTER, strength)
@@ -151,3 +178,7 @@ class Head(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """[B, tokens]."""
         return torch.as_tensor(self.layers(features)[..., 0])
+
+
+def _width(network: HunyuanVideoTransformer3DModel) -> int:
+    return int(network.config.num_attention_heads * network.config.attention_head_dim)

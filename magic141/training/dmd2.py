@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +79,16 @@ class Dmd2Spec:
 
 @dataclass(frozen=True)
 class Generated:
-    """A generator batch kept for the fake score: detached clean estimates, their conditions and guidance."""
+    """A generator batch: clean estimates, conditions, guidance, and the step at which the clips left the chain."""
 
     x0: Tensor
     batch: Batch
     w: Guidance
+    exit_step: int
+
+    def detach(self) -> Generated:
+        """The same without a gradient, as the fake score keeps it."""
+        return replace(self, x0=self.x0.detach())
 
 
 class Dmd2:
@@ -123,12 +128,13 @@ class Dmd2:
         rng = step_generator(self.context.seed, step, self.context.rank)
         batch = self.maker.make(self.sampler.indices(step), rng).to(self.context.device)
         w = Guidance.draw(self.config, len(batch.x0), rng).to(self.context.device)
-        x = self.generate(batch, w, step, rng)
-        self.replay.append(Generated(x.detach(), batch, w))
+        made = self.generate(batch, w, step, rng)
+        self.replay.append(made.detach())
         warmup = self.config.fake_warmup_updates if step == 0 else 0
         fake_values = self.update_fake(warmup + self.config.fake_updates_per_step, rng)
-        gradient = self.distribution_matching_gradient(x.detach(), batch, w, rng)
-        loss, other = dmd2_loss(x, gradient), self.other_losses(x, batch, w, rng)
+        self.scores.set_exit(made.exit_step)
+        gradient = self.distribution_matching_gradient(made.x0.detach(), batch, w, rng)
+        loss, other = dmd2_loss(made.x0, gradient), self.other_losses(made.x0, batch, w, rng)
         self.generator.backward(sum(other.values(), loss))
         grad_norm = self.generator.step()
         self.ema.update()
@@ -138,17 +144,17 @@ class Dmd2:
             **{name: value.detach() for name, value in other.items()},
             "grad_norm": grad_norm,
             "dmd_gradient": gradient.square().mean(),
-            "x0_std": x.detach().std(),
+            "x0_std": made.x0.detach().std(),
         }
 
-    def generate(self, batch: Batch, w: Guidance, step: int, rng: torch.Generator) -> Tensor:
+    def generate(self, batch: Batch, w: Guidance, step: int, rng: torch.Generator) -> Generated:
         """The generator's clean estimate at a random step of its chain, with a gradient through that step only."""
         on_all_ranks = step_generator(self.context.seed, step, _NO_RANK)
         exit_step = draw_exit_step(len(self.sigmas) - 1, self.config.final_exit_fraction, on_all_ranks)
         state = self.generator_input(batch, w, exit_step, rng)
         with self.generator.autocast():
             u = velocity(self.generator, state.x_t, state.sigma, batch.cond, batch.prefix, w.student)
-        return x0_from_velocity(state.x_t, u, state.sigma)
+        return Generated(x0_from_velocity(state.x_t, u, state.sigma), batch, w, exit_step)
 
     @torch.no_grad()
     def generator_input(self, batch: Batch, w: Guidance, exit_step: int, rng: torch.Generator) -> ChainStep:
@@ -169,6 +175,7 @@ class Dmd2:
         values: dict[str, Tensor] = {}
         for _ in range(num_updates):
             kept = self.replay[int(torch.randint(len(self.replay), (), generator=rng))]
+            self.scores.set_exit(kept.exit_step)
             noise = randn_like(kept.x0, rng)
             sigma = self.score_times(kept.x0, rng)
             with self.fake.autocast():

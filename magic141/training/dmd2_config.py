@@ -65,6 +65,10 @@ class Dmd2Config(TrainConfig):
         le=1,
         description="share of the updates that train the last step of the chain, the rest the others alike",
     )
+    exit_embedding: bool = Field(
+        True,
+        description="tells the fake score at which step of the chain a clip left; without, it knows one distribution",
+    )
     fake_score: Literal["lora", "full"] = Field("lora", description="an adapter on the shared base, or a whole copy")
     lora_rank: int = Field(64, ge=1, description="rank of the fake score's adapter")
     a_weak: float = Field(0.5, ge=0, description="strength of the adapter in the real score (0 is plain DMD2)")

@@ -41,13 +41,15 @@ def export_generator(network: Any, state: dict[str, Tensor], folder: Path) -> No
 
 
 def build_scores(config: Dmd2Config, teacher: Path, student: Path, seed: int) -> Scores:
-    """Real and fake score on the model that judges, with a discriminator's head if there is an adversarial term."""
+    """Real and fake score on the model that judges, told the exit or with a discriminator's head if so configured."""
     base = load_transformer(teacher if config.real_score == "teacher" else student)
     scores: Scores
     if config.fake_score == "full":
         scores = SeparateScores(base)
     else:
         scores = SharedScores(base, config.lora_rank, config.a_weak, config.a_strong, seed)
+    if config.exit_embedding:
+        scores.add_exits(config.num_inference_steps)
     if config.adversarial_weight > 0:
         scores.add_head(seed)
     return scores

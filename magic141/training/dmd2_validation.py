@@ -133,6 +133,7 @@ class Dmd2Validation:
             return
         sigma = torch.full((len(student),), SHOWN_SIGMA, device=student.device)
         z_t = interpolate(student, randn_like(student, self._rng(-1)), sigma)
+        self.scores.scores.set_exit(self.config.num_inference_steps - 1)
         fake = self._in_parts(partial(self.scores.fake, self.scores.scores), batch, w)(z_t, sigma)
         real = self._in_parts(self.scores.real, batch, w)(z_t, sigma)
         if not self.context.is_main:  # the forward passes are collective when the networks are sharded

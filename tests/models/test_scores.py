@@ -68,6 +68,31 @@ def test_separate_scores_start_equal_and_only_the_fake_one_moves() -> None:
     assert not torch.allclose(velocity(scores, x_t, sigma, cond, prefix), real)
 
 
+def test_the_fake_score_is_told_the_exit_and_the_base_is_not() -> None:
+    scores = make_scores(a_weak=0.0)
+    scores.add_exits(4)
+    assert scores.exits is not None
+    base, untold = evaluate(scores)
+    torch.nn.init.normal_(scores.exits.weight, generator=torch.Generator().manual_seed(4))
+    fakes = []
+    for exit_step in range(4):
+        scores.set_exit(exit_step)
+        real, fake = evaluate(scores)
+        assert torch.equal(real, base)
+        fakes.append(fake)
+    assert all(not torch.allclose(fake, other) for fake in fakes for other in (*fakes, untold) if fake is not other)
+
+
+def test_equal_strengths_give_equal_scores_at_an_exit_too() -> None:
+    scores = make_scores(a_weak=0.7, a_strong=0.7)
+    scores.add_exits(2)
+    assert scores.exits is not None
+    torch.nn.init.normal_(scores.exits.weight, generator=torch.Generator().manual_seed(4))
+    scores.set_exit(1)
+    real, fake = evaluate(scores)
+    assert torch.equal(real, fake)
+
+
 def test_the_head_judges_every_token_of_the_last_input() -> None:
     scores = make_scores(a_weak=0.5)
     scores.add_head(seed=0)

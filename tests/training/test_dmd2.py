@@ -114,3 +114,28 @@ def test_training_moves_a_gaussian_generator_onto_the_target() -> None:
         optimizer.step()
     torch.testing.assert_close(mu.detach(), target_mean, atol=0.08, rtol=0)
     torch.testing.assert_close((factor @ factor.T).detach(), target, atol=0.12, rtol=0)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_fake_score_that_is_not_told_the_exit_makes_late_clips_too_contrasty(told: bool) -> None:
+    """Half the clips leave early, too blurred to learn (deviation 0.5); the others start at the target's, 1."""
+    early = torch.full((512,), 0.5).double()
+    late = torch.ones((), dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.Adam([late], lr=0.02)
+    rng = torch.Generator().manual_seed(0)
+    zero, one = torch.zeros(1).double(), torch.eye(1).double()
+    for _ in range(150):
+        x = late * torch.randn(512, 1, generator=rng).double()
+        sigma = sample_sigma(512, 1.0, rng, 0.02, 0.98).double()
+        z_t = interpolate(x.detach(), torch.randn(512, 1, generator=rng).double(), sigma)
+        spreads = [late.detach().expand(512)] if told else [early, late.detach().expand(512)]
+        noised = torch.stack([((1 - sigma) * spread) ** 2 + sigma**2 for spread in spreads])
+        share = torch.softmax(-0.5 * (z_t[:, 0] ** 2 / noised + noised.log()), 0)  # whose clip z_t may be
+        estimates = torch.stack([(1 - sigma) * s**2 / n * z_t[:, 0] for s, n in zip(spreads, noised, strict=True)])
+        fake = (share * estimates).sum(0)[:, None]
+        real = x0_from_velocity(z_t, gaussian_velocity(z_t, sigma, zero, one), sigma)
+        optimizer.zero_grad()
+        dmd2_loss(x, dmd2_gradient(x.detach(), real, fake)).backward()
+        optimizer.step()
+    reached = float(late.detach())
+    assert (abs(reached - 1) < 0.1) if told else reached > 1.15

@@ -13,7 +13,7 @@ from torch import Tensor
 from magic141.diffusion.guidance import guided_velocity
 from magic141.models.transformer import add_guidance_embedding, build_transformer, load_transformer, velocity
 from magic141.training.conditions import step_generator
-from magic141.training.dmd2 import Dmd2, Dmd2Spec
+from magic141.training.dmd2 import Dmd2, Dmd2Spec, Generated
 from magic141.training.dmd2_config import Dmd2Config
 from magic141.training.dmd2_networks import Guidance
 from magic141.training.objective import TrainContext
@@ -41,6 +41,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "full fake score": {"fake_score": "full", "a_weak": 0.0},
     "noised real latents": {"generator_input": "noised_real"},
     "regression": {"generator_input": "noised_real", "regression_weight": 0.5},
+    "one fake score for all exits": {"exit_embedding": False},
     "adversarial": {"adversarial_weight": 0.01},
     "adversarial on clean latents": {"adversarial_weight": 0.01, "adversarial_input": "clean"},
     "adversarial, full fake score": {"adversarial_weight": 0.01, "fake_score": "full", "a_weak": 0.0},
@@ -175,6 +176,16 @@ def test_the_exit_step_is_the_same_on_all_ranks(folders: Path, tmp_path: Path) -
             dmd2.generate(batch, w, step, step_generator(0, step, rank))
         calls.append(len(seen))
     assert calls[0] == calls[1] > 12
+
+
+def test_the_fake_score_learns_of_an_exit_from_the_clips_that_left_there(folders: Path, tmp_path: Path) -> None:
+    dmd2 = build(folders, tmp_path, a_weak=0.0)
+    batch, w = dmd2.maker.make(torch.arange(4), step_generator(0, 0)), Guidance.fixed(dmd2.config, 4)
+    dmd2.replay.append(Generated(batch.x0, batch, w, exit_step=2))
+    dmd2.update_fake(3, step_generator(0, 1))
+    assert dmd2.scores.exits is not None
+    moved = dmd2.scores.exits.weight.detach().abs().amax(1) > 0
+    assert moved.tolist() == [False, False, True, False]
 
 
 def test_equal_strengths_leave_the_generator_where_it_is(folders: Path, tmp_path: Path) -> None:
