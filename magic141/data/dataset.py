@@ -65,19 +65,18 @@ class ClipDataset:
     anchor: Rows  # [N, C, 1, h, w]: first latent frame of the video that the clip continues
     anchor_tokens: Rows  # [N, Li, D] of that frame
     first_frame: Rows  # [N, H, W, 3] uint8
-    frames: Rows | None  # [N, F, H, W, 3] uint8; None for train, or if they were not asked for
+    frames: Rows | None  # [N, F, H, W, 3] uint8; None for train
     ids: list[str]
     captions: list[str]
     truths: list[dict[str, Any] | None]
 
     @classmethod
-    def open(cls, folder: Path, split: str, with_frames: bool = True) -> Self:
+    def open(cls, folder: Path, split: str) -> Self:
         """Opens the split `train`, `validation` or `heldout` of a prepared folder.
 
         Args:
             folder: of `prepare_data`.
             split: which clips.
-            with_frames: without, `frames` is None.
         """
         lines = _existing(folder / MANIFEST_FILE).read_text().splitlines()
         rows = [row for row in map(json.loads, lines) if row["split"] == split]
@@ -86,7 +85,7 @@ class ClipDataset:
         # load_file maps a file: nothing is read yet, and what is read lies in the page cache, once for all workers
         shards = [load_file(_existing(folder / shard)) for shard in dict.fromkeys(row["shard"] for row in rows)]
         fields: dict[str, Any] = {name: Rows([shard[name] for shard in shards]) for name in shards[0]}
-        fields["frames"] = fields.get("frames") if with_frames else None
+        fields.setdefault("frames", None)
         return cls(
             **fields,
             ids=[row["id"] for row in rows],

@@ -100,7 +100,7 @@ def build_clip(config: ClipConfig, data: Path, out: Path, log: StageLog, seed: i
         _write(out, {"kind": "pretrained", "model": config.model, "pretrained": config.pretrained})
         log.note(f"CLIP: {config.model}, {config.pretrained} loads")
         return
-    dataset = ClipDataset.open(data, "train", with_frames=False)
+    dataset = ClipDataset.open(data, "train")
     size = min(MAX_IMAGE_SIZE, *(side // 8 * 8 for side in dataset.first_frame.shape[1:3]))
     architecture = tiny_architecture(config.embed_dim, size)
     torch.manual_seed(seed)

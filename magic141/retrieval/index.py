@@ -48,7 +48,7 @@ def build_index(config: IndexConfig, data: Path, clip: Path, out: Path, log: Sta
     """
     faiss.omp_set_num_threads(config.num_threads)
     embedder = ClipEmbedder.load(clip)
-    corpus, heldout = (ClipDataset.open(data, split, with_frames=False) for split in ("train", "heldout"))
+    corpus, heldout = (ClipDataset.open(data, split) for split in ("train", "heldout"))
     with log.progress(3, "step") as advance:
         vectors = embedder.embed_images(corpus.first_frame[:])
         advance(1)

@@ -52,7 +52,7 @@ class CfgDistillation(SingleNetworkObjective):
     def __init__(self, spec: CfgDistillationSpec, context: TrainContext) -> None:
         self.config = spec.config
         maker = BatchMaker(
-            dataset=ClipDataset.open(spec.data, "train", with_frames=False),
+            dataset=ClipDataset.open(spec.data, "train"),
             null_text=load_null_text(spec.data),
             num_latent_frames=(spec.model.window_frames - 1) // load_info(spec.data).temporal_factor + 1,
             image_condition=True,

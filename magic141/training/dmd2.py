@@ -98,7 +98,7 @@ class Dmd2:
         config = self.config = spec.config
         self.context = context
         self.maker = BatchMaker(
-            dataset=ClipDataset.open(spec.data, "train", with_frames=False),
+            dataset=ClipDataset.open(spec.data, "train"),
             null_text=load_null_text(spec.data),
             num_latent_frames=(spec.model.window_frames - 1) // load_info(spec.data).temporal_factor + 1,
             image_condition=takes_image(spec.teacher),

@@ -44,9 +44,7 @@ class Dmd2Validation:
         context: TrainContext,
     ) -> None:
         self.scores, self.generator, self.config, self.data, self.context = scores, generator, config, data, context
-        self._maker = replace(
-            maker, dataset=ClipDataset.open(data, "validation", with_frames=False), continued_fraction=0.0
-        )
+        self._maker = replace(maker, dataset=ClipDataset.open(data, "validation"), continued_fraction=0.0)
         self._reference: Tensor | None = None  # of the many-step model, [S, N, C, T, h, w]
         self._reference_frechet = 1.0
         real, num_frames = self._maker.dataset.latents, maker.num_latent_frames

@@ -96,7 +96,7 @@ def make_batch_maker(
 ) -> BatchMaker:
     """The batches of a pretraining stage."""
     return BatchMaker(
-        dataset=ClipDataset.open(data, split, with_frames=False),
+        dataset=ClipDataset.open(data, split),
         null_text=load_null_text(data),
         num_latent_frames=(model.window_frames - 1) // load_info(data).temporal_factor + 1,
         image_condition=image_condition,

@@ -40,7 +40,7 @@ class SingleNetworkObjective:
         self.ema = Ema(self.engine.module, config.ema_decay)
         self.sampler = make_sampler(maker, config, context)
         self.validation = replace(
-            maker, dataset=ClipDataset.open(data, "validation", with_frames=False), text_dropout=0.0, image_dropout=0.0
+            maker, dataset=ClipDataset.open(data, "validation"), text_dropout=0.0, image_dropout=0.0
         )
 
     @property
