@@ -189,6 +189,15 @@ def publish(folder: Path, final: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def link_or_copy(source: str, target: str) -> str:
+    """A hard link where the file system allows it: files of artifacts never change. For `shutil.copytree`."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+    return target
+
+
 def sha256_text(text: str) -> str:
     """sha256 of a text."""
     return hashlib.sha256(text.encode()).hexdigest()

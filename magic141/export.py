@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +12,13 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from numpy.typing import NDArray
 from pydantic import Field
 
-from magic141.artifacts import StageLog
+from magic141.artifacts import StageLog, link_or_copy
 from magic141.data.dataset import load_info, load_null_text
 from magic141.data.video import fit_image
 from magic141.diffusion.long_video import num_windows_for
 from magic141.frozen import FrozenConfig, UserError
 from magic141.models.config import TransformerConfig
+from magic141.models.device import refuse_days_on_cpu, sampling_device
 from magic141.models.encoders import Encoders
 from magic141.models.generator import VideoGenerator
 from magic141.models.transformer import load_transformer, sampling_dtype
@@ -55,8 +55,8 @@ def export_pipeline(
         (data / "codec", "vae"),
         (data / "encoders", "encoders"),
     ):
-        shutil.copytree(source, out / target, copy_function=_link_or_copy)
-    _link_or_copy(str(data / "null_text.safetensors"), str(out / "null_text.safetensors"))
+        shutil.copytree(source, out / target, copy_function=link_or_copy)
+    link_or_copy(str(data / "null_text.safetensors"), str(out / "null_text.safetensors"))
     FlowMatchEulerDiscreteScheduler(shift=dmd2.shift).save_pretrained(out / "scheduler")
     bundle = BundleInfo(
         height=info.height,
@@ -138,10 +138,10 @@ def load_bundle(folder: Path) -> Bundle:
     """Loads what `export_pipeline` wrote.
 
     Raises:
-        UserError: if the folder is not an exported student.
+        UserError: if the folder is not an exported student, or one too large for a machine without a GPU.
     """
-    info = load_bundle_info(folder)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    info, device = load_bundle_info(folder), sampling_device()
+    refuse_days_on_cpu(folder / "transformer", device, "run it on a machine with one")
     codec = load_codec(folder / "vae")
     codec.vae.to(device)
     generator = VideoGenerator(
@@ -155,11 +155,3 @@ def load_bundle(folder: Path) -> Bundle:
         sampler="renoise" if info.sampler == "renoise" else "euler",
     )
     return Bundle(info, generator, codec, Encoders.load(folder / "encoders"))
-
-
-def _link_or_copy(source: str, target: str) -> str:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-    return target

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 from magic141.models.config import TransformerConfig
 
 TIME_CHANNELS = 256  # of diffusers' sinusoidal time embedding
@@ -40,6 +43,19 @@ def num_parameters(
         + config.num_single_layers * _single_block(config, width)
         + _linear(width, 2 * width)
         + _linear(width, latent_channels * patch)
+    )
+
+
+def saved_num_parameters(folder: Path) -> int:
+    """Of the network in a diffusers folder, by its config.json; what is quantised counts like the rest."""
+    saved = json.loads((folder / "config.json").read_text())
+    return num_parameters(
+        TransformerConfig.model_validate({k: saved[k] for k in TransformerConfig.model_fields if k in saved}),
+        latent_channels=saved["out_channels"],
+        text_width=saved["text_embed_dim"],
+        pooled_width=saved["pooled_projection_dim"],
+        image_condition=saved["in_channels"] != saved["out_channels"],
+        guidance_embeds=saved["guidance_embeds"],
     )
 
 

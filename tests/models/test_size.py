@@ -9,7 +9,7 @@ import torch
 
 from magic141.config import load_config
 from magic141.models.config import TransformerConfig
-from magic141.models.size import num_parameters
+from magic141.models.size import num_parameters, saved_num_parameters
 from magic141.models.transformer import build_transformer
 
 PAPER = load_config(Path(__file__).parents[2] / "configs" / "hunyuan_13b.yaml").model
@@ -28,3 +28,11 @@ def test_counts_what_is_built(
         model = build_transformer(config, *widths, image_condition, guidance_embeds)
     built = sum(parameter.numel() for parameter in model.parameters())
     assert num_parameters(config, *widths, image_condition, guidance_embeds) == built
+
+
+@pytest.mark.parametrize("guidance_embeds", [False, True])
+def test_counts_what_was_saved_without_reading_it(tmp_path: Path, guidance_embeds: bool) -> None:
+    with torch.device("meta"):
+        model = build_transformer(ODD, 4, 32, 16, image_condition=True, guidance_embeds=guidance_embeds)
+    model.save_config(tmp_path)
+    assert saved_num_parameters(tmp_path) == sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,38 @@
+"""Where networks are sampled, and that large ones are not sampled where it would take days."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from magic141.frozen import UserError
+from magic141.models.size import saved_num_parameters
+
+MAX_CPU_PARAMETERS = 1e9
+
+
+def sampling_device() -> torch.device:
+    """The GPU of this process, if it sees one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def refuse_days_on_cpu(transformer: Path, device: torch.device, remedy: str) -> None:
+    """Stops before a large network is loaded onto a CPU; reads its config only.
+
+    Args:
+        transformer: a diffusers folder; one without config.json is left to the loader.
+        device: where it would be sampled.
+        remedy: what else to do than to find a GPU.
+
+    Raises:
+        UserError: more than 1e9 parameters, and no GPU.
+    """
+    if device.type != "cpu" or not (transformer / "config.json").is_file():
+        return
+    count = saved_num_parameters(transformer)
+    if count > MAX_CPU_PARAMETERS:
+        raise UserError(
+            f"{transformer}: a network of {count / 1e9:.1f}e9 parameters and no GPU that torch sees; expected at most "
+            f"{MAX_CPU_PARAMETERS / 1e9:.0f}e9 on a CPU, where more takes days to sample; {remedy}"
+        )
