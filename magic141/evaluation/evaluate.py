@@ -22,6 +22,7 @@ from magic141.evaluation.frechet import TubeSpace, frechet_distance
 from magic141.evaluation.scores import AVERAGE, EXACT, FRECHET, VBENCH, Score, average
 from magic141.evaluation.shapes import score_clips
 from magic141.evaluation.vbench import score_folder, versions
+from magic141.models.device import sampling_device
 from magic141.models.vae import CausalPCACodec, VideoCodec, load_codec
 
 MAX_PSNR_DB = 60.0
@@ -88,7 +89,7 @@ class Scorer:
         space = TubeSpace.fit(train.latents, config.frechet_dimensions, frames)
         truths = [clip["truth"] for clip in clips] if info.has_ground_truth else None
         codec = load_codec(data / "codec")
-        codec.vae.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        codec.vae.to(sampling_device())
         reference, perfect = heldout.latents[rows, :, :frames], train.latents[: len(rows), :, :frames]
         if truths is not None:
             num_frames = 1 + (frames - 1) * info.temporal_factor
@@ -111,20 +112,14 @@ class Scorer:
         """Scores of the held-out clips themselves ("real"), or of their reconstruction by the codec ("codec")."""
         frames, distance = self._real_frames() if name == "real" else self._decoded(), self.floor
         if name == "codec":
-            parts = frames.split(self._codec_batch)
-            encoded = torch.cat([self.codec.encode_video(part).cpu() for part in parts])
+            encoded = torch.cat([self.codec.encode_video(part).cpu() for part in frames.split(codec_batch(self.codec))])
             distance = _frechet(self.space.project(encoded), self.real)
         return self._scores(name, frames, distance, Score.missing("real clips are their own continuation"))
-
-    @property
-    def _codec_batch(self) -> int:
-        """Clips that the codec sees at once: of real clips, a VAE's memory holds one."""
-        return CODEC_BATCH if isinstance(self.codec.vae, CausalPCACodec) else 1
 
     def _decoded(self) -> Tensor:
         """The held-out clips as the codec shows them, uint8 [N, F, H, W, 3]."""
         latents = self.heldout.latents[self.rows, :, : self.num_latent_frames]
-        return torch.cat([self.codec.decode_video(part).cpu() for part in latents.split(self._codec_batch)])
+        return torch.cat([self.codec.decode_video(part).cpu() for part in latents.split(codec_batch(self.codec))])
 
     def _real_frames(self) -> Tensor:
         """The held-out clips' pixels; decoded ones where none are stored."""
@@ -161,6 +156,11 @@ class Scorer:
         return Score.mean(clip_psnr_db(tensors["frames"].numpy(), tensors["truth"].numpy()))
 
 
+def codec_batch(codec: VideoCodec) -> int:
+    """Clips that the codec sees at once: of real clips, a VAE's memory holds one."""
+    return CODEC_BATCH if isinstance(codec.vae, CausalPCACodec) else 1
+
+
 def clip_psnr_db(frames: NDArray[np.uint8], truth: NDArray[np.uint8]) -> NDArray[np.float64]:
     """PSNR of each clip, both uint8 [N, F, H, W, 3], at most 60 dB; shape [N]."""
     error = ((frames.astype(np.float64) - truth) ** 2).mean(axis=(1, 2, 3, 4)) / 255**2
@@ -191,12 +191,13 @@ def valid_futures(
     """
     rng = np.random.default_rng(0)
     clips = [ShapeClip.from_dict(dict(truth)) for truth in truths]
-    latents = []
+    batch, latents = codec_batch(codec), []
     for _ in range(NUM_FUTURES):
         speeds = rng.permutation([clip.speed for clip in clips])
         futures = [other_future(clip, float(speed), rng) for clip, speed in zip(clips, speeds, strict=True)]
-        frames = np.stack([render_clip(clip, num_frames, height, width) for clip in futures])
-        latents.append(codec.encode_video(torch.from_numpy(frames)).cpu())
+        for start in range(0, len(futures), batch):
+            part = [render_clip(clip, num_frames, height, width) for clip in futures[start : start + batch]]
+            latents.append(codec.encode_video(torch.from_numpy(np.stack(part))).cpu())
     return torch.cat(latents)
 
 
