@@ -52,6 +52,9 @@ def _resources(stage: str, config: PipelineConfig) -> tuple[str, float]:
     if stage == "prepare_data":
         workers, gpus = config.data.num_workers, config.data.num_gpus_per_worker
         return _words(workers, "Ray Data", 1, gpus), workers * gpus
+    if stage == "generate" and config.generate.num_workers > 1:
+        workers, gpus = config.generate.num_workers, config.generate.gpus_per_worker
+        return _words(workers, "Ray tasks", 1, gpus), workers * gpus
     if stage not in TRAINING_SECTIONS or getattr(config, stage).num_steps == 0:
         return HERE, 0
     where: PlacementConfig = getattr(config, stage).placement

@@ -47,6 +47,7 @@ def _run(call: StageCall) -> None:
         out=call.out,
         log=call.log,
         seed=call.seed,
+        run_dir=call.run_dir,
     )
 
 

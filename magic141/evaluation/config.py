@@ -55,8 +55,13 @@ class GenerateConfig(FrozenConfig):
         le=2,
         description="latent frames carried from window to window; training knows 1 and 2",
     )
-    batch_size: int = placement(32, ge=1, description="clips per forward")
-    num_threads: int = placement(2, ge=1, description="CPU threads")
+    batch_size: int = Field(32, ge=1, description="clips per forward; every batch draws its noise as one")
+    num_threads: int = placement(2, ge=1, description="CPU threads, of each worker")
+    num_workers: int = placement(
+        1, ge=1, description="variants that are sampled at once; 1 is this process, more are Ray tasks"
+    )
+    gpus_per_worker: float = placement(0, ge=0, description="GPUs of a Ray task")
+    allow_cpu: bool = placement(False, description="networks of more than 1e9 parameters also without a GPU")
 
 
 class EvaluateConfig(FrozenConfig):

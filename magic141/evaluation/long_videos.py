@@ -15,7 +15,7 @@ from torch import Tensor
 from magic141.artifacts import StageLog
 from magic141.data.sheets import contact_sheet
 from magic141.evaluation.config import GenerateConfig
-from magic141.evaluation.media import save_video
+from magic141.evaluation.media import first_clips, save_video
 from magic141.evaluation.performance import resident_megabytes
 from magic141.evaluation.suite import Conditions, clip_conditions
 from magic141.evaluation.variants import Variant
@@ -27,21 +27,33 @@ Advance = Callable[[int], None]
 
 
 def run_long(
-    work: Workload, variant: Variant, generator: VideoGenerator, out: Path, log: StageLog, advance: Advance
+    work: Workload, variant: Variant, generator: VideoGenerator, out: Path, advance: Advance
 ) -> list[dict[str, float]]:
-    """Long videos of all long clips at once; returns cost and memory of every window."""
+    """Long videos of all long clips at once, into `out`; returns cost and memory of every window."""
     conditions = clip_conditions(work.heldout, work.long_rows).part(0, len(work.long_rows)).to(work.device)
     latents, costs = long_latents(work.config, generator, conditions, work.seed, advance)
     frames = work.decode(latents.cpu())
     folder = out / "long"
+    folder.mkdir()
     save_file({"frames": frames}, folder / f"{variant.name}.safetensors")
     for number, clip in enumerate(frames[:NUM_LONG_VIDEOS_SHOWN].numpy()):
         save_video(folder / variant.name / f"{number:02d}.mp4", clip, work.info.fps)
     if variant.model == "student":
         save_video(folder / "long.mp4", frames[0].numpy(), work.info.fps)
-        log.file(folder / "long.mp4", "long")
-    log.image(f"long/{variant.name}", contact_sheet(frames[:NUM_LONG_VIDEOS_SHOWN].numpy(), max_columns=16))
     return costs
+
+
+def show_long(variant: Variant, folder: Path, log: StageLog) -> None:
+    """Logs what `run_long` has written below `folder`."""
+    if variant.model == "student":
+        log.file(folder / "long" / "long.mp4", "long")
+    clips = first_clips(folder / "long" / f"{variant.name}.safetensors", NUM_LONG_VIDEOS_SHOWN)
+    log.image(f"long/{variant.name}", contact_sheet(clips, max_columns=16))
+
+
+def long_evaluations(work: Workload, variant: Variant) -> int:
+    """Network evaluations of `run_long`, times clips."""
+    return variant.nfe * work.config.long_video_windows * len(work.long_rows)
 
 
 def long_latents(

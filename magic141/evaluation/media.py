@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors import safe_open
 
 from magic141.data.video import write_video
 
@@ -24,6 +25,14 @@ def zoom_for(frames: Frames) -> int:
 def save_video(path: Path, frames: Frames, fps: float) -> None:
     """Writes uint8 [F, H, W, 3] as mp4, small ones enlarged."""
     write_video(path, frames, fps, zoom_for(frames))
+
+
+def first_clips(path: Path, num: int) -> Frames:
+    """The first `num` clips of a safetensors file's `frames`, uint8 [N, F, H, W, 3]; only they are read."""
+    with safe_open(str(path), framework="np") as tensors:
+        stored = tensors.get_slice("frames")
+        clips: Frames = stored[: min(num, stored.get_shape()[0])]
+    return clips
 
 
 def save_image(path: Path, image: Frames) -> None:

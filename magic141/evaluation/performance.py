@@ -49,9 +49,21 @@ def measure() -> Iterator[Usage]:
         usage.peak_memory_mb = memory.stop()
 
 
+@contextmanager
+def cpu_threads(num: int) -> Iterator[None]:
+    """Runs the block with `num` CPU threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(num)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def give_back_freed_memory() -> None:
     """Lets go of what earlier work left behind, so that it does not count as this work's memory (Linux, glibc)."""
     gc.collect()
+    torch.cuda.empty_cache()
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if libc is not None and hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)

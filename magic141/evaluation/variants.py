@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from magic141.evaluation.config import GenerateConfig
+from magic141.models.device import refuse_days_on_cpu, sampling_device
 from magic141.models.generator import VideoGenerator
 from magic141.models.text_embedding import TextEmbedding
 from magic141.models.transformer import load_transformer, sampling_dtype
@@ -59,6 +60,16 @@ class ModelFolders:
     cfg: Path
     student: Path
     int8: Path
+
+    def refuse_days_on_cpu(self, config: GenerateConfig) -> None:
+        """Stops before a network is loaded that is too large for a CPU, where there is no GPU.
+
+        Raises:
+            UserError: it is, and generate.allow_cpu is false.
+        """
+        remedy = "run the flow on a node with a GPU, or set generate.allow_cpu=true and make the suite smaller"
+        for folder in () if config.allow_cpu else (self.teacher, self.cfg, self.student, self.int8):
+            refuse_days_on_cpu(folder / "transformer", sampling_device(), remedy)
 
     def load(self, name: ModelName, device: torch.device) -> Any:
         """The network, ready for sampling."""

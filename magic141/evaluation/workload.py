@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from magic141.evaluation.config import GenerateConfig
 from magic141.evaluation.media import save_image, save_video
 from magic141.evaluation.suite import Conditions, pick_clips, pick_prompts, prompt_conditions, retrieve_images
 from magic141.models.config import TransformerConfig
+from magic141.models.device import sampling_device
 from magic141.models.encoders import Encoders
 from magic141.models.text_embedding import TextEmbedding
 from magic141.models.vae import VideoCodec, load_codec
@@ -29,22 +31,45 @@ NUM_KNOWN = 3  # latent frames that determine a continuation: the first, then tw
 
 @dataclass(frozen=True)
 class Workload:
-    """What every variant shares."""
+    """What every variant shares. Clips and codec are opened by the process that uses them."""
 
     config: GenerateConfig
     info: DatasetInfo
-    heldout: ClipDataset
+    data: Path
     rows: list[int]  # held-out clips of the exact part
-    codec: VideoCodec
-    null_text: TextEmbedding
     latent_frames: int  # T of a window
     prompts: list[str]
     hits: list[list[Hit]]
     suite: Conditions
     long_rows: list[int]
     featured: frozenset[str]  # variants that also get the prompt suite and the continuations
-    device: torch.device
     seed: int
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where this process samples."""
+        return sampling_device()
+
+    @cached_property
+    def heldout(self) -> ClipDataset:
+        """The held-out clips."""
+        return ClipDataset.open(self.data, "heldout")
+
+    @cached_property
+    def codec(self) -> VideoCodec:
+        """The codec, on the device."""
+        codec = load_codec(self.data / "codec")
+        codec.vae.to(self.device)
+        return codec
+
+    @cached_property
+    def null_text(self) -> TextEmbedding:
+        """The empty prompt, on the device."""
+        return load_null_text(self.data).to(self.device)
+
+    def closed(self) -> Self:
+        """The same with nothing open, to be sent to another process."""
+        return replace(self)
 
     @property
     def has_continuation(self) -> bool:
@@ -69,9 +94,8 @@ def prepare_workload(
     """Loads data, codec and encoders, and retrieves the prompts' images."""
     info, heldout = load_info(data), ClipDataset.open(data, "heldout")
     latent_frames = (model.window_frames - 1) // info.temporal_factor + 1
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     codec, encoders = load_codec(data / "codec"), Encoders.load(data / "encoders")
-    codec.vae.to(device)
+    codec.vae.to(sampling_device())
     prompts = pick_prompts(config.prompts, heldout, config.num_prompts)
     for prompt in prompts:
         for remark in encoders.remarks(prompt):
@@ -82,17 +106,14 @@ def prepare_workload(
     return Workload(
         config=config,
         info=info,
-        heldout=heldout,
+        data=data.resolve(),
         rows=rows,
-        codec=codec,
-        null_text=load_null_text(data).to(device),
         latent_frames=latent_frames,
         prompts=prompts,
         hits=hits,
-        suite=prompt_conditions(prompts, images, encoders, codec),
+        suite=prompt_conditions(prompts, images, encoders, codec).to(torch.device("cpu")),
         long_rows=rows[: config.long_video_clips],
         featured=frozenset({f"teacher_{config.many_steps}", f"student_{dmd2.num_inference_steps}"}),
-        device=device,
         seed=seed,
     )
 

@@ -154,12 +154,20 @@ def make_retrieval(folder: Path, data: Path, num_steps: int = 2) -> dict[str, Pa
     return folders
 
 
+def generate(
+    parts: dict[str, Path], out: Path, run_dir: Path, log: NullLog | None = None, config: GenerateConfig = GENERATE
+) -> None:
+    """Stage `generate` on a corpus, a retrieval and models."""
+    generate_suite(config, DMD2, MODEL, **parts, out=out, log=log or RecordingLog(), seed=0, run_dir=run_dir)
+
+
 def make_generated(folder: Path, data: Path, log: RecordingLog | None = None) -> dict[str, Path]:
     """Everything that the report shows except the scores: stage name -> artifact."""
     retrieval, models = make_retrieval(folder, data), make_models(folder, data)
+    parts = {"data": data, **retrieval, **models}
     out = folder / "generated"
     out.mkdir()
-    generate_suite(GENERATE, DMD2, MODEL, data, **retrieval, **models, out=out, log=log or RecordingLog(), seed=0)
+    generate(parts, out, folder / "work", log)
     return {
         "prepare_data": data,
         "train_clip": retrieval["clip"],

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.estimates import estimate
 from flows.plan import make_plan
 from magic141.config import load_config
 from tasks.pipeline import STAGES
@@ -20,3 +21,12 @@ def test_a_stage_whose_source_is_missing_is_blocked(tmp_path: Path, monkeypatch:
 
     videos.mkdir()
     assert next(make_plan(config, STAGES)).action == "run"
+
+
+def test_generate_asks_for_gpus_when_workers_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAGIC141_HOME", str(tmp_path))
+    here = estimate("generate", load_config(DEMO), None)
+    assert (here.resources, here.num_gpus) == ("this process", 0)
+    workers = load_config(DEMO, ["generate.num_workers=3", "generate.gpus_per_worker=1"])
+    asked = estimate("generate", workers, None)
+    assert (asked.resources, asked.num_gpus) == ("3 x 1 CPU + 1 GPU (Ray tasks)", 3)

@@ -1,0 +1,58 @@
+"""Pieces of stage `generate` on Ray workers, each with a network of its own."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+
+from magic141.evaluation.pieces import Advance, Piece, make_pieces
+from magic141.evaluation.variants import ModelFolders
+from magic141.evaluation.workload import Workload
+from magic141.fingerprint import CodeStamp
+from magic141.frozen import UserError
+
+
+def make_on_ray(work: Workload, folders: ModelFolders, pieces: Sequence[Piece], advance: Advance) -> None:
+    """Makes pieces as Ray tasks, `generate.num_workers` at a time; the longest first, so that none is left for the end.
+
+    Workers read and write the workspace, which must be one that all of them see, as in training.
+
+    Raises:
+        UserError: a user's mistake that a worker met.
+    """
+    from magic141.raysession import ensure_ray
+
+    ensure_ray()
+    import ray
+
+    code = CodeStamp.of(["magic141.evaluation.generate"])
+    # once, not with every task; as bytes, which a worker loads when it knows that its code is the same
+    shared = ray.put(pickle.dumps((work.closed(), folders)))
+    task = ray.remote(num_cpus=1, num_gpus=work.config.gpus_per_worker)(_make)
+    waiting = sorted(pieces, key=lambda piece: piece.num_evaluations(work))
+    running: dict[ray.ObjectRef, Piece] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < work.config.num_workers:
+                piece = waiting.pop()
+                running[task.remote(code, shared, pickle.dumps(piece))] = piece
+            for done in ray.wait(list(running))[0]:
+                piece = running.pop(done)
+                if mistake := ray.get(done):
+                    raise UserError(mistake)
+                advance(piece.num_evaluations(work))
+    finally:  # after a failure or Ctrl-C: nobody may go on writing into the pieces' folders
+        for left in running:
+            ray.cancel(left, force=True)
+
+
+def _make(code: CodeStamp, shared: bytes, piece: bytes) -> str | None:
+    """Runs on a Ray worker; returns a user's mistake, which as an exception would lose its class on the way."""
+    try:
+        code.require()
+        work, folders = pickle.loads(shared)
+        folders.refuse_days_on_cpu(work.config)
+        make_pieces(work, folders, [pickle.loads(piece)], advance=lambda done: None)
+    except UserError as mistake:
+        return str(mistake)
+    return None

@@ -1,0 +1,136 @@
+"""What a variant generates beside long videos: continued held-out clips, a prompt suite; and what that takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from magic141.artifacts import StageLog
+from magic141.data.sheets import contact_sheet
+from magic141.evaluation.media import first_clips, save_video
+from magic141.evaluation.performance import (
+    Usage,
+    cpu_threads,
+    give_back_freed_memory,
+    measure,
+    weight_megabytes,
+)
+from magic141.evaluation.suite import Conditions, clip_conditions
+from magic141.evaluation.variants import Variant
+from magic141.evaluation.workload import NUM_KNOWN, Workload
+from magic141.models.generator import VideoGenerator
+
+Advance = Callable[[int], None]
+
+
+def run_short(
+    work: Workload, variant: Variant, generator: VideoGenerator, out: Path, advance: Advance
+) -> dict[str, Any]:
+    """Everything that one variant generates but long videos, into `out`; returns its entry of variants.json."""
+    conditions = clip_conditions(work.heldout, work.rows)
+    give_back_freed_memory()
+    latency = _latency(work, generator, conditions)
+    latents, usage = _sample(work, generator, conditions, work.seed, advance)
+    frames = work.decode(latents)
+    (out / "exact").mkdir()
+    save_file({"frames": frames, "latents": latents}, out / "exact" / f"{variant.name}.safetensors")
+    for number, clip in enumerate(frames[: work.config.num_showcase_clips].numpy()):
+        save_video(out / "showcase" / variant.name / f"{number:02d}.mp4", clip, work.info.fps)
+    if variant.name in work.featured:
+        _run_suite(work, variant, generator, out, advance)
+        if work.has_continuation:
+            _run_continuation(work, variant, generator, out, advance)
+    return {
+        **asdict(variant),
+        "nfe": generator.num_evaluations,
+        "num_clips": len(conditions),
+        "cpu_ms_per_clip": 1000 * usage.cpu_s / len(conditions),
+        "wall_ms_per_clip": 1000 * usage.wall_s / len(conditions),
+        "latency_ms": 1000 * latency.wall_s,
+        "peak_memory_mb": usage.peak_memory_mb,
+        "weight_mb": weight_megabytes(generator.model),
+    }
+
+
+def show_short(work: Workload, variant: Variant, folder: Path, log: StageLog) -> None:
+    """Logs the showcase that `run_short` has written below `folder`."""
+    for file in sorted((folder / "showcase" / variant.name).iterdir()):
+        log.file(file, f"showcase/{variant.name}")
+    clips = first_clips(folder / "exact" / f"{variant.name}.safetensors", work.config.num_showcase_clips)
+    log.image(f"samples/{variant.name}", contact_sheet(clips))
+
+
+def short_evaluations(work: Workload, variant: Variant) -> int:
+    """Network evaluations of `run_short`, times clips."""
+    clips = len(work.rows)
+    if variant.name in work.featured:
+        clips += len(work.prompts) * work.config.num_seeds
+        if work.has_continuation:
+            clips += len(work.rows[: work.config.num_continuation_clips])
+    return variant.nfe * clips
+
+
+def _run_suite(work: Workload, variant: Variant, generator: VideoGenerator, out: Path, advance: Advance) -> None:
+    """Prompts x seeds, each from its retrieved image."""
+    for offset in range(work.config.num_seeds):
+        latents, _ = _sample(work, generator, work.suite, work.seed + offset, advance)
+        for number, clip in enumerate(work.decode(latents).numpy()):
+            save_video(out / "suite" / variant.name / f"{number:02d}-s{offset}.mp4", clip, work.info.fps)
+
+
+def _run_continuation(work: Workload, variant: Variant, generator: VideoGenerator, out: Path, advance: Advance) -> None:
+    """Continues clips from their first latent frames, which show the velocity and so fix the future."""
+    rows = work.rows[: work.config.num_continuation_clips]
+    conditions = clip_conditions(work.heldout, rows, num_known=NUM_KNOWN)
+    latents, _ = _sample(work, generator, conditions, work.seed, advance)
+    frames = work.decode(latents)
+    known = 1 + (NUM_KNOWN - 1) * work.info.temporal_factor
+    truth = _true_continuation(work, rows, frames.shape[1])
+    tensors = {"frames": frames[:, known:].contiguous(), "truth": truth[:, known:].contiguous()}
+    save_file(tensors, out / "exact" / f"continuation-{variant.name}.safetensors")
+
+
+def _true_continuation(work: Workload, rows: list[int], num_frames: int) -> Tensor:
+    """The clips' own frames, or their reconstruction where those were not stored."""
+    if work.heldout.frames is not None:
+        return work.heldout.frames[rows, :num_frames]
+    return work.decode(work.heldout.latents[rows, :, : work.latent_frames])
+
+
+def _sample(
+    work: Workload, generator: VideoGenerator, conditions: Conditions, seed: int, advance: Advance
+) -> tuple[Tensor, Usage]:
+    """Latents [N, C, T, h, w] on the CPU, and what sampling them took; every batch has its own noise.
+
+    On CPUs each thread samples a batch of its own: networks this small leave several threads at one batch idle.
+    """
+
+    def sample(batch: Conditions, number: int) -> Tensor:
+        here = batch.to(work.device)
+        return generator.sample(here.text, here.image_tokens, here.prefix, seed * 1009 + number).cpu()
+
+    parts: list[Tensor] = []
+    threads = work.config.num_threads
+    num_parallel = threads if work.device.type == "cpu" else 1
+    with measure() as usage, cpu_threads(threads // num_parallel), ThreadPoolExecutor(num_parallel) as pool:
+        for latents in pool.map(sample, conditions.batches(work.config.batch_size), count()):
+            parts.append(latents)
+            advance(generator.num_evaluations * len(latents))
+    return torch.cat(parts), usage
+
+
+def _latency(work: Workload, generator: VideoGenerator, conditions: Conditions) -> Usage:
+    """One clip alone, after a warm-up with one step's worth of network calls."""
+    one = conditions.part(0, 1).to(work.device)
+    generator.sample(one.text, one.image_tokens, one.prefix, work.seed)
+    with measure() as usage:
+        generator.sample(one.text, one.image_tokens, one.prefix, work.seed)
+    return usage
