@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from magic141.artifacts import flatten
 from magic141.evaluation.measurement import Difference, Measurement, as_setting
 from magic141.frozen import UserError
 from magic141.tracking import Run, Tracker
+from tasks.provenance import cpu_model
 
 STAGES = ("generate", "evaluate")
 TRAINED_IN = ("data", "model.window_frames")
@@ -100,7 +100,7 @@ def remedies(apart: Sequence[Difference], candidate: Judged, champion: Judged, l
         return
     remeasure = any(field in like.machine or field.startswith(DEVICE) for field in fields)
     yield f"judge the champion as the candidate was: {champion.judge_again(like, remeasure)}"
-    elsewhere = remeasure and str(like.machine["machine"]).split()[0] != platform.node()
+    elsewhere = remeasure and like.machine["cpu"] != cpu_model()
     if elsewhere or any(field.startswith(CODE) for field in fields):
         yield f"and the candidate with the same code and machine: {candidate.judge_again(like, remeasure)}"
 
@@ -150,9 +150,9 @@ def _conditions(generated: Mapping[str, Any], evaluated: Mapping[str, Any]) -> d
 
 
 def _machine(generated: Mapping[str, Any], params: Mapping[str, str], conditions: Collection[str]) -> dict[str, Any]:
-    """Where it was generated, and those settings that say how: threads and the like decide no video, but times."""
+    """The models of CPU and GPU (not the host: a pod is another each time), and the settings that decide only times."""
     placement = [name for name in params if name.startswith("generate.") and name not in conditions]
-    where = {name: generated.get(name) for name in ("machine", "cpu", "device")}
+    where = {name: generated.get(name) for name in ("cpu", "device")}
     return where | {name: yaml.safe_load(params[name]) for name in placement}
 
 

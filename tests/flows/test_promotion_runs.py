@@ -141,12 +141,12 @@ def test_steps_of_another_sampler_are_another_model(store: Store) -> None:
 
 def test_time_of_another_machine_is_not_compared(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("platform.node", lambda: "elsewhere")
+        patch.setattr("tasks.provenance.cpu_model", lambda: "another CPU")
         store.train("one")
     store.promote()
     store.train("two", motion=0.9)
     refused = store.promote()
-    assert failing(refused) == ["student/latency_ms", "machine"]
+    assert failing(refused) == ["student/latency_ms", "cpu"]
     (remedy,) = refused.remedies
     assert "magic141 run --run models:/magic141@champion --from generate --until report --refresh generate" in remedy
     store.judge("one")
