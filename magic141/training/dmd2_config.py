@@ -66,8 +66,7 @@ class Dmd2Config(TrainConfig):
         description="share of the updates that train the last step of the chain, the rest the others alike",
     )
     exit_embedding: bool = Field(
-        True,
-        description="tells the fake score at which step of the chain a clip left; without, it knows one distribution",
+        False, description="tells the fake score at which step of the chain a clip left: better clips of few steps"
     )
     fake_score: Literal["lora", "full"] = Field("lora", description="an adapter on the shared base, or a whole copy")
     lora_rank: int = Field(64, ge=1, description="rank of the fake score's adapter")

@@ -41,7 +41,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "full fake score": {"fake_score": "full", "a_weak": 0.0},
     "noised real latents": {"generator_input": "noised_real"},
     "regression": {"generator_input": "noised_real", "regression_weight": 0.5},
-    "one fake score for all exits": {"exit_embedding": False},
+    "the fake score knows the exit": {"exit_embedding": True},
     "adversarial": {"adversarial_weight": 0.01},
     "adversarial on clean latents": {"adversarial_weight": 0.01, "adversarial_input": "clean"},
     "adversarial, full fake score": {"adversarial_weight": 0.01, "fake_score": "full", "a_weak": 0.0},
@@ -179,7 +179,7 @@ def test_the_exit_step_is_the_same_on_all_ranks(folders: Path, tmp_path: Path) -
 
 
 def test_the_fake_score_learns_of_an_exit_from_the_clips_that_left_there(folders: Path, tmp_path: Path) -> None:
-    dmd2 = build(folders, tmp_path, a_weak=0.0)
+    dmd2 = build(folders, tmp_path, exit_embedding=True)
     batch, w = dmd2.maker.make(torch.arange(4), step_generator(0, 0)), Guidance.fixed(dmd2.config, 4)
     dmd2.replay.append(Generated(batch.x0, batch, w, exit_step=2))
     dmd2.update_fake(3, step_generator(0, 1))
