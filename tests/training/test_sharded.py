@@ -36,6 +36,7 @@ DMD2: dict[str, Any] = SHORT | {
     "fake_updates_per_step": 2,
     "fake_warmup_updates": 1,
     "lora_rank": 4,
+    "exit_embedding": True,
     "collapse": {"num_clips": 4, "reference_steps": 2, "num_shown": 1, "stop": False},
 }
 
