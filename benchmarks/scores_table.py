@@ -178,11 +178,15 @@ def main() -> None:
     parser.add_argument("--config", default="configs/demo.yaml")
     parser.add_argument("--workspace", type=Path, default=Path("runs"), help="with --seeds: one folder a seed below it")
     parser.add_argument("--seeds", type=int, nargs="+", help="run the config with these seeds, or reuse what is there")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="A.B=C", help="with --seeds")
     parser.add_argument("--write-docs", action="store_true", help="also write the documents and benchmarks/results")
     arguments = parser.parse_args()
     if arguments.seeds:
         workspace = arguments.workspace.resolve()
-        seeds = [run_seed(arguments.config, (f"seed={seed}",), workspace / f"seed{seed}") for seed in arguments.seeds]
+        seeds = [
+            run_seed(arguments.config, (f"seed={seed}", *arguments.overrides), workspace / f"seed{seed}")
+            for seed in arguments.seeds
+        ]
     else:
         seeds = [Scores(json.loads(newest_scores(arguments.workspace).read_text()))]
     verdicts = over_seeds(seeds)
