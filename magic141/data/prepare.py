@@ -41,6 +41,7 @@ from magic141.data.video import Frames
 from magic141.data.workers import Encode, Probe, Render, parse_clips
 from magic141.fingerprint import CodeStamp
 from magic141.frozen import UserError
+from magic141.models.device import sampling_device
 from magic141.models.encoders import Encoders
 from magic141.models.text_embedding import TextEmbedding
 from magic141.models.tiny_encoders import words_of
@@ -269,7 +270,7 @@ def _judge_codec(heldout: ClipDataset, codec: VideoCodec, log: StageLog) -> floa
     count = NUM_QUALITY_CLIPS if isinstance(codec.vae, CausalPCACodec) else 2
     shown = torch.linspace(0, len(heldout) - 1, min(count, len(heldout))).long()
     original = heldout.frames[shown].numpy()
-    codec.vae.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    codec.vae.to(sampling_device())
     decoded = codec.decode_video(heldout.latents[shown]).cpu().numpy()
     log.image("clips", contact_sheet(original[:NUM_SHEET_CLIPS]))
     log.image("reconstruction", comparison_sheet(original[:NUM_SHEET_CLIPS], decoded[:NUM_SHEET_CLIPS]))

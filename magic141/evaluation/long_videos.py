@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,11 +18,10 @@ from magic141.evaluation.media import first_clips, save_video
 from magic141.evaluation.performance import resident_megabytes
 from magic141.evaluation.suite import Conditions, clip_conditions
 from magic141.evaluation.variants import Variant
-from magic141.evaluation.workload import Workload
+from magic141.evaluation.workload import Advance, Workload
 from magic141.models.generator import VideoGenerator
 
 NUM_LONG_VIDEOS_SHOWN = 3
-Advance = Callable[[int], None]
 
 
 def run_long(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,9 @@ from magic141.evaluation.long_videos import long_evaluations, run_long, show_lon
 from magic141.evaluation.performance import cpu_threads
 from magic141.evaluation.short_videos import run_short, short_evaluations, show_short
 from magic141.evaluation.variants import ModelFolders, Variant
-from magic141.evaluation.workload import Workload
+from magic141.evaluation.workload import Advance, Workload
 
 RECORD = "record.json"
-Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)

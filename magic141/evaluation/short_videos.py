@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from itertools import count
@@ -25,10 +24,8 @@ from magic141.evaluation.performance import (
 )
 from magic141.evaluation.suite import Conditions, clip_conditions
 from magic141.evaluation.variants import Variant
-from magic141.evaluation.workload import NUM_KNOWN, Workload
+from magic141.evaluation.workload import NUM_KNOWN, Advance, Workload
 from magic141.models.generator import VideoGenerator
-
-Advance = Callable[[int], None]
 
 
 def run_short(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +28,8 @@ from magic141.training.dmd2_config import Dmd2Config
 
 NUM_HITS = 5
 NUM_KNOWN = 3  # latent frames that determine a continuation: the first, then two that show position and velocity
+Advance = Callable[[int], None]
+"""Told the network evaluations, times clips, that have just been made."""
 
 
 @dataclass(frozen=True)

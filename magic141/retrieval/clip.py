@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from magic141.artifacts import StageLog
 from magic141.data.dataset import ClipDataset
 from magic141.frozen import UserError
+from magic141.models.device import sampling_device
 from magic141.retrieval.config import ClipConfig
 
 CONTEXT_TOKENS = 32
@@ -136,9 +137,8 @@ def load_pretrained(name: str, pretrained: str | None) -> ClipEmbedder:
         ) from error
     wanted = open_clip.get_model_preprocess_cfg(model)
     size = wanted["size"][0] if isinstance(wanted["size"], (tuple, list)) else wanted["size"]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     preprocessing = Preprocessing(size, tuple(wanted["mean"]), tuple(wanted["std"]))
-    return ClipEmbedder(model.to(device), open_clip.get_tokenizer(name), preprocessing)
+    return ClipEmbedder(model.to(sampling_device()), open_clip.get_tokenizer(name), preprocessing)
 
 
 def tiny_architecture(embed_dim: int, image_size: int) -> dict[str, Any]:
