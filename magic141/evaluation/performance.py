@@ -26,12 +26,13 @@ class Usage:
     Attributes:
         wall_s: elapsed seconds.
         cpu_s: CPU seconds of all threads of this process, which other processes on the machine do not change.
-        peak_memory_mb: on a GPU its peak allocation, else the peak resident memory of this process.
+        added_memory_mb: on a GPU its peak allocation, else the peak resident memory of this process, each less what was
+            there when the block began: a long-lived process does not count against the work it does last.
     """
 
     wall_s: float = 0.0
     cpu_s: float = 0.0
-    peak_memory_mb: float = 0.0
+    added_memory_mb: float = 0.0
 
 
 @contextmanager
@@ -46,7 +47,7 @@ def measure() -> Iterator[Usage]:
             torch.cuda.synchronize()
     finally:
         usage.wall_s, usage.cpu_s = time.perf_counter() - wall, time.process_time() - cpu
-        usage.peak_memory_mb = memory.stop()
+        usage.added_memory_mb = memory.stop()
 
 
 @contextmanager
@@ -86,7 +87,7 @@ class _PeakMemory:
     def __init__(self) -> None:
         self._cuda = torch.cuda.is_available()
         self._done = threading.Event()
-        self._peak = resident_megabytes()
+        self._before = self._peak = self._now()
         self._thread = threading.Thread(target=self._sample, daemon=True)
 
     def start(self) -> None:
@@ -96,12 +97,17 @@ class _PeakMemory:
             self._thread.start()
 
     def stop(self) -> float:
+        """MiB at the peak beyond those at the start."""
         if self._cuda:
-            return torch.cuda.max_memory_allocated() / MIB
-        self._done.set()
-        self._thread.join()
-        return max(self._peak, resident_megabytes())
+            self._peak = torch.cuda.max_memory_allocated() / MIB
+        else:
+            self._done.set()
+            self._thread.join()
+        return max(self._peak, self._now()) - self._before
+
+    def _now(self) -> float:
+        return torch.cuda.memory_allocated() / MIB if self._cuda else resident_megabytes()
 
     def _sample(self) -> None:
         while not self._done.wait(SAMPLE_INTERVAL_S):
-            self._peak = max(self._peak, resident_megabytes())
+            self._peak = max(self._peak, self._now())

@@ -91,7 +91,7 @@ COSTS = (
     Dimension("nfe", "evaluations", "cost", "low", 0, "network evaluations per clip"),
     Dimension("latency_ms", "latency, ms", "cost", "low", 1, "one clip alone"),
     Dimension("cpu_ms_per_clip", "CPU ms per clip", "cost", "low", 1, "in batches"),
-    Dimension("peak_memory_mb", "peak memory, MB", "cost", "low", 0, "while sampling"),
+    Dimension("peak_memory_mb", "peak memory, MB", "cost", "low", 0, "weights and what sampling takes beside them"),
     Dimension("weight_mb", "weights, MB", "cost", "low", 2, "as stored"),
 )
 AVERAGE = Dimension("average", "average", "vbench", "high", 4, "plain mean of the seven, as in the paper's Table 1")

@@ -36,6 +36,7 @@ def run_short(
     give_back_freed_memory()
     latency = _latency(work, generator, conditions)
     latents, usage = _sample(work, generator, conditions, work.seed, advance)
+    weight_mb = weight_megabytes(generator.model)
     frames = work.decode(latents)
     (out / "exact").mkdir()
     save_file({"frames": frames, "latents": latents}, out / "exact" / f"{variant.name}.safetensors")
@@ -52,8 +53,8 @@ def run_short(
         "cpu_ms_per_clip": 1000 * usage.cpu_s / len(conditions),
         "wall_ms_per_clip": 1000 * usage.wall_s / len(conditions),
         "latency_ms": 1000 * latency.wall_s,
-        "peak_memory_mb": usage.peak_memory_mb,
-        "weight_mb": weight_megabytes(generator.model),
+        "peak_memory_mb": weight_mb + usage.added_memory_mb,
+        "weight_mb": weight_mb,
     }
 
 
