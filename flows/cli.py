@@ -95,7 +95,9 @@ def plan(
     with reporting(debug), uncollected():
         chosen = selection(config, origin, first, until, refresh, set_, workspace, must_exist=False)
         from flows import plan as planning
+        from flows.writable import require_workspace
 
+        require_workspace(chosen.home)
         rows = list(planning.plan_of(chosen.home, chosen.values, origin, first, until, refresh or (), set_ or ()))
         if as_json:
             typer.echo(planning.as_json(rows))

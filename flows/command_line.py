@@ -62,7 +62,8 @@ def selection(
     for stage, option in [(first, "--from"), (until, "--until"), *((name, "--refresh") for name in refresh or ())]:
         if stage:
             known_stage(stage, option)
-    return Selection(store(workspace), config.resolve() if config else None, values)
+    home = values.home if values else store(workspace)
+    return Selection(home, config.resolve() if config else None, values)
 
 
 def load(config: Path, overrides: list[str] | None, workspace: Path | None, must_exist: bool = True) -> PipelineConfig:
@@ -98,7 +99,9 @@ def home_of(workspace: Path | None) -> Path:
 def start_prefect(home: Path, debug: bool) -> PrefectServer:
     """Prefect's server for the time of this process. It takes seconds to start in its own: wait for it late."""
     from flows.server import PrefectServer
+    from flows.writable import require_workspace
 
+    require_workspace(home)
     if debug:
         os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "DEBUG"
     home.mkdir(parents=True, exist_ok=True)
@@ -159,6 +162,7 @@ def reporting(debug: bool) -> Iterator[None]:
 def _say_failure(error: Exception) -> int:
     """One line for a failure, its remedy if the fault is a known one; returns the exit code."""
     from flows.faults import explain
+    from flows.resume import is_resumable
     from magic141.config import default_home
     from magic141.urls import without_credentials
 
@@ -166,7 +170,8 @@ def _say_failure(error: Exception) -> int:
         typer.secho(f"error: {line}", fg="red", err=True)
         return USER_ERROR
     typer.secho(f"failed: {type(error).__name__}: {without_credentials(str(error))}", fg="red", err=True)
-    typer.echo("the traceback is error.txt of the stage's MLflow run, and shown with --debug", err=True)
+    kept = "is error.txt of the stage's MLflow run, and " if is_resumable(error) else "is "
+    typer.echo(f"the traceback {kept}shown with --debug", err=True)
     return FAILURE
 
 

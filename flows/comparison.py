@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from flows.writable import require_output
 from magic141.evaluation.comparison import Row, RunParts, config_differences, score_rows, write_comparison
 from magic141.frozen import UserError
 from magic141.tracking import Tracker, open_store
@@ -29,10 +30,12 @@ def compare(workspace: Path, run_ids: Sequence[str], variant: str, page: Path | 
         page: HTML file to write.
 
     Raises:
-        UserError: fewer than two runs, a run that does not exist, or no run with that variant.
+        UserError: fewer than two runs, a run that does not exist, no run with that variant, or no way to write there.
     """
     if len(run_ids) < 2:
         raise UserError("compare: expected two or more run ids; `magic141 run` prints the id of a run at its end")
+    if page is not None:
+        require_output(page)
     tracker = open_store(workspace)
     runs = [read_run(tracker, run_id) for run_id in run_ids]
     scores = score_rows(runs, variant)

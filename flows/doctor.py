@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from flows.reach import trouble
+from flows.writable import OTHER_WORKSPACE, folder_trouble, nearest_existing
 from magic141.urls import without_credentials
 
 GIB = 1 << 30
@@ -107,10 +108,9 @@ def _device() -> Finding:
 
 
 def _disk(workspace: Path) -> Finding:
-    there = next(folder for folder in (workspace, *workspace.parents) if folder.exists())
-    if not os.access(there, os.W_OK):
-        return Finding("workspace", f"{workspace}: not writable", False, "set MAGIC141_HOME to a folder of yours")
-    free = shutil.disk_usage(there).free / GIB
+    if problem := folder_trouble(workspace):
+        return Finding("workspace", f"{workspace}: {problem}", False, OTHER_WORKSPACE)
+    free = shutil.disk_usage(nearest_existing(workspace)).free / GIB
     remedy = "" if free >= MIN_DISK_GIB else f"free {MIN_DISK_GIB} GiB, or set MAGIC141_HOME to a larger disk"
     return Finding("workspace", f"{workspace}: {free:.0f} GiB free", not remedy, remedy)
 

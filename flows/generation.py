@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from flows.writable import require_output
 from magic141.frozen import UserError
 
 
@@ -25,6 +26,7 @@ def animate(
         raise UserError(f"--image {image}: no such file; give a PNG or JPEG picture")
     if output.suffix != ".mp4":
         raise UserError(f"--output {output}: expected a name that ends in .mp4")
+    require_output(output)
     folder = find_model(workspace, model)
 
     from magic141.data.video import read_image, write_video
@@ -36,7 +38,6 @@ def animate(
     for remark in bundle.encoders.remarks(prompt):
         warn(f"--prompt: {remark}")
     frames = bundle.generate(pixels, prompt, seconds, seed)
-    output.parent.mkdir(parents=True, exist_ok=True)
     write_video(output, frames, bundle.info.fps)
     return f"{len(frames)} frames of {frames.shape[2]}x{frames.shape[1]} at {bundle.info.fps:g} per second"
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner, Result
 
 from flows.cli import app
+from flows.command_line import reporting
+from flows.resume import marking_resumable
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = str(ROOT / "configs" / "demo.yaml")
@@ -60,6 +64,13 @@ def test_help_is_fast() -> None:
         (("generate", "--model", "abc", "--image", DEMO, "--prompt", " ", "-o", "o.mp4"), "--prompt is empty"),
         (("generate", "--model", "abc", "--image", DEMO, "--prompt", "p", "-o", "o.gif"), "ends in .mp4"),
         (("generate", "--model", "abc", "--image", DEMO, "--prompt", "p", "-o", "o.mp4"), "there are no runs in"),
+        (("generate", "--model", "abc", "--image", DEMO, "--prompt", "p", "-o", f"{DEMO}/o.mp4"), "(Not a directory)"),
+        (("compare", "a", "b", "-o", str(ROOT)), f"--output {ROOT}: is a folder"),
+        (("run", DEMO, "--workspace", DEMO), f"workspace {DEMO}: cannot write into {DEMO} (Not a directory)"),
+        (("run", "--run", "abc", "--workspace", DEMO), f"workspace {DEMO}: cannot write into"),
+        (("plan", DEMO, "--workspace", DEMO), f"workspace {DEMO}: cannot write into"),
+        (("sweep", DEMO, "--vary", "seed=1,2", "--workspace", DEMO), f"workspace {DEMO}: cannot write into"),
+        (("eval", "--run", "abc", "--workspace", DEMO), f"workspace {DEMO}: cannot write into"),
     ],
 )
 def test_mistakes_exit_with_2_and_one_line(arguments: tuple[str, ...], line: str) -> None:
@@ -75,6 +86,22 @@ def test_debug_shows_the_traceback() -> None:
     assert result.exit_code == 1
     assert result.exception is not None
     assert "no such file" in str(result.exception)
+
+
+def test_the_workspace_of_a_config_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MAGIC141_HOME")
+    config = tmp_path / "config.yaml"
+    config.write_text(f"workspace: {config}\n")
+    result = call("run", str(config))
+    assert (result.exit_code, f"workspace {config}: cannot write into" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_only_a_run_that_had_begun_has_an_error_file(capsys: pytest.CaptureFixture[str], begun: bool) -> None:
+    with pytest.raises(typer.Exit), reporting(debug=False), marking_resumable() if begun else nullcontext():
+        raise RuntimeError("out of memory")
+    said = capsys.readouterr().err
+    assert ("error.txt of the stage's MLflow run" in said, "shown with --debug" in said) == (begun, True)
 
 
 def test_an_image_that_is_not_an_image(tmp_path: Path) -> None:
@@ -93,6 +120,12 @@ def test_plan_of_an_empty_workspace_runs_all_and_creates_nothing(tmp_path: Path)
     assert result.stdout.count("● run") == 12
     assert "never made here" in result.stdout
     assert not (tmp_path / "home").exists()
+
+
+def test_doctor_names_a_workspace_that_cannot_be_written() -> None:
+    result = call("doctor", "--workspace", DEMO)
+    assert result.exit_code == 1
+    assert f"{DEMO}: cannot write into {DEMO} (Not a directory)" in result.stdout
 
 
 def test_doctor_reports_every_package() -> None:

@@ -1,0 +1,49 @@
+"""Whether results can be written where they are wanted: asked before any work."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from magic141.frozen import UserError
+
+OTHER_WORKSPACE = "set --workspace or MAGIC141_HOME to a folder of yours"
+
+
+def require_workspace(home: Path) -> None:
+    """Raises UserError unless runs can be written into a workspace, which need not be there yet."""
+    if trouble := folder_trouble(home):
+        raise UserError(f"workspace {home}: {trouble}; {OTHER_WORKSPACE}")
+
+
+def require_output(file: Path) -> None:
+    """Raises UserError unless the file of --output can be written; its folder need not be there yet."""
+    if trouble := _file_trouble(file):
+        raise UserError(f"--output {file}: {trouble}; give the path of a file in a folder of yours")
+
+
+def folder_trouble(folder: Path) -> str | None:
+    """Why nothing can be written into a folder; none if it can, or if the folder can be made. Leaves nothing there."""
+    there = nearest_existing(folder)
+    try:
+        with tempfile.TemporaryFile(dir=there):  # permissions alone say nothing: /proc has them, for root
+            return None
+    except OSError as error:
+        return f"cannot write into {there} ({error.strerror})"
+
+
+def nearest_existing(folder: Path) -> Path:
+    """The folder, or what there is of the path to it."""
+    return next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+
+
+def _file_trouble(file: Path) -> str | None:
+    try:
+        if file.is_dir():
+            return "is a folder"
+        if file.exists():
+            return None if os.access(file, os.W_OK) else "is not writable"
+    except OSError as error:  # of the name itself
+        return str(error.strerror)
+    return folder_trouble(file.parent)
