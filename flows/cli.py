@@ -158,8 +158,8 @@ def generate(
     image: Annotated[Path, typer.Option(help="first frame")],
     prompt: Annotated[str, typer.Option(help="what happens")],
     output: Annotated[Path, typer.Option("--output", "-o", help="video to write")],
-    seconds: Annotated[float | None, typer.Option(min=0.1, help="length; default: one window")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="of the noise")] = 0,
+    seconds: Annotated[float | None, typer.Option(help="length, from 0.1; default: one window")] = None,
+    seed: Annotated[int, typer.Option(help="of the noise, from 0")] = 0,
     workspace: Workspace = None,
     debug: Debug = False,
 ) -> None:

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from flows.writable import require_output
 from magic141.frozen import UserError
+from magic141.serving.requests import MAX_SEED
+
+MIN_SECONDS, MAX_SECONDS = 0.1, 86_400
 
 
 def animate(
@@ -20,13 +23,7 @@ def animate(
     warn: Callable[[str], None],
 ) -> str:
     """Writes the video; returns what it is, in words. `warn` gets what the model will not understand of the prompt."""
-    if not prompt.strip():
-        raise UserError("--prompt is empty: expected a sentence that says what happens in the video")
-    if not image.is_file():
-        raise UserError(f"--image {image}: no such file; give a PNG or JPEG picture")
-    if output.suffix != ".mp4":
-        raise UserError(f"--output {output}: expected a name that ends in .mp4")
-    require_output(output)
+    _refuse_mistakes(image, prompt, output, seconds, seed)
     folder = find_model(workspace, model)
 
     from magic141.data.video import read_image, write_video
@@ -40,6 +37,20 @@ def animate(
     frames = bundle.generate(pixels, prompt, seconds, seed)
     write_video(output, frames, bundle.info.fps)
     return f"{len(frames)} frames of {frames.shape[2]}x{frames.shape[1]} at {bundle.info.fps:g} per second"
+
+
+def _refuse_mistakes(image: Path, prompt: str, output: Path, seconds: float | None, seed: int) -> None:
+    if not prompt.strip():
+        raise UserError("--prompt is empty: expected a sentence that says what happens in the video")
+    if not image.is_file():
+        raise UserError(f"--image {image}: no such file; give a PNG or JPEG picture")
+    if seconds is not None and not MIN_SECONDS <= seconds <= MAX_SECONDS:
+        raise UserError(f"--seconds {seconds:g}: expected {MIN_SECONDS} to {MAX_SECONDS}; leave it out for one window")
+    if not 0 <= seed <= MAX_SEED:
+        raise UserError(f"--seed {seed}: expected a whole number from 0 to {MAX_SEED}; leave it out for 0")
+    if output.suffix != ".mp4":
+        raise UserError(f"--output {output}: expected a name that ends in .mp4")
+    require_output(output)
 
 
 def find_model(workspace: Path, model: str) -> Path:

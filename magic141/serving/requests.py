@@ -99,7 +99,7 @@ def _seed(seed: object) -> int:
 def _number(value: Any, field: str, expected: str) -> float:
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise RequestError(field, _short(value), expected, "change it, or leave it out", MALFORMED) from None
 
 

@@ -96,6 +96,18 @@ def test_the_workspace_of_a_config_is_checked(tmp_path: Path, monkeypatch: pytes
     assert (result.exit_code, f"workspace {config}: cannot write into" in result.stderr) == (2, True)
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "line"),
+    [
+        *(("--seconds", value, "expected 0.1 to 86400") for value in ("inf", "nan", "0", "-1", "100000")),
+        *(("--seed", value, "expected a whole number from 0 to 4294967295") for value in ("-1", "9" * 20)),
+    ],
+)
+def test_lengths_and_seeds_have_bounds(option: str, value: str, line: str) -> None:
+    result = call("generate", "--model", "m", "--image", DEMO, "--prompt", "p", "-o", "o.mp4", option, value)
+    assert (result.exit_code, f"{option} {value}: {line}" in result.stderr) == (2, True)
+
+
 @pytest.mark.parametrize("begun", [True, False])
 def test_only_a_run_that_had_begun_has_an_error_file(capsys: pytest.CaptureFixture[str], begun: bool) -> None:
     with pytest.raises(typer.Exit), reporting(debug=False), marking_resumable() if begun else nullcontext():

@@ -118,6 +118,7 @@ def test_settings() -> None:
     for text, message in [
         ("max_seconds", "--set max_seconds: expected FIELD=VALUE"),
         ("max_second=3", "did you mean 'max_seconds'?"),
+        ("max_seconds=inf", "max_seconds = 'inf': expected a finite number"),
         ("max_queued=0", "max_queued = '0': expected greater than or equal to 1"),
     ]:
         with pytest.raises(UserError, match=".*".join(text.split("="))) as caught:
