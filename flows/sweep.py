@@ -24,6 +24,7 @@ from magic141.config import PipelineConfig, load_config, missing_sources
 from magic141.evaluation.charts import Series, line_chart
 from magic141.evaluation.comparison import write_comparison
 from magic141.evaluation.scores import COSTS, EXACT, FRECHET, VBENCH, Dimension
+from magic141.evaluation.variants import list_variants
 from magic141.frozen import FrozenConfig, UserError
 from magic141.tracking import RunLog, Tracker
 from magic141.urls import without_credentials
@@ -106,7 +107,8 @@ def sweep(
     started = time.monotonic()
     chosen = members_of(vary or (), members or ())
     configs = check_members(Path(config), chosen, overrides or ())
-    stages_until(until)
+    if "evaluate" in (stage.name for stage in stages_until(until)):
+        check_variant(variant, chosen, configs)
     first = configs[0]
     tracker = Tracker(first.home, first.experiment)
     run = tracker.start_parent(first.name, "sweep", identity(first) | flow_tags() | {"members": str(len(chosen))})
@@ -137,6 +139,17 @@ def check_members(config: Path, members: Sequence[Member], overrides: Sequence[s
             raise UserError("\n".join(problems))
         configs.append(values)
     return configs
+
+
+def check_variant(variant: str, members: Sequence[Member], configs: Sequence[PipelineConfig]) -> None:
+    """Raises UserError unless every member will have scores of the variant that is compared."""
+    for member, config in zip(members, configs, strict=True):
+        names = [known.name for known in list_variants(config.generate, config.distill_dmd2)]
+        if variant not in names:
+            raise UserError(
+                f"--variant {variant}: member {member.label} has no such variant; it has {', '.join(names)}; give one "
+                "that all members have"
+            )
 
 
 def _run_member(

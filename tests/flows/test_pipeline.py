@@ -271,6 +271,12 @@ def test_a_sweep_shares_stages_and_survives_a_member_that_fails(
     assert evaluation(str(home), run_id=done[0].run_id).reused == ("generate", "evaluate", "report")
 
 
+def test_a_sweep_checks_its_variant_before_it_runs_unless_it_stops_before_scores(outcome: Outcome, config: str) -> None:
+    with pytest.raises(UserError, match="--variant student_99: member seed 0 has no such variant"):
+        sweep(config, ["seed=0,1"], variant="student_99")
+    assert not sweep(config, ["seed=0,1"], until="prepare_data", variant="student_99").failed
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
