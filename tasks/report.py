@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tasks.stage import Stage, StageCall
+from magic141.config import PipelineConfig
+from tasks.stage import Settings, Stage, StageCall
 
 INPUTS = (
     "prepare_data",
@@ -16,18 +17,25 @@ INPUTS = (
     "generate",
     "evaluate",
 )
+SECTIONS = ("data", "model", *INPUTS[1:], "report")
+
+
+def _settings(config: PipelineConfig) -> Settings:
+    """All that the page shows: other settings that lead to equal artifacts are another page."""
+    return {name: getattr(config, name) for name in SECTIONS}
 
 
 def _run(call: StageCall) -> None:
     from magic141.evaluation.report import write_report
 
-    write_report(call.config.report, call.inputs, call.out, call.log)
+    settings = {"seed": call.seed, **STAGE.settings_in(call.config)}
+    write_report(call.config.report, settings, call.inputs, call.out, call.log)
 
 
 STAGE = Stage(
     name="report",
-    modules=("magic141.evaluation.report",),
-    settings=lambda config: {"report": config.report},
+    modules=("magic141.evaluation.report", "magic141.evaluation:report.html.j2"),
+    settings=_settings,
     inputs=INPUTS,
     run=_run,
 )

@@ -3,43 +3,55 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from magic141.artifacts import StageLog
 from magic141.evaluation.config import ReportConfig
 from magic141.evaluation.pages import media_of, media_uri, read_json, read_lines, render_page
 from magic141.evaluation.report_curves import TRAINING_STAGES, long_video, training_costs, training_curves
-from magic141.evaluation.report_tables import score_tables
+from magic141.evaluation.report_tables import approaches, score_tables
+from magic141.evaluation.scores import COSTS
+from magic141.urls import without_credentials
 
 MIN_TILE, MAX_TILE = 112, 240  # screen pixels of a shown video's width
 
 
-def write_report(config: ReportConfig, parts: Mapping[str, Path], out: Path, log: StageLog) -> None:
+def write_report(
+    config: ReportConfig, settings: Mapping[str, Any], parts: Mapping[str, Path], out: Path, log: StageLog
+) -> None:
     """Writes `report.html` from the artifacts that are there; sections without theirs are left out.
+
+    The same settings and artifacts give the same file: no date, no commit.
 
     Args:
         config: heading and sizes.
+        settings: seed and config sections that decided what is shown, as plain values.
         parts: stage name -> artifact folder.
         out: receives report.html.
         log: receives the file.
     """
     sections = {
         "facts": _facts(parts),
-        "tables": score_tables(parts),
+        "tables": score_tables(parts, settings["evaluate"]["frechet_dimensions"]),
+        "approaches": approaches(parts),
         "notes": _notes(parts),
         "comparison": _comparison(parts, config),
         "suite": _suite(parts),
         "retrieval": _retrieval(parts),
         "curves": training_curves(parts),
-        "long": long_video(parts),
+        "long": long_video(parts, settings["generate"]),
         "costs": training_costs(parts),
+        "cost_columns": COSTS,
         "quantization": _quantization(parts),
+        "seed": settings["seed"],
+        "settings": without_credentials(yaml.safe_dump(dict(settings), sort_keys=False)),
         **_tile(parts, config),
     }
-    html = render_page("report.html.j2", title=config.title, date=time.strftime("%Y-%m-%d %H:%M"), **sections)
+    html = render_page("report.html.j2", title=config.title, **sections)
     file = out / "report.html"
     file.write_text(html, encoding="utf-8")
     log.file(file)
@@ -53,7 +65,8 @@ def _facts(parts: Mapping[str, Path]) -> list[tuple[str, str]]:
         facts.append(("data", f"{info['source']}: {sum(info['num_clips'].values())} clips"))
         facts.append(("clips", f"{info['num_frames']} frames, {info['width']}x{info['height']}, {info['fps']:g} fps"))
         shape = "x".join(map(str, info["latent_shape"]))
-        facts.append(("latents", f"{shape}, codec {info['codec_psnr_db']:.1f} dB"))
+        facts.append(("latents (channels x frames x height x width)", shape))
+        facts.append(("codec", f"{info['codec_psnr_db']:.1f} dB PSNR"))
     records = [record for stage in TRAINING_STAGES if (record := read_json(parts, stage, "training.json"))]
     if records:
         facts.append(("parameters", f"{records[-1]['num_parameters'] / 1e6:.2f} M"))
@@ -73,10 +86,12 @@ def _notes(parts: Mapping[str, Path]) -> list[str]:
     rows = scores["variants"]
     if reasons := {row["scores"]["motion"]["reason"] for row in rows} - {None}:
         notes.append(f"Exact scores are not applicable: {'; '.join(sorted(reasons))}.")
-    if any(note := row["scores"]["temporal_flickering"]["reason"] for row in rows):
-        notes.append(f"VBench's temporal flickering: {note}.")
+    else:
+        notes.append(
+            "Mode share: a caption that names only an axis allows two ways along it; always one of them is 0 or 1."
+        )
     if version := scores["vbench"]["versions"]["vbench"]:
-        notes.append(f"VBench {version}, custom videos, on the CPU. Hover over n/a for the reason of a missing score.")
+        notes.append(f"VBench {version}, custom videos, on the CPU.")
     return notes
 
 

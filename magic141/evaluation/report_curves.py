@@ -23,6 +23,13 @@ DRIFT_CHARTS = {
     "background_psnr_db": ("background PSNR, dB", None),
 }
 COST_CHARTS = {"cpu_ms_per_clip": "CPU ms per window and clip", "rss_mb": "resident memory, MB"}
+LONG_VIDEO_SCHEMES = {
+    "chained": "Windows are generated one after the other. Each after the first knows the video's first latent frame, "
+    "the anchor, and the last latent frames of the window before (carried: {carried}); nothing is decoded in between.",
+    "fused": "All windows are generated together. At every step each after the first knows the video's first latent "
+    "frame, the anchor, and what the windows before make of the latent frames that it shares with them (carried: "
+    "{carried}); where windows overlap, their mean counts. The cost of a window is its share of the whole.",
+}
 
 
 def training_curves(parts: Mapping[str, Path]) -> list[dict[str, Any]]:
@@ -58,8 +65,8 @@ def _watch(parts: Mapping[str, Path]) -> list[dict[str, Any]]:
     return [{"title": "Collapse watch of the step distillation", "facts": facts, "chart": chart}] if chart else []
 
 
-def long_video(parts: Mapping[str, Path]) -> dict[str, Any] | None:
-    """Long videos with what drifts from window to window and what each window costs."""
+def long_video(parts: Mapping[str, Path], generate: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Long videos with what drifts from window to window and what each window costs; `generate`: its settings."""
     folder, scores = parts.get("generate"), read_json(parts, "evaluate", "scores.json")
     if folder is None or not (folder / "long" / "windows.json").is_file():
         return None
@@ -82,8 +89,10 @@ def long_video(parts: Mapping[str, Path]) -> dict[str, Any] | None:
         for key, label in COST_CHARTS.items()
     ]
     windows, num_frames, fps = len(record["frames"]), record["frames"][-1][1], record["fps"]
-    facts = f"{windows} chained windows, {num_frames} frames, {num_frames / fps:.1f} s at {fps:g} fps"
-    return {"videos": videos, "charts": [chart for chart in charts if chart["chart"]], "facts": facts}
+    facts = f"{windows} windows, {num_frames} frames, {num_frames / fps:.1f} s at {fps:g} fps."
+    scheme = LONG_VIDEO_SCHEMES[generate["long_video_scheme"]].format(carried=generate["long_video_carried"])
+    shown = [chart for chart in charts if chart["chart"]]
+    return {"videos": videos, "charts": shown, "facts": f"{facts} {scheme}"}
 
 
 def _window_chart(title: str, values: Mapping[str, Sequence[float]], top: float | None) -> dict[str, str]:

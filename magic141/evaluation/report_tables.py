@@ -1,31 +1,62 @@
-"""The report's score tables: a row per variant, the best value of a column marked."""
+"""The report's score tables: a row per variant, the best value of a column marked, rows and columns explained."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from magic141.evaluation.pages import read_json
 from magic141.evaluation.scores import AVERAGE, EXACT, FRECHET, VBENCH, Dimension
 
+APPROACHES = {
+    "Euler, CFG": "the undistilled model, called the teacher: Euler steps along its flow, each two evaluations, "
+    "with and without the caption (classifier-free guidance)",
+    "CFG-distilled": "the teacher's copy that has learned to give the guided answer in one evaluation",
+    "re-noise": "in place of Euler steps each step predicts the clean clip and noises it anew for the next",
+    "DMD2": "the student: distilled once more, so that its clips of few steps are distributed like those of many "
+    "(distribution matching distillation)",
+    "int8": "the student, its weights stored in 8 bits",
+}
 
-def score_tables(parts: Mapping[str, Path]) -> list[dict[str, Any]]:
+
+def score_tables(parts: Mapping[str, Path], frechet_dimensions: int) -> list[dict[str, Any]]:
     """The score table in the layout of the paper's Table 1, once per group of dimensions."""
     scores = read_json(parts, "evaluate", "scores.json")
     if not scores:
         return []
     rows = scores["variants"]
     has_truth = any(row["scores"]["motion"]["value"] is not None for row in rows)
-    first = [*EXACT, FRECHET] if has_truth else [FRECHET]
+    frechet = _frechet(frechet_dimensions)
+    first = [*EXACT, frechet] if has_truth else [frechet]
     return [
         _table("Exact scores of held-out clips" if has_truth else "Distance to real clips", first, rows),
         _table("VBench, in the layout of the paper's Table 1", [*VBENCH, AVERAGE], rows),
     ]
 
 
+def approaches(parts: Mapping[str, Path]) -> list[tuple[str, str]]:
+    """What the words in the tables' column `approach` mean, as far as they occur."""
+    scores = read_json(parts, "evaluate", "scores.json") or {"variants": []}
+    names = [row.get("approach", "") for row in scores["variants"]]
+    return [(term, meaning) for term, meaning in APPROACHES.items() if any(term in name for name in names)]
+
+
+def _frechet(num_dimensions: int) -> Dimension:
+    """The distance with its number of dimensions: with another number it is another figure."""
+    return replace(
+        FRECHET,
+        label=f"{FRECHET.label}, {num_dimensions} dims",
+        help=f"{FRECHET.help}; over the first {num_dimensions} principal components of real clips "
+        "(evaluate.frechet_dimensions): comparable only with distances over as many",
+    )
+
+
 def _table(title: str, dimensions: Sequence[Dimension], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    best = {dimension.key: _best(dimension, rows) for dimension in dimensions}
+    """Columns in which no row has a value are only named."""
+    shown = [d for d in dimensions if any(row["scores"][d.key]["value"] is not None for row in rows)]
+    best = {dimension.key: _best(dimension, rows) for dimension in shown}
     body = [
         {
             "steps": row.get("num_steps", "-"),
@@ -33,13 +64,25 @@ def _table(title: str, dimensions: Sequence[Dimension], rows: Sequence[Mapping[s
             "nfe": row.get("nfe", "-"),
             "is_ceiling": "nfe" not in row,
             "cells": [
-                _cell(dimension, row["scores"][dimension.key], best[dimension.key], "nfe" in row)
-                for dimension in dimensions
+                _cell(dimension, row["scores"][dimension.key], best[dimension.key], "nfe" in row) for dimension in shown
             ],
         }
         for row in rows
     ]
-    return {"title": title, "dimensions": dimensions, "rows": body}
+    return {
+        "title": title,
+        "dimensions": shown,
+        "rows": body,
+        "missing": ", ".join(d.label for d in dimensions if d not in shown),
+        "terms": [(d.label, _meaning(d, rows)) for d in dimensions],
+    }
+
+
+def _meaning(dimension: Dimension, rows: Sequence[Mapping[str, Any]]) -> str:
+    """What a column says, and why values are missing in it."""
+    reasons = dict.fromkeys(row["scores"][dimension.key]["reason"] for row in rows)
+    known = [reason for reason in reasons if reason]
+    return dimension.help + (f" (n/a: {'; '.join(known)})" if known else "")
 
 
 def _best(dimension: Dimension, rows: Sequence[Mapping[str, Any]]) -> str | None:

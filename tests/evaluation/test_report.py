@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
 from html.parser import HTMLParser
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from magic141.artifacts import NullLog
 from magic141.evaluation.config import EvaluateConfig, ReportConfig
@@ -12,23 +17,46 @@ from magic141.evaluation.evaluate import evaluate_suite
 from magic141.evaluation.report import write_report
 from tests.evaluation.artifacts import GENERATE, RecordingLog
 
+SETTINGS: dict[str, Any] = {
+    "seed": 7,
+    "generate": GENERATE.model_dump(mode="json"),
+    "evaluate": EvaluateConfig().model_dump(mode="json"),
+}
+EMPTY_TAGS = ("meta", "img")
+
 
 class _Page(HTMLParser):
+    """A page's tags and links; each tag must be closed where it was opened."""
+
     def __init__(self, text: str) -> None:
         super().__init__()
         self.tags: list[str] = []
         self.links: list[str] = []
+        self.open: list[str] = []
         self.feed(text)
+        assert self.open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
+        self.open += [tag] if tag not in EMPTY_TAGS else []
         self.links += [value or "" for name, value in attrs if name in ("src", "href")]
 
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, self.getpos()
 
-def _write(parts: dict[str, Path], folder: Path, config: ReportConfig | None = None) -> str:
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+
+def _write(
+    parts: Mapping[str, Path],
+    folder: Path,
+    config: ReportConfig | None = None,
+    settings: Mapping[str, Any] = SETTINGS,
+) -> str:
     out = folder / "report"
-    out.mkdir()
-    write_report(config or ReportConfig(), parts, out, NullLog())
+    out.mkdir(exist_ok=True)
+    write_report(config or ReportConfig(), settings, parts, out, NullLog())
     return (out / "report.html").read_text()
 
 
@@ -40,9 +68,15 @@ def _with_scores(parts: dict[str, Path], folder: Path) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def page(generated: tuple[dict[str, Path], RecordingLog], tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("report")
-    return _write(_with_scores(generated[0], folder), folder, ReportConfig(title="A <b>run</b>"))
+def scored(
+    generated: tuple[dict[str, Path], RecordingLog], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    return _with_scores(generated[0], tmp_path_factory.mktemp("scored"))
+
+
+@pytest.fixture(scope="module")
+def page(scored: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> str:
+    return _write(scored, tmp_path_factory.mktemp("report"), ReportConfig(title="A <b>run</b>"))
 
 
 def test_page_is_self_contained(page: str) -> None:
@@ -54,7 +88,7 @@ def test_page_is_self_contained(page: str) -> None:
 
 def test_page_shows_every_section(page: str) -> None:
     assert re.findall(r'<section id="(\w+)"', page) == [
-        *("scores", "videos", "prompts", "long", "costs", "training", "retrieval")
+        *("scores", "videos", "prompts", "long", "costs", "training", "retrieval", "settings")
     ]
 
 
@@ -70,19 +104,69 @@ def test_videos_are_shown_side_by_side(page: str) -> None:
     assert _Page(page).tags.count("video") == side_by_side + suite + long
 
 
-def test_table_follows_the_papers_table_1(page: str) -> None:
-    table = page[page.index("Table 1</h3>") :]
-    headings = re.findall(r"<th[^>]*>([^<]+)</th>", table[: table.index("</thead>")])
-    assert [heading.removesuffix(" ↑") for heading in headings] == [
-        *("steps", "approach", "evaluations", "i2v subject", "subject cons.", "motion smooth.", "dynamic deg."),
-        *("aesthetic", "imaging", "temporal flick.", "average"),
-    ]
+def _headings(page: str, title: str) -> list[str]:
+    table = page[page.index(f"{title}</h3>") :]
+    return re.findall(r"<th[^>]*>([^<]+)</th>", table[: table.index("</thead>")])
+
+
+def test_table_1_shows_what_was_computed_and_names_the_rest(scored: dict[str, Path], tmp_path: Path) -> None:
+    scores = json.loads((scored["evaluate"] / "scores.json").read_text())
+    for row in scores["variants"]:
+        row["scores"]["temporal_flickering"] = {"value": None, "reason": "not installed: vbench"}
+        row["scores"]["aesthetic_quality"] = {"value": 0.5, "reason": None}
+    (tmp_path / "scores.json").write_text(json.dumps(scores))
+    page = _write({**scored, "evaluate": tmp_path}, tmp_path)
+    assert _headings(page, "Table 1") == ["steps", "approach", "evaluations", "aesthetic ↑"]
+    missing = "i2v subject, subject cons., motion smooth., dynamic deg., imaging, temporal flick., average"
+    assert f"Not computed: {missing};" in page
+    assert "<dt>imaging</dt><dd>MUSIQ (n/a: not requested: add it to evaluate.vbench_dimensions" in page
+    assert "<dt>temporal flick.</dt><dd>1 minus the mean difference of frames (n/a: not installed: vbench)</dd>" in page
 
 
 def test_missing_scores_say_why(page: str) -> None:
-    assert re.search(
-        r'<td class="missing" title="not requested: add it to evaluate\.vbench_dimensions[^"]*">n/a</td>', page
-    )
+    assert '<td class="missing" title="not generated for this variant">n/a</td>' in page
+
+
+def test_rows_and_columns_are_explained_where_it_can_be_read_and_printed(page: str) -> None:
+    shown = page[page.index("<details open") : page.index("</details>")]
+    terms = re.findall(r"<dt>([^<]+)</dt><dd>[^<]+</dd>", shown)
+    assert terms[:5] == ["Euler, CFG", "CFG-distilled", "re-noise", "DMD2", "int8"]
+    columns = _headings(page, "held-out clips")[3:]
+    assert columns
+    assert {column.rstrip(" ↑↓") for column in columns} <= set(terms)
+
+
+def test_frechet_says_over_how_many_dimensions(page: str) -> None:
+    assert "Frechet, 64 dims ↓" in _headings(page, "held-out clips")
+    assert "over the first 64 principal components" in page
+
+
+def test_long_videos_are_described_as_they_were_made(page: str, scored: dict[str, Path], tmp_path: Path) -> None:
+    assert "one after the other" in page
+    assert "the anchor, and the last latent frames of the window before (carried: 2)" in page
+    generate = {**SETTINGS["generate"], "long_video_scheme": "fused", "long_video_carried": 1}
+    fused = _write(scored, tmp_path, settings={**SETTINGS, "generate": generate})
+    assert "one after the other" not in fused
+    assert "All windows are generated together" in fused
+
+
+def test_seed_and_settings_are_shown(page: str) -> None:
+    section = page[page.index('<section id="settings"') :]
+    assert "Seed 7." in section
+    assert yaml.safe_load(section[section.index("<pre>") + 5 : section.index("</pre>")]) == SETTINGS
+
+
+def test_settings_quote_no_password(scored: dict[str, Path], tmp_path: Path) -> None:
+    base = {"base": "s3://ada:s3cret@bucket/model"}
+    assert "s3cret" not in _write(scored, tmp_path, settings={**SETTINGS, "pretrain_t2v": base})
+
+
+def test_the_same_inputs_give_the_same_file_at_any_time(
+    scored: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = count()
+    monkeypatch.setattr("time.strftime", lambda *_: str(next(clock)))
+    assert _write(scored, tmp_path) == _write(scored, tmp_path)
 
 
 def test_best_values_are_bold(page: str) -> None:

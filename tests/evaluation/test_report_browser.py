@@ -9,9 +9,9 @@ import pytest
 
 from benchmarks.browser import BrowserError, Page, find_browser, open_page
 from magic141.artifacts import NullLog
-from magic141.evaluation.config import ReportConfig
+from magic141.evaluation.config import EvaluateConfig, ReportConfig
 from magic141.evaluation.report import write_report
-from tests.evaluation.artifacts import RecordingLog
+from tests.evaluation.artifacts import GENERATE, RecordingLog
 
 pytestmark = [
     pytest.mark.slow,
@@ -30,7 +30,8 @@ PLAY = """(async () => {
 @pytest.fixture(scope="module")
 def page(generated: tuple[dict[str, Path], RecordingLog], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     folder = tmp_path_factory.mktemp("browser")
-    write_report(ReportConfig(), {"generate": generated[0]["generate"]}, folder, NullLog())
+    settings = {"seed": 0, "generate": GENERATE.model_dump(), "evaluate": EvaluateConfig().model_dump()}
+    write_report(ReportConfig(), settings, {"generate": generated[0]["generate"]}, folder, NullLog())
     with open_page() as page:
         page.open((folder / "report.html").as_uri())
         page.wait_for("document.readyState === 'complete' && document.querySelector('video')")
