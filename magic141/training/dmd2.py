@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -79,16 +79,12 @@ class Dmd2Spec:
 
 @dataclass(frozen=True)
 class Generated:
-    """A generator batch: clean estimates, conditions, guidance, and the step at which the clips left the chain."""
+    """A generator batch, without a graph: clean estimates, conditions, guidance, and where it left the chain."""
 
     x0: Tensor
     batch: Batch
     w: Guidance
     exit_step: int
-
-    def detach(self) -> Generated:
-        """The same without a gradient, as the fake score keeps it."""
-        return replace(self, x0=self.x0.detach())
 
 
 class Dmd2:
@@ -128,13 +124,16 @@ class Dmd2:
         rng = step_generator(self.context.seed, step, self.context.rank)
         batch = self.maker.make(self.sampler.indices(step), rng).to(self.context.device)
         w = Guidance.draw(self.config, len(batch.x0), rng).to(self.context.device)
-        made = self.generate(batch, w, step, rng)
-        self.replay.append(made.detach())
+        exit_step = self.exit_step(step)
+        state = self.generator_input(batch, w, exit_step, rng)
+        made = self.generate(state, batch, w, exit_step)
+        self.replay.append(made)
         warmup = self.config.fake_warmup_updates if step == 0 else 0
         fake_values = self.update_fake(warmup + self.config.fake_updates_per_step, rng)
-        self.scores.set_exit(made.exit_step)
-        gradient = self.distribution_matching_gradient(made.x0.detach(), batch, w, rng)
-        loss, other = dmd2_loss(made.x0, gradient), self.other_losses(made.x0, batch, w, rng)
+        self.scores.set_exit(exit_step)
+        gradient = self.distribution_matching_gradient(made.x0, batch, w, rng)
+        x0 = self.clean_estimate(self.generator, state, batch, w)
+        loss, other = dmd2_loss(x0, gradient), self.other_losses(x0, batch, w, rng)
         self.generator.backward(sum(other.values(), loss))
         grad_norm = self.generator.step()
         self.ema.update()
@@ -144,17 +143,24 @@ class Dmd2:
             **{name: value.detach() for name, value in other.items()},
             "grad_norm": grad_norm,
             "dmd_gradient": gradient.square().mean(),
-            "x0_std": made.x0.detach().std(),
+            "x0_std": made.x0.std(),
         }
 
-    def generate(self, batch: Batch, w: Guidance, step: int, rng: torch.Generator) -> Generated:
-        """The generator's clean estimate at a random step of its chain, with a gradient through that step only."""
-        on_all_ranks = step_generator(self.context.seed, step, _NO_RANK)
-        exit_step = draw_exit_step(len(self.sigmas) - 1, self.config.final_exit_fraction, on_all_ranks)
-        state = self.generator_input(batch, w, exit_step, rng)
+    def exit_step(self, step: int) -> int:
+        """The random step at which this update's clips leave the chain, the same on all ranks."""
+        rng = step_generator(self.context.seed, step, _NO_RANK)
+        return draw_exit_step(len(self.sigmas) - 1, self.config.final_exit_fraction, rng)
+
+    @torch.no_grad()
+    def generate(self, state: ChainStep, batch: Batch, w: Guidance, exit_step: int) -> Generated:
+        """What the fake score learns from, without a graph: at 13B one is as large as all that its updates need."""
+        return Generated(self.clean_estimate(self.generator.module, state, batch, w), batch, w, exit_step)
+
+    def clean_estimate(self, generator: Any, state: ChainStep, batch: Batch, w: Guidance) -> Tensor:
+        """The generator's x0 at one step of its chain, [B, C, T, h, w]; of its engine, with a graph."""
         with self.generator.autocast():
-            u = velocity(self.generator, state.x_t, state.sigma, batch.cond, batch.prefix, w.student)
-        return Generated(x0_from_velocity(state.x_t, u, state.sigma), batch, w, exit_step)
+            u = velocity(generator, state.x_t, state.sigma, batch.cond, batch.prefix, w.student)
+        return x0_from_velocity(state.x_t, u, state.sigma)
 
     @torch.no_grad()
     def generator_input(self, batch: Batch, w: Guidance, exit_step: int, rng: torch.Generator) -> ChainStep:

@@ -173,9 +173,20 @@ def test_the_exit_step_is_the_same_on_all_ranks(folders: Path, tmp_path: Path) -
         seen: list[Tensor] = []
         dmd2.generator.module.register_forward_pre_hook(lambda *_, seen=seen: seen.append(torch.ones(())))
         for step in range(12):
-            dmd2.generate(batch, w, step, step_generator(0, step, rank))
+            dmd2.generator_input(batch, w, dmd2.exit_step(step), step_generator(0, step, rank))
         calls.append(len(seen))
     assert calls[0] == calls[1] > 12
+
+
+def test_the_fake_score_learns_from_the_clips_that_the_generator_learns_from(folders: Path, tmp_path: Path) -> None:
+    """The exit step is taken twice, so that no graph of the generator waits for the fake updates to end."""
+    dmd2 = build(folders, tmp_path)
+    batch, w = dmd2.maker.make(torch.arange(4), step_generator(0, 0)), Guidance.fixed(dmd2.config, 4)
+    state = dmd2.generator_input(batch, w, 2, step_generator(0, 1))
+    made, again = dmd2.generate(state, batch, w, 2), dmd2.clean_estimate(dmd2.generator, state, batch, w)
+    assert torch.equal(made.x0, again.detach())
+    assert again.requires_grad
+    assert not made.x0.requires_grad
 
 
 def test_the_fake_score_learns_of_an_exit_from_the_clips_that_left_there(folders: Path, tmp_path: Path) -> None:
