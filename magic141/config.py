@@ -22,6 +22,14 @@ from magic141.training.config import CfgDistillationConfig, FlowMatchingConfig
 from magic141.training.dmd2_config import Dmd2Config
 
 HOME_VARIABLE = "MAGIC141_HOME"
+USERS_PATHS = (
+    "data.path",
+    "data.codec.path",
+    "data.encoder.path",
+    "train_clip.pretrained",
+    "pretrain_t2v.base",
+    "pretrain_i2v.base",
+)
 SCHEDULE_STEPS = 1000
 TRAINING_SECTIONS = ("pretrain_t2v", "pretrain_i2v", "distill_cfg", "distill_dmd2")
 
@@ -85,7 +93,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> PipelineConfig:
 def validate(values: Mapping[str, Any], source: str) -> PipelineConfig:
     """A config from plain values; `source` is named in error messages."""
     try:
-        return PipelineConfig.model_validate(values)
+        return PipelineConfig.model_validate(_without_tilde(values))
     except ValidationError as error:
         raise UserError(explain(error, PipelineConfig, source)) from None
 
@@ -113,7 +121,7 @@ def missing_sources(config: PipelineConfig) -> Iterator[str]:
         ("pretrain_i2v.base", config.pretrain_i2v.base),
     ]
     for field, value in named:
-        if value is not None and not Path(value).expanduser().is_dir():
+        if value is not None and not Path(value).is_dir():
             kind = "not a folder" if Path(value).exists() else "no such folder"
             yield f"{field} = {value}: {kind}; create it, or point --set {field}=DIR to the right place"
 
@@ -121,6 +129,18 @@ def missing_sources(config: PipelineConfig) -> Iterator[str]:
 def config_digest(config: PipelineConfig) -> str:
     """Short name of the config's content."""
     return hashlib.sha256(canonical_json(config.model_dump(mode="json")).encode()).hexdigest()[:12]
+
+
+def _without_tilde(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`values` with the user's home in place of `~`, so that everything after this finds the paths."""
+    real: dict[str, Any] = {}
+    for name, value in values.items():
+        field = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            real[name] = _without_tilde(value, f"{field}.")
+        else:
+            real[name] = os.path.expanduser(value) if field in USERS_PATHS and isinstance(value, str) else value
+    return real
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:

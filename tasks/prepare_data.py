@@ -23,7 +23,7 @@ def _sources(config: PipelineConfig) -> Mapping[str, str]:
         "data.codec.path": data.codec.path if data.codec.kind == "hunyuan" else None,
         "data.encoder.path": data.encoder.path if data.encoder.kind == "hunyuan" else None,
     }
-    return {name: digest_source(Path(path).expanduser()) for name, path in paths.items() if path is not None}
+    return {name: digest_source(Path(path)) for name, path in paths.items() if path is not None}
 
 
 STAGE = Stage(

@@ -29,7 +29,7 @@ def _run(call: StageCall) -> None:
 
 def _sources(config: PipelineConfig) -> Mapping[str, str]:
     base = config.pretrain_i2v.base
-    return {} if base is None else {"pretrain_i2v.base": digest_source(Path(base).expanduser())}
+    return {} if base is None else {"pretrain_i2v.base": digest_source(Path(base))}
 
 
 STAGE = Stage(

@@ -20,7 +20,7 @@ def _sources(config: PipelineConfig) -> Mapping[str, str]:
     weights = config.train_clip.pretrained
     if config.train_clip.kind == "train" or weights is None or "/" not in weights:
         return {}
-    return {"train_clip.pretrained": digest_source(Path(weights).expanduser())}
+    return {"train_clip.pretrained": digest_source(Path(weights))}
 
 
 STAGE = Stage(

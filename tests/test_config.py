@@ -109,6 +109,18 @@ def test_missing_folders_are_reported_before_work(tmp_path: Path) -> None:
     assert [line.split(":")[0] for line in missing_sources(config)] == [f"data.path = {tmp_path / 'videos'}"]
 
 
+def test_a_tilde_is_the_home_folder_for_everything_after_the_config(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "videos").mkdir()
+    paths = ("data.path=~/videos", "data.encoder.path=./a~b", "pretrain_t2v.base=~/no", "train_clip.pretrained=~/w.pt")
+    config = load_config(CONFIGS / "demo.yaml", ["data.source=folder", *paths])
+    assert (config.data.path, config.data.encoder.path) == (tmp_path / "videos", "./a~b")
+    assert config.train_clip.pretrained == f"{tmp_path}/w.pt"
+    assert [line.split(":")[0] for line in missing_sources(config)] == [f"pretrain_t2v.base = {tmp_path}/no"]
+
+
 def test_placement_is_not_in_keys_but_in_the_digest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     config = PipelineConfig()
     other = with_overrides(config, ["pretrain_i2v.checkpoint_every_steps=7", "workspace=elsewhere"], "x")
