@@ -134,12 +134,8 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 def digest_folder(folder: Path, volatile: Iterable[str] = ()) -> str:
     """sha256 over the relative names and contents of all files below `folder`, but for the `volatile` names."""
     skipped = set(volatile)
-    lines = [
-        f"{path.relative_to(folder).as_posix()}\0{digest_file(path)}"
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.relative_to(folder).as_posix() not in skipped
-    ]
-    return sha256_text("\n".join(lines))
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return _digest_files(folder, [path for path in files if path.relative_to(folder).as_posix() not in skipped])
 
 
 def digest_file(path: Path) -> str:
@@ -158,11 +154,32 @@ def digest_source(path: Path) -> str:
     """
     if not path.exists():
         return MISSING
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    files = [path] if path.is_file() else source_files(path)
     if sum(file.stat().st_size for file in files) <= SMALL_SOURCE_BYTES:
-        return digest_file(path) if path.is_file() else digest_folder(path)
+        return digest_file(path) if path.is_file() else _digest_files(path, files)
     stats = [(file.relative_to(path).as_posix(), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return sha256_text(canonical_json(stats))
+
+
+def source_files(folder: Path) -> list[Path]:
+    """All files below a folder that the user owns, sorted; links to folders are followed, names with a dot left out.
+
+    A folder that several ways lead to is taken once, and not by a link if there is another way.
+    """
+    files: list[Path] = []
+    seen: set[Path] = set()
+    starts = [folder]
+    for start in starts:
+        for root, folders, names in os.walk(start):
+            here = Path(root)
+            if here.resolve() in seen:
+                folders.clear()
+                continue
+            seen.add(here.resolve())
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            starts += [here / name for name in folders if (here / name).is_symlink()]
+            files += [here / name for name in names if not name.startswith(".")]
+    return sorted(path for path in files if path.is_file())
 
 
 @contextmanager
@@ -201,6 +218,10 @@ def link_or_copy(source: str, target: str) -> str:
 def sha256_text(text: str) -> str:
     """sha256 of a text."""
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _digest_files(folder: Path, files: Iterable[Path]) -> str:
+    return sha256_text("\n".join(f"{path.relative_to(folder).as_posix()}\0{digest_file(path)}" for path in files))
 
 
 def _differences(path: str, old: object, new: object) -> Iterator[str]:

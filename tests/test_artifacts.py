@@ -14,6 +14,7 @@ from magic141.artifacts import (
     digest_folder,
     digest_source,
     publish,
+    source_files,
     staging,
 )
 
@@ -58,6 +59,22 @@ def test_source_digest_follows_content(folder: Path) -> None:
     before = digest_source(folder)
     (folder / "new.mp4").write_bytes(b"video")
     assert digest_source(folder) != before
+
+
+def test_source_digest_sees_through_links_and_not_what_begins_with_a_dot(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (folder / "link").symlink_to(tmp_path / "disk")
+    before = digest_source(folder)
+    (folder / ".DS_Store").touch()
+    assert digest_source(folder) == before == digest_folder(folder, (".DS_Store",))
+    (tmp_path / "disk" / "new.mp4").touch()
+    assert digest_source(folder) != before
+
+
+def test_source_files_of_a_folder_are_taken_once_and_loops_end(folder: Path) -> None:
+    (folder / "again").symlink_to("sub")
+    (folder / "sub" / "loop").symlink_to(folder)
+    assert source_files(folder) == [folder / "one.txt", folder / "sub" / "two.txt"]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from magic141.artifacts import source_files
 from magic141.data.config import DataConfig
 from magic141.data.shapes import ShapeClip, render_clip, sample_clip
 from magic141.data.splits import split_windows
@@ -97,22 +98,25 @@ def list_videos(folder: Path) -> Listing:
     """Finds the videos of a folder and their captions, from captions.jsonl or a .txt beside each video.
 
     Raises:
-        UserError: for a missing folder, one without videos, or a line of captions.jsonl that cannot be understood.
+        UserError: for a missing folder, one without videos, or a captions.jsonl that cannot be understood.
     """
     if not folder.is_dir():
         what = "not a folder" if folder.exists() else "no such folder"
         raise UserError(f"data.path = {folder}: {what}; expected a folder of videos with {CAPTIONS_FILE}")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
-    captions = _read_captions(folder / CAPTIONS_FILE)
+    listed = source_files(folder)
+    files = [path for path in listed if path.suffix.lower() in VIDEO_SUFFIXES]
+    texts = {path.with_suffix(""): path for path in listed if path.suffix.lower() == ".txt"}
+    captions = _read_captions(folder)
     if not files and not captions:
         known = " ".join(sorted(VIDEO_SUFFIXES))
         raise UserError(f"data.path = {folder}: no videos in it; expected files that end in one of {known}")
     videos, bad = [], []
     for path in files:
-        name = path.relative_to(folder).as_posix()
-        caption = captions.get(name, _caption_beside(path))
+        name, text = path.relative_to(folder).as_posix(), texts.get(path.with_suffix(""))
+        caption = captions[name] if name in captions else _read_utf8(text) if text else None
         if caption is None:
-            bad.append(BadFile(name, f"no caption: neither in {CAPTIONS_FILE} nor in {path.stem}.txt"))
+            missing = f"no caption: neither in {CAPTIONS_FILE} nor in {path.stem}.txt"
+            bad.append(BadFile(name, f"{text.name} is not UTF-8, the encoding expected" if text else missing))
         elif not caption.strip():
             bad.append(BadFile(name, "empty caption"))
         else:
@@ -123,24 +127,40 @@ def list_videos(folder: Path) -> Listing:
     return Listing(videos, bad)
 
 
-def _caption_beside(path: Path) -> str | None:
-    text = path.with_suffix(".txt")
-    return text.read_text(encoding="utf-8", errors="replace") if text.is_file() else None
+def _read_utf8(path: Path) -> str | None:
+    """A text, without the mark that some editors put first; None if it is in another encoding."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        return None
+    return None if "\0" in text else text  # UTF-16 without a mark passes as UTF-8 with zeros in between
 
 
-def _read_captions(path: Path) -> dict[str, str]:
-    """Reads captions.jsonl as {file: caption}; empty when there is none."""
+def _read_captions(folder: Path) -> dict[str, str]:
+    """Reads captions.jsonl as {file inside the folder: caption}; empty when there is none."""
+    path = folder / CAPTIONS_FILE
     if not path.is_file():
         return {}
+    text = _read_utf8(path)
+    if text is None:
+        raise UserError(f"{path}: not UTF-8, the encoding expected; save it as UTF-8")
     captions: dict[str, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
-        file, caption = _parse_caption(f"{path}, line {number}", line)
+        named, caption = _parse_caption(f"{path}, line {number}", line)
+        file = _inside(folder, Path(named))
         if file in captions:
             raise UserError(f"{path}, line {number}: file {file!r} is named a second time; keep one of the two lines")
         captions[file] = caption
     return captions
+
+
+def _inside(folder: Path, file: Path) -> str:
+    """The name that `list_videos` gives a file; one with its whole path may have been reached through a link."""
+    ways = (file, file.resolve()) if file.is_absolute() else ()
+    root = folder.resolve()
+    return next((way.relative_to(root).as_posix() for way in ways if way.is_relative_to(root)), file.as_posix())
 
 
 def _parse_caption(where: str, line: str) -> tuple[str, str]:
@@ -154,7 +174,7 @@ def _parse_caption(where: str, line: str) -> tuple[str, str]:
     for field in ("file", "caption"):
         if not isinstance(row.get(field), str):
             raise UserError(f"{where}: field {field!r} is {row.get(field)!r}; {expected}")
-    return Path(row["file"]).as_posix(), row["caption"]
+    return row["file"], row["caption"]
 
 
 def probe_video(folder: Path, video: VideoFile, config: DataConfig) -> int | BadFile:

@@ -47,6 +47,46 @@ def test_captions_from_the_table_and_from_text_files(tmp_path: Path) -> None:
     assert "there is no such video" in reasons["gone.mp4"]
 
 
+def test_captions_are_utf8_with_or_without_a_mark(tmp_path: Path) -> None:
+    for name, encoding in (("ok", "utf-8-sig"), ("utf16", "utf-16"), ("no_mark", "utf-16-le"), ("latin", "latin-1")):
+        (tmp_path / f"{name}.mp4").touch()
+        (tmp_path / f"{name}.txt").write_text("a café", encoding=encoding)
+    listing = list_videos(tmp_path)
+    assert listing.videos == [VideoFile("ok.mp4", "a café")]
+    assert set(listing.bad_files) == {
+        BadFile(f"{name}.mp4", f"{name}.txt is not UTF-8, the encoding expected")
+        for name in ("utf16", "no_mark", "latin")
+    }
+    table = tmp_path / "captions.jsonl"
+    table.write_text('{"file": "latin.mp4", "caption": "a café"}', encoding="utf-8-sig")
+    assert VideoFile("latin.mp4", "a café") in list_videos(tmp_path).videos
+    table.write_text('{"file": "latin.mp4", "caption": "a café"}', encoding="latin-1")
+    with pytest.raises(UserError, match=r"captions\.jsonl: not UTF-8"):
+        list_videos(tmp_path)
+
+
+def test_links_are_followed_names_with_a_dot_left_out_and_suffixes_are_of_any_case(tmp_path: Path) -> None:
+    folder, disk = tmp_path / "videos", tmp_path / "disk"
+    for path in (folder / "._ok.mp4", folder / ".cache" / "x.mp4", folder / "UPPER.MP4", disk / "far.mp4"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (folder / "UPPER.TXT").write_text("a cat")
+    (disk / "far.txt").write_text("a dog")
+    (folder / "link").symlink_to(disk)
+    (disk / "back").symlink_to(folder)
+    assert list_videos(folder) == ([VideoFile("UPPER.MP4", "a cat"), VideoFile("link/far.mp4", "a dog")], [])
+
+
+def test_the_table_may_name_files_by_their_whole_path(tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "link").symlink_to("videos")
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / "videos" / name).touch()
+    rows = [{"file": str(tmp_path / name), "caption": "x"} for name in ("videos/a.mp4", "link/b.mp4")]
+    write_captions(tmp_path / "videos", *rows)
+    assert list_videos(tmp_path / "videos") == ([VideoFile("a.mp4", "x"), VideoFile("b.mp4", "x")], [])
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
