@@ -16,6 +16,7 @@ from magic141.models.config import TransformerConfig
 from magic141.models.transformer import add_guidance_embedding, load_transformer, velocity
 from magic141.training.conditions import Batch, BatchMaker
 from magic141.training.config import CfgDistillationConfig
+from magic141.training.engine import make_frozen
 from magic141.training.objective import TrainContext
 from magic141.training.single import SingleNetworkObjective
 
@@ -60,9 +61,9 @@ class CfgDistillation(SingleNetworkObjective):
         )
         student = add_guidance_embedding(load_transformer(spec.teacher))
         super().__init__(student, maker, spec.data, spec.config, spec.model, context)
-        # autocast rounds its weights anyway, and they lie whole on every worker: 13B are 26 GB, not 52
+        # autocast rounds its weights anyway, and unless ZeRO-3 splits them every worker has all: 26 GB at 13B, not 52
         dtype = torch.bfloat16 if spec.config.precision == "bf16" else torch.float32
-        self.teacher = load_transformer(spec.teacher, dtype).to(context.device).eval().requires_grad_(False)
+        self.teacher = make_frozen(load_transformer(spec.teacher, dtype), spec.config.precision, context)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """The loss of one batch; noise, times and w come from `generator`."""

@@ -39,7 +39,7 @@ class DeepSpeedEngine:
         self._engine: Any = deepspeed.initialize(
             model=module,
             optimizer=make_optimizer(trained, config, context.world_size, fused=False),  # ZeRO repartitions its states
-            config=deepspeed_config(config, precision, context),
+            config=deepspeed_config(config.max_grad_norm, precision, context),
             dist_init_required=False,
         )[0]
 
@@ -95,6 +95,13 @@ class DeepSpeedEngine:
         return torch.nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None])
 
 
+def split_frozen(module: nn.Module, precision: Precision, context: TrainContext) -> nn.Module:
+    """A network that is not trained, its weights split over the workers, all of which call this at the same point."""
+    config = deepspeed_config(0.0, precision, context)
+    engine: nn.Module = import_deepspeed().initialize(model=module, config=config, dist_init_required=False)[0]
+    return engine
+
+
 def import_deepspeed() -> Any:
     """DeepSpeed, quiet, and without a GPU also without its C++ communication op, which needs a compiler at run time."""
     settle_accelerator()
@@ -110,7 +117,7 @@ def import_deepspeed() -> Any:
     return deepspeed
 
 
-def deepspeed_config(config: OptimizerConfig, precision: Precision, context: TrainContext) -> dict[str, Any]:
+def deepspeed_config(max_grad_norm: float, precision: Precision, context: TrainContext) -> dict[str, Any]:
     """DeepSpeed's own settings; weights stay in fp32 and bf16 is autocast, as in the other engines."""
     zero: dict[str, Any] = {"stage": context.placement.zero_stage}
     if context.placement.zero_stage == 3:
@@ -121,7 +128,7 @@ def deepspeed_config(config: OptimizerConfig, precision: Precision, context: Tra
     return {
         "train_micro_batch_size_per_gpu": 1,  # required; batches are the objective's business
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": config.max_grad_norm,
+        "gradient_clipping": max_grad_norm,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # torch's AdamW also on offloaded states: nothing to compile

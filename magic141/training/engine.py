@@ -192,6 +192,22 @@ def make_engine(
     return kind(model, optimizer_config, num_steps, precision, context)
 
 
+def make_frozen(model: nn.Module, precision: Precision, context: TrainContext) -> nn.Module:
+    """Put a network that is only evaluated on the worker's device; ZeRO-3 splits it like the trained ones.
+
+    Args:
+        model: the network, the same on every worker.
+        precision: autocast type.
+        context: the worker.
+    """
+    model.to(context.device).eval().requires_grad_(False)
+    if context.placement.engine == "deepspeed" and context.placement.zero_stage == 3:
+        from magic141.training.deepspeed_engine import split_frozen
+
+        return split_frozen(model, precision, context)
+    return model
+
+
 def _flat_gradients(parameters: list[nn.Parameter]) -> list[Tensor]:
     """One zeroed buffer per dtype; every parameter's `.grad` becomes a view into it (autograd adds in place)."""
     by_dtype: dict[torch.dtype, list[nn.Parameter]] = {}

@@ -17,16 +17,17 @@ def state_bytes(config: TrainConfig, num_parameters: int) -> int:
 
     A trained network counts weights, gradients, optimizer states and the average; a frozen one its weights; adapters
     are too small to count. ZeRO stage 1 splits the optimizer states (and DeepSpeed's copy of the weights that they
-    update), 2 also the gradients, 3 also weights and average. Offloaded states are in host memory, and not counted.
+    update), 2 also the gradients, 3 also the average and all weights, trained or frozen. Offloaded states are in host
+    memory, and not counted.
     """
     placement = config.placement
     total = trained_bytes(num_parameters, config.optimizer, placement)
+    frozen = num_parameters // (placement.num_workers if _zero(placement) == 3 else 1)
     if isinstance(config, Dmd2Config):
-        base = num_parameters * FP32 // (placement.num_workers if _zero(placement) == 3 else 1)
         full = config.fake_score == "full"
-        return total + base + (trained_bytes(num_parameters, config.fake_optimizer, placement) if full else 0)
+        return total + frozen * FP32 + (trained_bytes(num_parameters, config.fake_optimizer, placement) if full else 0)
     if isinstance(config, CfgDistillationConfig):
-        return total + num_parameters * (BF16 if config.precision == "bf16" else FP32)  # whole on every worker
+        return total + frozen * (BF16 if config.precision == "bf16" else FP32)
     return total
 
 

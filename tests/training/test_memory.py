@@ -55,12 +55,14 @@ def test_zero_divides_what_it_splits(placement: PlacementConfig, per_weight: flo
 def test_distillation_holds_more_than_one_network() -> None:
     placement = placed(zero_stage=3)
     trained = 4 * (1 + 1 + 3 + 1) / 4
-    teacher, share = 4, 1
+    share = 4 / 4
     cfg = CfgDistillationConfig(optimizer=ADAMW, placement=placement)
     lora, full = (
         Dmd2Config(fake_score=fake, a_weak=0, optimizer=ADAMW, placement=placement) for fake in ("lora", "full")
     )
-    assert state_bytes(cfg, NUM) == NUM * (trained + teacher)
-    assert state_bytes(cfg.model_copy(update={"precision": "bf16"}), NUM) == NUM * (trained + teacher / 2)
+    assert state_bytes(cfg, NUM) == NUM * (trained + share)
+    assert state_bytes(cfg.model_copy(update={"precision": "bf16"}), NUM) == NUM * (trained + share / 2)
+    whole = cfg.model_copy(update={"placement": placed(zero_stage=2)})
+    assert state_bytes(whole, NUM) == NUM * (4 * (1 + 1 / 4 + 3 / 4 + 1) + 4)
     assert state_bytes(lora, NUM) == NUM * (trained + share)
     assert state_bytes(full, NUM) == NUM * (2 * trained + share)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import torch
 from magic141.artifacts import NullLog
 from magic141.models.transformer import add_guidance_embedding, build_transformer, load_transformer
 from magic141.raysession import ensure_ray
-from magic141.training.cfg_distillation import CfgDistillationSpec
+from magic141.training.cfg_distillation import CfgDistillation, CfgDistillationSpec
 from magic141.training.config import CfgDistillationConfig
 from magic141.training.dmd2 import Dmd2Spec
 from magic141.training.dmd2_config import Dmd2Config
 from magic141.training.launch import TrainResult, launch
+from magic141.training.objective import TrainContext
 from tests.evaluation.artifacts import CHANNELS, MODEL, make_data
 
 pytestmark = pytest.mark.slow
@@ -66,6 +68,17 @@ def assert_same(sharded: TrainResult, whole: TrainResult) -> None:
         torch.testing.assert_close(left[name], right[name], rtol=1e-3, atol=2e-4)
 
 
+@dataclass(frozen=True)
+class Watched(CfgDistillationSpec):
+    """Looks on every worker whether the frozen teacher is split too."""
+
+    def build(self, context: TrainContext) -> CfgDistillation:
+        objective = super().build(context)
+        held = sum(parameter.numel() for parameter in objective.teacher.parameters())
+        assert (held == 0) == (context.placement.engine == "deepspeed")  # between two forward passes
+        return objective
+
+
 def test_sharded_step_distillation_is_that_of_whole_networks(folders: Path, tmp_path: Path) -> None:
     def run(name: str, placement: dict[str, Any]) -> TrainResult:
         config = Dmd2Config.model_validate(DMD2 | {"placement": placement})
@@ -78,7 +91,7 @@ def test_sharded_step_distillation_is_that_of_whole_networks(folders: Path, tmp_
 def test_sharded_guidance_distillation_is_that_of_whole_networks(folders: Path, tmp_path: Path) -> None:
     def run(name: str, placement: dict[str, Any]) -> TrainResult:
         config = CfgDistillationConfig.model_validate(SHORT | {"placement": placement})
-        spec = CfgDistillationSpec(config, MODEL, folders / "data", folders / "teacher")
+        spec = Watched(config, MODEL, folders / "data", folders / "teacher")
         return launch(spec, config, tmp_path / name, NullLog(), seed=0)
 
     assert_same(run("sharded", SHARDED), run("whole", DDP))
