@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from magic141.training.objective import TrainContext
 
 _TAG = "state"
+REDUCE_ELEMENTS = 50_000_000
+LIVE_ELEMENTS = 300_000_000
 
 
 class DeepSpeedEngine:
@@ -119,8 +121,15 @@ def import_deepspeed() -> Any:
 
 def deepspeed_config(max_grad_norm: float, precision: Precision, context: TrainContext) -> dict[str, Any]:
     """DeepSpeed's own settings; weights stay in fp32 and bf16 is autocast, as in the other engines."""
-    zero: dict[str, Any] = {"stage": context.placement.zero_stage}
+    zero: dict[str, Any] = {
+        "stage": context.placement.zero_stage,
+        # 5e8 by default: a buffer for bf16 and one for fp32 gradients, 2.8 GiB that are held all the time
+        "reduce_bucket_size": REDUCE_ELEMENTS,
+    }
     if context.placement.zero_stage == 3:
+        # 1e9 by default, 3.7 GiB in fp32: about three of the 13B network's double-stream blocks; to fetch a block again
+        # for its backward pass takes little beside attention over 67,000 tokens
+        zero["stage3_max_live_parameters"] = zero["stage3_max_reuse_distance"] = LIVE_ELEMENTS
         # kept whole, a small parameter would be exported as it is, not as the average that was put into its shard
         zero["stage3_param_persistence_threshold"] = 0
     if context.placement.offload_optimizer:

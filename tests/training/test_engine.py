@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from magic141.training.config import OptimizerConfig, PlacementConfig
+from magic141.training.deepspeed_engine import deepspeed_config
 from magic141.training.engine import Engine, make_engine
 from magic141.training.objective import TrainContext
 from tests.training.linear import Network
@@ -76,3 +77,14 @@ def test_full_state_dict_is_a_copy(tmp_path: Path) -> None:
     kept = state["head.weight"].clone()
     train(trained, 0)
     assert torch.equal(state["head.weight"], kept)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_deepspeeds_buffers_are_small_beside_a_gpu(tmp_path: Path, stage: int) -> None:
+    placement = PlacementConfig(engine="deepspeed", num_workers=2, zero_stage=stage)
+    worker = TrainContext(0, 2, torch.device("cpu"), tmp_path, 0, placement)
+    zero = deepspeed_config(1.0, "bf16", worker)["zero_optimization"]
+    buckets = zero["reduce_bucket_size"] * (2 + 4)  # a bf16 and an fp32 one
+    gathered = 4 * max(zero.get(f"stage3_{name}", 0) for name in ("max_live_parameters", "max_reuse_distance"))
+    assert buckets + gathered < 2 * 2**30
+    assert (gathered > 0) == (stage == 3)  # the others gather no weights
