@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from magic141.config import TRAINING_SECTIONS, PipelineConfig
+from magic141.config import PipelineConfig
+from magic141.config_checks import TRAINING_SECTIONS
 from magic141.models.size import num_parameters
 from magic141.tracking import Tracker
 from magic141.training.config import PlacementConfig, TrainConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from magic141.artifacts import canonical_json
+from magic141.config_checks import problems
 from magic141.config_errors import explain
 from magic141.data.config import DataConfig
 from magic141.evaluation.config import EvaluateConfig, GenerateConfig, PublishConfig, QuantizeConfig, ReportConfig
@@ -30,15 +31,14 @@ USERS_PATHS = (
     "pretrain_t2v.base",
     "pretrain_i2v.base",
 )
-SCHEDULE_STEPS = 1000
-TRAINING_SECTIONS = ("pretrain_t2v", "pretrain_i2v", "distill_cfg", "distill_dmd2")
+LARGEST_SEED = 2**31 - 1  # FAISS takes a C int; `step_generator` mixes larger ones into numbers that wrap around
 
 
 class PipelineConfig(FrozenConfig):
     """Every stage's config, and where the run lives."""
 
     name: str = Field("magic141", min_length=1, description="name of the parent run")
-    seed: int = Field(0, ge=0, description="seed of every stage")
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="seed of every stage")
     workspace: Path = placement(Path("runs"), description="folder of artifacts, checkpoints and the tracking store")
     experiment: str = placement("magic141", min_length=1, description="MLflow experiment")
     data: DataConfig = DataConfig()
@@ -57,9 +57,8 @@ class PipelineConfig(FrozenConfig):
 
     @model_validator(mode="after")
     def _stages_fit(self) -> PipelineConfig:
-        problems = [*_geometry(self), *_amounts(self), *_guidance(self)]
-        if problems:
-            raise ValueError("\n".join(problems))
+        if found := problems(self):
+            raise ValueError("\n".join(found))
         return self
 
     @property
@@ -192,85 +191,3 @@ def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
         old = merged.get(name)
         merged[name] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return merged
-
-
-def _geometry(config: PipelineConfig) -> Iterator[str]:
-    """The window, the stored clip, the codec and the patches fit together."""
-    factor, window, stored = config.temporal_factor, config.model.window_frames, config.data.num_frames
-    if (window - 1) % factor:
-        near = (window - 1) // factor * factor + 1
-        yield (f"model.window_frames = {window}: the codec needs {factor}*k+1 frames; use {near} or {near + factor}")
-    if window > stored:
-        yield f"model.window_frames = {window}: longer than data.num_frames = {stored}; use at most {stored}"
-    elif stored - window < factor and any(_continued(config)):
-        yield (
-            f"data.num_frames = {stored}: windows that continue must start inside the clip; use at least "
-            f"{window + factor} (model.window_frames + {factor}), or set every continued_fraction to 0"
-        )
-    spatial = config.data.codec.spatial_factor if config.data.codec.kind == "pca" else 8
-    for side in ("height", "width"):
-        pixels, unit = getattr(config.data, side), spatial * config.model.patch_size
-        if pixels % unit:
-            yield (
-                f"data.{side} = {pixels}: not divisible by codec factor {spatial} x model.patch_size "
-                f"{config.model.patch_size}; use a multiple of {unit}"
-            )
-    latent_frames = (window - 1) // factor + 1
-    if latent_frames % config.model.patch_size_t:
-        yield f"model.patch_size_t = {config.model.patch_size_t}: does not divide the {latent_frames} latent frames"
-    if config.generate.long_video_carried > latent_frames - 2:
-        yield (
-            f"generate.long_video_carried = {config.generate.long_video_carried}: a window has {latent_frames} latent "
-            f"frames, one of them the anchor; use at most {latent_frames - 2}"
-        )
-
-
-def _continued(config: PipelineConfig) -> Iterable[float]:
-    return (getattr(config, name).continued_fraction for name in TRAINING_SECTIONS if name != "pretrain_t2v")
-
-
-def _amounts(config: PipelineConfig) -> Iterator[str]:
-    """Batches fit into the corpus, and the judged clips exist."""
-    generate = config.generate
-    for name, steps in [("many_steps", generate.many_steps), *(("few_steps", n) for n in generate.few_steps)]:
-        if not 1 <= steps <= SCHEDULE_STEPS:
-            yield f"generate.{name} = {steps}: the schedule has {SCHEDULE_STEPS} steps; use 1 to {SCHEDULE_STEPS}"
-    if generate.num_showcase_clips > generate.num_exact_clips:
-        yield (
-            f"generate.num_showcase_clips = {generate.num_showcase_clips}: only generate.num_exact_clips = "
-            f"{generate.num_exact_clips} are generated; use at most that"
-        )
-    if config.data.source != "shapes":
-        return
-    shapes = config.data.shapes
-    for name in ("train_clip", *TRAINING_SECTIONS):
-        batch = getattr(config, name).batch_size
-        if batch > shapes.num_train:
-            yield (
-                f"{name}.batch_size = {batch}: the corpus has data.shapes.num_train = {shapes.num_train} clips; "
-                f"use a batch of at most {shapes.num_train}, or more clips"
-            )
-    for name in ("num_exact_clips", "long_video_clips"):
-        clips = getattr(generate, name)
-        if clips > shapes.num_heldout:
-            yield (
-                f"generate.{name} = {clips}: data.shapes.num_heldout = {shapes.num_heldout} clips are held out; "
-                f"use at most {shapes.num_heldout}"
-            )
-
-
-def _guidance(config: PipelineConfig) -> Iterator[str]:
-    """The CFG-distilled model is asked only for guidance scales that it was distilled on."""
-    low, high = config.distill_cfg.min_guidance_scale, config.distill_cfg.max_guidance_scale
-    dmd2 = config.distill_dmd2
-    asked = [
-        ("generate.guidance_scale", config.generate.guidance_scale),
-        ("distill_dmd2.student_guidance_scale", dmd2.student_guidance_scale),
-    ]
-    if dmd2.student_guidance_range and "cfg_distilled" in (dmd2.start, dmd2.real_score):
-        asked += [("distill_dmd2.student_guidance_range", end) for end in dmd2.student_guidance_range]
-    if dmd2.real_score == "cfg_distilled":
-        asked.append(("distill_dmd2.real_guidance_scale", dmd2.real_guidance_scale))
-    for field, value in asked:
-        if not low <= value <= high:
-            yield f"{field} = {value}: distill_cfg covers {low} to {high}; stay inside, or widen distill_cfg's range"

@@ -69,6 +69,18 @@ MISTAKES = {
     "publish.model_name=a/b": "publish.model_name = 'a/b': expected to match",
     "evaluate.vbench_dimensions=[beauty]": "expected 'temporal_flickering'",
     "data.source=folder": "data.path is not set",
+    "data.shapes.min_speed=2": "data.shapes.min_speed = 2.0 is above max_speed = 1.8; swap them",
+    "data.fps=.inf": "data.fps = inf: expected a finite number",
+    "pretrain_i2v.optimizer.max_grad_norm=.inf": "pretrain_i2v.optimizer.max_grad_norm = inf: expected a finite number",
+    "distill_cfg.optimizer.betas=[0.9, .nan]": "distill_cfg.optimizer.betas.1 = nan: expected a finite number",
+    "publish.gate=[{metric: a, better: lower, limit: .nan}]": "publish.gate.0.limit = nan: expected a finite number",
+    "distill_cfg.optimizer.betas=[0.9, 1]": "distill_cfg.optimizer.betas = (0.9, 1.0): expected two numbers from 0 to",
+    "distill_dmd2.fake_optimizer.betas=[-1, 0]": "distill_dmd2.fake_optimizer.betas = (-1.0, 0.0): expected two",
+    "distill_dmd2.a_weak=1": "distill_dmd2.a_weak = 1.0: expected below a_strong = 1.0",
+    "distill_dmd2.a_strong=0.25": "distill_dmd2.a_weak = 0.5: expected below a_strong = 0.25",
+    "generate.prompts=[a cat, ' ']": "generate.prompts = ('a cat', ' '): one of them is empty",
+    "generate.few_steps=[4, 2, 4]": "generate.few_steps = (4, 2, 4): a number is there twice",
+    "seed=2147483648": "seed = 2147483648: expected less than or equal to 2147483647",
     "data": "--set data: expected SECTION.FIELD=VALUE",
 }
 

@@ -63,6 +63,15 @@ class GenerateConfig(FrozenConfig):
     gpus_per_worker: float = placement(0, ge=0, description="GPUs of a Ray task")
     allow_cpu: bool = placement(False, description="networks of more than 1e9 parameters also without a GPU")
 
+    @model_validator(mode="after")
+    def _something_each(self) -> GenerateConfig:
+        if any(not prompt.strip() for prompt in self.prompts):
+            raise ValueError(f"prompts = {self.prompts}: one of them is empty, expected a text in each; remove it")
+        if len(set(self.few_steps)) < len(self.few_steps):
+            once = list(dict.fromkeys(self.few_steps))
+            raise ValueError(f"few_steps = {self.few_steps}: a number is there twice, expected each once; use {once}")
+        return self
+
 
 class EvaluateConfig(FrozenConfig):
     """Which scores are computed."""

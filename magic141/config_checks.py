@@ -1,0 +1,137 @@
+"""What the parts of a config ask of each other, and what none of them may hold; a line for every problem."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from magic141.config import PipelineConfig
+
+SCHEDULE_STEPS = 1000
+TRAINING_SECTIONS = ("pretrain_t2v", "pretrain_i2v", "distill_cfg", "distill_dmd2")
+
+
+def problems(config: PipelineConfig) -> list[str]:
+    """Everything that keeps `config` from being run; empty if nothing does."""
+    not_finite = list(_not_finite("", config.model_dump()))
+    return not_finite or [
+        *_geometry(config),
+        *_amounts(config),
+        *_guidance(config),
+        *_betas(config),
+        *_weak_shift(config),
+    ]
+
+
+def _not_finite(field: str, value: object) -> Iterator[str]:
+    """Infinity passes every lower bound, and nan wherever there is none."""
+    if isinstance(value, Mapping):
+        for name, part in value.items():
+            yield from _not_finite(f"{field}.{name}".lstrip("."), part)
+    elif isinstance(value, tuple):
+        for number, part in enumerate(value):
+            yield from _not_finite(f"{field}.{number}", part)
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield f"{field} = {value}: expected a finite number; a limit is switched off by a large one, such as 1e9"
+
+
+def _geometry(config: PipelineConfig) -> Iterator[str]:
+    """The window, the stored clip, the codec and the patches fit together."""
+    factor, window, stored = config.temporal_factor, config.model.window_frames, config.data.num_frames
+    if (window - 1) % factor:
+        near = (window - 1) // factor * factor + 1
+        yield (f"model.window_frames = {window}: the codec needs {factor}*k+1 frames; use {near} or {near + factor}")
+    if window > stored:
+        yield f"model.window_frames = {window}: longer than data.num_frames = {stored}; use at most {stored}"
+    elif stored - window < factor and any(_continued(config)):
+        yield (
+            f"data.num_frames = {stored}: windows that continue must start inside the clip; use at least "
+            f"{window + factor} (model.window_frames + {factor}), or set every continued_fraction to 0"
+        )
+    spatial = config.data.codec.spatial_factor if config.data.codec.kind == "pca" else 8
+    for side in ("height", "width"):
+        pixels, unit = getattr(config.data, side), spatial * config.model.patch_size
+        if pixels % unit:
+            yield (
+                f"data.{side} = {pixels}: not divisible by codec factor {spatial} x model.patch_size "
+                f"{config.model.patch_size}; use a multiple of {unit}"
+            )
+    latent_frames = (window - 1) // factor + 1
+    if latent_frames % config.model.patch_size_t:
+        yield f"model.patch_size_t = {config.model.patch_size_t}: does not divide the {latent_frames} latent frames"
+    if config.generate.long_video_carried > latent_frames - 2:
+        yield (
+            f"generate.long_video_carried = {config.generate.long_video_carried}: a window has {latent_frames} latent "
+            f"frames, one of them the anchor; use at most {latent_frames - 2}"
+        )
+
+
+def _continued(config: PipelineConfig) -> Iterable[float]:
+    return (getattr(config, name).continued_fraction for name in TRAINING_SECTIONS if name != "pretrain_t2v")
+
+
+def _amounts(config: PipelineConfig) -> Iterator[str]:
+    """Batches fit into the corpus, and the judged clips exist."""
+    generate = config.generate
+    for name, steps in [("many_steps", generate.many_steps), *(("few_steps", n) for n in generate.few_steps)]:
+        if not 1 <= steps <= SCHEDULE_STEPS:
+            yield f"generate.{name} = {steps}: the schedule has {SCHEDULE_STEPS} steps; use 1 to {SCHEDULE_STEPS}"
+    if generate.num_showcase_clips > generate.num_exact_clips:
+        yield (
+            f"generate.num_showcase_clips = {generate.num_showcase_clips}: only generate.num_exact_clips = "
+            f"{generate.num_exact_clips} are generated; use at most that"
+        )
+    if config.data.source != "shapes":
+        return
+    shapes = config.data.shapes
+    for name in ("train_clip", *TRAINING_SECTIONS):
+        batch = getattr(config, name).batch_size
+        if batch > shapes.num_train:
+            yield (
+                f"{name}.batch_size = {batch}: the corpus has data.shapes.num_train = {shapes.num_train} clips; "
+                f"use a batch of at most {shapes.num_train}, or more clips"
+            )
+    for name in ("num_exact_clips", "long_video_clips"):
+        clips = getattr(generate, name)
+        if clips > shapes.num_heldout:
+            yield (
+                f"generate.{name} = {clips}: data.shapes.num_heldout = {shapes.num_heldout} clips are held out; "
+                f"use at most {shapes.num_heldout}"
+            )
+
+
+def _guidance(config: PipelineConfig) -> Iterator[str]:
+    """The CFG-distilled model is asked only for guidance scales that it was distilled on."""
+    low, high = config.distill_cfg.min_guidance_scale, config.distill_cfg.max_guidance_scale
+    dmd2 = config.distill_dmd2
+    asked = [
+        ("generate.guidance_scale", config.generate.guidance_scale),
+        ("distill_dmd2.student_guidance_scale", dmd2.student_guidance_scale),
+    ]
+    if dmd2.student_guidance_range and "cfg_distilled" in (dmd2.start, dmd2.real_score):
+        asked += [("distill_dmd2.student_guidance_range", end) for end in dmd2.student_guidance_range]
+    if dmd2.real_score == "cfg_distilled":
+        asked.append(("distill_dmd2.real_guidance_scale", dmd2.real_guidance_scale))
+    for field, value in asked:
+        if not low <= value <= high:
+            yield f"{field} = {value}: distill_cfg covers {low} to {high}; stay inside, or widen distill_cfg's range"
+
+
+def _betas(config: PipelineConfig) -> Iterator[str]:
+    """Averages that decay: beyond 1 they grow, and at 1 AdamW divides by zero."""
+    optimizers = {f"{name}.optimizer": getattr(config, name).optimizer for name in TRAINING_SECTIONS}
+    for name, optimizer in {**optimizers, "distill_dmd2.fake_optimizer": config.distill_dmd2.fake_optimizer}.items():
+        if not all(0 <= beta < 1 for beta in optimizer.betas):
+            yield f"{name}.betas = {optimizer.betas}: expected two numbers from 0 to below 1; use (0.9, 0.95)"
+
+
+def _weak_shift(config: PipelineConfig) -> Iterator[str]:
+    """DMD2's direction is the difference of the two strengths: none at the same one, the opposite beyond."""
+    weak, strong = config.distill_dmd2.a_weak, config.distill_dmd2.a_strong
+    if weak >= strong:
+        yield (
+            f"distill_dmd2.a_weak = {weak}: expected below a_strong = {strong}, where real and fake score are one "
+            f"network; use {strong / 2} or less"
+        )
