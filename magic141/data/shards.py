@@ -13,9 +13,11 @@ from torch import Tensor
 
 from magic141.data.dataset import MANIFEST_FILE
 
+MAX_SHARD_BYTES = 2**31  # the writer holds as much of each split, and once more while it joins a shard
+
 
 class ShardWriter:
-    """Collects clips split by split and writes a shard whenever `shard_size` of them are there."""
+    """Collects clips split by split; writes a shard whenever `shard_size` or `MAX_SHARD_BYTES` of them are there."""
 
     def __init__(self, folder: Path, shard_size: int) -> None:
         self.folder = folder
@@ -31,8 +33,9 @@ class ShardWriter:
         pending_rows.extend(rows)
         pending_tensors.append(tensors)
         self.num_clips[split] = self.num_clips.get(split, 0) + len(rows)
-        if len(pending_rows) >= self.shard_size:
-            self._flush(split, everything=False)
+        is_large = sum(tensor.nbytes for part in pending_tensors for tensor in part.values()) >= MAX_SHARD_BYTES
+        if is_large or len(pending_rows) >= self.shard_size:
+            self._flush(split, everything=is_large)
 
     def close(self) -> None:
         """Writes what is left."""

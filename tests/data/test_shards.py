@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from magic141.data import shards
 from magic141.data.dataset import ClipDataset, load_info, load_null_text
 from magic141.data.shards import ShardWriter
 from magic141.frozen import UserError
@@ -48,6 +49,19 @@ def test_shards_have_the_asked_size_and_rows_stay_together(tmp_path: Path) -> No
     for row in map(json.loads, (tmp_path / "manifest.jsonl").read_text().splitlines()):
         latents = load_file(tmp_path / row["shard"])["latents"]
         assert latents[row["row"]].unique().tolist() == [row["start_frame"]]
+
+
+def test_shards_of_large_clips_have_fewer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = ShardWriter(tmp_path, shard_size=4)
+    clip = tensors_of(0, 1, with_frames=True)
+    monkeypatch.setattr(shards, "MAX_SHARD_BYTES", 2 * sum(tensor.nbytes for tensor in clip.values()))
+    for number in range(5):
+        row = {"id": str(number), "caption": "", "source": "s", "start_frame": number, "truth": None}
+        writer.add("heldout", [row], tensors_of(number, 1, with_frames=True))
+    writer.close()
+    files = sorted((tmp_path / "shards").iterdir())
+    assert [len(load_file(path)["frames"]) for path in files] == [2, 2, 1]
+    assert ClipDataset.open(tmp_path, "heldout").latents[:, 0, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
 
 
 def test_dataset_opens_one_split_in_order(tmp_path: Path) -> None:
