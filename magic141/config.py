@@ -23,14 +23,8 @@ from magic141.training.config import CfgDistillationConfig, FlowMatchingConfig
 from magic141.training.dmd2_config import Dmd2Config
 
 HOME_VARIABLE = "MAGIC141_HOME"
-USERS_PATHS = (
-    "data.path",
-    "data.codec.path",
-    "data.encoder.path",
-    "train_clip.pretrained",
-    "pretrain_t2v.base",
-    "pretrain_i2v.base",
-)
+USERS_PATHS = ("data.path", "data.codec.path", "data.encoder.path", "pretrain_t2v.base", "pretrain_i2v.base")
+PATH_OR_TAG = "train_clip.pretrained"
 LARGEST_SEED = 2**31 - 1  # FAISS takes a C int; `step_generator` mixes larger ones into numbers that wrap around
 
 
@@ -92,7 +86,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> PipelineConfig:
 def validate(values: Mapping[str, Any], source: str) -> PipelineConfig:
     """A config from plain values; `source` is named in error messages."""
     try:
-        return PipelineConfig.model_validate(_without_tilde(values))
+        return PipelineConfig.model_validate(_with_places(values))
     except ValidationError as error:
         raise UserError(explain(error, PipelineConfig, source)) from None
 
@@ -130,16 +124,18 @@ def config_digest(config: PipelineConfig) -> str:
     return hashlib.sha256(canonical_json(config.model_dump(mode="json")).encode()).hexdigest()[:12]
 
 
-def _without_tilde(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`values` with the user's home in place of `~`, so that everything after this finds the paths."""
-    real: dict[str, Any] = {}
-    for name, value in values.items():
-        field = f"{prefix}{name}"
-        if isinstance(value, Mapping):
-            real[name] = _without_tilde(value, f"{field}.")
-        else:
-            real[name] = os.path.expanduser(value) if field in USERS_PATHS and isinstance(value, str) else value
-    return real
+def _with_places(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`values` with absolute paths, so that workers and later processes in other folders find the same."""
+    return {name: _with_place(f"{prefix}{name}", value) for name, value in values.items()}
+
+
+def _with_place(field: str, value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return _with_places(value, f"{field}.")
+    if not isinstance(value, str) or field not in (*USERS_PATHS, PATH_OR_TAG):
+        return value
+    path = os.path.expanduser(value)
+    return path if field == PATH_OR_TAG else os.path.abspath(path)
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:

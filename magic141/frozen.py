@@ -7,6 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+BY_CONTENT = "(by its content)"
+
 
 class UserError(ValueError):
     """A mistake in the user's input: one line that names the field or file, the value, what was expected, the remedy.
@@ -43,13 +45,23 @@ def placement(default: Any, **kwargs: Any) -> Any:
     return Field(default, json_schema_extra={"in_key": False}, **kwargs)
 
 
+def source_path(**kwargs: Any) -> Any:
+    """A field that says where something of the user's lies: its content counts in a stage's key, not its place."""
+    return Field(None, json_schema_extra={"in_key": BY_CONTENT}, **kwargs)
+
+
 def key_fields(config: BaseModel) -> dict[str, Any]:
-    """The fields of `config` that decide its result, as plain JSON values; `placement` fields are left out."""
+    """The fields of `config` that decide its result, as plain JSON values.
+
+    `placement` fields are left out; of a `source_path` only whether there is one: its digest is a source of the stage.
+    """
     fields: dict[str, Any] = {}
     for name, info in type(config).model_fields.items():
         extra = info.json_schema_extra
-        if isinstance(extra, dict) and extra.get("in_key") is False:
-            continue
+        in_key = extra.get("in_key") if isinstance(extra, dict) else None
         value = getattr(config, name)
-        fields[name] = key_fields(value) if isinstance(value, BaseModel) else config.model_dump(mode="json")[name]
+        if in_key == BY_CONTENT:
+            fields[name] = None if value is None else BY_CONTENT
+        elif in_key is not False:
+            fields[name] = key_fields(value) if isinstance(value, BaseModel) else config.model_dump(mode="json")[name]
     return fields

@@ -121,16 +121,23 @@ def test_missing_folders_are_reported_before_work(tmp_path: Path) -> None:
     assert [line.split(":")[0] for line in missing_sources(config)] == [f"data.path = {tmp_path / 'videos'}"]
 
 
-def test_a_tilde_is_the_home_folder_for_everything_after_the_config(
+def test_paths_are_absolute_and_a_tilde_is_the_home_folder_for_everything_after_the_config(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "videos").mkdir()
     paths = ("data.path=~/videos", "data.encoder.path=./a~b", "pretrain_t2v.base=~/no", "train_clip.pretrained=~/w.pt")
     config = load_config(CONFIGS / "demo.yaml", ["data.source=folder", *paths])
-    assert (config.data.path, config.data.encoder.path) == (tmp_path / "videos", "./a~b")
+    assert (config.data.path, config.data.encoder.path) == (tmp_path / "videos", f"{tmp_path}/a~b")
     assert config.train_clip.pretrained == f"{tmp_path}/w.pt"
     assert [line.split(":")[0] for line in missing_sources(config)] == [f"pretrain_t2v.base = {tmp_path}/no"]
+
+
+def test_the_place_of_a_source_is_not_in_keys() -> None:
+    here, there = (load_config(CONFIGS / "hunyuan_13b.yaml", [f"data.path={path}"]) for path in ("a", "/b"))
+    assert key_fields(here.data) == key_fields(there.data)
+    assert key_fields(PipelineConfig().data)["path"] is None  # so that keys of work without sources stay what they were
 
 
 def test_placement_is_not_in_keys_but_in_the_digest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from magic141.frozen import FrozenConfig, placement
+from magic141.frozen import FrozenConfig, placement, source_path
 
 
 class ShapesConfig(FrozenConfig):
@@ -33,7 +33,7 @@ class CodecConfig(FrozenConfig):
     """The video codec between pixels and latents."""
 
     kind: Literal["pca", "hunyuan"] = Field("pca", description="pca: fitted on the corpus in a second; hunyuan: VAE")
-    path: str | None = Field(None, description="diffusers folder with a `vae` subfolder (kind hunyuan)")
+    path: str | None = source_path(description="diffusers folder with a `vae` subfolder (kind hunyuan)")
     num_channels: int = Field(40, ge=1, description="latent channels C (kind pca)")
     temporal_factor: int = Field(2, ge=1, description="frames per latent frame after the first (kind pca)")
     spatial_factor: int = Field(8, ge=1, description="pixels per latent pixel, each side (kind pca)")
@@ -46,7 +46,7 @@ class EncoderConfig(FrozenConfig):
     kind: Literal["tiny", "hunyuan"] = Field(
         "tiny", description="tiny: random-weight Llava and CLIP over the corpus' own words; hunyuan: real checkpoints"
     )
-    path: str | None = Field(None, description="diffusers HunyuanVideo-I2V folder with the encoders (kind hunyuan)")
+    path: str | None = source_path(description="diffusers HunyuanVideo-I2V folder with the encoders (kind hunyuan)")
     width: int = Field(64, ge=8, description="hidden width of the tiny encoders")
     max_text_tokens: int = Field(
         64, ge=2, description="text tokens per caption at most; kind tiny uses no more than its longest caption has"
@@ -61,8 +61,8 @@ class DataConfig(FrozenConfig):
     """Source, clip geometry, codec and encoders of the corpus."""
 
     source: Literal["shapes", "folder"] = Field("shapes", description="shapes: the procedural world; folder: videos")
-    path: Path | None = Field(
-        None, description="folder of videos with captions.jsonl (file, caption), or a .txt beside each video"
+    path: Path | None = source_path(
+        description="folder of videos with captions.jsonl (file, caption), or a .txt beside each video"
     )
     num_frames: int = Field(13, ge=1, description="frames of a stored clip, temporal_factor * k + 1")
     height: int = Field(32, ge=8, description="pixels")

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from magic141.frozen import FrozenConfig, placement
+from magic141.frozen import FrozenConfig, placement, source_path
 
 
 class PlacementConfig(FrozenConfig):
@@ -78,7 +78,7 @@ class TrainConfig(FrozenConfig):
 class FlowMatchingConfig(TrainConfig):
     """Flow-matching pretraining (sections 5 of the design; paper section 3)."""
 
-    base: str | None = Field(None, description="diffusers transformer folder to start from; none: from scratch")
+    base: str | None = source_path(description="diffusers transformer folder to start from; none: from scratch")
     base_guidance_scale: float = Field(
         1.0, ge=0, description="w that a guidance-distilled base, which has w as an input, is fixed at; else unused"
     )
