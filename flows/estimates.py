@@ -11,9 +11,11 @@ from magic141.config_checks import TRAINING_SECTIONS
 from magic141.models.size import num_parameters
 from magic141.tracking import Tracker
 from magic141.training.config import PlacementConfig, TrainConfig
-from magic141.training.memory import state_bytes
+from magic141.training.memory import activation_bytes, state_bytes
 
 HUNYUAN_CHANNELS, HUNYUAN_TEXT, HUNYUAN_POOLED = 16, 4096, 768
+HUNYUAN_SPATIAL_FACTOR = 8
+IMAGE_TOKENS = {"tiny": 16, "hunyuan": 576}  # of a first frame, before image_token_stride
 HERE = "this process"
 
 
@@ -26,8 +28,8 @@ class Estimate:
         num_gpus: over all workers.
         seconds: as long as its newest run took, in proportion to the steps; None if it never ran here.
         memory_gb: per worker; None where nothing is known.
-        measured: whether that was measured in the newest run; else it is weights, gradients and optimizer states by
-            calculation, without activations.
+        measured: whether that was measured in the newest run; else it is weights, gradients, optimizer states and
+            activations by calculation.
     """
 
     resources: str
@@ -44,8 +46,8 @@ def estimate(stage: str, config: PipelineConfig, tracker: Tracker | None) -> Est
     training = getattr(config, stage) if stage in TRAINING_SECTIONS else None
     resources, num_gpus = _resources(stage, config)
     measured = _measured_gb(record)
-    state = None if training is None or training.num_steps == 0 else _state_gb(stage, config, training)
-    memory = measured if measured is not None and _same_size(record, training, config) else state
+    calculated = None if training is None or training.num_steps == 0 else _calculated_gb(stage, config, training)
+    memory = measured if measured is not None and _same_size(record, training, config) else calculated
     return Estimate(resources, num_gpus, _seconds(record, training), memory, memory is not None and memory is measured)
 
 
@@ -97,9 +99,20 @@ def _same_size(record: Mapping[str, Any], training: TrainConfig | None, config: 
     ) == config.model.model_dump(mode="json")
 
 
-def _state_gb(stage: str, config: PipelineConfig, training: TrainConfig) -> float:
+def _calculated_gb(stage: str, config: PipelineConfig, training: TrainConfig) -> float:
     channels = config.data.codec.num_channels if config.data.codec.kind == "pca" else HUNYUAN_CHANNELS
     tiny = config.data.encoder.kind == "tiny"
     text, pooled = (config.data.encoder.width,) * 2 if tiny else (HUNYUAN_TEXT, HUNYUAN_POOLED)
     i2v, guided = stage != "pretrain_t2v", stage.startswith("distill")
-    return state_bytes(training, num_parameters(config.model, channels, text, pooled, i2v, guided)) / 2**30
+    states = state_bytes(training, num_parameters(config.model, channels, text, pooled, i2v, guided))
+    return (states + activation_bytes(training, config.model, _num_tokens(config, i2v))) / 2**30
+
+
+def _num_tokens(config: PipelineConfig, image_condition: bool) -> int:
+    """Of one clip: patches of its window, text, and the first frame's tokens."""
+    data, model = config.data, config.model
+    patch = model.patch_size * (data.codec.spatial_factor if data.codec.kind == "pca" else HUNYUAN_SPATIAL_FACTOR)
+    frames = ((model.window_frames - 1) // config.temporal_factor + 1) // model.patch_size_t
+    image = -(-IMAGE_TOKENS[data.encoder.kind] // data.encoder.image_token_stride)
+    shown = image if image_condition and data.encoder.image_tokens else 0
+    return frames * (data.height // patch) * (data.width // patch) + data.encoder.max_text_tokens + shown

@@ -165,12 +165,17 @@ def as_table(rows: Sequence[PlannedStage]) -> Table:
 
 
 def _wishes(wants: Estimate) -> str:
-    """Workers and memory; '>' before what is calculated, as activations come on top."""
+    """Workers and memory; '~' before what is calculated."""
     resources = "" if wants.resources == HERE else wants.resources
     if wants.memory_gb is None:
         return resources
-    size = f"{wants.memory_gb:.2g} GB" if wants.memory_gb >= 0.1 else f"{wants.memory_gb * 1024:.0f} MB"
-    return f"{resources}, {'' if wants.measured else '> '}{size} each"
+    return f"{resources}, {'' if wants.measured else '~ '}{_size(wants.memory_gb)} each"
+
+
+def _size(gb: float) -> str:
+    if gb < 0.1:
+        return f"{gb * 1024:.0f} MB"
+    return f"{gb:.2g} GB" if gb < 10 else f"{gb:.0f} GB"
 
 
 def _duration(seconds: float) -> str:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from magic141.models.config import TransformerConfig
+from magic141.models.transformer import build_transformer
 from magic141.training.config import CfgDistillationConfig, FlowMatchingConfig, OptimizerConfig, PlacementConfig
 from magic141.training.dmd2_config import Dmd2Config
 from magic141.training.ema import Ema
 from magic141.training.engine import PlainEngine
-from magic141.training.memory import state_bytes
+from magic141.training.memory import activation_bytes, state_bytes
 from magic141.training.objective import TrainContext
 
 ADAMW = OptimizerConfig(kind="adamw")
@@ -66,3 +73,51 @@ def test_distillation_holds_more_than_one_network() -> None:
     assert state_bytes(whole, NUM) == NUM * (4 * (1 + 1 / 4 + 3 / 4 + 1) + 4)
     assert state_bytes(lora, NUM) == NUM * (trained + share)
     assert state_bytes(full, NUM) == NUM * (2 * trained + share)
+
+
+class Held(TorchDispatchMode):
+    """Follows the bytes of the tensors that operations return, while these are alive; those of `model` do not count."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.seen = weakref.WeakSet(parameter.untyped_storage() for parameter in model.parameters())
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage()) not in self.seen:
+                self.seen.add(storage)
+                self._change(storage.nbytes())
+                weakref.finalize(storage, self._change, -storage.nbytes())
+        return result
+
+    def _change(self, num_bytes: int) -> None:
+        self.now += num_bytes
+        self.peak = max(self.peak, self.now)
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+@pytest.mark.parametrize("blocks", [(2, 2), (1, 5)])
+def test_activations_are_those_of_the_real_network(recompute: bool, blocks: tuple[int, int]) -> None:
+    sizes = TransformerConfig(num_layers=blocks[0], num_single_layers=blocks[1])
+    frames, height, width, words = 5, 24, 24, 8
+    config = FlowMatchingConfig(
+        batch_size=2, placement=PlacementConfig(num_workers=1, gradient_checkpointing=recompute)
+    )
+    with FakeTensorMode():
+        model = build_transformer(sizes, 4, text_width=16, pooled_width=16)
+        for parameter in model.parameters():  # gradients are not activations
+            parameter.register_post_accumulate_grad_hook(lambda done: setattr(done, "grad", None))
+        if recompute:
+            model.enable_gradient_checkpointing()
+        inputs = {
+            "hidden_states": torch.ones(2, 4, frames, height, width),
+            "timestep": torch.ones(2),
+            "encoder_hidden_states": torch.ones(2, words, 16),
+            "encoder_attention_mask": torch.ones(2, words, dtype=torch.bool),
+            "pooled_projections": torch.ones(2, 16),
+        }
+        with Held(model) as held:
+            model(**inputs)[0].square().mean().backward()
+    assert activation_bytes(config, sizes, frames * height * width + words) == pytest.approx(held.peak, rel=0.2)
