@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.judgements import judged, remedies
+from flows.judgements import Judged, judged, remedies
 from flows.origin import config_of
 from magic141.config import with_overrides
 from magic141.evaluation.gate import Verdict, apart, judge
@@ -42,6 +42,12 @@ def promote(workspace: Path, model: str, overrides: Sequence[str] = (), force: b
 
     Of the runs that judged it and those that judged the champion, the newest two count that did so alike.
 
+    Args:
+        workspace: folder of the runs.
+        model: the version to promote.
+        overrides: changes to the config of its run.
+        force: promote in spite of the gate, or of a champion whose runs are gone.
+
     Raises:
         UserError: the model, a metric that the gate names, or any judgement of one of the two does not exist.
     """
@@ -54,14 +60,24 @@ def promote(workspace: Path, model: str, overrides: Sequence[str] = (), force: b
     if holder and holder.version == version.version:
         raise UserError(f"model {model}: version {version.version} is {uri} already; nothing to do")
     candidate = judged(tracker, f"models:/{name}/{version.version}")
-    champion = judged(tracker, uri) if holder else None
+    champion, unknown = _champion(tracker, uri, force) if holder else (None, [])
     pair = closest(candidate.measurements, champion.measurements if champion else ())
-    verdicts = judge(pair, gate, collapsed(run, tracker))
+    verdicts = judge(pair, gate, collapsed(run, tracker)) + unknown
     holds = all(verdict.holds for verdict in verdicts)
     if holds or force:
         tracker.registry.promote(name, config.publish.champion, version.version, forced=not holds)
     ways = remedies(apart(pair, gate), candidate, champion, pair.candidate) if champion else ()
     return Decision(uri, str(version.version), pair, verdicts, holds or force, tuple(ways))
+
+
+def _champion(tracker: Tracker, uri: str, force: bool) -> tuple[Judged | None, list[Verdict]]:
+    """What is known of the champion; with `force` it may be nothing, and a verdict says why."""
+    try:
+        return judged(tracker, uri), []
+    except UserError as error:
+        if not force:
+            raise UserError(f"the champion {uri} cannot be judged: {error}; --force replaces it") from None
+        return None, [Verdict("champion", False, f"cannot be judged: {error}")]
 
 
 def require_fitting(rollback: bool, alias: str, overrides: Sequence[str]) -> None:

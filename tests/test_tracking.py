@@ -135,6 +135,14 @@ def test_metrics_params_media_and_lineage_are_kept(tracker: Tracker) -> None:
     assert tracker.records("student", limit=1) == [{}]
 
 
+def test_lineage_leaves_out_models_whose_run_was_deleted_for_good(tracker: Tracker) -> None:
+    kept = make_artifact(tracker, "teacher", "key-k")
+    purged = kept.model_copy(update={"run_id": "0" * 32})
+    run = tracker.start_stage("student", "key-l", "parent")
+    run.inputs([purged, kept], datasets=(), context="training")
+    assert len(tracker.get_run(run.run_id).inputs.model_inputs) == 1
+
+
 def test_the_machine_is_watched_while_a_stage_runs(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
     run = tracker.start_stage("train", "key-h", "parent")

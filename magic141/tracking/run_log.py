@@ -98,10 +98,20 @@ class RunLog:
         """Lineage: artifacts of the stages named in `datasets` as datasets, models as models."""
         refs = list(refs)
         data = [_dataset(ref, context) for ref in refs if ref.stage in datasets]
-        ids = [self.client.get_run(ref.run_id).data.tags.get(TAG_MODEL) for ref in refs if ref.stage not in datasets]
+        ids = [self._model_of(ref) for ref in refs if ref.stage not in datasets]
         models = [LoggedModelInput(model_id) for model_id in ids if model_id]
         if data or models:
             self.client.log_inputs(self.run_id, datasets=data, models=models)
+
+    def _model_of(self, ref: ArtifactRef) -> str | None:
+        """The logged model behind an artifact; none if its run was deleted for good, which leaves the artifact."""
+        try:
+            tags: dict[str, str] = self.client.get_run(ref.run_id).data.tags
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+        return tags.get(TAG_MODEL)
 
     def model(self, ref: ArtifactRef, experiment_id: str, kind: str) -> None:
         """Lineage: this run made a model whose weights are the artifact."""

@@ -196,6 +196,21 @@ def test_a_version_that_no_finished_run_has_judged(store: Store) -> None:
         store.promote()
 
 
+def test_a_champion_whose_runs_were_deleted_is_replaced_by_force_alone(store: Store) -> None:
+    first = store.train("one")
+    store.promote()
+    store.train("two", motion=0.9)
+    Tracker(store.home, "magic141").client.delete_run(first)
+    with pytest.raises(UserError, match=r"the champion models:/magic141@champion cannot be judged: .*; --force replac"):
+        store.promote()
+    forced = store.promote(force=True)
+    assert forced.promoted
+    assert failing(forced) == ["champion"]
+    assert "no finished run has judged it" in forced.verdicts[-1].why
+    registry = Tracker(store.home, "magic141").registry
+    assert registry.history("magic141", "champion")[-1].action == "forced"
+
+
 def test_the_command_names_the_two_runs_and_the_way_out(store: Store) -> None:
     first = store.train("one", CLIPS)
     store.promote()
