@@ -103,7 +103,7 @@ def prepare_workload(
     for prompt in prompts:
         for remark in encoders.remarks(prompt):
             log.note(f"prompt {prompt!r}: {remark}")
-    hits = retrieve_images(prompts, ImagePrior.open(index, clip), NUM_HITS)
+    hits = retrieve_images(prompts, ImagePrior.open(index, clip, data), NUM_HITS)
     images = torch.from_numpy(np.stack([found[0].image for found in hits]))
     rows = pick_clips(heldout, config.num_exact_clips)
     return Workload(

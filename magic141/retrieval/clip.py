@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from magic141.artifacts import StageLog
 from magic141.data.dataset import ClipDataset
+from magic141.data.rows import Rows
 from magic141.frozen import UserError
 from magic141.models.device import sampling_device
 from magic141.retrieval.config import ClipConfig
@@ -29,6 +30,7 @@ EMBED_BATCH = 256
 LOG_EVERY_STEPS = 10
 
 Embeddings = NDArray[np.float32]
+Images = Rows | Tensor | NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -78,10 +80,9 @@ class ClipEmbedder:
         return cls(model, _tokenizer(), _tiny_preprocessing(record["architecture"]["vision_cfg"]["image_size"]))
 
     @torch.no_grad()
-    def embed_images(self, images: NDArray[np.uint8] | Tensor) -> Embeddings:
-        """uint8 [N, H, W, 3] to unit vectors float32 [N, D]."""
-        batches = torch.split(torch.as_tensor(images), EMBED_BATCH)
-        inputs = (self.preprocessing(batch).to(self.device) for batch in batches)
+    def embed_images(self, images: Images) -> Embeddings:
+        """uint8 [N, H, W, 3], of which a batch at a time is read, to unit vectors float32 [N, D]."""
+        inputs = (self.preprocessing(batch).to(self.device) for batch in _batches(images))
         return _stack([self.model.encode_image(batch, normalize=True) for batch in inputs])
 
     @torch.no_grad()
@@ -173,7 +174,8 @@ def _train(
     model: Any, config: ClipConfig, dataset: ClipDataset, preprocessing: Preprocessing, log: StageLog, seed: int
 ) -> float:
     """Trains in place; returns the mean loss of the last tenth of the steps."""
-    images, (tokens, caption_index) = preprocessing(dataset.first_frame[:]), _tokenize(dataset.captions)
+    images = torch.cat([preprocessing(batch) for batch in _batches(dataset.first_frame)])
+    tokens, caption_index = _tokenize(dataset.captions)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.num_steps)
     generator = torch.Generator().manual_seed(seed)
@@ -208,6 +210,10 @@ def _tokenizer() -> Any:
 
 def _tiny_preprocessing(size: int) -> Preprocessing:
     return Preprocessing(size, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+def _batches(images: Images) -> Iterator[Tensor]:
+    return (torch.as_tensor(images[start : start + EMBED_BATCH]) for start in range(0, len(images), EMBED_BATCH))
 
 
 def _stack(batches: list[Tensor]) -> Embeddings:

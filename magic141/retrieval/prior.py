@@ -10,8 +10,9 @@ from typing import Any, Self
 import faiss
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import safe_open
 
+from magic141.data.dataset import ClipDataset
+from magic141.data.rows import Rows
 from magic141.frozen import UserError
 from magic141.retrieval.clip import ClipEmbedder
 
@@ -27,14 +28,14 @@ class Hit:
 
 
 class ImagePrior:
-    """Retrieves first frames by text; images are read from disk one by one."""
+    """Retrieves first frames by text; images are read from the data set one by one."""
 
-    def __init__(self, embedder: ClipEmbedder, index: Any, rows: list[dict[str, str]], images: Path) -> None:
+    def __init__(self, embedder: ClipEmbedder, index: Any, rows: list[dict[str, str]], images: Rows) -> None:
         self._embedder, self._index, self._rows, self._images = embedder, index, rows, images
 
     @classmethod
-    def open(cls, index: Path, clip: Path) -> Self:
-        """Opens the artifacts of the stages build_index and train_clip.
+    def open(cls, index: Path, clip: Path, data: Path) -> Self:
+        """Opens the artifacts of the stages build_index and train_clip, and the data set that they were made from.
 
         Raises:
             UserError: if the index is not there.
@@ -45,15 +46,13 @@ class ImagePrior:
             )
         rows = [json.loads(line) for line in (index / "images.jsonl").read_text().splitlines()]
         searcher = faiss.read_index(str(index / "index.faiss"))
-        return cls(ClipEmbedder.load(clip), searcher, rows, index / "thumbnails.safetensors")
+        return cls(ClipEmbedder.load(clip), searcher, rows, ClipDataset.open(data, "train").first_frame)
 
     def retrieve(self, prompt: str, k: int = 1) -> list[Hit]:
         """The k best images for `prompt`, best first; fewer if the corpus is smaller."""
         scores, found = self._index.search(self._embedder.embed_texts([prompt]), min(k, len(self._rows)))
         pairs = [(int(row), float(score)) for row, score in zip(found[0], scores[0], strict=True) if row >= 0]
-        with safe_open(str(self._images), framework="numpy") as file:
-            images = file.get_slice("images")
-            return [
-                Hit(self._rows[row]["id"], self._rows[row]["caption"], score, images[row : row + 1][0])
-                for row, score in pairs
-            ]
+        return [
+            Hit(self._rows[row]["id"], self._rows[row]["caption"], score, self._images[row].numpy())
+            for row, score in pairs
+        ]

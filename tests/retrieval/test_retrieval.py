@@ -1,17 +1,22 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 
 from magic141.artifacts import NullLog
+from magic141.data.rows import Rows
 from magic141.frozen import UserError
+from magic141.retrieval import clip
 from magic141.retrieval.clip import ClipEmbedder, Preprocessing, build_clip, contrastive_loss
 from magic141.retrieval.config import ClipConfig, IndexConfig
-from magic141.retrieval.index import make_index
+from magic141.retrieval.index import build_index, make_index, measure_recall
 from magic141.retrieval.prior import ImagePrior
 from tests.evaluation.artifacts import make_data, make_retrieval
 
@@ -22,6 +27,21 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("retrieval")
     data = make_data(folder / "data")
     return {"data": data, **make_retrieval(folder, data, num_steps=60)}
+
+
+class Content(int):
+    """Counts how often contents are compared."""
+
+    num_compared = 0
+    __hash__ = int.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        Content.num_compared += 1
+        return super().__eq__(other)
+
+
+def open_prior(artifacts: dict[str, Path]) -> ImagePrior:
+    return ImagePrior.open(artifacts["index"], artifacts["clip"], artifacts["data"])
 
 
 def test_training_beats_chance(artifacts: dict[str, Path]) -> None:
@@ -42,8 +62,52 @@ def test_embeddings_are_unit_vectors_and_reload_alike(artifacts: dict[str, Path]
     assert first.embed_images(images).shape == (3, 64)
 
 
+def test_images_are_read_a_batch_at_a_time_and_copied_nowhere(
+    artifacts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def record(rows: Rows, index: Any) -> torch.Tensor:
+        found = read(rows, index)
+        asked.append(1 if isinstance(index, int) else len(found))
+        return found
+
+    asked: list[int] = []
+    read = Rows.__getitem__
+    monkeypatch.setattr(Rows, "__getitem__", record)
+    monkeypatch.setattr(clip, "EMBED_BATCH", 20)
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "index").mkdir()
+    build_clip(ClipConfig(num_steps=1, batch_size=16), artifacts["data"], tmp_path / "clip", NullLog(), 0)
+    build_index(IndexConfig(), artifacts["data"], artifacts["clip"], tmp_path / "index", NullLog(), 0)
+    assert asked == [20, 20, 8] * 2
+    assert len(open_prior(artifacts).retrieve("a red circle", 3)) == 3
+    assert asked[6:] == [1] * 3
+    assert {path.name for path in (tmp_path / "index").iterdir()} == {"index.faiss", "images.jsonl", "index.json"}
+
+
+def test_recall_of_an_approximate_index_compares_with_an_exact_search_in_little_memory() -> None:
+    rng = np.random.default_rng(0)
+    vectors, queries = (rng.normal(size=(num, 4)).astype(np.float32) for num in (40_000, 200))
+    index = make_index(IndexConfig(kind="ivf", num_lists=16, num_probes=2), vectors)
+    best = np.argsort(-queries @ vectors.T, axis=1)[:, :10]
+    found = index.search(queries, 10)[1]
+    expected = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, best, strict=True)])
+    embedder = SimpleNamespace(embed_texts=lambda texts: queries)
+    contents = [Content(row % 100) for row in range(40_000)]
+    asked = [("", Content(row % 100)) for row in range(200)]
+    tracemalloc.start()
+    recall = measure_recall(index, cast("ClipEmbedder", embedder), vectors, contents, asked, exact=False)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert recall.same_as_exact == pytest.approx(expected)
+    assert 0.1 < expected < 1
+    assert recall.chance
+    assert recall.chance[1] == pytest.approx(0.01)
+    assert peak < 200 * 40_000 * 4, "less than one similarity of every query and image"
+    assert Content.num_compared < 100_000, "not every query with every image"
+
+
 def test_prior_returns_the_images_of_the_best_rows(artifacts: dict[str, Path]) -> None:
-    hits = ImagePrior.open(artifacts["index"], artifacts["clip"]).retrieve("a red circle moves up", 4)
+    hits = open_prior(artifacts).retrieve("a red circle moves up", 4)
     assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
     embedder = ClipEmbedder.load(artifacts["clip"])
     scores = (
@@ -53,7 +117,7 @@ def test_prior_returns_the_images_of_the_best_rows(artifacts: dict[str, Path]) -
 
 
 def test_prior_never_returns_more_than_it_has(artifacts: dict[str, Path]) -> None:
-    assert len(ImagePrior.open(artifacts["index"], artifacts["clip"]).retrieve("a red circle", 1000)) == 48
+    assert len(open_prior(artifacts).retrieve("a red circle", 1000)) == 48
 
 
 @pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw"])
@@ -96,6 +160,6 @@ def test_wrong_pretrained_models_are_user_errors(tmp_path: Path, artifacts: dict
 
 def test_missing_artifacts_are_user_errors(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="build_index"):
-        ImagePrior.open(tmp_path, tmp_path)
+        ImagePrior.open(tmp_path, tmp_path, tmp_path)
     with pytest.raises(UserError, match="train_clip"):
         ClipEmbedder.load(tmp_path)
