@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import ssl
 from collections.abc import Sequence
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
@@ -43,6 +44,8 @@ def trouble(variable: str) -> str | None:
         return None if error.code in _REFUSED else _no_such_server(variable, url, f"HTTP {error.code}")
     except (URLError, OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
+        if isinstance(reason, ssl.SSLCertVerificationError):  # it answers; the clients have their own certificates
+            return None
         return f"{variable} = {url}: does not answer ({reason}); start the server, or unset {variable} to work without"
 
 

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from threading import Thread
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from flows.reach import RAY, SERVERS, require_servers, trouble
 from magic141.frozen import UserError
@@ -28,13 +35,33 @@ class Health(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[str]:
-    httpd = HTTPServer(("127.0.0.1", 0), Health)
+    with serving(HTTPServer(("127.0.0.1", 0), Health)) as port:
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def serving(httpd: HTTPServer) -> Iterator[int]:
+    """The server's port, while it answers."""
     thread = Thread(target=httpd.serve_forever)
     thread.start()
-    yield f"http://127.0.0.1:{httpd.server_port}"
+    yield httpd.server_port
     httpd.shutdown()
     thread.join()
     httpd.server_close()
+
+
+def own_certificate(folder: Path) -> ssl.SSLContext:
+    """A server's context with a certificate that it signed itself."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    unsigned = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + timedelta(days=1))
+    file = folder / "server.pem"
+    private = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    certificate = unsigned.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    file.write_bytes(key.private_bytes(*private) + certificate)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(file)
+    return context
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +80,15 @@ def free_port() -> int:
 def test_a_server_that_answers_is_fine(server: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server + path)
     require_servers()
+
+
+@pytest.mark.parametrize("variable", SERVERS)
+def test_a_certificate_is_the_clients_business(variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    httpd = HTTPServer(("127.0.0.1", 0), Health)
+    httpd.socket = own_certificate(tmp_path).wrap_socket(httpd.socket, server_side=True)
+    with serving(httpd) as port:
+        monkeypatch.setenv(variable, f"https://localhost:{port}")
+        require_servers()
 
 
 def test_local_stores_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
