@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from magic141.file_records import file_digests, record_path
 from magic141.frozen import FrozenConfig
 
 if TYPE_CHECKING:
@@ -46,10 +47,10 @@ class ArtifactRef(FrozenConfig):
         return Path(self.uri)
 
     def state(self) -> str:
-        """'intact', 'deleted' or 'altered', by reading the folder."""
+        """'intact', 'deleted' or 'altered', by reading the folder (a large one only where it may have changed)."""
         if not self.path.is_dir():
             return "deleted"
-        return "intact" if digest_folder(self.path, self.volatile) == self.digest else "altered"
+        return "intact" if digest_folder(self.path, self.volatile, record_path(self.path)) == self.digest else "altered"
 
 
 class StageKey(FrozenConfig):
@@ -131,11 +132,18 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{name}", value
 
 
-def digest_folder(folder: Path, volatile: Iterable[str] = ()) -> str:
-    """sha256 over the relative names and contents of all files below `folder`, but for the `volatile` names."""
+def digest_folder(folder: Path, volatile: Iterable[str] = (), record: Path | None = None) -> str:
+    """sha256 over the relative names and contents of all files below `folder`, but for the `volatile` names.
+
+    Args:
+        folder: what to digest.
+        volatile: names that do not count.
+        record: where the digests of a large folder's files are remembered (`record_path`), to read only changed ones.
+    """
     skipped = set(volatile)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return _digest_files(folder, [path for path in files if path.relative_to(folder).as_posix() not in skipped])
+    kept = [path for path in files if path.relative_to(folder).as_posix() not in skipped]
+    return _digest_files(folder, kept, record)
 
 
 def digest_file(path: Path) -> str:
@@ -220,8 +228,10 @@ def sha256_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _digest_files(folder: Path, files: Iterable[Path]) -> str:
-    return sha256_text("\n".join(f"{path.relative_to(folder).as_posix()}\0{digest_file(path)}" for path in files))
+def _digest_files(folder: Path, files: Iterable[Path], record: Path | None = None) -> str:
+    named = {path.relative_to(folder).as_posix(): path for path in files}
+    digests = file_digests(digest_file, named, record)
+    return sha256_text("\n".join(f"{name}\0{digest}" for name, digest in zip(named, digests, strict=True)))
 
 
 def _differences(path: str, old: object, new: object) -> Iterator[str]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from magic141.artifacts import ArtifactRef, StageKey, digest_folder, publish, staging
+from magic141.file_records import record_path
 from magic141.frozen import UserError
 from magic141.urls import without_credentials
 from tasks.provenance import environment
@@ -67,7 +68,9 @@ def _compute(stage: Stage, key: StageKey, context: StageContext) -> ArtifactRef:
         with staging(final) as out:
             with run.watching_the_machine():
                 stage.run(StageCall(context.config, inputs, out, log, run_dir))
-            digest = digest_folder(out, stage.volatile)
+            record = record_path(final)
+            record.unlink(missing_ok=True)  # what is made here is not what was there before
+            digest = digest_folder(out, stage.volatile, record)
             publish(out, final)
         ref = ArtifactRef(
             stage=stage.name, key=key.digest, uri=str(final), digest=digest, run_id=run.run_id, volatile=stage.volatile

@@ -7,16 +7,19 @@ from pathlib import Path
 
 import pytest
 
+from magic141 import file_records
 from magic141.artifacts import (
     ArtifactRef,
     NullLog,
     StageKey,
+    digest_file,
     digest_folder,
     digest_source,
     publish,
     source_files,
     staging,
 )
+from magic141.file_records import record_path
 
 KEY = StageKey(stage="s", version=1, code="c", config={"a": {"b": 1}}, inputs={"x": "d"}, seed=0)
 
@@ -52,6 +55,66 @@ def test_ref_knows_whether_its_folder_is_intact(folder: Path) -> None:
     (folder / "one.txt").write_text("other")
     assert ref.state() == "altered"
     assert ref.model_copy(update={"uri": str(folder / "gone")}).state() == "deleted"
+
+
+@pytest.fixture
+def large(folder: Path, monkeypatch: pytest.MonkeyPatch) -> ArtifactRef:
+    """An artifact of a size that is not read whole at every check; it was checked once."""
+    monkeypatch.setattr(file_records, "ALWAYS_READ_BYTES", 0)
+    ref = ArtifactRef(stage="s", key="k", uri=str(folder), digest=digest_folder(folder), run_id="r")
+    assert ref.state() == "intact"
+    return ref
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files that were read."""
+    names: list[str] = []
+
+    def digest(path: Path) -> str:
+        names.append(path.name)
+        return digest_file(path)
+
+    monkeypatch.setattr("magic141.artifacts.digest_file", digest)
+    return names
+
+
+def test_large_artifacts_are_read_once_and_then_only_what_changed(large: ArtifactRef, read: list[str]) -> None:
+    assert large.state() == "intact"
+    assert read == []
+    os.utime(large.path / "one.txt", (1, 1))
+    assert (large.state(), large.state()) == ("intact", "intact")
+    assert read == ["one.txt"]
+    (large.path / "one.txt").write_text("3")
+    assert large.state() == "altered"
+
+
+def test_files_that_are_missing_or_new_in_a_large_artifact_are_noticed(large: ArtifactRef) -> None:
+    (large.path / "new.txt").touch()
+    assert large.state() == "altered"
+    (large.path / "new.txt").unlink()
+    assert large.state() == "intact"
+    (large.path / "one.txt").unlink()
+    assert large.state() == "altered"
+
+
+@pytest.mark.parametrize("torn", ['{"one.txt": [1, 2', '{"one.txt": {}}', "[]", ""])
+def test_a_torn_record_of_digests_is_made_anew(large: ArtifactRef, read: list[str], torn: str) -> None:
+    record = record_path(large.path)
+    whole = record.read_text()
+    record.write_text(torn)
+    assert large.state() == "intact"
+    assert sorted(read) == ["one.txt", "two.txt"]
+    assert record.read_text() == whole
+    assert sorted(path.name for path in large.path.parent.iterdir()) == ["a", "a.files.json"]
+
+
+def test_small_artifacts_are_read_whole_and_leave_nothing_beside_them(folder: Path, read: list[str]) -> None:
+    ref = ArtifactRef(stage="s", key="k", uri=str(folder), digest=digest_folder(folder), run_id="r")
+    read.clear()
+    assert ref.state() == "intact"
+    assert sorted(read) == ["one.txt", "two.txt"]
+    assert [path.name for path in folder.parent.iterdir()] == ["a"]
 
 
 def test_source_digest_follows_content(folder: Path) -> None:

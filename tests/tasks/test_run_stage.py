@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from magic141 import file_records
+from magic141.artifacts import digest_folder
 from magic141.config import PipelineConfig, with_overrides
 from magic141.tracking import Tracker
 from tasks.console import StageConsole
@@ -110,6 +112,22 @@ def test_deleted_or_altered_artifacts_are_made_again_and_said(start: Callable[..
     assert run_stage(FIRST, context).digest == ref.digest
     assert context.reused == []
     assert "altered behind the finished run" in printed(context)
+
+
+def test_a_large_artifact_that_is_made_again_forgets_the_digests_of_the_one_before(
+    start: Callable[..., StageContext], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(call: StageCall) -> None:
+        (call.out / "data.txt").write_text(texts.pop())
+        os.utime(call.out / "data.txt", (1, 1))
+
+    monkeypatch.setattr(file_records, "ALWAYS_READ_BYTES", 0)
+    texts, stage = ["new", "old"], Stage("large", CODE, lambda c: {}, write)
+    old, new = run_stage(stage, start("seed=9")), run_stage(stage, start("seed=9", refresh="large"))
+    assert old.digest != new.digest == digest_folder(new.path)
+    assert run_stage(stage, start("seed=9")) == new
+    monkeypatch.setattr("magic141.artifacts.digest_file", lambda path: pytest.fail(f"{path} was read"))
+    assert new.state() == "intact"
 
 
 def test_checkpoints_of_a_stage_that_is_done_go_also_when_its_process_was_killed_before_it_removed_them(
