@@ -194,7 +194,7 @@ def cut_windows(videos: Sequence[VideoFile], num_frames: Sequence[int], config: 
     """Cuts videos of `num_frames` frames into windows and splits them."""
     counts = [(frames - config.num_frames) // config.stride_frames + 1 for frames in num_frames]
     gap = -(-config.num_frames // config.stride_frames) - 1  # windows that share frames with the next split's first
-    split = split_windows(counts, config.heldout_fraction, gap)
+    split = split_windows(counts, config.heldout_fraction, gap, config.max_heldout_clips)
     clips = [
         Clip(label, video.file, index * config.stride_frames, video.caption, -index * config.stride_frames)
         for video, labels in zip(videos, split.labels, strict=True)

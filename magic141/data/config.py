@@ -70,11 +70,14 @@ class DataConfig(FrozenConfig):
     fps: float = Field(8.0, gt=0, description="frames per second after resampling")
     stride_frames: int = Field(4, ge=1, description="frames between the starts of two windows of a video (folder)")
     heldout_fraction: float = Field(0.15, gt=0, lt=0.5, description="share of windows held out, and again validated")
+    max_heldout_clips: int | None = Field(
+        None, ge=1, description="windows held out, and again validated, at most; their pixels are stored (folder)"
+    )
     on_bad_file: Literal["skip", "fail"] = Field("skip", description="what a broken, short or caption-less file does")
     shapes: ShapesConfig = ShapesConfig()
     codec: CodecConfig = CodecConfig()
     encoder: EncoderConfig = EncoderConfig()
-    shard_size: int = Field(512, ge=1, description="clips per shard file")
+    shard_size: int = Field(512, ge=1, description="clips per shard file; fewer where they take over 2 GiB")
     num_workers: int = placement(1, ge=1, description="parallel Ray Data encoders")
     num_gpus_per_worker: float = placement(0.0, ge=0, description="GPUs per encoder")
 

@@ -16,7 +16,7 @@ class Split(NamedTuple):
     notes: list[str]
 
 
-def split_windows(counts: Sequence[int], fraction: float, gap: int) -> Split:
+def split_windows(counts: Sequence[int], fraction: float, gap: int, max_windows: int | None = None) -> Split:
     """Splits every video's windows in time: train first, then a validation or held-out tail, or both.
 
     A long video holds both tails, a shorter one the tail that is owed most so far, and one too short for a gap goes
@@ -27,7 +27,10 @@ def split_windows(counts: Sequence[int], fraction: float, gap: int) -> Split:
         counts: Windows per video.
         fraction: Share of all windows that is held out, and again validated.
         gap: Windows dropped between two splits of a video, so that no frame is in both.
+        max_windows: Of all windows, held out and again validated, at most; they are spread over all videos.
     """
+    if max_windows is not None:
+        fraction = min(fraction, max_windows / max(1, sum(counts)))
     owed = dict.fromkeys(_TAILS, 0.0)
     labels: list[list[str | None]] = []
     for count in counts:

@@ -140,6 +140,14 @@ def test_windows_render_as_cut(tmp_path: Path) -> None:
             np.testing.assert_array_equal(window[: len(expected)], expected)
 
 
+def test_few_windows_are_held_out_of_many_if_so_configured() -> None:
+    config = DataConfig(source="folder", path=Path("videos"), max_heldout_clips=3)
+    videos = [VideoFile(f"{number}.mp4", "x") for number in range(100)]
+    splits = [clip.split for clip in cut_windows(videos, [13] * 100, config).clips]
+    assert all(2 <= splits.count(name) <= 3 for name in ("validation", "heldout"))
+    assert splits.count("train") >= 94
+
+
 def test_windows_of_a_video_are_anchored_in_its_first_frame(tmp_path: Path) -> None:
     config = DataConfig(source="folder", path=tmp_path, height=16, width=16)
     add_video(tmp_path, "a.mp4", 60)

@@ -29,6 +29,19 @@ def test_shares_are_near_the_fraction(counts: list[int]) -> None:
     assert share(labels, "train") > 0.5
 
 
+@pytest.mark.parametrize("counts", [[1] * 4000, [4] * 1000, [40] * 100, [4000]])
+def test_a_limit_is_kept_and_spread_over_the_videos(counts: list[int]) -> None:
+    labels = split_windows(counts, fraction=0.15, gap=3, max_windows=20).labels
+    for name in ("validation", "heldout"):
+        assert 16 <= sum(video.count(name) for video in labels) <= 20
+        if len(labels) > 1:
+            assert any(name in video for video in labels[: len(labels) // 2])
+            assert any(name in video for video in labels[len(labels) // 2 :])
+    assert share(labels, "train") > 0.9
+    assert split_windows(counts, 0.15, 3, max_windows=1000) == split_windows(counts, 0.15, 3)
+    assert split_windows([], 0.15, 3, max_windows=20).labels == []
+
+
 def test_every_split_gets_a_window_and_training_most() -> None:
     rng = np.random.default_rng(0)
     for _ in range(300):
