@@ -217,7 +217,9 @@ def publish(folder: Path, final: Path) -> None:
 def link_or_copy(source: str, target: str) -> str:
     """A hard link where the file system allows it: files of artifacts never change. For `shutil.copytree`."""
     try:
-        os.link(source, target)
+        os.link(
+            os.path.realpath(source), target
+        )  # Linux would link a link itself; downloaded checkpoints consist of them
     except OSError:
         shutil.copy2(source, target)
     return target

@@ -154,7 +154,9 @@ def _make_codec(sample: Frames, config: DataConfig) -> VideoCodec:
     """Fits the causal PCA, or loads HunyuanVideo's VAE."""
     if config.codec.kind == "pca":
         return VideoCodec(CausalPCACodec.fit(torch.from_numpy(sample), config.codec))
-    return load_codec(Path(config.codec.path or "") / "vae")
+    codec = load_codec(Path(config.codec.path or "") / "vae")
+    codec.vae.register_to_config(_name_or_path="")  # equal artifacts wherever it came from
+    return codec
 
 
 def _note_long_captions(clips: Sequence[Clip], config: DataConfig, log: StageLog) -> None:

@@ -28,6 +28,12 @@ class EncoderParts:
             getattr(self, part.name).save_pretrained(folder / part.name)
 
 
+def link_parts(checkpoint: Path, folder: Path) -> None:
+    """Links a checkpoint's subfolders into `folder`: 16 GB are not copied, and no digest depends on their place."""
+    for part in fields(EncoderParts):
+        (folder / part.name).symlink_to((checkpoint / part.name).resolve())
+
+
 def parts_of_checkpoint(folder: Path) -> Callable[[], EncoderParts]:
     """Checks a checkpoint's folder now, loads it when called: bfloat16 on a GPU, float32 without.
 
@@ -35,10 +41,11 @@ def parts_of_checkpoint(folder: Path) -> Callable[[], EncoderParts]:
         UserError: a part is missing.
     """
     for part in fields(EncoderParts):
-        if not (folder / part.name).is_dir():
+        place = (folder / part.name).resolve()  # a link into a checkpoint that is gone: names what is missing
+        if not place.is_dir():
             raise UserError(
-                f"data.encoder.path = {folder}: has no subfolder {part.name}; expected a diffusers HunyuanVideo-I2V "
-                "folder"
+                f"data.encoder.path = {place.parent}: has no subfolder {place.name}; expected a diffusers "
+                "HunyuanVideo-I2V folder; put it there"
             )
     cuda = torch.cuda.is_available()
     device, dtype = torch.device("cuda" if cuda else "cpu"), torch.bfloat16 if cuda else torch.float32

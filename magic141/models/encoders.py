@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from magic141.data.config import EncoderConfig
-from magic141.models.encoder_parts import EncoderParts, load_parts, parts_of_checkpoint
+from magic141.models.encoder_parts import EncoderParts, link_parts, load_parts, parts_of_checkpoint
 from magic141.models.text_embedding import TextEmbedding
 from magic141.models.tiny_encoders import build_tiny_parts, words_of
 
@@ -105,20 +105,25 @@ class Encoders:
 
     @classmethod
     def load(cls, folder: Path) -> Encoders:
-        """Opens a saved folder; kind hunyuan refers to the checkpoint at `config.path`."""
+        """Opens a saved folder."""
         config = EncoderConfig.model_validate_json((folder / "encoders.json").read_text())
         if config.kind == "hunyuan":
-            return cls(config, parts_of_checkpoint(Path(config.path or "")))
+            beside = (folder / "text_encoder").exists()
+            checkpoint = folder if beside else Path(config.path or folder)  # older artifacts have only the path
+            return cls(config.model_copy(update={"path": str(checkpoint)}), parts_of_checkpoint(checkpoint))
         calibration = Calibration(**load_file(folder / "calibration.safetensors"))
         return cls(config, lambda: load_parts(folder, torch.device("cpu"), torch.float32), calibration)
 
     def save(self, folder: Path) -> None:
-        """Writes the folder that `load` opens; the tiny kind in the layout of a HunyuanVideo-I2V checkpoint."""
+        """Writes the folder that `load` opens, in the layout of a HunyuanVideo-I2V folder, whose parts are linked."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "encoders.json").write_text(self.config.model_dump_json(indent=2) + "\n")
-        if self._calibration is not None:
-            self.parts.save(folder)
-            save_file(vars(self._calibration), folder / "calibration.safetensors")
+        config = self.config.model_copy(update={"path": None})
+        (folder / "encoders.json").write_text(config.model_dump_json(indent=2) + "\n")
+        if self._calibration is None:
+            link_parts(Path(self.config.path or ""), folder)
+            return
+        self.parts.save(folder)
+        save_file(vars(self._calibration), folder / "calibration.safetensors")
 
     @cached_property
     def parts(self) -> EncoderParts:

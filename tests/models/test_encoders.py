@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from magic141.artifacts import digest_folder
 from magic141.data.config import EncoderConfig
 from magic141.data.shapes import AXES, COLOURS, DIRECTIONS, SHAPES
 from magic141.frozen import UserError
-from magic141.models.encoders import IMAGE_TEMPLATE, TEXT_TEMPLATE, Encoders
-from magic141.models.tiny_encoders import build_tiny_parts
+from magic141.models.encoders import Encoders
+from tests.models.tiny import tiny_checkpoint
 
 CAPTIONS = [
     f"a {colour} {shape} moves {motion}"
@@ -25,10 +27,7 @@ def tiny() -> Encoders:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random checkpoint in the layout of a HunyuanVideo-I2V folder, whose tokenizer knows the templates."""
-    folder = tmp_path_factory.mktemp("hunyuan")
-    build_tiny_parts([*CAPTIONS, TEXT_TEMPLATE.before, IMAGE_TEMPLATE.before, "<|eot_id|>"], 32, seed=1).save(folder)
-    return folder
+    return tiny_checkpoint(tmp_path_factory.mktemp("hunyuan"), CAPTIONS)
 
 
 def random_images(count: int, height: int = 32, width: int = 32) -> torch.Tensor:
@@ -135,6 +134,18 @@ def test_checkpoint_text_is_cropped_to_the_prompt(checkpoint: Path, tmp_path: Pa
     torch.testing.assert_close(text.tokens[0, :5], embedding(words)[0])
     assert text.mask[0].sum() - text.mask[1].sum() == 3
     assert encoders.remarks("zebra") == []
+
+
+def test_saved_encoders_of_a_checkpoint_are_links_and_equal_wherever_it_lies(checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copytree(checkpoint, tmp_path / "copy")
+    for path in (checkpoint, tmp_path / "copy"):
+        Encoders.fit([], EncoderConfig(kind="hunyuan", path=str(path)), 0).save(path / "saved")
+    first, second = checkpoint / "saved", tmp_path / "copy" / "saved"
+    assert digest_folder(first) == digest_folder(second)
+    assert Encoders.load(first).encode_text(["a circle"]).tokens.shape[2] == 32
+    shutil.rmtree(tmp_path / "copy" / "tokenizer")
+    with pytest.raises(UserError, match=f"data.encoder.path = {tmp_path}/copy: has no subfolder tokenizer"):
+        Encoders.load(second)
 
 
 def test_checkpoint_image_tokens_are_the_projected_features(checkpoint: Path) -> None:

@@ -1,0 +1,34 @@
+"""A published folder holds all that it needs."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from magic141.export import load_bundle
+from magic141.models.encoders import Encoders
+from tests.models.tiny import tiny_bundle, tiny_checkpoint
+
+PROMPT = "the cat jumps"
+
+
+@pytest.mark.parametrize("downloaded", [False, True])
+def test_a_bundle_needs_neither_the_checkpoint_nor_its_place(tmp_path: Path, downloaded: bool) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "HunyuanVideo-I2V", [PROMPT])
+    if downloaded:  # as the Hugging Face cache has it: links to files elsewhere
+        checkpoint.rename(tmp_path / "blobs")
+        shutil.copytree(tmp_path / "blobs", checkpoint, copy_function=lambda old, new: Path(new).symlink_to(old))
+    published = tiny_bundle(checkpoint, tmp_path / "made")
+    weights = "text_encoder/model.safetensors"
+    assert (published / "encoders" / weights).samefile(checkpoint / weights)  # no second copy on this file system
+    expected = Encoders.load(published / "encoders").encode_text([PROMPT])
+    moved = published.rename(tmp_path / "elsewhere")
+    for path in ("HunyuanVideo-I2V", "made", "blobs"):
+        shutil.rmtree(tmp_path / path, ignore_errors=True)
+    bundle = load_bundle(moved)
+    assert torch.equal(bundle.encoders.encode_text([PROMPT]).tokens, expected.tokens)
+    assert bundle.generate(np.zeros((40, 40, 3), np.uint8), PROMPT).shape == (13, 32, 32, 3)
