@@ -133,8 +133,9 @@ class VideoGenerator:
         return sample_euler(predict, noise, sigmas)
 
     def _predictor(self, text: TextEmbedding, image_tokens: Tensor, prefix: Prefix) -> PredictVelocity:
-        cond = condition(text, image_tokens)
-        uncond = condition(self.null_text.expand(len(image_tokens)), image_tokens)
+        device = image_tokens.device  # of all three; on a GPU padding ends here
+        cond = condition(text, image_tokens).to(device)
+        uncond = condition(self.null_text.expand(len(image_tokens)), image_tokens).to(device)
         w = torch.full((len(image_tokens),), self.guidance_scale)
 
         def predict(x_t: Tensor, sigma: Tensor) -> Tensor:

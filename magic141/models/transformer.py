@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from magic141.frozen import UserError
 from magic141.models.config import TransformerConfig
+from magic141.models.full_mask import FullMask
 from magic141.models.text_embedding import TextEmbedding
 
 TIME_SCALE = 1000.0  # the network sees 1000*sigma, and 1000*w
@@ -19,19 +20,31 @@ TIME_SCALE = 1000.0  # the network sees 1000*sigma, and 1000*w
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the transformer attends to: tokens [B, L, D], mask [B, L] (valid ones first), pooled [B, P]."""
+    """What the transformer attends to: tokens [B, L, D], mask [B, L] (valid ones first), pooled [B, P].
+
+    Without a mask all tokens are valid.
+    """
 
     tokens: Tensor
-    mask: Tensor
+    mask: Tensor | None
     pooled: Tensor
 
     def to(self, device: torch.device) -> Conditioning:
-        """The same on another device."""
-        return Conditioning(self.tokens.to(device), self.mask.to(device), self.pooled.to(device))
+        """The same on another device; on GPUs without padding where that needs no mask."""
+        cond = self.trimmed() if device.type == "cuda" else self
+        mask = None if cond.mask is None else cond.mask.to(device)
+        return Conditioning(cond.tokens.to(device), mask, cond.pooled.to(device))
 
     def part(self, rows: slice) -> Conditioning:
         """Some of the samples."""
-        return Conditioning(self.tokens[rows], self.mask[rows], self.pooled[rows])
+        return Conditioning(self.tokens[rows], None if self.mask is None else self.mask[rows], self.pooled[rows])
+
+    def trimmed(self) -> Conditioning:
+        """Without padding and mask, if all samples are equally long (one always is): FlashAttention takes no mask."""
+        lengths = [] if self.mask is None else self.mask.sum(1).tolist()
+        if len(set(lengths)) != 1:
+            return self
+        return Conditioning(self.tokens[:, : lengths[0]], None, self.pooled)
 
 
 @dataclass(frozen=True)
@@ -205,7 +218,7 @@ def velocity(
         hidden_states=inputs,
         timestep=sigma.float() * TIME_SCALE,
         encoder_hidden_states=cond.tokens,
-        encoder_attention_mask=cond.mask,
+        encoder_attention_mask=FullMask.of(cond.tokens) if cond.mask is None else cond.mask,
         pooled_projections=cond.pooled,
         guidance=guidance,
         return_dict=False,
