@@ -53,6 +53,8 @@ class Session:
     def run_stages(self, stages: Sequence[Stage], run: Callable[[Stage, StageContext], object] = run_stage) -> Outcome:
         """Runs stages in order, by `run`; publishes the scores; says what came out."""
         for stage in stages:
+            stage.require_unedited()  # all of them now: what the first imports, the last may work with
+        for stage in stages:
             run(stage, self.context)
         self._publish_scores()
         return self._outcome()

@@ -14,6 +14,7 @@ from magic141.artifacts import digest_file, sha256_text
 from magic141.frozen import UserError
 
 NUM_NAMED = 5  # of the modules that differ
+_first_seen: dict[Path, str] = {}
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,13 @@ def module_digests(names: Iterable[str], ignore: Iterable[str] = ()) -> dict[str
     """What `fingerprint_modules` is made of: the digest of each module's code."""
     found = module_closure(names, set(ignore))
     return {name: _read_code(path, path.stat().st_mtime_ns)[0] for name, path in found.items()}
+
+
+def edited_modules(names: Iterable[str], ignore: Iterable[str] = ()) -> list[str]:
+    """Modules of `module_digests` that were edited since this process first asked: what it runs may be older."""
+    found = module_closure(names, set(ignore))
+    now = {path: (name, _read_code(path, path.stat().st_mtime_ns)[0]) for name, path in found.items()}
+    return [name for path, (name, digest) in now.items() if _first_seen.setdefault(path, digest) != digest]
 
 
 def module_closure(names: Iterable[str], ignore: set[str]) -> dict[str, Path]:

@@ -29,6 +29,7 @@ KEY_CHARS = 16
 def run_stage(stage: Stage, context: StageContext) -> ArtifactRef:
     """Reuses or makes the stage's artifact and records it on the parent run."""
     key = stage.key(context.config, context.artifacts)
+    stage.require_unedited()
     with _only_worker(stage.name, key.digest, context):
         context.tracker.close_stale_stage(key.digest)
         ref = None if stage.name in context.refresh else _reuse(stage, key.digest, context)
@@ -68,6 +69,7 @@ def _compute(stage: Stage, key: StageKey, context: StageContext) -> ArtifactRef:
         with staging(final) as out:
             with run.watching_the_machine():
                 stage.run(StageCall(context.config, inputs, out, log, run_dir))
+            stage.require_unedited()
             record = record_path(final)
             record.unlink(missing_ok=True)  # what is made here is not what was there before
             digest = digest_folder(out, stage.volatile, record)

@@ -12,8 +12,8 @@ from pydantic import BaseModel
 
 from magic141.artifacts import ArtifactRef, StageKey, StageLog
 from magic141.config import PipelineConfig
-from magic141.fingerprint import fingerprint_modules, module_digests
-from magic141.frozen import key_fields
+from magic141.fingerprint import NUM_NAMED, edited_modules, fingerprint_modules, module_digests
+from magic141.frozen import UserError, key_fields
 from tasks.console import StageConsole
 
 if TYPE_CHECKING:
@@ -114,6 +114,19 @@ class Stage:
     def code(self) -> dict[str, str]:
         """Module -> digest of its code, for every module that decides the result."""
         return module_digests(self.modules, NOT_CODE)
+
+    def require_unedited(self) -> None:
+        """Refuses to work under a key whose code this process may not have: it runs what it imported before an edit.
+
+        Raises:
+            UserError: code was edited since this process first asked.
+        """
+        if edited := edited_modules(self.modules, NOT_CODE):
+            more = f" and {len(edited) - NUM_NAMED} more" if len(edited) > NUM_NAMED else ""
+            raise UserError(
+                f"{self.name}: {', '.join(edited[:NUM_NAMED])}{more} edited during the run; expected the code that it "
+                "began with; give the same command again (undo the edit first to go on from its checkpoints)"
+            )
 
 
 class StageContext:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from magic141.fingerprint import CodeStamp, fingerprint_modules
+from magic141.fingerprint import CodeStamp, edited_modules, fingerprint_modules
 from magic141.frozen import UserError
 
 
@@ -59,6 +59,16 @@ def test_a_stamp_names_the_modules_that_are_other_ones_or_missing(package: Path)
         other.require()
     many = CodeStamp(tuple((f"fakelib.absent{number}", "0") for number in range(7)))
     assert "fakelib.absent4 and 2 more differ" in str(many.trouble())
+
+
+def test_code_that_was_edited_since_the_first_look_is_named(package: Path) -> None:
+    original = (package / "helper.py").read_text()
+    assert edited_modules(["fakelib.entry"]) == []
+    _rewrite(package / "helper.py", "VALUE = 2\n")
+    assert edited_modules(["fakelib.entry"]) == ["fakelib.helper"]
+    assert edited_modules(["fakelib.entry"], ["helper"]) == []
+    _rewrite(package / "helper.py", original)
+    assert edited_modules(["fakelib.entry"]) == []
 
 
 def _rewrite(path: Path, text: str) -> None:

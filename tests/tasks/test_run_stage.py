@@ -17,10 +17,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from flows.session import Session
 from magic141 import file_records
 from magic141.artifacts import digest_folder
 from magic141.config import PipelineConfig, with_overrides
-from magic141.tracking import Tracker
+from magic141.frozen import UserError
+from magic141.tracking import RunLog, Tracker
 from tasks.console import StageConsole
 from tasks.run_stage import run_stage
 from tasks.stage import Stage, StageCall, StageContext
@@ -177,6 +179,35 @@ def test_a_stage_that_fails_is_closed_truthfully_and_leaves_nothing(
     assert (context.run_dir("failing", key) / "checkpoint").exists()
     runs = context.tracker.client.search_runs([context.tracker.experiment_id], f"tags.`magic141.key` = '{key}'")
     assert [run.info.status for run in runs] == [status]
+
+
+def test_code_edited_during_the_run_is_filed_under_no_key(
+    start: Callable[..., StageContext], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it is a stage's own code or that of one to come; undone, the run goes on from its checkpoints."""
+    (tmp_path / "editedlib").mkdir()
+    (tmp_path / "editedlib" / "__init__.py").touch()
+    module = tmp_path / "editedlib" / "work.py"
+    module.write_text("VALUE = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def work(call: StageCall) -> None:
+        call.run_dir.mkdir(parents=True, exist_ok=True)
+        (call.out / "x").write_text("x")
+        module.write_text(code)
+
+    own = Stage("own", ("editedlib.work",), lambda c: {}, work)
+    earlier, later = Stage("earlier", CODE, lambda c: {}, work), Stage("later", own.modules, lambda c: {}, work)
+    for stages in ([own], [earlier, later]):
+        context, code = start("seed=10"), "VALUE = 12\n"
+        session = Session(context, RunLog(context.tracker.client, context.parent_id), 0)
+        with pytest.raises(UserError, match=rf"{stages[-1].name}: editedlib.work edited during the run.* again"):
+            session.run_stages(stages)
+        assert stages[-1].name not in context.artifacts
+        code = "VALUE = 1\n"
+        module.write_text(code)
+    assert context.run_dir("own", own.key(context.config, {}).digest).exists()
+    assert run_stage(own, start("seed=10")).stage == "own"
 
 
 def test_one_worker_a_key(start: Callable[..., StageContext]) -> None:
