@@ -12,6 +12,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from magic141.artifacts import canonical_json
+from magic141.base_checks import misfits
 from magic141.config_checks import problems
 from magic141.config_errors import explain
 from magic141.data.config import DataConfig
@@ -105,7 +106,7 @@ def to_yaml(config: PipelineConfig) -> str:
 
 
 def missing_sources(config: PipelineConfig) -> Iterator[str]:
-    """A line for every file or folder that the config names and that is not there."""
+    """A line for every file or folder that the config names and that is not there, or a base that does not fit it."""
     named: list[tuple[str, str | Path | None]] = [
         ("data.path", config.data.path if config.data.source == "folder" else None),
         ("data.codec.path", config.data.codec.path if config.data.codec.kind == "hunyuan" else None),
@@ -117,6 +118,7 @@ def missing_sources(config: PipelineConfig) -> Iterator[str]:
         if value is not None and not Path(value).is_dir():
             kind = "not a folder" if Path(value).exists() else "no such folder"
             yield f"{field} = {value}: {kind}; create it, or point --set {field}=DIR to the right place"
+    yield from misfits(config)
 
 
 def config_digest(config: PipelineConfig) -> str:
