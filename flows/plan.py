@@ -98,7 +98,7 @@ def _planned(
     if changed:
         return PlannedStage(stage.name, "run", f"after {changed[-1]}")
     key = stage.key(config, artifacts)
-    if stage.name in refresh:
+    if stage.name in refresh and not _is_refreshed(stage, key.digest, tracker):
         return PlannedStage(stage.name, "run", "--refresh")
     found = tracker.find_reusable(key.digest, verify=False) if tracker else None
     if found and found.ref:
@@ -109,6 +109,12 @@ def _planned(
     if found and found.note:
         return PlannedStage(stage.name, "run", found.note)
     return _changed(stage, key, tracker)
+
+
+def _is_refreshed(stage: Stage, key: str, tracker: Tracker | None) -> bool:
+    """Whether a refresh that is not over has made this stage already."""
+    begun = tracker.begun_refresh(stage.name, key) if tracker else None
+    return begun is not None and begun.info.status == "FINISHED"
 
 
 def _changed(stage: Stage, key: StageKey, tracker: Tracker | None) -> PlannedStage:

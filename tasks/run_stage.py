@@ -32,17 +32,28 @@ def run_stage(stage: Stage, context: StageContext) -> ArtifactRef:
     stage.require_unedited()
     with _only_worker(stage.name, key.digest, context):
         context.tracker.close_stale_stage(key.digest)
-        ref = None if stage.name in context.refresh else _reuse(stage, key.digest, context)
+        refresh = stage.name in context.refresh
+        ref = None if refresh and _is_to_be_made(stage, key.digest, context) else _reuse(stage, key.digest, context)
         if ref:
             context.reused.append(stage.name)
         made = ref or _compute(stage, key, context)
         # the artifact holds the result; the checkpoints have done their work, also those of a run killed just here
         shutil.rmtree(context.run_dir(stage.name, key.digest), ignore_errors=True)
         context.artifacts[stage.name] = made
-        context.tracker.set_artifact(context.parent_id, made, reused=ref is not None)
+        context.tracker.set_artifact(context.parent_id, made, reused=ref is not None, refreshed=refresh)
         if stage.on_ready:
             stage.on_ready(context, made)
     return made
+
+
+def _is_to_be_made(stage: Stage, key: str, context: StageContext) -> bool:
+    """Whether a refresh has work to do: once begun, it goes on until a run that asks for it has finished."""
+    begun = context.tracker.begun_refresh(stage.name, key)
+    if begun is None:
+        shutil.rmtree(context.run_dir(stage.name, key), ignore_errors=True)
+        return True
+    context.console.note(stage.name, f"goes on with the refresh of run {begun.info.run_id}, which was not over")
+    return bool(begun.info.status != "FINISHED")
 
 
 def _reuse(stage: Stage, key: str, context: StageContext) -> ArtifactRef | None:
@@ -56,9 +67,8 @@ def _reuse(stage: Stage, key: str, context: StageContext) -> ArtifactRef | None:
 
 def _compute(stage: Stage, key: StageKey, context: StageContext) -> ArtifactRef:
     run_dir = context.run_dir(stage.name, key.digest)
-    if stage.name in context.refresh:
-        shutil.rmtree(run_dir, ignore_errors=True)
-    run = context.tracker.start_stage(stage.name, key.digest, context.parent_id)
+    refresh = stage.name in context.refresh
+    run = context.tracker.start_stage(stage.name, key.digest, context.parent_id, refresh=refresh)
     log = TaskLog(stage.name, run, context.console)
     context.console.started(stage.name)
     start = time.monotonic()

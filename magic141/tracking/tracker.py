@@ -32,6 +32,8 @@ from magic141.tracking.tags import (
     TAG_KIND,
     TAG_PARENT,
     TAG_PID,
+    TAG_REFRESH,
+    TAG_REFRESHED,
     TAG_STAGE,
     TAG_STARTED,
     set_tags,
@@ -88,9 +90,10 @@ class Tracker:
         self.close_stale()
         return self._start(name, {TAG_KIND: kind, **tags})
 
-    def start_stage(self, stage: str, key: str, parent_id: str) -> RunLog:
-        """Opens a stage's child run."""
-        return self._start(stage, {TAG_KIND: "stage", TAG_STAGE: stage, TAG_KEY: key, TAG_PARENT: parent_id})
+    def start_stage(self, stage: str, key: str, parent_id: str, *, refresh: bool = False) -> RunLog:
+        """Opens a stage's child run; `refresh`: it makes again what may be there."""
+        asked = {TAG_REFRESH: parent_id} if refresh else {}
+        return self._start(stage, {TAG_KIND: "stage", TAG_STAGE: stage, TAG_KEY: key, TAG_PARENT: parent_id, **asked})
 
     def _start(self, name: str, tags: Mapping[str, str]) -> RunLog:
         process = {
@@ -121,6 +124,17 @@ class Tracker:
                 return Reusable(ref)
             note = note or f"its artifact {ref.uri} was {state} behind the finished run {ref.run_id}: recomputed"
         return Reusable(None, note)
+
+    def begun_refresh(self, stage: str, key: str) -> Run | None:
+        """The newest run of a key if it is a refresh that is not over: no pipeline run that asked for it has finished.
+
+        The same command, given again or retried, goes on with it instead of discarding what it has done.
+        """
+        newest = next(iter(self._search(f"tags.`{TAG_KEY}` = '{key}'", 1)), None)
+        if newest is None or TAG_REFRESH not in newest.data.tags:
+            return None
+        asked = f"tags.`{TAG_REFRESHED}.{stage}` = '{newest.info.run_id}'"
+        return None if self._search(f"{asked} and attributes.status = 'FINISHED'", 1) else newest
 
     def records(self, stage: str, limit: int) -> list[dict[str, Any]]:
         """`stage.json` of the newest finished runs of a stage, newest first; those that cannot be read are left out."""
@@ -181,11 +195,13 @@ class Tracker:
         except (MlflowException, OSError):
             raise UserError(f"run {run_id}: has no file {name}; give the id of a run of `magic141 run`") from None
 
-    def set_artifact(self, parent_id: str, ref: ArtifactRef, *, reused: bool) -> None:
+    def set_artifact(self, parent_id: str, ref: ArtifactRef, *, reused: bool, refreshed: bool = False) -> None:
         """Notes on the parent run which artifact a stage contributes, and whether it was there before."""
         tags = {f"{TAG_ARTIFACT}.{ref.stage}": ref.model_dump_json()}
         if reused:
             tags[f"reused.{ref.stage}"] = ref.run_id
+        if refreshed:
+            tags[f"{TAG_REFRESHED}.{ref.stage}"] = ref.run_id
         set_tags(self.client, parent_id, tags)
 
     def _search(self, condition: str, limit: int = 50) -> list[Run]:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from flows.session import Session
+from flows.session import Session, closing
 from magic141 import file_records
 from magic141.artifacts import digest_folder
 from magic141.config import PipelineConfig, with_overrides
@@ -105,6 +105,40 @@ def test_refresh_makes_a_new_run_and_equal_content_keeps_what_follows(start: Cal
     assert context.reused == ["second"]
     assert context.artifacts["first"].run_id != before.artifacts["first"].run_id
     assert context.artifacts["first"].digest == before.artifacts["first"].digest
+
+
+def test_a_refresh_that_was_killed_goes_on_with_the_same_command_until_it_is_over(
+    start: Callable[..., StageContext],
+) -> None:
+    def work(call: StageCall) -> None:
+        call.run_dir.mkdir(parents=True, exist_ok=True)
+        seen.append(len(list(call.run_dir.iterdir())))
+        (call.run_dir / f"step-{seen[-1]}").touch()
+        if killed:
+            raise KeyboardInterrupt
+
+    seen: list[int] = []
+    long = Stage("long", CODE, lambda c: {}, work, inputs=("first",))
+
+    def command(refresh: bool) -> list[str]:
+        context = start("seed=11")
+        context.refresh = frozenset({"first", "long"} if refresh else ())
+        with closing(RunLog(context.tracker.client, context.parent_id)):
+            for stage in (FIRST, long):
+                run_stage(stage, context)
+        return context.reused
+
+    killed = False
+    assert command(refresh=False) == []
+    killed = True
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            command(refresh=True)
+    killed = False
+    assert command(refresh=True) == ["first"]
+    assert seen == [0, 0, 1, 2]
+    assert command(refresh=True) == []
+    assert seen[-1] == 0
 
 
 def test_deleted_or_altered_artifacts_are_made_again_and_said(start: Callable[..., StageContext]) -> None:
