@@ -41,9 +41,7 @@ def test_a_kind_that_is_not_trained_here_is_refused(tmp_path: Path) -> None:
     found = "image_condition_type = token_replace with 4 input channels; expected null with 4"
     assert lines(tmp_path, "pretrain_t2v", **replace) == [found]
     assert lines(tmp_path, "pretrain_i2v", **replace) == [f"{found} or latent_concat with 9"]
-    (taken,) = lines(
-        tmp_path, "pretrain_i2v", (*FITS, TAKEN)
-    )  # without surgery it would be a teacher that sees no image
+    (taken,) = lines(tmp_path, "pretrain_i2v", (*FITS, TAKEN))  # without surgery: a teacher that sees no image
     assert taken == "image_condition_type = null with 4 input channels; expected latent_concat with 9"
     assert len(lines(tmp_path, "pretrain_t2v", image_condition=True)) == 1
 

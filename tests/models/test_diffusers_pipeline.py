@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -17,9 +21,10 @@ from magic141.diffusion.flow import sigma_grid
 from magic141.diffusion.samplers import sample_euler
 from magic141.models.transformer import make_prefix, velocity
 from magic141.models.vae import VideoCodec
-from tests.models.tiny import CHANNELS, tiny_inputs, tiny_transformer, tiny_vae
+from tests.models.tiny import CHANNELS, tiny_bundle, tiny_checkpoint, tiny_inputs, tiny_transformer, tiny_vae
 
 NUM_STEPS, SHIFT, GUIDANCE = 4, 5.0, 2.0
+DOCS = Path(__file__).parents[2] / "docs" / "serving.md"
 SIZE, NUM_FRAMES = 32, 9  # 4 x 4 latents, 3 latent frames
 
 
@@ -70,3 +75,18 @@ def test_diffusers_pipeline_makes_the_same_video(vae: AutoencoderKLHunyuanVideo,
     with torch.no_grad():
         ours = sample_euler(predict, start, sigma_grid(NUM_STEPS, SHIFT))
     torch.testing.assert_close(ours[:, :, 1:], theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_the_documented_lines_sample_a_published_student_as_it_was_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_bundle(tiny_checkpoint(tmp_path / "checkpoint", ["the cat jumps"]), tmp_path)
+    Image.new("RGB", (50, 40)).save(tmp_path / "cat.png")
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"## In diffusers\n.*?```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    pipeline = names["pipeline"]
+    assert [frame.size for frame in names["video"]] == [(32, 32)] * (13 - 4)
+    torch.testing.assert_close(pipeline.scheduler.sigmas, sigma_grid(4, 5.0))
+    assert pipeline.guidance_scale == names["info"].guidance_scale
