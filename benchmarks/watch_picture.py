@@ -71,14 +71,15 @@ def main() -> None:
 def _draw(watched: Mapping[str, list[dict[str, Any]]], file: Path) -> None:
     """A chart per curve, a line per run."""
     charts = []
-    for key, title in CURVES.items():
+    curves = {key: title for key, title in CURVES.items() if all(key in rows[0] for rows in watched.values())}
+    for key, title in curves.items():
         lines = [Series(name, [(row["step"], row[key]) for row in rows], dots=True) for name, rows in watched.items()]
         charts.append(f"<div><h2>{title}</h2>{line_chart(lines, 'update', log_y=key.endswith('frechet'))}</div>")
     with tempfile.TemporaryDirectory() as folder, open_page(1000, 620) as page:
         html = Path(folder) / "page.html"
         html.write_text(PAGE.format(charts="".join(charts)), encoding="utf-8")
         page.open(html.as_uri())
-        page.wait_for(f"document.querySelectorAll('svg').length == {len(CURVES)}")
+        page.wait_for(f"document.querySelectorAll('svg').length == {len(curves)}")
         page.picture(file)
     Image.open(file).convert("P", palette=Image.Palette.ADAPTIVE).save(file, optimize=True)
 

@@ -56,10 +56,11 @@ def _watch(parts: Mapping[str, Path]) -> list[dict[str, Any]]:
     record = read_json(parts, "distill_dmd2", "watch.json")
     if record is None:
         return []
-    series = [
-        Series(label, [(row["step"], row[f"validation_{label}_ratio"]) for row in record["validations"]], dots=True)
-        for label in ("variance", "motion", "diversity")
-    ]
+    series = []
+    for label in ("variance", "motion", "diversity"):
+        key = f"validation_{label}_ratio"
+        points = [(row["step"], row[key]) for row in record["validations"] if key in row]
+        series.append(Series(label, points, dots=True))
     facts = f"1 is like the many-step model; exported: step {record['exported_step']}"
     chart = line_chart(series, "step")
     return [{"title": "Collapse watch of the step distillation", "facts": facts, "chart": chart}] if chart else []

@@ -30,6 +30,8 @@ _FASTER_FAKE = "raise fake_updates_per_step or fake_optimizer.learning_rate, low
 def compare(student: Tensor, reference: Tensor) -> dict[str, float]:
     """Figures of the student's clips; every ratio is 1 and every other figure 0 for a student like the reference.
 
+    One frame has no motion and one seed no difference between seeds: these ratios are then left out.
+
     Args:
         student: latents [S, N, C, T, h, w]: S seeds for each of N conditions.
         reference: the many-step model's, from the same noise.
@@ -41,8 +43,8 @@ def compare(student: Tensor, reference: Tensor) -> dict[str, float]:
     expected = ((reference - mean).abs() > SATURATED_STDS * std).double().mean()
     return {
         f"{PREFIX}variance_ratio": _ratio(student.var(), reference.var()),
-        f"{PREFIX}motion_ratio": _ratio(_energy(student.diff(dim=3)), _energy(reference.diff(dim=3))),
-        f"{PREFIX}diversity_ratio": _ratio(_energy(student.diff(dim=0)), _energy(reference.diff(dim=0))),
+        **_change_ratio("motion_ratio", student, reference, 3),
+        **_change_ratio("diversity_ratio", student, reference, 0),
         f"{PREFIX}mean_drift": float(drift.square().mean().sqrt()),
         f"{PREFIX}saturation": max(0.0, float(saturated - expected)),
     }
@@ -169,9 +171,12 @@ def _ratio(value: Tensor, reference: Tensor) -> float:
     return float(value / reference.clamp_min(1e-12))
 
 
-def _energy(x: Tensor) -> Tensor:
-    """Mean square; zero for an empty difference (one seed, one frame)."""
-    return x.square().mean() if x.numel() else x.new_zeros(())
+def _change_ratio(name: str, student: Tensor, reference: Tensor, dim: int) -> dict[str, float]:
+    """Ratio of the mean squares of the differences along `dim`; none where there is nothing to tell apart."""
+    if reference.shape[dim] == 1:
+        return {}
+    value, expected = (x.diff(dim=dim).square().mean() for x in (student, reference))
+    return {f"{PREFIX}{name}": _ratio(value, expected)}
 
 
 def _copy(state: Any) -> Any:

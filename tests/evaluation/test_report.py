@@ -15,6 +15,7 @@ from magic141.artifacts import NullLog
 from magic141.evaluation.config import EvaluateConfig, ReportConfig
 from magic141.evaluation.evaluate import evaluate_suite
 from magic141.evaluation.report import write_report
+from magic141.evaluation.report_curves import training_curves
 from tests.evaluation.artifacts import GENERATE, RecordingLog
 
 SETTINGS: dict[str, Any] = {
@@ -180,6 +181,14 @@ def test_without_ground_truth_the_exact_columns_are_left_out(
     assert "Exact scores are not applicable" in page
     assert "Exact scores of held-out clips" not in page
     assert "Frechet" in page
+
+
+def test_the_watch_of_one_seed_is_drawn_without_its_difference(tmp_path: Path) -> None:
+    look = {"step": 50, "validation_variance_ratio": 0.9, "validation_motion_ratio": 1.1}
+    (tmp_path / "watch.json").write_text(json.dumps({"exported_step": 50, "validations": [look]}))
+    [watch] = training_curves({"distill_dmd2": tmp_path})
+    assert "motion" in watch["chart"]
+    assert "diversity" not in watch["chart"]
 
 
 def test_missing_artifacts_leave_their_sections_out(

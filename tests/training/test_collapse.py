@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from magic141.frozen import UserError
-from magic141.training.collapse import WATCH_FILE, CollapseWatch, compare
+from magic141.training.collapse import WATCH_FILE, CollapseWatch, compare, symptoms
 from magic141.training.dmd2_config import CollapseConfig
 
 HEALTHY = {
@@ -55,6 +55,16 @@ def test_a_student_like_the_reference_has_ratios_of_one() -> None:
 )
 def test_each_kind_of_collapse_shows(collapsed, figure: str, value: float) -> None:
     assert figures(collapsed(clips(0)))[figure] == pytest.approx(value, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("left", "missing"),
+    [(lambda x: x[:1], "diversity_ratio"), (lambda x: x[:, :, :, :1], "motion_ratio")],
+)
+def test_one_seed_or_one_frame_has_one_ratio_less_and_is_no_collapse(left, missing: str) -> None:
+    seen, all_names = compare(left(clips(0)), left(clips(0))), compare(clips(0), clips(0)).keys()
+    assert all_names - seen.keys() == {f"validation_{missing}"}
+    assert not list(symptoms(seen, None, CollapseConfig()))
 
 
 def judge(watch: CollapseWatch, step: int, **changes: float) -> None:
