@@ -126,7 +126,18 @@ class Dmd2Config(TrainConfig):
                 f"adversarial_weight = {self.adversarial_weight}: the generator's gradient cannot pass through a fake "
                 "score that ZeRO stage 3 has split; use placement.zero_stage <= 2, or adversarial_weight = 0"
             )
-        if self.student_guidance_range and self.student_guidance_range[0] > self.student_guidance_range[1]:
-            low, high = self.student_guidance_range
+        return self
+
+    @model_validator(mode="after")
+    def _used_where_trained(self) -> Dmd2Config:
+        if self.student_guidance_range is None:
+            return self
+        (low, high), used = self.student_guidance_range, self.student_guidance_scale
+        if low > high:
             raise ValueError(f"student_guidance_range = ({low}, {high}): its ends are swapped; use ({high}, {low})")
+        if not low <= used <= high:
+            raise ValueError(
+                f"student_guidance_range = ({low}, {high}): expected to contain student_guidance_scale = {used}, at "
+                f"which the student is used; use ({min(low, used)}, {max(high, used)}), or a scale inside"
+            )
         return self

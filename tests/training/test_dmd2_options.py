@@ -250,6 +250,7 @@ def test_validation_takes_no_more_clips_at_once_than_training(folders: Path, tmp
         ({"fake_score": "full"}, "a_weak = 0.5: a full fake score has no adapter"),
         ({"regression_weight": 1.0}, "generator_input = noised_real"),
         ({"student_guidance_range": (3.0, 1.0)}, "its ends are swapped"),
+        ({"student_guidance_range": (2.0, 3.0)}, r"to contain student_guidance_scale = 1.2.*use \(1.2, 3.0\)"),
         (
             {
                 "adversarial_weight": 1.0,
