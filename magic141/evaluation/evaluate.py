@@ -177,7 +177,7 @@ def score_long(folder: Path, heldout: ClipDataset, has_truth: bool) -> dict[str,
     drift: dict[str, list[dict[str, float]]] = {}
     for name in record["variants"]:
         frames = load_file(folder / f"{name}.safetensors")["frames"].numpy()
-        scored = [score_clips(frames[:, start:stop], truths) for start, stop in record["frames"]]
+        scored = [score_clips(frames[:, start:stop], truths, start == 0) for start, stop in record["frames"]]
         drift[name] = [{key: float(np.nanmean(values[key])) for key in DRIFT} for values in scored]
     return {**record, "drift": drift, "reason": None}
 

@@ -54,7 +54,12 @@ class Dimension:
 
 EXACT = (
     Dimension(
-        "motion", "motion", "exact", "high", 3, "whole, even motion in an allowed direction, at a speed of the world"
+        "motion",
+        "motion",
+        "exact",
+        "high",
+        3,
+        "whole, even motion from the true start in an allowed direction, at a speed of the world",
     ),
     Dimension(
         "direction", "direction", "exact", "high", 3, "within 22.5 degrees of a direction that the caption allows"

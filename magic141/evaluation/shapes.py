@@ -1,7 +1,7 @@
 """Exact scores of the shapes world: every valid future of a first frame and caption is accepted, nothing else.
 
 The object is measured in each frame, not matched against one stored continuation: the caption leaves speed, and for
-axis captions the sense of motion, open.
+axis captions the sense of motion, open. Where it starts the first frame shows.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from magic141.data.shapes import (
     compose,
     coverage,
     direction_vectors,
+    path,
 )
 
 MAX_ANGLE_ERROR = np.deg2rad(22.5)  # half of the angle between two directions
 MAX_PATH_ERROR = 1.0  # pixels, root mean square distance of the centre from a straight, even path
+MAX_START_ERROR = MAX_PATH_ERROR  # pixels, distance of the first centre from the true one
 SPEED_TOLERANCE = 0.25  # share below the slowest and above the fastest speed of the world
 AREA_RANGE = (0.5, 1.6)  # visible area relative to the true one, in every frame
 MAX_PSNR_DB = 60.0
@@ -51,21 +53,24 @@ def measure_track(frames: NDArray[np.uint8], clip: ShapeClip) -> Track:
     sizes = np.array([width, height])
     centres = np.stack([_circular_mean(alpha.sum(1), width), _circular_mean(alpha.sum(2), height)], axis=1)
     steps = (np.diff(centres, axis=0) + sizes / 2) % sizes - sizes / 2
-    path = np.concatenate([centres[:1], centres[:1] + np.cumsum(steps, axis=0)])
-    times = np.arange(len(path)) - (len(path) - 1) / 2
-    velocity = (times[:, None] * path).sum(0) / (times**2).sum()
-    line = path.mean(0) + times[:, None] * velocity
-    error = float(np.sqrt(((path - line) ** 2).sum(1).mean()))
+    centres = np.concatenate([centres[:1], centres[:1] + np.cumsum(steps, axis=0)])
+    times = np.arange(len(centres)) - (len(centres) - 1) / 2
+    velocity = (times[:, None] * centres).sum(0) / (times**2).sum()
+    line = centres.mean(0) + times[:, None] * velocity
+    error = float(np.sqrt(((centres - line) ** 2).sum(1).mean()))
     true_area = coverage(clip.shape, _radius(clip, height, width), sizes[None] / 2, height, width).sum()
-    return Track(path, alpha.sum((1, 2)) / true_area, velocity, error)
+    return Track(centres, alpha.sum((1, 2)) / true_area, velocity, error)
 
 
-def score_clip(frames: NDArray[np.uint8], clip: ShapeClip, world: ShapesConfig | None = None) -> dict[str, float]:
-    """Scores one clip, uint8 [F, H, W, 3].
+def score_clip(
+    frames: NDArray[np.uint8], clip: ShapeClip, world: ShapesConfig | None = None, from_start: bool = True
+) -> dict[str, float]:
+    """Scores one clip, uint8 [F, H, W, 3]; `from_start`: its first frame is the condition, not a later one.
 
     Returns:
         direction: 1 if the object moves within 22.5 degrees of a direction that the caption allows.
-        motion: 1 if, besides, it is whole in every frame, moves evenly along a line, at a speed of the world.
+        motion: 1 if, besides, it starts where it should, is whole in every frame, and moves evenly along a line, at a
+            speed of the world.
         iou: soft overlap with the object drawn anew at the measured centres: the subject is kept.
         shape, colour: 1 if the best template, the nearest palette colour is the caption's.
         background_psnr_db: against the true background, where the object is not.
@@ -84,13 +89,14 @@ def score_clip(frames: NDArray[np.uint8], clip: ShapeClip, world: ShapesConfig |
     heading = _heading(track.velocity, clip)
     whole = bool(((track.area > AREA_RANGE[0]) & (track.area < AREA_RANGE[1])).all())
     even = track.path_error <= MAX_PATH_ERROR * scale
+    placed = not from_start or _start_error(track, clip, height, width) <= MAX_START_ERROR * scale
     low, high = world.min_speed * (1 - SPEED_TOLERANCE), world.max_speed * (1 + SPEED_TOLERANCE)
     times = np.arange(len(frames))[:, None] - (len(frames) - 1) / 2
     line = track.centres.mean(0) + times * track.velocity
     redrawn = compose(clip, coverage(clip.shape, radius, line, height, width))
     return {
         "direction": float(heading is not None),
-        "motion": float(heading is not None and whole and even and low <= speed <= high),
+        "motion": float(heading is not None and placed and whole and even and low <= speed <= high),
         "iou": overlaps[clip.shape],
         "shape": float(max(overlaps, key=lambda shape: overlaps[shape]) == clip.shape),
         "colour": float(_nearest_colour(pixels, masks[clip.shape]) == clip.colour),
@@ -101,14 +107,22 @@ def score_clip(frames: NDArray[np.uint8], clip: ShapeClip, world: ShapesConfig |
     }
 
 
-def score_clips(frames: NDArray[np.uint8], truths: list[dict[str, Any]]) -> dict[str, Array]:
+def score_clips(frames: NDArray[np.uint8], truths: list[dict[str, Any]], from_start: bool = True) -> dict[str, Array]:
     """Scores clips, uint8 [N, F, H, W, 3], against their specs; one array [N] per score of `score_clip`."""
-    rows = [score_clip(clip, ShapeClip.from_dict(truth)) for clip, truth in zip(frames, truths, strict=True)]
+    specs = map(ShapeClip.from_dict, truths)
+    rows = [score_clip(clip, spec, from_start=from_start) for clip, spec in zip(frames, specs, strict=True)]
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
 def _radius(clip: ShapeClip, height: int, width: int) -> float:
     return clip.radius * min(height, width) / REFERENCE_SIZE
+
+
+def _start_error(track: Track, clip: ShapeClip, height: int, width: int) -> float:
+    """Distance of the first centre from the true one, on the torus."""
+    sizes = np.array([width, height])
+    apart = track.centres[0] - path(clip, 1, height, width)[0]
+    return float(np.hypot(*((apart + sizes / 2) % sizes - sizes / 2)))
 
 
 def _alpha(frames: NDArray[np.uint8], clip: ShapeClip) -> Array:

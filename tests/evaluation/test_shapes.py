@@ -80,6 +80,14 @@ def test_an_object_that_jumps_does_not_move_evenly(clip: ShapeClip) -> None:
     assert score_clip(frames, clip)["motion"] == 0
 
 
+def test_an_object_that_starts_elsewhere(clip: ShapeClip) -> None:
+    frames = draw(replace(clip, x=clip.x + 16, y=clip.y + 11))
+    scores = score_clip(frames, clip)
+    assert (scores["direction"], scores["motion"]) == (1, 0)
+    assert score_clip(frames, clip, from_start=False)["motion"] == 1, "a later window starts anywhere"
+    assert score_clip(draw(replace(clip, x=clip.x + 32.5)), clip)["motion"] == 1, "on the torus, half a pixel away"
+
+
 def test_another_shape_and_another_colour(clip: ShapeClip) -> None:
     assert score_clip(draw(replace(clip, shape="triangle")), clip)["shape"] == 0
     assert score_clip(draw(replace(clip, colour="yellow")), clip)["colour"] == 0
