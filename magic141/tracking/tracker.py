@@ -8,7 +8,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -108,14 +108,17 @@ class Tracker:
         return log
 
     def find_reusable(self, key: str, *, verify: bool = True) -> Reusable:
-        """The newest finished run of this key whose artifact still exists and matches its digest.
+        """The newest finished run of this key, in any experiment, whose artifact still exists and matches its digest.
+
+        Experiments share a workspace's artifacts: what one made again would be gone for the others.
 
         Args:
             key: stage key.
             verify: read the artifact and compare its digest; False only looks whether it is there (for a plan).
         """
         note = None
-        for run in self._search(f"tags.`{TAG_KEY}` = '{key}' and attributes.status = 'FINISHED'"):
+        everywhere = [experiment.experiment_id for experiment in self.client.search_experiments()]
+        for run in self._search(f"tags.`{TAG_KEY}` = '{key}' and attributes.status = 'FINISHED'", within=everywhere):
             if TAG_ARTIFACT not in run.data.tags:
                 continue
             ref = ArtifactRef.model_validate_json(run.data.tags[TAG_ARTIFACT])
@@ -204,10 +207,10 @@ class Tracker:
             tags[f"{TAG_REFRESHED}.{ref.stage}"] = ref.run_id
         set_tags(self.client, parent_id, tags)
 
-    def _search(self, condition: str, limit: int = 50) -> list[Run]:
+    def _search(self, condition: str, limit: int = 50, within: Sequence[str] = ()) -> list[Run]:
         return list(
             self.client.search_runs(
-                [self.experiment_id], condition, max_results=limit, order_by=["attributes.start_time DESC"]
+                within or [self.experiment_id], condition, max_results=limit, order_by=["attributes.start_time DESC"]
             )
         )
 

@@ -84,6 +84,16 @@ def test_same_config_is_reused_and_recorded_on_the_parent(start: Callable[..., S
     assert again.tracker.artifacts_of(again.tracker.get_run(again.parent_id))["second"] == made[1]
 
 
+def test_what_another_experiment_made_is_reused_and_stays_as_it_was(
+    start: Callable[..., StageContext], tracker: Tracker
+) -> None:
+    made = run_stage(FIRST, start("seed=12"))
+    context = start("seed=12")
+    context.tracker = Tracker(tracker.workspace, "other team")
+    context.parent_id = context.tracker.start_parent("test", "pipeline", {}).run_id
+    assert run_stage(FIRST, context) == made
+
+
 def test_only_what_depends_on_a_change_runs_again(start: Callable[..., StageContext]) -> None:
     for overrides, reused in (
         (("seed=2",), []),
