@@ -98,7 +98,7 @@ def table(config: str, timings: Sequence[Timing]) -> str:
     """The Markdown table."""
     rows = [f"| {timing.case} | {timing.wall_s:.1f} | {timing.cpu_s:.1f} |" for timing in timings]
     title = f"`{config}`, {os.cpu_count()} cores, Python {platform.python_version()}, process start-up included:"
-    return "\n".join([title, "", "| command | wall s | CPU s |", "|---|--:|--:|", *rows])
+    return "\n".join([title, "", "| command | wall s | CPU s, without Ray's workers |", "|---|--:|--:|", *rows])
 
 
 def main() -> None:
