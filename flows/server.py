@@ -15,6 +15,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from filelock import FileLock
+
 from magic141.frozen import UserError
 from magic141.urls import settle_credentials
 
@@ -42,7 +44,8 @@ class PrefectServer:
 
     Starting it takes seconds of imports in its own process: begin early, import the rest meanwhile, then wait.
     One that dies before its time is started again on the same port and database: Prefect's clients try for about a
-    minute. With PREFECT_API_URL set there is nothing to start.
+    minute. With PREFECT_API_URL set there is nothing to start. Servers that start at once on a new folder break its
+    database: each waits until the one before answers.
     """
 
     def __init__(self, home: Path) -> None:
@@ -52,15 +55,16 @@ class PrefectServer:
         _quiet(home)
         if os.environ.get("PREFECT_API_URL"):
             return
+        self.log_file.parent.mkdir(parents=True, exist_ok=True)
+        self._starting = _start_lock()
+        self._starting.acquire()
         port = _free_port()
-        self.log_file.unlink(missing_ok=True)
         self.process = self._start(port)
         self._guard = threading.Thread(target=self._restart_if_dead, args=(port,), name="prefect-guard", daemon=True)
         atexit.register(self.stop)  # before Prefect is imported, so that Prefect's own farewell comes first
         os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
 
     def _start(self, port: int) -> subprocess.Popen[bytes]:
-        self.log_file.parent.mkdir(parents=True, exist_ok=True)
         idle = {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in IDLE_SERVICES}
         own = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
         app = ["-m", "uvicorn", "--factory", "prefect.server.api.server:create_app", "--lifespan", "on"]
@@ -89,12 +93,18 @@ class PrefectServer:
         """
         if self.process is None:
             return
+        try:
+            self._wait(self.process)
+        finally:
+            self._starting.release()
+        self._guard.start()
+
+    def _wait(self, process: subprocess.Popen[bytes]) -> None:
         health = f"{os.environ['PREFECT_API_URL']}/health"
         deadline = time.monotonic() + START_TIMEOUT_SECONDS
-        while time.monotonic() < deadline and self.process.poll() is None:
+        while time.monotonic() < deadline and process.poll() is None:
             try:
                 with urllib.request.urlopen(health, timeout=5):
-                    self._guard.start()
                     return
             except (urllib.error.URLError, OSError):
                 time.sleep(0.05)
@@ -125,6 +135,7 @@ class PrefectServer:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        self._starting.release()
 
 
 def _quiet(home: Path) -> None:
@@ -136,6 +147,13 @@ def _quiet(home: Path) -> None:
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
+
+
+def _start_lock() -> FileLock:
+    """Of the folder with Prefect's database."""
+    home = Path(os.environ["PREFECT_HOME"]).expanduser()
+    home.mkdir(parents=True, exist_ok=True)
+    return FileLock(home / ".start.lock", thread_local=False)
 
 
 def _free_port() -> int:

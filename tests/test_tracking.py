@@ -198,6 +198,36 @@ def test_run_lookup(tracker: Tracker) -> None:
         tracker.read_file(ref.run_id, "config.yaml")
 
 
+RACER = """
+import sys, time
+from pathlib import Path
+from magic141.tracking import Tracker
+time.sleep(max(0, float(sys.argv[2]) - time.time()))
+print(Tracker(Path(sys.argv[1]), "new").client.get_experiment("0").name)
+"""
+
+
+@pytest.mark.slow
+def test_a_new_store_survives_two_runs_that_start_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    command = [sys.executable, "-c", RACER, str(tmp_path), f"{time.time() + 15}"]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.communicate()[0] for process in both] == ["Default\n"] * 2
+
+
+def test_what_another_run_has_just_created_is_taken(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = Tracker(tracker.workspace, "another")
+    assert other.experiment_id
+    seen: list[object] = [None]
+    late = Tracker(tracker.workspace, "another")
+    look = late.client.get_experiment_by_name
+    monkeypatch.setattr(late.client, "get_experiment_by_name", lambda name: seen.pop() if seen else look(name))
+    assert late.experiment_id == other.experiment_id
+    tracker.client.create_registered_model("another-net")
+    ref = make_artifact(tracker, "publish", "key-m")
+    assert tracker.registry.register("another-net", ref, "candidate", {}) == "1"
+
+
 def test_default_store_is_in_the_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert tracking_uri(tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"

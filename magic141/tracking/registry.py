@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -45,10 +46,11 @@ class Registry:
 
     def register(self, name: str, ref: ArtifactRef, alias: str, tags: Mapping[str, str]) -> str:
         """The registered version of an artifact (made once per run), with the alias pointing at it."""
-        versions = self._versions(name)
-        if versions is None:
-            self.client.create_registered_model(name, description="image-to-video models made by magic141")
-        found = [v for v in versions or () if v.run_id == ref.run_id]
+        versions = self.client.search_model_versions(f"name = '{name}'")
+        if not versions:
+            with unless_there():
+                self.client.create_registered_model(name, description="image-to-video models made by magic141")
+        found = [v for v in versions if v.run_id == ref.run_id]
         version = found[0] if found else self._new_version(name, ref, tags)
         self.client.set_registered_model_alias(name, alias, version.version)
         return str(version.version)
@@ -60,13 +62,6 @@ class Registry:
             source = f"runs:/{ref.run_id}/{MODEL_FOLDER}"
         own = {**tags, TAG_ARTIFACT: ref.model_dump_json()}
         return self.client.create_model_version(name, source=source, run_id=ref.run_id, tags=own)
-
-    def _versions(self, name: str) -> list[ModelVersion] | None:
-        try:
-            self.client.get_registered_model(name)
-        except MlflowException:
-            return None
-        return list(self.client.search_model_versions(f"name = '{name}'"))
 
     def resolve(self, uri: str) -> ArtifactRef:
         """The artifact behind `models:/name@alias` or `models:/name/version`.
@@ -157,6 +152,16 @@ class Registry:
     def _known_models(self) -> str:
         names = [f"models:/{m.name}@{alias}" for m in self.client.search_registered_models() for alias in m.aliases]
         return f"there are: {', '.join(names)}" if names else "it is empty: `magic141 run` publishes a model"
+
+
+@contextmanager
+def unless_there() -> Iterator[None]:
+    """Inside something is created; that another run has just done so is as good."""
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
 
 
 def parse_uri(uri: str) -> tuple[str, str | None, str | None]:

@@ -9,20 +9,21 @@ import re
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import psutil
+from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from magic141.artifacts import ArtifactRef
 from magic141.frozen import UserError
-from magic141.tracking.registry import Registry
+from magic141.tracking.registry import Registry, unless_there
 from magic141.tracking.run_log import RunLog
 from magic141.tracking.tags import (
     TAG_ARTIFACT,
@@ -71,7 +72,7 @@ class Tracker:
         self.workspace = workspace
         self.experiment = experiment
         workspace.mkdir(parents=True, exist_ok=True)
-        with _quiet_migrations():
+        with _alone(workspace), _quiet_migrations():
             self.client = MlflowClient(self.uri)
         self.registry = Registry(self.client, self.uri)
 
@@ -79,11 +80,13 @@ class Tracker:
     def experiment_id(self) -> str:
         """The experiment's id; it is created at first use."""
         found = self.client.get_experiment_by_name(self.experiment)
-        if found is not None:
-            return str(found.experiment_id)
-        root = f"{self.workspace}/mlflow-artifacts/{_slug(self.experiment)}"
-        location = root if self.uri.startswith("sqlite:") else None
-        return str(self.client.create_experiment(self.experiment, artifact_location=location))
+        if found is None:
+            root = f"{self.workspace}/mlflow-artifacts/{_slug(self.experiment)}"
+            location = root if self.uri.startswith("sqlite:") else None
+            with unless_there():
+                self.client.create_experiment(self.experiment, artifact_location=location)
+            found = self.client.get_experiment_by_name(self.experiment)
+        return str(found.experiment_id)
 
     def start_parent(self, name: str, kind: str, tags: Mapping[str, str]) -> RunLog:
         """Opens the run of a whole pipeline (or evaluation); closes runs whose process has died."""
@@ -237,6 +240,11 @@ def open_store(workspace: Path) -> Tracker:
         where = without_credentials(tracking_uri(workspace))
         raise UserError(f"there are no runs in {where}; point --workspace to the folder of your runs")
     return Tracker(workspace, "magic141")
+
+
+def _alone(workspace: Path) -> AbstractContextManager[object]:
+    """Two processes that create a store at once break it; one that nobody may write to is there already."""
+    return FileLock(workspace / ".store.lock") if os.access(workspace, os.W_OK) else nullcontext()
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from filelock import FileLock, Timeout
 
 from flows.server import START_TIMEOUT_SECONDS, PrefectServer
 
@@ -27,8 +28,16 @@ def test_a_killed_server_comes_back_and_a_stopped_one_does_not(tmp_path: Path, m
     for name in ("PREFECT_API_URL", "PREFECT_HOME"):
         monkeypatch.setenv(name, "")  # put back afterwards, also what the server itself sets
         monkeypatch.delenv(name)
+    log = tmp_path / "prefect" / "server.log"
+    log.parent.mkdir()
+    log.write_text("of another one, which runs\n")
     server = PrefectServer(tmp_path)
+    next_one = FileLock(log.parent / ".start.lock", blocking=False)
+    with pytest.raises(Timeout):
+        next_one.acquire()
     server.wait()
+    next_one.acquire()
+    assert log.read_text().startswith("of another one, which runs\n")
     url, first = os.environ["PREFECT_API_URL"], server.process
     assert first is not None
     first.kill()
