@@ -118,6 +118,9 @@ def missing_sources(config: PipelineConfig) -> Iterator[str]:
         if value is not None and not Path(value).is_dir():
             kind = "not a folder" if Path(value).exists() else "no such folder"
             yield f"{field} = {value}: {kind}; create it, or point --set {field}=DIR to the right place"
+    weights = config.train_clip.pretrained if config.train_clip.kind == "pretrained" else None
+    if weights and "/" in weights and not Path(weights).is_file():
+        yield f"{PATH_OR_TAG} = {weights}: no such file; point --set {PATH_OR_TAG}=FILE to the right place"
     yield from misfits(config)
 
 

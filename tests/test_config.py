@@ -121,6 +121,15 @@ def test_missing_folders_are_reported_before_work(tmp_path: Path) -> None:
     assert [line.split(":")[0] for line in missing_sources(config)] == [f"data.path = {tmp_path / 'videos'}"]
 
 
+def test_missing_clip_weights_are_reported_before_work(tmp_path: Path) -> None:
+    weights, pretrained = tmp_path / "w.pt", "train_clip.kind=pretrained"
+    config = load_config(CONFIGS / "demo.yaml", [pretrained, f"train_clip.pretrained={weights}"])
+    assert [line.split(":")[0] for line in missing_sources(config)] == [f"train_clip.pretrained = {weights}"]
+    weights.touch()
+    tag = load_config(CONFIGS / "demo.yaml", [pretrained, "train_clip.pretrained=openai"])
+    assert [*missing_sources(config), *missing_sources(tag)] == []
+
+
 def test_paths_are_absolute_and_a_tilde_is_the_home_folder_for_everything_after_the_config(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from magic141.artifacts import StageLog
+from magic141.artifacts import StageLog, digest_file
 from magic141.data.dataset import ClipDataset
 from magic141.data.rows import Rows
 from magic141.frozen import UserError
@@ -99,7 +99,10 @@ def build_clip(config: ClipConfig, data: Path, out: Path, log: StageLog, seed: i
     """
     if config.kind == "pretrained":
         load_pretrained(config.model, config.pretrained)
-        _write(out, {"kind": "pretrained", "model": config.model, "pretrained": config.pretrained})
+        weights = Path(config.pretrained or "")
+        digest = digest_file(weights) if weights.is_file() else None  # other weights in its place are another artifact
+        record = {"kind": "pretrained", "model": config.model, "pretrained": config.pretrained, "digest": digest}
+        _write(out, record)
         log.note(f"CLIP: {config.model}, {config.pretrained} loads")
         return
     dataset = ClipDataset.open(data, "train")

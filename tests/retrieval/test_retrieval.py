@@ -148,6 +148,19 @@ def test_preprocessing_covers_the_square_and_keeps_the_centre() -> None:
     assert out.min() == out.max() == 1
 
 
+def test_other_weights_under_the_same_path_are_another_artifact(
+    tmp_path: Path, artifacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("magic141.retrieval.clip.load_pretrained", lambda *_: None)
+    weights, found = tmp_path / "w.pt", set()
+    for content in ("old", "new"):
+        weights.write_text(content)
+        config = ClipConfig(kind="pretrained", model="RN50", pretrained=str(weights))
+        build_clip(config, artifacts["data"], tmp_path, NullLog(), 0)
+        found.add((tmp_path / "clip.json").read_text())
+    assert len(found) == 2
+
+
 def test_wrong_pretrained_models_are_user_errors(tmp_path: Path, artifacts: dict[str, Path]) -> None:
     with pytest.raises(UserError, match=r"clip\.model = NoSuchModel"):
         build_clip(ClipConfig(kind="pretrained", model="NoSuchModel"), artifacts["data"], tmp_path, NullLog(), 0)
