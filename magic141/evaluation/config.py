@@ -120,7 +120,7 @@ class PublishConfig(FrozenConfig):
             GateCondition(metric="student/motion", better="higher", tolerance=0.05),
             GateCondition(metric="student/background_psnr_db", better="higher", tolerance=1.0),
             GateCondition(metric="student/frechet", better="lower", tolerance=0.3),
-            GateCondition(metric="student/peak_memory_mb", better="lower", tolerance=500.0),
+            GateCondition(metric="student/peak_memory_mb", better="lower", tolerance=100.0),
         ),
         description="conditions of a promotion, beside that the distillation did not collapse",
     )
