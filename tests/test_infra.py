@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
+from magic141.config import load_config, missing_sources
+
 INFRA = Path(__file__).parents[1] / "infra"
 
 
@@ -128,6 +130,21 @@ def test_every_pod_that_samples_has_a_gpu() -> None:
     for pod in pods:
         assert pod["job_variables"]["num_gpus"] == 1
         assert pod["job_variables"].keys() <= template["variables"]["properties"].keys()
+
+
+def test_pods_train_evaluate_and_serve_one_model_on_the_volume() -> None:
+    deployments = yaml.safe_load((INFRA / "prefect.yaml").read_text())["deployments"]
+    pods = {d["name"].removeprefix("kubernetes-"): d for d in deployments if d["name"].startswith("kubernetes-")}
+    given = pods["train"]["parameters"]
+    config = load_config(INFRA.parent / given["config"], given["overrides"])
+    model = f"models:/{config.publish.model_name}@{config.publish.champion}"
+    assert pods["evaluate-champion"]["parameters"]["model"] == model
+    served = (INFRA / "kuberay" / "rayservice.yaml").read_text()
+    assert set(re.findall(r"models:/[^\s\"]+", served)) == {model}
+    assert all(": no such" in line and " = /workspace/" in line for line in missing_sources(config))
+    for pod in pods.values():
+        behaviour = pod["work_pool"]["job_variables"]["env"]["PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR"]
+        assert behaviour == "reschedule"
 
 
 def test_the_image_gets_what_it_copies() -> None:
