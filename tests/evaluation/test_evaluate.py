@@ -21,6 +21,7 @@ from magic141.evaluation.evaluate import (
     valid_futures,
 )
 from magic141.evaluation.scores import AVERAGE, EXACT, FRECHET, VBENCH
+from magic141.evaluation.shapes import score_clips
 from magic141.models.vae import VideoCodec, load_codec
 from tests.evaluation.artifacts import RecordingLog
 from tests.models.tiny import tiny_vae
@@ -115,6 +116,28 @@ def test_futures_are_encoded_in_batches_and_as_if_at_once(
     assert codec.batches == [CODEC_BATCH, 3] * NUM_FUTURES
     monkeypatch.setattr("magic141.evaluation.evaluate.CODEC_BATCH", len(truths))
     assert torch.equal(latents, valid_futures(truths, 9, 32, 32, codec))
+
+
+class KeepingCodec(VideoCodec):
+    """Keeps the frames that it encodes."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__(vae)
+        self.frames: list[Tensor] = []
+
+    def encode_video(self, frames: Tensor) -> Tensor:
+        self.frames.append(frames)
+        return super().encode_video(frames)
+
+
+def test_every_future_is_one_that_the_caption_allows(generated: tuple[dict[str, Path], RecordingLog]) -> None:
+    rng = np.random.default_rng(0)
+    truths = [sample_clip(rng, ShapesConfig()).to_dict() for _ in range(16)]
+    codec = KeepingCodec(load_codec(generated[0]["prepare_data"] / "codec").vae)
+    valid_futures(truths, 9, 32, 32, codec)
+    scores = score_clips(torch.cat(codec.frames).numpy(), truths * NUM_FUTURES)
+    assert scores["motion"].tolist() == [1.0] * (16 * NUM_FUTURES)
+    assert set(scores["plus"][~np.isnan(scores["plus"])]) == {0.0, 1.0}, "both senses of an axis"
 
 
 def test_a_vae_encodes_one_clip_at_a_time() -> None:

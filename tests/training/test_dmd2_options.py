@@ -10,14 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from magic141.artifacts import NullLog
 from magic141.diffusion.guidance import guided_velocity
-from magic141.models.transformer import add_guidance_embedding, build_transformer, load_transformer, velocity
+from magic141.models.transformer import build_transformer, load_transformer, velocity
 from magic141.training.conditions import step_generator
 from magic141.training.dmd2 import Dmd2, Dmd2Spec, Generated
 from magic141.training.dmd2_config import Dmd2Config
 from magic141.training.dmd2_networks import Guidance
+from magic141.training.launch import launch
 from magic141.training.objective import TrainContext
-from tests.evaluation.artifacts import CHANNELS, MODEL, make_data
+from tests.evaluation.artifacts import CHANNELS, MODEL
 
 PLACEMENT = {"engine": "plain", "launcher": "local", "num_workers": 1}
 SHORT: dict[str, Any] = {
@@ -47,19 +49,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "adversarial, full fake score": {"adversarial_weight": 0.01, "fake_score": "full", "a_weak": 0.0},
     "last average": {"keep": "last"},
 }
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("dmd2")
-    info = json.loads((make_data(folder / "data") / "dataset.json").read_text())
-    torch.manual_seed(0)
-    teacher = build_transformer(MODEL, CHANNELS, info["text_width"], info["pooled_width"], True, False)
-    for parameter in teacher.parameters():
-        torch.nn.init.normal_(parameter, std=0.05)  # the network starts with zeros, which would hide mistakes
-    teacher.save_pretrained(folder / "teacher")
-    add_guidance_embedding(teacher).save_pretrained(folder / "student")
-    return folder
 
 
 def build(folders: Path, run_dir: Path, rank: int = 0, world_size: int = 1, **options: Any) -> Dmd2:
@@ -208,21 +197,29 @@ def test_equal_strengths_leave_the_generator_where_it_is(folders: Path, tmp_path
     assert float(gradient.abs().max()) == 0
 
 
-def test_a_resumed_objective_continues_with_the_same_numbers(folders: Path, tmp_path: Path) -> None:
-    first = build(folders, tmp_path)
-    first.step(0)
-    first.judge(1, first.validate())
-    for name, engine in first.engines.items():
-        engine.save(tmp_path / name)
-    torch.save(first.state_dict(), tmp_path / "state.pt")
-    second = build(folders, tmp_path)
-    for name, engine in second.engines.items():
-        engine.load(tmp_path / name)
-    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=False))
-    expected, actual = first.step(1), second.step(1)
-    for name, value in expected.items():
-        torch.testing.assert_close(torch.as_tensor(actual[name]), torch.as_tensor(value))
-    assert first.watch.history == second.watch.history
+def test_a_run_that_was_killed_ends_as_one_that_was_not(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"num_steps": 6, "checkpoint_every_steps": 2, "validate_every_steps": 2, "replay_batches": 3}
+    config = Dmd2Config.model_validate(SHORT | options)
+    spec = Dmd2Spec(config, MODEL, folders / "data", folders / "teacher", folders / "student")
+    launch(spec, config, tmp_path / "straight", NullLog(), seed=0)
+    whole = Dmd2.step
+
+    def dies(dmd2: Dmd2, step: int) -> dict[str, Tensor | float]:
+        if step == 5:
+            raise ZeroDivisionError
+        return whole(dmd2, step)
+
+    monkeypatch.setattr(Dmd2, "step", dies)
+    with pytest.raises(ZeroDivisionError):
+        launch(spec, config, tmp_path / "killed", NullLog(), seed=0)
+    monkeypatch.setattr(Dmd2, "step", whole)
+    assert launch(spec, config, tmp_path / "killed", NullLog(), seed=0).resumed_from_step == 4
+    weights_file = "export/transformer/diffusion_pytorch_model.safetensors"
+    for name in (weights_file, "metrics.jsonl", "export/watch.json"):
+        straight, killed = ((tmp_path / run / name).read_bytes() for run in ("straight", "killed"))
+        assert straight == killed, name
 
 
 def test_validation_takes_no_more_clips_at_once_than_training(folders: Path, tmp_path: Path) -> None:

@@ -1,0 +1,63 @@
+"""Sampling with an exact velocity field: guidance, sampler, time grid and seed are the configured ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from magic141.diffusion.flow import expand, sigma_grid, velocity_from_x0
+from magic141.models.generator import VideoGenerator
+from magic141.models.text_embedding import TextEmbedding
+
+STEPS, SHIFT, W = 4, 5.0, 2.0
+
+
+def text(value: float, num: int) -> TextEmbedding:
+    return TextEmbedding(torch.zeros(num, 1, 1), torch.ones(num, 1, dtype=torch.bool), torch.full((num, 1), value))
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
+    """What the network is evaluated at: a field that leads to the prompt's value, times w where it is an input."""
+    calls = []
+
+    def field(
+        model: Any, x_t: Tensor, sigma: Tensor, cond: Any, prefix: Any = None, guidance_scale: Tensor | None = None
+    ) -> Tensor:
+        calls.append((x_t, sigma))
+        value = cond.pooled[:, 0] * (1 if guidance_scale is None else guidance_scale)
+        return velocity_from_x0(x_t, expand(value, x_t).expand_as(x_t), sigma)
+
+    monkeypatch.setattr("magic141.models.generator.velocity", field)
+    return calls
+
+
+def sample(guidance: Any, sampler: Any, seed: int = 0) -> Tensor:
+    model = torch.nn.Linear(1, 1)
+    generator = VideoGenerator(model, text(1.0, 1), 3, STEPS, SHIFT, W, guidance, sampler)
+    return generator.sample(text(3.0, 2), torch.zeros(2, 1, 1), torch.zeros(2, 1, 1, 2, 2), seed)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "renoise"])
+@pytest.mark.parametrize(("guidance", "clip"), [("cfg", 1 + W * (3 - 1)), ("embedded", 3 * W), ("none", 3)])
+def test_a_clip_is_what_the_guided_field_leads_to(
+    seen: list[tuple[Tensor, Tensor]], guidance: str, clip: float, sampler: str
+) -> None:
+    x0 = sample(guidance, sampler)
+    torch.testing.assert_close(x0, torch.full_like(x0, clip), rtol=1e-4, atol=1e-4)
+    states = seen[:: 2 if guidance == "cfg" else 1]
+    torch.testing.assert_close(torch.stack([sigma[0] for _, sigma in states]), sigma_grid(STEPS, SHIFT)[:-1])
+    noises = [(x_t - (1 - sigma[0]) * clip) / sigma[0] for x_t, sigma in states]
+    for noise in noises[1:]:
+        assert torch.allclose(noise, noises[0], atol=1e-3) == (sampler == "euler"), "only renoising draws afresh"
+
+
+def test_every_seed_has_its_own_noise(seen: list[tuple[Tensor, Tensor]]) -> None:
+    for seed in (0, 1, 0):
+        sample("none", "euler", seed)
+    first, other, again = (x_t for x_t, _ in seen[::STEPS])
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, other)

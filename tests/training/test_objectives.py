@@ -1,0 +1,206 @@
+"""What the objectives compute: which way every term pulls, and with which conditions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from magic141.diffusion.flow import interpolate, sample_sigma, shift_sigma, velocity_from_x0
+from magic141.diffusion.samplers import randn_like, sample_euler, sample_renoise
+from magic141.models.transformer import load_transformer, velocity
+from magic141.training.cfg_distillation import CfgDistillation, CfgDistillationSpec
+from magic141.training.conditions import Batch, step_generator
+from magic141.training.config import CfgDistillationConfig, FlowMatchingConfig, PlacementConfig
+from magic141.training.dmd2 import Dmd2, Generated
+from magic141.training.dmd2_networks import Guidance
+from magic141.training.flow_matching import FlowMatching, FlowMatchingSpec
+from magic141.training.objective import TrainContext
+from tests.evaluation.artifacts import MODEL
+from tests.training.test_dmd2_options import PLACEMENT, build
+
+placement = PlacementConfig.model_validate(PLACEMENT)
+FAST = {"kind": "adamw", "learning_rate": 0.01}
+
+
+def context(folder: Path) -> TrainContext:
+    return TrainContext(0, 1, torch.device("cpu"), folder, 0, placement)
+
+
+def batch_of(objective: FlowMatching | CfgDistillation | Dmd2) -> Batch:
+    return objective.maker.make(torch.arange(4), step_generator(0, 0))
+
+
+class Leading:
+    """Scores that lead to fixed clips."""
+
+    def __init__(self, real: Tensor, fake: Tensor) -> None:
+        self.clips = {"real": real, "fake": fake}
+
+    def real(self, z_t: Tensor, sigma: Tensor, batch: Batch, w: Guidance) -> Tensor:
+        return velocity_from_x0(z_t, self.clips["real"], sigma)
+
+    def fake(self, network: Any, z_t: Tensor, sigma: Tensor, batch: Batch, w: Guidance) -> Tensor:
+        return velocity_from_x0(z_t, self.clips["fake"], sigma)
+
+
+def test_flow_matching_asks_for_the_velocity_under_the_caption(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = FlowMatchingConfig(num_steps=1, text_dropout=0.0, placement=placement)
+    spec = FlowMatchingSpec(config, MODEL, folders / "data", folders / "teacher")
+    objective = spec.build(context(tmp_path))
+    batch = batch_of(objective)
+
+    def exact(model: Any, x_t: Tensor, sigma: Tensor, cond: Any, prefix: Any) -> Tensor:
+        assert cond is batch.cond
+        assert prefix is batch.prefix
+        return velocity_from_x0(x_t, batch.x0, sigma)
+
+    monkeypatch.setattr("magic141.training.flow_matching.velocity", exact)
+    assert float(objective.loss(batch, step_generator(0, 1))) < 1e-8
+
+
+def test_cfg_distillation_starts_at_the_guidance_that_the_student_lacks(folders: Path, tmp_path: Path) -> None:
+    config = CfgDistillationConfig(num_steps=1, placement=placement)
+    objective = CfgDistillationSpec(config, MODEL, folders / "data", folders / "teacher").build(context(tmp_path))
+    batch, rng = batch_of(objective), step_generator(0, 1)
+    w = config.min_guidance_scale + (config.max_guidance_scale - config.min_guidance_scale) * torch.rand(
+        4, generator=rng
+    )
+    sigma = sample_sigma(4, config.shift, rng)
+    x_t = interpolate(batch.x0, torch.randn(batch.x0.shape, generator=rng), sigma)
+    teacher = load_transformer(folders / "teacher")
+    with torch.no_grad():
+        apart = velocity(teacher, x_t, sigma, batch.cond, batch.prefix) - velocity(
+            teacher, x_t, sigma, batch.uncond, batch.prefix
+        )
+    expected = ((w - 1) ** 2 * apart.square().flatten(1).mean(1)).mean()
+    torch.testing.assert_close(objective.loss(batch, step_generator(0, 1)).detach(), expected, rtol=1e-3, atol=0)
+
+
+def test_the_gradient_leads_from_the_fake_clip_to_the_real_one(folders: Path, tmp_path: Path) -> None:
+    dmd2 = build(folders, tmp_path)
+    batch, w = batch_of(dmd2), Guidance.fixed(dmd2.config, 4)
+    real, fake = batch.x0 + 2, batch.x0 + 3
+    dmd2.guided = Leading(real, fake)  # type: ignore[assignment]
+    gradient = dmd2.distribution_matching_gradient(batch.x0, batch, w, step_generator(0, 1))
+    torch.testing.assert_close(gradient, torch.full_like(gradient, (3 - 2) / 2), rtol=1e-3, atol=1e-3)
+
+
+def test_the_fake_score_learns_the_generated_clips_under_their_captions(folders: Path, tmp_path: Path) -> None:
+    dmd2 = build(folders, tmp_path, num_steps=100, fake_optimizer=FAST)
+    batch, w = batch_of(dmd2), Guidance.fixed(dmd2.config, 4)
+    sigma, noise = torch.full((4,), 0.7), randn_like(batch.x0, step_generator(0, 7))
+    x_t = interpolate(batch.x0, noise, sigma)
+
+    def error() -> float:
+        with torch.no_grad():
+            u = dmd2.guided.fake(dmd2.scores, x_t, sigma, batch, w)
+        return float((u - (noise - batch.x0)).square().mean())
+
+    with torch.no_grad():
+        conditional = velocity(load_transformer(folders / "teacher"), x_t, sigma, batch.cond, batch.prefix)
+        torch.testing.assert_close(dmd2.guided.fake(dmd2.scores, x_t, sigma, batch, w), conditional)
+    before = error()
+    dmd2.replay.append(Generated(batch.x0, batch, w, exit_step=0))
+    dmd2.update_fake(30, step_generator(0, 1))
+    assert error() < 0.99 * before
+
+
+def around_a_step(dmd2: Dmd2) -> tuple[Batch, Tensor, Tensor]:
+    """The batch of a generator update, and the clean estimates of its input before and after."""
+    rng = step_generator(0, 0)
+    batch = dmd2.maker.make(dmd2.sampler.indices(0), rng)
+    w, exit_step = Guidance.draw(dmd2.config, 4, rng), dmd2.exit_step(0)
+    state = dmd2.generator_input(batch, w, exit_step, rng)
+    before = dmd2.generate(state, batch, w, exit_step).x0
+    dmd2.step(0)
+    return batch, before, dmd2.generate(state, batch, w, exit_step).x0
+
+
+def test_a_step_moves_clips_from_fake_to_real(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dmd2 = build(folders, tmp_path)
+    towards = randn_like(batch_of(dmd2).x0, step_generator(0, 7))
+    dmd2.guided = Leading(towards, -towards)  # type: ignore[assignment]
+    monkeypatch.setattr(dmd2, "update_fake", lambda *_: {})
+    _, before, after = around_a_step(dmd2)
+    assert float(((after - before) * towards).sum()) > 0
+
+
+def test_a_step_with_the_regression_term_alone_approaches_the_real_clips(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dmd2 = build(folders, tmp_path, generator_input="noised_real", regression_weight=0.5)
+    monkeypatch.setattr(dmd2, "distribution_matching_gradient", lambda x, *_: torch.zeros_like(x))
+    batch, before, after = around_a_step(dmd2)
+    assert float((after - batch.x0).square().mean()) < float((before - batch.x0).square().mean())
+
+
+def test_the_other_terms_have_their_weights_and_signs(folders: Path, tmp_path: Path) -> None:
+    dmd2 = build(folders, tmp_path, generator_input="noised_real", regression_weight=0.5, adversarial_weight=0.25)
+    batch, w = batch_of(dmd2), Guidance.fixed(dmd2.config, 4)
+    losses = dmd2.other_losses(batch.x0 + 2, batch, w, step_generator(0, 1))
+    adversarial = dmd2.adversarial_loss(batch.x0 + 2, batch, w, step_generator(0, 1))
+    assert float(losses["regression_loss"]) == pytest.approx(0.5 * 4, rel=1e-5)
+    assert float(losses["adversarial_loss"]) == pytest.approx(0.25 * float(adversarial))
+    assert float(adversarial) > 0
+
+
+def test_the_discriminator_prefers_real_clips(folders: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"adversarial_weight": 1.0, "adversarial_input": "clean", "discriminator_weight": 1.0}
+    dmd2 = build(folders, tmp_path, num_steps=100, fake_optimizer=FAST, **options)
+    batch, w = batch_of(dmd2), Guidance.fixed(dmd2.config, 4)
+    made = 1 - batch.x0
+    dmd2.replay.append(Generated(made, batch, w, exit_step=0))
+    dmd2.update_fake(30, step_generator(0, 1))
+    with torch.no_grad():
+        real, generated = (dmd2.logits(dmd2.scores, x, batch, w, step_generator(0, 2)).mean() for x in (batch.x0, made))
+    assert float(real) > float(generated)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "renoise"])
+def test_the_generator_sees_what_its_sampler_shows_it(folders: Path, tmp_path: Path, sampler: str) -> None:
+    dmd2 = build(folders, tmp_path, sampler=sampler)
+    batch, w = batch_of(dmd2), Guidance.fixed(dmd2.config, 4)
+    seen: list[Tensor] = []
+
+    @torch.no_grad()
+    def predict(x_t: Tensor, sigma: Tensor) -> Tensor:
+        seen.append(x_t)
+        return velocity(dmd2.generator.module, x_t, sigma, batch.cond, batch.prefix, w.student)
+
+    rng = step_generator(0, 1)
+    noise = randn_like(batch.x0, rng)
+    if sampler == "euler":
+        sample_euler(predict, noise, dmd2.sigmas)
+    else:
+        sample_renoise(predict, noise, dmd2.sigmas, rng)
+    for exit_step in range(4):
+        state = dmd2.generator_input(batch, w, exit_step, step_generator(0, 1))
+        torch.testing.assert_close(state.x_t, seen[exit_step])
+
+
+def test_score_times_keep_to_their_range_and_shift(folders: Path, tmp_path: Path) -> None:
+    dmd2 = build(folders, tmp_path, min_score_time=0.2, max_score_time=0.4, score_shift=3.0)
+    times = dmd2.score_times(torch.zeros(1000), step_generator(0, 1))
+    low, high = shift_sigma(torch.tensor([0.2, 0.4]), 3.0)
+    assert float(low) <= float(times.min()) < float(low) + 0.01
+    assert float(high) - 0.01 < float(times.max()) <= float(high)
+
+
+def test_validation_holds_the_student_against_the_many_step_model(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = []
+    for sampler in ("euler", "renoise"):
+        validation = build(folders, tmp_path, sampler=sampler).validation
+        batch = validation._batch()
+        with torch.no_grad():
+            samples.append(validation._sample_student(batch, Guidance.fixed(validation.config, len(batch.x0))))
+    assert not torch.allclose(samples[0], samples[1], atol=1e-3), "each sampler has its own chain"
+    monkeypatch.setattr(validation, "_sample_reference", lambda *_: 2 * samples[1])
+    assert validation.figures()["validation_variance_ratio"] == pytest.approx(0.25, rel=1e-3)
