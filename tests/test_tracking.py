@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from magic141.artifacts import ArtifactRef, digest_folder
@@ -183,8 +184,18 @@ def test_promotions_are_remembered_and_rolled_back_in_order(tracker: Tracker) ->
         registry.rollback("film", "champion")
     assert len(registry.history("film", "champion")) == 5
     assert registry.alias_version("film", "nobody") is None
+    assert registry.alias_version("no such model", "champion") is None
     with pytest.raises(UserError, match="model nowhere: not in the registry"):
         registry.history("nowhere", "champion")
+
+
+def test_a_failing_store_is_not_a_missing_champion(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: str) -> None:
+        raise MlflowException("the database is locked")  # INTERNAL_ERROR
+
+    monkeypatch.setattr(MlflowClient, "get_model_version_by_alias", fail)
+    with pytest.raises(MlflowException, match="locked"):
+        tracker.registry.alias_version("film", "champion")
 
 
 def test_run_lookup(tracker: Tracker) -> None:

@@ -32,6 +32,10 @@ class Promotion(NamedTuple):
     action: str
 
 
+# of a model that is not there, and of a model without the alias
+_NO_SUCH_ALIAS = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+
+
 @dataclass(frozen=True)
 class Registry:
     """The model registry of one tracking store.
@@ -89,10 +93,12 @@ class Registry:
             raise UserError(f"model {uri}: not in the registry {self._where}; {self._known_models()}") from None
 
     def alias_version(self, name: str, alias: str) -> ModelVersion | None:
-        """The version that an alias points at, if there is one."""
+        """The version that an alias points at, if there is one; a store that does not answer is not a missing alias."""
         try:
             return self.client.get_model_version_by_alias(name, alias)
-        except MlflowException:
+        except MlflowException as error:
+            if error.error_code not in _NO_SUCH_ALIAS:
+                raise
             return None
 
     def runs_with(self, ref: ArtifactRef, limit: int = 200) -> list[Run]:
