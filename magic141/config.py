@@ -24,8 +24,6 @@ from magic141.training.config import CfgDistillationConfig, FlowMatchingConfig
 from magic141.training.dmd2_config import Dmd2Config
 
 HOME_VARIABLE = "MAGIC141_HOME"
-USERS_PATHS = ("data.path", "data.codec.path", "data.encoder.path", "pretrain_t2v.base", "pretrain_i2v.base")
-PATH_OR_TAG = "train_clip.pretrained"
 LARGEST_SEED = 2**31 - 1  # FAISS takes a C int; `step_generator` mixes larger ones into numbers that wrap around
 
 
@@ -87,7 +85,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> PipelineConfig:
 def validate(values: Mapping[str, Any], source: str) -> PipelineConfig:
     """A config from plain values; `source` is named in error messages."""
     try:
-        return PipelineConfig.model_validate(_with_places(values))
+        return PipelineConfig.model_validate(values)
     except ValidationError as error:
         raise UserError(explain(error, PipelineConfig, source)) from None
 
@@ -120,27 +118,13 @@ def missing_sources(config: PipelineConfig) -> Iterator[str]:
             yield f"{field} = {value}: {kind}; create it, or point --set {field}=DIR to the right place"
     weights = config.train_clip.pretrained if config.train_clip.kind == "pretrained" else None
     if weights and "/" in weights and not Path(weights).is_file():
-        yield f"{PATH_OR_TAG} = {weights}: no such file; point --set {PATH_OR_TAG}=FILE to the right place"
+        yield f"train_clip.pretrained = {weights}: no such file; point --set train_clip.pretrained=FILE to it"
     yield from misfits(config)
 
 
 def config_digest(config: PipelineConfig) -> str:
     """Short name of the config's content."""
     return hashlib.sha256(canonical_json(config.model_dump(mode="json")).encode()).hexdigest()[:12]
-
-
-def _with_places(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`values` with absolute paths, so that workers and later processes in other folders find the same."""
-    return {name: _with_place(f"{prefix}{name}", value) for name, value in values.items()}
-
-
-def _with_place(field: str, value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return _with_places(value, f"{field}.")
-    if not isinstance(value, str) or field not in (*USERS_PATHS, PATH_OR_TAG):
-        return value
-    path = os.path.expanduser(value)
-    return path if field == PATH_OR_TAG else os.path.abspath(path)
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:

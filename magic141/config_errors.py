@@ -54,8 +54,10 @@ def _line(details: ErrorDetails, model: type[BaseModel], source: str) -> str:
 
 
 def _show(value: object) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
-    return repr(text) if isinstance(value, str) else text if len(text) < 60 else text[:57] + "..."
+    if isinstance(value, str | float):
+        return repr(value)
+    text = json.dumps(value, default=str)
+    return text if len(text) < 60 else text[:57] + "..."
 
 
 def _meaning(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
 BY_CONTENT = "(by its content)"
 
@@ -20,7 +23,7 @@ class UserError(ValueError):
 class FrozenConfig(BaseModel):
     """A config that cannot change after validation and rejects unknown fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -30,6 +33,14 @@ class FrozenConfig(BaseModel):
             return values
         defaults = {name: field.default for name, field in cls.model_fields.items()}
         return {name: _on_top(defaults.get(name), value) for name, value in values.items()}
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _whole_paths(cls, value: Any, info: ValidationInfo) -> Any:
+        """A source's path is absolute, so that workers and later processes in other folders find the same."""
+        name = str(info.field_name)
+        is_path = _in_key(cls.model_fields[name]) == BY_CONTENT and isinstance(value, str | Path)
+        return os.path.abspath(os.path.expanduser(value)) if is_path else value
 
 
 def _on_top(default: Any, value: Any) -> Any:
@@ -57,11 +68,15 @@ def key_fields(config: BaseModel) -> dict[str, Any]:
     """
     fields: dict[str, Any] = {}
     for name, info in type(config).model_fields.items():
-        extra = info.json_schema_extra
-        in_key = extra.get("in_key") if isinstance(extra, dict) else None
+        in_key = _in_key(info)
         value = getattr(config, name)
         if in_key == BY_CONTENT:
             fields[name] = None if value is None else BY_CONTENT
         elif in_key is not False:
             fields[name] = key_fields(value) if isinstance(value, BaseModel) else config.model_dump(mode="json")[name]
     return fields
+
+
+def _in_key(field: FieldInfo) -> object:
+    extra = field.json_schema_extra
+    return extra.get("in_key", True) if isinstance(extra, dict) else True

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from magic141.frozen import FrozenConfig, placement
 
@@ -19,6 +20,11 @@ class ClipConfig(FrozenConfig):
     num_steps: int = Field(150, ge=1, description="contrastive steps (kind train)")
     batch_size: int = Field(64, ge=2, description="image-caption pairs per step")
     learning_rate: float = Field(1e-3, gt=0, description="AdamW, cosine to zero")
+
+    @field_validator("pretrained")
+    @classmethod
+    def _at_home(cls, pretrained: str | None) -> str | None:
+        return pretrained and os.path.expanduser(pretrained)
 
 
 class IndexConfig(FrozenConfig):

@@ -13,7 +13,7 @@ class Limits(FrozenConfig):
     max_image_bytes: int = Field(10_000_000, ge=1, description="size of the encoded picture, bytes")
     max_image_pixels: int = Field(40_000_000, ge=1, description="width x height of the picture")
     max_prompt_chars: int = Field(1000, ge=1, description="length of the prompt, characters")
-    max_seconds: float = Field(20.0, gt=0, allow_inf_nan=False, description="length of the video, seconds")
+    max_seconds: float = Field(20.0, gt=0, description="length of the video, seconds")
 
 
 class ServingConfig(Limits):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -34,12 +34,15 @@ class PlacementConfig(FrozenConfig):
         return self
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]  # an average that decays: beyond 1 it grows, at 1 AdamW divides by zero
+
+
 class OptimizerConfig(FrozenConfig):
     """Optimizer, schedule and clipping."""
 
     kind: Literal["muon", "adamw"] = Field("muon", description="muon: on the blocks' matrices, AdamW on the rest")
     learning_rate: float = Field(2e-3, gt=0, description="peak rate")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.95), description="AdamW")
     weight_decay: float = Field(0.0, ge=0, description="decoupled")
     warmup_steps: int = Field(100, ge=0, description="linear from zero")
     constant_fraction: float = Field(0.4, ge=0, le=1, description="share of the steps before the decay begins")
