@@ -33,7 +33,7 @@ def run_stage(stage: Stage, context: StageContext) -> ArtifactRef:
     with _only_worker(stage.name, key.digest, context):
         context.tracker.close_stale_stage(key.digest)
         refresh = stage.name in context.refresh
-        ref = None if refresh and _is_to_be_made(stage, key.digest, context) else _reuse(stage, key.digest, context)
+        ref = (_refreshed if refresh else _reuse)(stage, key.digest, context)
         if ref:
             context.reused.append(stage.name)
         made = ref or _compute(stage, key, context)
@@ -46,14 +46,14 @@ def run_stage(stage: Stage, context: StageContext) -> ArtifactRef:
     return made
 
 
-def _is_to_be_made(stage: Stage, key: str, context: StageContext) -> bool:
-    """Whether a refresh has work to do: once begun, it goes on until a run that asks for it has finished."""
+def _refreshed(stage: Stage, key: str, context: StageContext) -> ArtifactRef | None:
+    """What a refresh has made already: once begun, it goes on until a run that asks for it has finished."""
     begun = context.tracker.begun_refresh(stage.name, key)
     if begun is None:
-        shutil.rmtree(context.run_dir(stage.name, key), ignore_errors=True)
-        return True
+        shutil.rmtree(context.run_dir(stage.name, key), ignore_errors=True)  # made again from the first step
+        return None
     context.console.note(stage.name, f"goes on with the refresh of run {begun.info.run_id}, which was not over")
-    return bool(begun.info.status != "FINISHED")
+    return _reuse(stage, key, context) if begun.info.status == "FINISHED" else None
 
 
 def _reuse(stage: Stage, key: str, context: StageContext) -> ArtifactRef | None:
