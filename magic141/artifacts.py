@@ -216,10 +216,9 @@ def publish(folder: Path, final: Path) -> None:
 
 def link_or_copy(source: str, target: str) -> str:
     """A hard link where the file system allows it: files of artifacts never change. For `shutil.copytree`."""
+    content = os.path.realpath(source)  # downloaded checkpoints consist of links, and Linux would link the link
     try:
-        os.link(
-            os.path.realpath(source), target
-        )  # Linux would link a link itself; downloaded checkpoints consist of them
+        os.link(content, target)
     except OSError:
         shutil.copy2(source, target)
     return target

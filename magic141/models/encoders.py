@@ -108,9 +108,7 @@ class Encoders:
         """Opens a saved folder."""
         config = EncoderConfig.model_validate_json((folder / "encoders.json").read_text())
         if config.kind == "hunyuan":
-            beside = (folder / "text_encoder").exists()
-            checkpoint = folder if beside else Path(config.path or folder)  # older artifacts have only the path
-            return cls(config.model_copy(update={"path": str(checkpoint)}), parts_of_checkpoint(checkpoint))
+            return cls(config.model_copy(update={"path": str(folder)}), parts_of_checkpoint(folder))
         calibration = Calibration(**load_file(folder / "calibration.safetensors"))
         return cls(config, lambda: load_parts(folder, torch.device("cpu"), torch.float32), calibration)
 

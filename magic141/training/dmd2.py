@@ -120,7 +120,10 @@ class Dmd2:
         return {"generator": self.generator, "fake": self.fake}
 
     def step(self, step: int) -> dict[str, Tensor | float]:
-        """Fake updates, then one generator update."""
+        """Fake updates, then one generator update.
+
+        The chain's exit step is taken twice: without a graph for the fake score, and once more for the gradient.
+        """
         rng = step_generator(self.context.seed, step, self.context.rank)
         batch = self.maker.make(self.sampler.indices(step), rng).to(self.context.device)
         w = Guidance.draw(self.config, len(batch.x0), rng).to(self.context.device)
