@@ -15,7 +15,7 @@ from magic141.training.memory import activation_bytes, state_bytes
 
 HUNYUAN_CHANNELS, HUNYUAN_TEXT, HUNYUAN_POOLED = 16, 4096, 768
 HUNYUAN_SPATIAL_FACTOR = 8
-IMAGE_TOKENS = {"tiny": 16, "hunyuan": 576}  # of a first frame, before image_token_stride
+IMAGE_TOKENS = {"tiny": (32 // 8) ** 2, "hunyuan": (336 // 14) ** 2}  # (side // patch) ** 2, before the stride
 HERE = "this process"
 
 

@@ -19,7 +19,6 @@ from magic141.data.dataset import DatasetInfo
 from magic141.data.shapes import ShapeClip, render_clip, sample_clip
 from magic141.evaluation.config import GenerateConfig, QuantizeConfig
 from magic141.evaluation.generate import generate_suite
-from magic141.models.config import TransformerConfig
 from magic141.models.encoders import Encoders
 from magic141.models.transformer import build_transformer
 from magic141.models.vae import CausalPCACodec, VideoCodec
@@ -28,12 +27,10 @@ from magic141.retrieval.clip import build_clip
 from magic141.retrieval.config import ClipConfig, IndexConfig
 from magic141.retrieval.index import build_index
 from magic141.training.dmd2_config import Dmd2Config
+from tests.models.tiny import CONFIG, INFO
 
 NUM_CLIPS = {"train": 48, "validation": 4, "heldout": 16}
 NUM_FRAMES, SIZE, CHANNELS = 13, 32, 12
-MODEL = TransformerConfig(
-    num_attention_heads=2, attention_head_dim=12, num_layers=1, num_single_layers=1, rope_axes_dim=(4, 4, 4)
-)
 GENERATE = GenerateConfig(
     num_exact_clips=6,
     num_showcase_clips=2,
@@ -133,9 +130,8 @@ def make_models(folder: Path, data: Path) -> dict[str, Path]:
     folders = {name: folder / name for name in ("teacher", "cfg_student", "student", "int8")}
     torch.manual_seed(0)
     for name in ("teacher", "cfg_student", "student"):
-        network = build_transformer(
-            MODEL, CHANNELS, info.text_width, info.pooled_width, image_condition=True, guidance_embeds=name != "teacher"
-        )
+        guided = name != "teacher"
+        network = build_transformer(CONFIG, CHANNELS, info.text_width, info.pooled_width, True, guided)
         torch.nn.init.normal_(network.proj_out.weight, std=0.02)
         network.save_pretrained(folders[name] / "transformer")
         _write_training(folders[name])
@@ -158,7 +154,7 @@ def generate(
     parts: dict[str, Path], out: Path, run_dir: Path, log: NullLog | None = None, config: GenerateConfig = GENERATE
 ) -> None:
     """Stage `generate` on a corpus, a retrieval and models."""
-    generate_suite(config, DMD2, MODEL, **parts, out=out, log=log or RecordingLog(), seed=0, run_dir=run_dir)
+    generate_suite(config, DMD2, CONFIG, **parts, out=out, log=log or RecordingLog(), seed=0, run_dir=run_dir)
 
 
 def make_generated(folder: Path, data: Path, log: RecordingLog | None = None) -> dict[str, Path]:
@@ -201,26 +197,21 @@ def _encode(specs: list[ShapeClip], frames: Tensor, codec: VideoCodec, encoders:
 def _info(tensors: dict[str, Tensor], has_truth: bool) -> DatasetInfo:
     _, num_text, text_width = tensors["text_tokens"].shape
     _, channels, frames, height, width = tensors["latents"].shape
-    return DatasetInfo(
-        num_clips=NUM_CLIPS,
-        source="shapes" if has_truth else "folder",
-        fps=8.0,
-        num_frames=NUM_FRAMES,
-        height=SIZE,
-        width=SIZE,
-        latent_shape=(channels, frames, height, width),
-        num_text_tokens=num_text,
-        num_image_tokens=tensors["image_tokens"].shape[1],
-        text_width=text_width,
-        pooled_width=tensors["pooled"].shape[1],
-        temporal_factor=2,
-        spatial_factor=8,
-        codec_version="codec",
-        encoder_version="encoder",
-        has_ground_truth=has_truth,
-        bad_files=(),
-        codec_psnr_db=30.0,
-    )
+    sizes = {
+        "num_clips": NUM_CLIPS,
+        "source": "shapes" if has_truth else "folder",
+        "num_frames": NUM_FRAMES,
+        "height": SIZE,
+        "width": SIZE,
+        "latent_shape": (channels, frames, height, width),
+        "num_text_tokens": num_text,
+        "num_image_tokens": tensors["image_tokens"].shape[1],
+        "text_width": text_width,
+        "pooled_width": tensors["pooled"].shape[1],
+        "temporal_factor": 2,
+        "has_ground_truth": has_truth,
+    }
+    return INFO.model_copy(update=sizes)
 
 
 def _write_training(folder: Path) -> None:

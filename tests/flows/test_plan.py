@@ -2,9 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from flows.estimates import Estimate, estimate
+from flows.estimates import IMAGE_TOKENS, Estimate, estimate
 from flows.plan import _wishes, make_plan
 from magic141.config import load_config
+from magic141.models.tiny_encoders import build_tiny_parts
 from tasks.pipeline import STAGES
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -40,6 +41,11 @@ def test_the_papers_size_fits_the_gpus_it_is_for(stage: str) -> None:
     activations_gb = 44.4  # of the real network over a clip's 33 x 34 x 60 patches and 400 tokens, by following tensors
     assert memory_gb == pytest.approx(activations_gb + 5, rel=0.2)
     assert memory_gb < 80 - 15  # buffers, gathered weights and fragmentation
+
+
+def test_the_tiny_encoder_sees_as_many_image_tokens_as_the_estimate_says() -> None:
+    llava = build_tiny_parts(["a circle"], 32, 0).text_encoder
+    assert llava.config.image_seq_length == IMAGE_TOKENS["tiny"]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from magic141.artifacts import NullLog
 from magic141.config import PipelineConfig
 from tasks.publish import STAGE
 from tasks.stage import StageCall
-from tests.evaluation.artifacts import DMD2, MODEL, make_data, make_models
+from tests.evaluation.artifacts import DMD2, make_data, make_models
+from tests.models.tiny import CONFIG
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +30,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def publish(data: Path, student: Path, out: Path) -> Path:
     out.mkdir()
     inputs = {"prepare_data": data, "distill_dmd2": student}
-    STAGE.run(StageCall(PipelineConfig(model=MODEL, distill_dmd2=DMD2), inputs, out, NullLog(), out.parent))
+    STAGE.run(StageCall(PipelineConfig(model=CONFIG, distill_dmd2=DMD2), inputs, out, NullLog(), out.parent))
     return out
 
 
