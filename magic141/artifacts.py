@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -188,40 +187,6 @@ def source_files(folder: Path) -> list[Path]:
             starts += [here / name for name in folders if (here / name).is_symlink()]
             files += [here / name for name in names if not name.startswith(".")]
     return sorted(path for path in files if path.is_file())
-
-
-@contextmanager
-def staging(final: Path) -> Iterator[Path]:
-    """An empty folder beside `final` to write an artifact into; removed on the way out unless it was published."""
-    final.parent.mkdir(parents=True, exist_ok=True)
-    for left in final.parent.glob(f".staging-{final.name}-*"):
-        shutil.rmtree(left, ignore_errors=True)  # of a killed worker: the caller holds the key's lock
-    folder = final.parent / f".staging-{final.name}-{os.getpid()}"
-    folder.mkdir()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def publish(folder: Path, final: Path) -> None:
-    """Makes a finished staging folder visible as `final` by renaming; an older `final` is replaced."""
-    old = final.parent / f".old-{final.name}"
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        final.replace(old)
-    folder.replace(final)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def link_or_copy(source: str, target: str) -> str:
-    """A hard link where the file system allows it: files of artifacts never change. For `shutil.copytree`."""
-    content = os.path.realpath(source)  # downloaded checkpoints consist of links, and Linux would link the link
-    try:
-        os.link(content, target)
-    except OSError:
-        shutil.copy2(source, target)
-    return target
 
 
 def sha256_text(text: str) -> str:

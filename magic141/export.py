@@ -12,7 +12,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from numpy.typing import NDArray
 from pydantic import Field
 
-from magic141.artifacts import StageLog, link_or_copy
+from magic141.artifacts import StageLog
 from magic141.data.dataset import load_info, load_null_text
 from magic141.data.video import fit_image
 from magic141.diffusion.long_video import num_windows_for
@@ -23,6 +23,7 @@ from magic141.models.encoders import Encoders
 from magic141.models.generator import VideoGenerator
 from magic141.models.transformer import load_transformer, sampling_dtype
 from magic141.models.vae import VideoCodec, load_codec
+from magic141.publication import link_or_copy
 from magic141.training.dmd2_config import Dmd2Config
 
 BUNDLE_FILE = "magic141.json"

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from magic141.artifacts import ArtifactRef, StageKey, digest_folder, publish, staging
-from magic141.file_records import record_path
+from magic141.artifacts import ArtifactRef, StageKey
 from magic141.frozen import UserError
+from magic141.publication import publish_by_content, staging
 from magic141.urls import without_credentials
 from tasks.provenance import environment
 from tasks.stage import Stage, StageCall, StageContext
@@ -74,22 +74,24 @@ def _compute(stage: Stage, key: StageKey, context: StageContext) -> ArtifactRef:
     start = time.monotonic()
     with _closing(stage.name, run, log, context):
         _record_start(stage, key, run, context)
-        final = context.home / "artifacts" / stage.name / key.digest[:KEY_CHARS]
+        place = context.home / "artifacts" / stage.name / key.digest[:KEY_CHARS]
         inputs = {name: context.artifacts[name].path for name in stage.inputs}
-        with staging(final) as out:
+        with staging(place) as out:
             with run.watching_the_machine():
                 stage.run(StageCall(context.config, inputs, out, log, run_dir))
             stage.require_unedited()
-            record = record_path(final)
-            record.unlink(missing_ok=True)  # what is made here is not what was there before
-            digest = digest_folder(out, stage.volatile, record)
-            publish(out, final)
+            made = publish_by_content(out, place, stage.volatile)
         ref = ArtifactRef(
-            stage=stage.name, key=key.digest, uri=str(final), digest=digest, run_id=run.run_id, volatile=stage.volatile
+            stage=stage.name,
+            key=key.digest,
+            uri=str(made.path),
+            digest=made.digest,
+            run_id=run.run_id,
+            volatile=stage.volatile,
         )
         _record_end(stage, key, ref, run, log, time.monotonic() - start, context)
         run.artifact(ref)
-    context.console.finished(stage.name, time.monotonic() - start, digest)
+    context.console.finished(stage.name, time.monotonic() - start, made.digest)
     return ref
 
 

@@ -25,6 +25,7 @@ NOT_CODE = (
     "config_errors",
     "frozen",
     "artifacts",
+    "publication",
     "tracking",
     "raysession",
     "launch",

@@ -15,9 +15,7 @@ from magic141.artifacts import (
     digest_file,
     digest_folder,
     digest_source,
-    publish,
     source_files,
-    staging,
 )
 from magic141.file_records import record_path
 
@@ -153,26 +151,6 @@ def test_every_part_changes_the_key(change: dict[str, object]) -> None:
 def test_difference_names_the_field() -> None:
     other = KEY.model_copy(update={"config": {"a": {"b": 2}}})
     assert other.difference(KEY) == ["config.a.b: 1 -> 2"]
-
-
-def test_staging_leaves_nothing_unless_published(tmp_path: Path) -> None:
-    final = tmp_path / "stage" / "key"
-    with staging(final) as out:
-        (out / "half.txt").write_text("half")
-    assert list(final.parent.iterdir()) == []
-    for text in ("first", "second"):
-        with staging(final) as out:
-            (out / "whole.txt").write_text(text)
-            publish(out, final)
-    assert [path.name for path in final.parent.iterdir()] == ["key"]
-    assert (final / "whole.txt").read_text() == "second"
-
-
-def test_staging_clears_what_a_killed_worker_left(tmp_path: Path) -> None:
-    final = tmp_path / "stage" / "key"
-    (final.parent / ".staging-key-1").mkdir(parents=True)
-    with staging(final):
-        assert not (final.parent / ".staging-key-1").exists()
 
 
 def test_null_log_takes_everything() -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 from filelock import FileLock
 from mlflow.exceptions import MlflowException
 
-from magic141.artifacts import ArtifactRef, digest_folder, publish, staging
+from magic141.artifacts import ArtifactRef, digest_folder
 from magic141.frozen import UserError
+from magic141.publication import publish, staging
 from magic141.tracking.registry import MODEL_FOLDER
 from magic141.tracking.tags import TAG_HOST
 from magic141.tracking.tracker import Tracker

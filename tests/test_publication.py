@@ -1,0 +1,59 @@
+"""Artifacts appear whole, under a name of their own."""
+
+from pathlib import Path
+
+import pytest
+
+from magic141 import file_records
+from magic141.artifacts import digest_folder
+from magic141.file_records import record_path
+from magic141.publication import publish, publish_by_content, staging
+
+
+def test_staging_leaves_nothing_unless_published(tmp_path: Path) -> None:
+    final = tmp_path / "stage" / "key"
+    with staging(final) as out:
+        (out / "half.txt").write_text("half")
+    assert list(final.parent.iterdir()) == []
+    for text in ("first", "second"):
+        with staging(final) as out:
+            (out / "whole.txt").write_text(text)
+            publish(out, final)
+    assert [path.name for path in final.parent.iterdir()] == ["key"]
+    assert (final / "whole.txt").read_text() == "second"
+
+
+def test_staging_clears_what_a_killed_worker_left(tmp_path: Path) -> None:
+    final = tmp_path / "stage" / "key"
+    (final.parent / ".staging-key-1").mkdir(parents=True)
+    with staging(final):
+        assert not (final.parent / ".staging-key-1").exists()
+
+
+def test_other_content_of_the_same_key_stays_beside_and_equal_content_is_replaced(tmp_path: Path) -> None:
+    place = tmp_path / "stage" / "key"
+
+    def make(text: str, seconds: str) -> Path:
+        with staging(place) as out:
+            (out / "data.txt").write_text(text)
+            (out / "timing.txt").write_text(seconds)
+            return publish_by_content(out, place, ("timing.txt",)).path
+
+    first, other, again = make("a", "1"), make("b", "2"), make("a", "3")
+    assert first == again != other
+    assert sorted(place.parent.iterdir()) == sorted({first, other})
+    assert (first / "timing.txt").read_text() == "3"
+    assert all(path.name.startswith("key-") for path in (first, other))
+
+
+def test_digests_of_a_large_artifacts_files_are_kept_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_records, "ALWAYS_READ_BYTES", 0)
+    place = tmp_path / "stage" / "key"
+    for _ in range(2):
+        with staging(place) as out:
+            (out / "data.txt").write_text("a")
+            made = publish_by_content(out, place)
+    record = record_path(made.path)
+    assert sorted(place.parent.iterdir()) == [made.path, record]
+    monkeypatch.setattr("magic141.artifacts.digest_file", lambda path: pytest.fail(f"{path} was read"))
+    assert digest_folder(made.path, record=record) == made.digest
