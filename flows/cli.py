@@ -1,4 +1,4 @@
-"""`magic141`: run, plan, sweep, eval, compare, promote, generate, serve, doctor. Heavy imports come inside commands."""
+"""`magic141`: run, plan, sweep, eval, compare, promote, generate, serve, gc, doctor. Heavy imports are inside them."""
 
 from __future__ import annotations
 
@@ -241,6 +241,25 @@ def serve(
         from flows.serving import serve as serving
 
         serving(store(workspace), model, host, port, set_ or (), say=typer.echo)
+
+
+@app.command()
+def gc(
+    delete: Annotated[bool, typer.Option("--delete", help="remove what is listed; without it nothing is")] = False,
+    workspace: Workspace = None,
+    debug: Debug = False,
+) -> None:
+    """List, or remove, what no run refers to: artifacts of runs deleted in MLflow, what killed runs left."""
+    with reporting(debug):
+        from flows.cleaning import find_leftovers, remove
+
+        home = store(workspace)
+        found, total = find_leftovers(home), 0
+        for leftover in remove(home, found) if delete else found:
+            total += leftover.num_bytes
+            typer.echo(f"{leftover.num_bytes / 1e6:12,.1f} MB  {leftover.path.relative_to(home)}: {leftover.why}")
+        how = "removed" if delete else "in all; --delete removes it" if found else f"{home} holds nothing without a run"
+        typer.echo(f"{total / 1e6:12,.1f} MB  {how}")
 
 
 @app.command()

@@ -9,9 +9,21 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the c
 from mlflow.entities import Run
 
 from magic141.tracking.fetched import local_folder
+from magic141.tracking.references import References, references
 from magic141.tracking.registry import parse_uri
 from magic141.tracking.run_log import RunLog
 from magic141.tracking.tags import TAG_PARENT
 from magic141.tracking.tracker import Tracker, open_store, store_exists
 
-__all__ = ["TAG_PARENT", "Run", "RunLog", "Tracker", "local_folder", "open_store", "parse_uri", "store_exists"]
+__all__ = [
+    "TAG_PARENT",
+    "References",
+    "Run",
+    "RunLog",
+    "Tracker",
+    "local_folder",
+    "open_store",
+    "parse_uri",
+    "references",
+    "store_exists",
+]
