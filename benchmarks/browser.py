@@ -71,6 +71,11 @@ class Page:
                 raise BrowserError(f"not true within {seconds:g} s: {condition}; the page says: {text[:500]}")
             time.sleep(0.2)
 
+    def resize(self, width: int, height: int) -> None:
+        """The size of the visible part, in pixels."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.call("Emulation.setDeviceMetricsOverride", **size)
+
     def picture(self, file: Path) -> None:
         """What is visible, as PNG."""
         file.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
@@ -108,9 +113,7 @@ def open_page(width: int = 1600, height: int = 1000) -> Iterator[Page]:
             address = _new_tab(Path(profile), process)
             with connect(address, max_size=MAX_MESSAGE_BYTES) as connection:
                 page = Page(connection)
-                page.call(
-                    "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
-                )
+                page.resize(width, height)
                 yield page
         finally:
             process.kill()

@@ -27,11 +27,16 @@ from magic141.tracking import Run, Tracker
 
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
 WIDTH, HEIGHT = 1600, 1000
+MARGIN = 8  # pixels below the last element
 SETTLE_S = 2.0  # charts move into place
 MIN_COLOURS, MAX_SHARE_OF_ONE = 50, 0.985
 # What MLflow's pages keep in the browser: a panel with an assistant would open at the first visit.
 STORED = {"mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": "true", "mlflow.assistant.panelOpen_v1": "false"}
 EXPANDERS = "document.querySelectorAll('button[data-component-id*=runnamecellrenderer]')"  # beside runs with children
+VIDEOS = "[...document.querySelectorAll('#videos video')]"
+# The exact scores without the columns' explanations and VBench's table, and every clip at the same time.
+HIDE = "document.querySelectorAll('#scores details, #scores h3 + * ~ *').forEach(part => part.style.display = 'none')"
+FOR_README = (HIDE, f"{VIDEOS}.forEach(video => {{ video.pause(); video.currentTime = 0.9; }})")
 EXPAND = (f"[...{EXPANDERS}].forEach(button => button.click())",)
 
 
@@ -45,6 +50,8 @@ class Shot:
         ready: JavaScript that is true once the page shows what it should.
         steps: JavaScript to run then, one after the other.
         shown: JavaScript that is true once they have had their effect.
+        width: of the page, pixels.
+        ends_with: the picture ends below this element (a CSS selector), wherever that is; none: one screen.
     """
 
     name: str
@@ -52,6 +59,8 @@ class Shot:
     ready: str
     steps: tuple[str, ...] = ()
     shown: str = "true"
+    width: int = WIDTH
+    ends_with: str | None = None
 
 
 def shots(mlflow: str, prefect: str, runs: list[Run], report: Path) -> Iterator[Shot]:
@@ -72,7 +81,14 @@ def shots(mlflow: str, prefect: str, runs: list[Run], report: Path) -> Iterator[
         "mlflow_compare", f"{mlflow}/#/compare-runs?runs={ids}&experiments={experiments}", _says("Run details"), steps
     )
     yield Shot("prefect_flow_run", f"{prefect}/runs/flow-run/{flow_run}", _says("distill_dmd2"))
-    yield Shot("report_page", report.as_uri(), "document.querySelector('video')?.readyState >= 2")
+    yield Shot(
+        "report",
+        report.as_uri(),
+        f"{VIDEOS}.every(video => video.readyState >= 2)",
+        FOR_README,
+        width=1200,
+        ends_with="#videos",
+    )
 
 
 def _says(text: str) -> str:
@@ -95,24 +111,28 @@ def prepare(page: Page) -> None:
 
 def take(page: Page, shot: Shot, folder: Path) -> None:
     """Opens, waits, pictures, checks."""
+    page.resize(shot.width, HEIGHT)
     page.open(shot.url)
     page.wait_for(shot.ready)
     for step in shot.steps:
         page.evaluate(step)
     page.wait_for(shot.shown)
     time.sleep(SETTLE_S)
+    if shot.ends_with:
+        bottom = f"document.querySelector({shot.ends_with!r}).getBoundingClientRect().bottom"
+        page.resize(shot.width, int(page.evaluate(bottom)) + MARGIN)
     file = folder / f"{shot.name}.png"
     page.picture(file)
-    require_content(file)
+    require_content(file, shot)
     print(f"{file.name}: {file.stat().st_size / 1000:.0f} kB", flush=True)
 
 
-def require_content(file: Path) -> None:
+def require_content(file: Path, shot: Shot) -> None:
     """Stops at a picture of the wrong size, or with hardly anything on it."""
     pixels = np.asarray(Image.open(file).convert("RGB"))
     colours, counts = np.unique(pixels.reshape(-1, 3), axis=0, return_counts=True)
-    if pixels.shape[:2] != (HEIGHT, WIDTH):
-        raise SystemExit(f"{file.name}: {pixels.shape[1]} x {pixels.shape[0]} pixels, expected {WIDTH} x {HEIGHT}")
+    if pixels.shape[1] != shot.width or (pixels.shape[0] != HEIGHT and not shot.ends_with):
+        raise SystemExit(f"{file.name}: {pixels.shape[1]} x {pixels.shape[0]} pixels, expected {shot.width} x {HEIGHT}")
     if len(colours) < MIN_COLOURS or counts.max() / counts.sum() > MAX_SHARE_OF_ONE:
         raise SystemExit(f"{file.name}: nothing to see: {len(colours)} colours")
 
