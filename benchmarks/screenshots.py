@@ -27,7 +27,7 @@ from magic141.tracking import Run, Tracker
 
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
 WIDTH, HEIGHT = 1600, 1000
-MARGIN = 8  # pixels below the last element
+TALL, MARGIN = 3000, 8  # pixels below the last element
 SETTLE_S = 2.0  # charts move into place
 MIN_COLOURS, MAX_SHARE_OF_ONE = 50, 0.985
 # What MLflow's pages keep in the browser: a panel with an assistant would open at the first visit.
@@ -81,14 +81,8 @@ def shots(mlflow: str, prefect: str, runs: list[Run], report: Path) -> Iterator[
         "mlflow_compare", f"{mlflow}/#/compare-runs?runs={ids}&experiments={experiments}", _says("Run details"), steps
     )
     yield Shot("prefect_flow_run", f"{prefect}/runs/flow-run/{flow_run}", _says("distill_dmd2"))
-    yield Shot(
-        "report",
-        report.as_uri(),
-        f"{VIDEOS}.every(video => video.readyState >= 2)",
-        FOR_README,
-        width=1200,
-        ends_with="#videos",
-    )
+    loaded = f"{VIDEOS}.every(video => video.readyState >= 2 && !video.seeking)"
+    yield Shot("report", report.as_uri(), loaded, FOR_README, loaded, width=1300, ends_with="#videos")
 
 
 def _says(text: str) -> str:
@@ -111,7 +105,7 @@ def prepare(page: Page) -> None:
 
 def take(page: Page, shot: Shot, folder: Path) -> None:
     """Opens, waits, pictures, checks."""
-    page.resize(shot.width, HEIGHT)
+    page.resize(shot.width, TALL if shot.ends_with else HEIGHT)  # out of sight a video stands still
     page.open(shot.url)
     page.wait_for(shot.ready)
     for step in shot.steps:
