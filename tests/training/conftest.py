@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from magic141.models.transformer import add_guidance_embedding, build_transformer
-from tests.evaluation.artifacts import CHANNELS, MODEL, make_data
+from tests.evaluation.artifacts import CHANNELS, make_data
+from tests.models.tiny import CONFIG
 
 
 @pytest.fixture(scope="session")
@@ -16,7 +17,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dmd2")
     info = json.loads((make_data(folder / "data") / "dataset.json").read_text())
     torch.manual_seed(0)
-    teacher = build_transformer(MODEL, CHANNELS, info["text_width"], info["pooled_width"], True, False)
+    teacher = build_transformer(CONFIG, CHANNELS, info["text_width"], info["pooled_width"], True, False)
     for parameter in teacher.parameters():
         torch.nn.init.normal_(parameter, std=0.05)  # the network starts with zeros, which would hide mistakes
     teacher.save_pretrained(folder / "teacher")

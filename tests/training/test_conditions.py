@@ -16,7 +16,8 @@ from magic141.training.conditions import MAX_CARRIED, Batch, BatchMaker, step_ge
 from magic141.training.config import FlowMatchingConfig, PlacementConfig
 from magic141.training.flow_matching import FlowMatchingSpec
 from magic141.training.objective import TrainContext
-from tests.evaluation.artifacts import CHANNELS, MODEL, make_data
+from tests.evaluation.artifacts import CHANNELS, make_data
+from tests.models.tiny import CONFIG
 
 NUM, LENGTH, WINDOW = 48, 7, 5
 
@@ -91,8 +92,8 @@ def test_far_anchors_come_late_in_pretraining(tmp_path: Path) -> None:
     info = load_info(data)
     placement = PlacementConfig(engine="plain", launcher="local", num_workers=1)
     config = FlowMatchingConfig(num_steps=10, continued_fraction=0.5, anchored_from=0.7, placement=placement)
-    build_transformer(MODEL, CHANNELS, info.text_width, info.pooled_width).save_pretrained(tmp_path / "t2v")
-    objective = FlowMatchingSpec(config, MODEL, data, tmp_path / "t2v").build(
+    build_transformer(CONFIG, CHANNELS, info.text_width, info.pooled_width).save_pretrained(tmp_path / "t2v")
+    objective = FlowMatchingSpec(config, CONFIG, data, tmp_path / "t2v").build(
         TrainContext(0, 1, torch.device("cpu"), tmp_path, 0, placement)
     )
     assert [objective.maker_at(step).far_anchors for step in (0, 6, 7, 9)] == [False, False, True, True]

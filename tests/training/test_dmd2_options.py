@@ -19,7 +19,8 @@ from magic141.training.dmd2_config import Dmd2Config
 from magic141.training.dmd2_networks import Guidance
 from magic141.training.launch import launch
 from magic141.training.objective import TrainContext
-from tests.evaluation.artifacts import CHANNELS, MODEL
+from tests.evaluation.artifacts import CHANNELS
+from tests.models.tiny import CONFIG
 
 PLACEMENT = {"engine": "plain", "launcher": "local", "num_workers": 1}
 SHORT: dict[str, Any] = {
@@ -53,17 +54,17 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 def build(folders: Path, run_dir: Path, rank: int = 0, world_size: int = 1, **options: Any) -> Dmd2:
     config = Dmd2Config.model_validate(SHORT | options)
-    spec = Dmd2Spec(config, MODEL, folders / "data", folders / "teacher", folders / "student")
+    spec = Dmd2Spec(config, CONFIG, folders / "data", folders / "teacher", folders / "student")
     return spec.build(TrainContext(rank, world_size, torch.device("cpu"), run_dir, 0, config.placement))
 
 
 def test_a_t2v_teacher_makes_a_t2v_student(folders: Path, tmp_path: Path) -> None:
     info = json.loads((folders / "data" / "dataset.json").read_text())
-    teacher = build_transformer(MODEL, CHANNELS, info["text_width"], info["pooled_width"])
+    teacher = build_transformer(CONFIG, CHANNELS, info["text_width"], info["pooled_width"])
     torch.nn.init.normal_(teacher.proj_out.weight, std=0.05)
     teacher.save_pretrained(tmp_path / "t2v")
     config = Dmd2Config.model_validate(SHORT | {"start": "teacher"})
-    spec = Dmd2Spec(config, MODEL, folders / "data", tmp_path / "t2v", tmp_path / "no student")
+    spec = Dmd2Spec(config, CONFIG, folders / "data", tmp_path / "t2v", tmp_path / "no student")
     dmd2 = spec.build(TrainContext(0, 1, torch.device("cpu"), tmp_path, 0, config.placement))
     before = weights(dmd2.generator.module)
     dmd2.step(0)
@@ -202,7 +203,7 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(
 ) -> None:
     options = {"num_steps": 6, "checkpoint_every_steps": 2, "validate_every_steps": 2, "replay_batches": 3}
     config = Dmd2Config.model_validate(SHORT | options)
-    spec = Dmd2Spec(config, MODEL, folders / "data", folders / "teacher", folders / "student")
+    spec = Dmd2Spec(config, CONFIG, folders / "data", folders / "teacher", folders / "student")
     launch(spec, config, tmp_path / "straight", NullLog(), seed=0)
     whole = Dmd2.step
 

@@ -18,7 +18,7 @@ from magic141.training.config import FlowMatchingConfig, PlacementConfig
 from magic141.training.flow_matching import FlowMatching, FlowMatchingSpec, initial_network
 from magic141.training.objective import TrainContext
 from magic141.training.stages import take_base
-from tests.evaluation.artifacts import CHANNELS, MODEL, make_data
+from tests.evaluation.artifacts import CHANNELS, make_data
 from tests.models.tiny import CONFIG, tiny_inputs, tiny_transformer
 
 
@@ -52,7 +52,7 @@ def test_a_guidance_distilled_base_taken_as_it_is_becomes_a_teacher_without_guid
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("flow_matching")
     info = load_info(make_data(folder / "data"))
-    build_transformer(MODEL, CHANNELS, info.text_width, info.pooled_width).save_pretrained(folder / "t2v")
+    build_transformer(CONFIG, CHANNELS, info.text_width, info.pooled_width).save_pretrained(folder / "t2v")
     return folder
 
 
@@ -61,7 +61,7 @@ def objective(folder: Path, rank: int, batch_size: int) -> FlowMatching:
     placement = PlacementConfig(engine="plain", launcher="local", num_workers=1)
     config = FlowMatchingConfig(num_steps=1, batch_size=batch_size, placement=placement)
     context = TrainContext(rank, 2, torch.device("cpu"), folder, 0, placement)
-    return FlowMatchingSpec(config, MODEL, folder / "data", folder / "t2v").build(context)
+    return FlowMatchingSpec(config, CONFIG, folder / "data", folder / "t2v").build(context)
 
 
 def test_workers_share_the_validation_clips(folder: Path) -> None:

@@ -19,7 +19,7 @@ from magic141.training.dmd2 import Dmd2, Generated
 from magic141.training.dmd2_networks import Guidance
 from magic141.training.flow_matching import FlowMatching, FlowMatchingSpec
 from magic141.training.objective import TrainContext
-from tests.evaluation.artifacts import MODEL
+from tests.models.tiny import CONFIG
 from tests.training.test_dmd2_options import PLACEMENT, build
 
 placement = PlacementConfig.model_validate(PLACEMENT)
@@ -51,7 +51,7 @@ def test_flow_matching_asks_for_the_velocity_under_the_caption(
     folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = FlowMatchingConfig(num_steps=1, text_dropout=0.0, placement=placement)
-    spec = FlowMatchingSpec(config, MODEL, folders / "data", folders / "teacher")
+    spec = FlowMatchingSpec(config, CONFIG, folders / "data", folders / "teacher")
     objective = spec.build(context(tmp_path))
     batch = batch_of(objective)
 
@@ -66,7 +66,7 @@ def test_flow_matching_asks_for_the_velocity_under_the_caption(
 
 def test_cfg_distillation_starts_at_the_guidance_that_the_student_lacks(folders: Path, tmp_path: Path) -> None:
     config = CfgDistillationConfig(num_steps=1, placement=placement)
-    objective = CfgDistillationSpec(config, MODEL, folders / "data", folders / "teacher").build(context(tmp_path))
+    objective = CfgDistillationSpec(config, CONFIG, folders / "data", folders / "teacher").build(context(tmp_path))
     batch, rng = batch_of(objective), step_generator(0, 1)
     w = config.min_guidance_scale + (config.max_guidance_scale - config.min_guidance_scale) * torch.rand(
         4, generator=rng

@@ -19,7 +19,8 @@ from magic141.training.dmd2 import Dmd2Spec
 from magic141.training.dmd2_config import Dmd2Config
 from magic141.training.launch import TrainResult, launch
 from magic141.training.objective import TrainContext
-from tests.evaluation.artifacts import CHANNELS, MODEL, make_data
+from tests.evaluation.artifacts import CHANNELS, make_data
+from tests.models.tiny import CONFIG
 
 pytestmark = pytest.mark.slow
 
@@ -49,7 +50,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sharded")
     info = json.loads((make_data(folder / "data") / "dataset.json").read_text())
     torch.manual_seed(0)
-    teacher = build_transformer(MODEL, CHANNELS, info["text_width"], info["pooled_width"], True, False)
+    teacher = build_transformer(CONFIG, CHANNELS, info["text_width"], info["pooled_width"], True, False)
     torch.nn.init.normal_(teacher.proj_out.weight, std=0.2)  # zero at first, which would hide mistakes
     teacher.save_pretrained(folder / "teacher")
     add_guidance_embedding(teacher).save_pretrained(folder / "student")
@@ -82,7 +83,7 @@ class Watched(CfgDistillationSpec):
 def test_sharded_step_distillation_is_that_of_whole_networks(folders: Path, tmp_path: Path) -> None:
     def run(name: str, placement: dict[str, Any]) -> TrainResult:
         config = Dmd2Config.model_validate(DMD2 | {"placement": placement})
-        spec = Dmd2Spec(config, MODEL, folders / "data", folders / "teacher", folders / "student")
+        spec = Dmd2Spec(config, CONFIG, folders / "data", folders / "teacher", folders / "student")
         return launch(spec, config, tmp_path / name, NullLog(), seed=0)
 
     assert_same(run("sharded", SHARDED), run("whole", DDP))
@@ -91,7 +92,7 @@ def test_sharded_step_distillation_is_that_of_whole_networks(folders: Path, tmp_
 def test_sharded_guidance_distillation_is_that_of_whole_networks(folders: Path, tmp_path: Path) -> None:
     def run(name: str, placement: dict[str, Any]) -> TrainResult:
         config = CfgDistillationConfig.model_validate(SHORT | {"placement": placement})
-        spec = Watched(config, MODEL, folders / "data", folders / "teacher")
+        spec = Watched(config, CONFIG, folders / "data", folders / "teacher")
         return launch(spec, config, tmp_path / name, NullLog(), seed=0)
 
     assert_same(run("sharded", SHARDED), run("whole", DDP))
