@@ -22,6 +22,8 @@ from magic141.training.dmd2_config import CollapseConfig
 SATURATED_STDS = 4.0
 PREFIX = "validation_"
 WATCH_FILE = "watch.json"
+_FRECHET = f"{PREFIX}frechet"
+_TRENDS = ("fake_loss", "dmd_gradient")
 _MORE_NOISE = "raise score_shift or fake_updates_per_step, lower real_guidance_scale or optimizer.learning_rate"
 _SLOWER = "lower optimizer.learning_rate or real_guidance_scale, raise a_weak"
 _FASTER_FAKE = "raise fake_updates_per_step or fake_optimizer.learning_rate, lower optimizer.learning_rate"
@@ -58,8 +60,14 @@ class Symptom:
     remedy: str
 
 
-def symptoms(values: Mapping[str, float], first_fake_loss: float | None, limits: CollapseConfig) -> Iterator[Symptom]:
-    """What is wrong with the figures of one validation; nothing if they are healthy."""
+def symptoms(values: Mapping[str, float], growth: Mapping[str, float], limits: CollapseConfig) -> Iterator[Symptom]:
+    """What is wrong with the figures of one validation; nothing if they are healthy.
+
+    Args:
+        values: the figures.
+        growth: some of them in units of an earlier value, `CollapseWatch.growth`.
+        limits: the bounds.
+    """
     yield from _low(values, "variance_ratio", limits.min_variance_ratio, "variance", _MORE_NOISE)
     yield from _high(values, "variance_ratio", limits.max_variance_ratio, "variance", _SLOWER)
     yield from _low(values, "motion_ratio", limits.min_motion_ratio, "motion", _MORE_NOISE)
@@ -69,10 +77,17 @@ def symptoms(values: Mapping[str, float], first_fake_loss: float | None, limits:
         yield Symptom(f"mean off by {drift:.2f} standard deviations (at most {limits.max_mean_drift})", _SLOWER)
     if saturation > limits.max_saturation:
         yield Symptom(f"{saturation:.0%} of the values saturated (at most {limits.max_saturation:.0%})", _SLOWER)
-    growth = values.get("fake_loss", 0.0) / first_fake_loss if first_fake_loss else 0.0
-    if growth > limits.max_fake_loss_growth:
-        text = f"fake loss {growth:.1f} x its first value (at most {limits.max_fake_loss_growth}): it lost the student"
-        yield Symptom(text, _FASTER_FAKE)
+    yield from _grown(growth, "fake_loss", limits.max_fake_loss_growth, "fake loss", "first", _FASTER_FAKE)
+    yield from _grown(growth, "dmd_gradient", limits.max_gradient_growth, "gradient", "first", _FASTER_FAKE)
+    yield from _grown(growth, _FRECHET, limits.max_frechet_growth, "Fréchet distance", "smallest", _SLOWER)
+
+
+def _grown(
+    growth: Mapping[str, float], name: str, bound: float, what: str, beside: str, remedy: str
+) -> Iterator[Symptom]:
+    value = growth.get(name, 0.0)
+    if value > bound:
+        yield Symptom(f"{what} {value:.1f} x its {beside} value (at most {bound})", remedy)
 
 
 def _low(values: Mapping[str, float], name: str, bound: float, what: str, remedy: str) -> Iterator[Symptom]:
@@ -97,6 +112,7 @@ class CollapseWatch:
         best: that state, as `judge` was given it.
         history: the figures of every validation.
         num_bad: validations in a row with a symptom.
+        first: what the first validation said of training, to which later ones are compared.
     """
 
     config: CollapseConfig
@@ -104,7 +120,7 @@ class CollapseWatch:
     best: dict[str, Any] | None = None
     history: list[dict[str, float]] = field(default_factory=list)
     num_bad: int = 0
-    first_fake_loss: float | None = None
+    first: dict[str, float] = field(default_factory=dict)
 
     @property
     def collapsed(self) -> bool:
@@ -122,8 +138,8 @@ class CollapseWatch:
         Raises:
             UserError: if the run has collapsed and shall stop.
         """
-        self.first_fake_loss = self.first_fake_loss or values.get("fake_loss")
-        found = list(symptoms(values, self.first_fake_loss, self.config))
+        self.first = self.first or {name: values[name] for name in _TRENDS if name in values}
+        found = list(symptoms(values, self.growth(values), self.config))
         self.num_bad = self.num_bad + 1 if found else 0
         shown = {name: value for name, value in values.items() if name.startswith(PREFIX)}
         self.history.append({"step": step, **shown, "num_symptoms": len(found)})
@@ -131,6 +147,13 @@ class CollapseWatch:
             self.best_step, self.best = step, _copy(state)
         if self.collapsed and self.config.stop:
             raise UserError(self._message(step, found))
+
+    def growth(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Losses and gradients in units of their first value, the Fréchet distance in units of its smallest before."""
+        before = dict(self.first)
+        if self.history and _FRECHET in values:
+            before[_FRECHET] = min(row[_FRECHET] for row in self.history)
+        return {name: values[name] / value for name, value in before.items() if value > 0 and name in values}
 
     def write(self, folder: Path, exported_step: int) -> None:
         """`watch.json` beside the student: the curve, the best step, the exported one, the verdict."""
@@ -154,7 +177,7 @@ class CollapseWatch:
         """Healthy before ill, then the smaller Frechet distance."""
 
         def rank(row: Mapping[str, float]) -> tuple[bool, float]:
-            return row["num_symptoms"] > 0, row.get(f"{PREFIX}frechet", 0.0)
+            return row["num_symptoms"] > 0, row.get(_FRECHET, 0.0)
 
         return min(self.history, key=rank)["step"] == step
 

@@ -49,7 +49,8 @@ class Dmd2Validation:
         self._reference_frechet = 1.0
         real, num_frames = self._maker.dataset.latents, maker.num_latent_frames
         self._space = TubeSpace.fit(real, real.shape[1], num_frames)
-        self._real_moments = self._moments(real[row, :, :num_frames] for row in range(len(real)))
+        own = range(context.rank, len(real), context.world_size)
+        self._real_moments = self._moments(real[row, :, :num_frames] for row in own)
 
     @torch.no_grad()
     def figures(self) -> dict[str, float]:
@@ -67,13 +68,14 @@ class Dmd2Validation:
 
     def _frechet(self, student: Tensor) -> float:
         """Distance of all workers' clips together to all real validation clips: a few clips alone say little."""
-        own = torch.from_numpy(self._moments(student.flatten(0, 1)))
-        return frechet_between(sum_over_workers(own, self.context).numpy(), self._real_moments)
+        return frechet_between(self._moments(student.flatten(0, 1)), self._real_moments)
 
     def _moments(self, clips: Iterable[Tensor]) -> NDArray[np.float64]:
-        """Clip by clip: the tubes of a real clip alone fill hundreds of megabytes."""
-        parts = [moments(self._space.project(clip[None].float())) for clip in clips]
-        return np.asarray(np.sum(parts, axis=0))
+        """Of all workers' clips, clip by clip: the tubes of a real clip alone fill hundreds of megabytes."""
+        size = 1 + self._space.basis.shape[1]
+        parts = (moments(self._space.project(clip[None].float())) for clip in clips)
+        own = torch.from_numpy(sum(parts, np.zeros((size, size))))
+        return np.asarray(sum_over_workers(own, self.context))
 
     def _batch(self) -> Batch:
         """As many clips on every worker, different ones as far as there are enough."""

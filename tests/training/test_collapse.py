@@ -22,6 +22,7 @@ HEALTHY = {
     "validation_mean_drift": 0.0,
     "validation_saturation": 0.0,
     "fake_loss": 0.2,
+    "dmd_gradient": 1.5,
 }
 
 
@@ -64,7 +65,7 @@ def test_each_kind_of_collapse_shows(collapsed, figure: str, value: float) -> No
 def test_one_seed_or_one_frame_has_one_ratio_less_and_is_no_collapse(left, missing: str) -> None:
     seen, all_names = compare(left(clips(0)), left(clips(0))), compare(clips(0), clips(0)).keys()
     assert all_names - seen.keys() == {f"validation_{missing}"}
-    assert not list(symptoms(seen, None, CollapseConfig()))
+    assert not list(symptoms(seen, {}, CollapseConfig()))
 
 
 def judge(watch: CollapseWatch, step: int, **changes: float) -> None:
@@ -81,11 +82,27 @@ def test_two_bad_validations_in_a_row_stop_the_run_with_a_remedy() -> None:
         judge(watch, 250, variance_ratio=0.2, frechet=1.0)
 
 
-def test_a_fake_score_that_loses_the_student_is_a_symptom() -> None:
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("fake_loss", 1.0, r"fake loss 5.0 x its first value .*fake_updates_per_step"),
+        ("dmd_gradient", 7.5, r"gradient 5.0 x its first value .*fake_updates_per_step"),
+        ("validation_frechet", 5.0, r"Fréchet distance 2.5 x its smallest value .*optimizer.learning_rate"),
+    ],
+)
+def test_what_grows_beyond_its_bound_is_a_symptom(name: str, value: float, says: str) -> None:
     watch = CollapseWatch(CollapseConfig(patience=1))
-    judge(watch, 50)
-    with pytest.raises(UserError, match=r"fake loss 5.0 x its first value .*fake_updates_per_step"):
-        watch.judge(100, HEALTHY | {"fake_loss": 1.0}, {})
+    watch.judge(50, HEALTHY, {})
+    with pytest.raises(UserError, match=says):
+        watch.judge(100, HEALTHY | {name: value}, {})
+
+
+def test_the_distance_is_compared_with_its_smallest_value_and_not_with_its_first() -> None:
+    watch = CollapseWatch(CollapseConfig(stop=False))
+    for step, frechet in ((50, 9.0), (100, 2.0), (150, 3.9), (200, 4.1), (250, 8.0)):
+        judge(watch, step, frechet=frechet)
+    assert [row["num_symptoms"] for row in watch.history] == [0, 0, 0, 1, 1]
+    assert watch.collapsed
 
 
 def test_the_best_state_is_the_healthy_one_with_the_smallest_distance(tmp_path: Path) -> None:
