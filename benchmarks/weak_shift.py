@@ -12,7 +12,7 @@ from verdicts import Evidence, Verdict, below_one, mean
 from magic141.training.dmd2 import Dmd2Spec
 
 A_WEAK = (0.0, 0.1, 0.25, 0.5, 0.75)
-RATES = (1.0, 4.0, 16.0)  # times the configured one of the generator
+RATES = (1.0, 16.0, 64.0)  # times the configured one of the generator
 JUDGED = 0.5  # the strength that is compared with plain DMD2: chosen beforehand, it is the default
 
 
