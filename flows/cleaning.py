@@ -1,21 +1,29 @@
-"""`magic141 gc`: frees what no run refers to any more, such as artifacts whose runs were deleted in MLflow."""
+"""`magic141 gc`: frees what no run refers to any more, such as artifacts whose runs were deleted in MLflow.
+
+Only what carries a name of ours, and a stage key that a store of this workspace knows, can go.
+"""
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from magic141.file_records import record_path
-from magic141.frozen import UserError
-from magic141.tracking import References, open_store, references
-from magic141.urls import without_credentials
+from magic141.publication import DIGEST_CHARS
+from magic141.tracking import Folder, References, Work, references
+from tasks.run_stage import KEY_CHARS, lock_file
 
 AT_ONCE = 100  # locks held, each an open file
+_ARTIFACT = re.compile(rf"([0-9a-f]{{{KEY_CHARS}}})(-[0-9a-f]{{{DIGEST_CHARS}}})?")
+_ASIDE = re.compile(rf"\.(?:staging|old)-([0-9a-f]{{{KEY_CHARS}}})(-[0-9a-f]+)*")
+_CHECKPOINTS = re.compile(r"(.+)-([0-9a-f]{12})")
 
 
 @dataclass(frozen=True)
@@ -25,88 +33,118 @@ class Leftover:
     Attributes:
         path: where it is.
         why: what it is.
-        num_bytes: what it holds.
+        num_bytes: what it holds; of a file with several names, its share.
+        error: why it could not be removed.
     """
 
     path: Path
     why: str
     num_bytes: int
+    error: str = ""
 
 
-def find_leftovers(workspace: Path) -> list[Leftover]:
-    """Artifacts, half-written ones and checkpoints that no run of the workspace's store refers to; nothing is removed.
+@dataclass(frozen=True)
+class Findings:
+    """What can go, and how many folders are left alone because no store of this workspace knows their keys."""
+
+    leftovers: tuple[Leftover, ...]
+    num_unknown: int
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A folder with a name of ours, and what was worked on under its key: nothing, if no store knows it."""
+
+    path: Path
+    stage: str
+    work: tuple[Work, ...]
+
+
+def find_leftovers(workspace: Path) -> Findings:
+    """Artifacts, half-written ones and checkpoints that no run or registered model refers to; nothing is removed.
 
     Deleted runs, which MLflow could restore, do not count. What a running stage works on is not among them.
 
     Raises:
-        UserError: the store is not the one that this workspace's artifacts were made with.
+        UserError: there is no store.
     """
-    tracker = open_store(workspace)
-    known = references(tracker.client)
-    _require_own_store(workspace, known, tracker.uri)
-    with ExitStack() as stack:
-        found = [(path, why) for path, why in _unknown(workspace, known) if _lock(stack, workspace, path)]
-    return [Leftover(path, why, _num_bytes(path)) for path, why in found]
+    known = references(workspace)
+    candidates = list(_candidates(workspace, known))
+    found = (_leftover(workspace, candidate, known) for candidate in candidates if candidate.work)
+    return Findings(tuple(filter(None, found)), sum(not candidate.work for candidate in candidates))
 
 
 def remove(workspace: Path, leftovers: Sequence[Leftover]) -> Iterator[Leftover]:
     """Removes those that are still referred to by nothing, and yields them; a stage cannot begin on them meanwhile."""
-    tracker = open_store(workspace)
     for start in range(0, len(leftovers), AT_ONCE):
-        part = leftovers[start : start + AT_ONCE]
+        listed = {leftover.path: leftover for leftover in leftovers[start : start + AT_ONCE]}
         with ExitStack() as stack:
-            locked = [leftover for leftover in part if _lock(stack, workspace, leftover.path)]
-            unknown = {path for path, _ in _unknown(workspace, references(tracker.client))}
-            for leftover in locked:
-                if leftover.path in unknown:
-                    _remove(leftover.path)
-                    yield leftover
+            candidates = [c for c in _candidates(workspace, references(workspace)) if c.path in listed]
+            locked = [candidate for candidate in candidates if _lock(stack, workspace, candidate)]
+            known = references(workspace)  # what was taken up before the locks were held
+            for candidate in locked:
+                if _why(candidate, known):
+                    yield replace(listed[candidate.path], error=_remove(candidate.path))
 
 
-def _unknown(workspace: Path, known: References) -> Iterator[tuple[Path, str]]:
-    for path in sorted(workspace.glob("artifacts/*/*/")):
-        if path.name.startswith("."):
-            yield path, "half-written by a killed run"
-        elif path not in known.folders:
-            yield path, "artifact of no run"
-    for path in sorted(workspace.glob("training/*/")):
-        if not any(key.startswith(_key(path)) for key in known.keys):
-            yield path, "checkpoints of no run"
+def _candidates(workspace: Path, known: References) -> Iterator[_Candidate]:
+    for path in _folders(workspace, "artifacts/*/*"):
+        if match := _ARTIFACT.fullmatch(path.name) or _ASIDE.fullmatch(path.name):
+            yield _Candidate(path, path.parent.name, _work(known, path.parent.name, match[1]))
+    for path in _folders(workspace, "training/*"):
+        if match := _CHECKPOINTS.fullmatch(path.name):
+            yield _Candidate(path, match[1], _work(known, match[1], match[2]))
 
 
-def _key(path: Path) -> str:
-    """The beginning of the stage key in a folder's name: of an artifact, a staging folder, or checkpoints."""
+def _folders(workspace: Path, pattern: str) -> list[Path]:
+    """Not links: whoever moved a folder elsewhere knows why."""
+    return sorted(path for path in workspace.glob(pattern) if path.is_dir() and not path.is_symlink())
+
+
+def _work(known: References, stage: str, key: str) -> tuple[Work, ...]:
+    return tuple(work for work in known.work_ever if work.stage == stage and work.key.startswith(key))
+
+
+def _why(candidate: _Candidate, known: References) -> str | None:
+    """What a folder is that can go."""
+    path = candidate.path
     if path.parent.name == "training":
-        return path.name.rpartition("-")[2]
-    return path.name.removeprefix(".staging-").removeprefix(".old-").partition("-")[0]
+        return None if known.work.intersection(candidate.work) else "checkpoints of no run"
+    if not path.name.startswith("."):
+        return None if Folder(candidate.stage, path.name) in known.folders else "artifact of no run"
+    whole = path.with_name(path.name.removeprefix(".old-"))
+    return "half-written by a killed run" if whole == path or whole.exists() else None
 
 
-def _lock(stack: ExitStack, workspace: Path, path: Path) -> bool:
+def _leftover(workspace: Path, candidate: _Candidate, known: References) -> Leftover | None:
+    why = _why(candidate, known)
+    with ExitStack() as stack:
+        if why and (not os.access(workspace, os.W_OK) or _lock(stack, workspace, candidate)):
+            return Leftover(candidate.path, why, _num_bytes(candidate.path))
+    return None
+
+
+def _lock(stack: ExitStack, workspace: Path, candidate: _Candidate) -> bool:
     """Takes the locks of the keys that a folder may belong to; whether no stage holds one."""
-    stage = path.name.rpartition("-")[0] if path.parent.name == "training" else path.parent.name
     try:
-        for lock in workspace.glob(f"locks/{stage}-{_key(path)}*.lock"):
-            stack.enter_context(FileLock(lock, timeout=0, is_singleton=True))
+        for work in candidate.work:
+            stack.enter_context(FileLock(lock_file(workspace, *work), timeout=0, is_singleton=True))
     except Timeout:
         return False
     return True
 
 
-def _remove(path: Path) -> None:
-    shutil.rmtree(path)
+def _remove(path: Path) -> str:
+    """What went wrong."""
+    try:
+        shutil.rmtree(path)
+    except OSError as error:
+        return str(error)
     with suppress(FileNotFoundError):
         record_path(path).unlink()
+    return ""
 
 
 def _num_bytes(path: Path) -> int:
-    return sum(file.lstat().st_size for file in path.rglob("*") if file.is_file())
-
-
-def _require_own_store(workspace: Path, known: References, uri: str) -> None:
-    """An empty or foreign store would make everything look abandoned."""
-    there = [path for path in workspace.glob("artifacts/*/*/") if not path.name.startswith(".")]
-    if there and known.deleted_too.isdisjoint(there):
-        raise UserError(
-            f"{without_credentials(uri)} knows none of the {len(there)} artifacts in {workspace}; expected the store "
-            "that they were made with; set MLFLOW_TRACKING_URI to it"
-        )
+    found = (file.lstat() for file in path.rglob("*") if file.is_file())
+    return sum(stat.st_size // stat.st_nlink for stat in found)

@@ -14,6 +14,7 @@ from flows.command_line import (
     prefect_server,
     reporting,
     resumable,
+    say_cleaning,
     say_outcome,
     say_sweep,
     selection,
@@ -254,12 +255,7 @@ def gc(
         from flows.cleaning import find_leftovers, remove
 
         home = store(workspace)
-        found, total = find_leftovers(home), 0
-        for leftover in remove(home, found) if delete else found:
-            total += leftover.num_bytes
-            typer.echo(f"{leftover.num_bytes / 1e6:12,.1f} MB  {leftover.path.relative_to(home)}: {leftover.why}")
-        how = "removed" if delete else "in all; --delete removes it" if found else f"{home} holds nothing without a run"
-        typer.echo(f"{total / 1e6:12,.1f} MB  {how}")
+        say_cleaning(home, find_leftovers(home), remove if delete else None)
 
 
 @app.command()

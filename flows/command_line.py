@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from flows.cleaning import Findings, Leftover
     from flows.server import PrefectServer
     from flows.session import Outcome
     from flows.sweep import SweepOutcome
@@ -217,3 +218,24 @@ def say_sweep(outcome: SweepOutcome) -> None:
     wide_console().print(table)
     _say_run(outcome.run_id, outcome.tracking_uri)
     typer.echo(f"done    in {outcome.seconds:.1f} s")
+
+
+def say_cleaning(
+    home: Path, found: Findings, remove: Callable[[Path, Sequence[Leftover]], Iterable[Leftover]] | None
+) -> None:
+    """What no run refers to, as it is removed or only listed; exits with 1 if something could not be removed."""
+    freed = failed = 0
+    for leftover in remove(home, found.leftovers) if remove else found.leftovers:
+        freed += 0 if leftover.error else leftover.num_bytes
+        failed += bool(leftover.error)
+        what = f"not removed: {leftover.error}" if leftover.error else leftover.why
+        typer.echo(f"{leftover.num_bytes / 1e6:12,.1f} MB  {leftover.path.relative_to(home)}: {what}")
+    nothing = f"{home} holds nothing without a run"
+    how = nothing if not found.leftovers else "removed" if remove else "in all; --delete removes it"
+    typer.echo(f"{freed / 1e6:12,.1f} MB  {how}")
+    if found.num_unknown:
+        typer.echo(
+            f"{found.num_unknown} folders were made with another store and stay; MLFLOW_TRACKING_URI names that to ask"
+        )
+    if failed:
+        raise typer.Exit(FAILURE)

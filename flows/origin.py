@@ -41,8 +41,10 @@ def find_origin(workspace: Path, source: str) -> Origin:
     """
     require_servers()
     tracker = open_store(workspace)
-    run_id = tracker.registry.resolve(source).run_id if source.startswith("models:") else source
-    run = tracker.pipeline_run(run_id)
+    registered = source.startswith("models:")
+    run = tracker.pipeline_run(tracker.registry.resolve(source).run_id if registered else source)
+    if not registered and run.info.lifecycle_stage != "active":
+        raise UserError(f"run {source}: it was deleted, and gc may free what it made; restore it in MLflow")
     return Origin(run, config_of(run, tracker, workspace), tracker)
 
 

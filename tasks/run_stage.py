@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
@@ -116,9 +117,7 @@ def _closing(stage: str, run: RunLog, log: TaskLog, context: StageContext) -> It
 @contextmanager
 def _only_worker(stage: str, key: str, context: StageContext) -> Iterator[None]:
     """Holds the key's lock; says so when another process has it."""
-    folder = context.home / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / f"{stage}-{key[:KEY_CHARS]}.lock")
+    lock = FileLock(lock_file(context.home, stage, key))
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -128,6 +127,13 @@ def _only_worker(stage: str, key: str, context: StageContext) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def lock_file(workspace: Path, stage: str, key: str) -> Path:
+    """What a worker on this key holds; its folder is made."""
+    folder = workspace / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{stage}-{key[:KEY_CHARS]}.lock"
 
 
 def _record_start(stage: Stage, key: StageKey, run: RunLog, context: StageContext) -> None:

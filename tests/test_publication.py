@@ -30,6 +30,17 @@ def test_staging_clears_what_a_killed_worker_left(tmp_path: Path) -> None:
         assert not (final.parent / ".staging-key-1").exists()
 
 
+def test_what_was_set_aside_comes_back_when_publishing_was_killed_before_the_new_one_was_there(tmp_path: Path) -> None:
+    place = tmp_path / "stage" / "key"
+    for name in ("lost", "whole", "moved"):
+        (place.parent / f".old-key-{name}").mkdir(parents=True)
+    (place.parent / "key-whole").mkdir()
+    (place.parent / ".old-other").mkdir()
+    with staging(place):
+        pass
+    assert {path.name for path in place.parent.iterdir()} == {"key-lost", "key-whole", "key-moved", ".old-other"}
+
+
 def test_other_content_of_the_same_key_stays_beside_and_equal_content_is_replaced(tmp_path: Path) -> None:
     place = tmp_path / "stage" / "key"
 

@@ -1,69 +1,83 @@
-"""What runs and registered models refer to: all else in a workspace can go."""
+"""What runs and registered models refer to: all else that a store knows of in a workspace can go."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
-from mlflow.entities.model_registry import ModelVersion
 
 from magic141.artifacts import ArtifactRef
-from magic141.tracking.tags import TAG_ARTIFACT, TAG_KEY, TAG_KIND
+from magic141.tracking.paging import all_experiments, every
+from magic141.tracking.tags import TAG_ARTIFACT, TAG_KEY, TAG_KIND, TAG_STAGE
+from magic141.tracking.tracker import default_uri, open_store, tracking_uri
 
-PAGE = 1000
+
+class Folder(NamedTuple):
+    """An artifact by its names alone: the same workspace may be mounted elsewhere."""
+
+    stage: str
+    name: str
+
+
+class Work(NamedTuple):
+    """What a stage's run worked on."""
+
+    stage: str
+    key: str
 
 
 @dataclass(frozen=True)
 class References:
-    """Of all runs in a store that are not deleted, and of all registered models.
+    """What the runs of a workspace's stores, and the registered models, refer to.
 
     Attributes:
-        folders: artifacts that they made, reused or registered.
-        keys: stage keys that they worked on.
-        deleted_too: artifacts of deleted runs besides: all that this store has ever known.
+        folders: artifacts that runs which are not deleted made or reused, and those that are registered.
+        work: what runs which are not deleted worked on.
+        work_ever: the same with deleted runs: of nothing else can be told whether it is needed.
     """
 
-    folders: frozenset[Path]
-    keys: frozenset[str]
-    deleted_too: frozenset[Path]
+    folders: frozenset[Folder]
+    work: frozenset[Work]
+    work_ever: frozenset[Work]
 
 
-def references(client: MlflowClient) -> References:
-    """Reads every run's tags."""
-    runs = list(_runs(client))
+def references(workspace: Path) -> References:
+    """Reads every run's tags, of the store in use and of the workspace's own.
+
+    Raises:
+        UserError: there is no store.
+    """
+    clients = [open_store(workspace).client]
+    own = default_uri(workspace)
+    if tracking_uri(workspace) != own and Path(own.removeprefix("sqlite:///")).exists():
+        clients.append(MlflowClient(own))
+    runs = [run for client in clients for run in _runs(client)]
     active = [run for run in runs if run.info.lifecycle_stage == "active"]
-    models = {_folder(version.tags[TAG_ARTIFACT]) for version in _versions(client) if TAG_ARTIFACT in version.tags}
-    return References(
-        frozenset(models.union(*map(_folders, active))),
-        frozenset(run.data.tags[TAG_KEY] for run in active if TAG_KEY in run.data.tags),
-        frozenset(models.union(*map(_folders, runs))),
-    )
+    models = (version.tags for client in clients for version in every(client.search_model_versions))
+    registered = {_folder(tags[TAG_ARTIFACT]) for tags in models if TAG_ARTIFACT in tags}
+    return References(frozenset(registered.union(*map(_folders, active))), _work(active), _work(runs))
 
 
-def _folders(run: Run) -> set[Path]:
+def _folders(run: Run) -> set[Folder]:
     """A stage run's artifact, and every stage's in a pipeline run."""
     return {_folder(value) for name, value in run.data.tags.items() if f"{name}.".startswith(f"{TAG_ARTIFACT}.")}
 
 
-def _folder(tag: str) -> Path:
-    return ArtifactRef.model_validate_json(tag).path
+def _folder(tag: str) -> Folder:
+    path = ArtifactRef.model_validate_json(tag).path
+    return Folder(path.parent.name, path.name)
 
 
-def _runs(client: MlflowClient) -> Iterator[Run]:
-    experiments = [e.experiment_id for e in client.search_experiments(view_type=ViewType.ALL)]
-    token = None
-    while page := client.search_runs(experiments, f"tags.`{TAG_KIND}` != ''", ViewType.ALL, PAGE, page_token=token):
-        yield from page
-        if not (token := page.token):
-            return
+def _work(runs: Iterable[Run]) -> frozenset[Work]:
+    tags = (run.data.tags for run in runs)
+    return frozenset(Work(found[TAG_STAGE], found[TAG_KEY]) for found in tags if TAG_KEY in found)
 
 
-def _versions(client: MlflowClient) -> Iterator[ModelVersion]:
-    token = None
-    while page := client.search_model_versions(max_results=PAGE, page_token=token):
-        yield from page
-        if not (token := page.token):
-            return
+def _runs(client: MlflowClient) -> Iterable[Run]:
+    experiments = all_experiments(client, ViewType.ALL)
+    return every(partial(client.search_runs, experiments, f"tags.`{TAG_KIND}` != ''", ViewType.ALL))

@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException
 
 from magic141.artifacts import ArtifactRef
 from magic141.frozen import UserError
+from magic141.tracking.paging import all_experiments
 from magic141.tracking.tags import TAG_ARTIFACT, TAG_PROMOTIONS
 from magic141.urls import without_credentials
 
@@ -105,7 +106,7 @@ class Registry:
         """The finished pipelines and evaluations that made an artifact or took an equal one over, newest first."""
         tag = f"{TAG_ARTIFACT}.{ref.stage}"
         found = self.client.search_runs(
-            [experiment.experiment_id for experiment in self.client.search_experiments()],
+            all_experiments(self.client),
             f"tags.`{tag}` LIKE '%{ref.digest}%' and attributes.status = 'FINISHED'",
             max_results=limit,
             order_by=["attributes.start_time DESC"],

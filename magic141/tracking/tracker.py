@@ -23,6 +23,7 @@ from mlflow.exceptions import MlflowException
 
 from magic141.artifacts import ArtifactRef
 from magic141.frozen import UserError
+from magic141.tracking.paging import all_experiments
 from magic141.tracking.registry import Registry, unless_there
 from magic141.tracking.run_log import RunLog
 from magic141.tracking.tags import (
@@ -120,7 +121,7 @@ class Tracker:
             verify: read the artifact and compare its digest; False only looks whether it is there (for a plan).
         """
         note = None
-        everywhere = [experiment.experiment_id for experiment in self.client.search_experiments()]
+        everywhere = all_experiments(self.client)
         for run in self._search(f"tags.`{TAG_KEY}` = '{key}' and attributes.status = 'FINISHED'", within=everywhere):
             if TAG_ARTIFACT not in run.data.tags:
                 continue
@@ -221,7 +222,12 @@ class Tracker:
 def tracking_uri(workspace: Path) -> str:
     """The store: MLFLOW_TRACKING_URI, or a SQLite file in the workspace."""
     settle_credentials("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{workspace}/mlflow.db"
+    return os.environ.get("MLFLOW_TRACKING_URI") or default_uri(workspace)
+
+
+def default_uri(workspace: Path) -> str:
+    """The workspace's own store."""
+    return f"sqlite:///{workspace}/mlflow.db"
 
 
 def store_exists(workspace: Path) -> bool:
