@@ -72,6 +72,7 @@ def symptoms(values: Mapping[str, float], growth: Mapping[str, float], limits: C
     yield from _high(values, "variance_ratio", limits.max_variance_ratio, "variance", _SLOWER)
     yield from _low(values, "motion_ratio", limits.min_motion_ratio, "motion", _MORE_NOISE)
     yield from _low(values, "diversity_ratio", limits.min_diversity_ratio, "difference between seeds", _MORE_NOISE)
+    yield from _high(values, "frechet_ratio", limits.max_frechet_ratio, "Fréchet distance", _SLOWER)
     drift, saturation = values.get(f"{PREFIX}mean_drift", 0.0), values.get(f"{PREFIX}saturation", 0.0)
     if drift > limits.max_mean_drift:
         yield Symptom(f"mean off by {drift:.2f} standard deviations (at most {limits.max_mean_drift})", _SLOWER)

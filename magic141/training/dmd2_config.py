@@ -27,6 +27,7 @@ class CollapseConfig(FrozenConfig):
     max_saturation: float = Field(0.1, ge=0, le=1, description="share of values beyond 4 standard deviations")
     max_fake_loss_growth: float = Field(4.0, gt=1, description="fake loss, relative to that at the first validation")
     max_gradient_growth: float = Field(4.0, gt=1, description="mean square of the DMD2 gradient, the same")
+    max_frechet_ratio: float = Field(10.0, gt=1, description="Fréchet distance, relative to the many-step model's")
     max_frechet_growth: float = Field(2.0, gt=1, description="Fréchet distance, relative to the smallest before")
 
 

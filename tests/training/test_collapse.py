@@ -88,9 +88,10 @@ def test_two_bad_validations_in_a_row_stop_the_run_with_a_remedy() -> None:
         ("fake_loss", 1.0, r"fake loss 5.0 x its first value .*fake_updates_per_step"),
         ("dmd_gradient", 7.5, r"gradient 5.0 x its first value .*fake_updates_per_step"),
         ("validation_frechet", 5.0, r"Fréchet distance 2.5 x its smallest value .*optimizer.learning_rate"),
+        ("validation_frechet_ratio", 11.0, r"Fréchet distance 11.00 x that of the many-step model \(at most 10"),
     ],
 )
-def test_what_grows_beyond_its_bound_is_a_symptom(name: str, value: float, says: str) -> None:
+def test_what_is_beyond_its_bound_is_a_symptom(name: str, value: float, says: str) -> None:
     watch = CollapseWatch(CollapseConfig(patience=1))
     watch.judge(50, HEALTHY, {})
     with pytest.raises(UserError, match=says):
