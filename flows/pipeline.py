@@ -13,7 +13,7 @@ from flows.session import Outcome, open_session
 from magic141.config import load_config, missing_sources
 from magic141.frozen import UserError
 from magic141.tracking import TAG_PARENT
-from tasks.pipeline import known_stage
+from tasks.pipeline import known_stage, missing_by_stage
 
 
 @flow(name="magic141", retries=0, validate_parameters=False, on_failure=[notify], on_crashed=[notify])
@@ -34,9 +34,7 @@ def pipeline(
         parent: MLflow run to put this one under, such as a sweep's.
     """
     values = load_config(Path(config), overrides or ())
-    check_sources = list(missing_sources(values))
-    if check_sources:
-        raise UserError("\n".join(check_sources))
+    _refuse(list(missing_sources(values)))
     again = [known_stage(name, "--refresh") for name in refresh or ()]
     tags = flow_tags() | ({TAG_PARENT: parent} if parent else {})
     with open_session(values, "pipeline", tags, again) as session:
@@ -65,4 +63,11 @@ def rerun(
     again = [known_stage(name, "--refresh") for name in refresh or ()]
     stages = stages_between(first, until)
     going_on = continue_run(find_origin(Path(workspace), origin), stages, overrides or ())
+    missing = missing_by_stage(going_on.config)
+    _refuse([missing[stage.name] for stage in stages if stage.name in missing])
     return carry_on(going_on, "pipeline", again)
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        raise UserError("\n".join(problems))

@@ -13,8 +13,9 @@ from pydantic import ValidationError
 from flows.estimates import HERE, Estimate, estimate
 from flows.origin import continue_run, find_origin, stages_between
 from magic141.artifacts import ArtifactRef, StageKey
-from magic141.config import PipelineConfig, missing_sources
+from magic141.config import PipelineConfig
 from magic141.tracking import Tracker, store_exists
+from tasks.pipeline import missing_by_stage
 from tasks.stage import Stage
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def make_plan(
         kept: artifacts of stages before, taken over from an earlier run.
     """
     tracker = Tracker(config.home, config.experiment) if store_exists(config.home) else None
-    blocked = _blocked(config)
+    blocked = missing_by_stage(config)
     artifacts = {ref.stage: ref for ref in kept}
     for stage in stages:
         row = _planned(stage, config, tracker, artifacts, refresh, blocked)
@@ -188,9 +189,3 @@ def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _blocked(config: PipelineConfig) -> dict[str, str]:
-    """Stages that read a file or folder which is not there, with the line that says so."""
-    lines = ((line.partition(".")[0], line) for line in missing_sources(config))
-    return {"prepare_data" if section == "data" else section: line for section, line in lines}

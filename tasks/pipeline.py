@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from magic141.config import PipelineConfig, missing_sources
 from magic141.config_errors import nearest
 from magic141.frozen import UserError
 from tasks import (
@@ -55,3 +56,9 @@ def known_stage(name: str, option: str) -> str:
     if name not in names:
         raise UserError(f"{option} {name}: no such stage; {nearest(name, names)}")
     return name
+
+
+def missing_by_stage(config: PipelineConfig) -> dict[str, str]:
+    """Stages that read a file or folder which is not there, with the line that says so."""
+    lines = ((line.partition(".")[0], line) for line in missing_sources(config))
+    return {"prepare_data" if section == "data" else section: line for section, line in lines}

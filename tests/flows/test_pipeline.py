@@ -224,6 +224,7 @@ def test_any_stage_runs_again_on_an_earlier_run(outcome: Outcome, home: Path) ->
         (("distill_dmd2", ["model.num_layers=3"]), "pretrain_t2v is kept from run"),
         (("quantize", [], "distill_cfg"), "--from quantize: comes after --until distill_cfg"),
         (("quantise", []), "did you mean 'quantize'"),
+        (("pretrain_i2v", ["pretrain_i2v.base=/nowhere"]), "pretrain_i2v.base = /nowhere: no such folder"),
     ],
 )
 def test_a_rerun_keeps_what_it_does_not_run(
