@@ -28,6 +28,7 @@ from magic141.tracking import Run, Tracker
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
 WIDTH, HEIGHT = 1600, 1000
 TALL, MARGIN = 3000, 8  # pixels below the last element
+FLOW_RUN = "prefect.flow_run_id"
 SETTLE_S = 2.0  # charts move into place
 MIN_COLOURS, MAX_SHARE_OF_ONE = 50, 0.985
 # What MLflow's pages keep in the browser: a panel with an assistant would open at the first visit.
@@ -51,6 +52,7 @@ class Shot:
         steps: JavaScript to run then, one after the other.
         shown: JavaScript that is true once they have had their effect.
         width: of the page, pixels.
+        settle_s: seconds to wait after that: a video is painted some time after it has its frame.
         ends_with: the picture ends below this element (a CSS selector), wherever that is; none: one screen.
     """
 
@@ -60,6 +62,7 @@ class Shot:
     steps: tuple[str, ...] = ()
     shown: str = "true"
     width: int = WIDTH
+    settle_s: float = SETTLE_S
     ends_with: str | None = None
 
 
@@ -69,7 +72,7 @@ def shots(mlflow: str, prefect: str, runs: list[Run], report: Path) -> Iterator[
     experiment, run_id, flow_run = (
         newest.info.experiment_id,
         newest.info.run_id,
-        newest.data.tags["prefect.flow_run_id"],
+        newest.data.tags[FLOW_RUN],
     )
     yield Shot(
         "mlflow_runs", f"{mlflow}/#/experiments/{experiment}/runs", f"{EXPANDERS}.length", EXPAND, _says("pretrain_t2v")
@@ -82,7 +85,7 @@ def shots(mlflow: str, prefect: str, runs: list[Run], report: Path) -> Iterator[
     )
     yield Shot("prefect_flow_run", f"{prefect}/runs/flow-run/{flow_run}", _says("distill_dmd2"))
     loaded = f"{VIDEOS}.every(video => video.readyState >= 2 && !video.seeking)"
-    yield Shot("report", report.as_uri(), loaded, FOR_README, loaded, width=1300, ends_with="#videos")
+    yield Shot("report", report.as_uri(), loaded, FOR_README, loaded, width=1300, settle_s=10, ends_with="#videos")
 
 
 def _says(text: str) -> str:
@@ -111,7 +114,7 @@ def take(page: Page, shot: Shot, folder: Path) -> None:
     for step in shot.steps:
         page.evaluate(step)
     page.wait_for(shot.shown)
-    time.sleep(SETTLE_S)
+    time.sleep(shot.settle_s)
     if shot.ends_with:
         bottom = f"document.querySelector({shot.ends_with!r}).getBoundingClientRect().bottom"
         page.resize(shot.width, int(page.evaluate(bottom)) + MARGIN)
@@ -132,17 +135,18 @@ def require_content(file: Path, shot: Shot) -> None:
 
 
 def newest_runs(workspace: Path, experiment: str) -> tuple[list[Run], Path]:
-    """The newest finished pipeline run with a report and another one beside it, and the first one's report."""
+    """The newest finished pipeline that ran a stage, another run beside it, and the newest pipeline's report."""
     tracker = Tracker(workspace, experiment)
     condition = "tags.`magic141.kind` != 'stage' and attributes.status = 'FINISHED'"
     order = ["attributes.start_time DESC"]
     found = list(tracker.client.search_runs([tracker.experiment_id], condition, order_by=order))
     whole = [run for run in found if "report" in tracker.artifacts_of(run)]
     pipelines = [run for run in whole if run.data.tags["magic141.kind"] == "pipeline"]
-    if not pipelines or len(whole) < 2:
+    working = [run for run in pipelines if FLOW_RUN in run.data.tags]  # one that finds all done starts no flow
+    if not working or len(whole) < 2:
         raise SystemExit(f"{tracker.uri}: a finished `magic141 run` and one more, or a `magic141 eval`, are needed")
-    other = next(run for run in whole if run is not pipelines[0])
-    return [pipelines[0], other], tracker.artifacts_of(pipelines[0])["report"].path / "report.html"
+    other = next(run for run in whole if run is not working[0])
+    return [working[0], other], tracker.artifacts_of(pipelines[0])["report"].path / "report.html"
 
 
 def main() -> None:
