@@ -61,8 +61,7 @@ class Scorer:
         space: fitted on training latents.
         real: coefficients of what may follow the conditions: several valid futures of each or, where those are not
             known, the held-out clips themselves; [M, n].
-        floor: Frechet distance of a perfect model: of the held-out clips themselves or, where these are all that is
-            known, of training clips.
+        floor: Frechet distance of a perfect model, of the held-out clips themselves; none where distances are to these.
         num_latent_frames: T of a window.
     """
 
@@ -90,11 +89,11 @@ class Scorer:
         truths = [clip["truth"] for clip in clips] if info.has_ground_truth else None
         codec = load_codec(data / "codec")
         codec.vae.to(sampling_device())
-        reference, perfect = heldout.latents[rows, :, :frames], train.latents[: len(rows), :, :frames]
+        real, floor = space.project(heldout.latents[rows, :, :frames]), Score.missing("distances are to these clips")
         if truths is not None:
             num_frames = 1 + (frames - 1) * info.temporal_factor
-            reference, perfect = valid_futures(truths, num_frames, info.height, info.width, codec), reference
-        real = space.project(reference)
+            futures = space.project(valid_futures(truths, num_frames, info.height, info.width, codec))
+            real, floor = futures, _frechet(real, futures)
         return cls(
             config=config,
             codec=codec,
@@ -104,7 +103,7 @@ class Scorer:
             truths=truths,
             space=space,
             real=real,
-            floor=_frechet(space.project(perfect), real),
+            floor=floor,
             num_latent_frames=frames,
         )
 
