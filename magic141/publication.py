@@ -38,9 +38,10 @@ def staging(final: Path) -> Iterator[Path]:
 def _clear_staging(final: Path) -> None:
     for left in final.parent.glob(f".staging-{final.name}-*"):
         shutil.rmtree(left) if left.is_dir() else left.unlink()
-    for old in final.parent.glob(f".old-{final.name}*"):  # killed while it published
+    for old in final.parent.glob(".old-*"):  # set aside by a worker that was killed while it published
         whole = old.with_name(old.name.removeprefix(".old-"))
-        shutil.rmtree(old) if whole.exists() else old.replace(whole)
+        if f"{whole.name}-".startswith(f"{final.name}-"):
+            shutil.rmtree(old) if whole.exists() else old.replace(whole)
 
 
 def publish_by_content(folder: Path, place: Path, volatile: Iterable[str] = ()) -> Published:

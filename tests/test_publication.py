@@ -35,10 +35,13 @@ def test_what_was_set_aside_comes_back_when_publishing_was_killed_before_the_new
     for name in ("lost", "whole", "moved"):
         (place.parent / f".old-key-{name}").mkdir(parents=True)
     (place.parent / "key-whole").mkdir()
-    (place.parent / ".old-other").mkdir()
+    for other in (".old-other", ".old-key6"):  # of other keys, on which others may work
+        (place.parent / other).mkdir()
+    (place.parent / ".old-key").mkdir()
     with staging(place):
         pass
-    assert {path.name for path in place.parent.iterdir()} == {"key-lost", "key-whole", "key-moved", ".old-other"}
+    left = {path.name for path in place.parent.iterdir()}
+    assert left == {"key", "key-lost", "key-whole", "key-moved", ".old-other", ".old-key6"}
 
 
 def test_other_content_of_the_same_key_stays_beside_and_equal_content_is_replaced(tmp_path: Path) -> None:
