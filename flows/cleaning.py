@@ -17,13 +17,23 @@ from filelock import FileLock, Timeout
 
 from magic141.file_records import record_path
 from magic141.publication import DIGEST_CHARS
-from magic141.tracking import Folder, References, Work, references
+from magic141.tracking import ArtifactName, References, Work, references
 from tasks.run_stage import KEY_CHARS, lock_file
+from tasks.stage import RUN_DIR_CHARS
 
 AT_ONCE = 100  # locks held, each an open file
 _ARTIFACT = re.compile(rf"([0-9a-f]{{{KEY_CHARS}}})(-[0-9a-f]{{{DIGEST_CHARS}}})?")
 _ASIDE = re.compile(rf"\.(?:staging|old)-([0-9a-f]{{{KEY_CHARS}}})(-[0-9a-f]+)*")
-_CHECKPOINTS = re.compile(r"(.+)-([0-9a-f]{12})")
+_CHECKPOINTS = re.compile(rf"(.+)-([0-9a-f]{{{RUN_DIR_CHARS}}})")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A folder with a name of ours, and what was worked on under its key: nothing, if no store knows it."""
+
+    path: Path
+    stage: str
+    work: tuple[Work, ...]
 
 
 @dataclass(frozen=True)
@@ -31,16 +41,21 @@ class Leftover:
     """A folder that can go.
 
     Attributes:
-        path: where it is.
+        candidate: the folder.
         why: what it is.
         num_bytes: what it holds; of a file with several names, its share.
         error: why it could not be removed.
     """
 
-    path: Path
+    candidate: Candidate
     why: str
     num_bytes: int
     error: str = ""
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        return self.candidate.path
 
 
 @dataclass(frozen=True)
@@ -49,15 +64,6 @@ class Findings:
 
     leftovers: tuple[Leftover, ...]
     num_unknown: int
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    """A folder with a name of ours, and what was worked on under its key: nothing, if no store knows it."""
-
-    path: Path
-    stage: str
-    work: tuple[Work, ...]
 
 
 def find_leftovers(workspace: Path) -> Findings:
@@ -77,23 +83,22 @@ def find_leftovers(workspace: Path) -> Findings:
 def remove(workspace: Path, leftovers: Sequence[Leftover]) -> Iterator[Leftover]:
     """Removes those that are still referred to by nothing, and yields them; a stage cannot begin on them meanwhile."""
     for start in range(0, len(leftovers), AT_ONCE):
-        listed = {leftover.path: leftover for leftover in leftovers[start : start + AT_ONCE]}
         with ExitStack() as stack:
-            candidates = [c for c in _candidates(workspace, references(workspace)) if c.path in listed]
-            locked = [candidate for candidate in candidates if _lock(stack, workspace, candidate)]
-            known = references(workspace)  # what was taken up before the locks were held
-            for candidate in locked:
-                if _why(candidate, known):
-                    yield replace(listed[candidate.path], error=_remove(candidate.path))
+            part = leftovers[start : start + AT_ONCE]
+            locked = [leftover for leftover in part if _lock(stack, workspace, leftover.candidate)]
+            known = references(workspace)  # read under the locks: what was taken up since the listing stays
+            for leftover in locked:
+                if _why(leftover.candidate, known):
+                    yield replace(leftover, error=_remove(leftover.path))
 
 
-def _candidates(workspace: Path, known: References) -> Iterator[_Candidate]:
+def _candidates(workspace: Path, known: References) -> Iterator[Candidate]:
     for path in _folders(workspace, "artifacts/*/*"):
         if match := _ARTIFACT.fullmatch(path.name) or _ASIDE.fullmatch(path.name):
-            yield _Candidate(path, path.parent.name, _work(known, path.parent.name, match[1]))
+            yield Candidate(path, path.parent.name, _work(known, path.parent.name, match[1]))
     for path in _folders(workspace, "training/*"):
         if match := _CHECKPOINTS.fullmatch(path.name):
-            yield _Candidate(path, match[1], _work(known, match[1], match[2]))
+            yield Candidate(path, match[1], _work(known, match[1], match[2]))
 
 
 def _folders(workspace: Path, pattern: str) -> list[Path]:
@@ -105,26 +110,26 @@ def _work(known: References, stage: str, key: str) -> tuple[Work, ...]:
     return tuple(work for work in known.work_ever if work.stage == stage and work.key.startswith(key))
 
 
-def _why(candidate: _Candidate, known: References) -> str | None:
+def _why(candidate: Candidate, known: References) -> str | None:
     """What a folder is that can go."""
     path = candidate.path
     if path.parent.name == "training":
         return None if known.work.intersection(candidate.work) else "checkpoints of no run"
     if not path.name.startswith("."):
-        return None if Folder(candidate.stage, path.name) in known.folders else "artifact of no run"
+        return None if ArtifactName(candidate.stage, path.name) in known.folders else "artifact of no run"
     whole = path.with_name(path.name.removeprefix(".old-"))
     return "half-written by a killed run" if whole == path or whole.exists() else None
 
 
-def _leftover(workspace: Path, candidate: _Candidate, known: References) -> Leftover | None:
+def _leftover(workspace: Path, candidate: Candidate, known: References) -> Leftover | None:
     why = _why(candidate, known)
     with ExitStack() as stack:
         if why and (not os.access(workspace, os.W_OK) or _lock(stack, workspace, candidate)):
-            return Leftover(candidate.path, why, _num_bytes(candidate.path))
+            return Leftover(candidate, why, _num_bytes(candidate.path))
     return None
 
 
-def _lock(stack: ExitStack, workspace: Path, candidate: _Candidate) -> bool:
+def _lock(stack: ExitStack, workspace: Path, candidate: Candidate) -> bool:
     """Takes the locks of the keys that a folder may belong to; whether no stage holds one."""
     try:
         for work in candidate.work:

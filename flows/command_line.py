@@ -235,7 +235,7 @@ def say_cleaning(
     typer.echo(f"{freed / 1e6:12,.1f} MB  {how}")
     if found.num_unknown:
         typer.echo(
-            f"{found.num_unknown} folders were made with another store and stay; MLFLOW_TRACKING_URI names that to ask"
+            f"left alone, because made with another store: {found.num_unknown}; MLFLOW_TRACKING_URI names that to ask"
         )
     if failed:
         raise typer.Exit(FAILURE)

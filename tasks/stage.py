@@ -19,6 +19,7 @@ from tasks.console import StageConsole
 if TYPE_CHECKING:
     from magic141.tracking import Tracker
 
+RUN_DIR_CHARS = 12  # of the key, in the name of a run_dir
 # Configs are in the key by value; the others say how and where work runs, not what it computes.
 NOT_CODE = (
     "config",
@@ -152,4 +153,4 @@ class StageContext:
 
     def run_dir(self, stage: str, key: str) -> Path:
         """Where a stage keeps what survives a crash."""
-        return self.home / "training" / f"{stage}-{key[:12]}"
+        return self.home / "training" / f"{stage}-{key[:RUN_DIR_CHARS]}"

@@ -9,7 +9,7 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the c
 from mlflow.entities import Run
 
 from magic141.tracking.fetched import local_folder
-from magic141.tracking.references import Folder, References, Work, references
+from magic141.tracking.references import ArtifactName, References, Work, references
 from magic141.tracking.registry import parse_uri
 from magic141.tracking.run_log import RunLog
 from magic141.tracking.tags import TAG_PARENT
@@ -17,7 +17,7 @@ from magic141.tracking.tracker import Tracker, open_store, store_exists
 
 __all__ = [
     "TAG_PARENT",
-    "Folder",
+    "ArtifactName",
     "References",
     "Run",
     "RunLog",

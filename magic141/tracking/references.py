@@ -17,7 +17,7 @@ from magic141.tracking.tags import TAG_ARTIFACT, TAG_KEY, TAG_KIND, TAG_STAGE
 from magic141.tracking.tracker import default_uri, open_store, tracking_uri
 
 
-class Folder(NamedTuple):
+class ArtifactName(NamedTuple):
     """An artifact by its names alone: the same workspace may be mounted elsewhere."""
 
     stage: str
@@ -41,7 +41,7 @@ class References:
         work_ever: the same with deleted runs: of nothing else can be told whether it is needed.
     """
 
-    folders: frozenset[Folder]
+    folders: frozenset[ArtifactName]
     work: frozenset[Work]
     work_ever: frozenset[Work]
 
@@ -63,14 +63,14 @@ def references(workspace: Path) -> References:
     return References(frozenset(registered.union(*map(_folders, active))), _work(active), _work(runs))
 
 
-def _folders(run: Run) -> set[Folder]:
+def _folders(run: Run) -> set[ArtifactName]:
     """A stage run's artifact, and every stage's in a pipeline run."""
     return {_folder(value) for name, value in run.data.tags.items() if f"{name}.".startswith(f"{TAG_ARTIFACT}.")}
 
 
-def _folder(tag: str) -> Folder:
+def _folder(tag: str) -> ArtifactName:
     path = ArtifactRef.model_validate_json(tag).path
-    return Folder(path.parent.name, path.name)
+    return ArtifactName(path.parent.name, path.name)
 
 
 def _work(runs: Iterable[Run]) -> frozenset[Work]:

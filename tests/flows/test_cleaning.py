@@ -257,6 +257,6 @@ def test_the_command_lists_removes_and_says_how_much(home: Path, make: Callable[
         result = CliRunner().invoke(app, ["gc", "--workspace", str(home), *options])
         assert result.exit_code == 0, result.output
         assert said in result.output
-        assert "1 folders were made with another store and stay" in result.output
+        assert "left alone, because made with another store: 1;" in result.output
         assert (f"artifacts/first/{gone.path.name}: artifact of no run" in result.output) == (said[0] != "n")
     assert gone.state() == "deleted"
