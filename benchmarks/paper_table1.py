@@ -4,7 +4,7 @@
 
 Every seed is one run of the whole demo (data, training, distillation) plus the many rows of the table. Restartable:
 finished stages of a seed are reused, so the same command goes on where it was stopped. Rows: Euler with CFG at 50, 28,
-16, 8, 4 steps, CFG-distilled at 28 and 4, re-noise at 4, the DMD2 student at 8, 4, 2, 1.
+16, 8, 4 steps, CFG-distilled at 28 and 4, re-noise (the student's chain) at 4, the DMD2 student at 8, 4, 2, 1.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ROWS = {  # variant: name of the row
     "teacher_4": "Euler, CFG, 4 steps",
     "cfg_28": "CFG-distilled, 28 steps",
     "cfg_4": "CFG-distilled, 4 steps",
-    "cfg_renoise_4": "CFG-distilled, re-noise, 4 steps",
+    "cfg_chain_4": "CFG-distilled, student's chain (re-noise), 4 steps",
     "student_8": "DMD2, 8 steps",
     "student_4": "DMD2, 4 steps",
     "student_2": "DMD2, 2 steps",

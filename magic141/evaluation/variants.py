@@ -17,6 +17,11 @@ from magic141.quantization import load_quantized
 from magic141.training.dmd2_config import Dmd2Config
 
 ModelName = Literal["teacher", "cfg", "student", "int8"]
+IN_CHAIN = {  # model: name, label and approach of its variants in the student's chain
+    "cfg": ("cfg_chain", "CFG-distilled, student's chain", "CFG-distilled, student's chain"),
+    "student": ("student", "student", "DMD2"),
+    "int8": ("int8", "int8 student", "DMD2, int8"),
+}
 
 
 @dataclass(frozen=True)
@@ -80,20 +85,23 @@ class ModelFolders:
 
 
 def list_variants(config: GenerateConfig, dmd2: Dmd2Config) -> list[Variant]:
-    """All variants, models in the order of the pipeline: the undistilled ones at many and few steps, then the rest."""
+    """All variants, models in the order of the pipeline: the undistilled ones at many and few steps, then the rest.
+
+    The CFG-distilled model is shown as it is used alone, and in the student's chain: what step distillation adds to it.
+    """
     few = [steps for steps in config.few_steps if steps != config.many_steps]
     teacher = [teacher_variant(config, steps) for steps in (config.many_steps, *few)]
-    cfg = [_cfg(config, steps, "euler") for steps in (config.many_steps, *few)]
-    cfg.append(_cfg(config, dmd2.num_inference_steps, "renoise"))
-    student = [_student(dmd2, steps, "student") for steps in dict.fromkeys((dmd2.num_inference_steps, *few))]
-    return [*teacher, *cfg, *student, _student(dmd2, dmd2.num_inference_steps, "int8")]
+    cfg = [_cfg(config, steps) for steps in (config.many_steps, *few)]
+    chain = dict.fromkeys((dmd2.num_inference_steps, *few))
+    before, student = ([_in_chain(dmd2, steps, model) for steps in chain] for model in ("cfg", "student"))
+    return [*teacher, *cfg, *before, *student, _in_chain(dmd2, dmd2.num_inference_steps, "int8")]
 
 
 def long_video_variants(config: GenerateConfig, dmd2: Dmd2Config) -> list[Variant]:
     """The student's chain, and the teacher at fewer steps than usual beside it."""
     return [
         teacher_variant(config, config.long_video_teacher_steps),
-        _student(dmd2, dmd2.num_inference_steps, "student"),
+        _in_chain(dmd2, dmd2.num_inference_steps, "student"),
     ]
 
 
@@ -112,14 +120,13 @@ def teacher_variant(config: GenerateConfig, num_steps: int) -> Variant:
     )
 
 
-def _cfg(config: GenerateConfig, num_steps: int, sampler: Literal["euler", "renoise"]) -> Variant:
-    word = "Euler" if sampler == "euler" else "re-noise"
+def _cfg(config: GenerateConfig, num_steps: int) -> Variant:
     return Variant(
-        name=f"cfg_{num_steps}" if sampler == "euler" else f"cfg_renoise_{num_steps}",
-        label=f"CFG-distilled, {_steps(num_steps)}" + ("" if sampler == "euler" else ", re-noise"),
-        approach=f"CFG-distilled, {word}",
+        name=f"cfg_{num_steps}",
+        label=f"CFG-distilled, {_steps(num_steps)}",
+        approach="CFG-distilled, Euler",
         model="cfg",
-        sampler=sampler,
+        sampler="euler",
         guidance="embedded",
         num_steps=num_steps,
         guidance_scale=config.guidance_scale,
@@ -127,11 +134,13 @@ def _cfg(config: GenerateConfig, num_steps: int, sampler: Literal["euler", "reno
     )
 
 
-def _student(dmd2: Dmd2Config, num_steps: int, model: Literal["student", "int8"]) -> Variant:
+def _in_chain(dmd2: Dmd2Config, num_steps: int, model: Literal["cfg", "student", "int8"]) -> Variant:
+    """A model in the student's chain: its sampler, its shift, its guidance."""
+    name, label, approach = IN_CHAIN[model]
     return Variant(
-        name=f"{model}_{num_steps}",
-        label=f"{'student' if model == 'student' else 'int8 student'}, {_steps(num_steps)}",
-        approach="DMD2" if model == "student" else "DMD2, int8",
+        name=f"{name}_{num_steps}",
+        label=f"{label}, {_steps(num_steps)}",
+        approach=approach,
         model=model,
         sampler=dmd2.sampler,
         guidance="embedded",

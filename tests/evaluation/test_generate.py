@@ -26,7 +26,7 @@ def test_variants_are_named_and_ordered_as_the_table_expects() -> None:
     names = [variant.name for variant in list_variants(GenerateConfig(many_steps=25), Dmd2Config())]
     assert names == [
         *("teacher_25", "teacher_4", "teacher_2", "teacher_1"),
-        *("cfg_25", "cfg_4", "cfg_2", "cfg_1", "cfg_renoise_4"),
+        *("cfg_25", "cfg_4", "cfg_2", "cfg_1", "cfg_chain_4", "cfg_chain_2", "cfg_chain_1"),
         *("student_4", "student_2", "student_1", "int8_4"),
     ]
 
@@ -34,6 +34,17 @@ def test_variants_are_named_and_ordered_as_the_table_expects() -> None:
 def test_variants_count_two_evaluations_only_with_cfg() -> None:
     nfe = {variant.name: variant.nfe for variant in list_variants(GenerateConfig(many_steps=25), Dmd2Config())}
     assert (nfe["teacher_25"], nfe["cfg_25"], nfe["student_4"], nfe["int8_4"]) == (50, 25, 4, 4)
+
+
+def test_the_student_is_compared_with_what_it_started_from_in_the_same_chain() -> None:
+    dmd2 = Dmd2Config(student_guidance_scale=1.8, shift=6.0, sampler="euler")
+    variants = {variant.name: variant for variant in list_variants(GenerateConfig(), dmd2)}
+    for steps in (4, 2, 1):
+        before, student = (
+            (v.num_steps, v.sampler, v.shift, v.guidance_scale, v.nfe)
+            for v in (variants[f"cfg_chain_{steps}"], variants[f"student_{steps}"])
+        )
+        assert before == student == (steps, "euler", 6.0, 1.8, steps)
 
 
 def test_the_same_step_count_twice_gives_one_variant() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from html import unescape
 from html.parser import HTMLParser
 from itertools import count
 from pathlib import Path
@@ -130,8 +131,8 @@ def test_missing_scores_say_why(page: str) -> None:
 
 def test_rows_and_columns_are_explained_where_it_can_be_read_and_printed(page: str) -> None:
     shown = page[page.index("<details open") : page.index("</details>")]
-    terms = re.findall(r"<dt>([^<]+)</dt><dd>[^<]+</dd>", shown)
-    assert terms[:5] == ["Euler, CFG", "CFG-distilled", "re-noise", "DMD2", "int8"]
+    terms = re.findall(r"<dt>([^<]+)</dt><dd>[^<]+</dd>", unescape(shown))
+    assert terms[:5] == ["Euler, CFG", "CFG-distilled", "student's chain", "DMD2", "int8"]
     columns = _headings(page, "held-out clips")[3:]
     assert columns
     assert {column.rstrip(" ↑↓") for column in columns} <= set(terms)
