@@ -62,6 +62,6 @@ def at_least(values: Sequence[float], bound: float, error: float = 0.0) -> bool:
     return statistics.mean(values) + max(spread(values), error) >= bound
 
 
-def at_most(values: Sequence[float], bound: float) -> bool:
+def at_most(values: Sequence[float], bound: float, error: float = 0.0) -> bool:
     """Whether the mean stays below the bound within the noise."""
-    return statistics.mean(values) - spread(values) <= bound
+    return statistics.mean(values) - max(spread(values), error) <= bound

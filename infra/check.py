@@ -24,7 +24,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def faults(deployment: dict[str, Any]) -> Iterator[str]:
     """What is wrong with a deployment."""
-    for schedule in deployment.get("schedules") or []:
+    one = deployment.get("schedule")
+    for schedule in [*([one] if one else []), *(deployment.get("schedules") or [])]:
         if problem := never_fires(schedule):
             yield f"schedule {schedule.get('slug', '')}: {problem}"
     try:
@@ -33,11 +34,11 @@ def faults(deployment: dict[str, Any]) -> Iterator[str]:
         yield f"entrypoint {deployment['entrypoint']}: {error}"
         return
     known = parameter_schema(flow).properties
-    given = [*deployment.get("parameters", {}), *(n for t in deployment.get("triggers") or [] for n in t["parameters"])]
-    for name in given:
+    given = [deployment, *(deployment.get("triggers") or [])]
+    for name in (name for part in given for name in part.get("parameters") or {}):
         if name not in known:
             yield f"parameter {name}: the flow {flow.name} has none of that name; it has {', '.join(known)}"
-    config = deployment.get("parameters", {}).get("config")
+    config = (deployment.get("parameters") or {}).get("config")
     if config and not (ROOT / config).is_file():
         yield f"parameter config = {config}: no such file"
 
@@ -61,7 +62,11 @@ def never_fires(schedule: dict[str, Any]) -> str | None:
 
 def main(file: Path) -> int:
     """Prints the faults; returns how many."""
-    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        print(f"{file}: expected a readable YAML file of deployments, as infra/prefect.yaml: {error}")
+        return 1
     found = [f"{file}: {d['name']}: {fault}" for d in content["deployments"] for fault in faults(d)]
     print("\n".join(found) or f"{file}: {len(content['deployments'])} deployments, no faults")
     return len(found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
@@ -40,6 +40,8 @@ def _line(details: ErrorDetails, model: type[BaseModel], source: str) -> str:
         return f"{path} = {_show(details['input'])}: unknown field in {where}; {hint}"
     if details["type"] == "value_error":
         message = str(details.get("ctx", {}).get("error", details["msg"]))
+        if not isinstance(details["input"], Mapping | BaseModel):  # of one field, not of several in a section
+            return f"{path} = {_show(details['input'])}: {message}"
         return message if not path or message.startswith(path) else f"{path}.{message}"
     remedy = f"change it in {source} or with --set {path}=VALUE"
     if details["type"] == "missing":

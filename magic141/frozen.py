@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic.fields import FieldInfo
@@ -36,11 +36,23 @@ class FrozenConfig(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """`num_steps=true` is a slip, not one step."""
+        if isinstance(value, bool) and not _may_be_bool(cls.model_fields[str(info.field_name)].annotation):
+            raise ValueError(f"expected no truth value, but was given {str(value).lower()}")
+        return value
+
+    @field_validator("*", mode="before")
+    @classmethod
     def _whole_paths(cls, value: Any, info: ValidationInfo) -> Any:
         """A source's path is absolute, so that workers and later processes in other folders find the same."""
         name = str(info.field_name)
         is_path = _in_key(cls.model_fields[name]) == BY_CONTENT and isinstance(value, str | Path)
         return os.path.abspath(os.path.expanduser(value)) if is_path else value
+
+
+def _may_be_bool(annotation: Any) -> bool:
+    return annotation in (bool, Any) or any(map(_may_be_bool, get_args(annotation)))
 
 
 def _on_top(default: Any, value: Any) -> Any:

@@ -46,6 +46,13 @@ def test_a_section_given_in_part_keeps_the_rest_of_its_default(field: str) -> No
 
 
 MISTAKES = {
+    "seed=true": "seed = true: expected no truth value",
+    "data.shapes.exact_fraction=false": "data.shapes.exact_fraction = false: expected no truth value",
+    "model.rope_axes_dim=[7,8,9]": "model.rope_axes_dim = [7, 8, 9]: expected even widths of 2 or more",
+    "publish.alias=latest": "publish.alias = 'latest': MLflow keeps `latest` and v1, v2, … for itself",
+    "publish.champion=V2": "publish.champion = 'V2': MLflow keeps",
+    "publish.alias=champion": "publish.alias = 'champion' is publish.champion too",
+    "publish.model_name=it's": 'publish.model_name = "it\'s": expected',
     "distill_dmd2.num_stepz=3": "distill_dmd2.num_stepz = 3: unknown field in 'distill_dmd2'; did you mean 'num_s",
     "dota.x=1": "dota = {\"x\": 1}: unknown field in 'demo.yaml'; did you mean 'data'?",
     "distill_cfg.num_steps=0": "distill_cfg.num_steps = 0: expected greater than or equal to 1",

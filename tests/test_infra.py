@@ -40,6 +40,7 @@ def test_the_deployments_have_no_faults(check: ModuleType, capsys: pytest.Captur
     ("change", "fault"),
     [
         ({"schedules": [{"cron": "0 0 31 2 *"}]}, "schedule : cron = 0 0 31 2 *: never fires"),
+        ({"schedule": {"cron": "0 0 31 2 *"}}, "schedule : cron = 0 0 31 2 *: never fires"),
         ({"schedules": [{"cron": "0 0 30 2 *", "timezone": "Europe/Berlin"}]}, "timezone = Europe/Berlin: never fires"),
         ({"schedules": [{"cron": "61 * * * *"}]}, 'Invalid cron string: "61 * * * *"'),
         ({"schedules": [{"cron": "0 2 * * *", "timezone": "Europe/Berln"}]}, 'Invalid timezone: "Europe/Berln"'),
@@ -47,7 +48,7 @@ def test_the_deployments_have_no_faults(check: ModuleType, capsys: pytest.Captur
         ({"schedules": [{"timezone": "UTC"}]}, "expected one of cron, interval, rrule"),
         ({"parameters": {"confg": "configs/demo.yaml"}}, "parameter confg: the flow magic141 has none"),
         ({"parameters": {"config": "configs/nowhere.yaml"}}, "parameter config = configs/nowhere.yaml: no such file"),
-        ({"triggers": [{"parameters": {"modl": "x"}}]}, "parameter modl: the flow magic141 has none"),
+        ({"triggers": [{}, {"parameters": {"modl": "x"}}]}, "parameter modl: the flow magic141 has none"),
         ({"entrypoint": "flows.pipeline.pipelin"}, "entrypoint flows.pipeline.pipelin:"),
     ],
 )
@@ -55,6 +56,13 @@ def test_faults_are_named(check: ModuleType, change: dict[str, Any], fault: str)
     deployment = {"name": "train", "entrypoint": "flows.pipeline.pipeline", **change}
     (found,) = check.faults(deployment)
     assert fault in found
+
+
+def test_a_file_that_is_not_there_is_one_line(
+    check: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check.main(tmp_path / "nowhere.yaml") == 1
+    assert "nowhere.yaml: expected a readable YAML file" in capsys.readouterr().out
 
 
 def test_every_variable_of_the_kubernetes_template_is_declared_and_used() -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from magic141.frozen import FrozenConfig, placement
 
@@ -110,7 +111,11 @@ class GateCondition(FrozenConfig):
 class PublishConfig(FrozenConfig):
     """The registered model, and what it takes to become the champion."""
 
-    model_name: str = Field("magic141", pattern=r"^[^/:]+$", description="registered model in MLflow, without / and :")
+    model_name: str = Field(
+        "magic141",
+        pattern=r"^[\w.-]([\w. -]*[\w.-])?$",
+        description="registered model in MLflow: words . -",
+    )
     alias: str = Field(
         "candidate", pattern=r"^[A-Za-z][\w-]*$", description="alias set on the new version: a letter, then \\w or -"
     )
@@ -124,3 +129,19 @@ class PublishConfig(FrozenConfig):
         ),
         description="conditions of a promotion, beside that the distillation did not collapse",
     )
+
+    @field_validator("alias", "champion")
+    @classmethod
+    def _not_reserved(cls, alias: str) -> str:
+        if re.fullmatch(r"latest|v\d+", alias, re.IGNORECASE):
+            raise ValueError("MLflow keeps `latest` and v1, v2, … for itself; use another name, such as 'candidate'")
+        return alias
+
+    @model_validator(mode="after")
+    def _champion_only_by_promotion(self) -> PublishConfig:
+        if self.alias == self.champion:
+            raise ValueError(
+                f"alias = {self.alias!r} is publish.champion too: expected another, so that only `magic141 promote`, "
+                "which asks the gate, moves the champion"
+            )
+        return self

@@ -28,4 +28,9 @@ class TransformerConfig(FrozenConfig):
                 f"model.rope_axes_dim = {list(self.rope_axes_dim)} sums to {sum(self.rope_axes_dim)}: expected "
                 f"model.attention_head_dim = {self.attention_head_dim}"
             )
+        if any(width < 2 or width % 2 for width in self.rope_axes_dim):
+            raise ValueError(
+                f"model.rope_axes_dim = {list(self.rope_axes_dim)}: expected even widths of 2 or more: what is rotated "
+                "are pairs"
+            )
         return self
