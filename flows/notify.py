@@ -17,6 +17,8 @@ from prefect.exceptions import ObjectNotFound
 from prefect.logging.loggers import flow_run_logger
 from prefect.utilities.urls import url_for
 
+from flows.server import EMBEDDED_VARIABLE
+from magic141.config import HOME_VARIABLE, default_home
 from magic141.urls import without_credentials
 
 URL_VARIABLE = "MAGIC141_NOTIFY_URL"
@@ -64,7 +66,7 @@ def message(flow_name: str, flow_run: FlowRun, state: State[Any]) -> str:
     command = resume_command(flow_name, flow_run.id, flow_run.deployment_id, flow_run.parameters)
     lines = [
         f"{flow_name}: run {flow_run.name} {'crashed' if state.is_crashed() else 'failed'}",
-        url_for(flow_run),
+        None if EMBEDDED_VARIABLE in os.environ else url_for(flow_run),  # that server ends with this process
         _first_line(state.message),
         command and f"to resume: {command}",
     ]
@@ -80,7 +82,14 @@ def resume_command(
     if flow_name not in COMMANDS:
         return None
     config = [str(parameters["config"])] if "config" in parameters else []
-    return shlex.join(["magic141", COMMANDS[flow_name], *config, *_options(parameters)])
+    return shlex.join(["magic141", COMMANDS[flow_name], *config, *_options(parameters), *_workspace(parameters)])
+
+
+def _workspace(parameters: Mapping[str, Any]) -> Sequence[str]:
+    """Where the finished stages are, if the flow was not told by a parameter but by its environment."""
+    return (
+        ["--workspace", str(default_home())] if HOME_VARIABLE in os.environ and not parameters.get("workspace") else []
+    )
 
 
 def _options(parameters: Mapping[str, Any]) -> Sequence[str]:

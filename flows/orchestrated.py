@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from prefect import task
@@ -11,6 +12,7 @@ from prefect.runtime import flow_run
 
 from flows.events import announcing_candidate
 from flows.origin import Continuation
+from flows.server import EMBEDDED_VARIABLE
 from flows.session import Outcome, Session, open_session
 from magic141.artifacts import ArtifactRef
 from magic141.urls import without_credentials
@@ -51,6 +53,7 @@ def carry_on(going_on: Continuation, kind: str, refresh: Sequence[str] = ()) -> 
 
 
 def flow_tags() -> dict[str, str]:
-    """Where the flow run is in Prefect: tags of the MLflow run."""
-    facts = {"prefect.flow_run_id": flow_run.id, "prefect.flow_run_url": flow_run.ui_url}
+    """Where the flow run is in Prefect: tags of the MLflow run. An embedded server's pages end with it."""
+    url = None if EMBEDDED_VARIABLE in os.environ else flow_run.ui_url
+    facts = {"prefect.flow_run_id": flow_run.id, "prefect.flow_run_url": url}
     return {name: without_credentials(str(value)) for name, value in facts.items() if value}

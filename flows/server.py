@@ -20,6 +20,7 @@ from filelock import FileLock
 from magic141.frozen import UserError
 from magic141.urls import settle_credentials
 
+EMBEDDED_VARIABLE = "MAGIC141_EMBEDDED_PREFECT"  # set for what runs beside such a server
 START_TIMEOUT_SECONDS = 180.0
 MAX_RESTARTS = 3
 # A server that lives for one flow run schedules nothing, watches nothing and repairs nothing.
@@ -63,6 +64,7 @@ class PrefectServer:
         self._guard = threading.Thread(target=self._restart_if_dead, args=(port,), name="prefect-guard", daemon=True)
         atexit.register(self.stop)  # before Prefect is imported, so that Prefect's own farewell comes first
         os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
+        os.environ[EMBEDDED_VARIABLE] = "1"
 
     def _start(self, port: int) -> subprocess.Popen[bytes]:
         idle = {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in IDLE_SERVICES}
@@ -128,7 +130,8 @@ class PrefectServer:
             process, self.process = self.process, None
         if process is None:
             return
-        os.environ.pop("PREFECT_API_URL", None)
+        for name in ("PREFECT_API_URL", EMBEDDED_VARIABLE):
+            os.environ.pop(name, None)
         process.terminate()
         try:
             process.wait(timeout=5)

@@ -189,6 +189,35 @@ def test_promotions_are_remembered_and_rolled_back_in_order(tracker: Tracker) ->
         registry.history("nowhere", "champion")
 
 
+def test_a_champion_that_was_set_by_hand_is_rolled_back_to(tracker: Tracker) -> None:
+    registry = tracker.registry
+    for number in range(3):
+        registry.register("scene", make_artifact(tracker, "publish", f"key-scene{number}"), "candidate", {})
+    registry.client.set_registered_model_alias("scene", "champion", "1")
+    registry.promote("scene", "champion", "2")
+    registry.client.set_registered_model_alias("scene", "champion", "3")
+    assert [registry.rollback("scene", "champion") for _ in range(2)] == ["2", "1"]
+    assert [(p.version, p.action) for p in registry.history("scene", "champion")] == [
+        ("1", "outside"),
+        ("2", "promote"),
+        ("3", "outside"),
+        ("2", "rollback"),
+        ("1", "rollback"),
+    ]
+
+
+def test_a_rollback_passes_over_versions_that_were_deleted(tracker: Tracker) -> None:
+    registry = tracker.registry
+    for number in range(4):
+        registry.register("cut", make_artifact(tracker, "publish", f"key-cut{number}"), "candidate", {})
+        registry.promote("cut", "champion", str(number + 1))
+    for version in ("2", "3"):
+        registry.client.delete_model_version("cut", version)
+    assert registry.rollback("cut", "champion") == "1"
+    with pytest.raises(UserError, match="no earlier promotion"):
+        registry.rollback("cut", "champion")
+
+
 def test_a_failing_store_is_not_a_missing_champion(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: str) -> None:
         raise MlflowException("the database is locked")  # INTERNAL_ERROR

@@ -35,8 +35,17 @@ class Replica:
         self._student = Student.load(Path(folder))
 
     async def animate(self, request: VideoRequest) -> Video:
-        """Generates in a thread, so that Ray's own checks of this process are answered meanwhile."""
-        return await asyncio.to_thread(self._student.animate, request)
+        """Generates in a thread, so that Ray's own checks of this process are answered meanwhile.
+
+        A thread cannot be stopped: one whose request was given up keeps its place until it ends, so that the next
+        request waits where it is counted, and where it vanishes if it is given up too.
+        """
+        making = asyncio.ensure_future(asyncio.to_thread(self._student.animate, request))
+        try:
+            return await asyncio.shield(making)
+        except asyncio.CancelledError:
+            await asyncio.wait({making})
+            raise
 
 
 class Web:

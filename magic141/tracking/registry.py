@@ -26,7 +26,10 @@ MAX_PROMOTIONS = 80  # what fits into a tag
 
 
 class Promotion(NamedTuple):
-    """A move of an alias: to which version, when (UTC), by what: promote, forced (in spite of the gate), rollback."""
+    """A move of an alias: to which version, when (UTC), and how.
+
+    That is `promote`, `forced` (in spite of the gate), `rollback`, or `outside`: by hand, and noted when seen.
+    """
 
     version: str
     at: str
@@ -115,25 +118,45 @@ class Registry:
 
     def promote(self, name: str, alias: str, version: str, forced: bool = False) -> None:
         """Moves an alias and writes that down."""
+        before = self._moves(name, alias)
         self.client.set_registered_model_alias(name, alias, version)
-        action = "forced" if forced else "promote"
-        self._write_history(name, alias, [*self.history(name, alias), Promotion(version, _now(), action)])
+        self._write_history(name, alias, [*before, Promotion(version, _now(), "forced" if forced else "promote")])
 
     def rollback(self, name: str, alias: str) -> str:
-        """Moves an alias back to where it pointed before its last promotion; returns that version.
+        """Moves an alias back to where it pointed before its last move; returns that version.
+
+        Versions that were deleted since are passed over.
 
         Raises:
             UserError: there is nothing to go back to.
         """
+        moves = self._moves(name, alias)
+        earlier = [version for version in _path(moves)[:-1] if self._exists(name, version)]
+        if not earlier:
+            raise UserError(
+                f"models:/{name}@{alias}: no earlier promotion to roll back to whose version is still there; "
+                "see `magic141 promote`"
+            )
+        self.client.set_registered_model_alias(name, alias, earlier[-1])
+        self._write_history(name, alias, [*moves, Promotion(earlier[-1], _now(), "rollback")])
+        return earlier[-1]
+
+    def _moves(self, name: str, alias: str) -> list[Promotion]:
+        """The history, and where the alias points now if somebody else moved it there."""
         history = self.history(name, alias)
-        stack: list[str] = []
-        for entry in history:
-            stack = [*stack, entry.version] if entry.action != "rollback" else stack[:-1]
-        if len(stack) < 2:
-            raise UserError(f"models:/{name}@{alias}: no earlier promotion to roll back to; see `magic141 promote`")
-        self.client.set_registered_model_alias(name, alias, stack[-2])
-        self._write_history(name, alias, [*history, Promotion(stack[-2], _now(), "rollback")])
-        return stack[-2]
+        now = self.alias_version(name, alias)
+        if now is None or (history and history[-1].version == str(now.version)):
+            return history
+        return [*history, Promotion(str(now.version), _now(), "outside")]
+
+    def _exists(self, name: str, version: str) -> bool:
+        try:
+            self.client.get_model_version(name, version)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
+        return True
 
     def history(self, name: str, alias: str) -> list[Promotion]:
         """Every move of an alias, oldest first."""
@@ -182,6 +205,19 @@ def parse_uri(uri: str) -> tuple[str, str | None, str | None]:
         raise UserError(f"model {uri}: expected models:/NAME@ALIAS or models:/NAME/VERSION")
     name, alias, version = match.groups()
     return name, alias, version
+
+
+def _path(moves: Sequence[Promotion]) -> list[str]:
+    """The versions that led to where an alias points: a rollback takes those after its own away."""
+    path: list[str] = []
+    for move in moves:
+        if move.action != "rollback":
+            path.append(move.version)
+            continue
+        path = path[:-1]
+        while len(path) > 1 and path[-1] != move.version:
+            path = path[:-1]
+    return path
 
 
 def _now() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -15,13 +16,16 @@ from prefect.states import Crashed, Failed
 from flows.evaluation import evaluation
 from flows.notify import URL_VARIABLE, message, notify
 from flows.pipeline import pipeline
+from flows.server import EMBEDDED_VARIABLE
 from tests.flows.conftest import Webhook
 
 ERROR = "Flow run encountered an exception: OSError: http://ada:s3cret@host is down\nTraceback: line 2"
 
 
 @pytest.fixture(autouse=True)
-def _no_server() -> Iterator[None]:
+def _no_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for variable in ("MAGIC141_HOME", EMBEDDED_VARIABLE):
+        monkeypatch.delenv(variable, raising=False)
     with temporary_settings({PREFECT_LOGGING_TO_API_ENABLED: False, PREFECT_UI_URL: "http://ui"}):
         yield
 
@@ -43,6 +47,21 @@ def test_the_message_says_what_where_why_and_how_to_go_on(webhook: Webhook, monk
             "to resume: magic141 run 'my demo.yaml' --set seed=1 --set name=x --refresh publish",
         }
     ]
+
+
+def test_a_run_without_servers_resumes_in_its_workspace_and_has_no_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAGIC141_HOME", str(tmp_path))
+    monkeypatch.setenv(EMBEDDED_VARIABLE, "1")
+    lines = message(pipeline.name, run(config="demo.yaml"), Failed(message="no")).splitlines()
+    assert lines == [
+        "magic141: run calm-owl failed",
+        "no",
+        f"to resume: magic141 run demo.yaml --workspace {tmp_path}",
+    ]
+    given = message(evaluation.name, run(run_id="1f", workspace="/w"), Failed(message="no"))
+    assert given.endswith("to resume: magic141 eval --run 1f --workspace /w")
 
 
 def test_other_runs_resume_in_their_own_way() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import io
 import os
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +27,7 @@ from ray.serve.schema import ServeDeploySchema
 from flows.serving import parse_settings, require_free, serve
 from magic141.frozen import UserError
 from magic141.serving import deployment
+from magic141.serving.requests import Video, VideoRequest
 from tests.serving.conftest import free_port, picture
 
 SERVE = """
@@ -110,6 +113,36 @@ def test_a_posted_picture_becomes_a_playable_video_and_a_full_queue_is_refused(
     assert process.wait(60) == 0
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{url}/health")
+
+
+class SlowStudent:
+    """Takes a while, and a thread cannot be stopped meanwhile."""
+
+    def __init__(self) -> None:
+        self.begun, self.may_end = threading.Event(), threading.Event()
+
+    def animate(self, request: VideoRequest) -> Video:
+        self.begun.set()
+        assert self.may_end.wait(START_SECONDS)
+        return Video(b"mp4", (), 0.0)
+
+
+def test_a_request_that_was_given_up_keeps_its_place_while_its_thread_runs() -> None:
+    student = SlowStudent()
+    replica = object.__new__(deployment.Replica)
+    replica._student = student  # type: ignore[assignment]
+
+    async def give_up() -> None:
+        waiting = asyncio.create_task(replica.animate(object()))  # type: ignore[arg-type]
+        await asyncio.to_thread(student.begun.wait)
+        waiting.cancel()
+        await asyncio.wait({waiting}, timeout=0.2)
+        assert not waiting.done()
+        student.may_end.set()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    asyncio.run(give_up())
 
 
 def test_settings() -> None:
