@@ -75,7 +75,7 @@ def write_one_run(config: str, workspace: Path) -> dict[str, str]:
     parent.text(to_yaml(values), "config.yaml")
     context = StageContext(values, tracker, parent.run_id, StageConsole())
     for stage in STAGES:
-        run_stage(replace(stage, run=lambda call, stage=stage: work(stage, call)), context)
+        run_stage(replace(stage, run=lambda call, stage=stage: work(stage, call), on_ready=None), context)
     parent.metrics({f"scores/v{v}/d{d}": 0.5 for v in range(NUM_VARIANTS) for d in range(NUM_DIMENSIONS)})
     parent.close("FINISHED")
     return {name: ref.key for name, ref in context.artifacts.items()}

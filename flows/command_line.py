@@ -53,7 +53,7 @@ def selection(
 ) -> Selection:
     """Checks what can be checked before anything starts."""
     from magic141.frozen import UserError
-    from tasks.pipeline import known_stage
+    from tasks.pipeline import known_stage, stages_until
 
     if (config is None) == (origin is None):
         raise UserError("expected either a config, such as configs/demo.yaml, or --run with the id of an earlier run")
@@ -63,6 +63,8 @@ def selection(
     for stage, option in [(first, "--from"), (until, "--until"), *((name, "--refresh") for name in refresh or ())]:
         if stage:
             known_stage(stage, option)
+    if until and (beyond := [name for name in refresh or () if name not in {s.name for s in stages_until(until)}]):
+        raise UserError(f"--refresh {beyond[0]}: comes after --until {until} and would not run; give one of the two")
     home = values.home if values else store(workspace)
     return Selection(home, config.resolve() if config else None, values)
 

@@ -53,6 +53,11 @@ FAULTS = (
         "-e '.[s3]', or give the server --artifacts-destination in place of --default-artifact-root",
     ),
     _fault(
+        r"failed with error code 40[13]\b|\b40[13] Client Error.*mlflow",
+        "MLFLOW_TRACKING_URI: the server refuses the credentials; set MLFLOW_TRACKING_USERNAME and "
+        "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
+    ),
+    _fault(
         r"API request to \S+ failed with|Max retries exceeded with url",
         "MLFLOW_TRACKING_URI: the server does not answer any more; start it again",
     ),

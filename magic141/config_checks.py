@@ -66,13 +66,9 @@ def _amounts(config: PipelineConfig) -> Iterator[str]:
     if config.data.source != "shapes":
         return
     shapes = config.data.shapes
-    for name in ("train_clip", *TRAINING_SECTIONS):
-        batch = getattr(config, name).batch_size
-        if batch > shapes.num_train:
-            yield (
-                f"{name}.batch_size = {batch}: the corpus has data.shapes.num_train = {shapes.num_train} clips; "
-                f"use a batch of at most {shapes.num_train}, or more clips"
-            )
+    of_clip = [("train_clip", config.train_clip.batch_size)]
+    yield from _batches(of_clip, shapes.num_train, "the corpus has data.shapes.num_train =")
+    yield from oversized_batches(config, shapes.num_train, "the corpus has data.shapes.num_train =")
     for name in ("num_exact_clips", "long_video_clips"):
         clips = getattr(generate, name)
         if clips > shapes.num_heldout:
@@ -80,6 +76,19 @@ def _amounts(config: PipelineConfig) -> Iterator[str]:
                 f"generate.{name} = {clips}: data.shapes.num_heldout = {shapes.num_heldout} clips are held out; "
                 f"use at most {shapes.num_heldout}"
             )
+
+
+def oversized_batches(config: PipelineConfig, num_train: int, who: str) -> Iterator[str]:
+    """Every training whose batch has more clips than there are; those of a folder are counted when it is prepared."""
+    trainings = ((name, getattr(config, name)) for name in TRAINING_SECTIONS)
+    return _batches([(name, section.batch_size) for name, section in trainings if section.num_steps], num_train, who)
+
+
+def _batches(batches: Iterable[tuple[str, int]], num_train: int, who: str) -> Iterator[str]:
+    for name, batch in batches:
+        if batch > num_train:
+            most = f"use a batch of at most {num_train}, or more clips"
+            yield f"{name}.batch_size = {batch}: {who} {num_train} clips; {most}"
 
 
 def _guidance(config: PipelineConfig) -> Iterator[str]:

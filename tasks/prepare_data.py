@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from magic141.artifacts import digest_source
+from magic141.artifacts import ArtifactRef, digest_source
 from magic141.config import PipelineConfig
-from tasks.stage import Stage, StageCall
+from magic141.config_checks import oversized_batches
+from magic141.frozen import UserError
+from tasks.stage import Stage, StageCall, StageContext
 
 
 def _run(call: StageCall) -> None:
@@ -26,10 +28,24 @@ def _sources(config: PipelineConfig) -> Mapping[str, str]:
     return {name: digest_source(Path(path)) for name, path in paths.items() if path is not None}
 
 
+def _require_batches(context: StageContext, ref: ArtifactRef) -> None:
+    """Now the clips are counted: a batch that they do not fill is found before the first training, not at its own.
+
+    Raises:
+        UserError: a line for each.
+    """
+    from magic141.data.dataset import load_info
+
+    num_train = load_info(ref.path).num_clips["train"]
+    if lines := list(oversized_batches(context.config, num_train, "the data has for training")):
+        raise UserError("\n".join(lines))
+
+
 STAGE = Stage(
     name="prepare_data",
     modules=("magic141.data.prepare",),
     settings=lambda config: {"data": config.data},
     sources=_sources,
     run=_run,
+    on_ready=_require_batches,
 )

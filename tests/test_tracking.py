@@ -218,6 +218,21 @@ def test_a_rollback_passes_over_versions_that_were_deleted(tracker: Tracker) -> 
         registry.rollback("cut", "champion")
 
 
+def test_a_store_that_refuses_is_not_a_missing_run_or_model(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: str) -> None:
+        raise MlflowException("failed with error code 401 != 200")
+
+    for name in ("get_run", "get_model_version", "get_registered_model"):
+        monkeypatch.setattr(MlflowClient, name, refuse)
+    for ask in (
+        lambda: tracker.get_run("1f"),
+        lambda: tracker.registry.version("models:/film/1"),
+        lambda: tracker.registry.history("film", "champion"),
+    ):
+        with pytest.raises(MlflowException, match="401"):
+            ask()
+
+
 def test_a_failing_store_is_not_a_missing_champion(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: str) -> None:
         raise MlflowException("the database is locked")  # INTERNAL_ERROR

@@ -89,6 +89,8 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> Frames:
     try:
         with Image.open(path) as image:
             rgb = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except Image.DecompressionBombError as error:
+        raise UserError(f"image {path}: too large ({error}); give a smaller one") from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise UserError(f"image {path}: not a readable image; give a PNG, JPEG or WebP image") from error
     return rgb if size is None else fit_image(rgb, *size)

@@ -36,10 +36,6 @@ class Promotion(NamedTuple):
     action: str
 
 
-# of a model that is not there, and of a model without the alias
-_NO_SUCH_ALIAS = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
-
-
 @dataclass(frozen=True)
 class Registry:
     """The model registry of one tracking store.
@@ -93,7 +89,9 @@ class Registry:
             if alias:
                 return name, self.client.get_model_version_by_alias(name, alias)
             return name, self.client.get_model_version(name, version)
-        except MlflowException:
+        except MlflowException as error:
+            if not names_nothing(error):
+                raise
             raise UserError(f"model {uri}: not in the registry {self._where}; {self._known_models()}") from None
 
     def alias_version(self, name: str, alias: str) -> ModelVersion | None:
@@ -101,7 +99,7 @@ class Registry:
         try:
             return self.client.get_model_version_by_alias(name, alias)
         except MlflowException as error:
-            if error.error_code not in _NO_SUCH_ALIAS:
+            if not names_nothing(error):
                 raise
             return None
 
@@ -120,7 +118,7 @@ class Registry:
         """Moves an alias and writes that down."""
         before = self._moves(name, alias)
         self.client.set_registered_model_alias(name, alias, version)
-        self._write_history(name, alias, [*before, Promotion(version, _now(), "forced" if forced else "promote")])
+        self._write_history(name, alias, [*before, Promotion(str(version), _now(), "forced" if forced else "promote")])
 
     def rollback(self, name: str, alias: str) -> str:
         """Moves an alias back to where it pointed before its last move; returns that version.
@@ -153,7 +151,7 @@ class Registry:
         try:
             self.client.get_model_version(name, version)
         except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            if not names_nothing(error):
                 raise
             return False
         return True
@@ -162,9 +160,11 @@ class Registry:
         """Every move of an alias, oldest first."""
         try:
             text = self.client.get_registered_model(name).tags.get(f"{TAG_PROMOTIONS}.{alias}", "[]")
-        except MlflowException:
+        except MlflowException as error:
+            if not names_nothing(error):
+                raise
             raise UserError(f"model {name}: not in the registry {self._where}; {self._known_models()}") from None
-        return [Promotion(*entry) for entry in json.loads(text)]
+        return [Promotion(str(version), at, action) for version, at, action in json.loads(text)]
 
     def _write_history(self, name: str, alias: str, history: Sequence[Promotion]) -> None:
         kept = [tuple(entry) for entry in history[-MAX_PROMOTIONS:]]
@@ -182,6 +182,11 @@ class Registry:
     def _known_models(self) -> str:
         names = [f"models:/{m.name}@{alias}" for m in self.client.search_registered_models() for alias in m.aliases]
         return f"there are: {', '.join(names)}" if names else "it is empty: `magic141 run` publishes a model"
+
+
+def names_nothing(error: MlflowException) -> bool:
+    """Whether a store says that there is no such run, model, version or alias, and not that it cannot say."""
+    return error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from mlflow.exceptions import MlflowException
 from magic141.artifacts import ArtifactRef
 from magic141.frozen import UserError
 from magic141.tracking.paging import all_experiments
-from magic141.tracking.registry import Registry, unless_there
+from magic141.tracking.registry import Registry, names_nothing, unless_there
 from magic141.tracking.run_log import RunLog
 from magic141.tracking.tags import (
     TAG_ARTIFACT,
@@ -174,7 +174,9 @@ class Tracker:
         """
         try:
             return self.client.get_run(run_id)
-        except MlflowException:
+        except MlflowException as error:
+            if not names_nothing(error):
+                raise
             uri = without_credentials(self.uri)
             raise UserError(
                 f"run {run_id}: no such run in {uri}; `mlflow ui --backend-store-uri {uri}` lists the runs"

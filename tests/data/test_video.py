@@ -85,6 +85,13 @@ def test_read_image(tmp_path: Path) -> None:
     assert fit_image(image, 10, 20).shape == (10, 20, 3)
 
 
+def test_an_image_too_large_to_open_safely_is_a_user_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(UserError, match=r"too large .*; give a smaller one"):
+        read_image(tmp_path / "a.png")
+
+
 def test_what_is_no_image_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("hello")
     with pytest.raises(UserError, match="not a readable image"):

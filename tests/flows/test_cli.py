@@ -53,6 +53,10 @@ def test_help_is_fast() -> None:
     [
         (("run", "nowhere.yaml"), "config nowhere.yaml: no such file"),
         (("run", DEMO, "--set", "distill_dmd2.num_stepz=3"), "did you mean 'num_steps'?"),
+        (
+            ("run", DEMO, "--until", "evaluate", "--refresh", "report"),
+            "--refresh report: comes after --until evaluate and would not run",
+        ),
         (("run", DEMO, "--until", "destill_cfg"), "--until destill_cfg: no such stage; did you mean 'distill_cfg'?"),
         (("run", DEMO, "--refresh", "x"), "--refresh x: no such stage; known:"),
         (("run", DEMO, "--set", "data.source=folder", "--set", "data.path=/nowhere"), "data.path = /nowhere: no such"),

@@ -57,6 +57,7 @@ def test_a_locked_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             "500 Server Error: INTERNAL SERVER ERROR for url: http://host/api/2.0/mlflow-artifacts/artifacts/1/x",
             "could not store an artifact; its artifact root may be full or not writable",
         ),
+        ("API request to endpoint /api/2.0/x failed with error code 401 != 200", "the server refuses the credentials"),
         ("API request to http://host failed with exception HTTPConnectionPool", "does not answer any more"),
         ("No module named 'boto3'", "MLFLOW_TRACKING_URI: its artifact store is on S3, which needs boto3; install the"),
         ("All connection attempts failed", "PREFECT_API_URL: the server does not answer any more"),

@@ -29,6 +29,7 @@ from magic141.frozen import UserError
 from magic141.tracking import open_store
 from tasks.stage import Stage, StageCall
 from tests.flows.conftest import Webhook
+from tests.models.tiny import INFO
 
 pytestmark = pytest.mark.slow
 MISSING = {"value": None, "reason": "no clips"}
@@ -43,6 +44,9 @@ SCORES = {
 }
 
 
+COUNTED = INFO.model_copy(update={"num_clips": {"train": 6000}})
+
+
 def fake(stage: Stage) -> Stage:
     """The stage with its own key and inputs, but a tiny piece of work that reads what it is given."""
 
@@ -50,6 +54,8 @@ def fake(stage: Stage) -> Stage:
         inputs = {name: digest_folder(folder) for name, folder in call.inputs.items()}
         settings = {name: str(value) for name, value in stage.settings(call.config).items()}
         (call.out / "result.json").write_text(json.dumps([stage.name, inputs, settings, call.seed]))
+        if stage.name == "prepare_data":
+            (call.out / "dataset.json").write_text(COUNTED.model_dump_json())
         if stage.name == "evaluate":
             (call.out / "scores.json").write_text(json.dumps(SCORES))
         if stage.name == "report":
