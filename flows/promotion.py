@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +61,10 @@ def promote(workspace: Path, model: str, overrides: Sequence[str] = (), force: b
     candidate = judged(tracker, f"models:/{name}/{version.version}")
     champion, unknown = _champion(tracker, uri, force) if holder else (None, [])
     pair = closest(candidate.measurements, champion.measurements if champion else ())
-    verdicts = judge(pair, gate, collapsed(run, tracker)) + unknown
+    flag = collapse_flag(run, tracker)
+    if flag is None:
+        unknown.append(Verdict("collapse", False, "not known: the run that distilled the student is gone"))
+    verdicts = judge(pair, gate, flag) + unknown
     holds = all(verdict.holds for verdict in verdicts)
     if holds or force:
         tracker.registry.promote(name, config.publish.champion, version.version, forced=not holds)
@@ -101,11 +103,14 @@ def rollback(workspace: Path, model: str, alias: str = "champion") -> tuple[str,
     return f"models:/{name}@{alias}", open_store(workspace).registry.rollback(name, alias)
 
 
-def collapsed(run: Run, tracker: Tracker) -> bool | None:
-    """What the collapse watch said about the student of a pipeline run; None where its record is gone."""
+def collapse_flag(run: Run, tracker: Tracker) -> bool | None:
+    """What the collapse watch said about the student of a pipeline run; None where its run is gone.
+
+    Asked of the store, not of the artifact: whoever promotes need not have that folder.
+    """
     student = tracker.artifacts_of(run).get("distill_dmd2")
-    file = student.path / "training.json" if student else None
-    if file is None or not file.is_file():
+    try:
+        flag = tracker.get_run(student.run_id).data.metrics.get("collapsed") if student else None
+    except UserError:
         return None
-    record = json.loads(file.read_text())
-    return bool(record["collapsed"]) if "collapsed" in record else None
+    return None if flag is None else bool(flag)

@@ -46,6 +46,8 @@ def test_a_section_given_in_part_keeps_the_rest_of_its_default(field: str) -> No
 
 
 MISTAKES = {
+    "data.encoder.width=9": "data.encoder.width = 9: expected a multiple of 2",
+    "train_clip.kind=pretrained": "train_clip.pretrained is not set: kind = pretrained needs a tag",
     "seed=true": "seed = true: expected no truth value",
     "data.shapes.exact_fraction=false": "data.shapes.exact_fraction = false: expected no truth value",
     "model.rope_axes_dim=[7,8,9]": "model.rope_axes_dim = [7, 8, 9]: expected even widths of 2 or more",

@@ -47,7 +47,7 @@ class EncoderConfig(FrozenConfig):
         "tiny", description="tiny: random-weight Llava and CLIP over the corpus' own words; hunyuan: real checkpoints"
     )
     path: str | None = source_path(description="diffusers HunyuanVideo-I2V folder with the encoders (kind hunyuan)")
-    width: int = Field(64, ge=8, description="hidden width of the tiny encoders")
+    width: int = Field(64, ge=8, multiple_of=2, description="hidden width of the tiny encoders")
     max_text_tokens: int = Field(
         64, ge=2, description="text tokens per caption at most; kind tiny uses no more than its longest caption has"
     )

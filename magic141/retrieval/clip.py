@@ -124,12 +124,14 @@ def load_pretrained(name: str, pretrained: str | None) -> ClipEmbedder:
         UserError: if open_clip does not know the model, or the weights cannot be loaded.
     """
     if name not in open_clip.list_models():
-        raise UserError(f"clip.model = {name}: open_clip does not know it; use one of open_clip.list_models()")
+        raise UserError(f"train_clip.model = {name}: open_clip does not know it; use one of open_clip.list_models()")
     if not pretrained:
-        raise UserError(f"clip.pretrained is not set: kind 'pretrained' needs a tag of {name} or a state dict's path")
+        raise UserError(
+            f"train_clip.pretrained is not set: kind 'pretrained' needs a tag of {name} or a state dict's path"
+        )
     if not Path(pretrained).is_file() and pretrained not in open_clip.list_pretrained_tags_by_model(name):
         raise UserError(
-            f"clip.pretrained = {pretrained}: neither a file nor a tag of {name}; expected one of "
+            f"train_clip.pretrained = {pretrained}: neither a file nor a tag of {name}; expected one of "
             f"{open_clip.list_pretrained_tags_by_model(name)}"
         )
     try:
@@ -137,7 +139,8 @@ def load_pretrained(name: str, pretrained: str | None) -> ClipEmbedder:
     except Exception as error:  # whatever the hub client, the file or torch raises
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"clip.pretrained = {pretrained}: weights of {name} cannot be loaded ({reason}); give a state dict's path"
+            f"train_clip.pretrained = {pretrained}: weights of {name} cannot be loaded ({reason}); give the path of a "
+            "state dict"
         ) from error
     wanted = open_clip.get_model_preprocess_cfg(model)
     size = wanted["size"][0] if isinstance(wanted["size"], (tuple, list)) else wanted["size"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from magic141.frozen import FrozenConfig, placement
 
@@ -25,6 +25,15 @@ class ClipConfig(FrozenConfig):
     @classmethod
     def _at_home(cls, pretrained: str | None) -> str | None:
         return pretrained and os.path.expanduser(pretrained)
+
+    @model_validator(mode="after")
+    def _weights_for_pretrained(self) -> ClipConfig:
+        if self.kind == "pretrained" and not self.pretrained:
+            raise ValueError(
+                "pretrained is not set: kind = pretrained needs a tag that open_clip has for its model, or the path of "
+                "a state dict"
+            )
+        return self
 
 
 class IndexConfig(FrozenConfig):

@@ -70,12 +70,16 @@ class TrainConfig(FrozenConfig):
                 f"batch_size = {self.batch_size}: not divisible by placement.num_workers = {workers}; "
                 f"use a multiple of {workers}"
             )
-        if self.placement.engine == "deepspeed" and self.optimizer.kind == "muon" and self.placement.zero_stage > 0:
-            raise ValueError(
-                f"optimizer.kind = muon: ZeRO stage {self.placement.zero_stage} flattens the matrices that Muon needs; "
-                "use optimizer.kind = adamw, or placement.zero_stage = 0"
-            )
+        self.require_whole_matrices("optimizer", self.optimizer)
         return self
+
+    def require_whole_matrices(self, name: str, optimizer: OptimizerConfig) -> None:
+        """Raises ValueError when an optimizer's Muon would meet what ZeRO has flattened."""
+        if self.placement.engine == "deepspeed" and optimizer.kind == "muon" and self.placement.zero_stage > 0:
+            raise ValueError(
+                f"{name}.kind = muon: ZeRO stage {self.placement.zero_stage} flattens the matrices that Muon needs; "
+                f"use {name}.kind = adamw, or placement.zero_stage = 0"
+            )
 
 
 class FlowMatchingConfig(TrainConfig):

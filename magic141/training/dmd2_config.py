@@ -114,6 +114,7 @@ class Dmd2Config(TrainConfig):
 
     @model_validator(mode="after")
     def _options_fit(self) -> Dmd2Config:
+        self.require_whole_matrices("fake_optimizer", self.fake_optimizer)
         if self.fake_score == "full" and self.a_weak > 0:
             raise ValueError(
                 f"a_weak = {self.a_weak}: a full fake score has no adapter to shift the real score by; use a_weak = 0, "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+import sqlite3
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,15 +35,19 @@ class Store:
 
     home: Path
 
-    def train(self, student: str, *overrides: str, motion: float = 0.8, data: str = "data") -> str:
+    def train(
+        self, student: str, *overrides: str, motion: float = 0.8, data: str = "data", collapsed: bool = False
+    ) -> str:
         """A pipeline run that makes, judges and publishes a student as the next candidate; returns its id."""
-        return self._run("pipeline", student, overrides, motion, data)
+        return self._run("pipeline", student, overrides, motion, data, collapsed)
 
     def judge(self, student: str, *overrides: str, motion: float = 0.8) -> str:
         """An evaluation of a student that was published before; returns its id."""
         return self._run("evaluation", student, overrides, motion, "data")
 
-    def _run(self, kind: str, student: str, overrides: tuple[str, ...], motion: float, data: str) -> str:
+    def _run(
+        self, kind: str, student: str, overrides: tuple[str, ...], motion: float, data: str, collapsed: bool = False
+    ) -> str:
         gate = f"publish.gate={json.dumps(GATE)}"
         config = with_overrides(PipelineConfig(workspace=self.home), [gate, *overrides], "test")
         stages = (measuring(generate.STAGE, motion), measuring(evaluate.STAGE, motion))
@@ -50,6 +55,9 @@ class Store:
             context = session.context
             for name in (*generate.INPUTS, "publish"):
                 run = context.tracker.start_stage(name, f"key-{name}", context.parent_id)
+                if name == "distill_dmd2":
+                    run.metrics({"collapsed": float(collapsed)})
+                    run.flush()
                 digest = {"distill_dmd2": student, "prepare_data": data}.get(name, name)
                 ref = ArtifactRef(stage=name, key="k", uri=str(self.home), digest=digest, run_id=run.run_id)
                 context.artifacts[name] = ref
@@ -196,6 +204,21 @@ def test_a_version_that_no_finished_run_has_judged(store: Store) -> None:
         store.promote()
 
 
+def test_a_student_that_collapsed_is_refused_whose_folder_is_on_another_machine(store: Store) -> None:
+    store.train("one", motion=0.9, collapsed=True)
+    assert failing(store.promote()) == ["collapse"]
+
+
+def test_a_student_of_whose_collapse_nothing_is_known_is_promoted_by_force_alone(store: Store) -> None:
+    parent = store.train("one")
+    tracker = Tracker(store.home, "magic141")
+    tracker.client.delete_run(tracker.artifacts_of(tracker.get_run(parent))["distill_dmd2"].run_id)
+    with sqlite3.connect(store.home / "mlflow.db") as database:  # what `mlflow gc` does in the end
+        database.execute("DELETE FROM latest_metrics WHERE key = 'collapsed'")
+    assert failing(store.promote()) == ["collapse"]
+    assert store.promote(force=True).promoted
+
+
 def test_a_champion_whose_runs_were_deleted_is_replaced_by_force_alone(store: Store) -> None:
     first = store.train("one")
     store.promote()
@@ -217,7 +240,10 @@ def test_the_command_names_the_two_runs_and_the_way_out(store: Store) -> None:
     second = store.train("two", motion=0.9)
     result = CliRunner().invoke(app, ["promote"])
     assert result.exit_code == 1
-    assert result.output.startswith(f"judged by run {second}, the champion by run {first}\n✗ student/motion")
+    judged, collapse, motion, *_ = result.output.splitlines()
+    assert judged == f"judged by run {second}, the champion by run {first}"
+    assert collapse.startswith("✓ collapse")
+    assert motion.startswith("✗ student/motion")
     assert "→ judge the champion as the candidate was: magic141 eval --model models:/magic141@champion" in result.output
     forced = CliRunner().invoke(app, ["promote", "--force"])
     assert forced.output.endswith("models:/magic141@champion is version 2\n")

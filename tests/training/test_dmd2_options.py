@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from magic141.artifacts import NullLog
+from magic141.diffusion.flow import interpolate
 from magic141.diffusion.guidance import guided_velocity
+from magic141.diffusion.samplers import randn_like
 from magic141.models.transformer import build_transformer, load_transformer, velocity
-from magic141.training.conditions import step_generator
+from magic141.training.conditions import Batch, step_generator
 from magic141.training.dmd2 import Dmd2, Dmd2Spec, Generated
 from magic141.training.dmd2_config import Dmd2Config
-from magic141.training.dmd2_networks import Guidance
+from magic141.training.dmd2_networks import Guidance, GuidedScores
 from magic141.training.launch import launch
 from magic141.training.objective import TrainContext
 from tests.evaluation.artifacts import CHANNELS
@@ -191,6 +193,50 @@ def test_the_fake_score_learns_of_an_exit_from_the_clips_that_left_there(folders
     assert moved.tolist() == [False, False, True, False]
 
 
+def test_noised_real_clips_are_what_the_generator_sees_in_place_of_its_own_steps(folders: Path, tmp_path: Path) -> None:
+    dmd2 = build(folders, tmp_path, generator_input="noised_real")
+    batch, w = dmd2.maker.make(torch.arange(4), step_generator(0, 0)), Guidance.fixed(dmd2.config, 4)
+    state = dmd2.generator_input(batch, w, 2, step_generator(0, 1))
+    sigma = dmd2.sigmas[2].expand(4)
+    noised = interpolate(batch.x0, randn_like(batch.x0, step_generator(0, 1)), sigma)
+    torch.testing.assert_close((state.x_t, state.sigma), (noised, sigma))
+
+
+@pytest.mark.parametrize("seen", ["clean", "noised"])
+def test_the_discriminator_sees_clips_as_they_are_or_with_noise(folders: Path, tmp_path: Path, seen: str) -> None:
+    dmd2 = build(folders, tmp_path, adversarial_weight=1.0, adversarial_input=seen)
+    batch, w = dmd2.maker.make(torch.arange(4), step_generator(0, 0)), Guidance.fixed(dmd2.config, 4)
+    one, other = (dmd2.logits(dmd2.scores, batch.x0, batch, w, step_generator(0, step)) for step in (1, 2))
+    assert torch.equal(one, other) == (seen == "clean")
+
+
+def test_the_fake_score_learns_from_all_kept_batches(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dmd2 = build(folders, tmp_path)
+    w, seen = Guidance.fixed(dmd2.config, 4), []
+    batches = [dmd2.maker.make(torch.arange(4), step_generator(0, step)) for step in range(3)]
+    dmd2.replay.extend(Generated(batch.x0, batch, w, exit_step=3) for batch in batches)
+    fake = GuidedScores.fake
+
+    def spy(scores: GuidedScores, network: Any, x_t: Tensor, sigma: Tensor, batch: Batch, w: Guidance) -> Tensor:
+        seen.append(batch)
+        return fake(scores, network, x_t, sigma, batch, w)
+
+    monkeypatch.setattr(GuidedScores, "fake", spy)
+    dmd2.update_fake(20, step_generator(0, 1))
+    assert {id(batch) for batch in seen} == {id(batch) for batch in batches}
+
+
+def test_as_many_generator_batches_are_kept_as_the_config_says(folders: Path, tmp_path: Path) -> None:
+    dmd2 = build(folders, tmp_path, replay_batches=2, num_steps=3)
+    kept = []
+    for step in range(3):
+        dmd2.step(step)
+        kept.append(len(dmd2.replay))
+    assert kept == [1, 2, 2]
+
+
 def test_equal_strengths_leave_the_generator_where_it_is(folders: Path, tmp_path: Path) -> None:
     dmd2 = build(folders, tmp_path, a_weak=1.0)
     dmd2.step(0)  # the adapter is no longer zero
@@ -249,6 +295,10 @@ def test_validation_takes_no_more_clips_at_once_than_training(folders: Path, tmp
     [
         ({"fake_score": "full"}, "a_weak = 0.5: a full fake score has no adapter"),
         ({"regression_weight": 1.0}, "generator_input = noised_real"),
+        (
+            {"optimizer": {"kind": "adamw"}, "fake_optimizer": {"kind": "muon"}, "placement": {"engine": "deepspeed"}},
+            "fake_optimizer.kind = muon: ZeRO stage",
+        ),
         ({"student_guidance_range": (3.0, 1.0)}, "its ends are swapped"),
         ({"student_guidance_range": (2.0, 3.0)}, r"to contain student_guidance_scale = 1.2.*use \(1.2, 3.0\)"),
         (

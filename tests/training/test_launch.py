@@ -69,6 +69,11 @@ def test_the_workers_traceback_reaches_the_driver(tmp_path: Path) -> None:
         launch(LinearSpec(config, crash_at=3), config, tmp_path, NullLog(), seed=0)
 
 
+def test_more_workers_than_this_machine_has_room_for_are_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"num_workers = 2: with cpus_per_worker = 5000 more than the \d+ CPUs of this"):
+        run(tmp_path, "wide", cpus_per_worker=5000)
+
+
 def test_a_users_mistake_stays_one_and_is_not_retried(tmp_path: Path) -> None:
     config = linear_config(launcher="ray", engine="ddp", num_workers=2)
     with pytest.raises(UserError, match="the clips are too short"):
