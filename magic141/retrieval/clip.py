@@ -98,8 +98,9 @@ def build_clip(config: ClipConfig, data: Path, out: Path, log: StageLog, seed: i
     Writes `clip.json` and, when trained, `model.safetensors`.
     """
     if config.kind == "pretrained":
+        assert config.pretrained is not None  # the config requires it
         load_pretrained(config.model, config.pretrained)
-        weights = Path(config.pretrained or "")
+        weights = Path(config.pretrained)
         digest = digest_file(weights) if weights.is_file() else None  # other weights in its place are another artifact
         record = {"kind": "pretrained", "model": config.model, "pretrained": config.pretrained, "digest": digest}
         _write(out, record)
@@ -117,7 +118,7 @@ def build_clip(config: ClipConfig, data: Path, out: Path, log: StageLog, seed: i
     log.summary({"clip_loss": loss, "clip_parameters": num_parameters})
 
 
-def load_pretrained(name: str, pretrained: str | None) -> ClipEmbedder:
+def load_pretrained(name: str, pretrained: str) -> ClipEmbedder:
     """A pretrained open_clip model; `pretrained` is one of its tags, or the path of a state dict.
 
     Raises:
@@ -125,10 +126,6 @@ def load_pretrained(name: str, pretrained: str | None) -> ClipEmbedder:
     """
     if name not in open_clip.list_models():
         raise UserError(f"train_clip.model = {name}: open_clip does not know it; use one of open_clip.list_models()")
-    if not pretrained:
-        raise UserError(
-            f"train_clip.pretrained is not set: kind 'pretrained' needs a tag of {name} or a state dict's path"
-        )
     if not Path(pretrained).is_file() and pretrained not in open_clip.list_pretrained_tags_by_model(name):
         raise UserError(
             f"train_clip.pretrained = {pretrained}: neither a file nor a tag of {name}; expected one of "

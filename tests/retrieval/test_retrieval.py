@@ -162,12 +162,11 @@ def test_other_weights_under_the_same_path_are_another_artifact(
 
 
 def test_wrong_pretrained_models_are_user_errors(tmp_path: Path, artifacts: dict[str, Path]) -> None:
-    with pytest.raises(UserError, match=r"clip\.model = NoSuchModel"):
-        build_clip(ClipConfig(kind="pretrained", model="NoSuchModel"), artifacts["data"], tmp_path, NullLog(), 0)
-    with pytest.raises(UserError, match=r"clip\.pretrained is not set"):
-        build_clip(ClipConfig(kind="pretrained", model="RN50"), artifacts["data"], tmp_path, NullLog(), 0)
+    unknown = ClipConfig(kind="pretrained", model="NoSuchModel", pretrained="openai")
+    with pytest.raises(UserError, match=r"train_clip\.model = NoSuchModel"):
+        build_clip(unknown, artifacts["data"], tmp_path, NullLog(), 0)
     config = ClipConfig(kind="pretrained", model="RN50", pretrained="nothing.pt")
-    with pytest.raises(UserError, match=r"clip\.pretrained = nothing\.pt"):
+    with pytest.raises(UserError, match=r"train_clip\.pretrained = nothing\.pt"):
         build_clip(config, artifacts["data"], tmp_path, NullLog(), 0)
 
 
