@@ -81,9 +81,11 @@ def judge_teacher(case: Case) -> Figures:
 
 
 def judge_student(case: Case) -> Figures:
-    """The student at every number of steps that is reported."""
-    folder = case.student().folder / "transformer"
-    return _judge(case, [(folder, v) for v in _variants(case) if v.model == "student"])
+    """The student at every number of steps that is reported, and in the same chain what it started from."""
+    start, student = case.made()["distill_cfg"] / "transformer", case.student().folder / "transformer"
+    variants = _variants(case)
+    before = [(start, v) for v in variants if v.name.startswith("cfg_chain")]
+    return _judge(case, [*before, *((student, v) for v in variants if v.model == "student")])
 
 
 def _variants(case: Case) -> list[Variant]:
