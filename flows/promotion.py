@@ -61,10 +61,7 @@ def promote(workspace: Path, model: str, overrides: Sequence[str] = (), force: b
     candidate = judged(tracker, f"models:/{name}/{version.version}")
     champion, unknown = _champion(tracker, uri, force) if holder else (None, [])
     pair = closest(candidate.measurements, champion.measurements if champion else ())
-    flag = collapse_flag(run, tracker)
-    if flag is None:
-        unknown.append(Verdict("collapse", False, "not known: the run that distilled the student is gone"))
-    verdicts = judge(pair, gate, flag) + unknown
+    verdicts = judge(pair, gate, collapsed(run, tracker)) + unknown
     holds = all(verdict.holds for verdict in verdicts)
     if holds or force:
         tracker.registry.promote(name, config.publish.champion, version.version, forced=not holds)
@@ -103,8 +100,8 @@ def rollback(workspace: Path, model: str, alias: str = "champion") -> tuple[str,
     return f"models:/{name}@{alias}", open_store(workspace).registry.rollback(name, alias)
 
 
-def collapse_flag(run: Run, tracker: Tracker) -> bool | None:
-    """What the collapse watch said about the student of a pipeline run; None where its run is gone.
+def collapsed(run: Run, tracker: Tracker) -> bool | None:
+    """What the collapse watch said about the student of a pipeline run; None where the store does not know.
 
     Asked of the store, not of the artifact: whoever promotes need not have that folder.
     """

@@ -66,9 +66,9 @@ def _amounts(config: PipelineConfig) -> Iterator[str]:
     if config.data.source != "shapes":
         return
     shapes = config.data.shapes
-    of_clip = [("train_clip", config.train_clip.batch_size)]
-    yield from _batches(of_clip, shapes.num_train, "the corpus has data.shapes.num_train =")
-    yield from oversized_batches(config, shapes.num_train, "the corpus has data.shapes.num_train =")
+    num_train = shapes.num_train
+    why = f"the corpus has data.shapes.num_train = {num_train} clips; use a batch of at most {num_train}, or more clips"
+    yield from oversized_batches(config, ("train_clip", *TRAINING_SECTIONS), num_train, why)
     for name in ("num_exact_clips", "long_video_clips"):
         clips = getattr(generate, name)
         if clips > shapes.num_heldout:
@@ -78,17 +78,12 @@ def _amounts(config: PipelineConfig) -> Iterator[str]:
             )
 
 
-def oversized_batches(config: PipelineConfig, num_train: int, who: str) -> Iterator[str]:
-    """Every training whose batch has more clips than there are; those of a folder are counted when it is prepared."""
-    trainings = ((name, getattr(config, name)) for name in TRAINING_SECTIONS)
-    return _batches([(name, section.batch_size) for name, section in trainings if section.num_steps], num_train, who)
-
-
-def _batches(batches: Iterable[tuple[str, int]], num_train: int, who: str) -> Iterator[str]:
-    for name, batch in batches:
-        if batch > num_train:
-            most = f"use a batch of at most {num_train}, or more clips"
-            yield f"{name}.batch_size = {batch}: {who} {num_train} clips; {most}"
+def oversized_batches(config: PipelineConfig, names: Iterable[str], num_train: int, why: str) -> Iterator[str]:
+    """A line for every section that trains and whose batch has more clips than there are."""
+    for name in names:
+        section = getattr(config, name)
+        if section.num_steps and section.batch_size > num_train:
+            yield f"{name}.batch_size = {section.batch_size}: {why}"
 
 
 def _guidance(config: PipelineConfig) -> Iterator[str]:

@@ -38,12 +38,12 @@ def _line(details: ErrorDetails, model: type[BaseModel], source: str) -> str:
         where = f"'{path.rpartition('.')[0] or source}'"
         hint = nearest(str(details["loc"][-1]), owner.model_fields)
         return f"{path} = {_show(details['input'])}: unknown field in {where}; {hint}"
+    remedy = f"change it in {source} or with --set {path}=VALUE"
     if details["type"] == "value_error":
         message = str(details.get("ctx", {}).get("error", details["msg"]))
-        if not isinstance(details["input"], Mapping | BaseModel):  # of one field, not of several in a section
-            return f"{path} = {_show(details['input'])}: {message}"
-        return message if not path or message.startswith(path) else f"{path}.{message}"
-    remedy = f"change it in {source} or with --set {path}=VALUE"
+        if isinstance(details["input"], Mapping | BaseModel):  # of several fields of a section
+            return message if not path or message.startswith(path) else f"{path}.{message}"
+        return f"{path} = {_show(details['input'])}: {message}; {remedy}"
     if details["type"] == "missing":
         return f"{path}: not set, but required; set it in {source} or with --set {path}=VALUE"
     expected = (

@@ -37,9 +37,9 @@ class FrozenConfig(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """`num_steps=true` is a slip, not one step."""
-        if isinstance(value, bool) and not _may_be_bool(cls.model_fields[str(info.field_name)].annotation):
-            raise ValueError(f"expected no truth value, but was given {str(value).lower()}")
+        """`num_steps=true` is a slip, not one step; pydantic would take it for 1."""
+        if _has_bool(value) and not _may_be_bool(cls.model_fields[str(info.field_name)].annotation):
+            raise ValueError("expected something else than true or false")
         return value
 
     @field_validator("*", mode="before")
@@ -49,6 +49,10 @@ class FrozenConfig(BaseModel):
         name = str(info.field_name)
         is_path = _in_key(cls.model_fields[name]) == BY_CONTENT and isinstance(value, str | Path)
         return os.path.abspath(os.path.expanduser(value)) if is_path else value
+
+
+def _has_bool(value: Any) -> bool:
+    return any(map(_has_bool, value)) if isinstance(value, list | tuple) else isinstance(value, bool)
 
 
 def _may_be_bool(annotation: Any) -> bool:

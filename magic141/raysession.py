@@ -48,6 +48,27 @@ def ensure_ray() -> None:
     _quiet_ray_data()
 
 
+def require_room(field: str, number: int, each: Mapping[str, float]) -> None:
+    """Refuses what a local Ray can never hold: it would wait for ever, for other machines. A cluster may still grow.
+
+    Args:
+        field: of the config, that says how many there are.
+        number: of workers or replicas.
+        each: what one of them takes, by fields that begin with `cpus` and `gpus`.
+
+    Raises:
+        UserError: this machine has less.
+    """
+    present = {} if ray_cluster() else ray.cluster_resources()
+    for share, amount in each.items() if present else ():
+        kind = share[:3].upper()
+        if number * amount > present.get(kind, 0):
+            raise UserError(
+                f"{field} = {number}: with {share} = {amount:g} more than the {present.get(kind, 0):g} {kind}s of this "
+                "machine; lower one of them, or set RAY_ADDRESS to a cluster"
+            )
+
+
 def _is_alive() -> bool:
     """Whether the daemon runs that this process started; a cluster's is not its child, and Ray's business."""
     if ray_cluster():

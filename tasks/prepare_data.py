@@ -7,7 +7,7 @@ from pathlib import Path
 
 from magic141.artifacts import ArtifactRef, digest_source
 from magic141.config import PipelineConfig
-from magic141.config_checks import oversized_batches
+from magic141.config_checks import TRAINING_SECTIONS, oversized_batches
 from magic141.frozen import UserError
 from tasks.stage import Stage, StageCall, StageContext
 
@@ -37,7 +37,11 @@ def _require_batches(context: StageContext, ref: ArtifactRef) -> None:
     from magic141.data.dataset import load_info
 
     num_train = load_info(ref.path).num_clips["train"]
-    if lines := list(oversized_batches(context.config, num_train, "the data has for training")):
+    why = (
+        f"the data has only {num_train} training clips; use a batch of at most {num_train}, more or longer videos, or "
+        "a smaller data.stride_frames"
+    )
+    if lines := list(oversized_batches(context.config, TRAINING_SECTIONS, num_train, why)):
         raise UserError("\n".join(lines))
 
 

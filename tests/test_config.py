@@ -48,8 +48,9 @@ def test_a_section_given_in_part_keeps_the_rest_of_its_default(field: str) -> No
 MISTAKES = {
     "data.encoder.width=9": "data.encoder.width = 9: expected a multiple of 2",
     "train_clip.kind=pretrained": "train_clip.pretrained is not set: kind = pretrained needs a tag",
-    "seed=true": "seed = true: expected no truth value",
-    "data.shapes.exact_fraction=false": "data.shapes.exact_fraction = false: expected no truth value",
+    "seed=true": "seed = true: expected something else than true or false; change it in demo.yaml or with --set",
+    "data.shapes.exact_fraction=false": "data.shapes.exact_fraction = false: expected something else than true",
+    "generate.few_steps=[4, true]": "generate.few_steps = [4, true]: expected something else than true or false",
     "model.rope_axes_dim=[7,8,9]": "model.rope_axes_dim = [7, 8, 9]: expected even widths of 2 or more",
     "publish.alias=latest": "publish.alias = 'latest': MLflow keeps `latest` and v1, v2, … for itself",
     "publish.champion=V2": "publish.champion = 'V2': MLflow keeps",

@@ -9,6 +9,8 @@ from magic141.evaluation.config import GateCondition
 from magic141.evaluation.measurement import Difference, Pair
 from magic141.frozen import UserError
 
+COLLAPSE = {True: "seen", False: "none seen", None: "not known: the store has no such figure of the student's run"}
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -25,7 +27,7 @@ def judge(pair: Pair, gate: Sequence[GateCondition], collapsed: bool | None) -> 
     Args:
         pair: what was measured of the candidate, and of the present champion, if there is one.
         gate: the conditions.
-        collapsed: the collapse watch's flag; None where nothing watched.
+        collapsed: the collapse watch's flag; None where it is not known, which fails.
 
     Returns:
         The verdicts, and a failing one for every difference that kept a condition from being judged.
@@ -33,7 +35,7 @@ def judge(pair: Pair, gate: Sequence[GateCondition], collapsed: bool | None) -> 
     Raises:
         UserError: a condition names a metric that the candidate's run does not have.
     """
-    verdicts = [] if collapsed is None else [Verdict("collapse", not collapsed, "seen" if collapsed else "none seen")]
+    verdicts = [Verdict("collapse", collapsed is False, COLLAPSE[collapsed])]
     for condition in gate:
         verdicts += _judge(condition, pair)
     return verdicts + [Verdict(d.field, False, f"{d.candidate}, the champion {d.champion}") for d in apart(pair, gate)]

@@ -18,6 +18,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from magic141.config_errors import explain
 from magic141.frozen import UserError
 from magic141.ray_address import ray_cluster
+from magic141.raysession import require_room
 from magic141.serving.app import BusyError, ModelCard, build_app
 from magic141.serving.config import ServingConfig
 from magic141.serving.requests import Video, VideoRequest
@@ -101,18 +102,6 @@ def _gpus_per_replica(config: ServingConfig) -> float:
     return 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
 
 
-def _require_room(config: ServingConfig) -> None:
-    """Raises UserError when this machine can never hold the replicas: Ray would wait for ever, for other machines."""
-    present = ray.cluster_resources()
-    needs = {"CPU": config.cpus_per_replica, "GPU": _gpus_per_replica(config)}
-    for name, each in needs.items():
-        if config.num_replicas * each > present.get(name, 0):
-            raise UserError(
-                f"num_replicas = {config.num_replicas}: with {name.lower()}s_per_replica = {each:g} more than the "
-                f"{present.get(name, 0):g} {name}s of this machine; lower one of them, or set RAY_ADDRESS to a cluster"
-            )
-
-
 def describe(model: str, folder: Path) -> ModelCard:
     """What the application says of a model.
 
@@ -149,8 +138,8 @@ def start(folder: Path, card: ModelCard, config: ServingConfig, host: str, port:
     Raises:
         UserError: if this machine has no room for the replicas; a cluster may still grow.
     """
-    if not ray_cluster():
-        _require_room(config)
+    each = {"cpus_per_replica": config.cpus_per_replica, "gpus_per_replica": _gpus_per_replica(config)}
+    require_room("num_replicas", config.num_replicas, each)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # the caller says what there is to know
     serve.start(http_options={"host": host, "port": port}, logging_config={"log_level": "WARNING"})
     serve.run(application(folder, card, config), name=APP)

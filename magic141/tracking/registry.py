@@ -220,8 +220,9 @@ def _path(moves: Sequence[Promotion]) -> list[str]:
             path.append(move.version)
             continue
         path = path[:-1]
-        while len(path) > 1 and path[-1] != move.version:
-            path = path[:-1]
+        while path and path[-1] != move.version:
+            path.pop()
+        path = path or [move.version]  # the moves before were too many to keep
     return path
 
 

@@ -80,14 +80,15 @@ class RayStore:
 def run_on_ray(task: WorkerTask) -> LoopResult:
     """All workers of a Ray Train run whose name and folder are the run's, which is what makes it resume."""
     _configure_ray_train()
-    from magic141.raysession import ensure_ray
+    from magic141.raysession import ensure_ray, require_room
 
     ensure_ray()
     import ray.train
     from ray.train.torch import TorchTrainer
 
     placement = task.config.placement
-    _require_room(placement)
+    each = {"cpus_per_worker": placement.cpus_per_worker, "gpus_per_worker": placement.gpus_per_worker}
+    require_room("placement.num_workers", placement.num_workers, each)
     trainer = TorchTrainer(
         _worker,
         # bytes: Ray's controller need not import the models' code, and workers compare theirs before they load it
@@ -144,20 +145,6 @@ def _refusal(code: CodeStamp, world_size: int) -> str | None:
         mine, troubles = troubles[0], [None] * world_size
         dist.all_gather_object(troubles, mine)
     return "\n".join(sorted({trouble for trouble in troubles if trouble})) or None
-
-
-def _require_room(placement: PlacementConfig) -> None:
-    """Raises UserError when this machine can never hold the workers: Ray would wait for ever, for other machines."""
-    import ray
-
-    present = {} if ray_cluster() else ray.cluster_resources()
-    for name, each in {"CPU": placement.cpus_per_worker, "GPU": placement.gpus_per_worker}.items():
-        if present and placement.num_workers * each > present.get(name, 0):
-            raise UserError(
-                f"placement.num_workers = {placement.num_workers}: with {name.lower()}s_per_worker = {each:g} more "
-                f"than the {present.get(name, 0):g} {name}s of this machine; lower one of them, or set RAY_ADDRESS to "
-                "a cluster"
-            )
 
 
 def _scaling(placement: PlacementConfig) -> ScalingConfig:

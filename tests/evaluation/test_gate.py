@@ -27,31 +27,32 @@ def pair(candidate: dict[str, float], champion: dict[str, float] | None) -> Pair
 
 @pytest.mark.parametrize(("motion", "holds"), [(0.9, True), (0.76, True), (0.74, False)])
 def test_higher_is_better_within_the_tolerance(motion: float, holds: bool) -> None:
-    (verdict,) = judge(pair({"student/motion": motion}, CHAMPION), [MOTION], collapsed=None)
+    _, verdict = judge(pair({"student/motion": motion}, CHAMPION), [MOTION], collapsed=False)
     assert verdict.holds == holds
 
 
 def test_a_failure_names_its_amount() -> None:
-    (verdict,) = judge(pair({"student/frechet": 2.4}, CHAMPION), [FRECHET], collapsed=None)
+    _, verdict = judge(pair({"student/frechet": 2.4}, CHAMPION), [FRECHET], collapsed=False)
     assert verdict.why == "2.4, champion 2, tolerance 0.1: fails by 0.3"
 
 
 def test_a_limit_holds_without_a_champion() -> None:
     condition = GateCondition(metric="student/latency_ms", better="lower", limit=50)
-    fast, slow = (judge(pair({"student/latency_ms": ms}, None), [condition], collapsed=None) for ms in (40.0, 70.0))
+    fast, slow = (judge(pair({"student/latency_ms": ms}, None), [condition], collapsed=False) for ms in (40.0, 70.0))
     assert all(verdict.holds for verdict in fast)
-    assert [verdict.holds for verdict in slow] == [False, True]
-    assert "at most 50: fails by 20" in slow[0].why
+    assert [verdict.holds for verdict in slow] == [True, False, True]
+    assert "at most 50: fails by 20" in slow[1].why
 
 
 def test_a_collapsed_student_never_passes() -> None:
     good = {"student/motion": 0.9, "student/frechet": 1.0}
     assert not judge(pair(good, CHAMPION), [MOTION, FRECHET], collapsed=True)[0].holds
+    assert not judge(pair(good, CHAMPION), [MOTION, FRECHET], collapsed=None)[0].holds
     assert judge(pair(good, CHAMPION), [MOTION], collapsed=False)[0].holds
 
 
 def test_what_the_champion_was_never_measured_on_is_not_compared() -> None:
-    (verdict,) = judge(pair({"student/motion": 0.1}, {}), [MOTION], collapsed=None)
+    _, verdict = judge(pair({"student/motion": 0.1}, {}), [MOTION], collapsed=False)
     assert verdict.holds
     assert "no such metric" in verdict.why
 
@@ -66,7 +67,7 @@ def test_what_was_judged_under_other_conditions_is_not_compared_and_every_differ
         measured({"student/motion": 0.9}, seed=0, data="ab", **{"generate.num_exact_clips": 256}),
         measured(CHAMPION, seed=0, data="cd", **{"generate.num_exact_clips": 64}),
     )
-    assert judge(apart, [MOTION], collapsed=None) == [
+    assert judge(apart, [MOTION], collapsed=False)[1:] == [
         Verdict(
             "student/motion",
             False,
@@ -79,15 +80,16 @@ def test_what_was_judged_under_other_conditions_is_not_compared_and_every_differ
 
 def test_a_metric_that_only_one_evaluation_computes_is_missing_for_a_reason() -> None:
     apart = Pair(measured({"student/motion": 0.9}, seed=0), measured({}, seed=1))
-    assert [verdict.holds for verdict in judge(apart, [MOTION], collapsed=None)] == [False, False]
+    assert [verdict.holds for verdict in judge(apart, [MOTION], collapsed=False)] == [True, False, False]
 
 
 def test_a_limit_needs_no_champion_that_was_judged_alike() -> None:
     apart = Pair(measured({"student/motion": 0.9}, seed=0), measured(CHAMPION, seed=1))
     limited = GateCondition(metric="student/motion", better="higher", tolerance=None, limit=0.7)
-    assert judge(apart, [limited], collapsed=None) == [Verdict("student/motion", True, "0.9, at least 0.7")]
-    both = judge(apart, [limited.model_copy(update={"tolerance": 0.1})], collapsed=None)
+    assert judge(apart, [limited], collapsed=False)[1:] == [Verdict("student/motion", True, "0.9, at least 0.7")]
+    both = judge(apart, [limited.model_copy(update={"tolerance": 0.1})], collapsed=False)
     assert [(verdict.what, verdict.holds) for verdict in both] == [
+        ("collapse", True),
         ("student/motion", True),
         ("student/motion", False),
         ("seed", False),
@@ -102,7 +104,7 @@ def test_a_condition_asks_for_something() -> None:
 def test_another_machine_tells_nothing_of_time_and_memory_but_all_of_quality() -> None:
     metrics = {"student/motion": 0.9, "student/latency_ms": 40.0}
     apart = Pair(measured(metrics, host="a"), measured({**CHAMPION, "student/latency_ms": 50.0}, host="b"))
-    motion, latency, machine = judge(apart, [MOTION, LATENCY], collapsed=None)
+    _, motion, latency, machine = judge(apart, [MOTION, LATENCY], collapsed=False)
     assert motion.holds
     assert latency == Verdict("student/latency_ms", False, "40, not comparable with the champion's 50: other machine")
     assert machine == Verdict("machine", False, "a, the champion b")

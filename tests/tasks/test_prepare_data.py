@@ -35,7 +35,8 @@ def test_a_batch_of_more_clips_than_a_folder_gave_is_named_with_its_field(tmp_pa
     with pytest.raises(UserError) as caught:
         count(tmp_path, 11, "pretrain_t2v.batch_size=10", "pretrain_i2v.batch_size=10", "distill_dmd2.batch_size=16")
     assert str(caught.value).splitlines() == [
-        f"{name}.batch_size = 16: the data has for training 11 clips; use a batch of at most 11, or more clips"
+        f"{name}.batch_size = 16: the data has only 11 training clips; use a batch of at most 11, more or longer "
+        "videos, or a smaller data.stride_frames"
         for name in ("distill_cfg", "distill_dmd2")
     ]
 
