@@ -132,8 +132,7 @@ class Registry:
         earlier = [version for version in _path(moves)[:-1] if self._exists(name, version)]
         if not earlier:
             raise UserError(
-                f"models:/{name}@{alias}: no earlier promotion to roll back to whose version is still there; "
-                "see `magic141 promote`"
+                f"models:/{name}@{alias}: no earlier promotion whose version is still there; see `magic141 promote`"
             )
         self.client.set_registered_model_alias(name, alias, earlier[-1])
         self._write_history(name, alias, [*moves, Promotion(earlier[-1], _now(), "rollback")])
