@@ -14,8 +14,8 @@ APPROACHES = {
     "Euler, CFG": "the undistilled model, called the teacher: Euler steps along its flow, each two evaluations, "
     "with and without the caption (classifier-free guidance)",
     "CFG-distilled": "the teacher's copy that has learned to give the guided answer in one evaluation",
-    "student's chain": "sampled as the student is, by its sampler, shift and guidance: the student beside it shows what "
-    "step distillation adds",
+    "student's chain": "sampled as the student is, by its sampler, shift and guidance: the student beside it shows "
+    "what step distillation adds",
     "DMD2": "the student: distilled once more, so that its clips of few steps are distributed like those of many "
     "(distribution matching distillation)",
     "int8": "the student, its weights stored in 8 bits",
