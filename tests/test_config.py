@@ -69,6 +69,7 @@ MISTAKES = {
     "model.window_frames=15": "model.window_frames = 15: longer than data.num_frames = 13; use at most 13",
     "pretrain_t2v.batch_size=7": "pretrain_t2v.batch_size = 7: not divisible by placement.num_workers = 2",
     "distill_cfg.batch_size=6002": "distill_cfg.batch_size = 6002: the corpus has data.shapes.num_train = 6000 clips",
+    "distill_dmd2.first_exit_fraction=0.5": "final_exit_fraction = 0.7 and first_exit_fraction = 0.5 are more than",
     "distill_dmd2.schedule_steps=2": "num_inference_steps = 4 is more than schedule_steps = 2; use fewer steps",
     "generate.many_steps=2000": "generate.many_steps = 2000: the schedule has 1000 steps",
     "generate.num_exact_clips=1000": "generate.num_exact_clips = 1000: data.shapes.num_heldout = 512 clips",

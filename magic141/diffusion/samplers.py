@@ -86,17 +86,6 @@ def chain_input(
     return ChainStep(x_t, _batch(sigmas[exit_step], x_t))
 
 
-def draw_exit_step(num_steps: int, final_exit_fraction: float, generator: torch.Generator) -> int:
-    """The step that backward simulation trains, 0 to `num_steps` - 1: the last one in a given share of the updates.
-
-    The fake score knows one distribution, that of clips from all exits together. Those that leave early are blurred;
-    if all exits are as frequent, the last ones learn to be as much too contrasty.
-    """
-    if num_steps == 1 or torch.rand((), generator=generator) < final_exit_fraction:
-        return num_steps - 1
-    return int(torch.randint(num_steps - 1, (), generator=generator))
-
-
 def randn_like(x: Tensor, generator: torch.Generator) -> Tensor:
     """Standard normal noise of the shape of `x`, drawn on the generator's device, so that seeds mean the same."""
     return torch.randn(x.shape, generator=generator, device=generator.device, dtype=torch.float32).to(x)

@@ -19,7 +19,7 @@ from torch.nn.functional import mse_loss
 
 from magic141.data.dataset import ClipDataset, load_info, load_null_text
 from magic141.diffusion.flow import interpolate, sample_sigma, sigma_grid, velocity_target, x0_from_velocity
-from magic141.diffusion.samplers import ChainStep, chain_input, draw_exit_step, randn_like
+from magic141.diffusion.samplers import ChainStep, chain_input, randn_like
 from magic141.models.config import TransformerConfig
 from magic141.models.transformer import velocity
 from magic141.training.adversarial import discriminator_loss, generator_loss
@@ -37,6 +37,7 @@ from magic141.training.dmd2_networks import (
 from magic141.training.dmd2_validation import Dmd2Validation
 from magic141.training.ema import Ema
 from magic141.training.engine import Engine, make_engine
+from magic141.training.exit_step import draw_exit_step, exit_shares
 from magic141.training.objective import TrainContext
 from magic141.training.single import make_sampler
 
@@ -102,6 +103,9 @@ class Dmd2:
         )
         self.sampler = make_sampler(self.maker, config, context)
         self.sigmas = sigma_grid(config.num_inference_steps, config.shift)
+        self.exit_shares = exit_shares(
+            config.num_inference_steps, config.final_exit_fraction, config.first_exit_fraction
+        )
         generator = build_generator(config, spec.teacher, spec.student, context.seed)
         # its engine first: only then may the host drop these weights, before the scores' are loaded beside them
         self.generator = make_engine(generator, config.optimizer, config.num_steps, config.precision, context)
@@ -152,7 +156,7 @@ class Dmd2:
     def exit_step(self, step: int) -> int:
         """The random step at which this update's clips leave the chain, the same on all ranks."""
         rng = step_generator(self.context.seed, step, _NO_RANK)
-        return draw_exit_step(len(self.sigmas) - 1, self.config.final_exit_fraction, rng)
+        return draw_exit_step(self.exit_shares, rng)
 
     @torch.no_grad()
     def generate(self, state: ChainStep, batch: Batch, w: Guidance, exit_step: int) -> Generated:

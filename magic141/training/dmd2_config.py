@@ -68,6 +68,12 @@ class Dmd2Config(TrainConfig):
         le=1,
         description="share of the updates that train the last step of the chain, the rest the others alike",
     )
+    first_exit_fraction: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="share of those that train its first, which is all that one step uses; none: as the others",
+    )
     exit_embedding: bool = Field(
         False, description="tells the fake score at which step of the chain a clip left: better clips of few steps"
     )
@@ -109,6 +115,15 @@ class Dmd2Config(TrainConfig):
         if self.min_score_time >= self.max_score_time:
             raise ValueError(
                 f"min_score_time = {self.min_score_time} is not below max_score_time = {self.max_score_time}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> Dmd2Config:
+        if self.final_exit_fraction + (self.first_exit_fraction or 0.0) > 1:
+            raise ValueError(
+                f"final_exit_fraction = {self.final_exit_fraction} and first_exit_fraction = "
+                f"{self.first_exit_fraction} are more than all updates; their sum is at most 1"
             )
         return self
 

@@ -18,7 +18,7 @@ from magic141.diffusion.flow import (
     x0_from_velocity,
 )
 from magic141.diffusion.guidance import guided_velocity
-from magic141.diffusion.samplers import chain_input, draw_exit_step, sample_euler, sample_renoise
+from magic141.diffusion.samplers import chain_input, sample_euler, sample_renoise
 
 SHAPE = (5, 3, 2, 4, 4)
 
@@ -112,11 +112,3 @@ def test_guidance_of_one_is_the_conditional_model() -> None:
     one = torch.ones(SHAPE[0]).double()
     torch.testing.assert_close(guided_velocity(unconditional, conditional, one), conditional)
     torch.testing.assert_close(guided_velocity(unconditional, conditional, 0 * one), unconditional)
-
-
-@pytest.mark.parametrize(("num_steps", "shares"), [(1, [1.0]), (4, [0.4 / 3, 0.4 / 3, 0.4 / 3, 0.6])])
-def test_the_chain_is_left_at_its_last_step_in_the_given_share(num_steps: int, shares: list[float]) -> None:
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.tensor([draw_exit_step(num_steps, 0.6, generator) for _ in range(4000)])
-    counts = torch.bincount(drawn, minlength=num_steps) / len(drawn)
-    torch.testing.assert_close(counts, torch.tensor(shares), atol=0.03, rtol=0)
