@@ -150,7 +150,7 @@ class Scorer:
     def _continuation(self, name: str) -> Score:
         file = self.generated / "exact" / f"continuation-{name}.safetensors"
         if not file.is_file():
-            return Score.missing("not generated for this variant")
+            return Score.missing("windows are too short to show what determines the rest")
         tensors = load_file(file)
         return Score.mean(clip_psnr_db(tensors["frames"].numpy(), tensors["truth"].numpy()))
 

@@ -47,7 +47,7 @@ def generate_suite(
     if config.num_workers == 1:  # workers look for themselves: theirs may be another machine
         folders.refuse_days_on_cpu(config)
     with cpu_threads(config.num_threads), torch.no_grad():
-        work = prepare_workload(config, dmd2, model, data, clip, index, log, seed)
+        work = prepare_workload(config, model, data, clip, index, log, seed)
         write_conditions(work, out)
     if config.num_workers > 1:
         work = work.closed()

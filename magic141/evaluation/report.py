@@ -129,7 +129,8 @@ def _suite(parts: Mapping[str, Path]) -> list[dict[str, Any]]:
     folder = parts.get("generate")
     if folder is None:
         return []
-    labels = {v["name"]: v["label"] for v in json.loads((folder / "variants.json").read_text())}
+    variants = json.loads((folder / "variants.json").read_text())
+    labels = {v["name"]: v["label"] for v in variants if _is_shown(v, variants)}
     rows = []
     for number, row in enumerate(read_lines(parts, "generate", "suite/prompts.jsonl")):
         videos = [

@@ -42,10 +42,9 @@ def run_short(
     save_file({"frames": frames, "latents": latents}, out / "exact" / f"{variant.name}.safetensors")
     for number, clip in enumerate(frames[: work.config.num_showcase_clips].numpy()):
         save_video(out / "showcase" / variant.name / f"{number:02d}.mp4", clip, work.info.fps)
-    if variant.name in work.featured:
-        _run_suite(work, variant, generator, out, advance)
-        if work.has_continuation:
-            _run_continuation(work, variant, generator, out, advance)
+    _run_suite(work, variant, generator, out, advance)
+    if work.has_continuation:
+        _run_continuation(work, variant, generator, out, advance)
     return {
         **asdict(variant),
         "nfe": generator.num_evaluations,
@@ -68,11 +67,9 @@ def show_short(work: Workload, variant: Variant, folder: Path, log: StageLog) ->
 
 def short_evaluations(work: Workload, variant: Variant) -> int:
     """Network evaluations of `run_short`, times clips."""
-    clips = len(work.rows)
-    if variant.name in work.featured:
-        clips += len(work.prompts) * work.config.num_seeds
-        if work.has_continuation:
-            clips += len(work.rows[: work.config.num_continuation_clips])
+    clips = len(work.rows) + len(work.prompts) * work.config.num_seeds
+    if work.has_continuation:
+        clips += len(work.rows[: work.config.num_continuation_clips])
     return variant.nfe * clips
 
 

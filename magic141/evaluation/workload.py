@@ -24,7 +24,6 @@ from magic141.models.encoders import Encoders
 from magic141.models.text_embedding import TextEmbedding
 from magic141.models.vae import VideoCodec, load_codec
 from magic141.retrieval.prior import Hit, ImagePrior
-from magic141.training.dmd2_config import Dmd2Config
 
 NUM_HITS = 5
 NUM_KNOWN = 3  # latent frames that determine a continuation: the first, then two that show position and velocity
@@ -45,7 +44,6 @@ class Workload:
     hits: list[list[Hit]]
     suite: Conditions
     long_rows: list[int]
-    featured: frozenset[str]  # variants that also get the prompt suite and the continuations
     seed: int
 
     @cached_property
@@ -86,7 +84,6 @@ class Workload:
 
 def prepare_workload(
     config: GenerateConfig,
-    dmd2: Dmd2Config,
     model: TransformerConfig,
     data: Path,
     clip: Path,
@@ -116,7 +113,6 @@ def prepare_workload(
         hits=hits,
         suite=prompt_conditions(prompts, images, encoders, codec).to(torch.device("cpu")),
         long_rows=rows[: config.long_video_clips],
-        featured=frozenset({f"teacher_{config.many_steps}", f"student_{dmd2.num_inference_steps}"}),
         seed=seed,
     )
 

@@ -91,12 +91,12 @@ def test_sheets_and_costs_are_logged(generated: Generated) -> None:
     assert log.summaries["teacher_5/cpu_ms_per_clip"] > log.summaries["student_1/cpu_ms_per_clip"]
 
 
-def test_suite_holds_prompts_times_seeds_for_two_variants(generated: Generated) -> None:
+def test_suite_holds_prompts_times_seeds_times_variants(generated: Generated) -> None:
     suite = generated[0]["generate"] / "suite"
     prompts = [json.loads(line) for line in (suite / "prompts.jsonl").read_text().splitlines()]
     assert len({row["prompt"] for row in prompts}) == GENERATE.num_prompts
-    for variant in ("teacher_5", "student_4"):
-        assert len(list((suite / variant).glob("*.mp4"))) == GENERATE.num_prompts * GENERATE.num_seeds
+    for variant in json.loads((generated[0]["generate"] / "variants.json").read_text()):
+        assert len(list((suite / variant["name"]).glob("*.mp4"))) == GENERATE.num_prompts * GENERATE.num_seeds
     assert read_video(suite / "student_4" / "00-s1.mp4").shape == (9, 128, 128, 3)
 
 
