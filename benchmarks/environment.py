@@ -1,8 +1,12 @@
-"""The environment that `make` gives to what it starts: a benchmark measures what users run."""
+"""The environment that `make` gives to what it starts, and the machine: a benchmark measures what users run, where."""
 
 from __future__ import annotations
 
 import os
+import platform
+from pathlib import Path
+
+import torch
 
 
 def settle() -> None:
@@ -13,3 +17,15 @@ def settle() -> None:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("DO_NOT_TRACK", "1")
+
+
+def machine() -> str:
+    """Cores, processor and the vector instructions that torch uses: times differ by a factor of two between them."""
+    return f"{os.cpu_count()} cores ({_processor()}, {torch.backends.cpu.get_cpu_capability()})"
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from documents import RESULTS, write_section
-from environment import settle
+from environment import machine, settle
 
 MAGIC141 = str(Path(sys.executable).parent / "magic141")
 HELP_RUNS = 5
@@ -89,15 +89,10 @@ def measure_all(config: str, overrides: Sequence[str], workspace: Path) -> list[
     return timings
 
 
-def machine() -> dict[str, str | int | None]:
-    """What the times were taken on."""
-    return {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
-
-
 def table(config: str, timings: Sequence[Timing]) -> str:
     """The Markdown table."""
     rows = [f"| {timing.case} | {timing.wall_s:.1f} | {timing.cpu_s:.1f} |" for timing in timings]
-    title = f"`{config}`, {os.cpu_count()} cores, Python {platform.python_version()}, process start-up included:"
+    title = f"`{config}`, {machine()}, Python {platform.python_version()}, process start-up included:"
     return "\n".join([title, "", "| command | wall s | CPU s, without Ray's workers |", "|---|--:|--:|", *rows])
 
 
@@ -116,7 +111,7 @@ def main() -> None:
         workspace = arguments.workspace or Path(temporary)
         timings = measure_all(arguments.config, arguments.overrides, workspace.resolve())
     RESULTS.mkdir(exist_ok=True)
-    record = {"config": arguments.config, **machine(), "timings": [asdict(timing) for timing in timings]}
+    record = {"config": arguments.config, "machine": machine(), "timings": [asdict(timing) for timing in timings]}
     (RESULTS / "pipeline_times.json").write_text(json.dumps(record, indent=2) + "\n")
     text = table(arguments.config, timings)
     (RESULTS / "pipeline_times.md").write_text(text + "\n\n" + _plan_section(timings[-1]))
