@@ -113,7 +113,7 @@ def sweep(
     member: Annotated[list[str] | None, typer.Option(help="'FIELD=VALUE FIELD=VALUE …': one run of the sweep")] = None,
     variant: Annotated[str, typer.Option(help="row of the score table to compare")] = "student_4",
     set_: Overrides = None,
-    until: Until = None,
+    until: Annotated[str, typer.Option(help="last stage to run; publish: each becomes the candidate, too")] = "report",
     workspace: Workspace = None,
     debug: Debug = False,
 ) -> None:

@@ -88,7 +88,7 @@ def sweep(
     vary: list[str] | None = None,
     members: list[str] | None = None,
     overrides: list[str] | None = None,
-    until: str | None = None,
+    until: str = "report",
     variant: str = "student_4",
 ) -> SweepOutcome:
     """Runs a config once per member; a member that fails does not stop the others.
@@ -98,7 +98,7 @@ def sweep(
         vary: `FIELD=VALUE,VALUE,…` each: every combination is a member.
         members: `FIELD=VALUE FIELD=VALUE …` each: one member.
         overrides: `a.b=c` for all members.
-        until: last stage to run.
+        until: last stage to run; with `publish` every member becomes the candidate in its turn.
         variant: row of the score table that is compared.
 
     Raises:
@@ -155,7 +155,7 @@ def check_variant(variant: str, members: Sequence[Member], configs: Sequence[Pip
 def _run_member(
     config: str,
     overrides: Sequence[str],
-    until: str | None,
+    until: str,
     variant: str,
     parent: str,
     tracker: Tracker,

@@ -267,7 +267,9 @@ def test_a_sweep_shares_stages_and_survives_a_member_that_fails(
     assert sweep_failed[-1].startswith(f"to resume: magic141 sweep {config} --vary ")
     swept = caught.value.outcome
     *done, failed = swept.members
-    assert all(set(after("quantize", "generate", "evaluate", "report")) <= set(member.reused) for member in done)
+    assert all(
+        set(after("quantize", "generate", "evaluate", "report", "publish")) <= set(member.reused) for member in done
+    )
     assert all(member.scores["motion"] == 0.8 for member in done)
     assert "out of memory" in str(failed.error)
     client = MlflowClient(swept.tracking_uri)
@@ -278,6 +280,18 @@ def test_a_sweep_shares_stages_and_survives_a_member_that_fails(
         tags = client.get_run(str(member.run_id)).data.tags
         assert tags["mlflow.parentRunId"] == swept.run_id
     assert evaluation(str(home), run_id=done[0].run_id).reused == ("generate", "evaluate", "report")
+
+
+def test_a_sweep_publishes_nothing_unless_asked_to(outcome: Outcome, config: str, home: Path) -> None:
+    def candidate() -> str:
+        return str(MlflowClient(outcome.tracking_uri).get_model_version_by_alias("magic141", "candidate").version)
+
+    before, vary = candidate(), ["distill_dmd2.a_weak=0.03125,0.0625"]
+    chosen, _ = sweep(config, vary).members
+    assert candidate() == before
+    assert list(rerun(str(home), str(chosen.run_id)).reused) == after("publish")
+    assert candidate() != before
+    assert "publish" in sweep(config, vary, until="publish").members[0].reused
 
 
 def test_a_sweep_checks_its_variant_before_it_runs_unless_it_stops_before_scores(outcome: Outcome, config: str) -> None:
