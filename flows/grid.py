@@ -75,9 +75,15 @@ def _axis(text: str) -> list[tuple[str, str]]:
 
 
 def _listed(text: str) -> Member:
-    pairs = [word.partition("=") for word in shlex.split(text)]
+    try:
+        pairs = [word.partition("=") for word in shlex.split(text)]
+    except ValueError:  # a quote or an escape that does not end
+        pairs = []
     if not pairs or not all(field and equals for field, equals, _ in pairs):
-        raise UserError(f"--member {text}: expected FIELD=VALUE FIELD=VALUE …, such as 'seed=1 distill_dmd2.a_weak=0'")
+        raise UserError(
+            f"--member {text}: expected FIELD=VALUE FIELD=VALUE …, each quote closed, such as "
+            "'seed=1 distill_dmd2.a_weak=0'"
+        )
     return Member(tuple((field, value) for field, _, value in pairs))
 
 

@@ -74,6 +74,10 @@ def test_help_is_fast() -> None:
         (("run", "--run", "abc", "--workspace", DEMO), f"workspace {DEMO}: cannot write into"),
         (("plan", DEMO, "--workspace", DEMO), f"workspace {DEMO}: cannot write into"),
         (("sweep", DEMO, "--vary", "seed=1,2", "--workspace", DEMO), f"workspace {DEMO}: cannot write into"),
+        (
+            ("sweep", DEMO, "--member", "'seed=1"),
+            "--member 'seed=1: expected FIELD=VALUE FIELD=VALUE …, each quote closed",
+        ),
         (("eval", "--run", "abc", "--workspace", DEMO), f"workspace {DEMO}: cannot write into"),
     ],
 )

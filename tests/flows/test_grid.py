@@ -43,6 +43,9 @@ def test_listed_members_follow_the_grid_and_none_is_there_twice() -> None:
         (["seed"], [], "--vary seed: expected FIELD=VALUE,VALUE"),
         (["seed=[1"], [], r"--vary seed=\[1: expected"),
         ([], ["seed"], "--member seed: expected FIELD=VALUE"),
+        ([], ["'seed=1"], "--member 'seed=1: expected FIELD=VALUE FIELD=VALUE …, each quote closed, such as 'seed=1 "),
+        ([], ["seed=1 name=a\\"], "--member seed=1 name=a.: expected FIELD=VALUE"),
+        (["seed='1,2"], [], "--vary seed='1,2: expected FIELD=VALUE,VALUE"),
         (["seed=" + ",".join(map(str, range(300)))], [], "300 members; expected at most 200"),
     ],
 )
