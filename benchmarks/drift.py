@@ -1,0 +1,260 @@
+"""What keeps long videos from drifting: ways for a window to go on from the one before, on fresh clips.
+
+    python benchmarks/drift.py --workspace runs-table1 --seeds 0 1 2 --write-docs
+
+Needs the demo's runs up to their students, those of the pipeline or of choose_student.py without --try. Restartable:
+rows that are there are reused. About 5 minutes a seed, on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from choose_student import Case
+from documents import RESULTS, write_section
+from environment import settle
+from finished import finished
+from jury import BATCH, Jury
+from torch import Tensor
+from verdicts import mean
+
+from magic141.config import PipelineConfig, load_config
+from magic141.diffusion.samplers import randn_like
+from magic141.evaluation.long_videos import frame_spans
+from magic141.evaluation.shapes import score_clips
+from magic141.evaluation.suite import Conditions
+from magic141.evaluation.variants import Variant, long_video_variants
+from magic141.models.encoders import Encoders
+from magic141.models.generator import VideoGenerator
+from magic141.models.transformer import load_transformer
+from tasks.evaluate import STAGE as EVALUATE
+from tasks.generate import STAGE as GENERATE
+
+NUM_CLIPS = 96
+NOISE_SEED = 1_000_000  # apart from the seeds of the windows
+COLUMNS = (("motion", "motion", 2), ("iou", "subject IoU", 2), ("background_psnr_db", "background dB", 1))
+Figures = Mapping[str, Any]  # score -> its values at the windows that are shown; and figures of the whole video
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How a window goes on from the one before.
+
+    Attributes:
+        carried: latent frames that it knows of that window.
+        anchored: whether it knows the video's first frame before these, with its image tokens, as the product's
+            windows do; or else the frame that comes just before them, decoded and encoded as a video's first.
+        noise: standard deviation of what is added to all that it knows but the video's first frame.
+        fused: all windows at every step, averaged where they overlap.
+    """
+
+    carried: int
+    anchored: bool = True
+    noise: float = 0.0
+    fused: bool = False
+
+    @property
+    def label(self) -> str:
+        """What a window knows."""
+        start = "the video's first frame" if self.anchored else f"only the last frame{'s' * (self.carried > 0)}"
+        carried = [f"{self.carried} carried"] * (self.carried > 0)
+        how = [f"noise {self.noise:g}"] * (self.noise > 0) + ["fused"] * self.fused
+        return ", ".join([start, *carried, *how])
+
+
+NO_ANCHOR = Scheme(2, anchored=False)
+SCHEMES = {  # model: its rows
+    "student": (
+        Scheme(1),
+        Scheme(2),
+        Scheme(3),
+        Scheme(2, noise=0.05),
+        Scheme(2, noise=0.1),
+        Scheme(2, fused=True),
+        replace(NO_ANCHOR, carried=0),
+        replace(NO_ANCHOR, carried=1),
+        NO_ANCHOR,
+        replace(NO_ANCHOR, noise=0.05),
+        replace(NO_ANCHOR, noise=0.1),
+    ),
+    "teacher": (Scheme(2), NO_ANCHOR),
+}
+
+
+@dataclass(frozen=True)
+class LongVideos:
+    """Makes long videos by a scheme."""
+
+    generator: VideoGenerator
+    codec: Any
+    encoders: Any
+    scheme: Scheme
+    num_windows: int
+
+    def make(self, clips: Conditions, seed: int) -> Tensor:
+        """Latents [B, C, T + (num_windows-1)*(T-1-carried), h, w], by the product's own code if it has the scheme."""
+        scheme, given = self.scheme, (clips.text, clips.image_tokens, clips.prefix)
+        if scheme.fused:
+            return self.generator.fuse(*given, self.num_windows, scheme.carried, seed)
+        if scheme.anchored and not scheme.noise:
+            return self.generator.chain(*given, self.num_windows, scheme.carried, seed)
+        return self.chain(clips, seed)
+
+    def chain(self, clips: Conditions, seed: int) -> Tensor:
+        """The product's chain with what each window knows replaced."""
+        window = self.generator.sample(clips.text, clips.image_tokens, clips.prefix, seed)
+        parts = [window]
+        for index in range(1, self.num_windows):
+            known = self._known(clips, window, seed + index)
+            window = self.generator.sample(known.text, known.image_tokens, known.prefix, seed + index)
+            parts.append(window[:, :, 1 + self.scheme.carried :])
+        return torch.cat(parts, dim=2)
+
+    def _known(self, clips: Conditions, window: Tensor, seed: int) -> Conditions:
+        """What the window after this one is told."""
+        rng = torch.Generator().manual_seed(NOISE_SEED + seed)
+        start = clips if self.scheme.anchored else self._restart(clips, window)
+        known = torch.cat([start.prefix, window[:, :, window.shape[2] - self.scheme.carried :]], dim=2)
+        added = self.scheme.noise * randn_like(known, rng)
+        added[:, :, : int(self.scheme.anchored)] = 0
+        return replace(start, prefix=known + added)
+
+    def _restart(self, clips: Conditions, window: Tensor) -> Conditions:
+        """The clips as if they began at the frame before those carried."""
+        frame = self.codec.decode_video(window)[:, -1 - self.scheme.carried * self.codec.temporal_factor]
+        return Conditions(clips.text, self.encoders.encode_image(frame), self.codec.encode_video(frame[:, None]))
+
+
+def shown(num_windows: int) -> list[int]:
+    """The windows in the table, counted from 0: the first, and every fourth."""
+    return sorted({0, *range(3, num_windows, 4)})
+
+
+def score(frames: Tensor, truths: list[dict[str, Any]], spans: Sequence[tuple[int, int]]) -> Figures:
+    """Mean scores of some windows, as the evaluation's drift has them, and the share that ends as it began to move."""
+    windows = [score_clips(frames[:, start:stop].numpy(), truths, start == 0) for start, stop in spans]
+    figures = {key: [float(np.nanmean(window[key])) for window in windows] for key, _, _ in COLUMNS}
+    same_way = windows[0]["plus"] == windows[-1]["plus"]  # of the two that a caption allows; never where there is none
+    return {**figures, "same_way": float(same_way.mean()), "frames": frames.shape[1]}
+
+
+def models(case: Case) -> dict[str, Path]:
+    """The teacher, and the student of the pipeline or else the one that choose_student.py has trained alone."""
+    alone = case.student().folder
+    try:
+        student = finished(case.pipeline, "distill_dmd2")["distill_dmd2"]
+    except SystemExit:
+        if not alone.is_dir():
+            raise
+        student = alone
+    return {"student": student, "teacher": case.made()["pretrain_i2v"]}
+
+
+def judge_seed(case: Case) -> dict[str, dict[str, Figures]]:
+    """Model -> scheme -> figures."""
+    torch.set_num_threads(1)
+    config, data, folders = case.pipeline, case.made()["prepare_data"], models(case)
+    jury, encoders = Jury.open(config, data, NUM_CLIPS), Encoders.load(data / "encoders")
+    found: dict[str, dict[str, Figures]] = {}
+    for variant in long_video_variants(config.generate, config.distill_dmd2):
+        network = load_transformer(folders[variant.model] / "transformer").eval()
+        generator = variant.generator(network, jury.null_text, jury.latent_frames)
+        found[variant.model] = {}
+        for scheme in SCHEMES[variant.model]:
+            videos = LongVideos(generator, jury.codec, encoders, scheme, config.generate.long_video_windows)
+            store = case.home / "drift" / f"{_key(config, data, folders[variant.model], variant, scheme)}.json"
+            found[variant.model][scheme.label] = _stored(store, videos, jury)
+            print(f"seed {case.seed}: {variant.label}: {scheme.label}", flush=True)
+    return found
+
+
+def _key(config: PipelineConfig, data: Path, model: Path, variant: Variant, scheme: Scheme) -> str:
+    """A digest of all that decides a row's figures."""
+    settings = [config.generate.long_video_windows, NUM_CLIPS, asdict(variant), asdict(scheme)]
+    code = [GENERATE.code(), EVALUATE.code(), Path(__file__).read_text()]
+    content = [*code, config.seed, data.name, model.name, *settings]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def _stored(store: Path, videos: LongVideos, jury: Jury) -> Figures:
+    """The figures of a row, from their file if it is there."""
+    if not store.is_file():
+        store.parent.mkdir(exist_ok=True)
+        aside = store.with_suffix(".part")
+        aside.write_text(json.dumps(_judge(videos, jury)))
+        aside.replace(store)
+    figures: Figures = json.loads(store.read_text())
+    return figures
+
+
+@torch.no_grad()
+def _judge(videos: LongVideos, jury: Jury) -> Figures:
+    """Makes the videos of all clips and scores them."""
+    parts = [videos.make(part, 1009 * number) for number, part in enumerate(jury.conditions.batches(BATCH))]
+    frames = torch.cat([jury.codec.decode_video(part) for part in parts])
+    carried, factor = videos.scheme.carried, jury.codec.temporal_factor
+    spans = frame_spans(videos.num_windows, jury.latent_frames, carried, factor)
+    return score(frames, jury.truths, [spans[window] for window in shown(videos.num_windows)])
+
+
+def table(config: PipelineConfig, seeds: Sequence[Mapping[str, Mapping[str, Figures]]]) -> str:
+    """Markdown, a row a scheme: means over the seeds, the default of the config in bold."""
+    generate = config.generate
+    default = Scheme(generate.long_video_carried, fused=generate.long_video_scheme == "fused").label
+    windows = " / ".join(str(window + 1) for window in shown(generate.long_video_windows))
+    heads = [f"{head} at window {windows}" for _, head, _ in COLUMNS]
+    lines = [f"| a window knows | frames | {' | '.join(heads)} | dB lost | same way at the end |"]
+    lines.append("|---|" + "--:|" * (3 + len(COLUMNS)))
+    for variant in reversed(long_video_variants(generate, config.distill_dmd2)):
+        for label in seeds[0][variant.model]:
+            title = f"**{label}**" if label == default else label
+            cells = _cells([figures[variant.model][label] for figures in seeds])
+            lines.append(f"| {variant.label}: {title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cells(seeds: Sequence[Figures]) -> list[str]:
+    """A row's figures."""
+    courses = [
+        " / ".join(f"{np.mean(values):.{digits}f}" for values in zip(*(figures[key] for figures in seeds), strict=True))
+        for key, _, digits in COLUMNS
+    ]
+    lost = [figures["background_psnr_db"][0] - figures["background_psnr_db"][-1] for figures in seeds]
+    return [str(seeds[0]["frames"]), *courses, mean(lost, 1), mean([figures["same_way"] for figures in seeds])]
+
+
+def main() -> None:
+    """Judges what is missing, prints and stores the table."""
+    settle()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="configs/demo.yaml")
+    parser.add_argument("--workspace", type=Path, default=Path("runs-table1"), help="one folder a seed below it")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="seeds at a time, one core each")
+    parser.add_argument("--write-docs", action="store_true", help="also put the table into docs/results.md")
+    arguments = parser.parse_args()
+    cases = [Case(arguments.config, arguments.workspace.resolve(), seed) for seed in arguments.seeds]
+    with ProcessPoolExecutor(arguments.processes, get_context("spawn")) as pool:
+        seeds = list(pool.map(judge_seed, cases))
+    head = f"Means over seeds {', '.join(map(str, arguments.seeds))}, {NUM_CLIPS} fresh clips each:"
+    text = f"{head}\n\n{table(load_config(Path(arguments.config)), seeds)}"
+    print("\n" + text)
+    (RESULTS / "drift.json").write_text(json.dumps(dict(zip(arguments.seeds, seeds, strict=True)), indent=1) + "\n")
+    (RESULTS / "drift.md").write_text(text + "\n")
+    if arguments.write_docs:
+        write_section("drift", text)
+
+
+if __name__ == "__main__":
+    main()
