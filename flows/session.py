@@ -19,7 +19,7 @@ from magic141.frozen import FrozenConfig
 from magic141.tracking import RunLog, Tracker
 from magic141.urls import without_credentials
 from tasks.console import StageConsole
-from tasks.provenance import git_commit
+from tasks.provenance import commit_tag
 from tasks.run_stage import run_stage
 from tasks.stage import Stage, StageContext
 
@@ -138,8 +138,4 @@ def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
 
 def identity(config: PipelineConfig) -> dict[str, str]:
     """What a parent run is made from: tags."""
-    facts = {
-        "magic141.config_digest": config_digest(config),
-        "mlflow.source.git.commit": git_commit(),
-    }
-    return {name: without_credentials(str(value)) for name, value in facts.items() if value}
+    return {"magic141.config_digest": config_digest(config), **commit_tag()}

@@ -13,6 +13,8 @@ from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any
 
+from magic141.urls import without_credentials
+
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "deepspeed", "ray", "open-clip-torch", "faiss-cpu", "mlflow")
 
 
@@ -43,6 +45,12 @@ def git_commit() -> str | None:
     Outside a checkout it is MAGIC141_COMMIT, which an image has from its build; None where that is not set, either.
     """
     return _described() or os.environ.get("MAGIC141_COMMIT") or None
+
+
+def commit_tag() -> dict[str, str]:
+    """The commit as the tag by which MLflow shows it; empty where it is not known."""
+    commit = git_commit()
+    return {"mlflow.source.git.commit": without_credentials(commit)} if commit else {}
 
 
 def _described() -> str | None:

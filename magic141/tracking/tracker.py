@@ -94,10 +94,13 @@ class Tracker:
         self.close_stale()
         return self._start(name, {TAG_KIND: kind, **tags})
 
-    def start_stage(self, stage: str, key: str, parent_id: str, *, refresh: bool = False) -> RunLog:
+    def start_stage(
+        self, stage: str, key: str, parent_id: str, tags: Mapping[str, str] | None = None, *, refresh: bool = False
+    ) -> RunLog:
         """Opens a stage's child run; `refresh`: it makes again what may be there."""
+        own = {TAG_KIND: "stage", TAG_STAGE: stage, TAG_KEY: key, TAG_PARENT: parent_id}
         asked = {TAG_REFRESH: parent_id} if refresh else {}
-        return self._start(stage, {TAG_KIND: "stage", TAG_STAGE: stage, TAG_KEY: key, TAG_PARENT: parent_id, **asked})
+        return self._start(stage, {**own, **asked, **(tags or {})})
 
     def _start(self, name: str, tags: Mapping[str, str]) -> RunLog:
         process = {

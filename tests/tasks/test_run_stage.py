@@ -193,6 +193,7 @@ def test_the_record_holds_key_inputs_and_environment(start: Callable[..., StageC
     assert record["notes"] == ["copied"]
     assert {"git_commit", "libraries", "machine", "cpu", "device", "seconds"} <= record.keys()
     run = context.tracker.get_run(second.run_id)
+    assert run.data.tags.get("mlflow.source.git.commit") == record["git_commit"]
     assert run.data.params["model.mlp_ratio"] == "4.0"
     assert (run.data.metrics["loss"], run.data.metrics["accuracy"], run.data.tags["engine"]) == (0.5, 1.0, "plain")
     assert run.info.status == "FINISHED"
