@@ -25,7 +25,7 @@ def run_as_tasks(session: Session, stages: Sequence[Stage]) -> Outcome:
     with announcing_candidate(session.context, stages):
         outcome = session.run_stages(stages, as_task)
     if table := session.scores():
-        create_table_artifact(key="scores", table=table, description=f"MLflow run {outcome.run_id}")
+        create_table_artifact(key="scores", table=table, description=run_link(outcome.tracking_uri, outcome.run_id))
     return outcome
 
 
@@ -35,11 +35,19 @@ def as_task(stage: Stage, context: StageContext) -> ArtifactRef:
     @task(name=stage.name, cache_policy=NO_CACHE, retries=0)
     def run(context: StageContext) -> ArtifactRef:
         ref = run_stage(stage, context)
-        lines = (f"- MLflow run `{ref.run_id}`", f"- artifact `{ref.uri}`", f"- digest `{ref.digest}`")
-        create_markdown_artifact(key=stage.name.replace("_", "-"), markdown="\n".join((f"# {stage.name}", *lines)))
+        facts = (run_link(context.tracker.uri, ref.run_id), f"artifact `{ref.uri}`", f"digest `{ref.digest}`")
+        lines = (f"# {stage.name}", *(f"- {fact}" for fact in facts))
+        create_markdown_artifact(key=stage.name.replace("_", "-"), markdown="\n".join(lines))
         return ref
 
     return run(context)
+
+
+def run_link(tracking_uri: str, run_id: str) -> str:
+    """The run in Markdown, with the address of its page where a tracking server has one."""
+    uri = without_credentials(tracking_uri).rstrip("/")
+    named = f"[{run_id}]({uri}/#/runs/{run_id})" if uri.startswith(("http://", "https://")) else f"`{run_id}`"
+    return f"MLflow run {named}"
 
 
 def carry_on(going_on: Continuation, kind: str, refresh: Sequence[str] = ()) -> Outcome:

@@ -16,7 +16,7 @@ from pydantic import Field
 from flows.comparison import read_run
 from flows.grid import Member, members_of, number_at
 from flows.notify import notify
-from flows.orchestrated import flow_tags
+from flows.orchestrated import flow_tags, run_link
 from flows.pipeline import pipeline
 from flows.resume import marking_resumable
 from flows.session import Outcome, closing, identity
@@ -186,7 +186,7 @@ def _publish(
     """The comparison: a table for MLflow and Prefect, a page with charts and videos."""
     rows = [table_row(member, outcome) for member, outcome in zip(members, outcomes, strict=True)]
     run.table({name: [row.get(name) for row in rows] for name in columns(rows)}, "sweep.json")
-    create_table_artifact(key="sweep", table=rows, description=f"MLflow run {run.run_id}")
+    create_table_artifact(key="sweep", table=rows, description=run_link(tracker.uri, run.run_id))
     finished = [outcome for outcome in outcomes if outcome.run_id]
     if not any(outcome.scores for outcome in finished):
         return
