@@ -54,14 +54,14 @@ def require_room(field: str, number: int, each: Mapping[str, float]) -> None:
     Args:
         field: of the config, that says how many there are.
         number: of workers or replicas.
-        each: what one of them takes, by fields that begin with `cpus` and `gpus`.
+        each: what one of them takes, by fields named after CPUs or GPUs.
 
     Raises:
         UserError: this machine has less.
     """
     present = {} if ray_cluster() else ray.cluster_resources()
     for share, amount in each.items() if present else ():
-        kind = share[:3].upper()
+        kind = "GPU" if "gpu" in share else "CPU"
         if number * amount > present.get(kind, 0):
             raise UserError(
                 f"{field} = {number}: with {share} = {amount:g} more than the {present.get(kind, 0):g} {kind}s of this "

@@ -46,7 +46,7 @@ from magic141.models.encoders import Encoders
 from magic141.models.text_embedding import TextEmbedding
 from magic141.models.tiny_encoders import words_of
 from magic141.models.vae import CausalPCACodec, VideoCodec, load_codec
-from magic141.raysession import ensure_ray
+from magic141.raysession import ensure_ray, require_room
 
 NUM_QUALITY_CLIPS = 64
 NUM_SHEET_CLIPS = 6
@@ -67,7 +67,7 @@ def prepare_dataset(config: DataConfig, out: Path, log: StageLog, seed: int) -> 
     out = out.resolve()
     config = config.model_copy(update={"path": config.path.resolve() if config.path else None})
     listing = list_videos(config.path) if config.source == "folder" and config.path else None
-    _start_ray()
+    _start_ray(config)
     clips, bad_files = _list_clips(config, listing, log, seed)
     _require_clips(clips, bad_files, config)
     sample = _sample_frames(clips, config, seed)
@@ -211,9 +211,10 @@ def _encoded_chunks(clips: Sequence[Clip], config: DataConfig, out: Path) -> ray
         )
 
 
-def _start_ray() -> None:
+def _start_ray(config: DataConfig) -> None:
     """Ray with results in order: the same corpus gives the same bytes. What workers raise is not renamed."""
     ensure_ray()
+    require_room("data.num_workers", config.num_workers, {"num_gpus_per_worker": config.num_gpus_per_worker})
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.raise_original_map_exception = True

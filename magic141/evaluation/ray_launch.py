@@ -18,11 +18,12 @@ def make_on_ray(work: Workload, folders: ModelFolders, pieces: Sequence[Piece], 
     Workers read and write the workspace, which must be one that all of them see, as in training.
 
     Raises:
-        UserError: a user's mistake that a worker met.
+        UserError: a user's mistake that a worker met, or more GPUs asked for than this machine has.
     """
-    from magic141.raysession import ensure_ray
+    from magic141.raysession import ensure_ray, require_room
 
     ensure_ray()
+    require_room("generate.num_workers", work.config.num_workers, {"gpus_per_worker": work.config.gpus_per_worker})
     import ray
 
     code = CodeStamp.of(["magic141.evaluation.generate"])

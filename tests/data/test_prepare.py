@@ -175,3 +175,10 @@ def test_workers_with_other_code_than_the_drivers_prepare_nothing(
     make_videos(tmp_path / "videos", num_good=1)
     with pytest.raises(UserError, match="run it again"):
         prepare_dataset(DataConfig(source="folder", path=tmp_path / "videos"), tmp_path / "out", NullLog(), seed=0)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
+def test_encoders_on_gpus_are_refused_where_there_are_none(tmp_path: Path) -> None:
+    config = DataConfig.model_validate({**SHAPES, "num_gpus_per_worker": 1})
+    with pytest.raises(UserError, match=r"data\.num_workers = 1: with num_gpus_per_worker = 1 more than the 0 GPUs"):
+        prepare_dataset(config, tmp_path, NullLog(), seed=0)

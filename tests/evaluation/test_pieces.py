@@ -129,6 +129,13 @@ def test_workers_make_what_one_process_makes(inputs: dict[str, Path], undisturbe
 
 @NO_GPU
 @pytest.mark.slow
+def test_workers_with_gpus_are_refused_where_there_are_none(inputs: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"generate\.num_workers = 2: with gpus_per_worker = 1 more than the 0 GPUs"):
+        run(inputs, tmp_path, num_workers=2, gpus_per_worker=1)
+
+
+@NO_GPU
+@pytest.mark.slow
 def test_a_users_mistake_that_a_worker_meets_is_one_line(inputs: dict[str, Path], tmp_path: Path) -> None:
     large = large_transformer(tmp_path / "large")
     with pytest.raises(UserError, match=r"generate\.allow_cpu") as raised:
