@@ -18,6 +18,7 @@ from torch import Tensor
 
 from magic141.frozen import UserError
 from magic141.training.dmd2_config import CollapseConfig
+from magic141.training.mode_coverage import mode_coverage
 
 SATURATED_STDS = 4.0
 PREFIX = "validation_"
@@ -30,9 +31,9 @@ _FASTER_FAKE = "raise fake_updates_per_step or fake_optimizer.learning_rate, low
 
 
 def compare(student: Tensor, reference: Tensor) -> dict[str, float]:
-    """Figures of the student's clips; every ratio is 1 and every other figure 0 for a student like the reference.
+    """Figures of the student's clips; for a student like the reference ratios and coverage are 1, all others 0.
 
-    One frame has no motion and one seed no difference between seeds: these ratios are then left out.
+    One frame has no motion, one seed neither a difference between seeds nor modes: these figures are then left out.
 
     Args:
         student: latents [S, N, C, T, h, w]: S seeds for each of N conditions.
@@ -47,6 +48,7 @@ def compare(student: Tensor, reference: Tensor) -> dict[str, float]:
         f"{PREFIX}variance_ratio": _ratio(student.var(), reference.var()),
         **_change_ratio("motion_ratio", student, reference, 3),
         **_change_ratio("diversity_ratio", student, reference, 0),
+        **_coverage(student, reference),
         f"{PREFIX}mean_drift": float(drift.square().mean().sqrt()),
         f"{PREFIX}saturation": max(0.0, float(saturated - expected)),
     }
@@ -72,6 +74,7 @@ def symptoms(values: Mapping[str, float], growth: Mapping[str, float], limits: C
     yield from _high(values, "variance_ratio", limits.max_variance_ratio, "variance", _SLOWER)
     yield from _low(values, "motion_ratio", limits.min_motion_ratio, "motion", _MORE_NOISE)
     yield from _low(values, "diversity_ratio", limits.min_diversity_ratio, "difference between seeds", _MORE_NOISE)
+    yield from _uncovered(values, limits.min_mode_coverage)
     yield from _high(values, "frechet_ratio", limits.max_frechet_ratio, "Fréchet distance", _SLOWER)
     drift, saturation = values.get(f"{PREFIX}mean_drift", 0.0), values.get(f"{PREFIX}saturation", 0.0)
     if drift > limits.max_mean_drift:
@@ -89,6 +92,12 @@ def _grown(
     value = growth.get(name, 0.0)
     if value > bound:
         yield Symptom(f"{what} {value:.1f} x its {beside} value (at most {bound})", remedy)
+
+
+def _uncovered(values: Mapping[str, float], bound: float) -> Iterator[Symptom]:
+    value = values.get(f"{PREFIX}mode_coverage")
+    if value is not None and value < bound:
+        yield Symptom(f"{value:.0%} of the many-step model's modes kept (at least {bound:.0%})", _MORE_NOISE)
 
 
 def _low(values: Mapping[str, float], name: str, bound: float, what: str, remedy: str) -> Iterator[Symptom]:
@@ -201,6 +210,11 @@ def _change_ratio(name: str, student: Tensor, reference: Tensor, dim: int) -> di
         return {}
     value, expected = (x.diff(dim=dim).square().mean() for x in (student, reference))
     return {f"{PREFIX}{name}": _ratio(value, expected)}
+
+
+def _coverage(student: Tensor, reference: Tensor) -> dict[str, float]:
+    """Share of the modes; none where there is no other seed to say how wide they are."""
+    return {f"{PREFIX}mode_coverage": mode_coverage(student, reference)} if len(reference) > 1 else {}
 
 
 def _copy(state: Any) -> Any:

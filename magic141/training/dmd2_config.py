@@ -16,13 +16,16 @@ class CollapseConfig(FrozenConfig):
     stop: bool = Field(True, description="stop a collapsed run; false only records it")
     patience: int = Field(2, ge=1, description="validations in a row with a symptom that make a collapse")
     num_clips: int = Field(64, ge=1, description="validation clips, over all workers")
-    num_seeds: int = Field(2, ge=1, description="seeds per clip; the difference between them is watched")
+    num_seeds: int = Field(2, ge=1, description="seeds per clip; what they differ in is watched")
     reference_steps: int = Field(16, ge=1, description="Euler steps of the many-step model, once per run")
     num_shown: int = Field(4, ge=0, description="clips shown as student, real score's and fake score's estimate")
     min_variance_ratio: float = Field(0.5, ge=0, description="of the student's clips to the many-step model's")
     max_variance_ratio: float = Field(2.0, gt=0, description="the same")
     min_motion_ratio: float = Field(0.4, ge=0, description="mean square of frame differences, the same")
     min_diversity_ratio: float = Field(0.2, ge=0, description="mean square of differences between seeds, the same")
+    min_mode_coverage: float = Field(
+        0.1, ge=0, le=1, description="share of the many-step model's clips with a student's nearer than another seed"
+    )
     max_mean_drift: float = Field(1.0, gt=0, description="shift of the channels' means in standard deviations, rms")
     max_saturation: float = Field(0.1, ge=0, le=1, description="share of values beyond 4 standard deviations")
     max_fake_loss_growth: float = Field(4.0, gt=1, description="fake loss, relative to that at the first validation")

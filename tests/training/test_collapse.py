@@ -19,6 +19,7 @@ HEALTHY = {
     "validation_variance_ratio": 1.0,
     "validation_motion_ratio": 1.0,
     "validation_diversity_ratio": 1.0,
+    "validation_mode_coverage": 1.0,
     "validation_mean_drift": 0.0,
     "validation_saturation": 0.0,
     "fake_loss": 0.2,
@@ -36,9 +37,9 @@ def figures(student: Tensor) -> dict[str, float]:
     return {name.removeprefix("validation_"): value for name, value in compared.items()}
 
 
-def test_a_student_like_the_reference_has_ratios_of_one() -> None:
+def test_a_student_like_the_reference_has_ratios_and_coverage_of_one() -> None:
     seen = figures(clips(0))
-    for name in ("variance_ratio", "motion_ratio", "diversity_ratio"):
+    for name in ("variance_ratio", "motion_ratio", "diversity_ratio", "mode_coverage"):
         assert seen[name] == pytest.approx(1.0, abs=1e-5), name
     assert seen["mean_drift"] == pytest.approx(0.0, abs=1e-5)
     assert seen["saturation"] == 0
@@ -50,6 +51,8 @@ def test_a_student_like_the_reference_has_ratios_of_one() -> None:
         (lambda x: 0.5 * x, "variance_ratio", 0.25),
         (lambda x: x[:, :, :, :1].expand_as(x), "motion_ratio", 0.0),
         (lambda x: x[:1].expand_as(x), "diversity_ratio", 0.0),
+        (lambda x: x[:1].expand_as(x), "mode_coverage", 0.5),
+        (lambda x: x + 4, "mode_coverage", 0.0),
         (lambda x: x + 2, "mean_drift", 2.0),
         (lambda x: torch.where(torch.arange(4) < 2, x, 100.0), "saturation", 0.5),
     ],
@@ -60,11 +63,14 @@ def test_each_kind_of_collapse_shows(collapsed, figure: str, value: float) -> No
 
 @pytest.mark.parametrize(
     ("left", "missing"),
-    [(lambda x: x[:1], "diversity_ratio"), (lambda x: x[:, :, :, :1], "motion_ratio")],
+    [
+        (lambda x: x[:1], {"validation_diversity_ratio", "validation_mode_coverage"}),
+        (lambda x: x[:, :, :, :1], {"validation_motion_ratio"}),
+    ],
 )
-def test_one_seed_or_one_frame_has_one_ratio_less_and_is_no_collapse(left, missing: str) -> None:
+def test_one_seed_or_one_frame_has_fewer_figures_and_is_no_collapse(left, missing: set[str]) -> None:
     seen, all_names = compare(left(clips(0)), left(clips(0))), compare(clips(0), clips(0)).keys()
-    assert all_names - seen.keys() == {f"validation_{missing}"}
+    assert all_names - seen.keys() == missing
     assert not list(symptoms(seen, {}, CollapseConfig()))
 
 
@@ -88,6 +94,7 @@ def test_two_bad_validations_in_a_row_stop_the_run_with_a_remedy() -> None:
         ("fake_loss", 1.0, r"fake loss 5.0 x its first value .*fake_updates_per_step"),
         ("dmd_gradient", 7.5, r"gradient 5.0 x its first value .*fake_updates_per_step"),
         ("validation_frechet", 5.0, r"Fréchet distance 2.5 x its smallest value .*optimizer.learning_rate"),
+        ("validation_mode_coverage", 0.05, r"5% of the many-step model's modes kept \(at least 10%\).*score_shift"),
         ("validation_frechet_ratio", 11.0, r"Fréchet distance 11.00 x that of the many-step model \(at most 10"),
     ],
 )
