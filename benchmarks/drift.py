@@ -41,7 +41,7 @@ from magic141.models.transformer import load_transformer
 from tasks.evaluate import STAGE as EVALUATE
 from tasks.generate import STAGE as GENERATE
 
-NUM_CLIPS = 96
+NUM_CLIPS = 64
 NOISE_SEED = 1_000_000  # apart from the seeds of the windows
 COLUMNS = (("motion", "motion", 2), ("iou", "subject IoU", 2), ("background_psnr_db", "background dB", 1))
 Figures = Mapping[str, Any]  # score -> its values at the windows that are shown; and figures of the whole video
