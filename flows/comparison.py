@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ast
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from flows.writable import require_output
 from magic141.evaluation.comparison import Row, RunParts, config_differences, score_rows, write_comparison
 from magic141.frozen import UserError
-from magic141.tracking import Tracker, open_store
+from magic141.tracking import Run, Tracker, open_store
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -50,9 +51,27 @@ def compare(workspace: Path, run_ids: Sequence[str], variant: str, page: Path | 
 def read_run(tracker: Tracker, run_id: str, label: str | None = None) -> RunParts:
     """What of a run is compared; without a label it is called by its name and id."""
     run = tracker.pipeline_run(run_id)
-    config = yaml.safe_load(tracker.read_file(run.info.run_id, "config.yaml"))
     artifacts = {stage: ref.path for stage, ref in tracker.artifacts_of(run).items() if ref.path.is_dir()}
-    return RunParts(label or f"{run.info.run_name} {run.info.run_id[:DIGITS_OF_ID]}", config, artifacts)
+    name = label or f"{run.info.run_name} {run.info.run_id[:DIGITS_OF_ID]}"
+    return RunParts(name, _config(tracker, run), artifacts, run.data.metrics)
+
+
+def _config(tracker: Tracker, run: Run) -> Mapping[str, Any]:
+    """The run's config: its file, or its params where the file is on another machine."""
+    try:
+        return dict(yaml.safe_load(tracker.read_file(run.info.run_id, "config.yaml")))
+    except UserError:
+        if not run.data.params:
+            raise
+        return {name: _value(text) for name, text in run.data.params.items()}
+
+
+def _value(param: str) -> Any:
+    """What was logged: MLflow keeps a param as Python's text of it."""
+    try:
+        return ast.literal_eval(param)
+    except (ValueError, SyntaxError):
+        return param
 
 
 def _table(title: str, labels: Sequence[str], rows: Sequence[Row]) -> Table:

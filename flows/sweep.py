@@ -22,7 +22,7 @@ from flows.resume import marking_resumable
 from flows.session import Outcome, closing, identity
 from magic141.config import PipelineConfig, load_config, missing_sources
 from magic141.evaluation.charts import Series, line_chart
-from magic141.evaluation.comparison import write_comparison
+from magic141.evaluation.comparison import scores_in, write_comparison
 from magic141.evaluation.scores import COSTS, EXACT, FRECHET, VBENCH, Dimension
 from magic141.evaluation.variants import list_variants
 from magic141.frozen import FrozenConfig, UserError
@@ -165,9 +165,7 @@ def _run_member(
         done: Outcome = pipeline(config, [*overrides, *member.overrides], until, None, parent)
     except Exception as error:  # the stage's run holds the traceback; the other members go on
         return MemberOutcome(label=member.label, error=f"{type(error).__name__}: {error}")
-    prefix = f"scores/{variant}/"
-    metrics = tracker.get_run(done.run_id).data.metrics
-    scores = {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
+    scores = scores_in(tracker.get_run(done.run_id).data.metrics, variant)
     return MemberOutcome(label=member.label, run_id=done.run_id, scores=scores, reused=done.reused)
 
 

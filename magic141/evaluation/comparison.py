@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +22,27 @@ class RunParts:
     Attributes:
         label: what it is called in the table.
         config: its complete config, as plain values.
-        artifacts: stage name -> artifact folder.
+        artifacts: stage name -> artifact folder on this machine.
+        metrics: of the tracking store; they have the scores of a run whose folders are on another machine.
     """
 
     label: str
     config: Mapping[str, Any]
     artifacts: Mapping[str, Path]
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
     def variant(self, name: str) -> Mapping[str, Any]:
         """Scores and costs of one variant; empty if the run does not have it."""
         file = self.artifacts.get("evaluate", Path()) / "scores.json"
-        rows = json.loads(file.read_text())["variants"] if file.is_file() else []
-        return next((row for row in rows if row["name"] == name), {})
+        if not file.is_file():
+            return scores_in(self.metrics, name)
+        return next((row for row in json.loads(file.read_text())["variants"] if row["name"] == name), {})
+
+
+def scores_in(metrics: Mapping[str, float], variant: str) -> dict[str, float]:
+    """Scores and costs of one variant among a pipeline run's metrics."""
+    prefix = f"scores/{variant}/"
+    return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,7 @@ def write_comparison(
         differences=config_differences(runs),
         scores=score_rows(runs, variant),
         videos=_videos(runs, variant, num_videos),
+        files=any("generate" in run.artifacts for run in runs),
     )
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(html, encoding="utf-8")
@@ -104,24 +114,31 @@ def _value(key: str, record: Mapping[str, Any]) -> float | None:
 
 
 def _videos(runs: Sequence[RunParts], variant: str, num: int) -> list[dict[str, Any]]:
-    """Rows of clips that every run has, matched by their id: the same input, a video per run."""
+    """Rows of clips that every run with files here has, matched by their id: the same input, a video per run."""
     numbered = [_clips(run) for run in runs]
-    shared = [clip for clip in numbered[0] if all(clip in other for other in numbered)]
+    here = [clips for clips in numbered if clips is not None]
+    shared = [clip for clip in here[0] if all(clip in clips for clips in here)] if here else []
     rows = []
     for clip in shared[:num]:
         files = [
-            run.artifacts["generate"] / "showcase" / variant / f"{clips[clip][0]:02d}.mp4"
+            _video(run, variant, clips[clip][0]) if clips is not None else None
             for run, clips in zip(runs, numbered, strict=True)
         ]
-        if all(file.is_file() for file in files):
-            caption = numbered[0][clip][1]
-            rows.append({"caption": caption, "sources": [media_uri(file) for file in files]})
+        if all(file is None or file.is_file() for file in files):
+            sources = [media_uri(file) if file else None for file in files]
+            rows.append({"caption": here[0][clip][1], "sources": sources})
     return rows
 
 
-def _clips(run: RunParts) -> dict[str, tuple[int, str]]:
-    """Id of every judged clip: its number and caption."""
-    file = run.artifacts.get("generate", Path()) / "exact" / "conditions.jsonl"
+def _video(run: RunParts, variant: str, number: int) -> Path:
+    return run.artifacts["generate"] / "showcase" / variant / f"{number:02d}.mp4"
+
+
+def _clips(run: RunParts) -> dict[str, tuple[int, str]] | None:
+    """Id of every judged clip: its number and caption; none if the run's videos are not on this machine."""
+    if "generate" not in run.artifacts:
+        return None
+    file = run.artifacts["generate"] / "exact" / "conditions.jsonl"
     lines = file.read_text().splitlines() if file.is_file() else []
     rows = [json.loads(line) for line in lines]
     return {row["id"]: (number, row["caption"]) for number, row in enumerate(rows)}

@@ -62,3 +62,19 @@ def test_the_page_shows_the_clips_that_both_runs_have(runs: list[RunParts], tmp_
     assert "clip a" not in html
     assert "+0.050" in html
     assert "http" not in html.replace("</html", ""), "one file, nothing to fetch"
+
+
+def test_a_run_without_files_here_has_the_scores_of_the_store_and_no_videos(
+    runs: list[RunParts], tmp_path: Path
+) -> None:
+    metrics = {"scores/student_4/motion": 0.9, "scores/student_4/nfe": 4.0, "student/motion": 0.1}
+    afar = RunParts("afar", {"seed": 0}, {}, metrics)
+    rows = {row.label: row.values for row in score_rows([runs[0], afar], "student_4")}
+    assert (rows["motion"], rows["evaluations"]) == (["0.800", "0.900"], ["4", "4"])
+    for compared, videos, line in (
+        ([afar, runs[0]], 2, "not on this machine</span>"),
+        ([afar], 0, "The videos of the runs are not on this machine."),
+    ):
+        write_comparison(compared, "student_4", num_videos=6, file=tmp_path / "page.html")
+        html = (tmp_path / "page.html").read_text()
+        assert (html.count("<video"), line in html) == (videos, True)

@@ -1,0 +1,48 @@
+"""`magic141 compare` for runs of another machine: what the tracking store holds of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from rich.table import Table
+
+from flows.comparison import compare
+from magic141.artifacts import ArtifactRef
+from magic141.frozen import UserError
+from magic141.tracking import RunLog, Tracker
+
+
+@pytest.fixture
+def tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tracker:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return Tracker(tmp_path, "magic141")
+
+
+def judged(tracker: Tracker, motion: float, seed: int) -> RunLog:
+    """A finished pipeline run without its config's file and its evaluation's folder."""
+    run = tracker.start_parent("demo", "pipeline", {})
+    run.params({"seed": seed, "train": {"rate": 1e-05, "engine": None, "sizes": [1, 2]}})
+    run.metrics({"scores/student_4/motion": motion})
+    gone = ArtifactRef(stage="evaluate", key="k", uri="/nowhere/evaluate", digest="d", run_id=run.run_id)
+    tracker.set_artifact(run.run_id, gone, reused=False)
+    run.close("FINISHED")
+    return run
+
+
+def cells(table: Table) -> list[list[str]]:
+    return [list(map(str, column.cells)) for column in table.columns]
+
+
+def test_scores_and_config_come_from_the_store(tracker: Tracker, tmp_path: Path) -> None:
+    first, second = judged(tracker, 0.5, seed=0), judged(tracker, 0.75, seed=1)
+    second.text("{seed: 1, train: {rate: 0.00001, engine: null, sizes: [1, 2]}}", "config.yaml")
+    page = tmp_path / "compare.html"
+    scores, config = compare(tracker.workspace, [first.run_id, second.run_id], "student_4", page)
+    assert cells(scores) == [["motion"], ["0.500"], ["0.750 [green]+0.250[/]"]]
+    assert cells(config) == [["seed"], ["0"], ["1"]]
+    assert "not on this machine" in page.read_text()
+    nothing = tracker.start_parent("other", "pipeline", {})
+    nothing.close("FINISHED")
+    with pytest.raises(UserError, match=r"has no file config\.yaml"):
+        compare(tracker.workspace, [first.run_id, nothing.run_id], "student_4", None)
