@@ -23,6 +23,7 @@ from mlflow.exceptions import MlflowException
 
 from magic141.artifacts import ArtifactRef
 from magic141.frozen import UserError
+from magic141.tracking.first_contact import require_answer
 from magic141.tracking.paging import all_experiments
 from magic141.tracking.registry import Registry, names_nothing, unless_there
 from magic141.tracking.run_log import RunLog
@@ -72,6 +73,7 @@ class Tracker:
         self.uri = tracking_uri(workspace)
         self.workspace = workspace
         self.experiment = experiment
+        require_answer(self.uri)
         workspace.mkdir(parents=True, exist_ok=True)
         with _alone(workspace), _quiet_migrations():
             self.client = MlflowClient(self.uri)

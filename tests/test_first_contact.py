@@ -1,0 +1,85 @@
+"""A tracking server with a broken database is named in seconds; during a run MLflow's client stays patient."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+from typer.testing import CliRunner
+
+from flows.cli import app
+from magic141.tracking import Tracker
+
+DEMO = str(Path(__file__).parents[1] / "configs" / "demo.yaml")
+MAX_SECONDS = 15
+
+
+class Broken(HTTPServer):
+    """Healthy, but its answers to all else have the given status codes; the last one stays."""
+
+    codes: list[int]
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Broken
+
+    def do_GET(self) -> None:
+        codes = self.server.codes
+        healthy = self.path == "/health"
+        self.send_response(200 if healthy else codes.pop(0) if len(codes) > 1 else codes[0])
+        self.send_header("Retry-After", "60")
+        self.end_headers()
+        self.wfile.write(b"OK" if healthy else json.dumps({"experiments": []}).encode())
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.do_GET()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Broken]:
+    server = Broken(("127.0.0.1", 0), Handler)
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("MAGIC141_HOME", str(tmp_path))
+    for variable in ("PREFECT_API_URL", "RAY_ADDRESS"):
+        monkeypatch.delenv(variable, raising=False)
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize(("code", "command"), [(500, ("compare", "a", "b")), (502, ("plan", DEMO)), (503, ("gc",))])
+def test_a_server_that_answers_with_errors_is_named_at_once(
+    server: Broken, code: int, command: tuple[str, ...]
+) -> None:
+    server.codes = [code]
+    start = time.monotonic()
+    result = CliRunner().invoke(app, list(command))
+    assert time.monotonic() - start < MAX_SECONDS
+    assert (result.exit_code, len(result.stderr.strip().splitlines())) == (2, 1)
+    assert "error: MLFLOW_TRACKING_URI = http://127.0.0.1:" in result.stderr
+    assert f"answers with HTTP {code}; see its log" in result.stderr
+
+
+def test_after_the_first_answer_a_restart_is_waited_for(
+    server: Broken, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER", "false")
+    server.codes = [200]
+    tracker = Tracker(tmp_path, "magic141")
+    server.codes = [503, 503, 200]
+    assert tracker.client.search_experiments() == []
+    server.codes = [503, 200]
+    Tracker(tmp_path, "another member of a sweep")
+    assert server.codes == [503, 200]
