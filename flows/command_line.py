@@ -127,15 +127,15 @@ def prefect_server(home: Path, debug: bool) -> Iterator[None]:
 def resumable() -> Iterator[None]:
     """A run that has begun and does not finish says how to go on, even when it is killed."""
     from flows.last_words import last_words
-    from flows.resume import is_resumable
+    from flows.resume import RESUME, is_resumable, way_on
 
-    how = f"finished stages are kept; to resume: {shlex.join(['magic141', *sys.argv[1:]])}"
-    with last_words(f"killed; {how}"):
+    command = shlex.join(["magic141", *sys.argv[1:]])
+    with last_words(f"killed; finished stages are kept; {RESUME}: {command}"):
         try:
             yield
         except BaseException as error:
             if is_resumable(error):
-                typer.echo(how, err=True)
+                typer.echo(f"finished stages are kept; {way_on(error)}: {command}", err=True)
             raise
 
 

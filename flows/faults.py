@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from flows.resume import Outage
 from magic141.frozen import UserError
 from magic141.urls import without_credentials
 
@@ -71,14 +72,14 @@ _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 @contextmanager
 def explaining(home: Path) -> Iterator[None]:
-    """Raises a known fault again as a UserError with its line; everything else passes as it is."""
+    """Raises a known fault again as an Outage with its line; everything else passes as it is."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
         if line := explain(error, home):
-            raise UserError(line) from error
+            raise Outage(line) from error
         raise
 
 

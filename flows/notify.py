@@ -17,8 +17,10 @@ from prefect.exceptions import ObjectNotFound
 from prefect.logging.loggers import flow_run_logger
 from prefect.utilities.urls import url_for
 
+from flows.resume import CORRECT, RESUME
 from flows.server import EMBEDDED_VARIABLE
 from magic141.config import HOME_VARIABLE, default_home
+from magic141.frozen import UserError
 from magic141.urls import without_credentials
 
 URL_VARIABLE = "MAGIC141_NOTIFY_URL"
@@ -42,6 +44,7 @@ OPTIONS = {
     "refresh": "--refresh",
     "workspace": "--workspace",
 }
+MISTAKE = f"{UserError.__name__}: "  # in Prefect's words for an exception
 TIMEOUT_S = 10
 MAX_ERROR_CHARS = 500
 
@@ -64,11 +67,12 @@ def notify(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
 def message(flow_name: str, flow_run: FlowRun, state: State[Any]) -> str:
     """What failed, where to look, why (first line), and the command that goes on from there."""
     command = resume_command(flow_name, flow_run.id, flow_run.deployment_id, flow_run.parameters)
+    reason = _first_line(state.message)
     lines = [
         f"{flow_name}: run {flow_run.name} {'crashed' if state.is_crashed() else 'failed'}",
         None if EMBEDDED_VARIABLE in os.environ else url_for(flow_run),  # that server ends with this process
-        _first_line(state.message),
-        command and f"to resume: {command}",
+        reason,
+        command and f"{CORRECT if MISTAKE in reason else RESUME}: {command}",
     ]
     return without_credentials("\n".join(line for line in lines if line))
 

@@ -1,11 +1,18 @@
-"""Which failures the same command goes on from: those of a run that had begun."""
+"""How a run that had begun and failed goes on: by the same command, after a mistake once that is corrected."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from magic141.frozen import UserError
+
 BEGUN = "magic141: the run had begun"
+CORRECT, RESUME = "correct this, then", "to resume"
+
+
+class Outage(UserError):
+    """A fault of the machine or of a server, no mistake in the input: the same command goes on once it is over."""
 
 
 @contextmanager
@@ -21,3 +28,9 @@ def marking_resumable() -> Iterator[None]:
 def is_resumable(error: BaseException) -> bool:
     """Whether something had been done that a second attempt finds."""
     return BEGUN in getattr(error, "__notes__", ())
+
+
+def way_on(error: BaseException) -> str:
+    """What to do before the same command goes on."""
+    is_mistake = isinstance(error, UserError) and not isinstance(error, Outage)
+    return CORRECT if is_mistake else RESUME

@@ -13,8 +13,9 @@ import typer
 from typer.testing import CliRunner, Result
 
 from flows.cli import app
-from flows.command_line import reporting
-from flows.resume import marking_resumable
+from flows.command_line import reporting, resumable
+from flows.resume import Outage, marking_resumable
+from magic141.frozen import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = str(ROOT / "configs" / "demo.yaml")
@@ -122,6 +123,24 @@ def test_only_a_run_that_had_begun_has_an_error_file(capsys: pytest.CaptureFixtu
         raise RuntimeError("out of memory")
     said = capsys.readouterr().err
     assert ("error.txt of the stage's MLflow run" in said, "shown with --debug" in said) == (begun, True)
+
+
+@pytest.mark.parametrize(
+    ("error", "way"),
+    [
+        (UserError("data.path = videos: no usable clip"), "correct this, then"),
+        (Outage("MLFLOW_TRACKING_URI: the server does not answer any more"), "to resume"),
+        (RuntimeError("out of memory"), "to resume"),
+        (KeyboardInterrupt(), "to resume"),
+    ],
+)
+def test_after_a_mistake_the_same_command_goes_on_once_it_is_corrected(
+    error: BaseException, way: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["magic141", "run", "demo.yaml"])
+    with pytest.raises(type(error)), resumable(), marking_resumable():
+        raise error
+    assert capsys.readouterr().err == f"finished stages are kept; {way}: magic141 run demo.yaml\n"
 
 
 def test_an_image_that_is_not_an_image(tmp_path: Path) -> None:

@@ -226,7 +226,7 @@ def test_a_new_candidate_starts_its_evaluation_whose_failure_is_posted(
     assert lines[0] == f"magic141-evaluation: run {run['name']} failed"
     assert lines[1].endswith(f"/runs/flow-run/{run['id']}")
     assert "has no file config.yaml; give the id of a run of `magic141 run`" in lines[2]
-    assert lines[3] == f"to resume: prefect flow-run retry {run['id']}"
+    assert lines[3] == f"correct this, then: prefect flow-run retry {run['id']}"
 
     def logs() -> str:
         return json.dumps(site.post("/logs/filter", logs={"flow_run_id": {"any_": [run["id"]]}}))

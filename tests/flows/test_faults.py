@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from flows.faults import explaining
+from flows.resume import Outage
 from magic141.frozen import UserError
 from magic141.tracking import Tracker
 
@@ -16,7 +17,7 @@ HOME = Path("/data/runs")
 
 
 def line_of(error: BaseException) -> str:
-    with pytest.raises(UserError) as caught, explaining(HOME):
+    with pytest.raises(Outage) as caught, explaining(HOME):
         raise error
     assert "\n" not in str(caught.value)
     return str(caught.value)

@@ -72,6 +72,10 @@ def test_other_runs_resume_in_their_own_way() -> None:
     assert crashed.splitlines()[0] == "magic141: run calm-owl crashed"
     assert crashed.endswith(f"to resume: prefect flow-run retry {deployed.id}")
     assert "resume" not in message("another flow", run(), Failed(message="no"))
+    mistaken = Failed(message="Flow run encountered an exception: UserError: data.path = videos: no usable clip")
+    assert message(pipeline.name, deployed, mistaken).endswith(
+        f"correct this, then: prefect flow-run retry {deployed.id}"
+    )
 
 
 @pytest.mark.parametrize(
