@@ -1,11 +1,11 @@
-"""Puts measured tables between two comment markers of the README or of docs/results.md."""
+"""Puts measured tables between two comment markers of the README or of a page in docs."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "results.md")
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "distillation.md")
 RESULTS = Path(__file__).resolve().parent / "results"
 
 

@@ -35,6 +35,7 @@ CURVES = {
     "validation_variance_ratio": "variance, relative to the many-step model",
     "validation_motion_ratio": "motion, relative to the many-step model",
     "validation_diversity_ratio": "difference between seeds, relative to the many-step model",
+    "validation_mode_coverage": "share of the many-step model's modes",
 }
 PAGE = """<meta charset="utf-8"><style>
 body {{ font: 14px system-ui, sans-serif; margin: 16px; display: grid; grid-template-columns: 1fr 1fr; gap: 8px 24px; }}

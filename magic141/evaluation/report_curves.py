@@ -57,10 +57,10 @@ def _watch(parts: Mapping[str, Path]) -> list[dict[str, Any]]:
     if record is None:
         return []
     series = []
-    for label in ("variance", "motion", "diversity"):
-        key = f"validation_{label}_ratio"
-        points = [(row["step"], row[key]) for row in record["validations"] if key in row]
-        series.append(Series(label, points, dots=True))
+    for label in ("variance_ratio", "motion_ratio", "diversity_ratio", "mode_coverage"):
+        key = f"validation_{label}"
+        if points := [(row["step"], row[key]) for row in record["validations"] if key in row]:
+            series.append(Series(label.replace("_", " "), points, dots=True))
     facts = f"1 is like the many-step model; exported: step {record['exported_step']}"
     chart = line_chart(series, "step")
     return [{"title": "Collapse watch of the step distillation", "facts": facts, "chart": chart}] if chart else []
