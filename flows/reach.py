@@ -41,7 +41,9 @@ def trouble(variable: str) -> str | None:
             healthy = answer.read(len(_HEALTHY[variable]) + 1).strip() == _HEALTHY[variable]
             return None if healthy else _no_such_server(variable, url, "something else than expected")
     except HTTPError as error:
-        return None if error.code in _REFUSED else _no_such_server(variable, url, f"HTTP {error.code}")
+        if error.code in _REFUSED:
+            return None
+        return (_fails if error.code >= 500 else _no_such_server)(variable, url, f"HTTP {error.code}")
     except (URLError, OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         if isinstance(reason, ssl.SSLCertVerificationError):  # it answers; the clients have their own certificates
@@ -55,6 +57,13 @@ def _not_a_url(variable: str, value: str) -> str | None:
     if value and (host_and_port or variable == "PREFECT_API_URL"):
         return f"{variable} = {value}: not a URL; expected one such as {_EXAMPLES[variable]}"
     return None
+
+
+def _fails(variable: str, url: str, answer: str) -> str:
+    return (
+        f"{variable} = {url}: the server answers with {answer}; see its log (its database may be down) and start it "
+        f"again, or unset {variable} to work without"
+    )
 
 
 def _no_such_server(variable: str, url: str, answer: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 from collections.abc import Iterator
@@ -21,11 +22,13 @@ from magic141.frozen import UserError
 
 
 class Health(BaseHTTPRequestHandler):
-    """MLflow at /, Prefect at /api, a web page at /page; /secret/health wants a password; nothing else is there."""
+    """MLflow at /, Prefect at /api, a web page at /page; /secret wants a password; /broken fails; no more is there."""
 
     def do_GET(self) -> None:
         bodies = {"/health": b"OK", "/api/health": b"true", "/page/health": b"<html>"}
-        self.send_response({"/secret/health": 401}.get(self.path, 200 if self.path in bodies else 404))
+        self.send_response(
+            {"/secret/health": 401, "/broken/health": 503}.get(self.path, 200 if self.path in bodies else 404)
+        )
         self.end_headers()
         self.wfile.write(bodies.get(self.path, b""))
 
@@ -119,6 +122,12 @@ def test_a_wrong_url_is_told_from_a_dead_server(server: str, monkeypatch: pytest
     monkeypatch.setenv("PREFECT_API_URL", f"{server}/wrong")
     assert "HTTP 404" in str(trouble("PREFECT_API_URL"))
     assert ":4200/api" in str(trouble("PREFECT_API_URL"))
+
+
+@pytest.mark.parametrize("variable", SERVERS)
+def test_the_log_of_a_server_that_fails_says_more(variable: str, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, f"{server}/broken")
+    assert re.search(r"the server answers with HTTP 503; see its log .* or unset", str(trouble(variable)))
 
 
 @pytest.mark.parametrize(
