@@ -3,7 +3,8 @@
     python benchmarks/step_speed.py --workspace runs
 
 Needs a workspace with a finished demo up to `distill_cfg`. One thread, one worker's share of the batch. What is neither
-forward, backward nor optimizer (batches, noise, averages, copies, Python) is the overhead.
+forward, backward nor optimizer (batches, noise, averages, copies, Python) is the overhead. The I2V step is also measured
+with torch's own Muon, matrix by matrix in bfloat16, which the batched one replaced.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ import argparse
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from documents import RESULTS, write_section
+from environment import machine
 from finished import config_in, finished
+from torch import nn
 
 from magic141.config import PipelineConfig
 from magic141.data.dataset import ClipDataset, load_null_text
@@ -85,6 +89,12 @@ def training_speed(what: str, spec: ObjectiveSpec, config: TrainConfig, clock: C
     return measure(what, objective.step, clock)
 
 
+def torchs_muon(matrices: Iterable[nn.Parameter], lr: float, weight_decay: float, num_workers: int) -> torch.optim.Muon:
+    """The optimizer that `BatchedMuon` stands in for, where one worker has all the work."""
+    assert num_workers == 1
+    return torch.optim.Muon(matrices, lr, weight_decay, adjust_lr_fn="match_rms_adamw")
+
+
 def measure(what: str, step: Callable[[int], Any], clock: Clock) -> Speed:
     """Means over the timed steps."""
     for number in range(NUM_WARM):
@@ -112,8 +122,12 @@ def speeds(config: PipelineConfig, folders: dict[str, Path]) -> list[Speed]:
     clock.wrap(HunyuanVideoTransformer3DModel, "forward", "forward")
     i2v, dmd2 = one_worker(config.pretrain_i2v), one_worker(config.distill_dmd2)
     t2v = folders["pretrain_t2v"] / "transformer"
+    i2v_spec = FlowMatchingSpec(i2v, config.model, data, t2v)
+    with patch("magic141.training.optimizers.BatchedMuon", torchs_muon):
+        before = training_speed("I2V step with torch's Muon", i2v_spec, i2v, clock)
     return [
-        training_speed("I2V step", FlowMatchingSpec(i2v, config.model, data, t2v), i2v, clock),
+        before,
+        training_speed("I2V step", i2v_spec, i2v, clock),
         training_speed(
             "DMD2 iteration",
             Dmd2Spec(dmd2, config.model, data, teacher / "transformer", student / "transformer"),
@@ -149,7 +163,7 @@ def table(found: list[Speed]) -> str:
     for speed in found:
         parts = (speed.total_ms, speed.forward_ms, speed.backward_ms, speed.optimizer_ms)
         lines.append(f"| {speed.what} | {' | '.join(f'{ms:.1f}' for ms in parts)} | {speed.overhead:.0%} |")
-    return "\n".join(lines)
+    return "\n".join([f"{machine()}, one thread:", "", *lines])
 
 
 def main() -> None:
