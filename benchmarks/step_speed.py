@@ -3,8 +3,8 @@
     python benchmarks/step_speed.py --workspace runs
 
 Needs a workspace with a finished demo up to `distill_cfg`. One thread, one worker's share of the batch. What is neither
-forward, backward nor optimizer (batches, noise, averages, copies, Python) is the overhead. The I2V step is also measured
-with torch's own Muon, matrix by matrix in bfloat16, which the batched one replaced.
+forward, backward nor optimizer (batches, noise, averages, copies, Python) is the overhead. The I2V step is measured
+with torch's own Muon, too, matrix by matrix in bfloat16, which the batched one replaced.
 """
 
 from __future__ import annotations
