@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from flows.reach import trouble
+from flows.reach import STORE, trouble
 from flows.writable import OTHER_WORKSPACE, folder_trouble, nearest_existing
+from magic141.frozen import UserError
 from magic141.urls import without_credentials
 
 GIB = 1 << 30
@@ -54,7 +55,7 @@ def examine(workspace: Path) -> Iterator[Finding]:
     yield _bytecode()
     yield _guarded("device", _device)
     yield _disk(workspace)
-    yield _server("MLFLOW_TRACKING_URI", f"SQLite in {workspace}")
+    yield _guarded(STORE, lambda: _store(workspace))
     yield _server("PREFECT_API_URL", "embedded, for the time of a command")
     yield _server("RAY_ADDRESS", "a local one, for the time of a stage")
 
@@ -104,7 +105,8 @@ def _device() -> Finding:
     if torch.cuda.is_available():
         names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
         return Finding("device", f"{names}; {os.cpu_count()} CPU cores, {memory}")
-    return Finding("device", f"CPU, {os.cpu_count()} cores, {memory}; configs/demo.yaml is made for this")
+    vectors = torch.backends.cpu.get_cpu_capability()
+    return Finding("device", f"CPU, {os.cpu_count()} cores, {vectors}, {memory}; configs/demo.yaml is made for this")
 
 
 def _disk(workspace: Path) -> Finding:
@@ -119,6 +121,20 @@ def _server(variable: str, default: str) -> Finding:
     if problem := trouble(variable):
         return Finding(variable, problem, False, "infra/README.md says how the servers start")
     return Finding(variable, without_credentials(os.environ.get(variable, "")) or f"not set: {default}")
+
+
+def _store(workspace: Path) -> Finding:
+    """The tracking server, and whether more of it than its health check answers."""
+    finding = _server(STORE, f"SQLite in {workspace}")
+    if not (finding.ok and os.environ.get(STORE)):
+        return finding
+    from magic141.tracking.first_contact import require_answer
+
+    try:
+        require_answer(os.environ[STORE])
+    except UserError as error:
+        return Finding(STORE, str(error), False, "infra/README.md says how the servers start")
+    return finding
 
 
 def _version(distribution: str) -> str | None:

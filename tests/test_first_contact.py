@@ -72,6 +72,13 @@ def test_a_server_that_answers_with_errors_is_named_at_once(
     assert f"answers with HTTP {code}; see its log" in result.stderr
 
 
+def test_doctor_sees_more_than_the_health_check(server: Broken) -> None:
+    server.codes = [500]
+    result = CliRunner().invoke(app, ["doctor"])
+    assert result.exit_code == 1
+    assert "answers with HTTP 500" in " ".join(result.stdout.split())
+
+
 def test_after_the_first_answer_a_restart_is_waited_for(
     server: Broken, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
