@@ -9,7 +9,6 @@ the teacher at many steps stand beside. Restartable: finished runs and students 
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ from pathlib import Path
 import torch
 from documents import RESULTS
 from environment import settle
-from finished import config_in, finished, run_pipeline
+from finished import config_in, finished, parser_of_seeds, run_pipeline
 from jury import Jury
 from students import ONE_CORE, Student, train_students
 
@@ -110,10 +109,7 @@ def table(title: str, seeds: Sequence[Figures]) -> list[str]:
 def main() -> None:
     """Trains and judges what is missing, prints and stores the table."""
     settle()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/demo.yaml")
-    parser.add_argument("--workspace", type=Path, default=Path("runs-table1"), help="one folder a seed below it")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser = parser_of_seeds(__doc__)
     parser.add_argument("--try", dest="tried", action="append", default=[], metavar="'A.B=C D.E=F'")
     arguments = parser.parse_args()
     workspace = arguments.workspace.resolve()

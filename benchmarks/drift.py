@@ -8,7 +8,6 @@ rows that are there are reused. About 5 minutes a seed, on one core.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -24,7 +23,7 @@ import torch
 from choose_student import Case
 from documents import RESULTS, write_section
 from environment import settle
-from finished import finished
+from finished import finished, parser_of_seeds
 from jury import BATCH, Jury
 from torch import Tensor
 from verdicts import mean
@@ -237,10 +236,7 @@ def _cells(seeds: Sequence[Figures]) -> list[str]:
 def main() -> None:
     """Judges what is missing, prints and stores the table."""
     settle()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/demo.yaml")
-    parser.add_argument("--workspace", type=Path, default=Path("runs-table1"), help="one folder a seed below it")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser = parser_of_seeds(__doc__)
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="seeds at a time, one core each")
     parser.add_argument("--write-docs", action="store_true", help="also put the table into docs/results.md")
     arguments = parser.parse_args()

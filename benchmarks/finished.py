@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -38,3 +39,12 @@ def run_pipeline(config: str, overrides: Sequence[str], home: Path, until: str) 
     words = [word for value in (*overrides, f"workspace={home}") for word in ("--set", value)]
     environment = {name: value for name, value in os.environ.items() if name != HOME_VARIABLE}
     subprocess.run([MAGIC141, "run", config, "--until", until, *words], env=environment, check=True)
+
+
+def parser_of_seeds(description: str | None) -> argparse.ArgumentParser:
+    """The options of a script over several seeds' runs."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="configs/demo.yaml")
+    parser.add_argument("--workspace", type=Path, default=Path("runs-table1"), help="kept; one folder a seed below it")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    return parser

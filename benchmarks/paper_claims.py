@@ -10,7 +10,6 @@ Uses the runs of `paper_table1.py` (same workspace) and makes those that are mis
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from typing import Any
 
 from documents import RESULTS, write_section
 from environment import settle
+from finished import parser_of_seeds
 from paper_table1 import STEPS
 from scores_table import Scores, run_seed
 from training_claims import guidance_tokens, i2v_faster
@@ -122,10 +122,7 @@ def _later_by_earlier(values: Sequence[float]) -> float:
 def main() -> None:
     """Makes what is missing, prints and stores the verdicts."""
     settle()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/demo.yaml")
-    parser.add_argument("--workspace", type=Path, default=Path("runs-table1"), help="that of paper_table1.py")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser = parser_of_seeds(__doc__)
     parser.add_argument("--claims", nargs="+", choices=CLAIMS, default=[*JUDGED, "shared_base"])
     parser.add_argument("--write-docs", action="store_true", help="also put the verdicts into docs/results.md")
     arguments = parser.parse_args()

@@ -9,15 +9,14 @@ finished stages of a seed are reused, so the same command goes on where it was s
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from documents import RESULTS, write_section
 from environment import settle
+from finished import parser_of_seeds
 from scores_table import COLUMNS, Scores, run_seed
 
 ROWS = {  # variant: name of the row
@@ -68,10 +67,7 @@ def _cell(values: Sequence[float], digits: int) -> str:
 def main() -> None:
     """Runs what is missing, prints and stores the table."""
     settle()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/demo.yaml")
-    parser.add_argument("--workspace", type=Path, default=Path("runs-table1"), help="kept; one folder a seed below it")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser = parser_of_seeds(__doc__)
     parser.add_argument("--write-docs", action="store_true", help="also put the table into its document")
     arguments = parser.parse_args()
     workspace = arguments.workspace.resolve()

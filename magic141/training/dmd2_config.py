@@ -75,7 +75,7 @@ class Dmd2Config(TrainConfig):
         None,
         ge=0,
         le=1,
-        description="share of those that train its first, which is all that one step uses; none: as the others",
+        description="share of the updates that train its first step, all that one step uses; none: as the others",
     )
     exit_embedding: bool = Field(
         False, description="tells the fake score at which step of the chain a clip left: better clips of few steps"
