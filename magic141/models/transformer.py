@@ -35,7 +35,7 @@ class Conditioning:
         mask = None if cond.mask is None else cond.mask.to(device)
         return Conditioning(cond.tokens.to(device), mask, cond.pooled.to(device))
 
-    def part(self, rows: slice) -> Conditioning:
+    def part(self, rows: slice | Tensor) -> Conditioning:
         """Some of the samples."""
         return Conditioning(self.tokens[rows], None if self.mask is None else self.mask[rows], self.pooled[rows])
 

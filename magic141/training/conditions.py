@@ -30,7 +30,7 @@ class Batch:
             prefix = Prefix(prefix.latents.to(device), prefix.mask.to(device))
         return Batch(self.x0.to(device), self.cond.to(device), self.uncond.to(device), prefix)
 
-    def part(self, rows: slice) -> Batch:
+    def part(self, rows: slice | Tensor) -> Batch:
         """Some of the samples."""
         prefix = self.prefix
         if prefix is not None:

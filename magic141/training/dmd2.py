@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from magic141.data.dataset import ClipDataset, load_info, load_null_text
-from magic141.diffusion.flow import interpolate, sample_sigma, sigma_grid, velocity_target, x0_from_velocity
-from magic141.diffusion.samplers import ChainStep, chain_input, randn_like
+from magic141.diffusion.flow import interpolate, sample_sigma, velocity_target, x0_from_velocity
+from magic141.diffusion.samplers import randn_like
 from magic141.models.config import TransformerConfig
-from magic141.models.transformer import velocity
 from magic141.training.adversarial import discriminator_loss, generator_loss
+from magic141.training.backward_simulation import BackwardSimulation, Generated
 from magic141.training.collapse import CollapseWatch
 from magic141.training.conditions import Batch, BatchMaker, step_generator
 from magic141.training.dmd2_config import Dmd2Config
@@ -79,13 +79,11 @@ class Dmd2Spec:
 
 
 @dataclass(frozen=True)
-class Generated:
-    """A generator batch, without a graph: clean estimates, conditions, guidance, and where it left the chain."""
+class Drawn:
+    """At which step of the chain an update's clips leave, and whether continued ones go on from the student's own."""
 
-    x0: Tensor
-    batch: Batch
-    w: Guidance
     exit_step: int
+    own_frames: bool
 
 
 class Dmd2:
@@ -102,13 +100,13 @@ class Dmd2:
             continued_fraction=config.continued_fraction,
         )
         self.sampler = make_sampler(self.maker, config, context)
-        self.sigmas = sigma_grid(config.num_inference_steps, config.shift)
         self.exit_shares = exit_shares(
             config.num_inference_steps, config.final_exit_fraction, config.first_exit_fraction
         )
         generator = build_generator(config, spec.teacher, spec.student, context.seed)
         # its engine first: only then may the host drop these weights, before the scores' are loaded beside them
         self.generator = make_engine(generator, config.optimizer, config.num_steps, config.precision, context)
+        self.chain = BackwardSimulation(config, self.generator)
         self.scores = build_scores(config, spec.teacher, spec.student, context.seed)
         num_fake = config.num_steps * config.fake_updates_per_step + config.fake_warmup_updates
         self.fake = make_engine(self.scores, config.fake_optimizer, num_fake, config.precision, context)
@@ -131,15 +129,17 @@ class Dmd2:
         rng = step_generator(self.context.seed, step, self.context.rank)
         batch = self.maker.make(self.sampler.indices(step), rng).to(self.context.device)
         w = Guidance.draw(self.config, len(batch.x0), rng).to(self.context.device)
-        exit_step = self.exit_step(step)
-        state = self.generator_input(batch, w, exit_step, rng)
-        made = self.generate(state, batch, w, exit_step)
+        drawn = self.draw(step)
+        if drawn.own_frames:
+            batch = self.chain.with_own_frames(batch, w, rng)
+        state = self.chain.state(batch, w, drawn.exit_step, rng)
+        made = self.chain.generate(state, batch, w, drawn.exit_step)
         self.replay.append(made)
         warmup = self.config.fake_warmup_updates if step == 0 else 0
         fake_values = self.update_fake(warmup + self.config.fake_updates_per_step, rng)
-        self.scores.set_exit(exit_step)
+        self.scores.set_exit(drawn.exit_step)
         gradient = self.distribution_matching_gradient(made.x0, batch, w, rng)
-        x0 = self.clean_estimate(self.generator, state, batch, w)
+        x0 = self.chain.clean_estimate(self.generator, state, batch, w)
         loss, other = dmd2_loss(x0, gradient), self.other_losses(x0, batch, w, rng)
         self.generator.backward(sum(other.values(), loss))
         grad_norm = self.generator.step()
@@ -153,35 +153,11 @@ class Dmd2:
             "x0_std": made.x0.std(),
         }
 
-    def exit_step(self, step: int) -> int:
-        """The random step at which this update's clips leave the chain, the same on all ranks."""
+    def draw(self, step: int) -> Drawn:
+        """What is random about an update and the same on all ranks."""
         rng = step_generator(self.context.seed, step, _NO_RANK)
-        return draw_exit_step(self.exit_shares, rng)
-
-    @torch.no_grad()
-    def generate(self, state: ChainStep, batch: Batch, w: Guidance, exit_step: int) -> Generated:
-        """What the fake score learns from, without a graph: at 13B one is as large as all that its updates need."""
-        return Generated(self.clean_estimate(self.generator.module, state, batch, w), batch, w, exit_step)
-
-    def clean_estimate(self, generator: Any, state: ChainStep, batch: Batch, w: Guidance) -> Tensor:
-        """The generator's x0 at one step of its chain, [B, C, T, h, w]; of its engine, with a graph."""
-        with self.generator.autocast():
-            u = velocity(generator, state.x_t, state.sigma, batch.cond, batch.prefix, w.student)
-        return x0_from_velocity(state.x_t, u, state.sigma)
-
-    @torch.no_grad()
-    def generator_input(self, batch: Batch, w: Guidance, exit_step: int, rng: torch.Generator) -> ChainStep:
-        """What the generator sees: its own chain up to `exit_step`, or noised real latents."""
-        noise = randn_like(batch.x0, rng)
-        if self.config.generator_input == "noised_real":
-            sigma = self.sigmas[exit_step].to(batch.x0.device).expand(len(batch.x0))
-            return ChainStep(interpolate(batch.x0, noise, sigma), sigma)
-
-        def predict(x_t: Tensor, sigma: Tensor) -> Tensor:
-            with self.generator.autocast():
-                return velocity(self.generator.module, x_t, sigma, batch.cond, batch.prefix, w.student)
-
-        return chain_input(predict, noise, self.sigmas, exit_step, self.config.sampler, rng)
+        exit_step = draw_exit_step(self.exit_shares, rng)
+        return Drawn(exit_step, bool(torch.rand((), generator=rng) < self.config.own_frames_fraction))
 
     def update_fake(self, num_updates: int, rng: torch.Generator) -> dict[str, Tensor]:
         """Flow matching of the fake score on replayed generator batches; returns the losses of the last update."""

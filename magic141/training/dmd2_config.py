@@ -107,6 +107,9 @@ class Dmd2Config(TrainConfig):
     fake_warmup_updates: int = Field(20, ge=0, description="fake-score updates before the first generator update")
     replay_batches: int = Field(4, ge=1, description="generator batches kept for the fake updates")
     continued_fraction: float = Field(0.25, ge=0, le=1, description="as in pretrain_i2v")
+    own_frames_fraction: float = Field(
+        0.0, ge=0, le=1, description="share of the updates whose continued clips go on from the student's own frames"
+    )
 
     @model_validator(mode="after")
     def _possible(self) -> Dmd2Config:
@@ -147,6 +150,18 @@ class Dmd2Config(TrainConfig):
             raise ValueError(
                 f"adversarial_weight = {self.adversarial_weight}: the generator's gradient cannot pass through a fake "
                 "score that ZeRO stage 3 has split; use placement.zero_stage <= 2, or adversarial_weight = 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _own_frames_fit(self) -> Dmd2Config:
+        head = f"own_frames_fraction = {self.own_frames_fraction}"
+        if self.own_frames_fraction > 0 and self.continued_fraction == 0:
+            raise ValueError(f"{head}: no clip is continued with continued_fraction = 0; raise that, or use 0")
+        if self.own_frames_fraction > 0 and (self.adversarial_weight > 0 or self.generator_input == "noised_real"):
+            raise ValueError(
+                f"{head}: no real clip goes on from the student's frames; use adversarial_weight = 0 and "
+                "generator_input = backward_simulation, or own_frames_fraction = 0"
             )
         return self
 

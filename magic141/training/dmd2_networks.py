@@ -81,7 +81,7 @@ class Guidance:
         """The same on another device."""
         return Guidance(self.student.to(device), self.real.to(device))
 
-    def part(self, rows: slice) -> Guidance:
+    def part(self, rows: slice | Tensor) -> Guidance:
         """Some of the samples."""
         return Guidance(self.student[rows], self.real[rows])
 

@@ -16,8 +16,9 @@ from magic141.diffusion.flow import interpolate
 from magic141.diffusion.guidance import guided_velocity
 from magic141.diffusion.samplers import randn_like
 from magic141.models.transformer import build_transformer, load_transformer, velocity
+from magic141.training.backward_simulation import Generated
 from magic141.training.conditions import Batch, step_generator
-from magic141.training.dmd2 import Dmd2, Dmd2Spec, Generated
+from magic141.training.dmd2 import Dmd2, Dmd2Spec
 from magic141.training.dmd2_config import Dmd2Config
 from magic141.training.dmd2_networks import Guidance, GuidedScores
 from magic141.training.launch import launch
@@ -48,6 +49,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "noised real latents": {"generator_input": "noised_real"},
     "regression": {"generator_input": "noised_real", "regression_weight": 0.5},
     "the fake score knows the exit": {"exit_embedding": True},
+    "own frames": {"continued_fraction": 0.5, "own_frames_fraction": 1.0},
     "adversarial": {"adversarial_weight": 0.01},
     "adversarial on clean latents": {"adversarial_weight": 0.01, "adversarial_input": "clean"},
     "adversarial, full fake score": {"adversarial_weight": 0.01, "fake_score": "full", "a_weak": 0.0},
@@ -167,7 +169,7 @@ def test_the_exit_step_is_the_same_on_all_ranks(folders: Path, tmp_path: Path) -
         seen: list[Tensor] = []
         dmd2.generator.module.register_forward_pre_hook(lambda *_, seen=seen: seen.append(torch.ones(())))
         for step in range(12):
-            dmd2.generator_input(batch, w, dmd2.exit_step(step), step_generator(0, step, rank))
+            dmd2.chain.state(batch, w, dmd2.draw(step).exit_step, step_generator(0, step, rank))
         calls.append(len(seen))
     assert calls[0] == calls[1] > 12
 
@@ -176,8 +178,8 @@ def test_the_fake_score_learns_from_the_clips_that_the_generator_learns_from(fol
     """The exit step is taken twice, so that no graph of the generator waits for the fake updates to end."""
     dmd2 = build(folders, tmp_path)
     batch, w = dmd2.maker.make(torch.arange(4), step_generator(0, 0)), Guidance.fixed(dmd2.config, 4)
-    state = dmd2.generator_input(batch, w, 2, step_generator(0, 1))
-    made, again = dmd2.generate(state, batch, w, 2), dmd2.clean_estimate(dmd2.generator, state, batch, w)
+    state = dmd2.chain.state(batch, w, 2, step_generator(0, 1))
+    made, again = dmd2.chain.generate(state, batch, w, 2), dmd2.chain.clean_estimate(dmd2.generator, state, batch, w)
     assert torch.equal(made.x0, again.detach())
     assert again.requires_grad
     assert not made.x0.requires_grad
@@ -196,8 +198,8 @@ def test_the_fake_score_learns_of_an_exit_from_the_clips_that_left_there(folders
 def test_noised_real_clips_are_what_the_generator_sees_in_place_of_its_own_steps(folders: Path, tmp_path: Path) -> None:
     dmd2 = build(folders, tmp_path, generator_input="noised_real")
     batch, w = dmd2.maker.make(torch.arange(4), step_generator(0, 0)), Guidance.fixed(dmd2.config, 4)
-    state = dmd2.generator_input(batch, w, 2, step_generator(0, 1))
-    sigma = dmd2.sigmas[2].expand(4)
+    state = dmd2.chain.state(batch, w, 2, step_generator(0, 1))
+    sigma = dmd2.chain.sigmas[2].expand(4)
     noised = interpolate(batch.x0, randn_like(batch.x0, step_generator(0, 1)), sigma)
     torch.testing.assert_close((state.x_t, state.sigma), (noised, sigma))
 

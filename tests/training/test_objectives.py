@@ -12,10 +12,11 @@ from torch import Tensor
 from magic141.diffusion.flow import interpolate, sample_sigma, shift_sigma, velocity_from_x0
 from magic141.diffusion.samplers import randn_like, sample_euler, sample_renoise
 from magic141.models.transformer import load_transformer, velocity
+from magic141.training.backward_simulation import Generated
 from magic141.training.cfg_distillation import CfgDistillation, CfgDistillationSpec
 from magic141.training.conditions import Batch, step_generator
 from magic141.training.config import CfgDistillationConfig, FlowMatchingConfig, PlacementConfig
-from magic141.training.dmd2 import Dmd2, Generated
+from magic141.training.dmd2 import Dmd2
 from magic141.training.dmd2_networks import Guidance
 from magic141.training.flow_matching import FlowMatching, FlowMatchingSpec
 from magic141.training.objective import TrainContext
@@ -115,11 +116,11 @@ def around_a_step(dmd2: Dmd2) -> tuple[Batch, Tensor, Tensor]:
     """The batch of a generator update, and the clean estimates of its input before and after."""
     rng = step_generator(0, 0)
     batch = dmd2.maker.make(dmd2.sampler.indices(0), rng)
-    w, exit_step = Guidance.draw(dmd2.config, 4, rng), dmd2.exit_step(0)
-    state = dmd2.generator_input(batch, w, exit_step, rng)
-    before = dmd2.generate(state, batch, w, exit_step).x0
+    w, exit_step = Guidance.draw(dmd2.config, 4, rng), dmd2.draw(0).exit_step
+    state = dmd2.chain.state(batch, w, exit_step, rng)
+    before = dmd2.chain.generate(state, batch, w, exit_step).x0
     dmd2.step(0)
-    return batch, before, dmd2.generate(state, batch, w, exit_step).x0
+    return batch, before, dmd2.chain.generate(state, batch, w, exit_step).x0
 
 
 def test_a_step_moves_clips_from_fake_to_real(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,11 +177,11 @@ def test_the_generator_sees_what_its_sampler_shows_it(folders: Path, tmp_path: P
     rng = step_generator(0, 1)
     noise = randn_like(batch.x0, rng)
     if sampler == "euler":
-        sample_euler(predict, noise, dmd2.sigmas)
+        sample_euler(predict, noise, dmd2.chain.sigmas)
     else:
-        sample_renoise(predict, noise, dmd2.sigmas, rng)
+        sample_renoise(predict, noise, dmd2.chain.sigmas, rng)
     for exit_step in range(4):
-        state = dmd2.generator_input(batch, w, exit_step, step_generator(0, 1))
+        state = dmd2.chain.state(batch, w, exit_step, step_generator(0, 1))
         torch.testing.assert_close(state.x_t, seen[exit_step])
 
 
