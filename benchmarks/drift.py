@@ -2,8 +2,9 @@
 
     python benchmarks/drift.py --workspace runs-table1 --seeds 0 1 2 --write-docs
 
-Needs the demo's runs up to their students, those of the pipeline or of choose_student.py without --try. Restartable:
-rows that are there are reused. About 5 minutes a seed, on one core.
+Needs the demo's runs up to their students, those of the pipeline or of choose_student.py without --try, and trains a
+student that goes on from its own frames. Restartable: rows and students that are there are reused. About 5 minutes a
+seed and 4 for its student (13 without AVX-512), on one core.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from documents import RESULTS, write_section
 from environment import settle
 from finished import finished, parser_of_seeds
 from jury import BATCH, Jury
+from students import train_students
 from torch import Tensor
 from verdicts import mean
 
@@ -73,6 +75,8 @@ class Scheme:
 
 
 NO_ANCHOR = Scheme(2, anchored=False)
+OWN_FRAMES = "distill_dmd2.own_frames_fraction=0.5"
+TRAINED_SO = "student, own frames"
 SCHEMES = {  # model: its rows
     "student": (
         Scheme(1),
@@ -87,6 +91,7 @@ SCHEMES = {  # model: its rows
         replace(NO_ANCHOR, noise=0.05),
         replace(NO_ANCHOR, noise=0.1),
     ),
+    TRAINED_SO: (Scheme(2), NO_ANCHOR),
     "teacher": (Scheme(2), NO_ANCHOR),
 }
 
@@ -149,7 +154,7 @@ def score(frames: Tensor, truths: list[dict[str, Any]], spans: Sequence[tuple[in
 
 
 def models(case: Case) -> dict[str, Path]:
-    """The teacher, and the student of the pipeline or else the one that choose_student.py has trained alone."""
+    """The teacher, the student of the pipeline or else the one that choose_student.py has trained, and our own."""
     alone = case.student().folder
     try:
         student = finished(case.pipeline, "distill_dmd2")["distill_dmd2"]
@@ -157,7 +162,15 @@ def models(case: Case) -> dict[str, Path]:
         if not alone.is_dir():
             raise
         student = alone
-    return {"student": student, "teacher": case.made()["pretrain_i2v"]}
+    of_own_frames = replace(case, changes=(OWN_FRAMES,)).student().folder
+    return {"student": student, TRAINED_SO: of_own_frames, "teacher": case.made()["pretrain_i2v"]}
+
+
+def variants(config: PipelineConfig) -> dict[str, Variant]:
+    """Model -> how it is sampled."""
+    teacher, student = long_video_variants(config.generate, config.distill_dmd2)
+    own = replace(student, label=f"{student.label}, trained on its own frames")
+    return {"student": student, TRAINED_SO: own, "teacher": teacher}
 
 
 def judge_seed(case: Case) -> dict[str, dict[str, Figures]]:
@@ -166,14 +179,14 @@ def judge_seed(case: Case) -> dict[str, dict[str, Figures]]:
     config, data, folders = case.pipeline, case.made()["prepare_data"], models(case)
     jury, encoders = Jury.open(config, data, NUM_CLIPS), Encoders.load(data / "encoders")
     found: dict[str, dict[str, Figures]] = {}
-    for variant in long_video_variants(config.generate, config.distill_dmd2):
-        network = load_transformer(folders[variant.model] / "transformer").eval()
+    for model, variant in variants(config).items():
+        network = load_transformer(folders[model] / "transformer").eval()
         generator = variant.generator(network, jury.null_text, jury.latent_frames)
-        found[variant.model] = {}
-        for scheme in SCHEMES[variant.model]:
+        found[model] = {}
+        for scheme in SCHEMES[model]:
             videos = LongVideos(generator, jury.codec, encoders, scheme, config.generate.long_video_windows)
-            store = case.home / "drift" / f"{_key(config, data, folders[variant.model], variant, scheme)}.json"
-            found[variant.model][scheme.label] = _stored(store, videos, jury)
+            store = case.home / "drift" / f"{_key(config, data, folders[model], variant, scheme)}.json"
+            found[model][scheme.label] = _stored(store, videos, jury)
             print(f"seed {case.seed}: {variant.label}: {scheme.label}", flush=True)
     return found
 
@@ -215,10 +228,10 @@ def table(config: PipelineConfig, seeds: Sequence[Mapping[str, Mapping[str, Figu
     heads = [f"{head} at window {windows}" for _, head, _ in COLUMNS]
     lines = [f"| a window knows | frames | {' | '.join(heads)} | dB lost | same way at the end |"]
     lines.append("|---|" + "--:|" * (3 + len(COLUMNS)))
-    for variant in reversed(long_video_variants(generate, config.distill_dmd2)):
-        for label in seeds[0][variant.model]:
+    for model, variant in variants(config).items():
+        for label in seeds[0][model]:
             title = f"**{label}**" if label == default else label
-            cells = _cells([figures[variant.model][label] for figures in seeds])
+            cells = _cells([figures[model][label] for figures in seeds])
             lines.append(f"| {variant.label}: {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -241,6 +254,7 @@ def main() -> None:
     parser.add_argument("--write-docs", action="store_true", help="also put the table into docs/results.md")
     arguments = parser.parse_args()
     cases = [Case(arguments.config, arguments.workspace.resolve(), seed) for seed in arguments.seeds]
+    train_students([replace(case, changes=(OWN_FRAMES,)).student() for case in cases])
     with ProcessPoolExecutor(arguments.processes, get_context("spawn")) as pool:
         seeds = list(pool.map(judge_seed, cases))
     head = f"Means over seeds {', '.join(map(str, arguments.seeds))}, {NUM_CLIPS} fresh clips each:"
