@@ -30,7 +30,12 @@ def is_resumable(error: BaseException) -> bool:
     return BEGUN in getattr(error, "__notes__", ())
 
 
+def is_mistake(error: BaseException) -> bool:
+    """Whether the same command fails again until something is corrected; an error may say so itself."""
+    known = isinstance(error, UserError) and not isinstance(error, Outage)
+    return bool(getattr(error, "is_mistake", known))
+
+
 def way_on(error: BaseException) -> str:
     """What to do before the same command goes on."""
-    is_mistake = isinstance(error, UserError) and not isinstance(error, Outage)
-    return CORRECT if is_mistake else RESUME
+    return CORRECT if is_mistake(error) else RESUME

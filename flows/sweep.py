@@ -18,7 +18,7 @@ from flows.grid import Member, members_of, number_at
 from flows.notify import notify
 from flows.orchestrated import flow_tags, run_link
 from flows.pipeline import pipeline
-from flows.resume import marking_resumable
+from flows.resume import is_mistake, marking_resumable
 from flows.session import Outcome, closing, identity
 from magic141.config import PipelineConfig, load_config, missing_sources
 from magic141.evaluation.charts import Series, line_chart
@@ -36,13 +36,14 @@ CHARTED = (EXACT[0], EXACT[1], EXACT[5], FRECHET)
 
 
 class MemberOutcome(FrozenConfig):
-    """How a member ended: its settings, its run and scores, or what went wrong."""
+    """How a member ended: its settings, its run and scores, or what went wrong and whether that is to be corrected."""
 
     label: str
     run_id: str | None = None
     scores: dict[str, float] = Field(default_factory=dict)
     reused: tuple[str, ...] = ()
     error: str | None = None
+    is_mistake: bool = False
 
 
 class SweepOutcome(FrozenConfig):
@@ -72,6 +73,7 @@ class SweepFailed(RuntimeError):
     def __init__(self, outcome: SweepOutcome) -> None:
         super().__init__(outcome)
         self.outcome = outcome
+        self.is_mistake = any(member.is_mistake for member in outcome.failed)
 
     def __str__(self) -> str:
         failed = self.outcome.failed
@@ -164,7 +166,8 @@ def _run_member(
     try:
         done: Outcome = pipeline(config, [*overrides, *member.overrides], until, None, parent)
     except Exception as error:  # the stage's run holds the traceback; the other members go on
-        return MemberOutcome(label=member.label, error=f"{type(error).__name__}: {error}")
+        text = f"{type(error).__name__}: {error}"
+        return MemberOutcome(label=member.label, error=text, is_mistake=is_mistake(error))
     scores = scores_in(tracker.get_run(done.run_id).data.metrics, variant)
     return MemberOutcome(label=member.label, run_id=done.run_id, scores=scores, reused=done.reused)
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from flows.grid import members_of
-from flows.sweep import check_members, check_variant
+from flows.resume import CORRECT, RESUME, way_on
+from flows.sweep import MemberOutcome, SweepFailed, SweepOutcome, check_members, check_variant
 from magic141.frozen import UserError
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
@@ -26,3 +27,16 @@ def test_every_member_has_the_variant_that_is_compared(variant: str, vary: str, 
     check_variant("student_1", members, configs)
     with pytest.raises(UserError, match=line):
         check_variant(variant, members, configs)
+
+
+@pytest.mark.parametrize(("second_is_mistake", "way"), [(True, CORRECT), (False, RESUME)])
+def test_a_sweep_goes_on_by_the_same_command_unless_a_member_failed_by_a_mistake(
+    second_is_mistake: bool, way: str
+) -> None:
+    members = (
+        MemberOutcome(label="seed 1", error="RuntimeError: out of memory"),
+        MemberOutcome(label="seed 2", error="UserError: no usable clip", is_mistake=second_is_mistake),
+        MemberOutcome(label="seed 3", run_id="a1b2"),
+    )
+    failed = SweepFailed(SweepOutcome(run_id="c3d4", tracking_uri="sqlite://", members=members, seconds=1.0))
+    assert way_on(failed) == way
