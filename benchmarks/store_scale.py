@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from documents import RESULTS
@@ -132,10 +133,10 @@ def _renamed(
 def measure(config: str, workspace: Path, keys: Mapping[str, str], num_runs: int) -> Iterator[Figure]:
     """Every figure, with the store as it is."""
     from magic141.config import load_config
-    from magic141.tracking import Tracker
+    from magic141.tracking import Tracker, find_reusable
 
     tracker = Tracker(workspace, load_config(Path(config), []).experiment)
-    absent = [hashlib.sha256(key.encode()).hexdigest() for key in keys.values()]
+    absent = {stage: hashlib.sha256(key.encode()).hexdigest() for stage, key in keys.items()}
 
     def figure(case: str, unit: str, target: float | None, seconds: Sequence[float]) -> Figure:
         scale = 1000.0 if unit == "ms" else 1.0
@@ -143,11 +144,11 @@ def measure(config: str, workspace: Path, keys: Mapping[str, str], num_runs: int
         print(f"{made.median:8.1f} {unit:<2} {case}, {num_runs} runs", flush=True)
         return made
 
-    tracker.find_reusable(absent[0])  # opens the database
-    present = [_timed(lambda key=key: tracker.find_reusable(key)) for key in keys.values()]
-    missing = [_timed(lambda key=key: tracker.find_reusable(key)) for key in absent]
-    yield figure("`Tracker.find_reusable`, key is there", "ms", 200, present)
-    yield figure("`Tracker.find_reusable`, key is not there", "ms", 200, missing)
+    find_reusable(tracker, *next(iter(absent.items())))  # opens the database
+    present = [_timed(partial(find_reusable, tracker, *wanted)) for wanted in keys.items()]
+    missing = [_timed(partial(find_reusable, tracker, *wanted)) for wanted in absent.items()]
+    yield figure("`find_reusable`, key is there", "ms", 200, present)
+    yield figure("`find_reusable`, key is not there", "ms", 200, missing)
     last = [_timed(lambda name=name: tracker.records(name, limit=1)) for name in keys]
     yield figure("`Tracker.records`, newest of a stage", "ms", None, last)
     opened = [_timed(lambda: tracker.start_parent("scale", "pipeline", {}).close("FINISHED")) for _ in range(REPEATS)]

@@ -14,7 +14,7 @@ from flows.estimates import HERE, Estimate, estimate
 from flows.origin import continue_run, find_origin, stages_between
 from magic141.artifacts import ArtifactRef, StageKey
 from magic141.config import PipelineConfig
-from magic141.tracking import Tracker, store_exists
+from magic141.tracking import Tracker, begun_refresh, find_reusable, store_exists
 from tasks.pipeline import missing_by_stage
 from tasks.stage import Stage
 
@@ -101,7 +101,7 @@ def _planned(
     key = stage.key(config, artifacts)
     if stage.name in refresh and not _is_refreshed(stage, key.digest, tracker):
         return PlannedStage(stage.name, "run", "--refresh")
-    found = tracker.find_reusable(key.digest, verify=False) if tracker else None
+    found = find_reusable(tracker, stage.name, key.digest, verify=False) if tracker else None
     if found and found.ref:
         artifacts[stage.name] = found.ref
         return PlannedStage(stage.name, "reused", f"run {found.ref.run_id}", found.ref.run_id)
@@ -114,7 +114,7 @@ def _planned(
 
 def _is_refreshed(stage: Stage, key: str, tracker: Tracker | None) -> bool:
     """Whether a refresh that is not over has made this stage already."""
-    begun = tracker.begun_refresh(stage.name, key) if tracker else None
+    begun = begun_refresh(tracker, stage.name, key) if tracker else None
     return begun is not None and begun.info.status == "FINISHED"
 
 

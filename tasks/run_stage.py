@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from magic141.artifacts import ArtifactRef, StageKey
 from magic141.frozen import UserError
 from magic141.publication import publish_by_content, staging
+from magic141.tracking import begun_refresh, find_reusable
 from magic141.urls import without_credentials
 from tasks.provenance import commit_tag, environment
 from tasks.stage import Stage, StageCall, StageContext
@@ -33,15 +34,14 @@ def run_stage(stage: Stage, context: StageContext) -> ArtifactRef:
     stage.require_unedited()
     with _only_worker(stage.name, key.digest, context):
         context.tracker.close_stale_stage(key.digest)
-        refresh = stage.name in context.refresh
-        ref = (_refreshed if refresh else _reuse)(stage, key.digest, context)
+        ref = (_refreshed if stage.name in context.refresh else _reuse)(stage, key.digest, context)
         if ref:
             context.reused.append(stage.name)
         made = ref or _compute(stage, key, context)
         # the artifact holds the result; the checkpoints have done their work, also those of a run killed just here
         shutil.rmtree(context.run_dir(stage.name, key.digest), ignore_errors=True)
         context.artifacts[stage.name] = made
-        context.tracker.set_artifact(context.parent_id, made, reused=ref is not None, refreshed=refresh)
+        context.tracker.set_artifact(context.parent_id, made, reused=ref is not None)
         if stage.on_ready:
             stage.on_ready(context, made)
     return made
@@ -49,7 +49,7 @@ def run_stage(stage: Stage, context: StageContext) -> ArtifactRef:
 
 def _refreshed(stage: Stage, key: str, context: StageContext) -> ArtifactRef | None:
     """What a refresh has made already: once begun, it goes on until a run that asks for it has finished."""
-    begun = context.tracker.begun_refresh(stage.name, key)
+    begun = begun_refresh(context.tracker, stage.name, key)
     if begun is None:
         shutil.rmtree(context.run_dir(stage.name, key), ignore_errors=True)  # made again from the first step
         return None
@@ -58,7 +58,7 @@ def _refreshed(stage: Stage, key: str, context: StageContext) -> ArtifactRef | N
 
 
 def _reuse(stage: Stage, key: str, context: StageContext) -> ArtifactRef | None:
-    found = context.tracker.find_reusable(key)
+    found = find_reusable(context.tracker, stage.name, key)
     if found.note:
         context.console.note(stage.name, found.note)
     if found.ref:

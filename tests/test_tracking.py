@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
@@ -15,10 +16,11 @@ from mlflow.exceptions import MlflowException
 
 from magic141.artifacts import ArtifactRef, digest_folder
 from magic141.frozen import UserError
-from magic141.tracking import Tracker, run_log, store_exists
+from magic141.tracking import Tracker, begun_refresh, find_reusable, run_log, store_exists
+from magic141.tracking.liveness import STALE_SECONDS
 from magic141.tracking.run_log import metric_name
-from magic141.tracking.tags import TAG_HEARTBEAT, TAG_HOST
-from magic141.tracking.tracker import STALE_SECONDS, tracking_uri
+from magic141.tracking.tags import TAG_ARTIFACT, TAG_HEARTBEAT, TAG_HOST, TAG_PID, TAG_PROCESSES
+from magic141.tracking.tracker import tracking_uri
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +30,14 @@ def tracker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tracker]:
         yield Tracker(tmp_path_factory.mktemp("home"), "tests")
 
 
-def make_artifact(tracker: Tracker, stage: str, key: str, text: str = "weights") -> ArtifactRef:
-    folder = tracker.workspace / "artifacts" / stage / key
+def make_file(folder: Path, text: str = "weights") -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "file.txt").write_text(text)
+
+
+def make_artifact(tracker: Tracker, stage: str, key: str, text: str = "weights") -> ArtifactRef:
+    folder = tracker.workspace / "artifacts" / stage / key
+    make_file(folder, text)
     parent = tracker.start_parent("demo", "pipeline", {})
     run = tracker.start_stage(stage, key, parent.run_id)
     ref = ArtifactRef(stage=stage, key=key, uri=str(folder), digest=digest_folder(folder), run_id=run.run_id)
@@ -45,23 +51,92 @@ def make_artifact(tracker: Tracker, stage: str, key: str, text: str = "weights")
 
 def test_finished_artifact_is_found_and_an_altered_one_is_not(tracker: Tracker) -> None:
     ref = make_artifact(tracker, "train", "key-a")
-    assert tracker.find_reusable("key-a").ref == ref
+    assert find_reusable(tracker, "train", "key-a").ref == ref
     (ref.path / "file.txt").write_text("tampered")
-    found = tracker.find_reusable("key-a")
+    found = find_reusable(tracker, "train", "key-a")
     assert found.ref is None
     assert found.note is not None
     assert "altered behind the finished run" in found.note
     (ref.path / "file.txt").unlink()
     ref.path.rmdir()
-    assert "deleted" in str(tracker.find_reusable("key-a").note)
-    assert tracker.find_reusable("unknown") == type(found)(None, None)
+    assert "deleted" in str(find_reusable(tracker, "train", "key-a").note)
+    assert find_reusable(tracker, "train", "unknown") == type(found)(None, None)
+
+
+def test_a_result_that_this_user_cannot_reach_is_passed_over_for_one_that_is_reachable(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = make_artifact(tracker, "train", "key-l")
+    theirs = make_artifact(tracker, "train", "key-l")
+    closed = tracker.workspace / "home of another"
+    shutil.move(theirs.path, closed / "theirs")
+    tracker.client.set_tag(
+        theirs.run_id, TAG_ARTIFACT, theirs.model_copy(update={"uri": str(closed / "theirs")}).model_dump_json()
+    )
+    is_dir = Path.is_dir
+
+    def enter(path: Path) -> bool:
+        if closed in path.parents:
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_dir(path)
+
+    monkeypatch.setattr(Path, "is_dir", enter)
+    for verify in (True, False):
+        found = find_reusable(tracker, "train", "key-l", verify=verify)
+        assert found.ref is None
+        assert f"of run {theirs.run_id}, is not readable for this user" in str(found.note)
+    make_file(mine.path)
+    assert find_reusable(tracker, "train", "key-l").ref == mine
+
+
+def test_a_result_on_another_machine_was_not_deleted(tracker: Tracker) -> None:
+    ref = make_artifact(tracker, "train", "key-m")
+    shutil.rmtree(ref.path)
+    tracker.client.set_tag(ref.run_id, TAG_HOST, "node-7")
+    note = find_reusable(tracker, "train", "key-m").note
+    assert note == f"its artifact {ref.uri} is not on this machine: node-7 made it, in run {ref.run_id}: computed here"
+
+
+def test_a_pipeline_run_keeps_a_result_whose_own_run_was_deleted(tracker: Tracker) -> None:
+    ref = make_artifact(tracker, "train", "key-n")
+    maker = tracker.get_run(ref.run_id).data.tags["mlflow.parentRunId"]
+    other = tracker.start_parent("another config", "pipeline", {})
+    tracker.set_artifact(other.run_id, ref, reused=True)
+    for run_id in (ref.run_id, maker):
+        tracker.client.delete_run(run_id)
+    assert find_reusable(tracker, "train", "key-n").ref == ref
+    tracker.client.delete_run(other.run_id)
+    assert find_reusable(tracker, "train", "key-n").ref is None
+
+
+def test_a_refresh_is_over_once_a_finished_run_has_its_result_whatever_that_asked_for(tracker: Tracker) -> None:
+    asking = tracker.start_parent("demo", "pipeline", {})
+    again = tracker.start_stage("train", "key-o", asking.run_id, refresh=True)
+    again.close("FINISHED")
+    asking.close("FAILED")  # at a later stage
+    assert begun_refresh(tracker, "train", "key-o").info.run_id == again.run_id  # type: ignore[union-attr]
+    ref = ArtifactRef(stage="train", key="key-o", uri="/nowhere", digest="d", run_id=again.run_id)
+    corrected = tracker.start_parent("demo", "pipeline", {})  # without --refresh
+    tracker.set_artifact(corrected.run_id, ref, reused=True)
+    assert begun_refresh(tracker, "train", "key-o") is not None
+    corrected.close("FINISHED")
+    assert begun_refresh(tracker, "train", "key-o") is None
+
+
+def test_looking_for_results_creates_no_experiment(tracker: Tracker) -> None:
+    looking = Tracker(tracker.workspace, "a typo")
+    assert looking.records("train", limit=1) == []
+    assert looking.close_stale() == 0
+    assert find_reusable(looking, "train", "never").ref is None
+    assert tracker.client.get_experiment_by_name("a typo") is None
+    assert looking.search("", everywhere=True)
 
 
 def test_failed_runs_are_not_reused(tracker: Tracker) -> None:
     parent = tracker.start_parent("demo", "pipeline", {})
     run = tracker.start_stage("train", "key-b", parent.run_id)
     run.close("FAILED")
-    assert tracker.find_reusable("key-b").ref is None
+    assert find_reusable(tracker, "train", "key-b").ref is None
     assert tracker.get_run(run.run_id).info.status == "FAILED"
     assert tracker.get_run(run.run_id).data.tags["mlflow.parentRunId"] == parent.run_id
 
@@ -79,9 +154,10 @@ def test_runs_of_dead_processes_are_closed_as_killed(tracker: Tracker) -> None:
 def test_runs_of_other_machines_are_closed_when_their_heartbeat_has_stopped(tracker: Tracker) -> None:
     silent, beating, older = (tracker.start_stage("train", "key-i", "parent") for _ in range(3))
     now = time.time()
-    silent.tags({TAG_HOST: "a-pod-that-is-gone", TAG_HEARTBEAT: f"{now - STALE_SECONDS - 60:.0f}"})
-    beating.tags({TAG_HOST: "another-pod", TAG_HEARTBEAT: f"{now - STALE_SECONDS + 60:.0f}"})
-    older.tags({TAG_HOST: "a-pod-of-an-earlier-version"})
+    silent.tags({TAG_PROCESSES: "a-pod-that-is-gone", TAG_HEARTBEAT: f"{now - STALE_SECONDS - 60:.0f}"})
+    # a container beside this one, with this host's name: the process id that is unknown here is one of its own
+    beating.tags({TAG_PROCESSES: "container", TAG_PID: "4000000", TAG_HEARTBEAT: f"{now - STALE_SECONDS + 60:.0f}"})
+    older.tags({TAG_PROCESSES: "a-pod-of-an-earlier-version"})
     tracker.client.delete_tag(older.run_id, TAG_HEARTBEAT)
     tracker.start_parent("demo", "pipeline", {}).close("FINISHED")
     assert [tracker.get_run(run.run_id).info.status for run in (silent, beating, older)] == [
@@ -251,6 +327,21 @@ def test_run_lookup(tracker: Tracker) -> None:
         tracker.get_run("nonsense")
     with pytest.raises(UserError, match="has no file"):
         tracker.read_file(ref.run_id, "config.yaml")
+    with pytest.raises(UserError, match="has no file"):
+        tracker.read_file("nonsense", "config.yaml")
+
+
+def test_a_file_that_cannot_be_fetched_is_not_a_missing_one(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tracker.start_parent("demo", "pipeline", {})
+    run.text("name: demo", "config.yaml")
+    assert tracker.read_file(run.run_id, "config.yaml") == "name: demo"
+
+    def refuse(*_: str) -> str:
+        raise MlflowException("HTTP 503 of the artifact store")
+
+    monkeypatch.setattr(MlflowClient, "download_artifacts", refuse)
+    with pytest.raises(MlflowException, match="503"):
+        tracker.read_file(run.run_id, "config.yaml")
 
 
 RACER = """

@@ -11,6 +11,7 @@ from mlflow.entities import Run
 from magic141.tracking.fetched import local_folder
 from magic141.tracking.references import ArtifactName, References, Work, references
 from magic141.tracking.registry import parse_uri
+from magic141.tracking.reuse import begun_refresh, find_reusable
 from magic141.tracking.run_log import RunLog
 from magic141.tracking.tags import TAG_PARENT
 from magic141.tracking.tracker import Tracker, open_store, store_exists
@@ -23,6 +24,8 @@ __all__ = [
     "RunLog",
     "Tracker",
     "Work",
+    "begun_refresh",
+    "find_reusable",
     "local_folder",
     "open_store",
     "parse_uri",

@@ -9,9 +9,10 @@ from mlflow.entities import RunTag
 
 TAG_KEY, TAG_STAGE, TAG_ARTIFACT, TAG_MODEL = (f"magic141.{n}" for n in ("key", "stage", "artifact", "model_id"))
 TAG_KIND, TAG_HOST, TAG_PID, TAG_STARTED = (f"magic141.{n}" for n in ("kind", "host", "pid", "process_started"))
+TAG_PROCESSES = "magic141.processes"  # among which TAG_PID means this process
 TAG_HEARTBEAT = "magic141.heartbeat"  # seconds since 1970
 TAG_PROMOTIONS = "magic141.promotions"
-TAG_REFRESH, TAG_REFRESHED = "magic141.refresh", "refreshed"  # of a stage run; of a pipeline run, with the stage
+TAG_REFRESH = "magic141.refresh"  # of a stage run
 TAG_PARENT = "mlflow.parentRunId"
 MAX_TAG_CHARS, MAX_BATCH = 4900, 100
 

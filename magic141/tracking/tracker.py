@@ -6,16 +6,12 @@ import json
 import logging
 import os
 import re
-import socket
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import psutil
 from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -24,41 +20,21 @@ from mlflow.exceptions import MlflowException
 from magic141.artifacts import ArtifactRef
 from magic141.frozen import UserError
 from magic141.tracking.first_contact import require_answer
+from magic141.tracking.liveness import is_dead, process_tags
 from magic141.tracking.paging import all_experiments
 from magic141.tracking.registry import Registry, names_nothing, unless_there
+from magic141.tracking.run_files import read_text
 from magic141.tracking.run_log import RunLog
 from magic141.tracking.tags import (
     TAG_ARTIFACT,
-    TAG_HEARTBEAT,
-    TAG_HOST,
     TAG_KEY,
     TAG_KIND,
     TAG_PARENT,
-    TAG_PID,
     TAG_REFRESH,
-    TAG_REFRESHED,
     TAG_STAGE,
-    TAG_STARTED,
     set_tags,
 )
 from magic141.urls import settle_credentials, without_credentials
-
-# Many heartbeats, for a store that is away for a while and clocks that differ. A run that was taken for dead and is not
-# gets its true status when it ends.
-STALE_SECONDS = 15 * 60
-
-
-@dataclass(frozen=True)
-class Reusable:
-    """The answer to 'was this key computed before?'.
-
-    Attributes:
-        ref: the artifact, still there and unaltered; None when there is none.
-        note: what happened to a result that was there, if something did.
-    """
-
-    ref: ArtifactRef | None
-    note: str | None = None
 
 
 class Tracker:
@@ -82,14 +58,19 @@ class Tracker:
     @cached_property
     def experiment_id(self) -> str:
         """The experiment's id; it is created at first use."""
-        found = self.client.get_experiment_by_name(self.experiment)
+        found = self._existing_experiment()
         if found is None:
             root = f"{self.workspace}/mlflow-artifacts/{_slug(self.experiment)}"
             location = root if self.uri.startswith("sqlite:") else None
             with unless_there():
                 self.client.create_experiment(self.experiment, artifact_location=location)
-            found = self.client.get_experiment_by_name(self.experiment)
-        return str(found.experiment_id)
+            found = self.client.get_experiment_by_name(self.experiment).experiment_id
+        return str(found)
+
+    def _existing_experiment(self) -> str | None:
+        """The same, without creating it: looking for something leaves nothing behind."""
+        found = vars(self).get("experiment_id") or self.client.get_experiment_by_name(self.experiment)
+        return found if found is None or isinstance(found, str) else str(found.experiment_id)
 
     def start_parent(self, name: str, kind: str, tags: Mapping[str, str]) -> RunLog:
         """Opens the run of a whole pipeline (or evaluation); closes runs whose process has died."""
@@ -105,64 +86,27 @@ class Tracker:
         return self._start(stage, {**own, **asked, **(tags or {})})
 
     def _start(self, name: str, tags: Mapping[str, str]) -> RunLog:
-        process = {
-            TAG_HOST: socket.gethostname(),
-            TAG_PID: str(os.getpid()),
-            TAG_STARTED: _process_start(os.getpid()),
-            TAG_HEARTBEAT: f"{time.time():.0f}",
-        }
-        run = self.client.create_run(self.experiment_id, run_name=name, tags={**process, **tags})
+        run = self.client.create_run(self.experiment_id, run_name=name, tags={**process_tags(), **tags})
         log = RunLog(self.client, run.info.run_id)
         log.keep_alive()
         return log
 
-    def find_reusable(self, key: str, *, verify: bool = True) -> Reusable:
-        """The newest finished run of this key, in any experiment, whose artifact still exists and matches its digest.
-
-        Experiments share a workspace's artifacts: what one made again would be gone for the others.
-
-        Args:
-            key: stage key.
-            verify: read the artifact and compare its digest; False only looks whether it is there (for a plan).
-        """
-        note = None
-        everywhere = all_experiments(self.client)
-        for run in self._search(f"tags.`{TAG_KEY}` = '{key}' and attributes.status = 'FINISHED'", within=everywhere):
-            if TAG_ARTIFACT not in run.data.tags:
-                continue
-            ref = ArtifactRef.model_validate_json(run.data.tags[TAG_ARTIFACT])
-            state = ref.state() if verify else "intact" if ref.path.is_dir() else "deleted"
-            if state == "intact":
-                return Reusable(ref)
-            note = note or f"its artifact {ref.uri} was {state} behind the finished run {ref.run_id}: recomputed"
-        return Reusable(None, note)
-
-    def begun_refresh(self, stage: str, key: str) -> Run | None:
-        """The newest run of a key if it is a refresh that is not over: no pipeline run that asked for it has finished.
-
-        The same command, given again or retried, goes on with it instead of discarding what it has done.
-        """
-        newest = next(iter(self._search(f"tags.`{TAG_KEY}` = '{key}'", 1)), None)
-        if newest is None or TAG_REFRESH not in newest.data.tags:
-            return None
-        asked = f"tags.`{TAG_REFRESHED}.{stage}` = '{newest.info.run_id}'"
-        return None if self._search(f"{asked} and attributes.status = 'FINISHED'", 1) else newest
-
     def records(self, stage: str, limit: int) -> list[dict[str, Any]]:
         """`stage.json` of the newest finished runs of a stage, newest first; those that cannot be read are left out."""
-        finished = self._search(f"tags.`{TAG_STAGE}` = '{stage}' and attributes.status = 'FINISHED'", limit)
+        finished = self.search(f"tags.`{TAG_STAGE}` = '{stage}' and attributes.status = 'FINISHED'", limit)
         return [record for run in finished if (record := self._record(run.info.run_id)) is not None]
 
     def _record(self, run_id: str) -> dict[str, Any] | None:
         try:
-            return dict(json.loads(Path(self.client.download_artifacts(run_id, "stage.json")).read_text()))
+            text = read_text(self.client, run_id, "stage.json")
+            return None if text is None else dict(json.loads(text))
         except (MlflowException, OSError, ValueError):
             return None
 
     def close_stale(self, *conditions: str) -> int:
         """Marks RUNNING runs of dead processes as KILLED; returns how many."""
-        running = self._search(" and ".join(("attributes.status = 'RUNNING'", *conditions)))
-        stale = [run for run in running if _is_dead(run)]
+        running = self.search(" and ".join(("attributes.status = 'RUNNING'", *conditions)))
+        stale = [run for run in running if is_dead(run)]
         for run in stale:
             self.client.set_terminated(run.info.run_id, "KILLED")
         return len(stale)
@@ -183,9 +127,8 @@ class Tracker:
             if not names_nothing(error):
                 raise
             uri = without_credentials(self.uri)
-            raise UserError(
-                f"run {run_id}: no such run in {uri}; `mlflow ui --backend-store-uri {uri}` lists the runs"
-            ) from None
+            page = uri if uri.startswith("http") else f"`mlflow ui --backend-store-uri {uri}`"
+            raise UserError(f"run {run_id}: no such run in {uri}; {page} lists the runs") from None
 
     def pipeline_run(self, run_id: str) -> Run:
         """The run of a whole pipeline or evaluation that `run_id` is, or is a stage of."""
@@ -203,26 +146,32 @@ class Tracker:
         return {ref.stage: ref for ref in refs}
 
     def read_file(self, run_id: str, name: str) -> str:
-        """A text file that was logged with a run."""
-        try:
-            return Path(self.client.download_artifacts(run_id, name)).read_text(encoding="utf-8")
-        except (MlflowException, OSError):
-            raise UserError(f"run {run_id}: has no file {name}; give the id of a run of `magic141 run`") from None
+        """A text file that was logged with a run.
 
-    def set_artifact(self, parent_id: str, ref: ArtifactRef, *, reused: bool, refreshed: bool = False) -> None:
+        Raises:
+            UserError: it has none.
+            MlflowException, OSError: the store cannot say.
+        """
+        text = read_text(self.client, run_id, name)
+        if text is None:
+            raise UserError(f"run {run_id}: has no file {name}; give the id of a run of `magic141 run`")
+        return text
+
+    def set_artifact(self, parent_id: str, ref: ArtifactRef, *, reused: bool) -> None:
         """Notes on the parent run which artifact a stage contributes, and whether it was there before."""
         tags = {f"{TAG_ARTIFACT}.{ref.stage}": ref.model_dump_json()}
         if reused:
             tags[f"reused.{ref.stage}"] = ref.run_id
-        if refreshed:
-            tags[f"{TAG_REFRESHED}.{ref.stage}"] = ref.run_id
         set_tags(self.client, parent_id, tags)
 
-    def _search(self, condition: str, limit: int = 50, within: Sequence[str] = ()) -> list[Run]:
+    def search(self, condition: str, limit: int = 50, *, everywhere: bool = False) -> list[Run]:
+        """Runs, newest first: of the experiment, or of all."""
+        own = self._existing_experiment()
+        within = all_experiments(self.client) if everywhere else [own] if own else []
+        if not within:
+            return []
         return list(
-            self.client.search_runs(
-                within or [self.experiment_id], condition, max_results=limit, order_by=["attributes.start_time DESC"]
-            )
+            self.client.search_runs(within, condition, max_results=limit, order_by=["attributes.start_time DESC"])
         )
 
 
@@ -274,18 +223,3 @@ def _quiet_migrations() -> Iterator[None]:
 
 def _slug(name: str) -> str:
     return re.sub(r"[^\w\-]", "_", name, flags=re.ASCII)
-
-
-def _process_start(pid: int) -> str:
-    return f"{psutil.Process(pid).create_time():.0f}"
-
-
-def _is_dead(run: Run) -> bool:
-    """Whether a run's process is gone: asked of this machine at once, of others by a heartbeat that has stopped."""
-    tags = run.data.tags
-    if tags.get(TAG_HOST) != socket.gethostname() or TAG_PID not in tags:
-        return TAG_HEARTBEAT in tags and time.time() - float(tags[TAG_HEARTBEAT]) > STALE_SECONDS
-    try:
-        return abs(float(_process_start(int(tags[TAG_PID]))) - float(tags.get(TAG_STARTED, "0"))) > 2
-    except psutil.NoSuchProcess:
-        return True

@@ -1,0 +1,52 @@
+"""Whether the process of a run is still there."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from pathlib import Path
+
+import psutil
+from mlflow.entities import Run
+
+from magic141.tracking.tags import TAG_HEARTBEAT, TAG_HOST, TAG_PID, TAG_PROCESSES, TAG_STARTED
+
+# Many heartbeats, for a store that is away for a while and clocks that differ. A run that was taken for dead and is not
+# gets its true status when it ends.
+STALE_SECONDS = 15 * 60
+_BOOT, _NAMESPACE = Path("/proc/sys/kernel/random/boot_id"), "/proc/self/ns/pid"
+
+
+def process_tags() -> dict[str, str]:
+    """What tells later whether this process is still there."""
+    return {
+        TAG_HOST: socket.gethostname(),
+        TAG_PROCESSES: processes(),
+        TAG_PID: str(os.getpid()),
+        TAG_STARTED: _start_of(os.getpid()),
+        TAG_HEARTBEAT: f"{time.time():.0f}",
+    }
+
+
+def processes() -> str:
+    """Where process ids mean the same: a machine until it starts again, and in it a container."""
+    try:
+        return f"{_BOOT.read_text().strip()} {os.readlink(_NAMESPACE)}"
+    except OSError:  # not Linux
+        return socket.gethostname()
+
+
+def is_dead(run: Run) -> bool:
+    """Whether a run's process is gone: asked of this machine at once, of others by a heartbeat that has stopped."""
+    tags = run.data.tags
+    if tags.get(TAG_PROCESSES) != processes():  # containers may share a host's name, but not its processes
+        return TAG_HEARTBEAT in tags and time.time() - float(tags[TAG_HEARTBEAT]) > STALE_SECONDS
+    try:
+        return abs(float(_start_of(int(tags[TAG_PID]))) - float(tags[TAG_STARTED])) > 2
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _start_of(pid: int) -> str:
+    return f"{psutil.Process(pid).create_time():.0f}"
