@@ -68,7 +68,7 @@ def run(
                     from flows.unchanged import run_unchanged
                     from tasks.pipeline import stages_until
 
-                outcome = run_unchanged(chosen.values, stages_until(until))
+                outcome = run_unchanged(chosen.values, stages_until(until), server.stop)
             if outcome is None:
                 server.wait()
                 from flows.pipeline import pipeline, rerun
@@ -234,6 +234,7 @@ def serve(
     ),
     port: Annotated[int, typer.Option(help="port to listen on")] = 8141,
     set_: Annotated[list[str] | None, typer.Option("--set", help="FIELD=VALUE of the limits (docs/serving.md)")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="take the place of what a Ray cluster serves")] = False,
     workspace: Workspace = None,
     debug: Debug = False,
 ) -> None:
@@ -241,7 +242,7 @@ def serve(
     with reporting(debug):
         from flows.serving import serve as serving
 
-        serving(store(workspace), model, host, port, set_ or (), say=typer.echo)
+        serving(store(workspace), model, host, port, set_ or (), replace, say=typer.echo)
 
 
 @app.command()

@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from prefect import flow
+from prefect.states import Completed
 
 from flows.notify import notify
 from flows.orchestrated import carry_on
 from flows.origin import continue_run, find_origin
+from flows.reach import require_servers
 from flows.session import Outcome
 from magic141.config import default_home
 from magic141.frozen import UserError
+from magic141.tracking import open_store, parse_uri, store_exists
 from tasks import pipeline as stages_of
 
 
@@ -21,6 +24,7 @@ def evaluation(
     run_id: str | None = None,
     model: str | None = None,
     overrides: list[str] | None = None,
+    if_there: bool = False,
 ) -> Outcome:
     """Judges the models of a run, or of the run behind a registered model.
 
@@ -29,9 +33,22 @@ def evaluation(
         run_id: a pipeline run, or one of its stage runs.
         model: `models:/name@alias` or `models:/name/version`, in place of `run_id`.
         overrides: `generate.*`, `evaluate.*`, `report.*` to judge differently.
+        if_there: that `model` names nothing yet is no failure, as for a schedule that is older than its champion.
     """
     if (run_id is None) == (model is None):
         raise UserError("eval: give either --run ID or --model URI, such as --model models:/magic141@candidate")
+    home = Path(workspace) if workspace else default_home()
+    if if_there and model and not _is_there(home, model):
+        return Completed(name="Skipped", message=f"{model} names nothing yet")  # type: ignore[return-value]
     judging = [stage for stage in stages_of.STAGES if stage.name in stages_of.JUDGING]
-    origin = find_origin(Path(workspace) if workspace else default_home(), str(run_id or model))
+    origin = find_origin(home, str(run_id or model))
     return carry_on(continue_run(origin, judging, overrides or ()), "evaluation")
+
+
+def _is_there(home: Path, model: str) -> bool:
+    """Whether an alias points at something; a version by its number has to be there."""
+    name, alias, _ = parse_uri(model)
+    if alias is None:
+        return True
+    require_servers()
+    return store_exists(home) and open_store(home).registry.alias_version(name, alias) is not None

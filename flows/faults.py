@@ -68,6 +68,7 @@ FAULTS = (
     ),
 )
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -91,11 +92,18 @@ def explain(error: BaseException, home: Path) -> str | None:
                 f"{cause.filename}: {cause.strerror}; give this user the right to write there, or set MAGIC141_HOME "
                 "to a folder of yours"
             )
+        if isinstance(cause, OSError) and cause.errno in _FULL and _is_elsewhere(cause.filename, home):
+            return f"{cause.filename}: the disk is full; free some space there, or set TMPDIR if that is where it is"
         text = without_credentials(str(cause))
         for fault in FAULTS:
             if fault.pattern.search(text):
                 return fault.line.format(home=home)
     return None
+
+
+def _is_elsewhere(filename: str | None, home: Path) -> bool:
+    """Whether an error names a file that is not in the workspace."""
+    return bool(filename) and not Path(str(filename)).resolve().is_relative_to(home.resolve())
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -15,13 +15,14 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from magic141.frozen import UserError
 from magic141.urls import settle_credentials
 
 EMBEDDED_VARIABLE = "MAGIC141_EMBEDDED_PREFECT"  # set for what runs beside such a server
 START_TIMEOUT_SECONDS = 180.0
+SILENT_SECONDS = 5.0  # of waiting for another command's server
 MAX_RESTARTS = 3
 # A server that lives for one flow run schedules nothing, watches nothing and repairs nothing.
 IDLE_SERVICES = (
@@ -58,7 +59,7 @@ class PrefectServer:
             return
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         self._starting = _start_lock()
-        self._starting.acquire()
+        _await_turn(self._starting)
         port = _free_port()
         self.process = self._start(port)
         self._guard = threading.Thread(target=self._restart_if_dead, args=(port,), name="prefect-guard", daemon=True)
@@ -157,6 +158,14 @@ def _start_lock() -> FileLock:
     home = Path(os.environ["PREFECT_HOME"]).expanduser()
     home.mkdir(parents=True, exist_ok=True)
     return FileLock(home / ".start.lock", thread_local=False)
+
+
+def _await_turn(lock: FileLock) -> None:
+    try:
+        lock.acquire(timeout=SILENT_SECONDS)
+    except Timeout:
+        print(f"waiting for another command whose Prefect server starts ({lock.lock_file})", file=sys.stderr)
+        lock.acquire()
 
 
 def _free_port() -> int:

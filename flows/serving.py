@@ -27,6 +27,7 @@ def serve(
     host: str = LOCAL_HOST,
     port: int = DEFAULT_PORT,
     settings: Sequence[str] = (),
+    replace: bool = False,
     say: Callable[[str], None] = print,
 ) -> None:
     """Serves until Ctrl-C or SIGTERM.
@@ -37,10 +38,11 @@ def serve(
         host: address to listen on; others than this machine's own reach it only if this is not loopback.
         port: to listen on.
         settings: FIELD=VALUE for ServingConfig.
+        replace: take the place of what a Ray cluster serves already.
         say: gets the lines for the person who started it.
 
     Raises:
-        UserError: the model, a setting or the address is not right; nothing was started.
+        UserError: the model, a setting or the address is not right, or taken; nothing was started.
     """
     config = parse_settings(settings)
     if not ray_cluster():  # on a cluster, Ray listens where the cluster's nodes are
@@ -51,6 +53,8 @@ def serve(
 
     card = deployment.describe(model, folder)
     ensure_ray()  # sets handlers of its own for signals
+    if not replace:
+        deployment.require_unserved()
     with _until_stopped():
         try:
             deployment.start(folder, card, config, host, port)

@@ -166,7 +166,7 @@ def _run_member(
     try:
         done: Outcome = pipeline(config, [*overrides, *member.overrides], until, None, parent)
     except Exception as error:  # the stage's run holds the traceback; the other members go on
-        text = f"{type(error).__name__}: {error}"
+        text = without_credentials(f"{type(error).__name__}: {error}")
         return MemberOutcome(label=member.label, error=text, is_mistake=is_mistake(error))
     scores = scores_in(tracker.get_run(done.run_id).data.metrics, variant)
     return MemberOutcome(label=member.label, run_id=done.run_id, scores=scores, reused=done.reused)

@@ -23,6 +23,7 @@ class Broken(HTTPServer):
     """Healthy, but its answers to all else have the given status codes; the last one stays."""
 
     codes: list[int]
+    text = ""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -34,7 +35,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(200 if healthy else codes.pop(0) if len(codes) > 1 else codes[0])
         self.send_header("Retry-After", "60")
         self.end_headers()
-        self.wfile.write(b"OK" if healthy else json.dumps({"experiments": []}).encode())
+        self.wfile.write(b"OK" if healthy else (self.server.text or json.dumps({"experiments": []})).encode())
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
@@ -77,6 +78,26 @@ def test_doctor_sees_more_than_the_health_check(server: Broken) -> None:
     result = CliRunner().invoke(app, ["doctor"])
     assert result.exit_code == 1
     assert "answers with HTTP 500" in " ".join(result.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "line"),
+    [
+        (401, "", "refuses the credentials (HTTP 401); set MLFLOW_TRACKING_USERNAME"),
+        (403, "", "refuses the credentials (HTTP 403)"),
+        (
+            403,
+            "Invalid Host header - possible DNS rebinding attack detected",
+            "does not know itself under the name 127.0.0.1; start it with MLFLOW_SERVER_ALLOWED_HOSTS",
+        ),
+    ],
+)
+def test_a_server_that_refuses_is_seen_by_doctor_and_plan(server: Broken, code: int, text: str, line: str) -> None:
+    server.codes, server.text = [code], text
+    for command in (["doctor"], ["plan", DEMO]):
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code in (1, 2)
+        assert line in " ".join((result.stdout + result.stderr).split())
 
 
 def test_after_the_first_answer_a_restart_is_waited_for(

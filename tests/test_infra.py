@@ -36,6 +36,14 @@ def test_the_deployments_have_no_faults(check: ModuleType, capsys: pytest.Captur
     assert "7 deployments, no faults" in capsys.readouterr().out
 
 
+def test_the_claim_that_is_created_is_the_one_that_pods_mount() -> None:
+    claim = yaml.safe_load((INFRA / "kubernetes" / "workspace.yaml").read_text())
+    template = json.loads((INFRA / "kubernetes" / "base-job-template.json").read_text())
+    defaults = {name: field.get("default") for name, field in template["variables"]["properties"].items()}
+    assert claim["metadata"] == {"name": defaults["workspace_claim"], "namespace": defaults["namespace"]}
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+
+
 @pytest.mark.parametrize(
     ("change", "fault"),
     [

@@ -23,8 +23,10 @@ class ClipConfig(FrozenConfig):
 
     @field_validator("pretrained")
     @classmethod
-    def _at_home(cls, pretrained: str | None) -> str | None:
-        return pretrained and os.path.expanduser(pretrained)
+    def _anywhere(cls, pretrained: str | None) -> str | None:
+        """A file's path is absolute, so that later commands in other folders find the same; a tag has no slash."""
+        is_path = pretrained is not None and os.sep in pretrained
+        return os.path.abspath(os.path.expanduser(pretrained)) if pretrained and is_path else pretrained
 
     @model_validator(mode="after")
     def _weights_for_pretrained(self) -> ClipConfig:

@@ -145,6 +145,18 @@ def start(folder: Path, card: ModelCard, config: ServingConfig, host: str, port:
     serve.run(application(folder, card, config), name=APP)
 
 
+def require_unserved() -> None:
+    """Raises UserError if a cluster that is not ours serves this application already: Ray would put ours in its place.
+
+    Who ended without taking theirs away, or means to replace it, says so.
+    """
+    if ray_cluster() and APP in serve.status().applications:
+        raise UserError(
+            f"Ray cluster {ray_cluster()}: it serves an application {APP} already; end that `magic141 serve`, or take "
+            "its place with --replace"
+        )
+
+
 def stop() -> None:
     """Takes the application away; on a cluster that is not ours nothing but it, and Serve if it was the last one."""
     with suppress(RayServeException):  # stopped before Serve had started

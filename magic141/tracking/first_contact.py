@@ -1,8 +1,10 @@
-"""The first request to a tracking server: one that answers nothing but errors is said at once, not after minutes."""
+"""The first request to a tracking server: one that refuses or answers nothing but errors is said at once."""
 
 from __future__ import annotations
 
 from functools import cache
+from http import HTTPStatus
+from urllib.parse import urlsplit
 
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
@@ -19,7 +21,7 @@ def require_answer(uri: str) -> None:
     """Asks a server once per process; all later requests keep MLflow's patience, to outlive the server's restart.
 
     Raises:
-        UserError: it answers with an error of its own; a health check knows nothing of its database.
+        UserError: it refuses, or answers with an error of its own; a health check knows nothing of its database.
     """
     if not uri.startswith(("http://", "https://")):
         return
@@ -33,8 +35,25 @@ def require_answer(uri: str) -> None:
         raise_on_status=False,
         respect_retry_after_header=False,
     )
-    if answer.status_code >= 500:
-        raise UserError(
-            f"MLFLOW_TRACKING_URI = {without_credentials(uri)}: the server answers with HTTP {answer.status_code}; see "
-            "its log (its database may be down) and start it again, or unset MLFLOW_TRACKING_URI to work without"
+    if problem := _problem(uri, answer.status_code, answer.text):
+        raise UserError(f"MLFLOW_TRACKING_URI = {without_credentials(uri)}: the server {problem}")
+
+
+def _problem(uri: str, status: int, text: str) -> str | None:
+    """What is wrong with an answer, and the remedy."""
+    if status == HTTPStatus.FORBIDDEN and "host header" in text.lower():
+        return (
+            f"does not know itself under the name {urlsplit(uri).hostname}; start it with MLFLOW_SERVER_ALLOWED_HOSTS "
+            "that has this name and port"
         )
+    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        return (
+            f"refuses the credentials (HTTP {status}); set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+            "MLFLOW_TRACKING_TOKEN"
+        )
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return (
+            f"answers with HTTP {status}; see its log (its database may be down) and start it again, or unset "
+            "MLFLOW_TRACKING_URI to work without"
+        )
+    return None

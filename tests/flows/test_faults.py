@@ -26,6 +26,10 @@ def line_of(error: BaseException) -> str:
 def test_a_full_disk() -> None:
     with pytest.raises(UserError, match="workspace /data/runs: the disk is full; free some space"), explaining(HOME):
         Path("/dev/full").write_text("x")
+    elsewhere = OSError(errno.ENOSPC, "No space left on device", "/tmp/checkpoint/model.pt")
+    assert line_of(elsewhere).startswith("/tmp/checkpoint/model.pt: the disk is full; free some space there, or set")
+    inside = OSError(errno.ENOSPC, "No space left on device", "/data/runs/training/model.pt")
+    assert line_of(inside).startswith("workspace /data/runs: the disk is full")
     wrapped = RuntimeError("a worker failed")
     wrapped.__cause__ = OSError(errno.ENOSPC, "No space left on device")
     assert "the disk is full" in line_of(wrapped)

@@ -168,7 +168,9 @@ def test_runs_are_compared_by_their_ids(outcome: Outcome, config: str, home: Pat
 
 def test_a_run_with_nothing_to_do_needs_no_orchestrator(outcome: Outcome, config: str) -> None:
     stages = tasks.pipeline.STAGES
-    again = run_unchanged(load_config(Path(config)), stages)
+    released: list[bool] = []
+    again = run_unchanged(load_config(Path(config)), stages, lambda: released.append(True))
+    assert released == [True], "others wait for a server that starts"
     assert again is not None
     assert list(again.reused) == ALL
     assert again.report == outcome.report
@@ -176,14 +178,14 @@ def test_a_run_with_nothing_to_do_needs_no_orchestrator(outcome: Outcome, config
     assert second.info.status == "FINISHED"
     assert "prefect.flow_run_id" not in second.data.tags
     assert second.data.metrics["student/motion"] == first.data.metrics["student/motion"]
-    assert run_unchanged(load_config(Path(config), ["report.title=Not made yet"]), stages) is None
+    assert run_unchanged(load_config(Path(config), ["report.title=Not made yet"]), stages, pytest.fail) is None
 
 
 def test_a_result_altered_meanwhile_is_made_again_without_an_orchestrator_too(outcome: Outcome, config: str) -> None:
     run = MlflowClient(outcome.tracking_uri).get_run(outcome.run_id)
     folder = Path(json.loads(run.data.tags["magic141.artifact.quantize"])["uri"])
     (folder / "result.json").write_text("something else")
-    again = run_unchanged(load_config(Path(config)), tasks.pipeline.STAGES)
+    again = run_unchanged(load_config(Path(config)), tasks.pipeline.STAGES, lambda: None)
     assert again is not None
     assert list(again.reused) == after("quantize")
 
@@ -196,9 +198,17 @@ def test_until_and_refresh(outcome: Outcome, config: str) -> None:
             pipeline(config, **arguments)
 
 
+def test_a_nightly_evaluation_waits_for_a_first_champion(outcome: Outcome, home: Path, tmp_path: Path) -> None:
+    for workspace, model in ((home, "models:/magic141@nobody"), (tmp_path, "models:/magic141@champion")):
+        state = evaluation(str(workspace), model=model, if_there=True, return_state=True)
+        assert (state.name, state.message) == ("Skipped", f"{model} names nothing yet")
+        with pytest.raises(UserError):
+            evaluation(str(workspace), model=model)
+
+
 def test_evaluation_of_a_run_or_model_runs_only_the_judging_stages(outcome: Outcome, home: Path) -> None:
     assert evaluation(str(home), run_id=outcome.run_id).reused == ("generate", "evaluate", "report")
-    judged = evaluation(str(home), model="models:/magic141/1", overrides=["generate.num_seeds=1"])
+    judged = evaluation(str(home), model="models:/magic141/1", overrides=["generate.num_seeds=1"], if_there=True)
     assert judged.reused == ()
     tracker = open_store(home)
     run = tracker.get_run(judged.run_id)

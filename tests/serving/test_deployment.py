@@ -22,7 +22,7 @@ import httpx
 import pytest
 import ray
 import yaml
-from ray.serve.schema import ServeDeploySchema
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, ServeDeploySchema, ServeStatus
 
 from flows.serving import parse_settings, require_free, serve
 from magic141.frozen import UserError
@@ -36,6 +36,7 @@ from pathlib import Path
 from flows.serving import serve
 serve(Path(sys.argv[1]), sys.argv[2], port=int(sys.argv[3]), settings=["max_queued=1"])
 """
+SERVED = ApplicationStatusOverview(ApplicationStatus.RUNNING, message="", last_deployed_time_s=0.0, deployments={})
 START_SECONDS = 240  # on a machine busy with other work
 
 
@@ -191,3 +192,14 @@ def test_wrong_arguments_of_a_serve_config(published: Path) -> None:
         deployment.build({"model": str(published), "max_queue": 3})
     with pytest.raises(UserError, match="not an exported model"):
         deployment.build({"model": str(published.parent)})
+
+
+def test_what_a_cluster_serves_already_is_not_replaced_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    monkeypatch.setattr(deployment.serve, "status", lambda: ServeStatus(applications={"another": SERVED}))
+    deployment.require_unserved()
+    monkeypatch.setattr(deployment.serve, "status", lambda: ServeStatus(applications={deployment.APP: SERVED}))
+    with pytest.raises(UserError, match=r"^Ray cluster head:6379: it serves an application magic141 already"):
+        deployment.require_unserved()
+    monkeypatch.delenv("RAY_ADDRESS")
+    deployment.require_unserved()  # this machine's own Ray
