@@ -54,7 +54,8 @@ def promote(workspace: Path, model: str, overrides: Sequence[str] = (), force: b
     name, version = tracker.registry.version(model)
     run = tracker.pipeline_run(version.run_id)
     config = with_overrides(config_of(run, tracker, workspace), overrides, "the run's config")
-    gate, uri = config.publish.gate, f"models:/{name}@{config.publish.champion}"
+    gate = config.publish.conditions(has_ground_truth=config.data.source == "shapes")
+    uri = f"models:/{name}@{config.publish.champion}"
     holder = tracker.registry.alias_version(name, config.publish.champion)
     if holder and holder.version == version.version:
         raise UserError(f"model {model}: version {version.version} is {uri} already; nothing to do")

@@ -7,6 +7,7 @@ quantised, and the weights are expanded layer by layer when they are used.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,8 @@ def quantizable_layers(model: nn.Module, exclude: tuple[str, ...]) -> list[str]:
     ]
 
 
-def quantize_linear_layers(model: nn.Module, exclude: tuple[str, ...]) -> list[str]:
-    """Replaces the layers in place; returns their names.
+def quantize_linear_layers(model: nn.Module, exclude: tuple[str, ...]) -> dict[str, float]:
+    """Replaces the layers in place; returns their names, with the relative error of each weight.
 
     Raises:
         UserError: if nothing is left to quantise.
@@ -78,15 +79,19 @@ def quantize_linear_layers(model: nn.Module, exclude: tuple[str, ...]) -> list[s
     names = quantizable_layers(model, exclude)
     if not names:
         raise UserError(f"quantize.exclude = {list(exclude)}: leaves nothing to quantise; exclude fewer modules")
+    errors = {}
     for name in names:
-        _replace(model, name, Int8Linear.from_float(_get_linear(model, name)))
-    return names
+        layer = _get_linear(model, name)
+        quantised = Int8Linear.from_float(layer)
+        errors[name] = _relative_error(layer.weight.detach(), quantised)
+        _replace(model, name, quantised)
+    return errors
 
 
-def save_quantized(model: HunyuanVideoTransformer3DModel, layers: list[str], folder: Path) -> None:
+def save_quantized(model: HunyuanVideoTransformer3DModel, layers: Iterable[str], folder: Path) -> None:
     """Writes config, layer names and weights."""
     model.save_config(folder / "transformer")
-    (folder / "quantization.json").write_text(json.dumps({"scheme": "int8-weight-per-channel", "layers": layers}))
+    (folder / "quantization.json").write_text(json.dumps({"scheme": "int8-weight-per-channel", "layers": [*layers]}))
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / WEIGHTS_FILE)
 
 
@@ -100,11 +105,12 @@ def load_quantized(folder: Path) -> HunyuanVideoTransformer3DModel:
     if not description.is_file():
         raise UserError(f"{folder}: no quantised model; expected quantization.json; run the quantize stage")
     config = HunyuanVideoTransformer3DModel.load_config(folder / "transformer")
-    model = HunyuanVideoTransformer3DModel.from_config(config)
-    for name in json.loads(description.read_text())["layers"]:
-        layer = _get_linear(model, name)
-        _replace(model, name, Int8Linear(layer.in_features, layer.out_features, layer.bias is not None))
-    model.load_state_dict(load_file(folder / WEIGHTS_FILE))
+    with torch.device("meta"):  # no network of floats beside it, which is four times as large
+        model = HunyuanVideoTransformer3DModel.from_config(config)
+        for name in json.loads(description.read_text())["layers"]:
+            layer = _get_linear(model, name)
+            _replace(model, name, Int8Linear(layer.in_features, layer.out_features, layer.bias is not None))
+    model.load_state_dict(load_file(folder / WEIGHTS_FILE), assign=True)
     return model.eval()
 
 
@@ -117,18 +123,18 @@ def weight_bytes(model: nn.Module) -> int:
 def quantize_student(config: QuantizeConfig, student: Path, out: Path, log: StageLog) -> None:
     """The stage: quantises the student, saves it, reloads it and checks that nothing changed on the way."""
     model = load_transformer(student / "transformer").eval()
-    before, originals = weight_bytes(model), {name: p.detach().clone() for name, p in model.state_dict().items()}
-    layers = quantize_linear_layers(model, config.exclude)
-    save_quantized(model, layers, out)
+    before = weight_bytes(model)
+    errors = quantize_linear_layers(model, config.exclude)
+    save_quantized(model, errors, out)
     reloaded = load_quantized(out)
     for name, value in model.state_dict().items():
         if not torch.equal(value, reloaded.state_dict()[name]):
             raise RuntimeError(f"{out / WEIGHTS_FILE}: {name} is not bit-equal after reloading")
-    errors = {name: _relative_error(originals[f"{name}.weight"], _get(model, name)) for name in layers}
-    linear_before = sum(originals[f"{name}.weight"].numel() * 4 for name in layers)
-    linear_after = sum(_get(model, name).weight.numel() + _get(model, name).scale.numel() * 4 for name in layers)
+    layers = [_get(model, name) for name in errors]
+    linear_before = sum(layer.weight.numel() * 4 for layer in layers)
+    linear_after = sum(layer.weight.numel() + layer.scale.numel() * 4 for layer in layers)
     figures: dict[str, float] = {
-        "num_layers": len(layers),
+        "num_layers": len(errors),
         "max_relative_error": max(errors.values()),
         "weight_mb_before": before / 2**20,
         "weight_mb_after": weight_bytes(model) / 2**20,

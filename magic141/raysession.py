@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,8 @@ from magic141.frozen import UserError
 from magic141.ray_address import ray_address_trouble, ray_cluster
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
-_OBJECT_STORE_BYTES = 500_000_000
+_MIN_OBJECT_STORE_BYTES = 500_000_000
+_SHARED_MEMORY = Path("/dev/shm")
 # glibc gives the memory of every large tensor back and fetches zeroed pages for the next: a seventh of a training step
 _KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
 _NUM_START_ATTEMPTS = 3  # Ray gives its daemons 30 seconds, too few on a machine busy with other work
@@ -100,8 +102,14 @@ def _init_local() -> None:
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
-        object_store_memory=_OBJECT_STORE_BYTES,
+        object_store_memory=_object_store_bytes(),
     )
+
+
+def _object_store_bytes() -> int:
+    """Room for the clips in flight, 0.2 GB each at 13B: a tenth of the memory, where there is as much to be shared."""
+    room = shutil.disk_usage(_SHARED_MEMORY).free // 2 if _SHARED_MEMORY.is_dir() else 0
+    return max(_MIN_OBJECT_STORE_BYTES, min(psutil.virtual_memory().total // 10, room))
 
 
 @contextmanager

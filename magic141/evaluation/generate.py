@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 
+from magic141.accelerator import give_back_freed_memory
 from magic141.artifacts import StageLog
 from magic141.evaluation.config import GenerateConfig
 from magic141.evaluation.long_videos import write_windows
-from magic141.evaluation.performance import cpu_threads, give_back_freed_memory
+from magic141.evaluation.performance import cpu_threads
 from magic141.evaluation.pieces import Piece, list_pieces, make_pieces
 from magic141.evaluation.ray_launch import make_on_ray
 from magic141.evaluation.variants import ModelFolders, list_variants, long_video_variants

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from magic141.accelerator import finish_gpu_work
 from magic141.artifacts import StageLog
 from magic141.data.sheets import contact_sheet
 from magic141.evaluation.config import GenerateConfig
@@ -22,15 +25,20 @@ from magic141.evaluation.workload import Advance, Workload
 from magic141.models.generator import VideoGenerator
 
 NUM_LONG_VIDEOS_SHOWN = 3
+SEEDS_APART = 1009  # of batches: a window's seed is its batch's and its number
 
 
 def run_long(
     work: Workload, variant: Variant, generator: VideoGenerator, out: Path, advance: Advance
 ) -> list[dict[str, float]]:
-    """Long videos of all long clips at once, into `out`; returns cost and memory of every window."""
-    conditions = clip_conditions(work.heldout, work.long_rows).part(0, len(work.long_rows)).to(work.device)
-    latents, costs = long_latents(work.config, generator, conditions, work.seed, advance)
-    frames = work.decode(latents.cpu())
+    """Long videos of all long clips, batch by batch, into `out`; returns cost and memory of every window."""
+    parts, costs = [], []
+    for number, batch in enumerate(clip_conditions(work.heldout, work.long_rows).batches(work.config.batch_size)):
+        seed = work.seed + SEEDS_APART * number
+        latents, taken = long_latents(work.config, generator, batch.to(work.device), seed, advance)
+        parts.append(latents.cpu())
+        costs.append(taken)
+    frames = work.decode(torch.cat(parts))
     folder = out / "long"
     folder.mkdir()
     save_file({"frames": frames}, folder / f"{variant.name}.safetensors")
@@ -38,7 +46,13 @@ def run_long(
         save_video(folder / variant.name / f"{number:02d}.mp4", clip, work.info.fps)
     if variant.model == "student":
         save_video(folder / "long.mp4", frames[0].numpy(), work.info.fps)
-    return costs
+    return mean_costs(costs, [len(part) for part in parts])
+
+
+def mean_costs(batches: Sequence[list[dict[str, float]]], sizes: Sequence[int]) -> list[dict[str, float]]:
+    """Cost per clip and memory of every window, over batches of `sizes` clips."""
+    windows = zip(*batches, strict=True)
+    return [{name: float(np.average([b[name] for b in w], weights=sizes)) for name in w[0]} for w in windows]
 
 
 def show_long(variant: Variant, folder: Path, log: StageLog) -> None:
@@ -85,7 +99,8 @@ def long_latents(
 
 
 def _mark() -> tuple[float, float, float]:
-    """Wall and CPU seconds, and megabytes."""
+    """Wall and CPU seconds, and megabytes, with all done that was begun."""
+    finish_gpu_work()
     return time.perf_counter(), time.process_time(), resident_megabytes()
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +11,8 @@ from dataclasses import dataclass
 import psutil
 import torch
 from torch import nn
+
+from magic141.accelerator import finish_gpu_work
 
 MIB = 2**20
 SAMPLE_INTERVAL_S = 0.02
@@ -38,13 +37,13 @@ class Usage:
 @contextmanager
 def measure() -> Iterator[Usage]:
     """Measures a block; read the yielded `Usage` after it."""
+    finish_gpu_work()
     usage, memory = Usage(), _PeakMemory()
     memory.start()
     wall, cpu = time.perf_counter(), time.process_time()
     try:
         yield usage
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        finish_gpu_work()
     finally:
         usage.wall_s, usage.cpu_s = time.perf_counter() - wall, time.process_time() - cpu
         usage.added_memory_mb = memory.stop()
@@ -59,15 +58,6 @@ def cpu_threads(num: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def give_back_freed_memory() -> None:
-    """Lets go of what earlier work left behind, so that it does not count as this work's memory (Linux, glibc)."""
-    gc.collect()
-    torch.cuda.empty_cache()
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if libc is not None and hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)
 
 
 def weight_megabytes(model: nn.Module) -> float:

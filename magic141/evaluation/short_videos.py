@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from magic141.accelerator import give_back_freed_memory
 from magic141.artifacts import StageLog
 from magic141.data.sheets import contact_sheet
 from magic141.evaluation.media import first_clips, save_video
 from magic141.evaluation.performance import (
     Usage,
     cpu_threads,
-    give_back_freed_memory,
     measure,
     weight_megabytes,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import socket
 import tempfile
 import threading
 import traceback
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
+from magic141.accelerator import give_back_freed_memory
 from magic141.fingerprint import CodeStamp
 from magic141.frozen import UserError
 from magic141.ray_address import ray_cluster
@@ -83,6 +85,7 @@ def run_on_ray(task: WorkerTask) -> LoopResult:
     from magic141.raysession import ensure_ray, require_room
 
     ensure_ray()
+    give_back_freed_memory()  # of a GPU that a worker may get: earlier stages encoded with it, in this process
     import ray.train
     from ray.train.torch import TorchTrainer
 
@@ -112,16 +115,18 @@ def _worker(config: dict[str, Any]) -> dict[str, Any] | str:
     """Runs on every Ray worker.
 
     Returns:
-        The result, or a user's mistake: all workers meet it alike, and Ray must not retry it as it does exceptions.
+        The result, or a user's mistake, which Ray must not retry as it does exceptions.
     """
     import ray.train
     from ray.train.torch import get_device
 
     place = ray.train.get_context()
     rank, world_size = place.get_world_rank(), place.get_world_size()
-    if refusal := _refusal(config["code"], world_size):
+    if refusal := _refusal(config["code"].trouble(), world_size):
         return refusal
     task: WorkerTask = pickle.loads(config["task"])
+    if refusal := _refusal(missing_folder(task.spec), world_size):
+        return refusal
     torch.set_num_threads(task.config.placement.threads_per_worker)
     context = TrainContext(rank, world_size, get_device(), task.run_dir, task.seed, task.config.placement)
     try:
@@ -138,11 +143,22 @@ def code_of(spec: ObjectiveSpec) -> CodeStamp:
     return CodeStamp.of(["magic141.training.loop", *([objective] if "." in objective else [])])
 
 
-def _refusal(code: CodeStamp, world_size: int) -> str | None:
-    """Every worker's objection to its own code, known to all: one alone that stops leaves the others waiting."""
-    troubles = [code.trouble()]
+def missing_folder(spec: ObjectiveSpec) -> str | None:
+    """What this worker's node does not have of the folders that the objective reads."""
+    folders = (value for value in vars(spec).values() if isinstance(value, Path))
+    if absent := next((folder for folder in folders if not folder.exists()), None):
+        return (
+            f"{absent}: not on {socket.gethostname()}, on which a worker runs; every node must have the workspace "
+            "under the same path"
+        )
+    return None
+
+
+def _refusal(mine: str | None, world_size: int) -> str | None:
+    """Every worker's objection, known to all: one alone that stops leaves the others waiting."""
+    troubles = [mine]
     if world_size > 1:
-        mine, troubles = troubles[0], [None] * world_size
+        troubles = [None] * world_size
         dist.all_gather_object(troubles, mine)
     return "\n".join(sorted({trouble for trouble in troubles if trouble})) or None
 

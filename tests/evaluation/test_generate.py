@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from magic141.data.dataset import ClipDataset, load_null_text
 from magic141.data.video import read_video
 from magic141.evaluation.config import GenerateConfig
-from magic141.evaluation.long_videos import frame_spans, long_latents
+from magic141.evaluation.long_videos import frame_spans, long_latents, mean_costs
 from magic141.evaluation.suite import clip_conditions
 from magic141.evaluation.variants import list_variants
 from magic141.models.generator import VideoGenerator
@@ -164,3 +164,8 @@ def test_fused_windows_make_a_video_as_long_as_chained_ones(generated: Generated
     assert sum(counted) == 2 * 2 * 4 * GENERATE.long_video_windows
     given = (conditions.text, conditions.image_tokens, conditions.prefix)
     torch.testing.assert_close(generator.fuse(*given, 1, 2, seed=5), generator.sample(*given, seed=5))
+
+
+def test_the_cost_of_a_window_is_the_mean_over_its_batches_clips() -> None:
+    batches = [[{"window": 0, "wall_ms_per_clip": 10.0}], [{"window": 0, "wall_ms_per_clip": 40.0}]]
+    assert mean_costs(batches, [2, 1]) == [{"window": 0.0, "wall_ms_per_clip": 20.0}]

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from magic141.evaluation.performance import give_back_freed_memory, measure, resident_megabytes, weight_megabytes
+from magic141.accelerator import give_back_freed_memory
+from magic141.evaluation import performance
+from magic141.evaluation.performance import measure, resident_megabytes, weight_megabytes
 
 
 def test_sleeping_costs_wall_time_but_no_cpu_time() -> None:
@@ -15,6 +17,15 @@ def test_sleeping_costs_wall_time_but_no_cpu_time() -> None:
         time.sleep(0.1)
     assert usage.wall_s >= 0.1
     assert usage.cpu_s < 0.09
+
+
+def test_work_that_a_gpu_has_not_done_yet_counts_where_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(performance, "finish_gpu_work", lambda: waits.append(time.perf_counter()))
+    with measure():
+        inside = time.perf_counter()
+    before, after = waits
+    assert before < inside < after
 
 
 def test_memory_that_was_freed_before_the_end_counts_and_what_was_there_before_does_not() -> None:

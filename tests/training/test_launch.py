@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,13 @@ from magic141.training.launch import TrainResult, launch
 from tests.training.linear import LinearSpec, linear_config
 
 pytestmark = pytest.mark.slow
+
+
+@dataclass(frozen=True)
+class Reading(LinearSpec):
+    """Trains on a folder."""
+
+    data: Path = Path("/not/mounted")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -78,6 +86,12 @@ def test_a_users_mistake_stays_one_and_is_not_retried(tmp_path: Path) -> None:
     config = linear_config(launcher="ray", engine="ddp", num_workers=2)
     with pytest.raises(UserError, match="the clips are too short"):
         launch(LinearSpec(config, mistake="the clips are too short"), config, tmp_path, NullLog(), seed=0)
+
+
+def test_a_folder_that_a_node_lacks_is_named_and_not_waited_for(tmp_path: Path) -> None:
+    config = linear_config(launcher="ray", engine="ddp", num_workers=2)
+    with pytest.raises(UserError, match=r"^/not/mounted: not on \S+, on which a worker runs; every node must have"):
+        launch(Reading(config), config, tmp_path, NullLog(), seed=0)
 
 
 def test_workers_with_other_code_than_the_drivers_do_not_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
