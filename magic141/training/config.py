@@ -58,6 +58,9 @@ class TrainConfig(FrozenConfig):
     optimizer: OptimizerConfig = OptimizerConfig()
     ema_decay: float = Field(0.995, ge=0, lt=1, description="exponential average of the weights; what is exported")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="autocast type of forward and backward")
+    max_skipped_steps: int = Field(
+        3, ge=0, description="updates in a row left out because their gradient is not finite; more count as divergence"
+    )
     checkpoint_every_steps: int = placement(200, ge=1, description="steps between two checkpoints")
     validate_every_steps: int = placement(500, ge=1, description="steps between two validation losses")
     placement: PlacementConfig = placement(PlacementConfig(), description="workers, engine, resources")

@@ -95,9 +95,17 @@ class PlainEngine:
         loss.backward()
 
     def step(self) -> float:
-        """Average, clip, update, zero."""
+        """Average, clip, update, zero; a gradient that is not finite updates nothing."""
         self._average()
         norm = torch.stack([flat.norm() for flat in self._gradients]).norm()
+        if torch.isfinite(norm):
+            self._update(norm)
+        for flat in self._gradients:
+            flat.zero_()
+        self.num_updates += 1
+        return float(norm)
+
+    def _update(self, norm: Tensor) -> None:
         scale = torch.clamp(self._config.max_grad_norm / (norm + 1e-6), max=1.0)
         for flat in self._gradients:
             flat.mul_(scale)
@@ -105,10 +113,6 @@ class PlainEngine:
         for group in self._optimizer.param_groups:
             group["lr"] = self._config.learning_rate * factor
         self._optimizer.step()
-        for flat in self._gradients:
-            flat.zero_()
-        self.num_updates += 1
-        return float(norm)
 
     def full_state_dict(self) -> dict[str, Tensor]:
         """All weights, as copies."""

@@ -75,10 +75,17 @@ def _steps(
     usage: _Usage,
 ) -> None:
     """Steps start to num_steps - 1. `done` counts finished steps: what logs and checkpoints are named by."""
-    meter = _Meter()
+    meter, skipped = _Meter(), 0
     for step in range(start, config.num_steps):
-        meter.add(objective.step(step))
+        values = objective.step(step)
         done = step + 1
+        if math.isfinite(values["grad_norm"]):
+            meter.add(values)
+            skipped = 0
+        else:  # the engine has left it out, on all workers: the norm is that of their mean gradient
+            skipped += 1
+            if skipped > config.max_skipped_steps:
+                _require_finite(values, done)
         last = done == config.num_steps
         save = last or done % config.checkpoint_every_steps == 0
         check = last or done % config.validate_every_steps == 0
@@ -123,8 +130,9 @@ def _export(objective: Objective, context: TrainContext) -> None:
     barrier(context)
 
 
-def _require_finite(values: Mapping[str, float], step: int) -> None:
-    for name, value in values.items():
+def _require_finite(values: Mapping[str, Tensor | float], step: int) -> None:
+    for name, figure in values.items():
+        value = float(torch.as_tensor(figure).detach())
         if not math.isfinite(value):
             raise UserError(
                 f"{name} = {value} at step {step}: training diverged; lower optimizer.learning_rate or "

@@ -45,6 +45,7 @@ class LinearSpec:
     mistake: str = ""
     crash_at: int = -1
     kill_once_at: int = -1
+    bad_steps: tuple[int, ...] = ()
 
     def build(self, context: TrainContext) -> LinearRegression:
         if self.mistake:
@@ -75,7 +76,7 @@ class LinearRegression:
         if step == self.spec.crash_at:
             raise ZeroDivisionError("the objective broke")
         self._kill_once(step)
-        x = self.x[self.sampler.indices(step)]
+        x = self.x[self.sampler.indices(step)] * (float("inf") if step in self.spec.bad_steps else 1.0)
         with self.engine.autocast():
             loss = (self.engine(x + self.spec.noise * torch.randn_like(x)) - x.mean(1, keepdim=True)).square().mean()
         self.engine.backward(loss)

@@ -101,6 +101,15 @@ def test_divergence_is_a_users_error_and_leaves_no_bad_checkpoint(tmp_path: Path
     assert not list(tmp_path.glob("checkpoints/*"))
 
 
+def test_a_few_steps_with_a_broken_gradient_are_left_out(tmp_path: Path) -> None:
+    config = linear_config()
+    result = launch(LinearSpec(config, bad_steps=(3, 4, 8)), config, tmp_path / "few", NullLog(), seed=0)
+    assert all(bool(torch.isfinite(value).all()) for value in weights(tmp_path / "few").values())
+    assert "NaN" not in result.metrics_file.read_text()
+    with pytest.raises(UserError, match=r"nan at step 7: training diverged"):
+        launch(LinearSpec(config, bad_steps=(3, 4, 5, 6)), config, tmp_path / "many", NullLog(), seed=0)
+
+
 def test_another_engine_cannot_take_over_a_deepspeed_checkpoint(tmp_path: Path) -> None:
     config = linear_config()
     with pytest.raises(ZeroDivisionError):
