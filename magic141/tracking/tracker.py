@@ -58,19 +58,19 @@ class Tracker:
     @cached_property
     def experiment_id(self) -> str:
         """The experiment's id; it is created at first use."""
-        found = self._existing_experiment()
+        found = self._find_experiment()
         if found is None:
             root = f"{self.workspace}/mlflow-artifacts/{_slug(self.experiment)}"
             location = root if self.uri.startswith("sqlite:") else None
             with unless_there():
                 self.client.create_experiment(self.experiment, artifact_location=location)
-            found = self.client.get_experiment_by_name(self.experiment).experiment_id
+            found = self._find_experiment()
         return str(found)
 
-    def _existing_experiment(self) -> str | None:
+    def _find_experiment(self) -> str | None:
         """The same, without creating it: looking for something leaves nothing behind."""
-        found = vars(self).get("experiment_id") or self.client.get_experiment_by_name(self.experiment)
-        return found if found is None or isinstance(found, str) else str(found.experiment_id)
+        found = self.client.get_experiment_by_name(self.experiment)
+        return str(found.experiment_id) if found else None
 
     def start_parent(self, name: str, kind: str, tags: Mapping[str, str]) -> RunLog:
         """Opens the run of a whole pipeline (or evaluation); closes runs whose process has died."""
@@ -166,8 +166,7 @@ class Tracker:
 
     def search(self, condition: str, limit: int = 50, *, everywhere: bool = False) -> list[Run]:
         """Runs, newest first: of the experiment, or of all."""
-        own = self._existing_experiment()
-        within = all_experiments(self.client) if everywhere else [own] if own else []
+        within = all_experiments(self.client) if everywhere else list(filter(None, [self._find_experiment()]))
         if not within:
             return []
         return list(
