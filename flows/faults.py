@@ -89,8 +89,8 @@ def explain(error: BaseException, home: Path) -> str | None:
     for cause in _causes(error):
         if isinstance(cause, OSError) and cause.errno in _DENIED and cause.filename:
             return (
-                f"{cause.filename}: {cause.strerror}; give this user the right to write there, or set MAGIC141_HOME "
-                "to a folder of yours"
+                f"{cause.filename}: {cause.strerror}; give this user the right to read and write there, or set "
+                "MAGIC141_HOME to a folder of yours"
             )
         if isinstance(cause, OSError) and cause.errno in _FULL and _is_elsewhere(cause.filename, home):
             return f"{cause.filename}: the disk is full; free some space there, or set TMPDIR if that is where it is"
