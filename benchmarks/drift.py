@@ -76,7 +76,7 @@ class Scheme:
 
 NO_ANCHOR = Scheme(2, anchored=False)
 OWN_FRAMES = "distill_dmd2.own_frames_fraction=0.5"
-TRAINED_SO = "student, own frames"
+SELF_FORCED = "student, own frames"
 SCHEMES = {  # model: its rows
     "student": (
         Scheme(1),
@@ -91,7 +91,7 @@ SCHEMES = {  # model: its rows
         replace(NO_ANCHOR, noise=0.05),
         replace(NO_ANCHOR, noise=0.1),
     ),
-    TRAINED_SO: (Scheme(2), NO_ANCHOR),
+    SELF_FORCED: (Scheme(2), NO_ANCHOR),
     "teacher": (Scheme(2), NO_ANCHOR),
 }
 
@@ -162,15 +162,15 @@ def models(case: Case) -> dict[str, Path]:
         if not alone.is_dir():
             raise
         student = alone
-    of_own_frames = replace(case, changes=(OWN_FRAMES,)).student().folder
-    return {"student": student, TRAINED_SO: of_own_frames, "teacher": case.made()["pretrain_i2v"]}
+    self_forced = replace(case, changes=(OWN_FRAMES,)).student().folder
+    return {"student": student, SELF_FORCED: self_forced, "teacher": case.made()["pretrain_i2v"]}
 
 
 def variants(config: PipelineConfig) -> dict[str, Variant]:
     """Model -> how it is sampled."""
     teacher, student = long_video_variants(config.generate, config.distill_dmd2)
     own = replace(student, label=f"{student.label}, trained on its own frames")
-    return {"student": student, TRAINED_SO: own, "teacher": teacher}
+    return {"student": student, SELF_FORCED: own, "teacher": teacher}
 
 
 def judge_seed(case: Case) -> dict[str, dict[str, Figures]]:

@@ -75,17 +75,12 @@ def _steps(
     usage: _Usage,
 ) -> None:
     """Steps start to num_steps - 1. `done` counts finished steps: what logs and checkpoints are named by."""
-    meter, skipped = _Meter(), 0
+    meter, patience = _Meter(), _Patience(config.max_skipped_steps)
     for step in range(start, config.num_steps):
         values = objective.step(step)
         done = step + 1
-        if math.isfinite(values["grad_norm"]):
+        if patience.counts(values, done):
             meter.add(values)
-            skipped = 0
-        else:  # the engine has left it out, on all workers: the norm is that of their mean gradient
-            skipped += 1
-            if skipped > config.max_skipped_steps:
-                _require_finite(values, done)
         last = done == config.num_steps
         save = last or done % config.checkpoint_every_steps == 0
         check = last or done % config.validate_every_steps == 0
@@ -144,6 +139,24 @@ def barrier(context: TrainContext) -> None:
     """Wait for all workers."""
     if context.world_size > 1:
         dist.barrier()
+
+
+@dataclass
+class _Patience:
+    """With gradients that are not finite: engines leave those steps out, on all workers, as the norm is of the mean."""
+
+    max_in_a_row: int
+    num_in_a_row: int = 0
+
+    def counts(self, values: Mapping[str, Tensor | float], step: int) -> bool:
+        """Whether the step was taken; raises UserError after too many that were not."""
+        if math.isfinite(values["grad_norm"]):
+            self.num_in_a_row = 0
+            return True
+        self.num_in_a_row += 1
+        if self.num_in_a_row > self.max_in_a_row:
+            _require_finite(values, step)
+        return False
 
 
 @dataclass

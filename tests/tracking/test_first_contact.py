@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from flows.cli import app
 from magic141.tracking import Tracker
 
-DEMO = str(Path(__file__).parents[1] / "configs" / "demo.yaml")
+DEMO = str(Path(__file__).parents[2] / "configs" / "demo.yaml")
 MAX_SECONDS = 15
 
 

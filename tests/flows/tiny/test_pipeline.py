@@ -1,0 +1,104 @@
+"""The pipeline as a flow: order, reuse, until, refresh, plan, failure."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+import tasks.pipeline
+from flows.pipeline import pipeline
+from flows.plan import make_plan
+from flows.session import Outcome
+from flows.unchanged import run_unchanged
+from magic141.config import load_config
+from magic141.frozen import UserError
+from tests.flows.tiny.stages import ALL, after, broken_at
+
+pytestmark = pytest.mark.slow
+
+
+def test_whole_pipeline_publishes_and_scores(outcome: Outcome, config: str) -> None:
+    assert outcome.reused == ()
+    assert Path(str(outcome.report)).read_text() == "<html>"
+    client = MlflowClient(outcome.tracking_uri)
+    run = client.get_run(outcome.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["student/motion"] == 0.8
+    assert run.data.metrics["scores/teacher_4/motion"] == 0.9
+    assert "prefect.flow_run_id" in run.data.tags
+    assert run.data.params["distill_dmd2.a_weak"] == str(load_config(Path(config)).distill_dmd2.a_weak)
+    children = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{outcome.run_id}'")
+    assert sorted(child.data.tags["magic141.stage"] for child in children) == sorted(ALL)
+    assert client.get_model_version_by_alias("magic141", "candidate").version
+
+
+@pytest.mark.parametrize(
+    ("overrides", "runs"),
+    [
+        ([], []),
+        (["evaluate.frechet_dimensions=16"], ["evaluate", "report"]),
+        (["report.title=Other"], ["report"]),
+        (["quantize.exclude=[proj_out]"], ["quantize", "generate", "evaluate", "report"]),
+        (
+            ["distill_dmd2.a_weak=0.25"],
+            ["distill_dmd2", "quantize", "generate", "evaluate", "report", "publish"],
+        ),
+        (["pretrain_i2v.placement.engine=deepspeed", "pretrain_i2v.placement.zero_stage=0"], []),
+    ],
+)
+def test_a_change_runs_what_depends_on_it_and_the_plan_says_so(
+    outcome: Outcome, config: str, overrides: list[str], runs: list[str]
+) -> None:
+    first = next(iter(runs), None)
+    plan = {row.stage: row for row in make_plan(load_config(Path(config), overrides), tasks.pipeline.STAGES)}
+    assert [name for name, row in plan.items() if row.action == "run"] == [n for n in ALL if n in runs]
+    if first and overrides:
+        assert overrides[0].split("=")[0].split(".")[-1] in plan[first].why
+    assert list(pipeline(config, overrides).reused) == after(*runs)
+
+
+def test_a_run_with_nothing_to_do_needs_no_orchestrator(outcome: Outcome, config: str) -> None:
+    stages = tasks.pipeline.STAGES
+    released: list[bool] = []
+    again = run_unchanged(load_config(Path(config)), stages, lambda: released.append(True))
+    assert released == [True], "others wait for a server that starts"
+    assert again is not None
+    assert list(again.reused) == ALL
+    assert again.report == outcome.report
+    first, second = (MlflowClient(outcome.tracking_uri).get_run(run.run_id) for run in (outcome, again))
+    assert second.info.status == "FINISHED"
+    assert "prefect.flow_run_id" not in second.data.tags
+    assert second.data.metrics["student/motion"] == first.data.metrics["student/motion"]
+    assert run_unchanged(load_config(Path(config), ["report.title=Not made yet"]), stages, pytest.fail) is None
+
+
+def test_a_result_altered_meanwhile_is_made_again_without_an_orchestrator_too(outcome: Outcome, config: str) -> None:
+    run = MlflowClient(outcome.tracking_uri).get_run(outcome.run_id)
+    folder = Path(json.loads(run.data.tags["magic141.artifact.quantize"])["uri"])
+    (folder / "result.json").write_text("something else")
+    again = run_unchanged(load_config(Path(config)), tasks.pipeline.STAGES, lambda: None)
+    assert again is not None
+    assert list(again.reused) == after("quantize")
+
+
+def test_until_and_refresh(outcome: Outcome, config: str) -> None:
+    assert list(pipeline(config, until="build_index").reused) == ["prepare_data", "train_clip", "build_index"]
+    assert list(pipeline(config, refresh=["train_clip"]).reused) == after("train_clip")
+    for arguments in ({"until": "destill_cfg"}, {"refresh": ["destill_cfg"]}):
+        with pytest.raises(UserError, match="no such stage; did you mean 'distill_cfg'"):
+            pipeline(config, **arguments)
+
+
+def test_a_failed_stage_fails_the_parent_run(
+    home: Path, config: str, outcome: Outcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks.pipeline, "STAGES", broken_at(tasks.pipeline.STAGES))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        pipeline(config, ["seed=5"])
+    client = MlflowClient(outcome.tracking_uri)
+    experiment = client.get_run(outcome.run_id).info.experiment_id
+    newest = client.search_runs([experiment], "tags.`magic141.kind` = 'pipeline'", max_results=1)[0]
+    assert newest.info.status == "FAILED"

@@ -1,0 +1,65 @@
+"""Runs of processes that are gone are closed; those that live, here or elsewhere, are not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+from mlflow.exceptions import MlflowException
+
+from magic141.tracking import Tracker, run_log
+from magic141.tracking.liveness import STALE_SECONDS
+from magic141.tracking.tags import TAG_HEARTBEAT, TAG_PID, TAG_PROCESSES
+
+
+def test_runs_of_dead_processes_are_closed_as_killed(tracker: Tracker) -> None:
+    parent = tracker.start_parent("demo", "pipeline", {})
+    alive, dead = (tracker.start_stage("train", "key-c", parent.run_id) for _ in range(2))
+    process = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    dead.tags({"magic141.pid": process.stdout.decode().strip()})
+    assert tracker.close_stale_stage("key-c") == 1
+    assert tracker.get_run(dead.run_id).info.status == "KILLED"
+    assert tracker.get_run(alive.run_id).info.status == "RUNNING"
+
+
+def test_runs_of_other_machines_are_closed_when_their_heartbeat_has_stopped(tracker: Tracker) -> None:
+    silent, beating, older = (tracker.start_stage("train", "key-i", "parent") for _ in range(3))
+    now = time.time()
+    silent.tags({TAG_PROCESSES: "a-pod-that-is-gone", TAG_HEARTBEAT: f"{now - STALE_SECONDS - 60:.0f}"})
+    # a container beside this one, with this host's name: the process id that is unknown here is one of its own
+    beating.tags({TAG_PROCESSES: "container", TAG_PID: "4000000", TAG_HEARTBEAT: f"{now - STALE_SECONDS + 60:.0f}"})
+    older.tags({TAG_PROCESSES: "a-pod-of-an-earlier-version"})
+    tracker.client.delete_tag(older.run_id, TAG_HEARTBEAT)
+    tracker.start_parent("demo", "pipeline", {}).close("FINISHED")
+    assert [tracker.get_run(run.run_id).info.status for run in (silent, beating, older)] == [
+        "KILLED",
+        "RUNNING",
+        "RUNNING",
+    ]
+    silent.close("FINISHED")  # it was only out of reach
+    assert tracker.get_run(silent.run_id).info.status == "FINISHED"
+
+
+def test_the_heart_beats_until_the_run_is_closed_and_survives_a_store_that_does_not_answer(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_log, "HEARTBEAT_SECONDS", 0.05)
+    run = tracker.start_stage("train", "key-j", "parent")
+    assert float(tracker.get_run(run.run_id).data.tags[TAG_HEARTBEAT]) == pytest.approx(time.time(), abs=60)
+    with monkeypatch.context() as away:
+        away.setattr(tracker.client, "set_tag", raising)
+        time.sleep(0.3)
+    run.tags({TAG_HEARTBEAT: "0"})
+    time.sleep(0.5)
+    assert float(tracker.get_run(run.run_id).data.tags[TAG_HEARTBEAT]) > 0
+    run.close("FINISHED")
+    time.sleep(0.3)  # a beat that was under way
+    run.tags({TAG_HEARTBEAT: "0"})
+    time.sleep(0.3)
+    assert float(tracker.get_run(run.run_id).data.tags[TAG_HEARTBEAT]) == 0
+
+
+def raising(*_: object) -> None:
+    raise MlflowException("no answer")

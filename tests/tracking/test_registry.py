@@ -1,0 +1,101 @@
+"""Registered models: aliases, promotions, the way back, and a store that cannot say."""
+
+from __future__ import annotations
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from magic141.frozen import UserError
+from magic141.tracking import Tracker
+from tests.tracking.made import make_artifact
+
+
+def test_registered_model_resolves_by_alias_and_version(tracker: Tracker) -> None:
+    ref = make_artifact(tracker, "publish", "key-f")
+    assert [tracker.registry.register("net", ref, "candidate", {}) for _ in range(2)] == ["1", "1"]
+    other = make_artifact(tracker, "publish", "key-g")
+    assert tracker.registry.register("net", other, "candidate", {}) == "2"
+    assert tracker.registry.resolve("models:/net@candidate") == other
+    assert tracker.registry.resolve("models:/net/1") == ref
+    mistakes = {"net": "expected models:/", "models:/net@x": "models:/net@candidate", "models:/a/1": "not in"}
+    for uri, line in mistakes.items():
+        with pytest.raises(UserError, match=line):
+            tracker.registry.resolve(uri)
+
+
+def test_promotions_are_remembered_and_rolled_back_in_order(tracker: Tracker) -> None:
+    registry = tracker.registry
+    for number in range(3):
+        registry.register("film", make_artifact(tracker, "publish", f"key-film{number}"), "candidate", {})
+        registry.promote("film", "champion", str(number + 1), forced=number == 2)
+    assert [(p.version, p.action) for p in registry.history("film", "champion")] == [
+        ("1", "promote"),
+        ("2", "promote"),
+        ("3", "forced"),
+    ]
+    assert registry.rollback("film", "champion") == "2"
+    assert registry.rollback("film", "champion") == "1"
+    found = registry.alias_version("film", "champion")
+    assert found is not None
+    assert str(found.version) == "1"
+    with pytest.raises(UserError, match="no earlier promotion"):
+        registry.rollback("film", "champion")
+    assert len(registry.history("film", "champion")) == 5
+    assert registry.alias_version("film", "nobody") is None
+    assert registry.alias_version("no such model", "champion") is None
+    with pytest.raises(UserError, match="model nowhere: not in the registry"):
+        registry.history("nowhere", "champion")
+
+
+def test_a_champion_that_was_set_by_hand_is_rolled_back_to(tracker: Tracker) -> None:
+    registry = tracker.registry
+    for number in range(3):
+        registry.register("scene", make_artifact(tracker, "publish", f"key-scene{number}"), "candidate", {})
+    registry.client.set_registered_model_alias("scene", "champion", "1")
+    registry.promote("scene", "champion", "2")
+    registry.client.set_registered_model_alias("scene", "champion", "3")
+    assert [registry.rollback("scene", "champion") for _ in range(2)] == ["2", "1"]
+    assert [(p.version, p.action) for p in registry.history("scene", "champion")] == [
+        ("1", "outside"),
+        ("2", "promote"),
+        ("3", "outside"),
+        ("2", "rollback"),
+        ("1", "rollback"),
+    ]
+
+
+def test_a_rollback_passes_over_versions_that_were_deleted(tracker: Tracker) -> None:
+    registry = tracker.registry
+    for number in range(4):
+        registry.register("cut", make_artifact(tracker, "publish", f"key-cut{number}"), "candidate", {})
+        registry.promote("cut", "champion", str(number + 1))
+    for version in ("2", "3"):
+        registry.client.delete_model_version("cut", version)
+    assert registry.rollback("cut", "champion") == "1"
+    with pytest.raises(UserError, match="no earlier promotion"):
+        registry.rollback("cut", "champion")
+
+
+def test_a_store_that_refuses_is_not_a_missing_run_or_model(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: str) -> None:
+        raise MlflowException("failed with error code 401 != 200")
+
+    for name in ("get_run", "get_model_version", "get_registered_model"):
+        monkeypatch.setattr(MlflowClient, name, refuse)
+    for ask in (
+        lambda: tracker.get_run("1f"),
+        lambda: tracker.registry.version("models:/film/1"),
+        lambda: tracker.registry.history("film", "champion"),
+    ):
+        with pytest.raises(MlflowException, match="401"):
+            ask()
+
+
+def test_a_failing_store_is_not_a_missing_champion(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: str) -> None:
+        raise MlflowException("the database is locked")  # INTERNAL_ERROR
+
+    monkeypatch.setattr(MlflowClient, "get_model_version_by_alias", fail)
+    with pytest.raises(MlflowException, match="locked"):
+        tracker.registry.alias_version("film", "champion")

@@ -1,0 +1,48 @@
+"""What a run keeps: figures, media, lineage, the machine."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from magic141.tracking import Tracker
+from magic141.tracking.run_log import metric_name
+from tests.tracking.made import make_artifact
+
+
+def test_metrics_params_media_and_lineage_are_kept(tracker: Tracker) -> None:
+    ref = make_artifact(tracker, "teacher", "key-d")
+    data = ref.model_copy(update={"stage": "prepare_data"})
+    run = tracker.start_stage("student", "key-e", "parent")
+    for step in range(3):
+        run.metrics({"recall@1": step / 2}, step)
+    run.params({"student": {"optimizer": {"lr": 0.1}}, "seed": 3})
+    run.image("samples/clip", np.zeros((8, 8, 3), np.uint8), step=2)
+    run.text("{}", "stage.json")
+    run.inputs([ref, data], datasets=("prepare_data",), context="training")
+    run.close("FINISHED")
+    kept = tracker.get_run(run.run_id)
+    assert kept.data.params == {"student.optimizer.lr": "0.1", "seed": "3"}
+    history = tracker.client.get_metric_history(run.run_id, metric_name("recall@1"))
+    assert [(m.step, m.value) for m in history] == [(0, 0.0), (1, 0.5), (2, 1.0)]
+    assert len(kept.inputs.model_inputs) == len(kept.inputs.dataset_inputs) == 1
+    assert any("samples" in file.path for file in tracker.client.list_artifacts(run.run_id, "images"))
+    assert tracker.records("student", limit=1) == [{}]
+
+
+def test_lineage_leaves_out_models_whose_run_was_deleted_for_good(tracker: Tracker) -> None:
+    kept = make_artifact(tracker, "teacher", "key-k")
+    purged = kept.model_copy(update={"run_id": "0" * 32})
+    run = tracker.start_stage("student", "key-l", "parent")
+    run.inputs([purged, kept], datasets=(), context="training")
+    assert len(tracker.get_run(run.run_id).inputs.model_inputs) == 1
+
+
+def test_the_machine_is_watched_while_a_stage_runs(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    run = tracker.start_stage("train", "key-h", "parent")
+    with run.watching_the_machine():
+        time.sleep(0.5)
+    assert tracker.get_run(run.run_id).data.metrics["system/system_memory_usage_megabytes"] > 0

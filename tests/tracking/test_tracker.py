@@ -1,0 +1,91 @@
+"""Opening a store, and looking things up in it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from magic141.frozen import UserError
+from magic141.tracking import Tracker, find_reusable, store_exists
+from magic141.tracking.tracker import tracking_uri
+from tests.tracking.made import make_artifact
+
+
+def test_looking_for_results_creates_no_experiment(tracker: Tracker) -> None:
+    looking = Tracker(tracker.workspace, "a typo")
+    assert looking.records("train", limit=1) == []
+    assert looking.close_stale() == 0
+    assert find_reusable(looking, "train", "never").ref is None
+    assert tracker.client.get_experiment_by_name("a typo") is None
+    assert looking.search("", everywhere=True)
+
+
+def test_run_lookup(tracker: Tracker) -> None:
+    ref = make_artifact(tracker, "train", "key-h")
+    parent = tracker.pipeline_run(ref.run_id)
+    assert tracker.artifacts_of(parent) == {"train": ref}
+    assert tracker.pipeline_run(parent.info.run_id).info.run_id == parent.info.run_id
+    with pytest.raises(UserError, match="run nonsense: no such run"):
+        tracker.get_run("nonsense")
+    with pytest.raises(UserError, match="has no file"):
+        tracker.read_file(ref.run_id, "config.yaml")
+    with pytest.raises(UserError, match="has no file"):
+        tracker.read_file("nonsense", "config.yaml")
+
+
+def test_a_file_that_cannot_be_fetched_is_not_a_missing_one(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tracker.start_parent("demo", "pipeline", {})
+    run.text("name: demo", "config.yaml")
+    assert tracker.read_file(run.run_id, "config.yaml") == "name: demo"
+
+    def refuse(*_: str) -> str:
+        raise MlflowException("HTTP 503 of the artifact store")
+
+    monkeypatch.setattr(MlflowClient, "download_artifacts", refuse)
+    with pytest.raises(MlflowException, match="503"):
+        tracker.read_file(run.run_id, "config.yaml")
+
+
+RACER = """
+import sys, time
+from pathlib import Path
+from magic141.tracking import Tracker
+time.sleep(max(0, float(sys.argv[2]) - time.time()))
+print(Tracker(Path(sys.argv[1]), "new").client.get_experiment("0").name)
+"""
+
+
+@pytest.mark.slow
+def test_a_new_store_survives_two_runs_that_start_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    command = [sys.executable, "-c", RACER, str(tmp_path), f"{time.time() + 15}"]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.communicate()[0] for process in both] == ["Default\n"] * 2
+
+
+def test_what_another_run_has_just_created_is_taken(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = Tracker(tracker.workspace, "another")
+    assert other.experiment_id
+    seen: list[object] = [None]
+    late = Tracker(tracker.workspace, "another")
+    look = late.client.get_experiment_by_name
+    monkeypatch.setattr(late.client, "get_experiment_by_name", lambda name: seen.pop() if seen else look(name))
+    assert late.experiment_id == other.experiment_id
+    tracker.client.create_registered_model("another-net")
+    ref = make_artifact(tracker, "publish", "key-m")
+    assert tracker.registry.register("another-net", ref, "candidate", {}) == "1"
+
+
+def test_default_store_is_in_the_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert tracking_uri(tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
+    assert not store_exists(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    assert tracking_uri(tmp_path) == "http://127.0.0.1:1"
+    assert store_exists(tmp_path)
