@@ -100,19 +100,47 @@ def _same_size(record: Mapping[str, Any], training: TrainConfig | None, config: 
 
 
 def _calculated_gb(stage: str, config: PipelineConfig, training: TrainConfig) -> float:
-    channels = config.data.codec.num_channels if config.data.codec.kind == "pca" else HUNYUAN_CHANNELS
-    tiny = config.data.encoder.kind == "tiny"
-    text, pooled = (config.data.encoder.width,) * 2 if tiny else (HUNYUAN_TEXT, HUNYUAN_POOLED)
+    lengths = Lengths.of(config)
     i2v, guided = stage != "pretrain_t2v", stage.startswith("distill")
-    states = state_bytes(training, num_parameters(config.model, channels, text, pooled, i2v, guided))
-    return (states + activation_bytes(training, config.model, _num_tokens(config, i2v))) / 2**30
+    widths = (lengths.channels, lengths.text_width, lengths.pooled_width)
+    states = state_bytes(training, num_parameters(config.model, *widths, i2v, guided))
+    return (states + activation_bytes(training, config.model, lengths.num_tokens(config, i2v))) / 2**30
 
 
-def _num_tokens(config: PipelineConfig, image_condition: bool) -> int:
-    """Of one clip: patches of its window, text, and the first frame's tokens."""
-    data, model = config.data, config.model
-    patch = model.patch_size * (data.codec.spatial_factor if data.codec.kind == "pca" else HUNYUAN_SPATIAL_FACTOR)
-    frames = ((model.window_frames - 1) // config.temporal_factor + 1) // model.patch_size_t
-    image = -(-IMAGE_TOKENS[data.encoder.kind] // data.encoder.image_token_stride)
-    shown = image if image_condition and data.encoder.image_tokens else 0
-    return frames * (data.height // patch) * (data.width // patch) + data.encoder.max_text_tokens + shown
+@dataclass(frozen=True)
+class Lengths:
+    """What codec and encoders give the network, from the config alone.
+
+    Attributes:
+        channels: of the latents.
+        factor: pixels of a side per latent.
+        text_width: of text and image tokens.
+        pooled_width: of the pooled text.
+    """
+
+    channels: int
+    factor: int
+    text_width: int
+    pooled_width: int
+
+    @classmethod
+    def of(cls, config: PipelineConfig) -> Lengths:
+        """Of a config."""
+        codec, encoder = config.data.codec, config.data.encoder
+        pca = codec.kind == "pca"
+        video = (codec.num_channels, codec.spatial_factor) if pca else (HUNYUAN_CHANNELS, HUNYUAN_SPATIAL_FACTOR)
+        text = (encoder.width,) * 2 if encoder.kind == "tiny" else (HUNYUAN_TEXT, HUNYUAN_POOLED)
+        return cls(*video, *text)
+
+    def num_text(self, config: PipelineConfig, image_condition: bool = True) -> int:
+        """Tokens of one clip's text and first frame."""
+        encoder = config.data.encoder
+        image = -(-IMAGE_TOKENS[encoder.kind] // encoder.image_token_stride)
+        return encoder.max_text_tokens + (image if image_condition and encoder.image_tokens else 0)
+
+    def num_tokens(self, config: PipelineConfig, image_condition: bool) -> int:
+        """Of one clip: patches of its window, text, and the first frame's tokens."""
+        data, model = config.data, config.model
+        patch = model.patch_size * self.factor
+        frames = ((model.window_frames - 1) // config.temporal_factor + 1) // model.patch_size_t
+        return frames * (data.height // patch) * (data.width // patch) + self.num_text(config, image_condition)

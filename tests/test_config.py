@@ -22,7 +22,7 @@ from magic141.training.config import OptimizerConfig
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
-@pytest.mark.parametrize("name", ["demo", "smoke", "hunyuan_13b"])
+@pytest.mark.parametrize("name", ["demo", "smoke", "smoke_gpu", "hunyuan_13b"])
 def test_shipped_configs_validate_and_round_trip(name: str) -> None:
     config = load_config(CONFIGS / f"{name}.yaml")
     assert validate(yaml.safe_load(to_yaml(config)), name) == config
@@ -61,6 +61,7 @@ MISTAKES = {
     "distill_cfg.num_steps=0": "distill_cfg.num_steps = 0: expected greater than or equal to 1",
     "pretrain_i2v.num_steps=abc": "pretrain_i2v.num_steps = 'abc': expected a valid integer",
     "pretrain_i2v.placement.engine=dpp": "expected 'plain', 'ddp' or 'deepspeed'",
+    "pretrain_i2v.placement.gpus_per_worker=0.5": "NCCL, by which 2 workers speak, takes one process a GPU",
     "data.num_frames=12": "data.num_frames = 12: expected 2*k+1; use 11 or 13",
     "data.num_frames=9": "data.num_frames = 9: windows that continue",
     "data.height=36": "data.height = 36: not divisible by the codec's spatial factor 8; use a multiple of 8",

@@ -33,6 +33,15 @@ class PlacementConfig(FrozenConfig):
             )
         return self
 
+    @model_validator(mode="after")
+    def _workers_share_no_gpu(self) -> PlacementConfig:
+        if self.num_workers > 1 and 0 < self.gpus_per_worker < 1:
+            raise ValueError(
+                f"gpus_per_worker = {self.gpus_per_worker}: NCCL, by which {self.num_workers} workers speak, takes one "
+                "process a GPU; use gpus_per_worker = 1, or num_workers = 1"
+            )
+        return self
+
 
 Beta = Annotated[float, Field(ge=0, lt=1)]  # an average that decays: beyond 1 it grows, at 1 AdamW divides by zero
 

@@ -1,0 +1,233 @@
+"""Seconds and memory of the 13B network on one GPU: evaluations, int8 weights, a training pass, the video codec.
+
+    python benchmarks/gpu_scale.py --write-docs                                # a GPU of 140 GB for all rows
+    python benchmarks/gpu_scale.py --config configs/demo.yaml --device cpu     # the same passes, small
+
+Weights are drawn at random, as time and memory do not depend on them: no checkpoint is needed. The training pass is
+that of DMD2's fake score, fp32 weights under a low-rank branch and bf16 autocast; a fully trained network runs the same
+pass, and its gradients and optimizer states are split over the workers. A row that does not fit says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+import torch
+from documents import RESULTS, write_section
+from environment import machine
+
+from flows.estimates import Lengths
+from magic141.accelerator import finish_gpu_work, give_back_freed_memory
+from magic141.config import PipelineConfig, load_config
+from magic141.models.adapters import add_lora
+from magic141.models.transformer import (
+    Conditioning,
+    HunyuanVideoTransformer3DModel,
+    build_transformer,
+    make_prefix,
+    velocity,
+)
+from magic141.models.vae import VideoCodec
+from magic141.quantization import quantize_linear_layers
+from magic141.training.engine import autocast
+from magic141.training.memory import activation_bytes
+
+GIB = 2**30
+NUM_WARM, NUM_TIMED = 1, 3
+
+
+@dataclass(frozen=True)
+class Row:
+    """One pass, the median of a few.
+
+    Attributes:
+        what: the pass.
+        seconds: wall time.
+        weights_gb: GiB before it: the network's weights.
+        peak_gb: GiB at its peak.
+        tflops: tera-operations in a second, of matrix products and attention; none where they are not counted.
+        note: what else is to be said; of a pass that did not fit, only this.
+    """
+
+    what: str
+    seconds: float | None = None
+    weights_gb: float | None = None
+    peak_gb: float | None = None
+    tflops: float | None = None
+    note: str = ""
+
+
+class Scale:
+    """The passes of one config on one device."""
+
+    def __init__(self, config: PipelineConfig, device: torch.device, attention: str | None) -> None:
+        self.config, self.device, self.attention = config, device, attention
+        self.lengths = Lengths.of(config)
+        self.num_tokens = self.lengths.num_tokens(config, image_condition=True)
+
+    def rows(self) -> Iterator[Row]:
+        """All of them, each network gone before the next is built."""
+        yield from self.evaluations()
+        yield from self.training_pass()
+        if self.config.data.codec.kind == "hunyuan":
+            yield from self.codec()
+
+    def evaluations(self) -> Iterator[Row]:
+        """One network evaluation for one window, without gradients; then the same with int8 weights."""
+        network = self._network(torch.bfloat16).requires_grad_(False)
+        call = self._evaluation(network)
+        yield self._measured("evaluation, bf16 weights", call, self._operations())
+        with self.device:
+            quantize_linear_layers(network, self.config.quantize.exclude)
+        give_back_freed_memory()
+        yield self._measured("evaluation, int8 weights", call, self._operations())
+
+    def training_pass(self) -> Iterator[Row]:
+        """Forward and backward through every block, each computed again in the backward pass."""
+        network = self._network(torch.float32)
+        add_lora(network, self.config.distill_dmd2.lora_rank, "fake", seed=0)
+        network.to(self.device).enable_gradient_checkpointing()
+        evaluation = self._evaluation(network)
+
+        def step() -> None:
+            with autocast(self.device, "bf16"):
+                loss = evaluation().square().mean()
+            loss.backward()  # type: ignore[no-untyped-call]
+
+        stage = self.config.distill_dmd2
+        placement = stage.placement.model_copy(update={"gradient_checkpointing": True, "num_workers": 1})
+        one = stage.model_copy(update={"placement": placement, "batch_size": 1, "precision": "bf16"})
+        calculated = activation_bytes(one, self.config.model, self.num_tokens) / GIB
+        # forward and forward again; backward, frozen weights take one product in place of two, attention five of them
+        operations = self._operations(products=3.0, attention=2.0 + 2.5)
+        note = f"activations by calculation: {calculated:.1f} GiB"
+        yield self._measured("training pass, checkpointed", step, operations, note)
+
+    def codec(self) -> Iterator[Row]:
+        """A window's frames to latents, as on encoding workers, and back."""
+        from diffusers import AutoencoderKLHunyuanVideo  # after magic141, which tells it of torchvision
+
+        give_back_freed_memory()
+        with self.device:
+            codec = VideoCodec(AutoencoderKLHunyuanVideo().to(self.device, torch.float16))
+        data, num_frames = self.config.data, self.config.model.window_frames
+        frames = torch.randint(0, 256, (1, num_frames, data.height, data.width, 3), dtype=torch.uint8)
+        latents = codec.encode_video(frames)
+        yield self._measured("codec, encode a window", lambda: codec.encode_video(frames))
+        yield self._measured("codec, decode a window", lambda: codec.decode_video(latents))
+
+    def _network(self, dtype: torch.dtype) -> HunyuanVideoTransformer3DModel:
+        give_back_freed_memory()
+        torch.manual_seed(0)
+        with self.device, default_dtype(dtype):
+            channels, text, pooled = self.lengths.channels, self.lengths.text_width, self.lengths.pooled_width
+            network = build_transformer(self.config.model, channels, text, pooled, True, guidance_embeds=True)
+            torch.nn.init.normal_(network.proj_out.weight, std=0.02)
+        if self.attention:
+            network.set_attention_backend(self.attention)
+        return network
+
+    def _evaluation(self, network: HunyuanVideoTransformer3DModel) -> Callable[[], torch.Tensor]:
+        model, data = self.config.model, self.config.data
+        frames = (model.window_frames - 1) // self.config.temporal_factor + 1
+        size = (1, self.lengths.channels, frames, data.height // self.lengths.factor, data.width // self.lengths.factor)
+        dtype = next(network.parameters()).dtype
+        x_t = torch.randn(size, device=self.device, dtype=dtype)
+        width, text, pooled = self.lengths.text_width, self.lengths.num_text(self.config), self.lengths.pooled_width
+        cond = Conditioning(
+            torch.randn(1, text, width, device=self.device, dtype=dtype),
+            None,
+            torch.randn(1, pooled, device=self.device, dtype=dtype),
+        )
+        sigma, w = torch.full((1,), 0.5, device=self.device), torch.full((1,), 3.5, device=self.device)
+        return lambda: velocity(network, x_t, sigma, cond, make_prefix(x_t, 1), w)
+
+    def _operations(self, products: float = 1.0, attention: float = 1.0) -> float:
+        """Of so many times a forward pass's matrix products and attention; a multiplication and an addition are two."""
+        model, num_blocks = self.config.model, self.config.model.num_layers + self.config.model.num_single_layers
+        width = model.num_attention_heads * model.attention_head_dim
+        weights = num_blocks * (4 + 2 * model.mlp_ratio) * width**2
+        scores = num_blocks * 2 * self.num_tokens * width  # QK' and PV
+        return 2.0 * self.num_tokens * (products * weights + attention * scores)
+
+    def _measured(self, what: str, call: Callable[[], object], operations: float = 0.0, note: str = "") -> Row:
+        give_back_freed_memory()
+        before = self._allocated()
+        grad = torch.enable_grad() if "training" in what else torch.no_grad()
+        try:
+            with grad:
+                seconds = [self._timed(call) for _ in range(NUM_WARM + NUM_TIMED)][NUM_WARM:]
+        except torch.OutOfMemoryError:
+            return Row(what, note="does not fit")
+        median = statistics.median(seconds)
+        return Row(what, median, before, self._peak(), operations / median / 1e12 if operations else None, note)
+
+    def _timed(self, call: Callable[[], object]) -> float:
+        finish_gpu_work()
+        start = time.perf_counter()
+        call()
+        finish_gpu_work()
+        return time.perf_counter() - start
+
+    def _allocated(self) -> float | None:
+        if self.device.type != "cuda":
+            return None
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated() / GIB
+
+    def _peak(self) -> float | None:
+        return torch.cuda.max_memory_allocated() / GIB if self.device.type == "cuda" else None
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """What new floating-point tensors are."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def table(rows: list[Row], scale: Scale) -> str:
+    """Markdown."""
+    where = torch.cuda.get_device_name(0) if scale.device.type == "cuda" else machine()
+    head = f"`{scale.config.name}`, a window of {scale.num_tokens:,} tokens, {where}, torch {torch.__version__}:"
+    lines = [head, "", "| | seconds | weights GiB | peak GiB | TFLOP/s | |", "|---|--:|--:|--:|--:|---|"]
+    for row in rows:
+        figures = (row.seconds, row.weights_gb, row.peak_gb, row.tflops)
+        cells = ("-" if figure is None else f"{figure:.3g}" if figure < 100 else f"{figure:.0f}" for figure in figures)
+        lines.append(f"| {row.what} | {' | '.join(cells)} | {row.note} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measures, prints and stores."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="configs/hunyuan_13b.yaml")
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--attention", help="diffusers' name of an attention backend, such as _native_cudnn")
+    parser.add_argument("--write-docs", action="store_true", help="also put the table into its document")
+    arguments = parser.parse_args()
+    scale = Scale(load_config(arguments.config), torch.device(arguments.device), arguments.attention)
+    rows = []
+    for row in scale.rows():
+        rows.append(row)
+        print(row, flush=True)
+    text = table(rows, scale)
+    print(text)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "gpu_scale.json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    if arguments.write_docs:
+        write_section("gpu", text)
+
+
+if __name__ == "__main__":
+    main()
