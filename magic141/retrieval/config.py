@@ -17,7 +17,7 @@ class ClipConfig(FrozenConfig):
     model: str = Field("ViT-L-14", description="open_clip model name (kind pretrained)")
     pretrained: str | None = Field(None, description="open_clip tag or path of a state dict (kind pretrained)")
     embed_dim: int = Field(64, ge=8, description="width of the shared space (kind train)")
-    num_steps: int = Field(150, ge=1, description="contrastive steps (kind train)")
+    num_steps: int = Field(800, ge=1, description="contrastive steps (kind train)")
     batch_size: int = Field(64, ge=2, description="image-caption pairs per step")
     learning_rate: float = Field(1e-3, gt=0, description="AdamW, cosine to zero")
 
