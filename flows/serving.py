@@ -55,13 +55,14 @@ def serve(
     ensure_ray()  # sets handlers of its own for signals
     if not replace:
         deployment.require_unserved()
+    deployed_s = None
     with _until_stopped():
         try:
-            deployment.start(folder, card, config, host, port)
+            deployed_s = deployment.start(folder, card, config, host, port)
             say(f"{model} answers at http://{host}:{port}/ (Ctrl-C stops it)")
             threading.Event().wait()
         finally:
-            deployment.stop()
+            deployment.stop(deployed_s)
     say("stopped")
 
 

@@ -132,8 +132,8 @@ def build(args: Mapping[str, Any]) -> Any:
     return application(Path(folder), describe(folder, Path(folder)), config)
 
 
-def start(folder: Path, card: ModelCard, config: ServingConfig, host: str, port: int) -> None:
-    """Starts the application and returns once it answers.
+def start(folder: Path, card: ModelCard, config: ServingConfig, host: str, port: int) -> float:
+    """Starts the application and returns once it answers: when it was deployed, by which `stop` knows it.
 
     Raises:
         UserError: if this machine has no room for the replicas; a cluster may still grow.
@@ -143,6 +143,8 @@ def start(folder: Path, card: ModelCard, config: ServingConfig, host: str, port:
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # the caller says what there is to know
     serve.start(http_options={"host": host, "port": port}, logging_config={"log_level": "WARNING"})
     serve.run(application(folder, card, config), name=APP)
+    deployed_s: float = serve.status().applications[APP].last_deployed_time_s
+    return deployed_s
 
 
 def require_unserved() -> None:
@@ -157,10 +159,16 @@ def require_unserved() -> None:
         )
 
 
-def stop() -> None:
-    """Takes the application away; on a cluster that is not ours nothing but it, and Serve if it was the last one."""
+def stop(deployed_s: float | None) -> None:
+    """Takes the application away; on a cluster that is not ours nothing but it, and Serve if it was the last one.
+
+    Args:
+        deployed_s: what `start` returned: one that has been deployed in its place since stays. None if it never did.
+    """
     with suppress(RayServeException):  # stopped before Serve had started
-        serve.delete(APP)
+        served = serve.status().applications.get(APP)
+        if served and deployed_s in (None, served.last_deployed_time_s):
+            serve.delete(APP)
         if ray_cluster() and not serve.status().applications:
             serve.shutdown()
     ray.shutdown()  # ends a Ray that was started for us, and leaves any other

@@ -203,3 +203,15 @@ def test_what_a_cluster_serves_already_is_not_replaced_unasked(monkeypatch: pyte
         deployment.require_unserved()
     monkeypatch.delenv("RAY_ADDRESS")
     deployment.require_unserved()  # this machine's own Ray
+
+
+@pytest.mark.parametrize(("deployed_s", "gone"), [(SERVED.last_deployed_time_s, True), (1.0, False), (None, True)])
+def test_what_took_the_place_of_ours_stays(
+    deployed_s: float | None, gone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deleted: list[str] = []
+    monkeypatch.setattr(deployment.serve, "status", lambda: ServeStatus(applications={deployment.APP: SERVED}))
+    monkeypatch.setattr(deployment.serve, "delete", deleted.append)
+    monkeypatch.setattr(deployment.ray, "shutdown", lambda: None)
+    deployment.stop(deployed_s)
+    assert deleted == [deployment.APP] * gone
