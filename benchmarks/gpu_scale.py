@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -21,10 +20,12 @@ from dataclasses import asdict, dataclass
 import torch
 from documents import RESULTS, write_section
 from environment import machine
+from torch import nn
 
-from flows.estimates import Lengths
-from magic141.accelerator import finish_gpu_work, give_back_freed_memory
+from flows.estimates import InputSizes
+from magic141.accelerator import give_back_freed_memory
 from magic141.config import PipelineConfig, load_config
+from magic141.evaluation.performance import Usage, measure, weight_megabytes
 from magic141.models.adapters import add_lora
 from magic141.models.transformer import (
     Conditioning,
@@ -38,7 +39,6 @@ from magic141.quantization import quantize_linear_layers
 from magic141.training.engine import autocast
 from magic141.training.memory import activation_bytes
 
-GIB = 2**30
 NUM_WARM, NUM_TIMED = 1, 3
 
 
@@ -49,8 +49,8 @@ class Row:
     Attributes:
         what: the pass.
         seconds: wall time.
-        weights_gb: GiB before it: the network's weights.
-        peak_gb: GiB at its peak.
+        weights_gb: GiB of the network's weights.
+        added_gb: GiB that the pass takes beside them, at its peak.
         tflops: tera-operations in a second, of matrix products and attention; none where they are not counted.
         note: what else is to be said; of a pass that did not fit, only this.
     """
@@ -58,7 +58,7 @@ class Row:
     what: str
     seconds: float | None = None
     weights_gb: float | None = None
-    peak_gb: float | None = None
+    added_gb: float | None = None
     tflops: float | None = None
     note: str = ""
 
@@ -68,8 +68,8 @@ class Scale:
 
     def __init__(self, config: PipelineConfig, device: torch.device, attention: str | None) -> None:
         self.config, self.device, self.attention = config, device, attention
-        self.lengths = Lengths.of(config)
-        self.num_tokens = self.lengths.num_tokens(config, image_condition=True)
+        self.sizes = InputSizes.of(config)
+        self.num_tokens = self.sizes.num_tokens(config, image_condition=True)
 
     def rows(self) -> Iterator[Row]:
         """All of them, each network gone before the next is built."""
@@ -82,11 +82,11 @@ class Scale:
         """One network evaluation for one window, without gradients; then the same with int8 weights."""
         network = self._network(torch.bfloat16).requires_grad_(False)
         call = self._evaluation(network)
-        yield self._measured("evaluation, bf16 weights", call, self._operations())
+        yield self._measured("evaluation, bf16 weights", network, call, self._operations())
         with self.device:
             quantize_linear_layers(network, self.config.quantize.exclude)
         give_back_freed_memory()
-        yield self._measured("evaluation, int8 weights", call, self._operations())
+        yield self._measured("evaluation, int8 weights", network, call, self._operations())
 
     def training_pass(self) -> Iterator[Row]:
         """Forward and backward through every block, each computed again in the backward pass."""
@@ -103,11 +103,11 @@ class Scale:
         stage = self.config.distill_dmd2
         placement = stage.placement.model_copy(update={"gradient_checkpointing": True, "num_workers": 1})
         one = stage.model_copy(update={"placement": placement, "batch_size": 1, "precision": "bf16"})
-        calculated = activation_bytes(one, self.config.model, self.num_tokens) / GIB
+        calculated = activation_bytes(one, self.config.model, self.num_tokens) / 2**30
         # forward and forward again; backward, frozen weights take one product in place of two, attention five of them
         operations = self._operations(products=3.0, attention=2.0 + 2.5)
         note = f"activations by calculation: {calculated:.1f} GiB"
-        yield self._measured("training pass, checkpointed", step, operations, note)
+        yield self._measured("training pass, checkpointed", network, step, operations, note)
 
     def codec(self) -> Iterator[Row]:
         """A window's frames to latents, as on encoding workers, and back."""
@@ -118,15 +118,15 @@ class Scale:
             codec = VideoCodec(AutoencoderKLHunyuanVideo().to(self.device, torch.float16))
         data, num_frames = self.config.data, self.config.model.window_frames
         frames = torch.randint(0, 256, (1, num_frames, data.height, data.width, 3), dtype=torch.uint8)
-        latents = codec.encode_video(frames)
-        yield self._measured("codec, encode a window", lambda: codec.encode_video(frames))
-        yield self._measured("codec, decode a window", lambda: codec.decode_video(latents))
+        latents = torch.randn(self._latent_size(), device=self.device)
+        yield self._measured("codec, encode a window", codec.vae, lambda: codec.encode_video(frames))
+        yield self._measured("codec, decode a window", codec.vae, lambda: codec.decode_video(latents))
 
     def _network(self, dtype: torch.dtype) -> HunyuanVideoTransformer3DModel:
         give_back_freed_memory()
         torch.manual_seed(0)
         with self.device, default_dtype(dtype):
-            channels, text, pooled = self.lengths.channels, self.lengths.text_width, self.lengths.pooled_width
+            channels, text, pooled = self.sizes.channels, self.sizes.text_width, self.sizes.pooled_width
             network = build_transformer(self.config.model, channels, text, pooled, True, guidance_embeds=True)
             torch.nn.init.normal_(network.proj_out.weight, std=0.02)
         if self.attention:
@@ -134,12 +134,9 @@ class Scale:
         return network
 
     def _evaluation(self, network: HunyuanVideoTransformer3DModel) -> Callable[[], torch.Tensor]:
-        model, data = self.config.model, self.config.data
-        frames = (model.window_frames - 1) // self.config.temporal_factor + 1
-        size = (1, self.lengths.channels, frames, data.height // self.lengths.factor, data.width // self.lengths.factor)
         dtype = next(network.parameters()).dtype
-        x_t = torch.randn(size, device=self.device, dtype=dtype)
-        width, text, pooled = self.lengths.text_width, self.lengths.num_text(self.config), self.lengths.pooled_width
+        x_t = torch.randn(self._latent_size(), device=self.device, dtype=dtype)
+        width, text, pooled = self.sizes.text_width, self.sizes.num_text(self.config), self.sizes.pooled_width
         cond = Conditioning(
             torch.randn(1, text, width, device=self.device, dtype=dtype),
             None,
@@ -147,6 +144,12 @@ class Scale:
         )
         sigma, w = torch.full((1,), 0.5, device=self.device), torch.full((1,), 3.5, device=self.device)
         return lambda: velocity(network, x_t, sigma, cond, make_prefix(x_t, 1), w)
+
+    def _latent_size(self) -> tuple[int, ...]:
+        """Of one window, [1, C, T, h, w]."""
+        data, sizes = self.config.data, self.sizes
+        frames = (self.config.model.window_frames - 1) // self.config.temporal_factor + 1
+        return (1, sizes.channels, frames, data.height // sizes.factor, data.width // sizes.factor)
 
     def _operations(self, products: float = 1.0, attention: float = 1.0) -> float:
         """Of so many times a forward pass's matrix products and attention; a multiplication and an addition are two."""
@@ -156,33 +159,23 @@ class Scale:
         scores = num_blocks * 2 * self.num_tokens * width  # QK' and PV
         return 2.0 * self.num_tokens * (products * weights + attention * scores)
 
-    def _measured(self, what: str, call: Callable[[], object], operations: float = 0.0, note: str = "") -> Row:
+    def _measured(
+        self, what: str, model: nn.Module, call: Callable[[], object], operations: float = 0.0, note: str = ""
+    ) -> Row:
         give_back_freed_memory()
-        before = self._allocated()
-        grad = torch.enable_grad() if "training" in what else torch.no_grad()
         try:
-            with grad:
-                seconds = [self._timed(call) for _ in range(NUM_WARM + NUM_TIMED)][NUM_WARM:]
+            usages = [self._usage(call) for _ in range(NUM_WARM + NUM_TIMED)]
         except torch.OutOfMemoryError:
             return Row(what, note="does not fit")
-        median = statistics.median(seconds)
-        return Row(what, median, before, self._peak(), operations / median / 1e12 if operations else None, note)
+        seconds = statistics.median(usage.wall_s for usage in usages[NUM_WARM:])
+        added_gb = max(usage.added_memory_mb for usage in usages) / 1024
+        tflops = operations / seconds / 1e12 if operations else None
+        return Row(what, seconds, weight_megabytes(model) / 1024, added_gb, tflops, note)
 
-    def _timed(self, call: Callable[[], object]) -> float:
-        finish_gpu_work()
-        start = time.perf_counter()
-        call()
-        finish_gpu_work()
-        return time.perf_counter() - start
-
-    def _allocated(self) -> float | None:
-        if self.device.type != "cuda":
-            return None
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated() / GIB
-
-    def _peak(self) -> float | None:
-        return torch.cuda.max_memory_allocated() / GIB if self.device.type == "cuda" else None
+    def _usage(self, call: Callable[[], object]) -> Usage:
+        with measure() as usage:
+            call()
+        return usage
 
 
 @contextmanager
@@ -200,9 +193,9 @@ def table(rows: list[Row], scale: Scale) -> str:
     """Markdown."""
     where = torch.cuda.get_device_name(0) if scale.device.type == "cuda" else machine()
     head = f"`{scale.config.name}`, a window of {scale.num_tokens:,} tokens, {where}, torch {torch.__version__}:"
-    lines = [head, "", "| | seconds | weights GiB | peak GiB | TFLOP/s | |", "|---|--:|--:|--:|--:|---|"]
+    lines = [head, "", "| | seconds | weights GiB | beside them GiB | TFLOP/s | |", "|---|--:|--:|--:|--:|---|"]
     for row in rows:
-        figures = (row.seconds, row.weights_gb, row.peak_gb, row.tflops)
+        figures = (row.seconds, row.weights_gb, row.added_gb, row.tflops)
         cells = ("-" if figure is None else f"{figure:.3g}" if figure < 100 else f"{figure:.0f}" for figure in figures)
         lines.append(f"| {row.what} | {' | '.join(cells)} | {row.note} |")
     return "\n".join(lines)

@@ -100,15 +100,15 @@ def _same_size(record: Mapping[str, Any], training: TrainConfig | None, config: 
 
 
 def _calculated_gb(stage: str, config: PipelineConfig, training: TrainConfig) -> float:
-    lengths = Lengths.of(config)
+    sizes = InputSizes.of(config)
     i2v, guided = stage != "pretrain_t2v", stage.startswith("distill")
-    widths = (lengths.channels, lengths.text_width, lengths.pooled_width)
+    widths = (sizes.channels, sizes.text_width, sizes.pooled_width)
     states = state_bytes(training, num_parameters(config.model, *widths, i2v, guided))
-    return (states + activation_bytes(training, config.model, lengths.num_tokens(config, i2v))) / 2**30
+    return (states + activation_bytes(training, config.model, sizes.num_tokens(config, i2v))) / 2**30
 
 
 @dataclass(frozen=True)
-class Lengths:
+class InputSizes:
     """What codec and encoders give the network, from the config alone.
 
     Attributes:
@@ -124,7 +124,7 @@ class Lengths:
     pooled_width: int
 
     @classmethod
-    def of(cls, config: PipelineConfig) -> Lengths:
+    def of(cls, config: PipelineConfig) -> InputSizes:
         """Of a config."""
         codec, encoder = config.data.codec, config.data.encoder
         pca = codec.kind == "pca"

@@ -49,17 +49,6 @@ def measure() -> Iterator[Usage]:
         usage.added_memory_mb = memory.stop()
 
 
-@contextmanager
-def cpu_threads(num: int) -> Iterator[None]:
-    """Runs the block with `num` CPU threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(num)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def weight_megabytes(model: nn.Module) -> float:
     """MiB of parameters and buffers as they are stored."""
     tensors = [*model.parameters(), *model.buffers()]

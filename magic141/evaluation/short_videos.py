@@ -18,13 +18,13 @@ from magic141.data.sheets import contact_sheet
 from magic141.evaluation.media import first_clips, save_video
 from magic141.evaluation.performance import (
     Usage,
-    cpu_threads,
     measure,
     weight_megabytes,
 )
 from magic141.evaluation.suite import Conditions, clip_conditions
 from magic141.evaluation.variants import Variant
 from magic141.evaluation.workload import NUM_KNOWN, Advance, Workload
+from magic141.models.device import cpu_threads
 from magic141.models.generator import VideoGenerator
 
 

@@ -1,7 +1,9 @@
-"""Where networks are sampled, and that large ones are not sampled where it would take days."""
+"""Where networks are run and by how many threads, and that large ones are not sampled where it would take days."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -15,6 +17,17 @@ MAX_CPU_PARAMETERS = 1e9
 def sampling_device() -> torch.device:
     """The GPU of this process, if it sees one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def cpu_threads(num: int) -> Iterator[None]:
+    """Runs the block with `num` CPU threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(num)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def refuse_days_on_cpu(transformer: Path, device: torch.device, remedy: str) -> None:
