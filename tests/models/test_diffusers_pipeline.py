@@ -88,5 +88,5 @@ def test_the_documented_lines_sample_a_published_student_as_it_was_trained(
     exec(code, names)
     pipeline = names["pipeline"]
     assert [frame.size for frame in names["video"]] == [(32, 32)] * (13 - 4)
-    torch.testing.assert_close(pipeline.scheduler.sigmas, sigma_grid(4, 5.0))
+    torch.testing.assert_close(pipeline.scheduler.sigmas.cpu(), sigma_grid(4, 5.0))
     assert pipeline.guidance_scale == names["info"].guidance_scale

@@ -18,6 +18,7 @@ from tests.tracking.made import make_artifact
 
 
 def test_looking_for_results_creates_no_experiment(tracker: Tracker) -> None:
+    make_artifact(tracker, "train", "key-0")
     looking = Tracker(tracker.workspace, "a typo")
     assert looking.records("train", limit=1) == []
     assert looking.close_stale() == 0
