@@ -58,12 +58,15 @@ class DeepSpeedEngine:
         self._engine.backward(loss)
 
     def step(self) -> float:
-        """Average, clip, update: DeepSpeed does all three."""
+        """Average, clip, update: DeepSpeed does all three; a gradient that is not finite updates nothing."""
         rate = self._config.learning_rate * learning_rate_factor(self.num_updates, self._num_steps, self._config)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
         norm = self._unsplit_norm() if self._context.placement.zero_stage == 0 else None
-        self._engine.step()
+        if norm is None or torch.isfinite(norm):  # without splitting DeepSpeed would take the step all the same
+            self._engine.step()
+        else:
+            self._engine.zero_grad()
         self.num_updates += 1
         return float(self._engine.get_global_grad_norm() if norm is None else norm)
 
