@@ -1,4 +1,4 @@
-"""Seconds and memory of the 13B network on one GPU: evaluations, int8 weights, a training pass, the video codec.
+"""Seconds and memory of the 13B network on one GPU: attention, evaluations, int8 weights, a training pass, the codec.
 
     python benchmarks/gpu_scale.py --write-docs                                # a GPU of 140 GB for all rows
     python benchmarks/gpu_scale.py --config configs/demo.yaml --device cpu     # the same passes, small
@@ -16,11 +16,13 @@ import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 from documents import RESULTS, write_section
 from environment import machine
 from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from flows.estimates import InputSizes
 from magic141.accelerator import give_back_freed_memory
@@ -38,8 +40,10 @@ from magic141.models.vae import VideoCodec
 from magic141.quantization import quantize_linear_layers
 from magic141.training.engine import autocast
 from magic141.training.memory import activation_bytes
+from magic141.training.operations import EVALUATION, Passes, num_operations
 
-NUM_WARM, NUM_TIMED = 1, 3
+NUM_PASSES = 4  # the first of them warms up
+ENOUGH_S = 20.0  # what has taken so long is not repeated; to warm up matters little to it
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Row:
     Attributes:
         what: the pass.
         seconds: wall time.
-        weights_gb: GiB of the network's weights.
+        weights_gb: GiB of the network's weights, where there is one.
         added_gb: GiB that the pass takes beside them, at its peak.
         tflops: tera-operations in a second, of matrix products and attention; none where they are not counted.
         note: what else is to be said; of a pass that did not fit, only this.
@@ -73,10 +77,22 @@ class Scale:
 
     def rows(self) -> Iterator[Row]:
         """All of them, each network gone before the next is built."""
+        yield from self.block_attention()
         yield from self.evaluations()
         yield from self.training_pass()
         if self.config.data.codec.kind == "hunyuan":
             yield from self.codec()
+
+    def block_attention(self) -> Iterator[Row]:
+        """Attention of one block alone, and with a mask that leaves nothing out."""
+        model = self.config.model
+        shape = (3, 1, model.num_attention_heads, self.num_tokens, model.attention_head_dim)
+        query, key, value = torch.randn(shape, device=self.device, dtype=torch.bfloat16)
+        ones = torch.ones(1, 1, 1, self.num_tokens, device=self.device, dtype=torch.bool)
+        operations = self._operations(Passes(0, 1)) / (model.num_layers + model.num_single_layers)
+        for what, mask in (("attention of one block", None), ("the same with a mask", ones)):
+            call = partial(scaled_dot_product_attention, query, key, value, mask)
+            yield self._measured(what, None, call, operations)
 
     def evaluations(self) -> Iterator[Row]:
         """One network evaluation for one window, without gradients; then the same with int8 weights."""
@@ -104,8 +120,7 @@ class Scale:
         placement = stage.placement.model_copy(update={"gradient_checkpointing": True, "num_workers": 1})
         one = stage.model_copy(update={"placement": placement, "batch_size": 1, "precision": "bf16"})
         calculated = activation_bytes(one, self.config.model, self.num_tokens) / 2**30
-        # forward and forward again; backward, frozen weights take one product in place of two, attention five of them
-        operations = self._operations(products=3.0, attention=2.0 + 2.5)
+        operations = self._operations(Passes.training(checkpointing=True, frozen=True))
         note = f"activations by calculation: {calculated:.1f} GiB"
         yield self._measured("training pass, checkpointed", network, step, operations, note)
 
@@ -151,31 +166,30 @@ class Scale:
         frames = (self.config.model.window_frames - 1) // self.config.temporal_factor + 1
         return (1, sizes.channels, frames, data.height // sizes.factor, data.width // sizes.factor)
 
-    def _operations(self, products: float = 1.0, attention: float = 1.0) -> float:
-        """Of so many times a forward pass's matrix products and attention; a multiplication and an addition are two."""
-        model, num_blocks = self.config.model, self.config.model.num_layers + self.config.model.num_single_layers
-        width = model.num_attention_heads * model.attention_head_dim
-        weights = num_blocks * (4 + 2 * model.mlp_ratio) * width**2
-        scores = num_blocks * 2 * self.num_tokens * width  # QK' and PV
-        return 2.0 * self.num_tokens * (products * weights + attention * scores)
+    def _operations(self, passes: Passes = EVALUATION) -> float:
+        return num_operations(passes, self.config.model, self.num_tokens)
 
     def _measured(
-        self, what: str, model: nn.Module, call: Callable[[], object], operations: float = 0.0, note: str = ""
+        self, what: str, model: nn.Module | None, call: Callable[[], object], operations: float = 0.0, note: str = ""
     ) -> Row:
         give_back_freed_memory()
         try:
-            usages = [self._usage(call) for _ in range(NUM_WARM + NUM_TIMED)]
+            usages = self._usages(call)
         except torch.OutOfMemoryError:
             return Row(what, note="does not fit")
-        seconds = statistics.median(usage.wall_s for usage in usages[NUM_WARM:])
+        seconds = statistics.median(usage.wall_s for usage in usages[1:] or usages)
         added_gb = max(usage.added_memory_mb for usage in usages) / 1024
         tflops = operations / seconds / 1e12 if operations else None
-        return Row(what, seconds, weight_megabytes(model) / 1024, added_gb, tflops, note)
+        weights_gb = weight_megabytes(model) / 1024 if model else None
+        return Row(what, seconds, weights_gb, added_gb, tflops, note)
 
-    def _usage(self, call: Callable[[], object]) -> Usage:
-        with measure() as usage:
-            call()
-        return usage
+    def _usages(self, call: Callable[[], object]) -> list[Usage]:
+        usages: list[Usage] = []
+        while len(usages) < NUM_PASSES and sum(usage.wall_s for usage in usages) < ENOUGH_S:
+            with measure() as usage:
+                call()
+            usages.append(usage)
+        return usages
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What a stage will ask for: workers, time from earlier runs of it, memory from those or from its networks' sizes."""
+"""What a stage will ask for: workers, and time and memory from earlier runs of it or from its networks' sizes."""
 
 from __future__ import annotations
 
@@ -8,14 +8,19 @@ from typing import Any
 
 from magic141.config import PipelineConfig
 from magic141.config_checks import TRAINING_SECTIONS
+from magic141.evaluation.config import GenerateConfig
+from magic141.evaluation.variants import list_variants, long_video_variants
 from magic141.models.size import num_parameters
 from magic141.tracking import Tracker
 from magic141.training.config import PlacementConfig, TrainConfig
+from magic141.training.dmd2_config import Dmd2Config
 from magic141.training.memory import activation_bytes, state_bytes
+from magic141.training.operations import EVALUATION, num_operations, passes_per_update
 
 HUNYUAN_CHANNELS, HUNYUAN_TEXT, HUNYUAN_POOLED = 16, 4096, 768
 HUNYUAN_SPATIAL_FACTOR = 8
 IMAGE_TOKENS = {"tiny": (32 // 8) ** 2, "hunyuan": (336 // 14) ** 2}  # (side // patch) ** 2, before the stride
+GPU_OPERATIONS_PER_S = 450e12  # of the 13B network in bf16 on an H200: docs/results.md
 HERE = "this process"
 
 
@@ -26,7 +31,9 @@ class Estimate:
     Attributes:
         resources: in words.
         num_gpus: over all workers.
-        seconds: as long as its newest run took, in proportion to the steps; None if it never ran here.
+        seconds: as long as its newest run took, in proportion to the steps; of one that never ran here, what its
+            arithmetic takes on its GPUs; None without any.
+        timed: whether an earlier run says so.
         memory_gb: per worker; None where nothing is known.
         measured: whether that was measured in the newest run; else it is weights, gradients, optimizer states and
             activations by calculation.
@@ -35,6 +42,7 @@ class Estimate:
     resources: str
     num_gpus: float
     seconds: float | None
+    timed: bool
     memory_gb: float | None
     measured: bool
 
@@ -48,7 +56,10 @@ def estimate(stage: str, config: PipelineConfig, tracker: Tracker | None) -> Est
     measured = _measured_gb(record)
     calculated = None if training is None or training.num_steps == 0 else _calculated_gb(stage, config, training)
     memory = measured if measured is not None and _same_size(record, training, config) else calculated
-    return Estimate(resources, num_gpus, _seconds(record, training), memory, memory is not None and memory is measured)
+    taken = _seconds(record, training)
+    seconds = _gpu_seconds(stage, config, num_gpus) if taken is None else taken
+    known = memory is not None and memory is measured
+    return Estimate(resources, num_gpus, seconds, taken is not None, memory, known)
 
 
 def _resources(stage: str, config: PipelineConfig) -> tuple[str, float]:
@@ -78,6 +89,35 @@ def _seconds(record: Mapping[str, Any], training: TrainConfig | None) -> float |
     if seconds is None or training is None or not steps:
         return seconds
     return float(seconds) * training.num_steps / float(steps)
+
+
+def _gpu_seconds(stage: str, config: PipelineConfig, num_gpus: float) -> float | None:
+    """Of a stage's arithmetic alone: reading, talking and validating come on top."""
+    if num_gpus == 0 or stage == "prepare_data":
+        return None
+    if stage == "generate":
+        shapes = config.data.source == "shapes"
+        passes = EVALUATION * _num_evaluations(config.generate, config.distill_dmd2, has_ground_truth=shapes)
+    else:
+        training = getattr(config, stage)
+        if training.precision != "bf16":
+            return None
+        passes = passes_per_update(training) * (training.num_steps * training.batch_size)
+    tokens = InputSizes.of(config).num_tokens(config, image_condition=stage != "pretrain_t2v")
+    return num_operations(passes, config.model, tokens) / num_gpus / GPU_OPERATIONS_PER_S
+
+
+def _num_evaluations(config: GenerateConfig, dmd2: Dmd2Config, has_ground_truth: bool) -> int:
+    """Of all clips by all variants; clips without ground truth are not continued from their middle."""
+    clips = config.num_exact_clips + len(config.prompts or range(config.num_prompts)) * config.num_seeds
+    if has_ground_truth:
+        clips += min(config.num_continuation_clips, config.num_exact_clips)
+    windows = config.long_video_windows * config.long_video_clips
+    short, long = (
+        sum(variant.nfe for variant in variants)
+        for variants in (list_variants(config, dmd2), long_video_variants(config, dmd2))
+    )
+    return short * clips + long * windows
 
 
 def _measured_gb(record: Mapping[str, Any]) -> float | None:

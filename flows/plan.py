@@ -166,9 +166,15 @@ def as_table(rows: Sequence[PlannedStage]) -> Table:
     table.add_column("asks for")
     for row in rows:
         wants = row.estimate
-        time = _duration(wants.seconds) if wants and wants.seconds is not None else ""
-        table.add_row(row.stage, _SHOWN[row.action], row.why, time, _wishes(wants) if wants else "")
+        table.add_row(row.stage, _SHOWN[row.action], row.why, *((_time(wants), _wishes(wants)) if wants else ()))
     return table
+
+
+def _time(wants: Estimate) -> str:
+    """How long it takes; '~' before what is calculated."""
+    if wants.seconds is None:
+        return ""
+    return f"{'' if wants.timed else '~ '}{_duration(wants.seconds)}"
 
 
 def _wishes(wants: Estimate) -> str:

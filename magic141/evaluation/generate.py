@@ -11,9 +11,10 @@ from magic141.accelerator import give_back_freed_memory
 from magic141.artifacts import StageLog
 from magic141.evaluation.config import GenerateConfig
 from magic141.evaluation.long_videos import write_windows
+from magic141.evaluation.model_folders import ModelFolders
 from magic141.evaluation.pieces import Piece, list_pieces, make_pieces
 from magic141.evaluation.ray_launch import make_on_ray
-from magic141.evaluation.variants import ModelFolders, list_variants, long_video_variants
+from magic141.evaluation.variants import list_variants, long_video_variants
 from magic141.evaluation.workload import Workload, prepare_workload, write_conditions
 from magic141.models.config import TransformerConfig
 from magic141.models.device import cpu_threads

@@ -13,8 +13,9 @@ import torch
 
 from magic141.artifacts import StageLog
 from magic141.evaluation.long_videos import long_evaluations, run_long, show_long
+from magic141.evaluation.model_folders import ModelFolders
 from magic141.evaluation.short_videos import run_short, short_evaluations, show_short
-from magic141.evaluation.variants import ModelFolders, Variant
+from magic141.evaluation.variants import Variant
 from magic141.evaluation.workload import Advance, Workload
 from magic141.models.device import cpu_threads
 from magic141.publication import link_or_copy, publish, staging

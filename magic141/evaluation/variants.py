@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal
 
 from magic141.evaluation.config import GenerateConfig
-from magic141.models.device import refuse_days_on_cpu, sampling_device
-from magic141.models.generator import VideoGenerator
-from magic141.models.text_embedding import TextEmbedding
-from magic141.models.transformer import load_transformer, sampling_dtype
-from magic141.quantization import load_quantized
 from magic141.training.dmd2_config import Dmd2Config
+
+if TYPE_CHECKING:
+    from magic141.models.generator import VideoGenerator
+    from magic141.models.text_embedding import TextEmbedding
 
 ModelName = Literal["teacher", "cfg", "student", "int8"]
 IN_CHAIN = {  # model: name, label and approach of its variants in the student's chain
@@ -45,6 +41,8 @@ class Variant:
 
     def generator(self, model: Any, null_text: TextEmbedding, latent_frames: int) -> VideoGenerator:
         """The sampler of this variant around its network."""
+        from magic141.models.generator import VideoGenerator  # torch, which whoever only lists variants does without
+
         return VideoGenerator(
             model=model,
             null_text=null_text,
@@ -55,33 +53,6 @@ class Variant:
             guidance=self.guidance,
             sampler=self.sampler,
         )
-
-
-@dataclass(frozen=True)
-class ModelFolders:
-    """Artifacts of the stages whose models are compared."""
-
-    teacher: Path
-    cfg: Path
-    student: Path
-    int8: Path
-
-    def refuse_days_on_cpu(self, config: GenerateConfig) -> None:
-        """Stops before a network is loaded that is too large for a CPU, where there is no GPU.
-
-        Raises:
-            UserError: it is, and generate.allow_cpu is false.
-        """
-        remedy = "run the flow on a node with a GPU, or set generate.allow_cpu=true and make the suite smaller"
-        for folder in () if config.allow_cpu else (self.teacher, self.cfg, self.student, self.int8):
-            refuse_days_on_cpu(folder / "transformer", sampling_device(), remedy)
-
-    def load(self, name: ModelName, device: torch.device) -> Any:
-        """The network, ready for sampling."""
-        folder: Path = getattr(self, name)
-        if name == "int8":
-            return load_quantized(folder).to(device).eval()
-        return load_transformer(folder / "transformer", sampling_dtype(device)).to(device).eval()
 
 
 def list_variants(config: GenerateConfig, dmd2: Dmd2Config) -> list[Variant]:

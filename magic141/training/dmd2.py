@@ -37,7 +37,7 @@ from magic141.training.dmd2_networks import (
 from magic141.training.dmd2_validation import Dmd2Validation
 from magic141.training.ema import Ema
 from magic141.training.engine import Engine, make_engine
-from magic141.training.exit_step import draw_exit_step, exit_shares
+from magic141.training.exit_step import draw_exit_step
 from magic141.training.objective import TrainContext
 from magic141.training.single import make_sampler
 
@@ -100,9 +100,6 @@ class Dmd2:
             continued_fraction=config.continued_fraction,
         )
         self.sampler = make_sampler(self.maker, config, context)
-        self.exit_shares = exit_shares(
-            config.num_inference_steps, config.final_exit_fraction, config.first_exit_fraction
-        )
         generator = build_generator(config, spec.teacher, spec.student, context.seed)
         # its engine first: only then may the host drop these weights, before the scores' are loaded beside them
         self.generator = make_engine(generator, config.optimizer, config.num_steps, config.precision, context)
@@ -156,7 +153,7 @@ class Dmd2:
     def draw(self, step: int) -> Drawn:
         """What is random about an update and the same on all ranks."""
         rng = step_generator(self.context.seed, step, _NO_RANK)
-        exit_step = draw_exit_step(self.exit_shares, rng)
+        exit_step = draw_exit_step(self.config.exit_shares, rng)
         return Drawn(exit_step, bool(torch.rand((), generator=rng) < self.config.own_frames_fraction))
 
     def update_fake(self, num_updates: int, rng: torch.Generator) -> dict[str, Tensor]:

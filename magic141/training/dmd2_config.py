@@ -111,6 +111,23 @@ class Dmd2Config(TrainConfig):
         0.0, ge=0, le=1, description="share of the updates whose continued clips go on from the student's own frames"
     )
 
+    @property
+    def exit_shares(self) -> tuple[float, ...]:
+        """Share of the updates that train each step of the chain, [num_inference_steps], together 1.
+
+        A fake score that is not told the exit knows one distribution, that of clips from all exits together. Those
+        that leave early are blurred; if all exits are as frequent, the last ones learn to be as much too contrasty.
+        The first step is also the whole chain of a student that is used at one step. Of two steps, the first has what
+        the last leaves.
+        """
+        num, first, last = self.num_inference_steps, self.first_exit_fraction, self.final_exit_fraction
+        if num == 1:
+            return (1.0,)
+        if first is None or num == 2:
+            first = (1 - last) / (num - 1)
+        between = (1 - last - first) / max(num - 2, 1)
+        return (first, *[between] * (num - 2), last)
+
     @model_validator(mode="after")
     def _possible(self) -> Dmd2Config:
         if self.num_inference_steps > self.schedule_steps:

@@ -1,12 +1,17 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from flows.estimates import IMAGE_TOKENS, Estimate, estimate
-from flows.plan import _wishes, make_plan
+from flows.estimates import IMAGE_TOKENS, Estimate, _num_evaluations, estimate
+from flows.plan import _time, _wishes, make_plan
 from magic141.config import load_config
+from magic141.evaluation.pieces import list_pieces
+from magic141.evaluation.variants import list_variants, long_video_variants
+from magic141.evaluation.workload import Workload
 from magic141.models.tiny_encoders import build_tiny_parts
 from tasks.pipeline import STAGES
+from tests.models.tiny import INFO
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 DEMO = CONFIGS / "demo.yaml"
@@ -53,4 +58,35 @@ def test_the_tiny_encoder_sees_as_many_image_tokens_as_the_estimate_says() -> No
     [(0.05, True, "51 MB each"), (2.34, False, "~ 2.3 GB each"), (186.4, False, "~ 186 GB each")],
 )
 def test_calculated_memory_is_marked(memory_gb: float, measured: bool, words: str) -> None:
-    assert _wishes(Estimate("2 x 1 GPU", 2, None, memory_gb, measured)) == f"2 x 1 GPU, {words}"
+    assert _wishes(Estimate("2 x 1 GPU", 2, None, False, memory_gb, measured)) == f"2 x 1 GPU, {words}"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "timed", "words"), [(None, False, ""), (70.0, True, "70 s"), (7200.0, False, "~ 2.0 h")]
+)
+def test_calculated_time_is_marked(seconds: float | None, timed: bool, words: str) -> None:
+    assert _time(Estimate("2 x 1 GPU", 2, seconds, timed, None, False)) == words
+
+
+def test_time_on_gpus_is_calculated_from_a_measured_pass_and_on_cpus_it_is_not() -> None:
+    config = load_config(CONFIGS / "hunyuan_13b.yaml")
+    stage = estimate("pretrain_i2v", config, None)
+    pass_s = 39.7  # docs/results.md, of a frozen base; an update also computes gradients for its weights
+    assert stage.seconds == pytest.approx(config.pretrain_i2v.num_steps * pass_s, rel=0.1)
+    assert not stage.timed
+    assert estimate("distill_dmd2", load_config(DEMO), None).seconds is None
+
+
+@pytest.mark.parametrize("source", ["shapes", "folder"])
+def test_the_evaluations_of_a_suite_are_counted_as_they_are_made(source: str, tmp_path: Path) -> None:
+    config = load_config(DEMO, [f"data.source={source}", f"data.path={tmp_path}", "generate.num_exact_clips=7"])
+    generate, info = config.generate, INFO.model_copy(update={"has_ground_truth": source == "shapes"})
+    nothing: Any = None
+    rows, long_rows = list(range(generate.num_exact_clips)), list(range(generate.long_video_clips))
+    prompts = ["a circle"] * generate.num_prompts
+    work = Workload(generate, info, tmp_path, rows, 5, prompts, [], nothing, long_rows, 0)
+    pieces = list_pieces(
+        list_variants(generate, config.distill_dmd2), long_video_variants(generate, config.distill_dmd2), tmp_path
+    )
+    counted = _num_evaluations(generate, config.distill_dmd2, has_ground_truth=source == "shapes")
+    assert counted == sum(piece.num_evaluations(work) for piece in pieces)

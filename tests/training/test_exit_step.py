@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from magic141.training.exit_step import draw_exit_step, exit_shares
+from magic141.training.dmd2_config import Dmd2Config
+from magic141.training.exit_step import draw_exit_step
 
 THIRD = 0.4 / 3
 
@@ -25,15 +26,16 @@ THIRD = 0.4 / 3
 def test_every_step_of_the_chain_is_left_as_often_as_its_share(
     num_steps: int, first: float | None, shares: list[float]
 ) -> None:
-    found = exit_shares(num_steps, 0.6, first)
-    torch.testing.assert_close(found, torch.tensor(shares))
+    config = Dmd2Config(num_inference_steps=num_steps, final_exit_fraction=0.6, first_exit_fraction=first)
+    found = config.exit_shares
+    assert found == pytest.approx(shares)
     generator = torch.Generator().manual_seed(0)
     drawn = torch.tensor([draw_exit_step(found, generator) for _ in range(4000)])
     counts = torch.bincount(drawn, minlength=num_steps) / len(drawn)
-    torch.testing.assert_close(counts, found, atol=0.03, rtol=0)
+    torch.testing.assert_close(counts, torch.tensor(found), atol=0.03, rtol=0)
 
 
 def test_no_draw_lies_beyond_the_chain() -> None:
-    rounded = torch.tensor([0.5, 0.4999999])  # together a little less than any number that may be drawn
+    rounded = (0.5, 0.4999999)  # together a little less than any number that may be drawn
     generator = torch.Generator().manual_seed(1)
     assert {draw_exit_step(rounded, generator) for _ in range(100)} == {0, 1}

@@ -1,0 +1,42 @@
+"""The networks that are compared, from where their stages left them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from magic141.evaluation.config import GenerateConfig
+from magic141.evaluation.variants import ModelName
+from magic141.models.device import refuse_days_on_cpu, sampling_device
+from magic141.models.transformer import load_transformer, sampling_dtype
+from magic141.quantization import load_quantized
+
+
+@dataclass(frozen=True)
+class ModelFolders:
+    """Artifacts of the stages whose models are compared."""
+
+    teacher: Path
+    cfg: Path
+    student: Path
+    int8: Path
+
+    def refuse_days_on_cpu(self, config: GenerateConfig) -> None:
+        """Stops before a network is loaded that is too large for a CPU, where there is no GPU.
+
+        Raises:
+            UserError: it is, and generate.allow_cpu is false.
+        """
+        remedy = "run the flow on a node with a GPU, or set generate.allow_cpu=true and make the suite smaller"
+        for folder in () if config.allow_cpu else (self.teacher, self.cfg, self.student, self.int8):
+            refuse_days_on_cpu(folder / "transformer", sampling_device(), remedy)
+
+    def load(self, name: ModelName, device: torch.device) -> Any:
+        """The network, ready for sampling."""
+        folder: Path = getattr(self, name)
+        if name == "int8":
+            return load_quantized(folder).to(device).eval()
+        return load_transformer(folder / "transformer", sampling_dtype(device)).to(device).eval()

@@ -1,0 +1,87 @@
+"""Arithmetic of training updates, before anything is built: matrix products and attention, nearly all there is of it.
+
+An operation is a multiplication or an addition. Validations, the exports and the optimizers are not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Self
+
+from magic141.models.config import TransformerConfig
+from magic141.training.config import CfgDistillationConfig, PlacementConfig, TrainConfig
+from magic141.training.dmd2_config import Dmd2Config
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Work on one clip, in forward passes.
+
+    Attributes:
+        products: of the layers' matrix products, so many forward passes' worth.
+        attention: of attention.
+    """
+
+    products: float
+    attention: float
+
+    def __add__(self, other: Passes) -> Passes:
+        return Passes(self.products + other.products, self.attention + other.attention)
+
+    def __mul__(self, times: float) -> Passes:
+        return Passes(self.products * times, self.attention * times)
+
+    @classmethod
+    def training(cls, checkpointing: bool, frozen: bool = False) -> Self:
+        """Forward and backward through all blocks.
+
+        The backward pass takes a product for every layer's input and one for its weight, unless that is frozen under a
+        low-rank branch; of attention it takes five in place of two, as fused kernels compute the scores again. With
+        checkpointing the whole forward pass comes twice.
+        """
+        again = 1 if checkpointing else 0
+        return cls(1 + again + (1 if frozen else 2), 1 + again + 5 / 2)
+
+
+EVALUATION = Passes(1, 1)
+
+
+def num_operations(passes: Passes, model: TransformerConfig, num_tokens: int) -> float:
+    """Of `passes` over one clip of `num_tokens` tokens, with its text."""
+    width, num_blocks = model.num_attention_heads * model.attention_head_dim, model.num_layers + model.num_single_layers
+    weights = num_blocks * (4 + 2 * model.mlp_ratio) * width**2
+    scores = num_blocks * 2 * num_tokens * width  # QK' and PV
+    return 2.0 * num_tokens * (passes.products * weights + passes.attention * scores)
+
+
+def passes_per_update(config: TrainConfig) -> Passes:
+    """What an update of a training stage takes for every clip of its batch."""
+    return sum(_parts(config), Passes(0, 0))
+
+
+def _parts(config: TrainConfig) -> Iterator[Passes]:
+    checkpointing = config.placement.gradient_checkpointing
+    if isinstance(config, Dmd2Config):
+        yield from _dmd2(config, config.placement)
+        return
+    yield Passes.training(checkpointing)
+    if isinstance(config, CfgDistillationConfig):
+        yield EVALUATION * 2  # of the teacher
+
+
+def _dmd2(config: Dmd2Config, placement: PlacementConfig) -> Iterator[Passes]:
+    """The chain, the generator's own pass, both scores, and the fake score's updates."""
+    checkpointing = placement.gradient_checkpointing
+    fake = Passes.training(checkpointing, frozen=config.fake_score == "lora")
+    before_exit = sum(step * share for step, share in enumerate(config.exit_shares))
+    yield EVALUATION * ((before_exit if config.generator_input == "backward_simulation" else 0) + 1)
+    yield EVALUATION * (config.own_frames_fraction * config.num_inference_steps)
+    yield Passes.training(checkpointing, frozen=config.generator_lora_rank > 0)
+    guided = config.student_guidance_range is not None or config.real_guidance_scale != 1
+    yield EVALUATION * (2 if config.real_score == "teacher" and guided else 1)  # the real score
+    yield EVALUATION  # the fake one
+    yield fake * config.fake_updates_per_step
+    if config.adversarial_weight > 0:
+        yield fake * (2 * config.fake_updates_per_step)  # real and generated clips
+        yield Passes.training(checkpointing, frozen=True)
