@@ -23,7 +23,7 @@ from magic141.frozen import UserError
 from magic141.models.device import cpu_threads, sampling_device
 from magic141.retrieval.config import ClipConfig
 
-CONTEXT_TOKENS = 32
+MAX_CONTEXT_TOKENS = 32
 MAX_IMAGE_SIZE = 64
 MAX_LOGIT_SCALE = 100.0
 EMBED_BATCH = 256
@@ -77,7 +77,8 @@ class ClipEmbedder:
             return load_pretrained(record["model"], record["pretrained"])
         model = open_clip.CLIP(**record["architecture"])
         model.load_state_dict(load_file(folder / "model.safetensors"))
-        return cls(model, _tokenizer(), _tiny_preprocessing(record["architecture"]["vision_cfg"]["image_size"]))
+        vision, text = record["architecture"]["vision_cfg"], record["architecture"]["text_cfg"]
+        return cls(model, _tokenizer(text["context_length"]), _tiny_preprocessing(vision["image_size"]))
 
     @torch.no_grad()
     def embed_images(self, images: Images) -> Embeddings:
@@ -108,11 +109,13 @@ def build_clip(config: ClipConfig, data: Path, out: Path, log: StageLog, seed: i
         return
     dataset = ClipDataset.open(data, "train")
     size = min(MAX_IMAGE_SIZE, *(side // 8 * 8 for side in dataset.first_frame.shape[1:3]))
-    architecture = tiny_architecture(config.embed_dim, size)
+    captions = Captions.of(dataset.captions)
+    architecture = tiny_architecture(config.embed_dim, size, captions.tokens.shape[1])
     torch.manual_seed(seed)
     model = open_clip.CLIP(**architecture)
+    images = torch.cat([_tiny_preprocessing(size)(batch) for batch in _batches(dataset.first_frame)])
     with cpu_threads(1):  # of so small a model: two take a fifth longer
-        loss = _train(model, config, dataset, _tiny_preprocessing(size), log, seed)
+        loss = _train(model, config, images, captions, log, seed)
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, out / "model.safetensors")
     num_parameters = sum(p.numel() for p in model.parameters())
     _write(out, {"kind": "train", "architecture": architecture, "loss": loss, "num_parameters": num_parameters})
@@ -146,8 +149,27 @@ def load_pretrained(name: str, pretrained: str) -> ClipEmbedder:
     return ClipEmbedder(model.to(sampling_device()), open_clip.get_tokenizer(name), preprocessing)
 
 
-def tiny_architecture(embed_dim: int, image_size: int) -> dict[str, Any]:
-    """Arguments of `open_clip.CLIP`: two layers on each side, patches of 8 pixels."""
+@dataclass(frozen=True)
+class Captions:
+    """Tokens of the distinct captions [K, L], no longer than the longest, and for every caption its row [N].
+
+    What lies behind would cost most of a step, and a text that is longer than all of training is noise there.
+    """
+
+    tokens: Tensor
+    rows: Tensor
+
+    @classmethod
+    def of(cls, captions: Sequence[str]) -> Captions:
+        """Of a corpus."""
+        distinct = {caption: row for row, caption in enumerate(dict.fromkeys(captions))}
+        tokens = _tokenizer(MAX_CONTEXT_TOKENS)(list(distinct))
+        longest = int(tokens.argmax(1).max()) + 1  # the end of a text has the highest number
+        return cls(tokens[:, :longest], torch.tensor([distinct[caption] for caption in captions]))
+
+
+def tiny_architecture(embed_dim: int, image_size: int, context_length: int) -> dict[str, Any]:
+    """Arguments of `open_clip.CLIP`: two layers on each side, patches of 8 pixels, texts of `context_length` tokens."""
     heads = max(1, embed_dim // 32)
     vision = {
         "image_size": image_size,
@@ -156,7 +178,7 @@ def tiny_architecture(embed_dim: int, image_size: int) -> dict[str, Any]:
         "patch_size": 8,
         "head_width": embed_dim // heads,
     }
-    text = {"context_length": CONTEXT_TOKENS, "vocab_size": 49408, "width": embed_dim, "heads": heads, "layers": 2}
+    text = {"context_length": context_length, "vocab_size": 49408, "width": embed_dim, "heads": heads, "layers": 2}
     return {"embed_dim": embed_dim, "vision_cfg": vision, "text_cfg": text}
 
 
@@ -174,12 +196,8 @@ def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, same: Tensor)
     return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
 
 
-def _train(
-    model: Any, config: ClipConfig, dataset: ClipDataset, preprocessing: Preprocessing, log: StageLog, seed: int
-) -> float:
+def _train(model: Any, config: ClipConfig, images: Tensor, captions: Captions, log: StageLog, seed: int) -> float:
     """Trains in place; returns the mean loss of the last tenth of the steps."""
-    images = torch.cat([preprocessing(batch) for batch in _batches(dataset.first_frame)])
-    tokens, caption_index = _tokenize(dataset.captions)
     # fused: most of a step would be the update of open_clip's 49,408 words, of which captions have a few
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.num_steps)
@@ -188,8 +206,8 @@ def _train(
     with log.progress(config.num_steps, "step") as advance:
         for step in range(config.num_steps):
             pick = torch.randperm(len(images), generator=generator)[: config.batch_size]
-            index = caption_index[pick]
-            features = model(images[pick], tokens[index])
+            index = captions.rows[pick]
+            features = model(images[pick], captions.tokens[index])
             scale = features[2].clamp(max=MAX_LOGIT_SCALE)
             loss = contrastive_loss(features[0], features[1], scale, (index[:, None] == index[None]).float())
             optimizer.zero_grad()
@@ -203,14 +221,8 @@ def _train(
     return float(np.mean(losses[-max(1, len(losses) // 10) :]))
 
 
-def _tokenize(captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Tokens of the distinct captions [K, L], and for every caption its row [N]."""
-    rows = {caption: row for row, caption in enumerate(dict.fromkeys(captions))}
-    return _tokenizer()(list(rows)), torch.tensor([rows[caption] for caption in captions])
-
-
-def _tokenizer() -> Any:
-    return open_clip.SimpleTokenizer(context_length=CONTEXT_TOKENS)
+def _tokenizer(context_length: int) -> Any:
+    return open_clip.SimpleTokenizer(context_length=context_length)
 
 
 def _tiny_preprocessing(size: int) -> Preprocessing:

@@ -14,7 +14,7 @@ from magic141.artifacts import NullLog
 from magic141.data.rows import Rows
 from magic141.frozen import UserError
 from magic141.retrieval import clip
-from magic141.retrieval.clip import ClipEmbedder, Preprocessing, build_clip, contrastive_loss
+from magic141.retrieval.clip import Captions, ClipEmbedder, Preprocessing, build_clip, contrastive_loss
 from magic141.retrieval.config import ClipConfig, IndexConfig
 from magic141.retrieval.index import build_index, make_index, measure_recall
 from magic141.retrieval.prior import ImagePrior
@@ -60,6 +60,16 @@ def test_embeddings_are_unit_vectors_and_reload_alike(artifacts: dict[str, Path]
     np.testing.assert_array_equal(texts, second.embed_texts(["a red circle moves up", "a blue square"]))
     images = np.random.default_rng(0).integers(0, 255, (3, 40, 32, 3), np.uint8)
     assert first.embed_images(images).shape == (3, 64)
+
+
+def test_texts_are_as_long_as_the_longest_caption_and_longer_ones_are_cut(artifacts: dict[str, Path]) -> None:
+    captions = Captions.of(["a red circle", "a circle", "a red circle"])
+    assert captions.tokens.shape == (2, 1 + 3 + 1)  # begin, three words, end
+    assert captions.rows.tolist() == [0, 1, 0]
+    assert Captions.of(["a circle " * 40]).tokens.shape == (1, 32)
+    embedder = ClipEmbedder.load(artifacts["clip"])
+    longest = "a red circle " * 10
+    np.testing.assert_array_equal(embedder.embed_texts([longest]), embedder.embed_texts([f"{longest} and more"]))
 
 
 def test_images_are_read_a_batch_at_a_time_and_copied_nowhere(
