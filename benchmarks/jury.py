@@ -40,11 +40,11 @@ class Jury:
     latent_frames: int
 
     @classmethod
-    def open(cls, config: PipelineConfig, data: Path, num_clips: int) -> Self:
+    def open(cls, config: PipelineConfig, data: Path, num_clips: int, stream: int = STREAM) -> Self:
         """Draws and encodes `num_clips` clips with the codec and the encoders of the prepared corpus `data`."""
         latent_frames = (config.model.window_frames - 1) // load_info(data).temporal_factor + 1
         world = config.data.shapes.model_copy(update={"exact_fraction": 0.0})
-        rng = np.random.default_rng([config.seed, STREAM])
+        rng = np.random.default_rng([config.seed, stream])
         clips = [sample_clip(rng, world) for _ in range(num_clips)]
         height, width = config.data.height, config.data.width
         frames = torch.from_numpy(np.stack([render_clip(c, config.model.window_frames, height, width) for c in clips]))
