@@ -114,6 +114,7 @@ def sweep(
     variant: Annotated[str, typer.Option(help="row of the score table to compare")] = "student_4",
     set_: Overrides = None,
     until: Annotated[str, typer.Option(help="last stage to run; publish: each becomes the candidate, too")] = "report",
+    parallel: Annotated[int, typer.Option(min=1, help="members at once, each in a process of its own")] = 1,
     workspace: Workspace = None,
     debug: Debug = False,
 ) -> None:
@@ -128,7 +129,7 @@ def sweep(
             from flows.sweep import sweep as swept
 
             try:
-                outcome = swept(str(config.resolve()), vary, member, set_, until, variant)
+                outcome = swept(str(config.resolve()), vary, member, set_, until, variant, parallel)
             except SweepFailed as failed:
                 say_sweep(failed.outcome)
                 raise

@@ -5,24 +5,22 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from prefect import flow
 from prefect.artifacts import create_table_artifact
-from pydantic import Field
 
 from flows.comparison import read_run
 from flows.grid import Member, members_of, number_at
+from flows.members import MemberOutcome, MemberRun, run_members
 from flows.notify import notify
 from flows.orchestrated import flow_tags, run_link
-from flows.pipeline import pipeline
-from flows.resume import is_mistake, marking_resumable
-from flows.session import Outcome, closing, identity
+from flows.resume import marking_resumable
+from flows.session import closing, identity
 from magic141.config import PipelineConfig, load_config, missing_sources
 from magic141.evaluation.charts import Series, line_chart
-from magic141.evaluation.comparison import scores_in, write_comparison
+from magic141.evaluation.comparison import write_comparison
 from magic141.evaluation.scores import COSTS, EXACT, FRECHET, VBENCH, Dimension
 from magic141.evaluation.variants import list_variants
 from magic141.frozen import FrozenConfig, UserError
@@ -31,19 +29,7 @@ from magic141.urls import without_credentials
 from tasks.pipeline import stages_until
 
 NUM_VIDEOS = 6
-MAX_REASON_CHARS = 200
 CHARTED = (EXACT[0], EXACT[1], EXACT[5], FRECHET)
-
-
-class MemberOutcome(FrozenConfig):
-    """How a member ended: its settings, its run and scores, or what went wrong and whether that is to be corrected."""
-
-    label: str
-    run_id: str | None = None
-    scores: dict[str, float] = Field(default_factory=dict)
-    reused: tuple[str, ...] = ()
-    error: str | None = None
-    is_mistake: bool = False
 
 
 class SweepOutcome(FrozenConfig):
@@ -77,7 +63,7 @@ class SweepFailed(RuntimeError):
 
     def __str__(self) -> str:
         failed = self.outcome.failed
-        reasons = "; ".join(f"{member.label}: {_first_line(str(member.error))}" for member in failed)
+        reasons = "; ".join(f"{member.label}: {member.reason}" for member in failed)
         return without_credentials(f"{len(failed)} of {len(self.outcome.members)} members failed: {reasons}")
 
     def __repr__(self) -> str:  # what Prefect logs
@@ -92,6 +78,7 @@ def sweep(
     overrides: list[str] | None = None,
     until: str = "report",
     variant: str = "student_4",
+    parallel: int = 1,
 ) -> SweepOutcome:
     """Runs a config once per member; a member that fails does not stop the others.
 
@@ -100,13 +87,16 @@ def sweep(
         vary: `FIELD=VALUE,VALUE,…` each: every combination is a member.
         members: `FIELD=VALUE FIELD=VALUE …` each: one member.
         overrides: `a.b=c` for all members.
-        until: last stage to run; with `publish` every member becomes the candidate in its turn.
+        until: last stage to run; with `publish` every member becomes the candidate as it finishes.
         variant: row of the score table that is compared.
+        parallel: members at once, each in a process of its own; their workers have to fit onto the cluster or machine.
 
     Raises:
         SweepFailed: members failed, after all of them have had their turn and the comparison was published.
     """
     started = time.monotonic()
+    if parallel < 1:
+        raise UserError(f"parallel = {parallel}: expected at least 1 member at once; use --parallel 1")
     chosen = members_of(vary or (), members or ())
     configs = check_members(Path(config), chosen, overrides or ())
     if "evaluate" in (stage.name for stage in stages_until(until)):
@@ -115,8 +105,8 @@ def sweep(
     tracker = Tracker(first.home, first.experiment)
     run = tracker.start_parent(first.name, "sweep", identity(first) | flow_tags() | {"members": str(len(chosen))})
     with marking_resumable(), closing(run):
-        each = partial(_run_member, config, overrides or (), until, variant, run.run_id, tracker)
-        outcomes = [each(member) for member in chosen]
+        each = MemberRun(config, tuple(overrides or ()), until, variant, run.run_id)
+        outcomes = run_members(each, chosen, configs, parallel)
         _publish(run, tracker, chosen, configs, outcomes, variant)
         outcome = SweepOutcome(
             run_id=run.run_id,
@@ -152,28 +142,6 @@ def check_variant(variant: str, members: Sequence[Member], configs: Sequence[Pip
                 f"--variant {variant}: member {member.label} has no such variant; it has {', '.join(names)}; give one "
                 "that all members have"
             )
-
-
-def _run_member(
-    config: str,
-    overrides: Sequence[str],
-    until: str,
-    variant: str,
-    parent: str,
-    tracker: Tracker,
-    member: Member,
-) -> MemberOutcome:
-    try:
-        done: Outcome = pipeline(config, [*overrides, *member.overrides], until, None, parent)
-    except Exception as error:  # the stage's run holds the traceback; the other members go on
-        text = without_credentials(f"{type(error).__name__}: {error}")
-        return MemberOutcome(label=member.label, error=text, is_mistake=is_mistake(error))
-    scores = scores_in(tracker.get_run(done.run_id).data.metrics, variant)
-    return MemberOutcome(label=member.label, run_id=done.run_id, scores=scores, reused=done.reused)
-
-
-def _first_line(error: str) -> str:
-    return error.strip().partition("\n")[0][:MAX_REASON_CHARS]
 
 
 def _publish(

@@ -120,6 +120,16 @@ def test_changing_the_evaluation_repeats_only_evaluation_and_report(workspace: P
     assert changed.stages("✓") == ["evaluate", "report"]
 
 
+def test_members_of_a_sweep_run_at_once_in_processes_of_their_own(workspace: Path, completed: Finished) -> None:
+    swept = finish(workspace, "sweep", "configs/smoke.yaml", "--vary", "report.title=one,two", "--parallel", "2")
+    assert swept.code == 0, swept.output
+    assert swept.output.count(": finished, run ") == 2
+    (folder,) = (workspace / "sweeps").iterdir()
+    outputs = [log.read_text().splitlines() for log in sorted(folder.iterdir())]
+    made = [[line.split()[1] for line in lines if line.startswith("✓")] for lines in outputs]
+    assert made == [["report"], ["report"]]
+
+
 def test_every_score_is_a_value_or_says_why_it_is_missing(workspace: Path, completed: Finished) -> None:
     (file, *_) = (workspace / "artifacts" / "evaluate").glob("[!.]*/scores.json")
     scores = json.loads(file.read_text())

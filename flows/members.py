@@ -1,0 +1,170 @@
+"""Runs the members of a sweep: one after the other in this process, or several at once in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import Connection
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+from prefect.context import hydrated_context, serialize_context
+from prefect.utilities.callables import cloudpickle_wrapped_call
+from pydantic import Field
+
+from flows.grid import Member
+from flows.pipeline import pipeline
+from flows.resume import is_mistake
+from flows.session import Outcome
+from magic141.config import PipelineConfig
+from magic141.evaluation.comparison import scores_in
+from magic141.frozen import FrozenConfig
+from magic141.tracking import Tracker
+from magic141.urls import without_credentials
+from tasks.console import StageConsole
+
+MAX_REASON_CHARS = 200
+NAME = "sweep"
+STOPPING_S = 20.0
+
+
+class MemberOutcome(FrozenConfig):
+    """How a member ended: its settings, its run and scores, or what went wrong and whether that is to be corrected."""
+
+    label: str
+    run_id: str | None = None
+    scores: dict[str, float] = Field(default_factory=dict)
+    reused: tuple[str, ...] = ()
+    error: str | None = None
+    is_mistake: bool = False
+
+    @property
+    def reason(self) -> str:
+        """The first line of the error, not too long."""
+        return str(self.error).strip().partition("\n")[0][:MAX_REASON_CHARS]
+
+
+@dataclass(frozen=True)
+class MemberRun:
+    """What all members of a sweep have in common.
+
+    Attributes:
+        config: YAML file.
+        overrides: for all members.
+        until: last stage.
+        variant: whose scores are compared.
+        parent: MLflow run of the sweep.
+    """
+
+    config: str
+    overrides: tuple[str, ...]
+    until: str
+    variant: str
+    parent: str
+
+    def __call__(self, member: Member, values: PipelineConfig) -> MemberOutcome:
+        """A pipeline run with the member's settings, which `values` has; what it raises becomes the outcome."""
+        try:
+            done: Outcome = pipeline(self.config, [*self.overrides, *member.overrides], self.until, None, self.parent)
+        except Exception as error:  # the stage's run holds the traceback; the other members go on
+            text = without_credentials(f"{type(error).__name__}: {error}")
+            return MemberOutcome(label=member.label, error=text, is_mistake=is_mistake(error))
+        tracker = Tracker(values.home, values.experiment)
+        scores = scores_in(tracker.get_run(done.run_id).data.metrics, self.variant)
+        return MemberOutcome(label=member.label, run_id=done.run_id, scores=scores, reused=done.reused)
+
+
+def run_members(
+    run: MemberRun, members: Sequence[Member], configs: Sequence[PipelineConfig], num_parallel: int
+) -> list[MemberOutcome]:
+    """The outcomes, in the order of the members.
+
+    Several at once are processes of their own, as training seeds what is global in one, and write to a log file each.
+    What they share is computed by one of them, and the others wait for it.
+    """
+    if num_parallel == 1:
+        return [run(member, values) for member, values in zip(members, configs, strict=True)]
+    console = StageConsole()
+    folder = configs[0].home / "sweeps" / run.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    console.note(NAME, f"{len(members)} members, {num_parallel} at once; what they say: {folder}")
+    asides = [
+        Aside(run, member, values, folder / f"{number:03d}.log", serialize_context())
+        for number, (member, values) in enumerate(zip(members, configs, strict=True), 1)
+    ]
+    with ThreadPoolExecutor(num_parallel) as pool:
+        try:
+            return list(pool.map(lambda aside: aside.outcome(console), asides))
+        except BaseException:  # stopped: so are the members
+            pool.shutdown(wait=False, cancel_futures=True)
+            for aside in asides:
+                aside.stop()
+            raise
+
+
+class Aside:
+    """A member's run in a process of its own, under the sweep's flow run, with its output in a file."""
+
+    def __init__(
+        self, run: MemberRun, member: Member, values: PipelineConfig, log_file: Path, context: dict[str, Any]
+    ) -> None:
+        self.label, self.log_file = member.label, log_file
+        processes = get_context("spawn")
+        self._receiver, self._sender = processes.Pipe(duplex=False)
+        call = cloudpickle_wrapped_call(_run_under, context, run, member, values)  # a context is more than pickle takes
+        self._process = processes.Process(target=_run_here, args=(self._sender, call, log_file))
+
+    def outcome(self, console: StageConsole) -> MemberOutcome:
+        """Starts it and waits for its end, also a violent one."""
+        self._process.start()
+        self._sender.close()  # this process's end of it, so that the member's end is the last
+        console.note(NAME, f"{self.label}: started")
+        try:
+            made: MemberOutcome = pickle.loads(self._receiver.recv_bytes())
+        except EOFError:
+            self._process.join()
+            error = f"its process ended with exit code {self._process.exitcode}: see {self.log_file}"
+            made = MemberOutcome(label=self.label, error=error)
+        self._process.join()
+        if made.error:
+            console.failed(NAME, f"{self.label}: {made.reason}")
+        else:
+            console.note(NAME, f"{self.label}: finished, run {made.run_id}")
+        return made
+
+    def stop(self) -> None:
+        """Ends it as Ctrl-C would."""
+        if self._process.is_alive():
+            self._process.terminate()
+
+
+def _run_here(sender: Connection, call: Callable[[], bytes], log_file: Path) -> None:
+    """In the member's process."""
+    Thread(target=_end_with_sweep, daemon=True).start()
+    with log_file.open("ab") as log:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(log.fileno(), stream.fileno())
+    sender.send_bytes(call())
+
+
+def _end_with_sweep() -> None:
+    """Stops a member whose sweep was killed, and ends it if Prefect waits for a server that died with the sweep."""
+    sweep = parent_process()
+    assert sweep is not None
+    sweep.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(STOPPING_S)
+    os._exit(1)
+
+
+def _run_under(context: dict[str, Any], run: MemberRun, member: Member, values: PipelineConfig) -> MemberOutcome:
+    with hydrated_context(context):
+        return run(member, values)
