@@ -96,31 +96,31 @@ def run_members(
     folder = configs[0].home / "sweeps" / run.parent
     folder.mkdir(parents=True, exist_ok=True)
     console.note(NAME, f"{len(members)} members, {num_parallel} at once; what they say: {folder}")
-    asides = [
-        Aside(run, member, values, folder / f"{number:03d}.log", serialize_context())
+    processes = [
+        MemberProcess(run, member, values, folder / f"{number:03d}.log", serialize_context())
         for number, (member, values) in enumerate(zip(members, configs, strict=True), 1)
     ]
     with ThreadPoolExecutor(num_parallel) as pool:
         try:
-            return list(pool.map(lambda aside: aside.outcome(console), asides))
+            return list(pool.map(lambda process: process.outcome(console), processes))
         except BaseException:  # stopped: so are the members
             pool.shutdown(wait=False, cancel_futures=True)
-            for aside in asides:
-                aside.stop()
+            for process in processes:
+                process.stop()
             raise
 
 
-class Aside:
+class MemberProcess:
     """A member's run in a process of its own, under the sweep's flow run, with its output in a file."""
 
     def __init__(
         self, run: MemberRun, member: Member, values: PipelineConfig, log_file: Path, context: dict[str, Any]
     ) -> None:
         self.label, self.log_file = member.label, log_file
-        processes = get_context("spawn")
-        self._receiver, self._sender = processes.Pipe(duplex=False)
+        spawn = get_context("spawn")
+        self._receiver, self._sender = spawn.Pipe(duplex=False)
         call = cloudpickle_wrapped_call(_run_under, context, run, member, values)  # a context is more than pickle takes
-        self._process = processes.Process(target=_run_here, args=(self._sender, call, log_file))
+        self._process = spawn.Process(target=_run_here, args=(self._sender, call, log_file))
 
     def outcome(self, console: StageConsole) -> MemberOutcome:
         """Starts it and waits for its end, also a violent one."""
