@@ -32,7 +32,7 @@ from magic141.training.dmd2_config import Dmd2Config
 
 NUM_CLIPS = 512
 UNWATCHED = 10_000  # steps: the jury looks, once, at the end
-COLUMNS = ("motion", "direction", "iou", "background_psnr_db", "frechet")
+COLUMNS = ("motion", "direction", "iou", "background_psnr_db", "skew", "frechet")
 AS_CONFIGURED = "as configured"
 Figures = Mapping[str, Mapping[str, float]]  # row -> score -> value
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
 from multiprocessing import get_context
@@ -55,6 +56,14 @@ def as_scores(figures: dict[str, dict[str, float]]) -> Scores:
     return Scores({"variants": variants})
 
 
+def skew_table(found: Mapping[int, Mapping[str, Mapping[str, float]]]) -> str:
+    """How unevenly the two ways along an axis are taken, by seed."""
+    lines = ["| skew, by seed | " + " | ".join(VARIANTS) + " |", "|---|" + "--:|" * len(VARIANTS)]
+    for seed, figures in found.items():
+        lines.append(f"| {seed} | " + " | ".join(f"{figures[name]['skew']:.2f}" for name in VARIANTS) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Judges, prints and stores."""
     settle()
@@ -73,7 +82,7 @@ def main() -> None:
         found = {seed: {name: judged[seed, name].result() for name in VARIANTS} for seed in homes}
     head = f"Means over seeds {', '.join(map(str, homes))}, {NUM_CLIPS:,} fresh clips each:"
     verdicts = over_seeds([list(targets_of_clips(as_scores(figures))) for figures in found.values()])
-    text = f"{head}\n\n{target_table(verdicts)}"
+    text = f"{head}\n\n{target_table(verdicts)}\n\n{skew_table(found)}"
     print(text)
     if arguments.write_docs:
         (RESULTS / "fresh_targets.json").write_text(json.dumps(found, indent=1) + "\n")

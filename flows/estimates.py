@@ -21,6 +21,7 @@ HUNYUAN_CHANNELS, HUNYUAN_TEXT, HUNYUAN_POOLED = 16, 4096, 768
 HUNYUAN_SPATIAL_FACTOR = 8
 IMAGE_TOKENS = {"tiny": (32 // 8) ** 2, "hunyuan": (336 // 14) ** 2}  # (side // patch) ** 2, before the stride
 GPU_OPERATIONS_PER_S = 450e12  # of the 13B network in bf16 on an H200: docs/results.md
+STARTING_S = 60.0  # what takes less is mostly to start
 HERE = "this process"
 
 
@@ -104,7 +105,8 @@ def _gpu_seconds(stage: str, config: PipelineConfig, num_gpus: float) -> float |
             return None
         passes = passes_per_update(training) * (training.num_steps * training.batch_size)
     tokens = InputSizes.of(config).num_tokens(config, image_condition=stage != "pretrain_t2v")
-    return num_operations(passes, config.model, tokens) / num_gpus / GPU_OPERATIONS_PER_S
+    seconds = num_operations(passes, config.model, tokens) / num_gpus / GPU_OPERATIONS_PER_S
+    return seconds if seconds > STARTING_S else None
 
 
 def _num_evaluations(config: GenerateConfig, dmd2: Dmd2Config, has_ground_truth: bool) -> int:

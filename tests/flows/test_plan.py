@@ -75,6 +75,7 @@ def test_time_on_gpus_is_calculated_from_a_measured_pass_and_on_cpus_it_is_not()
     assert stage.seconds == pytest.approx(config.pretrain_i2v.num_steps * pass_s, rel=0.1)
     assert not stage.timed
     assert estimate("distill_dmd2", load_config(DEMO), None).seconds is None
+    assert estimate("distill_dmd2", load_config(CONFIGS / "smoke_gpu.yaml"), None).seconds is None  # mostly to start
 
 
 @pytest.mark.parametrize("source", ["shapes", "folder"])
