@@ -66,7 +66,7 @@ class Site:
         return list(self.post("/flow_runs/filter", deployments=chosen, sort="EXPECTED_START_TIME_ASC"))
 
     @contextmanager
-    def process(self, log: str, *arguments: str) -> Iterator[Path]:
+    def process(self, log: str, *arguments: str, patience_s: float = 60) -> Iterator[Path]:
         """`python -m …` for a while; yields its log."""
         with (self.folder / log).open("w") as file:
             process = subprocess.Popen(
@@ -75,14 +75,14 @@ class Site:
             try:
                 yield self.folder / log
             finally:
-                stop(process)
+                stop(process, patience_s)
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """Ends it; Prefect's worker waits for runs that are still going on, which on a busy machine takes too long."""
+def stop(process: subprocess.Popen[bytes], patience_s: float) -> None:
+    """Ends it. A worker waits for runs that still go on, on a busy machine too long; a server for all its clients."""
     process.terminate()
     try:
-        process.wait(timeout=60)
+        process.wait(patience_s)
     except subprocess.TimeoutExpired:
         for child in psutil.Process(process.pid).children(recursive=True):
             child.kill()
@@ -131,7 +131,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         except (URLError, OSError):
             return False
 
-    with site.process("server.log", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)):
+    command = ("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port))
+    with site.process("server.log", *command, patience_s=2):
         wait_for(healthy)
         template = json.loads((ROOT / "infra" / "kubernetes" / "base-job-template.json").read_text())
         site.post("/work_pools/", name="magic141", type="process")
