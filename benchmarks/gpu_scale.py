@@ -70,8 +70,8 @@ class Row:
 class Scale:
     """The passes of one config on one device."""
 
-    def __init__(self, config: PipelineConfig, device: torch.device, attention: str | None) -> None:
-        self.config, self.device, self.attention = config, device, attention
+    def __init__(self, config: PipelineConfig, device: torch.device) -> None:
+        self.config, self.device = config, device
         self.sizes = InputSizes.of(config)
         self.num_tokens = self.sizes.num_tokens(config, image_condition=True)
 
@@ -144,8 +144,6 @@ class Scale:
             channels, text, pooled = self.sizes.channels, self.sizes.text_width, self.sizes.pooled_width
             network = build_transformer(self.config.model, channels, text, pooled, True, guidance_embeds=True)
             torch.nn.init.normal_(network.proj_out.weight, std=0.02)
-        if self.attention:
-            network.set_attention_backend(self.attention)
         return network
 
     def _evaluation(self, network: HunyuanVideoTransformer3DModel) -> Callable[[], torch.Tensor]:
@@ -220,10 +218,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/hunyuan_13b.yaml")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--attention", help="diffusers' name of an attention backend, such as _native_cudnn")
     parser.add_argument("--write-docs", action="store_true", help="also put the table into its document")
     arguments = parser.parse_args()
-    scale = Scale(load_config(arguments.config), torch.device(arguments.device), arguments.attention)
+    scale = Scale(load_config(arguments.config), torch.device(arguments.device))
     rows = []
     for row in scale.rows():
         rows.append(row)

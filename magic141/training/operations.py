@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from magic141.models.config import TransformerConfig
-from magic141.training.config import CfgDistillationConfig, PlacementConfig, TrainConfig
+from magic141.training.config import CfgDistillationConfig, TrainConfig
 from magic141.training.dmd2_config import Dmd2Config
 
 
@@ -63,16 +63,16 @@ def passes_per_update(config: TrainConfig) -> Passes:
 def _parts(config: TrainConfig) -> Iterator[Passes]:
     checkpointing = config.placement.gradient_checkpointing
     if isinstance(config, Dmd2Config):
-        yield from _dmd2(config, config.placement)
+        yield from _dmd2(config)
         return
     yield Passes.training(checkpointing)
     if isinstance(config, CfgDistillationConfig):
         yield EVALUATION * 2  # of the teacher
 
 
-def _dmd2(config: Dmd2Config, placement: PlacementConfig) -> Iterator[Passes]:
+def _dmd2(config: Dmd2Config) -> Iterator[Passes]:
     """The chain, the generator's own pass, both scores, and the fake score's updates."""
-    checkpointing = placement.gradient_checkpointing
+    checkpointing = config.placement.gradient_checkpointing
     fake = Passes.training(checkpointing, frozen=config.fake_score == "lora")
     before_exit = sum(step * share for step, share in enumerate(config.exit_shares))
     yield EVALUATION * ((before_exit if config.generator_input == "backward_simulation" else 0) + 1)

@@ -12,7 +12,7 @@ from tests.benchmarks.test_tables import ROOT, script
 
 def test_operations_are_those_of_the_papers_network(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu_scale = script("gpu_scale", monkeypatch)
-    scale = gpu_scale.Scale(load_config(ROOT / "configs" / "hunyuan_13b.yaml"), torch.device("meta"), None)
+    scale = gpu_scale.Scale(load_config(ROOT / "configs" / "hunyuan_13b.yaml"), torch.device("meta"))
     evaluation = scale._evaluation(scale._network(torch.bfloat16))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         evaluation()
