@@ -100,8 +100,20 @@ class DeepSpeedEngine:
         return torch.nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None])
 
 
-def split_frozen(module: nn.Module, precision: Precision, context: TrainContext) -> nn.Module:
-    """A network that is not trained, its weights split over the workers, all of which call this at the same point."""
+def split_weights(module: nn.Module, precision: Precision, context: TrainContext) -> None:
+    """Leaves every worker its share of the weights, of rank 0's, on its device.
+
+    One parameter after the other, before the engine, which would first put the whole network on the device: one that
+    has to be split may not fit there.
+    """
+    deepspeed = import_deepspeed()
+    for buffer in module.buffers():
+        buffer.data = buffer.to(context.device)
+    deepspeed.zero.Init(module=module, config_dict_or_path=deepspeed_config(0.0, precision, context))
+
+
+def gathering(module: nn.Module, precision: Precision, context: TrainContext) -> nn.Module:
+    """A network that is not trained, whose split weights are brought together where its forward pass needs them."""
     config = deepspeed_config(0.0, precision, context)
     engine: nn.Module = import_deepspeed().initialize(model=module, config=config, dist_init_required=False)[0]
     return engine

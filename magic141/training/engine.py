@@ -187,7 +187,7 @@ def make_engine(
     recompute = getattr(model, "enable_gradient_checkpointing", None)
     if context.placement.gradient_checkpointing and callable(recompute):
         recompute()
-    model.to(context.device)
+    _place(model, precision, context)
     if context.placement.engine == "deepspeed":
         from magic141.training.deepspeed_engine import DeepSpeedEngine
 
@@ -204,12 +204,25 @@ def make_frozen(model: nn.Module, precision: Precision, context: TrainContext) -
         precision: autocast type.
         context: the worker.
     """
-    model.to(context.device).eval().requires_grad_(False)
-    if context.placement.engine == "deepspeed" and context.placement.zero_stage == 3:
-        from magic141.training.deepspeed_engine import split_frozen
+    _place(model.eval().requires_grad_(False), precision, context)
+    if _is_split(context):
+        from magic141.training.deepspeed_engine import gathering
 
-        return split_frozen(model, precision, context)
+        return gathering(model, precision, context)
     return model
+
+
+def _is_split(context: TrainContext) -> bool:
+    return context.placement.engine == "deepspeed" and context.placement.zero_stage == 3
+
+
+def _place(model: nn.Module, precision: Precision, context: TrainContext) -> None:
+    if _is_split(context):
+        from magic141.training.deepspeed_engine import split_weights
+
+        split_weights(model, precision, context)
+    else:
+        model.to(context.device)
 
 
 def _flat_gradients(parameters: list[nn.Parameter]) -> list[Tensor]:
