@@ -46,6 +46,7 @@ from magic141.models.encoders import Encoders
 from magic141.models.text_embedding import TextEmbedding
 from magic141.models.tiny_encoders import words_of
 from magic141.models.vae import CausalPCACodec, VideoCodec, load_codec
+from magic141.ray_address import ray_cluster
 from magic141.raysession import ensure_ray, require_room
 
 NUM_QUALITY_CLIPS = 64
@@ -194,7 +195,9 @@ def _encoded_chunks(clips: Sequence[Clip], config: DataConfig, out: Path) -> ray
     chunks = make_chunks(clips, config)
     items = [{"clips": json.dumps([clip.to_dict() for clip in chunk])} for chunk in chunks]
     spare_cpus = int(ray.cluster_resources().get("CPU", 2)) - 1  # one stays with the decoders, else nothing moves
-    num_actors = max(1, min(config.num_workers, len(chunks), spare_cpus))
+    wanted = min(config.num_workers, len(chunks))
+    there = max(1, min(wanted, spare_cpus))
+    pool = {"min_size": there, "max_size": wanted} if ray_cluster() else {"size": there}  # a cluster may still grow
     use_gpu = config.num_gpus_per_worker > 0
     # On CPUs: no restarts, which also keeps decoding apart from encoding (Ray Data would fuse them into one actor)
     placement = {"num_gpus": config.num_gpus_per_worker} if use_gpu else {"max_restarts": 0}
@@ -205,7 +208,7 @@ def _encoded_chunks(clips: Sequence[Clip], config: DataConfig, out: Path) -> ray
         return rendered.map(
             Encode,
             fn_constructor_args=(out, use_gpu, code),
-            compute=ray.data.ActorPoolStrategy(size=num_actors),
+            compute=ray.data.ActorPoolStrategy(**pool),
             num_cpus=1,
             **placement,
         )
