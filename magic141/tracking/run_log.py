@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 FLUSH_METRICS, FLUSH_SECONDS = 200, 2.0
 MAX_PARAM_CHARS = 6000
+MAX_METRICS = 1000  # in one request
 HEARTBEAT_SECONDS = 60.0
 
 
@@ -58,13 +59,15 @@ class RunLog:
         now = int(time.time() * 1000)
         self._pending += [Metric(metric_name(name), float(value), now, step) for name, value in values.items()]
         if len(self._pending) >= FLUSH_METRICS or time.monotonic() - self._flushed > FLUSH_SECONDS:
-            self.flush()
+            with suppress(MlflowException):  # tried again with the next figures, and at the end
+                self.flush()
 
     def flush(self) -> None:
         """Sends the metrics that wait."""
-        pending, self._pending, self._flushed = self._pending, [], time.monotonic()
-        for start in range(0, len(pending), 1000):
-            self.client.log_batch(self.run_id, metrics=pending[start : start + 1000])
+        self._flushed = time.monotonic()
+        while batch := self._pending[:MAX_METRICS]:
+            self.client.log_batch(self.run_id, metrics=batch)
+            self._pending = self._pending[len(batch) :]  # only now: what the store did not take is sent again
 
     def params(self, values: Mapping[str, object]) -> None:
         """The fields that people compare between runs, flattened to `section.field`."""

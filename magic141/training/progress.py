@@ -122,8 +122,18 @@ class _Tail:
     def run(self, stop: threading.Event) -> None:
         """Poll until told to stop, then read the rest."""
         while not stop.wait(_POLL_S):
+            try:
+                self._poll()
+            except Exception:  # whatever the store raises: it may answer the next time, and training goes on
+                self._offset = 0  # what is passed on already is known
+        self._poll_at_last()
+
+    def _poll_at_last(self) -> None:
+        """What the store still does not take is not worth the training that is done."""
+        try:
             self._poll()
-        self._poll()
+        except Exception as error:
+            self._log.note(f"the last figures or pictures did not reach the store: {error}")
 
     def _poll(self) -> None:
         for row in self._new_rows():
@@ -155,9 +165,9 @@ class _Tail:
     def _show_images(self) -> None:
         for file in sorted(self._images.glob("*.png")):
             if file not in self._seen:
-                self._seen.add(file)
                 name, _, step = file.stem.rpartition("-")
                 self._log.image(name, np.asarray(Image.open(file)), int(step))
+                self._seen.add(file)
 
     def _new_rows(self) -> Iterator[dict[str, Any]]:
         if not self._file.exists():

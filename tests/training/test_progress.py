@@ -73,3 +73,39 @@ def test_pictures_that_a_worker_leaves_are_logged_once(tmp_path: Path) -> None:
         time.sleep(0.7)
     (name, step, picture), *more = log.pictures
     assert (name, step, picture.shape, more) == ("sheet", 4, (2, 3, 3), [])
+
+
+class BusyStore(CountingLog):
+    """Takes every other request."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = 0
+
+    def _answer(self) -> None:
+        self.asked += 1
+        if self.asked % 2:
+            raise ConnectionError("busy")
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        self._answer()
+        super().metrics(values, step)
+
+    def image(self, key: str, image: np.ndarray[Any, Any], step: int = 0) -> None:
+        self._answer()
+        super().image(key, image, step)
+
+
+def test_a_store_that_is_busy_for_a_while_gets_everything_once(tmp_path: Path) -> None:
+    log = BusyStore()
+    with follow(tmp_path, "run", 3, log):
+        writer = ProgressWriter(tmp_path, "run", 0)
+        for step in (1, 2, 3):
+            writer.metrics(step, {"loss": 1.0 / step})
+        write_image(tmp_path, "clips", 3, np.zeros((2, 2, 3), np.uint8))
+        deadline = time.monotonic() + 30
+        while len(log.pictures) < 1 and time.monotonic() < deadline:
+            time.sleep(0.1)
+    assert [step for step, _ in log.logged] == [1, 2, 3]
+    assert [(key, step) for key, step, _ in log.pictures] == [("clips", 3)]
+    assert log.done == 3
