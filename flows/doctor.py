@@ -14,6 +14,7 @@ from pathlib import Path
 
 from flows.reach import STORE, trouble
 from flows.writable import OTHER_WORKSPACE, folder_trouble, nearest_existing
+from magic141.evaluation.vbench_needs import HOW_TO_INSTALL
 from magic141.frozen import UserError
 from magic141.urls import without_credentials
 
@@ -32,7 +33,7 @@ PACKAGES = {  # distribution -> (module, what it is for)
     "prefect": ("prefect", "the flow"),
     "mlflow": ("mlflow", "tracking and registry"),
 }
-OPTIONAL = {"vbench": "VBench's own scores; `make demo` installs it, or: pip install --no-deps vbench==0.1.5 decord"}
+OPTIONAL = {"vbench": f"VBench's own scores; `make demo` installs it, or: {HOW_TO_INSTALL}"}
 
 
 @dataclass(frozen=True)

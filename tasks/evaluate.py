@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from magic141.config import PipelineConfig
+from magic141.evaluation.vbench_needs import what_can_be_scored
 from tasks.stage import Stage, StageCall
 
 
@@ -11,10 +15,16 @@ def _run(call: StageCall) -> None:
     evaluate_suite(call.config.evaluate, call.inputs["prepare_data"], call.inputs["generate"], call.out, call.log)
 
 
+def _sources(config: PipelineConfig) -> Mapping[str, str]:
+    """Packages and weights may be there the next time, and with them scores."""
+    return {"vbench": what_can_be_scored(config.evaluate.vbench_dimensions)}
+
+
 STAGE = Stage(
     name="evaluate",
     modules=("magic141.evaluation.evaluate",),
     settings=lambda config: {"evaluate": config.evaluate},
     inputs=("prepare_data", "generate"),
+    sources=_sources,
     run=_run,
 )

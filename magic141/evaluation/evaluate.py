@@ -21,7 +21,8 @@ from magic141.evaluation.config import EvaluateConfig
 from magic141.evaluation.frechet import TubeSpace, frechet_distance
 from magic141.evaluation.scores import AVERAGE, EXACT, FRECHET, VBENCH, Score, average
 from magic141.evaluation.shapes import score_clips
-from magic141.evaluation.vbench import score_folder, versions
+from magic141.evaluation.vbench import score_folder
+from magic141.evaluation.vbench_needs import versions
 from magic141.models.device import sampling_device
 from magic141.models.vae import CausalPCACodec, VideoCodec, load_codec
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.metadata
-import importlib.util
 import io
 import json
 import logging
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,34 +14,7 @@ from pathlib import Path
 import torch
 
 from magic141.evaluation.scores import VBENCH, Score
-
-HOW_TO_INSTALL = "uv pip install --no-deps vbench==0.1.5 decord opencv-python-headless"
-NEEDED_MODULES = ("vbench", "decord", "cv2")
-# dimension -> files of its weights below $VBENCH_CACHE_DIR, modules that it imports beside vbench's own
-NEEDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "temporal_flickering": ((), ()),
-    "motion_smoothness": (("amt_model/amt-s.pth",), ("omegaconf",)),
-    "dynamic_degree": (("raft_model/models/raft-things.pth",), ("easydict",)),
-    "subject_consistency": (
-        ("dino_model/facebookresearch_dino_main/hubconf.py", "dino_model/dino_vitbase16_pretrain.pth"),
-        (),
-    ),
-    "aesthetic_quality": (
-        ("clip_model/ViT-L-14.pt", "aesthetic_model/emb_reader/sa_0_4_vit_l_14_linear.pth"),
-        ("clip",),
-    ),
-    "imaging_quality": (("pyiqa_model/musiq_spaq_ckpt-358bb6af.pth",), ("pyiqa",)),
-    "background_consistency": (("clip_model/ViT-B-32.pt",), ("clip",)),
-}
-NOT_SUPPORTED = {
-    "i2v_subject": "belongs to VBench-I2V, whose prompt file and images are not in the vbench package",
-    "i2v_background": "belongs to VBench-I2V, whose prompt file and images are not in the vbench package",
-}
-
-
-def versions() -> dict[str, str | None]:
-    """Versions of the packages behind the scores; none for those that are not installed."""
-    return {name: _version(name) for name in ("vbench", "torch", "decord", "opencv-python-headless", "opencv-python")}
+from magic141.evaluation.vbench_needs import why_not
 
 
 def score_folder(folder: Path, requested: Sequence[str]) -> dict[str, Score]:
@@ -58,37 +28,12 @@ def score_folder(folder: Path, requested: Sequence[str]) -> dict[str, Score]:
         A score for every dimension of Table 1 and every requested one.
     """
     names = dict.fromkeys([dimension.key for dimension in VBENCH] + list(requested))
-    reasons = {name: _why_not(name, requested) for name in names}
+    reasons = {name: why_not(name, requested) for name in names}
     computable = [name for name, reason in reasons.items() if reason is None]
     if not any(folder.glob("*.mp4")):
         return {name: Score.missing(reasons[name] or f"no video in {folder.name}") for name in names}
     computed = {name: _compute(folder, name) for name in computable}
     return {name: computed.get(name) or Score.missing(reasons[name] or "not computed") for name in names}
-
-
-def _why_not(name: str, requested: Sequence[str]) -> str | None:
-    """Why dimension `name` cannot or shall not be computed; none if it can."""
-    if name in NOT_SUPPORTED:
-        return NOT_SUPPORTED[name]
-    if name not in NEEDS:
-        return f"not a dimension for custom videos that magic141 knows; expected one of {', '.join(NEEDS)}"
-    weights, modules = NEEDS[name]
-    cache = Path(os.environ.get("VBENCH_CACHE_DIR", Path.home() / ".cache" / "vbench"))
-    missing = [file for file in weights if not (cache / file).is_file()]
-    if name not in requested:
-        needs = f" and put {', '.join(missing)} into $VBENCH_CACHE_DIR" if missing else ""
-        return f"not requested: add it to evaluate.vbench_dimensions{needs}"
-    absent = [module for module in (*NEEDED_MODULES, *modules) if importlib.util.find_spec(module) is None]
-    if absent:
-        return f"not installed: {', '.join(absent)}; get it with `{HOW_TO_INSTALL}{_extra_packages(modules)}`"
-    if missing:
-        return f"weights missing: put {', '.join(missing)} into $VBENCH_CACHE_DIR ({cache.name}); nothing is downloaded"
-    return None
-
-
-def _extra_packages(modules: Sequence[str]) -> str:
-    packages = {"clip": "openai-clip"}
-    return "".join(f" {packages.get(module, module)}" for module in modules)
 
 
 def _compute(folder: Path, name: str) -> Score:
@@ -130,10 +75,3 @@ def _quiet() -> Iterator[None]:
     finally:
         root.handlers[:] = handlers
         root.setLevel(level)
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None

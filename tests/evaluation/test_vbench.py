@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from magic141.data.video import write_video
-from magic141.evaluation import vbench
+from magic141.evaluation import vbench, vbench_needs
 from magic141.evaluation.scores import VBENCH, Score, average
 
 
@@ -60,3 +60,18 @@ def test_average_needs_all_seven() -> None:
     assert average(scores).value == 0.5
     scores["imaging_quality"] = Score.missing("weights missing")
     assert "imaging" in (average(scores).reason or "")
+
+
+def test_an_installation_or_weights_that_came_later_change_what_can_be_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is part of the stage's key: the same command then computes the scores that were missing."""
+    wanted = ("temporal_flickering", "motion_smoothness")
+    monkeypatch.setenv("VBENCH_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(importlib.util, "find_spec", _missing)
+    assert vbench_needs.what_can_be_scored(wanted).startswith("nothing by ")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    assert vbench_needs.what_can_be_scored(wanted).startswith("temporal_flickering by ")
+    (tmp_path / "amt_model").mkdir()
+    (tmp_path / "amt_model" / "amt-s.pth").touch()
+    assert vbench_needs.what_can_be_scored(wanted).startswith("temporal_flickering, motion_smoothness by ")
