@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from magic141.evaluation.config import GateCondition
 from magic141.evaluation.measurement import Difference, Pair
+from magic141.evaluation.scores import COSTS, EXACT, FRECHET, VBENCH
 from magic141.frozen import UserError
 
 COLLAPSE = {True: "seen", False: "none seen", None: "not known: the store has no such figure of the student's run"}
@@ -33,7 +34,7 @@ def judge(pair: Pair, gate: Sequence[GateCondition], collapsed: bool | None) -> 
         The verdicts, and a failing one for every difference that kept a condition from being judged.
 
     Raises:
-        UserError: a condition names a metric that the candidate's run does not have.
+        UserError: a condition names a metric that does not exist.
     """
     verdicts = [Verdict("collapse", collapsed is False, COLLAPSE[collapsed])]
     for condition in gate:
@@ -50,11 +51,8 @@ def apart(pair: Pair, gate: Sequence[GateCondition]) -> list[Difference]:
 def _judge(condition: GateCondition, pair: Pair) -> Iterator[Verdict]:
     name, metrics = condition.metric, pair.candidate.metrics
     if name not in metrics:
-        known = sorted(metric for metric in metrics if metric.startswith("student/")) or sorted(metrics)
-        raise UserError(
-            f"publish.gate: metric {name}: run {pair.candidate.run_id} has none; known: "
-            f"{', '.join(known) or 'none at all'}"
-        )
+        yield _unmeasured(name, pair)
+        return
     value, sign = metrics[name], 1 if condition.better == "higher" else -1
     if condition.limit is not None:
         missing = sign * (condition.limit - value)
@@ -62,6 +60,23 @@ def _judge(condition: GateCondition, pair: Pair) -> Iterator[Verdict]:
         yield Verdict(name, missing <= 0, _text(f"{value:.4g}, {word} {condition.limit:.4g}", missing))
     if condition.tolerance is not None:
         yield _compare(name, value, sign, condition.tolerance, pair)
+
+
+def _unmeasured(name: str, pair: Pair) -> Verdict:
+    """A score that exists, but not in this run, as where VBench is not installed, fails like any other.
+
+    Raises:
+        UserError: nothing is called so.
+    """
+    run = pair.candidate
+    if name.rpartition("/")[2] in {dimension.key for dimension in (*EXACT, FRECHET, *VBENCH, *COSTS)}:
+        return Verdict(
+            name, False, f"run {run.run_id} has none: its report says why; measure it, or change publish.gate"
+        )
+    known = sorted(metric for metric in run.metrics if metric.startswith("student/")) or sorted(run.metrics)
+    raise UserError(
+        f"publish.gate: metric {name}: run {run.run_id} has none; known: {', '.join(known) or 'none at all'}"
+    )
 
 
 def _compare(name: str, value: float, sign: int, tolerance: float, pair: Pair) -> Verdict:

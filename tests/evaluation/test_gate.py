@@ -140,3 +140,11 @@ def test_the_default_gate_names_quality_and_memory() -> None:
     assert natural == {"student/temporal_flickering", "student/frechet", "student/peak_memory_mb"}
     asked = GateCondition(metric="student/x", better="lower", limit=1.0)
     assert PublishConfig(gate=(asked,)).conditions(True) == (asked,)
+
+
+def test_a_score_that_could_not_be_computed_fails_and_is_not_taken_for_a_slip() -> None:
+    """As where VBench is not installed: `promote --force` has the last word."""
+    flicker = GateCondition(metric="student/temporal_flickering", better="higher")
+    (_, verdict) = judge(pair({"student/motion": 0.9}, None), [flicker], collapsed=False)
+    assert not verdict.holds
+    assert "has none: its report says why" in verdict.why
