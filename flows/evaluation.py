@@ -12,7 +12,7 @@ from flows.orchestrated import carry_on
 from flows.origin import continue_run, find_origin
 from flows.reach import require_servers
 from flows.session import Outcome
-from magic141.config import default_home
+from magic141.config import default_home, working_in
 from magic141.frozen import UserError
 from magic141.tracking import open_store, parse_uri, store_exists
 from tasks import pipeline as stages_of
@@ -38,11 +38,12 @@ def evaluation(
     if (run_id is None) == (model is None):
         raise UserError("eval: give either --run ID or --model URI, such as --model models:/magic141@candidate")
     home = Path(workspace) if workspace else default_home()
-    if if_there and model and not _is_there(home, model):
-        return Completed(name="Skipped", message=f"{model} names nothing yet")  # type: ignore[return-value]
-    judging = [stage for stage in stages_of.STAGES if stage.name in stages_of.JUDGING]
-    origin = find_origin(home, str(run_id or model))
-    return carry_on(continue_run(origin, judging, overrides or ()), "evaluation")
+    with working_in(home):  # a worker's own MAGIC141_HOME may be another
+        if if_there and model and not _is_there(home, model):
+            return Completed(name="Skipped", message=f"{model} names nothing yet")  # type: ignore[return-value]
+        judging = [stage for stage in stages_of.STAGES if stage.name in stages_of.JUDGING]
+        origin = find_origin(home, str(run_id or model))
+        return carry_on(continue_run(origin, judging, overrides or ()), "evaluation")
 
 
 def _is_there(home: Path, model: str) -> bool:

@@ -10,7 +10,7 @@ from flows.notify import notify
 from flows.orchestrated import carry_on, flow_tags, run_as_tasks
 from flows.origin import continue_run, find_origin, stages_between
 from flows.session import Outcome, open_session
-from magic141.config import load_config, missing_sources
+from magic141.config import load_config, missing_sources, working_in
 from magic141.frozen import UserError
 from magic141.tracking import TAG_PARENT
 from tasks.pipeline import known_stage, missing_by_stage
@@ -62,10 +62,11 @@ def rerun(
     """
     again = [known_stage(name, "--refresh") for name in refresh or ()]
     stages = stages_between(first, until)
-    going_on = continue_run(find_origin(Path(workspace), origin), stages, overrides or ())
-    missing = missing_by_stage(going_on.config)
-    _refuse([missing[stage.name] for stage in stages if stage.name in missing])
-    return carry_on(going_on, "pipeline", again)
+    with working_in(Path(workspace)):
+        going_on = continue_run(find_origin(Path(workspace), origin), stages, overrides or ())
+        missing = missing_by_stage(going_on.config)
+        _refuse([missing[stage.name] for stage in stages if stage.name in missing])
+        return carry_on(going_on, "pipeline", again)
 
 
 def _refuse(problems: list[str]) -> None:

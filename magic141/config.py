@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,19 @@ class PipelineConfig(FrozenConfig):
     def home(self) -> Path:
         """The workspace as an absolute path; MAGIC141_HOME overrides the config."""
         return Path(os.environ.get(HOME_VARIABLE) or self.workspace).expanduser().resolve()
+
+
+@contextmanager
+def working_in(home: Path) -> Iterator[None]:
+    """Inside, `home` is the workspace of every config, whatever the environment or the config says."""
+    before = os.environ.get(HOME_VARIABLE)
+    os.environ[HOME_VARIABLE] = str(home.resolve())
+    try:
+        yield
+    finally:
+        os.environ.pop(HOME_VARIABLE)
+        if before is not None:
+            os.environ[HOME_VARIABLE] = before
 
 
 def default_home() -> Path:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from tasks.stage import Stage, StageCall
+import json
+
+from magic141.artifacts import ArtifactRef
+from magic141.frozen import UserError
+from tasks.stage import Stage, StageCall, StageContext
 from tasks.training import TRAINING_CODE, VOLATILE
 
 
@@ -23,6 +27,18 @@ def _run(call: StageCall) -> None:
     )
 
 
+def _refuse_collapsed(context: StageContext, ref: ArtifactRef) -> None:
+    """Of a run that went on in spite of what its watch saw, as only one that also asks for it takes it."""
+    from magic141.training.collapse import WATCH_FILE
+
+    watched = json.loads((ref.path / WATCH_FILE).read_text())
+    if watched["collapsed"] and context.config.distill_dmd2.collapse.stop:
+        raise UserError(
+            f"distill_dmd2.collapse.stop = true: the student of run {ref.run_id} had collapsed at its end; change a "
+            "setting of distill_dmd2, or take it as it is with collapse.stop = false"
+        )
+
+
 STAGE = Stage(
     name="distill_dmd2",
     modules=("magic141.training.dmd2", *TRAINING_CODE),
@@ -31,4 +47,5 @@ STAGE = Stage(
     run=_run,
     volatile=VOLATILE,
     model_type="transformer",
+    on_ready=_refuse_collapsed,
 )

@@ -27,6 +27,7 @@ class CheckpointInfo:
         step: optimizer steps done.
         engine: the engine that wrote it.
         world_size: its number of workers.
+        zero_stage: of DeepSpeed: what it splits; none where an older version did not note it.
         seconds: wall time of training up to here, over all attempts.
         cpu_seconds: CPU time of all workers up to here, over all attempts.
     """
@@ -34,6 +35,7 @@ class CheckpointInfo:
     step: int
     engine: str
     world_size: int
+    zero_stage: int | None = None
     seconds: float = 0.0
     cpu_seconds: float = 0.0
 
@@ -102,8 +104,8 @@ def read_checkpoint(folder: Path, objective: Objective, context: TrainContext) -
     Plain and DDP checkpoints are interchangeable, also between numbers of workers (then the continuation is valid but
     not the same bits); DeepSpeed's are split over the workers and need the same number again.
     """
-    info = CheckpointInfo(**json.loads((folder / "info.json").read_text()))
-    _check_compatible(info, context)
+    info = read_info(folder)
+    require_compatible(info, context)
     for name, engine in objective.engines.items():
         engine.load(folder / "engines" / name)
     rank = context.rank % info.world_size
@@ -111,6 +113,25 @@ def read_checkpoint(folder: Path, objective: Objective, context: TrainContext) -
     if context.rank < info.world_size:
         set_random_state(_load(folder / f"random-{rank}.pt", torch.device("cpu")))
     return info
+
+
+def read_info(folder: Path) -> CheckpointInfo:
+    """What a checkpoint is."""
+    return CheckpointInfo(**json.loads((folder / "info.json").read_text()))
+
+
+def require_compatible(info: CheckpointInfo, context: TrainContext) -> None:
+    """Raises UserError where DeepSpeed has split a checkpoint otherwise than these workers would."""
+    placement = context.placement
+    if "deepspeed" not in (info.engine, placement.engine):
+        return
+    stage = placement.zero_stage if info.zero_stage is None else info.zero_stage
+    if (info.engine, info.world_size, stage) != (placement.engine, context.world_size, placement.zero_stage):
+        raise UserError(
+            f"placement.engine = {placement.engine}, num_workers = {context.world_size}, zero_stage = "
+            f"{placement.zero_stage}: {context.run_dir} holds step {info.step} of engine {info.engine} with "
+            f"{info.world_size} workers and zero_stage {stage}; use those again or delete that folder"
+        )
 
 
 def random_state() -> dict[str, Any]:
@@ -134,17 +155,6 @@ def seed_everything(seed: int, rank: int) -> None:
     torch.manual_seed(mixed)
     np.random.seed(mixed)
     random.seed(mixed)
-
-
-def _check_compatible(info: CheckpointInfo, context: TrainContext) -> None:
-    placement = context.placement
-    if "deepspeed" not in (info.engine, placement.engine):
-        return
-    if (info.engine, info.world_size) != (placement.engine, context.world_size):
-        raise UserError(
-            f"placement.engine = {placement.engine}, num_workers = {context.world_size}: {context.run_dir} holds step "
-            f"{info.step} of engine {info.engine} with {info.world_size} workers; use those again or delete that folder"
-        )
 
 
 def _load(file: Path, device: torch.device) -> Any:

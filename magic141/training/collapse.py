@@ -196,7 +196,8 @@ class CollapseWatch:
         remedies = "; ".join(dict.fromkeys(symptom.remedy for symptom in found))
         return (
             f"distill_dmd2 collapsed at step {step}: {seen}; {self.num_bad} validations in a row; {remedies}; "
-            f"best was step {self.best_step}; collapse.stop = false goes on in spite of this"
+            f"best was step {self.best_step}; with any other setting the stage begins anew, with collapse.stop = false "
+            "it goes on from its last checkpoint"
         )
 
 
@@ -218,7 +219,7 @@ def _coverage(student: Tensor, reference: Tensor) -> dict[str, float]:
 
 
 def _copy(state: Any) -> Any:
-    """A deep copy of nested dictionaries with tensors."""
+    """A deep copy of nested dictionaries with tensors, in host memory: a device has better use for its own."""
     if isinstance(state, dict):
         return {name: _copy(value) for name, value in state.items()}
-    return state.detach().clone() if isinstance(state, torch.Tensor) else state
+    return state.detach().to("cpu", copy=True) if isinstance(state, torch.Tensor) else state

@@ -107,7 +107,7 @@ class Dmd2:
         self.scores = build_scores(config, spec.teacher, spec.student, context.seed)
         num_fake = config.num_steps * config.fake_updates_per_step + config.fake_warmup_updates
         self.fake = make_engine(self.scores, config.fake_optimizer, num_fake, config.precision, context)
-        self.guided = GuidedScores(self.scores, config.real_score)
+        self.guided = GuidedScores(self.scores, config.real_score, config.is_guided)
         self.ema = Ema(self.generator.module, config.ema_decay)
         self.replay: deque[Generated] = deque(maxlen=config.replay_batches)
         self.validation = Dmd2Validation(self.maker, self.guided, self.generator, config, spec.data, context)
@@ -157,8 +157,13 @@ class Dmd2:
         return Drawn(exit_step, bool(torch.rand((), generator=rng) < self.config.own_frames_fraction))
 
     def update_fake(self, num_updates: int, rng: torch.Generator) -> dict[str, Tensor]:
-        """Flow matching of the fake score on replayed generator batches; returns the losses of the last update."""
+        """Flow matching of the fake score on replayed generator batches.
+
+        Returns:
+            The losses of the last update, and the largest gradient norm of all: inf or NaN if one was left out.
+        """
         values: dict[str, Tensor] = {}
+        norms = []
         for _ in range(num_updates):
             kept = self.replay[int(torch.randint(len(self.replay), (), generator=rng))]
             self.scores.set_exit(kept.exit_step)
@@ -172,7 +177,8 @@ class Dmd2:
                     values["discriminator_loss"] = self.discriminator_loss(kept, rng)
                     loss = loss + self.config.discriminator_weight * values["discriminator_loss"]
             self.fake.backward(loss)
-            self.fake.step()
+            norms.append(self.fake.step())
+        values["fake_grad_norm"] = torch.tensor(norms).max()
         return {name: value.detach() for name, value in values.items()}
 
     @torch.no_grad()

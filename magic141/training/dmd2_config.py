@@ -6,19 +6,19 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from magic141.frozen import FrozenConfig
+from magic141.frozen import FrozenConfig, placement
 from magic141.training.config import OptimizerConfig, TrainConfig
 
 
 class CollapseConfig(FrozenConfig):
     """When a distillation counts as collapsed: its clips beside the many-step model's, from the same noise."""
 
-    stop: bool = Field(True, description="stop a collapsed run; false only records it")
+    stop: bool = placement(True, description="stop a collapsed run, and take none; false only records it")
     patience: int = Field(2, ge=1, description="validations in a row with a symptom that make a collapse")
     num_clips: int = Field(64, ge=1, description="validation clips, over all workers")
     num_seeds: int = Field(2, ge=1, description="seeds per clip; what they differ in is watched")
     reference_steps: int = Field(16, ge=1, description="Euler steps of the many-step model, once per run")
-    num_shown: int = Field(4, ge=0, description="clips shown as student, real score's and fake score's estimate")
+    num_shown: int = placement(4, ge=0, description="clips shown as student, real score's and fake score's estimate")
     min_variance_ratio: float = Field(0.5, ge=0, description="of the student's clips to the many-step model's")
     max_variance_ratio: float = Field(2.0, gt=0, description="the same")
     min_motion_ratio: float = Field(0.4, ge=0, description="mean square of frame differences, the same")
@@ -112,6 +112,11 @@ class Dmd2Config(TrainConfig):
     )
 
     @property
+    def is_guided(self) -> bool:
+        """Whether the real score judges with guidance."""
+        return self.student_guidance_range is not None or self.real_guidance_scale != 1
+
+    @property
     def exit_shares(self) -> tuple[float, ...]:
         """Share of the updates that train each step of the chain, [num_inference_steps], together 1.
 
@@ -167,6 +172,15 @@ class Dmd2Config(TrainConfig):
             raise ValueError(
                 f"adversarial_weight = {self.adversarial_weight}: the generator's gradient cannot pass through a fake "
                 "score that ZeRO stage 3 has split; use placement.zero_stage <= 2, or adversarial_weight = 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _learns_w(self) -> Dmd2Config:
+        if self.start == "teacher" and self.generator_lora_rank > 0 and self.student_guidance_range is not None:
+            raise ValueError(
+                f"student_guidance_range = {self.student_guidance_range}: an adapter on the teacher never learns w, "
+                "whose embedding it does not train; use start = cfg_distilled, or generator_lora_rank = 0"
             )
         return self
 

@@ -93,10 +93,12 @@ class GuidedScores:
     Attributes:
         scores: real and fake.
         kind: what their base is.
+        guided: whether a teacher is evaluated twice: the same on all workers, whatever w each of them has drawn.
     """
 
     scores: Scores
     kind: Literal["teacher", "cfg_distilled"]
+    guided: bool
 
     def real(self, z_t: Tensor, sigma: Tensor, batch: Batch, w: Guidance) -> Tensor:
         """The real score's velocity, without a gradient."""
@@ -114,6 +116,6 @@ class GuidedScores:
         if self.kind == "cfg_distilled":
             return score(z_t, sigma, batch.cond, batch.prefix, w.real)
         conditional = score(z_t, sigma, batch.cond, batch.prefix, None)
-        if bool((w.real == 1).all()):
+        if not self.guided:
             return conditional
         return guided_velocity(score(z_t, sigma, batch.uncond, batch.prefix, None), conditional, w.real)

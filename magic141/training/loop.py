@@ -110,7 +110,8 @@ def _validate(objective: Objective, context: TrainContext) -> dict[str, float]:
 
 def _save(objective: Objective, context: TrainContext, store: CheckpointStore, usage: _Usage, done: int) -> None:
     seconds, cpu_seconds = usage.so_far(context)
-    info = CheckpointInfo(done, context.placement.engine, context.world_size, seconds, cpu_seconds)
+    placement = context.placement
+    info = CheckpointInfo(done, placement.engine, context.world_size, placement.zero_stage, seconds, cpu_seconds)
     store.save(done, lambda folder: write_checkpoint(folder, objective, context, info))
 
 
@@ -131,7 +132,7 @@ def _require_finite(values: Mapping[str, Tensor | float], step: int) -> None:
         if not math.isfinite(value):
             raise UserError(
                 f"{name} = {value} at step {step}: training diverged; lower optimizer.learning_rate or "
-                "optimizer.max_grad_norm, or use precision = fp32, and run again from the last checkpoint"
+                "optimizer.max_grad_norm, or use precision = fp32: with another value the stage begins anew"
             )
 
 
@@ -149,8 +150,8 @@ class _Patience:
     num_in_a_row: int = 0
 
     def counts(self, values: Mapping[str, Tensor | float], step: int) -> bool:
-        """Whether the step was taken; raises UserError after too many that were not."""
-        if math.isfinite(values["grad_norm"]):
+        """Whether the step was taken, by all networks in training; raises UserError after too many that were not."""
+        if all(math.isfinite(norm) for name, norm in values.items() if name.endswith("grad_norm")):
             self.num_in_a_row = 0
             return True
         self.num_in_a_row += 1

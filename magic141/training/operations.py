@@ -78,8 +78,7 @@ def _dmd2(config: Dmd2Config) -> Iterator[Passes]:
     yield EVALUATION * ((before_exit if config.generator_input == "backward_simulation" else 0) + 1)
     yield EVALUATION * (config.own_frames_fraction * config.num_inference_steps)
     yield Passes.training(checkpointing, frozen=config.generator_lora_rank > 0)
-    guided = config.student_guidance_range is not None or config.real_guidance_scale != 1
-    yield EVALUATION * (2 if config.real_score == "teacher" and guided else 1)  # the real score
+    yield EVALUATION * (2 if config.real_score == "teacher" and config.is_guided else 1)  # the real score
     yield EVALUATION  # the fake one
     yield fake * config.fake_updates_per_step
     if config.adversarial_weight > 0:

@@ -145,11 +145,13 @@ def code_of(spec: ObjectiveSpec) -> CodeStamp:
 
 def missing_folder(spec: ObjectiveSpec) -> str | None:
     """What this worker's node does not have of the folders that the objective reads."""
-    folders = (value for value in vars(spec).values() if isinstance(value, Path))
+    folders = [value for value in vars(spec).values() if isinstance(value, Path)]
+    base = getattr(getattr(spec, "config", None), "base", None)
+    folders += [Path(base)] if base else []
     if absent := next((folder for folder in folders if not folder.exists()), None):
         return (
-            f"{absent}: not on {socket.gethostname()}, on which a worker runs; every node must have the workspace "
-            "under the same path"
+            f"{absent}: not on {socket.gethostname()}, on which a worker runs; every node must have the workspace, and "
+            "a model that training starts from, under the same path"
         )
     return None
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from magic141.frozen import UserError
+from magic141.frozen import UserError, key_fields
 from magic141.training.collapse import WATCH_FILE, CollapseWatch, compare, symptoms
 from magic141.training.dmd2_config import CollapseConfig
 
@@ -135,3 +135,10 @@ def test_the_kept_state_is_a_copy_and_survives_a_checkpoint() -> None:
     assert resumed.best is not None
     assert torch.equal(resumed.best["ema"]["weights"], torch.ones(2))
     assert resumed.history == watch.history
+
+
+def test_a_run_that_the_watch_has_stopped_can_go_on() -> None:
+    """What stops it is no part of the stage's key, so that its checkpoints are those of the same work."""
+    stopped, going_on = (key_fields(CollapseConfig(stop=stop)) for stop in (True, False))
+    assert stopped == going_on
+    assert "max_mean_drift" in stopped

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -316,3 +317,32 @@ def test_validation_takes_no_more_clips_at_once_than_training(folders: Path, tmp
 def test_options_that_do_not_fit_together_are_refused(options: dict[str, Any], line: str) -> None:
     with pytest.raises(ValueError, match=line):
         Dmd2Config.model_validate(options)
+
+
+@pytest.mark.parametrize("broken", [float("inf"), float("nan")])
+def test_a_fake_update_that_was_left_out_shows(folders: Path, tmp_path: Path, broken: float) -> None:
+    """The generator's own norm is fine, and the fake score would stay what it was without anyone knowing."""
+    dmd2 = build(folders, tmp_path)
+    (some, *_) = (p for p in dmd2.fake.module.parameters() if p.requires_grad)
+    some.register_hook(lambda gradient: gradient * broken)
+    values = dmd2.step(0)
+    assert math.isfinite(values["grad_norm"])
+    assert not math.isfinite(values["fake_grad_norm"])
+
+
+def test_whether_a_teacher_is_guided_does_not_depend_on_the_w_that_was_drawn(folders: Path, tmp_path: Path) -> None:
+    """Where its weights are split, all workers have to call it as often."""
+    calls: list[Any] = []
+    dmd2 = build(folders, tmp_path, student_guidance_range=(1.0, 3.0))
+    dmd2.scores.real = lambda *inputs: calls.append(inputs) or inputs[0]  # type: ignore[method-assign]
+    batch = dmd2.maker.make(torch.arange(2), step_generator(0, 0, 0))
+    for w in (torch.ones(2), torch.tensor([1.0, 2.0])):
+        calls.clear()
+        dmd2.guided.real(batch.x0, torch.full((2,), 0.5), batch, Guidance(w, w))
+        assert len(calls) == 2
+
+
+def test_an_adapter_on_the_teacher_is_not_given_a_w_that_it_cannot_see() -> None:
+    adapter = {"start": "teacher", "generator_lora_rank": 4, "student_guidance_range": (1.0, 3.0)}
+    with pytest.raises(ValueError, match=r"student_guidance_range = .* never learns w.*use start = cfg_distilled"):
+        Dmd2Config.model_validate(SHORT | adapter)

@@ -16,8 +16,11 @@ import torch
 from magic141.artifacts import NullLog
 from magic141.fingerprint import CodeStamp
 from magic141.frozen import UserError
+from magic141.models.config import TransformerConfig
 from magic141.raysession import ensure_ray
 from magic141.training import ray_launch
+from magic141.training.config import FlowMatchingConfig
+from magic141.training.flow_matching import FlowMatchingSpec
 from magic141.training.launch import TrainResult, launch
 from tests.training.linear import LinearSpec, linear_config
 
@@ -121,3 +124,12 @@ def test_a_ray_that_died_between_two_trainings_is_started_again(tmp_path: Path) 
     time.sleep(1)
     one = run(tmp_path, "one", launcher="local", engine="plain", num_workers=1)
     assert losses(run(tmp_path, "two")) == pytest.approx(losses(one), rel=1e-4)
+
+
+def test_a_model_to_start_from_that_a_node_lacks_is_named(tmp_path: Path) -> None:
+    """Like a folder of the workspace: one worker alone that stops would leave the others waiting."""
+    config = FlowMatchingConfig(base=str(tmp_path / "checkpoints"))
+    spec = FlowMatchingSpec(config, TransformerConfig(), tmp_path, None)
+    assert str(ray_launch.missing_folder(spec)).startswith(f"{tmp_path / 'checkpoints'}: not on ")
+    (tmp_path / "checkpoints").mkdir()
+    assert ray_launch.missing_folder(spec) is None

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ import torch
 
 from magic141.artifacts import NullLog
 from magic141.frozen import UserError
+from magic141.training.checkpoint import read_info, require_compatible
+from magic141.training.config import PlacementConfig
 from magic141.training.launch import launch
+from magic141.training.objective import TrainContext
 from tests.training.linear import LinearSpec, linear_config
 
 
@@ -118,3 +122,15 @@ def test_another_engine_cannot_take_over_a_deepspeed_checkpoint(tmp_path: Path) 
     info.write_text(info.read_text().replace('"plain"', '"deepspeed"'))
     with pytest.raises(UserError, match=r"placement.engine = plain.*holds step 5 of engine deepspeed"):
         launch(LinearSpec(config), config, tmp_path, NullLog(), seed=0)
+
+
+def test_a_checkpoint_that_zero_has_split_otherwise_is_refused(tmp_path: Path) -> None:
+    config = linear_config()
+    with pytest.raises(ZeroDivisionError):
+        launch(LinearSpec(config, crash_at=8), config, tmp_path, NullLog(), seed=0)
+    info = read_info(tmp_path / "checkpoints" / "step-000005")
+    placement = PlacementConfig(engine="deepspeed", zero_stage=3, num_workers=1)
+    context = TrainContext(0, 1, torch.device("cpu"), tmp_path, 0, placement)
+    with pytest.raises(UserError, match=r"zero_stage = 3: .* holds step 5 .* and zero_stage 2; use those again"):
+        require_compatible(replace(info, engine="deepspeed", zero_stage=2), context)
+    require_compatible(replace(info, engine="deepspeed", zero_stage=None), context)  # of an older version

@@ -45,6 +45,7 @@ def fake(stage: Stage) -> Stage:
             (call.out / "dataset.json").write_text(COUNTED.model_dump_json())
         if stage.name == "distill_dmd2":
             call.log.summary({"collapsed": 0})
+            (call.out / "watch.json").write_text(json.dumps({"collapsed": not call.config.distill_dmd2.collapse.stop}))
         if stage.name == "evaluate":
             (call.out / "scores.json").write_text(json.dumps(SCORES))
         if stage.name == "report":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 
 from flows.evaluation import evaluation
-from flows.pipeline import rerun
+from flows.pipeline import pipeline, rerun
 from flows.plan import as_json, plan_of
 from flows.session import Outcome
 from magic141.frozen import UserError
@@ -37,6 +38,26 @@ def test_evaluation_of_a_run_or_model_runs_only_the_judging_stages(outcome: Outc
     assert run.data.tags["origin_run"] == outcome.run_id
     newest, *_ = tracker.registry.runs_with(tracker.artifacts_of(run)["distill_dmd2"])
     assert newest.info.run_id == judged.run_id  # this is how a promotion finds it
+
+
+def test_an_evaluation_works_in_the_workspace_that_it_is_given(
+    outcome: Outcome, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by the event of a candidate, whatever the worker's own is."""
+    monkeypatch.setenv("MAGIC141_HOME", str(tmp_path))
+    judged = evaluation(str(home), run_id=outcome.run_id, overrides=["evaluate.frechet_dimensions=3"])
+    assert open_store(home).get_run(judged.run_id).data.tags["origin_run"] == outcome.run_id
+    assert not any(tmp_path.iterdir())
+    assert os.environ["MAGIC141_HOME"] == str(tmp_path)
+
+
+def test_a_collapsed_student_is_only_taken_by_who_asks_for_it(outcome: Outcome, home: Path, config: str) -> None:
+    """The same work: going on in spite of a collapse is no other result, but not everyone's."""
+    changed = ["distill_dmd2.a_weak=0.3"]
+    pipeline(config, [*changed, "distill_dmd2.collapse.stop=false"], until="distill_dmd2")
+    with pytest.raises(UserError, match=r"collapse.stop = true: the student of run \w+ had collapsed at its end"):
+        pipeline(config, changed)
+    assert "distill_dmd2" in pipeline(config, [*changed, "distill_dmd2.collapse.stop=false"]).reused
 
 
 @pytest.mark.parametrize(
