@@ -19,6 +19,8 @@ from magic141.urls import without_credentials
 from tasks.run_stage import run_stage
 from tasks.stage import Stage, StageContext
 
+UI_VARIABLE = "MAGIC141_MLFLOW_UI_URL"
+
 
 def run_as_tasks(session: Session, stages: Sequence[Stage]) -> Outcome:
     """Runs stages in order, each as a Prefect task; shows the scores in Prefect; announces a new candidate."""
@@ -44,8 +46,8 @@ def as_task(stage: Stage, context: StageContext) -> ArtifactRef:
 
 
 def run_link(tracking_uri: str, run_id: str) -> str:
-    """The run in Markdown, with the address of its page where a tracking server has one."""
-    uri = without_credentials(tracking_uri).rstrip("/")
+    """The run in Markdown, with the address of its page where a tracking server has one: a browser's may be another."""
+    uri = without_credentials(os.environ.get(UI_VARIABLE) or tracking_uri).rstrip("/")
     named = f"[{run_id}]({uri}/#/runs/{run_id})" if uri.startswith(("http://", "https://")) else f"`{run_id}`"
     return f"MLflow run {named}"
 

@@ -123,6 +123,8 @@ database() { echo "$1://magic141:$(password)@127.0.0.1:$POSTGRES_PORT/$2"; }
 run_prefect() {
     unset PREFECT_API_URL PREFECT_API_AUTH_STRING
     export PREFECT_HOME=$FOLDER/prefect PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1
+    # a place in a concurrency limit is held by a lease: in memory, a restart would lose it and end the run that has it
+    export PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE=prefect.server.concurrency.lease_storage.filesystem
     PREFECT_SERVER_DATABASE_CONNECTION_URL=$(database postgresql+asyncpg prefect)
     export PREFECT_SERVER_DATABASE_CONNECTION_URL
     exec "$PYTHON" -m prefect server start --host 127.0.0.1 --port "$PREFECT_PORT"
@@ -168,9 +170,17 @@ is_taken() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
 start() {
     local name=$1 log=$FOLDER/$1.log pid deadline=$((SECONDS + START_SECONDS))
-    if pid_of "$name" >/dev/null && answers "$name"; then
-        say "$name: runs already"
-        return
+    if pid_of "$name" >/dev/null; then # on a busy machine it may be slow: never stopped for that
+        until answers "$name"; do
+            pid_of "$name" >/dev/null || break
+            test $SECONDS -lt $deadline ||
+                fail "$name: runs, but gave no answer in $START_SECONDS s; its log: $log; to end it: infra/servers.sh down"
+            sleep 0.3
+        done
+        if pid_of "$name" >/dev/null; then
+            say "$name: runs already"
+            return
+        fi
     fi
     stop "$name"
     ! is_taken "$(port_of "$name")" ||
@@ -188,6 +198,9 @@ start() {
     say "$name: $(url_of "$name")"
 }
 
+# Of a group of processes, whether any is more than a zombie that nobody collects, as where a container has no init.
+lives() { ps -eo pgid=,stat= | awk -v group="$1" '$1 == group && $2 !~ /^Z/ { found = 1 } END { exit !found }'; }
+
 stop() {
     local pid deadline=$((SECONDS + STOP_SECONDS))
     if pid=$(pid_of "$1"); then
@@ -195,8 +208,9 @@ stop() {
             postgres) kill -INT "$pid" ;; # ends sessions, then itself; TERM would wait for them
             *) kill -TERM -- "-$pid" ;;
         esac
-        while kill -0 -- "-$pid" 2>/dev/null; do
+        while lives "$pid"; do
             test $SECONDS -lt $deadline || kill -KILL -- "-$pid" 2>/dev/null || true
+            test $SECONDS -lt $((deadline + STOP_SECONDS)) || fail "$1: process $pid does not end"
             sleep 0.1
         done
         say "$1: stopped"

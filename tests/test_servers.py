@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.request import urlopen
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -95,6 +96,7 @@ def test_up_status_down(servers: Servers) -> None:
     assert again.stderr.splitlines() == [f"{name}: runs already" for name in NAMES]
     _nobody_reads_the_password(servers, up.stdout + up.stderr + status.stdout)
     _everything_is_in_postgres(servers)
+    _a_slow_one_is_not_stopped(servers)
 
     assert servers("down").returncode == 0
     assert servers("status").returncode == 1
@@ -107,6 +109,20 @@ def _nobody_reads_the_password(servers: Servers, printed: str) -> None:
     arguments = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     logs = "".join(log.read_text() for log in servers.folder.glob("*.log"))
     assert servers.password not in printed + arguments + logs
+
+
+def _a_slow_one_is_not_stopped(servers: Servers) -> None:
+    """Runs may be using it."""
+    mlflow = psutil.Process(int((servers.folder / "mlflow.pid").read_text().split()[0]))
+    everything = [mlflow, *mlflow.children(recursive=True)]
+    for process in everything:
+        process.suspend()
+    up = servers("up", START_SECONDS="2")
+    assert "error: mlflow: runs, but gave no answer in 2 s" in up.stderr
+    for process in everything:
+        process.resume()
+    assert "mlflow: runs already" in servers("up").stderr
+    assert mlflow.is_running()
 
 
 def _everything_is_in_postgres(servers: Servers) -> None:

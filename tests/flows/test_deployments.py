@@ -66,7 +66,7 @@ class Site:
         return list(self.post("/flow_runs/filter", deployments=chosen, sort="EXPECTED_START_TIME_ASC"))
 
     @contextmanager
-    def process(self, log: str, *arguments: str, patience_s: float = 60) -> Iterator[Path]:
+    def process(self, log: str, *arguments: str, patience_s: float) -> Iterator[Path]:
         """`python -m …` for a while; yields its log."""
         with (self.folder / log).open("w") as file:
             process = subprocess.Popen(
@@ -113,6 +113,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
         "PREFECT_HOME": str(folder / "prefect"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "PREFECT_SERVER_SERVICES_SCHEDULER_RECENT_DEPLOYMENTS_LOOP_SECONDS": "1",
         "PREFECT_WORKER_QUERY_SECONDS": "2",
         "MAGIC141_HOME": str(folder / "home"),
@@ -143,7 +144,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 @pytest.fixture(scope="module")
 def worker(site: Site) -> Iterator[Path]:
     """A worker of the pool; its log."""
-    with site.process("worker.log", "prefect", "worker", "start", "--pool", "magic141", "--limit", "2") as log:
+    command = ("prefect", "worker", "start", "--pool", "magic141", "--limit", "2")
+    with site.process("worker.log", *command, patience_s=5) as log:
         yield log
 
 
@@ -241,6 +243,17 @@ def test_the_server_has_taken_every_setting(site: Site, worker: Path) -> None:
     assert sorted(found) == ["evaluate-candidate", "evaluate-champion", "kubernetes-train", "train"]
     assert all(not deployment["pull_steps"] for deployment in found.values())
     assert found["train"]["global_concurrency_limit"]["limit"] == 1
-    assert found["train"]["concurrency_options"]["collision_strategy"] == "ENQUEUE"
+    assert found["train"]["concurrency_options"] == {"collision_strategy": "ENQUEUE", "grace_period_seconds": 7200}
     (nightly,) = found["evaluate-champion"]["schedules"]
     assert nightly["schedule"]["timezone"] == "Europe/Berlin"
+
+
+def test_the_server_has_taken_the_automation(site: Site) -> None:
+    site.prefect("automation", "create", "--from-file", "infra/automations.yaml")
+    (died,) = (a for a in site.post("/automations/filter") if a["name"] == "magic141 runs that have died")
+    assert died["enabled"]
+    assert (died["trigger"]["posture"], died["trigger"]["within"]) == ("Proactive", 600)
+    assert [action["state"] for action in died["actions"]] == ["CRASHED"]
+    deployments = {deployment["name"]: deployment for deployment in site.post("/deployments/filter")}
+    for name in ("train", "kubernetes-train"):  # whose heartbeats it waits for
+        assert deployments[name]["job_variables"]["env"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
