@@ -55,7 +55,7 @@ def estimate(stage: str, config: PipelineConfig, tracker: Tracker | None) -> Est
     training = getattr(config, stage) if stage in TRAINING_SECTIONS else None
     resources, num_gpus = _resources(stage, config)
     measured = _measured_gb(record)
-    calculated = None if training is None or training.num_steps == 0 else _calculated_gb(stage, config, training)
+    calculated = None if training is None or training.num_steps == 0 else calculated_gb(stage, config, training)
     memory = measured if measured is not None and _same_size(record, training, config) else calculated
     taken = _seconds(record, training)
     seconds = _gpu_seconds(stage, config, num_gpus) if taken is None else taken
@@ -141,7 +141,8 @@ def _same_size(record: Mapping[str, Any], training: TrainConfig | None, config: 
     ) == config.model.model_dump(mode="json")
 
 
-def _calculated_gb(stage: str, config: PipelineConfig, training: TrainConfig) -> float:
+def calculated_gb(stage: str, config: PipelineConfig, training: TrainConfig) -> float:
+    """GiB of a training stage's worker: weights, gradients, optimizer states and activations."""
     sizes = InputSizes.of(config)
     i2v, guided = stage != "pretrain_t2v", stage.startswith("distill")
     widths = (sizes.channels, sizes.text_width, sizes.pooled_width)
