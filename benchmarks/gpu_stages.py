@@ -1,6 +1,6 @@
 """Memory and time of the training stages at the 13B's width and sequence length, beside what `plan` calculates.
 
-    python benchmarks/gpu_stages.py --write-docs                          # one GPU of 80 GB
+    python benchmarks/gpu_stages.py --write-docs                          # one GPU, ten minutes
     python benchmarks/gpu_stages.py --until pretrain_i2v --workspace DIR  # goes on from there when given again
 
 Runs `configs/smoke_13b.yaml`, the stages as on a cluster (Ray Train, DeepSpeed) with a tenth of the blocks, in a
@@ -31,13 +31,13 @@ from magic141.training.operations import num_operations, passes_per_update
 
 @dataclass(frozen=True)
 class Row:
-    """A stage on its worker: GiB at the peak and seconds of an update, by calculation and as measured."""
+    """A stage on its worker: GiB at the peak and seconds of an update, by calculation and, where there is one, measured."""
 
     stage: str
     calculated_gb: float
     measured_gb: float
     calculated_s: float
-    measured_s: float
+    measured_s: float | None
     minutes: float
 
 
@@ -46,13 +46,14 @@ def row(stage: str, config: PipelineConfig, folder: Path, speeds: list[float]) -
     training: Any = getattr(config, stage)
     record = json.loads((folder / "training.json").read_text())
     tokens = InputSizes.of(config).num_tokens(config, image_condition=stage != "pretrain_t2v")
+    between = speeds[1:-1]
     operations = num_operations(passes_per_update(training) * training.batch_size, config.model, tokens)
     return Row(
         stage,
         calculated_gb(stage, config, training),
         record["peak_memory_mb"] / training.placement.num_workers / 1024,
         operations / training.placement.num_workers / GPU_OPERATIONS_PER_S,
-        statistics.mean(1 / speed for speed in speeds[1:-1]),
+        statistics.mean(1 / speed for speed in between) if between else None,
         record["seconds"] / 60,
     )
 
@@ -81,7 +82,7 @@ def table(config: PipelineConfig, found: list[Row]) -> str:
     lines = [head, "", columns, "|---|--:|--:|--:|--:|--:|"]
     for r in found:
         figures = (r.calculated_gb, r.measured_gb, r.calculated_s, r.measured_s, r.minutes)
-        lines.append(f"| `{r.stage}` | {' | '.join(f'{figure:.1f}' for figure in figures)} |")
+        lines.append(f"| `{r.stage}` | {' | '.join('-' if f is None else f'{f:.1f}' for f in figures)} |")
     return "\n".join(lines)
 
 
