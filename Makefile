@@ -60,11 +60,11 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# One thread a process: the tests start several.
+# One thread a process: the tests start several. The slow ones use all cores by themselves.
 unit slow: export OMP_NUM_THREADS ?= 1
 
 unit: $(READY)
-	$(BIN)/pytest -m "not slow" --durations 10
+	$(BIN)/pytest -m "not slow" -n logical --maxprocesses 8 --dist loadfile --durations 10
 
 slow: $(READY)
 	$(BIN)/pytest -m slow --durations 10
