@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -120,15 +119,6 @@ class VideoCodec:
     def num_channels(self) -> int:
         """Latent channels C."""
         return int(self.vae.config.latent_channels)
-
-    @property
-    def version(self) -> str:
-        """Digest of config and weights."""
-        config = {name: value for name, value in self.vae.config.items() if not name.startswith("_")}
-        digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-        for _, tensor in sorted(self.vae.state_dict().items()):
-            digest.update(tensor.detach().float().cpu().numpy().tobytes())
-        return digest.hexdigest()[:16]
 
     @torch.no_grad()
     def encode_video(self, frames: Tensor) -> Tensor:
