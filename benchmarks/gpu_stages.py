@@ -31,7 +31,7 @@ from magic141.training.operations import num_operations, passes_per_update
 
 @dataclass(frozen=True)
 class Row:
-    """A stage on its worker: GiB at the peak and seconds of an update, by calculation and, where there is one, measured."""
+    """A stage on its worker: GiB at the peak and seconds of an update, by calculation and as measured."""
 
     stage: str
     calculated_gb: float
