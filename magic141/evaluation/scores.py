@@ -66,7 +66,7 @@ EXACT = (
     ),
     Dimension("iou", "subject", "exact", "high", 3, "the subject is kept: overlap with the object drawn anew"),
     Dimension("colour", "colour", "exact", "high", 3, "the object has the caption's colour"),
-    Dimension("shape", "shape", "exact", "high", 3, "the object has the caption's shape"),
+    Dimension("shape", "shape", "exact", "high", 3, "share of the made frames with the caption's shape"),
     Dimension("background_psnr_db", "background dB", "exact", "high", 1, "PSNR to the true background"),
     Dimension("psnr_db", "PSNR dB", "exact", "high", 1, "PSNR to the clip drawn anew along the measured path"),
     Dimension(

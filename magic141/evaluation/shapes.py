@@ -26,8 +26,8 @@ from magic141.data.shapes import (
 )
 
 MAX_ANGLE_ERROR = np.deg2rad(22.5)  # half of the angle between two directions
-MAX_PATH_ERROR = 1.0  # pixels, root mean square distance of the centre from a straight, even path
-MAX_START_ERROR = MAX_PATH_ERROR  # pixels, distance of the first centre from the true one
+MAX_PATH_ERROR = 1.0  # world pixels, root mean square distance of the centre from a straight, even path
+MAX_START_ERROR = MAX_PATH_ERROR  # world pixels, distance of the first centre from the true one
 SPEED_TOLERANCE = 0.25  # share below the slowest and above the fastest speed of the world
 AREA_RANGE = (0.5, 1.6)  # visible area relative to the true one, in every frame
 MAX_PSNR_DB = 60.0
@@ -38,28 +38,29 @@ Pixels = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class Track:
-    """The object as measured in the frames of one clip, in pixels of the frame."""
+    """The object as measured in the frames of one clip. A world pixel is 1/REFERENCE_SIZE of the frame, each way."""
 
-    centres: Array  # [F, 2], unwrapped along the path
+    centres: Array  # [F, 2], pixels of the frame, unwrapped along the path
     area: Array  # [F], relative to the true area
-    velocity: Array  # [2], pixels per frame, of the best straight line
-    path_error: float  # root mean square distance from that line
+    line: Array  # [F, 2], the best straight, even path through the centres
+    velocity: Array  # [2], world pixels per frame, along that line
+    path_error: float  # root mean square distance from it, world pixels
 
 
 def measure_track(frames: NDArray[np.uint8], clip: ShapeClip) -> Track:
     """Finds the object in `frames` [F, H, W, 3] as what differs from the known background, on the torus."""
     height, width = frames.shape[1:3]
     alpha = _alpha(frames, clip)
-    sizes = np.array([width, height])
+    sizes, scale = np.array([width, height]), _scale(height, width)
     centres = np.stack([_circular_mean(alpha.sum(1), width), _circular_mean(alpha.sum(2), height)], axis=1)
     steps = (np.diff(centres, axis=0) + sizes / 2) % sizes - sizes / 2
     centres = np.concatenate([centres[:1], centres[:1] + np.cumsum(steps, axis=0)])
     times = np.arange(len(centres)) - (len(centres) - 1) / 2
     velocity = (times[:, None] * centres).sum(0) / (times**2).sum()
     line = centres.mean(0) + times[:, None] * velocity
-    error = float(np.sqrt(((centres - line) ** 2).sum(1).mean()))
+    error = float(np.sqrt((((centres - line) / scale) ** 2).sum(1).mean()))
     true_area = coverage(clip.shape, _radius(clip, height, width), sizes[None] / 2, height, width).sum()
-    return Track(centres, alpha.sum((1, 2)) / true_area, velocity, error)
+    return Track(centres, alpha.sum((1, 2)) / true_area, line, velocity / scale, error)
 
 
 def score_clip(
@@ -67,41 +68,43 @@ def score_clip(
 ) -> dict[str, float]:
     """Scores one clip, uint8 [F, H, W, 3]; `from_start`: its first frame is the condition, not a later one.
 
+    Of a clip whose first frame was given only the others say how well the object is kept.
+
     Returns:
         direction: 1 if the object moves within 22.5 degrees of a direction that the caption allows.
         motion: 1 if, besides, it starts where it should, is whole in every frame, and moves evenly along a line, at a
             speed of the world.
         iou: soft overlap with the object drawn anew at the measured centres: the subject is kept.
-        shape, colour: 1 if the best template, the nearest palette colour is the caption's.
+        shape: share of the frames in which the caption's shape overlaps best.
+        colour: 1 if the nearest palette colour is the caption's.
         background_psnr_db: against the true background, where the object is not.
         psnr_db: against the whole clip drawn anew along the measured straight path.
-        speed: pixels per frame. plus: for axis captions with a right direction, 1 for the first of the two senses.
+        speed: world pixels per frame.
+        plus: for axis captions with a right direction, 1 for the first of the two senses.
     """
     world = world or ShapesConfig()
     height, width = frames.shape[1:3]
-    radius, scale = _radius(clip, height, width), min(height, width) / REFERENCE_SIZE
-    track = measure_track(frames, clip)
-    pixels = frames.astype(np.float32) / 255
-    alpha = _alpha(frames, clip)
-    masks = {shape: coverage(shape, radius, track.centres, height, width) for shape in SHAPES}
+    radius, track = _radius(clip, height, width), measure_track(frames, clip)
+    made = slice(1 if from_start and len(frames) > 1 else 0, None)
+    pixels, alpha = frames[made].astype(np.float32) / 255, _alpha(frames[made], clip)
+    masks = {shape: coverage(shape, radius, track.centres[made], height, width) for shape in SHAPES}
     overlaps = {shape: _soft_iou(alpha, mask) for shape, mask in masks.items()}
-    speed = float(np.hypot(*track.velocity)) / scale
+    best = np.max(list(overlaps.values()), axis=0)
+    redrawn = compose(clip, coverage(clip.shape, radius, track.line[made], height, width))
+    speed = float(np.hypot(*track.velocity))
     heading = _heading(track.velocity, clip)
     whole = bool(((track.area > AREA_RANGE[0]) & (track.area < AREA_RANGE[1])).all())
-    even = track.path_error <= MAX_PATH_ERROR * scale
-    placed = not from_start or _start_error(track, clip, height, width) <= MAX_START_ERROR * scale
+    even = track.path_error <= MAX_PATH_ERROR
+    placed = not from_start or _start_error(track, clip, height, width) <= MAX_START_ERROR
     low, high = world.min_speed * (1 - SPEED_TOLERANCE), world.max_speed * (1 + SPEED_TOLERANCE)
-    times = np.arange(len(frames))[:, None] - (len(frames) - 1) / 2
-    line = track.centres.mean(0) + times * track.velocity
-    redrawn = compose(clip, coverage(clip.shape, radius, line, height, width))
     return {
         "direction": float(heading is not None),
         "motion": float(heading is not None and placed and whole and even and low <= speed <= high),
-        "iou": overlaps[clip.shape],
-        "shape": float(max(overlaps, key=lambda shape: overlaps[shape]) == clip.shape),
+        "iou": float(overlaps[clip.shape].mean()),
+        "shape": float(((overlaps[clip.shape] == best) & (best > 0)).mean()),
         "colour": float(_nearest_colour(pixels, masks[clip.shape]) == clip.colour),
         "background_psnr_db": _psnr(pixels, background(clip, height, width)[None], masks[clip.shape] < 0.02),
-        "psnr_db": _psnr(pixels, redrawn.astype(np.float32) / 255, np.ones(frames.shape[:3], bool)),
+        "psnr_db": _psnr(pixels, redrawn.astype(np.float32) / 255, np.ones(pixels.shape[:3], bool)),
         "speed": speed,
         "plus": float("nan") if clip.exact or heading is None else float(heading < 4),
     }
@@ -119,10 +122,15 @@ def _radius(clip: ShapeClip, height: int, width: int) -> float:
 
 
 def _start_error(track: Track, clip: ShapeClip, height: int, width: int) -> float:
-    """Distance of the first centre from the true one, on the torus."""
+    """Distance of the first centre from the true one, on the torus, in world pixels."""
     sizes = np.array([width, height])
     apart = track.centres[0] - path(clip, 1, height, width)[0]
-    return float(np.hypot(*((apart + sizes / 2) % sizes - sizes / 2)))
+    return float(np.hypot(*(((apart + sizes / 2) % sizes - sizes / 2) / _scale(height, width))))
+
+
+def _scale(height: int, width: int) -> Array:
+    """Pixels of the frame per world pixel, to the side and down [2]."""
+    return np.asarray(np.array([width, height]) / REFERENCE_SIZE)
 
 
 def _alpha(frames: NDArray[np.uint8], clip: ShapeClip) -> Array:
@@ -151,9 +159,10 @@ def _heading(velocity: Array, clip: ShapeClip) -> int | None:
     return best if cosines[best] >= np.cos(MAX_ANGLE_ERROR) else None
 
 
-def _soft_iou(alpha: Array, mask: NDArray[np.float32]) -> float:
+def _soft_iou(alpha: Array, mask: NDArray[np.float32]) -> Array:
+    """In each frame, [F]."""
     union = np.maximum(alpha, mask).sum((1, 2))
-    return float((np.minimum(alpha, mask).sum((1, 2)) / np.maximum(union, 1e-6)).mean())
+    return np.asarray(np.minimum(alpha, mask).sum((1, 2)) / np.maximum(union, 1e-6))
 
 
 def _nearest_colour(pixels: Pixels, mask: Pixels) -> str:

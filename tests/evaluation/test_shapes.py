@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from magic141.data.config import ShapesConfig
-from magic141.data.shapes import ShapeClip, other_future, render_clip, sample_clip
+from magic141.data.shapes import ShapeClip, compose, other_future, render_clip, sample_clip
 from magic141.evaluation.shapes import measure_track, score_clip, score_clips
 
 
@@ -86,6 +86,31 @@ def test_an_object_that_starts_elsewhere(clip: ShapeClip) -> None:
     assert (scores["direction"], scores["motion"]) == (1, 0)
     assert score_clip(frames, clip, from_start=False)["motion"] == 1, "a later window starts anywhere"
     assert score_clip(draw(replace(clip, x=clip.x + 32.5)), clip)["motion"] == 1, "on the torus, half a pixel away"
+
+
+@pytest.mark.parametrize("height_and_width", [(32, 56), (48, 128), (64, 32)])
+def test_true_clips_are_perfect_in_frames_of_any_form(height_and_width: tuple[int, int]) -> None:
+    """The world's speeds and directions are of a square one, stretched to the frame."""
+    clips = world(40)
+    frames = np.stack([render_clip(clip, 9, *height_and_width) for clip in clips])
+    scores = score_clips(frames, [clip.to_dict() for clip in clips])
+    for name in ("direction", "motion", "shape", "colour"):
+        assert scores[name].tolist() == [1.0] * 40, name
+    assert scores["speed"] == pytest.approx([clip.speed for clip in clips], abs=0.05)
+
+
+def test_a_subject_that_only_the_given_frame_shows_is_not_kept() -> None:
+    for clip in world(12):
+        frames = draw(clip)
+        frames[1:] = compose(clip, np.zeros((1, 32, 32), np.float32))
+        scores = score_clip(frames, clip)
+        assert (scores["shape"], scores["iou"]) == (0, 0)
+
+
+def test_shape_is_the_share_of_frames_that_show_it(clip: ShapeClip) -> None:
+    frames = draw(clip)
+    frames[5:] = draw(replace(clip, shape="triangle"))[5:]
+    assert score_clip(frames, clip)["shape"] == pytest.approx(4 / 8)  # of those that were made
 
 
 def test_another_shape_and_another_colour(clip: ShapeClip) -> None:
