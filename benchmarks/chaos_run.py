@@ -87,7 +87,7 @@ class Attempt:
 
     def resume_arguments(self) -> list[str] | None:
         """The arguments of the command that a failed run printed to resume it."""
-        found = re.findall(r"to resume: magic141 (.*)", self.printed())
+        found = re.findall(r"to resume: \S*magic141 (.*)", self.printed())
         return shlex.split(found[-1]) if found else None
 
     def unfinished(self) -> bool:

@@ -19,7 +19,7 @@ from magic141.config import PipelineConfig
 from magic141.training.config import PlacementConfig
 from magic141.training.dmd2 import Dmd2Spec
 from magic141.training.dmd2_config import Dmd2Config
-from magic141.training.stages import train
+from magic141.training.train import train
 from tasks.distill_dmd2 import STAGE
 
 NUM_UPDATES = 100

@@ -10,7 +10,6 @@ import typer
 from flows.command_line import (
     FAILURE,
     home_of,
-    load,
     prefect_server,
     reporting,
     resumable,
@@ -120,10 +119,10 @@ def sweep(
 ) -> None:
     """Run a config once per combination of values; stages that combinations share are computed once."""
     with reporting(debug):
-        from flows.grid import members_of
+        from flows.grid import check_members, members_of
 
-        values = load(config, set_, workspace)
-        members_of(vary or (), member or ())
+        store(workspace)
+        values, *_ = check_members(config, members_of(vary or (), member or ()), set_ or ())
         with resumable(), prefect_server(values.home, debug):
             from flows.sweep import SweepFailed
             from flows.sweep import sweep as swept

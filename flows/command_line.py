@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -53,7 +54,7 @@ def selection(
 ) -> Selection:
     """Checks what can be checked before anything starts."""
     from magic141.frozen import UserError
-    from tasks.pipeline import known_stage, stages_until
+    from tasks.pipeline import known_stage
 
     if (config is None) == (origin is None):
         raise UserError("expected either a config, such as configs/demo.yaml, or --run with the id of an earlier run")
@@ -63,8 +64,12 @@ def selection(
     for stage, option in [(first, "--from"), (until, "--until"), *((name, "--refresh") for name in refresh or ())]:
         if stage:
             known_stage(stage, option)
-    if until and (beyond := [name for name in refresh or () if name not in {s.name for s in stages_until(until)}]):
-        raise UserError(f"--refresh {beyond[0]}: comes after --until {until} and would not run; give one of the two")
+    from flows.origin import stages_between  # a second of imports, which a mistake above need not wait for
+
+    running = {stage.name for stage in stages_between(first, until)}
+    if idle := [name for name in refresh or () if name not in running]:
+        between = " ".join(f"{option} {name}" for option, name in (("--from", first), ("--until", until)) if name)
+        raise UserError(f"--refresh {idle[0]}: would not run with {between}; give one of the two")
     home = values.home if values else store(workspace)
     return Selection(home, config.resolve() if config else None, values)
 
@@ -129,7 +134,7 @@ def resumable() -> Iterator[None]:
     from flows.last_words import last_words
     from flows.resume import RESUME, is_resumable, way_on
 
-    command = shlex.join(["magic141", *sys.argv[1:]])
+    command = again()
     with last_words(f"killed; finished stages are kept; {RESUME}: {command}"):
         try:
             yield
@@ -137,6 +142,16 @@ def resumable() -> Iterator[None]:
             if is_resumable(error):
                 typer.echo(f"finished stages are kept; {way_on(error)}: {command}", err=True)
             raise
+
+
+def again() -> str:
+    """This command, for a shell that has neither this one's PATH nor its MAGIC141_HOME."""
+    program, found = sys.argv[0], shutil.which("magic141")
+    if not Path(program).is_file() or (found and os.path.samefile(found, program)):
+        program = "magic141"
+    home = os.environ.get("MAGIC141_HOME")
+    given = any(word.partition("=")[0] == "--workspace" for word in sys.argv)
+    return shlex.join([program, *sys.argv[1:], *(["--workspace", home] if home and not given else [])])
 
 
 @contextmanager
@@ -207,6 +222,7 @@ def _say_run(run_id: str, tracking_uri: str) -> None:
 
 def say_sweep(outcome: SweepOutcome) -> None:
     """The table of a sweep; why members failed stands in the error that ends it."""
+    from rich.markup import escape
     from rich.table import Table
 
     from flows.sweep import shown
@@ -216,7 +232,7 @@ def say_sweep(outcome: SweepOutcome) -> None:
     table.add_column("run", no_wrap=True)
     for member in outcome.members:
         cells = (f"{member.scores[d.key]:.{d.digits}f}" if d.key in member.scores else "-" for d in dimensions)
-        table.add_row(member.label, *cells, member.run_id or "[red]failed[/]")
+        table.add_row(escape(member.label), *cells, member.run_id or "[red]failed[/]")
     wide_console().print(table)
     _say_run(outcome.run_id, outcome.tracking_uri)
     typer.echo(f"done    in {outcome.seconds:.1f} s")

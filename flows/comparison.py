@@ -75,15 +75,16 @@ def _value(param: str) -> Any:
 
 
 def _table(title: str, labels: Sequence[str], rows: Sequence[Row]) -> Table:
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title, *labels, box=None, pad_edge=False)
     for row in rows:
         cells = (
-            f"{value} {_coloured(difference, better)}".strip()
+            f"{escape(str(value))} {_coloured(difference, better)}".strip()
             for value, difference, better in zip(row.values, row.differences, row.better, strict=True)
         )
-        table.add_row(row.label, *cells)
+        table.add_row(escape(row.label), *cells)
     return table
 
 

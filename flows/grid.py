@@ -6,11 +6,12 @@ import itertools
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from magic141.config import PipelineConfig
+from magic141.config import PipelineConfig, load_config, missing_sources
 from magic141.frozen import UserError
 
 MAX_MEMBERS = 200
@@ -53,6 +54,20 @@ def members_of(vary: Sequence[str], listed: Sequence[str]) -> list[Member]:
     if len(members) > MAX_MEMBERS:
         raise UserError(f"sweep: {len(members)} members; expected at most {MAX_MEMBERS}; vary fewer values")
     return members
+
+
+def check_members(config: Path, members: Sequence[Member], overrides: Sequence[str]) -> list[PipelineConfig]:
+    """Every member's config, valid and with its sources in place, before the first one runs."""
+    configs = []
+    for member in members:
+        try:
+            values = load_config(config, [*overrides, *member.overrides])
+        except UserError as error:
+            raise UserError(f"member {member.label}: {error}") from None
+        if problems := list(missing_sources(values)):
+            raise UserError("\n".join(problems))
+        configs.append(values)
+    return configs
 
 
 def number_at(config: PipelineConfig, field: str) -> float | None:

@@ -74,11 +74,11 @@ class MemberRun:
         """A pipeline run with the member's settings, which `values` has; what it raises becomes the outcome."""
         try:
             done: Outcome = pipeline(self.config, [*self.overrides, *member.overrides], self.until, None, self.parent)
+            tracker = Tracker(values.home, values.experiment)
+            scores = scores_in(tracker.get_run(done.run_id).data.metrics, self.variant)
         except Exception as error:  # the stage's run holds the traceback; the other members go on
             text = without_credentials(f"{type(error).__name__}: {error}")
             return MemberOutcome(label=member.label, error=text, is_mistake=is_mistake(error))
-        tracker = Tracker(values.home, values.experiment)
-        scores = scores_in(tracker.get_run(done.run_id).data.metrics, self.variant)
         return MemberOutcome(label=member.label, run_id=done.run_id, scores=scores, reused=done.reused)
 
 
@@ -147,7 +147,8 @@ class MemberProcess:
 
 
 def _run_here(sender: Connection, call: Callable[[], bytes], log_file: Path) -> None:
-    """In the member's process."""
+    """In the member's process. Of Ctrl-C the sweep makes a SIGTERM for it: both at once would cut its closing short."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=_end_with_sweep, daemon=True).start()
     with log_file.open("ab") as log:
         for stream in (sys.stdout, sys.stderr):

@@ -43,6 +43,7 @@ OPTIONS = {
     "until": "--until",
     "refresh": "--refresh",
     "workspace": "--workspace",
+    "parallel": "--parallel",
 }
 MISTAKE = f"{UserError.__name__}: "  # in Prefect's words for an exception
 TIMEOUT_S = 10

@@ -156,6 +156,7 @@ def as_json(rows: Sequence[PlannedStage]) -> str:
 
 def as_table(rows: Sequence[PlannedStage]) -> Table:
     """The plan for the console."""
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -165,8 +166,8 @@ def as_table(rows: Sequence[PlannedStage]) -> Table:
     table.add_column("time", no_wrap=True)
     table.add_column("asks for")
     for row in rows:
-        wants = row.estimate
-        table.add_row(row.stage, _SHOWN[row.action], row.why, *((_time(wants), _wishes(wants)) if wants else ()))
+        wants = (_time(row.estimate), _wishes(row.estimate)) if row.estimate else ()
+        table.add_row(row.stage, _SHOWN[row.action], escape(row.why), *wants)
     return table
 
 

@@ -116,13 +116,14 @@ class PrefectServer:
         )
 
     def _restart_if_dead(self, port: int) -> None:
-        for _ in range(MAX_RESTARTS):
+        """Ends with the last of them: a server dies with the thread that has started it."""
+        for left in range(MAX_RESTARTS, -1, -1):
             process = self.process
             if process is None:
                 return
             process.wait()
             with self._lock:
-                if self.process is process:  # nobody asked it to stop
+                if self.process is process and left:  # nobody asked it to stop
                     self.process = self._start(port)
 
     def stop(self) -> None:

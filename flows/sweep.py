@@ -12,13 +12,13 @@ from prefect import flow
 from prefect.artifacts import create_table_artifact
 
 from flows.comparison import read_run
-from flows.grid import Member, members_of, number_at
+from flows.grid import Member, check_members, members_of, number_at
 from flows.members import MemberOutcome, MemberRun, run_members
 from flows.notify import notify
 from flows.orchestrated import flow_tags, run_link
 from flows.resume import marking_resumable
 from flows.session import closing, identity
-from magic141.config import PipelineConfig, load_config, missing_sources
+from magic141.config import PipelineConfig
 from magic141.evaluation.charts import Series, line_chart
 from magic141.evaluation.comparison import write_comparison
 from magic141.evaluation.scores import COSTS, EXACT, FRECHET, VBENCH, Dimension
@@ -117,20 +117,6 @@ def sweep(
         if outcome.failed:
             raise SweepFailed(outcome)
     return outcome
-
-
-def check_members(config: Path, members: Sequence[Member], overrides: Sequence[str]) -> list[PipelineConfig]:
-    """Every member's config, valid and with its sources in place, before the first one runs."""
-    configs = []
-    for member in members:
-        try:
-            values = load_config(config, [*overrides, *member.overrides])
-        except UserError as error:
-            raise UserError(f"member {member.label}: {error}") from None
-        if problems := list(missing_sources(values)):
-            raise UserError("\n".join(problems))
-        configs.append(values)
-    return configs
 
 
 def check_variant(variant: str, members: Sequence[Member], configs: Sequence[PipelineConfig]) -> None:

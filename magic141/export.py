@@ -44,7 +44,7 @@ class BundleInfo(FrozenConfig):
 
 
 def export_pipeline(
-    config: TransformerConfig, dmd2: Dmd2Config, data: Path, student: Path, out: Path, log: StageLog
+    config: TransformerConfig, dmd2: Dmd2Config, num_carried: int, data: Path, student: Path, out: Path, log: StageLog
 ) -> None:
     """Writes transformer, vae, encoders, scheduler, empty prompt and `magic141.json` into `out`.
 
@@ -68,6 +68,7 @@ def export_pipeline(
         shift=dmd2.shift,
         sampler=dmd2.sampler,
         guidance_scale=dmd2.student_guidance_scale,
+        num_carried=num_carried,
     )
     (out / BUNDLE_FILE).write_text(bundle.model_dump_json(indent=1))
     size_mb = sum(f.stat().st_size for f in out.rglob("*") if f.is_file()) / 2**20
@@ -144,7 +145,7 @@ def load_bundle(folder: Path) -> Bundle:
     info, device = load_bundle_info(folder), sampling_device()
     refuse_days_on_cpu(folder / "transformer", device, "run it on a machine with one")
     codec = load_codec(folder / "vae")
-    codec.vae.to(device)
+    codec.to(device)
     generator = VideoGenerator(
         model=load_transformer(folder / "transformer", sampling_dtype(device)).to(device).eval(),
         null_text=load_null_text(folder).to(device),

@@ -7,19 +7,12 @@ from tasks.training import TRAINING_CODE, VOLATILE
 
 
 def _run(call: StageCall) -> None:
-    from magic141.training.stages import distill_cfg
+    from magic141.training.cfg_distillation import CfgDistillationSpec
+    from magic141.training.train import train
 
-    config, inputs = call.config, call.inputs
-    distill_cfg(
-        config.distill_cfg,
-        config.model,
-        inputs["prepare_data"],
-        inputs["pretrain_i2v"],
-        call.out,
-        call.log,
-        call.seed,
-        call.run_dir,
-    )
+    config, data, teacher = call.config.distill_cfg, call.inputs["prepare_data"], call.inputs["pretrain_i2v"]
+    spec = CfgDistillationSpec(config, call.config.model, data, teacher / "transformer")
+    train(spec, config, data, call.out, call.log, call.seed, call.run_dir)
 
 
 STAGE = Stage(

@@ -11,25 +11,18 @@ from tasks.training import TRAINING_CODE, VOLATILE
 
 
 def _run(call: StageCall) -> None:
-    from magic141.training.stages import distill_dmd2
+    from magic141.training.dmd2 import Dmd2Spec
+    from magic141.training.train import train
 
-    config, inputs = call.config, call.inputs
-    distill_dmd2(
-        config.distill_dmd2,
-        config.model,
-        inputs["prepare_data"],
-        inputs["pretrain_i2v"],
-        inputs["distill_cfg"],
-        call.out,
-        call.log,
-        call.seed,
-        call.run_dir,
-    )
+    config, data = call.config.distill_dmd2, call.inputs["prepare_data"]
+    teacher, start = (call.inputs[stage] / "transformer" for stage in ("pretrain_i2v", "distill_cfg"))
+    spec = Dmd2Spec(config, call.config.model, data, teacher, start)
+    train(spec, config, data, call.out, call.log, call.seed, call.run_dir)
 
 
 def _refuse_collapsed(context: StageContext, ref: ArtifactRef) -> None:
     """Of a run that went on in spite of what its watch saw, as only one that also asks for it takes it."""
-    from magic141.training.collapse import WATCH_FILE
+    from magic141.training.objective import WATCH_FILE
 
     watched = json.loads((ref.path / WATCH_FILE).read_text())
     if watched["collapsed"] and context.config.distill_dmd2.collapse.stop:

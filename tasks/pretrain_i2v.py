@@ -12,19 +12,12 @@ from tasks.training import TRAINING_CODE, VOLATILE
 
 
 def _run(call: StageCall) -> None:
-    from magic141.training.stages import pretrain_i2v
+    from magic141.training.flow_matching import FlowMatchingSpec
+    from magic141.training.pretraining import pretrain
 
-    config, inputs = call.config, call.inputs
-    pretrain_i2v(
-        config.pretrain_i2v,
-        config.model,
-        inputs["prepare_data"],
-        inputs["pretrain_t2v"],
-        call.out,
-        call.log,
-        call.seed,
-        call.run_dir,
-    )
+    t2v = call.inputs["pretrain_t2v"] / "transformer"
+    spec = FlowMatchingSpec(call.config.pretrain_i2v, call.config.model, call.inputs["prepare_data"], t2v)
+    pretrain(spec, call.out, call.log, call.seed, call.run_dir)
 
 
 def _sources(config: PipelineConfig) -> Mapping[str, str]:
@@ -34,7 +27,7 @@ def _sources(config: PipelineConfig) -> Mapping[str, str]:
 
 STAGE = Stage(
     name="pretrain_i2v",
-    modules=("magic141.training.flow_matching", *TRAINING_CODE),
+    modules=("magic141.training.pretraining", *TRAINING_CODE),
     settings=lambda config: {"pretrain_i2v": config.pretrain_i2v, "model": config.model},
     inputs=("prepare_data", "pretrain_t2v"),
     sources=_sources,

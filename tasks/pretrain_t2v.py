@@ -12,18 +12,11 @@ from tasks.training import TRAINING_CODE, VOLATILE
 
 
 def _run(call: StageCall) -> None:
-    from magic141.training.stages import pretrain_t2v
+    from magic141.training.flow_matching import FlowMatchingSpec
+    from magic141.training.pretraining import pretrain
 
-    config, inputs = call.config, call.inputs
-    pretrain_t2v(
-        config.pretrain_t2v,
-        config.model,
-        inputs["prepare_data"],
-        call.out,
-        call.log,
-        call.seed,
-        call.run_dir,
-    )
+    spec = FlowMatchingSpec(call.config.pretrain_t2v, call.config.model, call.inputs["prepare_data"], t2v=None)
+    pretrain(spec, call.out, call.log, call.seed, call.run_dir)
 
 
 def _sources(config: PipelineConfig) -> Mapping[str, str]:
@@ -33,7 +26,7 @@ def _sources(config: PipelineConfig) -> Mapping[str, str]:
 
 STAGE = Stage(
     name="pretrain_t2v",
-    modules=("magic141.training.flow_matching", *TRAINING_CODE),
+    modules=("magic141.training.pretraining", *TRAINING_CODE),
     settings=lambda config: {"pretrain_t2v": config.pretrain_t2v, "model": config.model},
     inputs=("prepare_data",),
     sources=_sources,

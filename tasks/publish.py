@@ -16,7 +16,8 @@ def _run(call: StageCall) -> None:
 
     config = call.config
     data, student = call.inputs["prepare_data"], call.inputs["distill_dmd2"]
-    export_pipeline(config.model, config.distill_dmd2, data, student, call.out, call.log)
+    carried = config.generate.long_video_carried
+    export_pipeline(config.model, config.distill_dmd2, carried, data, student, call.out, call.log)
     write_model_files(call.out, PYFUNC_LOADER, Limits().model_dump())
 
 
@@ -31,7 +32,12 @@ def _register(context: StageContext, ref: ArtifactRef) -> None:
 STAGE = Stage(
     name="publish",
     modules=("magic141.export", "magic141.tracking.model_folder"),
-    settings=lambda config: {"model": config.model, "limits": Limits(), **student_sampling(config)},
+    settings=lambda config: {
+        "model": config.model,
+        "limits": Limits(),
+        "long_video_carried": config.generate.long_video_carried,
+        **student_sampling(config),
+    },
     inputs=("prepare_data", "distill_dmd2"),
     run=_run,
     volatile=("registered_model_meta",),  # which MLflow writes into a folder that it loads by a registered name

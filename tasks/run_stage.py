@@ -38,8 +38,9 @@ def run_stage(stage: Stage, context: StageContext) -> ArtifactRef:
         if ref:
             context.reused.append(stage.name)
         made = ref or _compute(stage, key, context)
-        # the artifact holds the result; the checkpoints have done their work, also those of a run killed just here
-        shutil.rmtree(context.run_dir(stage.name, key.digest), ignore_errors=True)
+        if ref is None or not _a_refresh_needs(stage, key.digest, context):
+            # the artifact holds the result; the checkpoints have done their work, also those of a run killed just here
+            shutil.rmtree(context.run_dir(stage.name, key.digest), ignore_errors=True)
         context.artifacts[stage.name] = made
         context.tracker.set_artifact(context.parent_id, made, reused=ref is not None)
         if stage.on_ready:
@@ -55,6 +56,14 @@ def _refreshed(stage: Stage, key: str, context: StageContext) -> ArtifactRef | N
         return None
     context.console.note(stage.name, f"goes on with the refresh of run {begun.info.run_id}, which was not over")
     return _reuse(stage, key, context) if begun.info.status == "FINISHED" else None
+
+
+def _a_refresh_needs(stage: Stage, key: str, context: StageContext) -> bool:
+    """Whether what is left of the key's training is that of a refresh which was stopped, not of what is reused."""
+    if stage.name in context.refresh or not context.run_dir(stage.name, key).exists():
+        return False
+    begun = begun_refresh(context.tracker, stage.name, key)
+    return begun is not None and begun.info.status != "FINISHED"
 
 
 def _reuse(stage: Stage, key: str, context: StageContext) -> ArtifactRef | None:

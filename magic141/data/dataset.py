@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -69,6 +70,7 @@ class ClipDataset:
     ids: list[str]
     captions: list[str]
     truths: list[dict[str, Any] | None]
+    sources: list[str]  # the video that a clip is of, or "shapes"
 
     @classmethod
     def open(cls, folder: Path, split: str) -> Self:
@@ -91,10 +93,20 @@ class ClipDataset:
             ids=[row["id"] for row in rows],
             captions=[row["caption"] for row in rows],
             truths=[row["truth"] for row in rows],
+            sources=[row["source"] for row in rows],
         )
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def in_turns(self, rows: Iterable[int]) -> list[int]:
+        """The rows in another order: one of every video, then a second of each, and so on, so that few show many."""
+        turns: Counter[str] = Counter()
+        numbered = []
+        for row in rows:
+            numbered.append((turns[self.sources[row]], row))
+            turns[self.sources[row]] += 1
+        return [row for _, row in sorted(numbered, key=lambda turn_and_row: turn_and_row[0])]
 
     def text(self, rows: Tensor | Sequence[int]) -> TextEmbedding:
         """The embedded captions of some clips."""

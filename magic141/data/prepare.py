@@ -276,7 +276,7 @@ def _judge_codec(heldout: ClipDataset, codec: VideoCodec, log: StageLog) -> floa
     count = NUM_QUALITY_CLIPS if isinstance(codec.vae, CausalPCACodec) else 2
     shown = torch.linspace(0, len(heldout) - 1, min(count, len(heldout))).long()
     original = heldout.frames[shown].numpy()
-    codec.vae.to(sampling_device())
+    codec.to(sampling_device())
     decoded = codec.decode_video(heldout.latents[shown]).cpu().numpy()
     log.image("clips", contact_sheet(original[:NUM_SHEET_CLIPS]))
     log.image("reconstruction", comparison_sheet(original[:NUM_SHEET_CLIPS], decoded[:NUM_SHEET_CLIPS]))

@@ -61,7 +61,7 @@ class Encode:
         torch.set_num_threads(1 if not use_gpu else torch.get_num_threads())
         self.codec = load_codec(folder / "codec")
         if use_gpu:
-            self.codec.vae.to("cuda", torch.float16 if hasattr(self.codec.vae, "enable_tiling") else torch.float32)
+            self.codec.to(torch.device("cuda"))
         self.encoders = Encoders.load(folder / "encoders")
         self.code = code
 

@@ -89,7 +89,7 @@ class Scorer:
         space = TubeSpace.fit(train.latents, config.frechet_dimensions, frames)
         truths = [clip["truth"] for clip in clips] if info.has_ground_truth else None
         codec = load_codec(data / "codec")
-        codec.vae.to(sampling_device())
+        codec.to(sampling_device())
         real, floor = space.project(heldout.latents[rows, :, :frames]), Score.missing("distances are to these clips")
         if truths is not None:
             num_frames = 1 + (frames - 1) * info.temporal_factor
@@ -204,6 +204,8 @@ def valid_futures(
 def _frechet(a: NDArray[np.float64], b: NDArray[np.float64]) -> Score:
     if min(len(a), len(b)) < 2:
         return Score.missing(f"needs two clips on each side; there are {len(a)} and {len(b)}")
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return Score.missing("latents with values that are not finite")
     return Score(frechet_distance(a, b))
 
 

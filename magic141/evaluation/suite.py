@@ -48,10 +48,10 @@ class Conditions:
 
 
 def pick_clips(heldout: ClipDataset, num: int) -> list[int]:
-    """Rows of the clips to continue: with ground truth those whose caption leaves the future open, else all."""
+    """Rows of the clips to continue, of as many videos as there are: with ground truth those with an open future."""
     is_open = [truth is None or not truth["exact"] for truth in heldout.truths]
     rows = [row for row, wanted in enumerate(is_open) if wanted] or list(range(len(heldout)))
-    return rows[:num]
+    return heldout.in_turns(rows)[:num]
 
 
 def clip_conditions(heldout: ClipDataset, rows: Sequence[int], num_known: int = 1) -> Conditions:
@@ -62,7 +62,8 @@ def clip_conditions(heldout: ClipDataset, rows: Sequence[int], num_known: int = 
 
 def pick_prompts(prompts: Sequence[str], heldout: ClipDataset, num: int) -> list[str]:
     """The configured prompts, or distinct captions of held-out clips."""
-    return list(prompts) or list(dict.fromkeys(heldout.captions))[:num]
+    captions = (heldout.captions[row] for row in heldout.in_turns(range(len(heldout))))
+    return list(prompts) or list(dict.fromkeys(captions))[:num]
 
 
 def retrieve_images(prompts: Sequence[str], prior: ImagePrior, num: int) -> list[list[Hit]]:

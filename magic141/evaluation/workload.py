@@ -60,7 +60,7 @@ class Workload:
     def codec(self) -> VideoCodec:
         """The codec, on the device."""
         codec = load_codec(self.data / "codec")
-        codec.vae.to(self.device)
+        codec.to(self.device)
         return codec
 
     @cached_property
@@ -95,7 +95,7 @@ def prepare_workload(
     info, heldout = load_info(data), ClipDataset.open(data, "heldout")
     latent_frames = (model.window_frames - 1) // info.temporal_factor + 1
     codec, encoders = load_codec(data / "codec"), Encoders.load(data / "encoders")
-    codec.vae.to(sampling_device())
+    codec.to(sampling_device())
     prompts = pick_prompts(config.prompts, heldout, config.num_prompts)
     for prompt in prompts:
         for remark in encoders.remarks(prompt):

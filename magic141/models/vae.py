@@ -115,10 +115,10 @@ class VideoCodec:
         self.temporal_factor = int(self.vae.temporal_compression_ratio)
         self.spatial_factor = int(self.vae.spatial_compression_ratio)
 
-    @property
-    def num_channels(self) -> int:
-        """Latent channels C."""
-        return int(self.vae.config.latent_channels)
+    def to(self, device: torch.device) -> None:
+        """Onto a device; HunyuanVideo's VAE in float16 on a GPU, as it is released: half the time and memory."""
+        half = device.type == "cuda" and not isinstance(self.vae, CausalPCACodec)
+        self.vae.to(device, torch.float16 if half else torch.float32)
 
     @torch.no_grad()
     def encode_video(self, frames: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from magic141.retrieval.config import ClipConfig
 
 MAX_CONTEXT_TOKENS = 32
 MAX_IMAGE_SIZE = 64
+MAX_CACHED_IMAGES = 20_000
 MAX_LOGIT_SCALE = 100.0
 EMBED_BATCH = 256
 LOG_EVERY_STEPS = 10
@@ -93,6 +95,28 @@ class ClipEmbedder:
         return _stack([self.model.encode_text(batch.to(self.device), normalize=True) for batch in batches])
 
 
+class TrainingImages:
+    """First frames as the model takes them: of a small corpus all at once, of a large one as they are asked for.
+
+    Args:
+        images: uint8 [N, H, W, 3].
+        preprocessing: what makes float32 [N, 3, size, size] of them, 50 KB each.
+    """
+
+    def __init__(self, images: Images, preprocessing: Preprocessing) -> None:
+        self._images, self._preprocessing = images, preprocessing
+        small = len(images) <= MAX_CACHED_IMAGES
+        self._cached = torch.cat([preprocessing(batch) for batch in _batches(images)]) if small else None
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        if self._cached is not None:
+            return self._cached[rows]
+        return self._preprocessing(torch.as_tensor(self._images[rows]))
+
+
 def build_clip(config: ClipConfig, data: Path, out: Path, log: StageLog, seed: int) -> None:
     """Trains the tiny CLIP model on captions and first frames of the training clips, or records the pretrained one.
 
@@ -113,7 +137,7 @@ def build_clip(config: ClipConfig, data: Path, out: Path, log: StageLog, seed: i
     architecture = tiny_architecture(config.embed_dim, size, captions.tokens.shape[1])
     torch.manual_seed(seed)
     model = open_clip.CLIP(**architecture)
-    images = torch.cat([_tiny_preprocessing(size)(batch) for batch in _batches(dataset.first_frame)])
+    images = TrainingImages(dataset.first_frame, _tiny_preprocessing(size))
     with cpu_threads(1):  # of so small a model: two take a fifth longer
         loss = _train(model, config, images, captions, log, seed)
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, out / "model.safetensors")
@@ -130,10 +154,11 @@ def load_pretrained(name: str, pretrained: str) -> ClipEmbedder:
     """
     if name not in open_clip.list_models():
         raise UserError(f"train_clip.model = {name}: open_clip does not know it; use one of open_clip.list_models()")
-    if not Path(pretrained).is_file() and pretrained not in open_clip.list_pretrained_tags_by_model(name):
+    is_file = os.sep in pretrained and Path(pretrained).is_file()  # without a slash it is a tag, also in a stage's key
+    if not is_file and pretrained not in open_clip.list_pretrained_tags_by_model(name):
         raise UserError(
-            f"train_clip.pretrained = {pretrained}: neither a file nor a tag of {name}; expected one of "
-            f"{open_clip.list_pretrained_tags_by_model(name)}"
+            f"train_clip.pretrained = {pretrained}: neither a file (./NAME if it is in this folder) nor a tag of "
+            f"{name}; expected one of {open_clip.list_pretrained_tags_by_model(name)}"
         )
     try:
         model = open_clip.create_model(name, pretrained=pretrained)
@@ -196,7 +221,9 @@ def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, same: Tensor)
     return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
 
 
-def _train(model: Any, config: ClipConfig, images: Tensor, captions: Captions, log: StageLog, seed: int) -> float:
+def _train(
+    model: Any, config: ClipConfig, images: TrainingImages, captions: Captions, log: StageLog, seed: int
+) -> float:
     """Trains in place; returns the mean loss of the last tenth of the steps."""
     # fused: most of a step would be the update of open_clip's 49,408 words, of which captions have a few
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.01, fused=True)

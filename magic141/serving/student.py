@@ -22,8 +22,10 @@ class Student:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Loads an exported folder."""
-        return cls(load_bundle(folder))
+        """Loads an exported folder, all of it: a first request would wait for the encoders."""
+        bundle = load_bundle(folder)
+        _ = bundle.encoders.parts  # read when first asked for
+        return cls(bundle)
 
     def animate(self, request: VideoRequest) -> Video:
         """Generates the video."""

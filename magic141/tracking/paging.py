@@ -11,11 +11,11 @@ from mlflow.entities import ViewType
 PAGE = 1000
 
 
-def every(search: Callable[..., Any]) -> Iterator[Any]:
-    """All results of a client's `search_…` method, page by page."""
+def every(search: Callable[..., Any], page_size: int = PAGE) -> Iterator[Any]:
+    """All results of a client's `search_…` method, page by page as they are asked for."""
     token = None
     while True:
-        page = search(max_results=PAGE, page_token=token)
+        page = search(max_results=page_size, page_token=token)
         yield from page
         if not (token := page.token):
             return

@@ -67,7 +67,7 @@ def _results(tracker: Tracker, stage: str, key: str) -> Iterator[tuple[Run, Arti
     finished = f"tags.`{TAG_KEY}` = '{key}' and attributes.status = 'FINISHED'"
     taken = f"tags.`{TAG_ARTIFACT}.{stage}` LIKE '%{key}%'"
     for condition, tag in ((finished, TAG_ARTIFACT), (taken, f"{TAG_ARTIFACT}.{stage}")):
-        for run in tracker.search(condition, everywhere=True):
+        for run in tracker.search_all(condition, everywhere=True):
             if tag in run.data.tags:
                 ref = ArtifactRef.model_validate_json(run.data.tags[tag])
                 if ref.key == key:

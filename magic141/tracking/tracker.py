@@ -8,7 +8,8 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from magic141.artifacts import ArtifactRef
 from magic141.frozen import UserError
 from magic141.tracking.first_contact import require_answer
 from magic141.tracking.liveness import is_dead, process_tags
-from magic141.tracking.paging import all_experiments
+from magic141.tracking.paging import all_experiments, every
 from magic141.tracking.registry import Registry, names_nothing, unless_there
 from magic141.tracking.run_files import read_text
 from magic141.tracking.run_log import RunLog
@@ -57,20 +58,30 @@ class Tracker:
 
     @cached_property
     def experiment_id(self) -> str:
-        """The experiment's id; it is created at first use."""
-        found = self._find_experiment()
+        """The experiment's id; it is created at first use.
+
+        Raises:
+            UserError: there was one, and it is deleted: MLflow gives its name to no other.
+        """
+        found = self.client.get_experiment_by_name(self.experiment)
         if found is None:
             root = f"{self.workspace}/mlflow-artifacts/{_slug(self.experiment)}"
             location = root if self.uri.startswith("sqlite:") else None
             with unless_there():
                 self.client.create_experiment(self.experiment, artifact_location=location)
-            found = self._find_experiment()
-        return str(found)
+            found = self.client.get_experiment_by_name(self.experiment)
+        assert found is not None
+        if found.lifecycle_stage != "active":
+            raise UserError(
+                f"experiment = {self.experiment}: it was deleted in MLflow; restore it there (`mlflow experiments "
+                "restore`), or use another with --set experiment=NAME"
+            )
+        return str(found.experiment_id)
 
     def _find_experiment(self) -> str | None:
         """The same, without creating it: looking for something leaves nothing behind."""
         found = self.client.get_experiment_by_name(self.experiment)
-        return str(found.experiment_id) if found else None
+        return str(found.experiment_id) if found and found.lifecycle_stage == "active" else None
 
     def start_parent(self, name: str, kind: str, tags: Mapping[str, str]) -> RunLog:
         """Opens the run of a whole pipeline (or evaluation); closes runs whose process has died."""
@@ -105,7 +116,7 @@ class Tracker:
 
     def close_stale(self, *conditions: str) -> int:
         """Marks RUNNING runs of dead processes as KILLED; returns how many."""
-        running = self.search(" and ".join(("attributes.status = 'RUNNING'", *conditions)))
+        running = self.search_all(" and ".join(("attributes.status = 'RUNNING'", *conditions)))
         stale = [run for run in running if is_dead(run)]
         for run in stale:
             self.client.set_terminated(run.info.run_id, "KILLED")
@@ -165,13 +176,16 @@ class Tracker:
         set_tags(self.client, parent_id, tags)
 
     def search(self, condition: str, limit: int = 50, *, everywhere: bool = False) -> list[Run]:
-        """Runs, newest first: of the experiment, or of all."""
+        """The newest runs, newest first: of the experiment, or of all."""
+        return list(islice(self.search_all(condition, everywhere=everywhere, page_size=limit), limit))
+
+    def search_all(self, condition: str, *, everywhere: bool = False, page_size: int = 50) -> Iterator[Run]:
+        """Every run, newest first, read as far as it is asked for."""
         within = all_experiments(self.client) if everywhere else list(filter(None, [self._find_experiment()]))
-        if not within:
-            return []
-        return list(
-            self.client.search_runs(within, condition, max_results=limit, order_by=["attributes.start_time DESC"])
-        )
+        if within:
+            order = ["attributes.start_time DESC"]
+            search = partial(self.client.search_runs, within, condition, order_by=order)
+            yield from every(search, page_size)
 
 
 def tracking_uri(workspace: Path) -> str:

@@ -19,10 +19,10 @@ from torch import Tensor
 from magic141.frozen import UserError
 from magic141.training.dmd2_config import CollapseConfig
 from magic141.training.mode_coverage import mode_coverage
+from magic141.training.objective import WATCH_FILE
 
 SATURATED_STDS = 4.0
 PREFIX = "validation_"
-WATCH_FILE = "watch.json"
 _FRECHET = f"{PREFIX}frechet"
 _TRENDS = ("fake_loss", "dmd_gradient")
 _MORE_NOISE = "raise score_shift or fake_updates_per_step, lower real_guidance_scale or optimizer.learning_rate"

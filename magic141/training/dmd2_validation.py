@@ -67,8 +67,12 @@ class Dmd2Validation:
         return distances | compare(student, self._reference)
 
     def _frechet(self, student: Tensor) -> float:
-        """Distance of all workers' clips together to all real validation clips: a few clips alone say little."""
-        return frechet_between(self._moments(student.flatten(0, 1)), self._real_moments)
+        """Distance of all workers' clips together to all real validation clips: a few clips alone say little.
+
+        Infinite where a clip has a value that is not finite.
+        """
+        made = self._moments(student.flatten(0, 1))
+        return frechet_between(made, self._real_moments) if np.isfinite(made).all() else float("inf")
 
     def _moments(self, clips: Iterable[Tensor]) -> NDArray[np.float64]:
         """Of all workers' clips, clip by clip: the tubes of a real clip alone fill hundreds of megabytes."""
@@ -81,7 +85,8 @@ class Dmd2Validation:
         """As many clips on every worker, different ones as far as there are enough."""
         config, context = self.config.collapse, self.context
         num = max(1, config.num_clips // context.world_size)
-        rows = (torch.arange(num) + context.rank * num) % len(self._maker.dataset)
+        order = torch.tensor(self._maker.dataset.in_turns(range(len(self._maker.dataset))))
+        rows = order[(torch.arange(num) + context.rank * num) % len(order)]
         return self._maker.make(rows, self._rng(0)).to(context.device)
 
     def _sample_student(self, batch: Batch, w: Guidance) -> Tensor:
@@ -144,7 +149,7 @@ class Dmd2Validation:
 
     def _decode(self, latents: Tensor) -> NDArray[np.uint8]:
         codec = load_codec(self.data / "codec")
-        codec.vae.to(self.context.device)
+        codec.to(self.context.device)
         clips = [codec.decode_video(clip).cpu() for clip in latents.split(1)]  # as many as memory surely takes
         return contact_sheet(torch.cat(clips).numpy())
 

@@ -13,6 +13,8 @@ import torch.distributed as dist
 from magic141.training.config import PlacementConfig
 from magic141.training.engine import Engine
 
+WATCH_FILE = "watch.json"  # what an objective that watches itself leaves in its export
+
 
 @dataclass(frozen=True)
 class TrainContext:

@@ -106,3 +106,15 @@ def test_missing_parts_are_user_errors(tmp_path: Path) -> None:
     write_corpus(tmp_path)
     with pytest.raises(UserError, match="no clips of split 'validation'"):
         ClipDataset.open(tmp_path, "validation")
+
+
+def test_rows_in_turns_show_many_videos_first(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path, shard_size=8)
+    for number, source in enumerate("aaabbc"):
+        row = {"id": str(number), "caption": "", "source": source, "start_frame": number, "truth": None}
+        writer.add("heldout", [row], tensors_of(number, 1, with_frames=True))
+    writer.close()
+    heldout = ClipDataset.open(tmp_path, "heldout")
+    assert heldout.in_turns(range(6)) == [0, 3, 5, 1, 4, 2]
+    assert heldout.in_turns([1, 2, 4]) == [1, 4, 2]
+    assert heldout.in_turns([0, 1, 2]) == [0, 1, 2]  # of one source, such as the demo's world: as they are

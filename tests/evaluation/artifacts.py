@@ -112,6 +112,7 @@ def make_data(folder: Path, has_truth: bool = True) -> Path:
                     "row": row,
                     "caption": clip.caption,
                     "truth": truth,
+                    "source": "shapes",
                 }
             )
     (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

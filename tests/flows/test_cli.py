@@ -13,7 +13,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 from flows.cli import app
-from flows.command_line import reporting, resumable
+from flows.command_line import again, reporting, resumable
 from flows.resume import Outage, marking_resumable
 from magic141.frozen import UserError
 
@@ -56,7 +56,15 @@ def test_help_is_fast() -> None:
         (("run", DEMO, "--set", "distill_dmd2.num_stepz=3"), "did you mean 'num_steps'?"),
         (
             ("run", DEMO, "--until", "evaluate", "--refresh", "report"),
-            "--refresh report: comes after --until evaluate and would not run",
+            "--refresh report: would not run with --until evaluate; give one of the two",
+        ),
+        (
+            ("run", "--run", "1f", "--from", "distill_dmd2", "--refresh", "prepare_data"),
+            "--refresh prepare_data: would not run with --from distill_dmd2; give one of the two",
+        ),
+        (
+            ("sweep", DEMO, "--set", "data.source=folder", "--vary", "data.path=/nowhere,/there"),
+            "data.path = /nowhere: no such",
         ),
         (("run", DEMO, "--until", "destill_cfg"), "--until destill_cfg: no such stage; did you mean 'distill_cfg'?"),
         (("run", DEMO, "--refresh", "x"), "--refresh x: no such stage; known:"),
@@ -138,9 +146,26 @@ def test_after_a_mistake_the_same_command_goes_on_once_it_is_corrected(
     error: BaseException, way: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["magic141", "run", "demo.yaml"])
+    monkeypatch.delenv("MAGIC141_HOME")
     with pytest.raises(type(error)), resumable(), marking_resumable():
         raise error
     assert capsys.readouterr().err == f"finished stages are kept; {way}: magic141 run demo.yaml\n"
+
+
+def test_the_command_that_goes_on_works_in_another_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "bin" / "magic141"
+    program.parent.mkdir()
+    program.touch(mode=0o755)
+    monkeypatch.setattr(sys, "argv", [str(program), "run", "my demo.yaml"])
+    monkeypatch.setenv("PATH", "/usr/bin")
+    monkeypatch.delenv("MAGIC141_HOME", raising=False)
+    assert again() == f"{program} run 'my demo.yaml'"
+    monkeypatch.setenv("PATH", str(program.parent))
+    assert again() == "magic141 run 'my demo.yaml'"
+    monkeypatch.setenv("MAGIC141_HOME", "/w")
+    assert again() == "magic141 run 'my demo.yaml' --workspace /w"
+    monkeypatch.setattr(sys, "argv", [str(program), "run", "x.yaml", "--workspace=/v"])
+    assert again() == "magic141 run x.yaml --workspace=/v"
 
 
 def test_an_image_that_is_not_an_image(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def codec(request: pytest.FixtureRequest) -> VideoCodec:
 def test_frames_become_latents_and_come_back_in_number_and_size(codec: VideoCodec, clips: torch.Tensor) -> None:
     latents = codec.encode_video(clips[:2])
     frames, size = (NUM_FRAMES - 1) // codec.temporal_factor + 1, 32 // codec.spatial_factor
-    assert latents.shape == (2, codec.num_channels, frames, size, size)
+    assert latents.shape == (2, codec.vae.config.latent_channels, frames, size, size)
     assert latents.dtype == torch.float32
     decoded = codec.decode_video(latents)
     assert decoded.shape == clips[:2].shape

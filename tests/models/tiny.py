@@ -83,7 +83,7 @@ def tiny_bundle(checkpoint: Path, folder: Path) -> Path:
     network = build_transformer(CONFIG, CHANNELS, 32, 32, image_condition=True, guidance_embeds=True)
     network.save_pretrained(student / "transformer")
     config = CONFIG.model_copy(update={"window_frames": 13})
-    export_pipeline(config, Dmd2Config(sampler="euler", shift=5.0), data, student, out, NullLog())
+    export_pipeline(config, Dmd2Config(sampler="euler", shift=5.0), 2, data, student, out, NullLog())
     return out
 
 

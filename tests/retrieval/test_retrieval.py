@@ -185,3 +185,22 @@ def test_missing_artifacts_are_user_errors(tmp_path: Path) -> None:
         ImagePrior.open(tmp_path, tmp_path, tmp_path)
     with pytest.raises(UserError, match="train_clip"):
         ClipEmbedder.load(tmp_path)
+
+
+def test_images_of_a_large_corpus_are_made_as_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.randint(0, 256, (10, 40, 32, 3), dtype=torch.uint8)
+    pick, preprocessing = torch.tensor([7, 0, 7]), Preprocessing(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    at_once = clip.TrainingImages(images, preprocessing)
+    monkeypatch.setattr(clip, "MAX_CACHED_IMAGES", 9)
+    later = clip.TrainingImages(images, preprocessing)
+    assert (len(at_once), len(later)) == (10, 10)
+    assert later._cached is None
+    torch.testing.assert_close(later[pick], at_once[pick])
+
+
+def test_a_file_of_weights_is_told_from_a_tag_by_its_slash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage's key knows a file by its content and a tag by its name: both have to go by the same rule."""
+    (tmp_path / "weights.pt").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"pretrained = weights\.pt: neither a file \(\./NAME if it is in"):
+        clip.load_pretrained("ViT-B-32", "weights.pt")

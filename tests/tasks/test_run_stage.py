@@ -153,6 +153,33 @@ def test_a_refresh_that_was_killed_goes_on_with_the_same_command_until_it_is_ove
     assert seen[-1] == 0
 
 
+def test_a_run_that_reuses_a_result_keeps_its_hands_off_a_refresh_of_it(start: Callable[..., StageContext]) -> None:
+    def work(call: StageCall) -> None:
+        call.run_dir.mkdir(parents=True, exist_ok=True)
+        seen.append((call.run_dir / "checkpoint").exists())
+        (call.run_dir / "checkpoint").touch()
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    seen: list[bool] = []
+    long = Stage("patient", CODE, lambda c: {}, work)
+
+    def command(refresh: bool) -> StageContext:
+        context = start("seed=12")
+        context.refresh = frozenset({"patient"} if refresh else ())
+        with closing(RunLog(context.tracker.client, context.parent_id)):
+            key = run_stage(long, context).key
+        assert context.run_dir("patient", key).exists() == (len(seen) == 2)
+        return context
+
+    command(refresh=False)
+    with pytest.raises(KeyboardInterrupt):
+        command(refresh=True)
+    assert command(refresh=False).reused == ["patient"]
+    assert command(refresh=True).reused == []
+    assert seen == [False, False, True]
+
+
 def test_deleted_or_altered_artifacts_are_made_again_and_said(start: Callable[..., StageContext]) -> None:
     ref = run_stage(FIRST, start("seed=4"))
     (ref.path / "data.txt").write_text("tampered")

@@ -94,3 +94,14 @@ def test_failed_runs_are_not_reused(tracker: Tracker) -> None:
     assert find_reusable(tracker, "train", "key-b").ref is None
     assert tracker.get_run(run.run_id).info.status == "FAILED"
     assert tracker.get_run(run.run_id).data.tags["mlflow.parentRunId"] == parent.run_id
+
+
+def test_a_result_is_found_behind_any_number_of_newer_ones_that_are_gone(tracker: Tracker) -> None:
+    """As of nightly runs of other machines in one store."""
+    mine = make_artifact(tracker, "train", "key-many")
+    parent = tracker.start_parent("demo", "pipeline", {})
+    for number in range(60):
+        run = tracker.start_stage("train", "key-many", parent.run_id)
+        run.artifact(mine.model_copy(update={"uri": f"/gone/{number}", "run_id": run.run_id}))
+        run.close("FINISHED")
+    assert find_reusable(tracker, "train", "key-many").ref == mine

@@ -90,3 +90,11 @@ def test_default_store_is_in_the_workspace(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     assert tracking_uri(tmp_path) == "http://127.0.0.1:1"
     assert store_exists(tmp_path)
+
+
+def test_a_deleted_experiment_is_named_before_a_run_begins(tracker: Tracker) -> None:
+    gone = Tracker(tracker.workspace, "gone")
+    gone.client.delete_experiment(gone.experiment_id)
+    with pytest.raises(UserError, match=r"experiment = gone: it was deleted in MLflow; restore it .*--set experiment="):
+        Tracker(tracker.workspace, "gone").start_parent("demo", "pipeline", {})
+    assert Tracker(tracker.workspace, "gone").records("train", limit=1) == []

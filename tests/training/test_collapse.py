@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from magic141.frozen import UserError, key_fields
-from magic141.training.collapse import WATCH_FILE, CollapseWatch, compare, symptoms
+from magic141.training.collapse import CollapseWatch, compare, symptoms
 from magic141.training.dmd2_config import CollapseConfig
+from magic141.training.objective import WATCH_FILE
 
 HEALTHY = {
     "validation_frechet": 2.0,

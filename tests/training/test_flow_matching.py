@@ -17,7 +17,7 @@ from magic141.training.conditions import Batch
 from magic141.training.config import FlowMatchingConfig, PlacementConfig
 from magic141.training.flow_matching import FlowMatching, FlowMatchingSpec, initial_network
 from magic141.training.objective import TrainContext
-from magic141.training.stages import take_base
+from magic141.training.pretraining import take_base
 from tests.evaluation.artifacts import CHANNELS, make_data
 from tests.models.tiny import CONFIG, tiny_inputs, tiny_transformer
 

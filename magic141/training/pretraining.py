@@ -1,0 +1,40 @@
+"""The pretraining stages: an objective trained, or a finished model taken as it is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from magic141.artifacts import StageLog
+from magic141.frozen import UserError
+from magic141.training.config import FlowMatchingConfig
+from magic141.training.flow_matching import FlowMatchingSpec, load_base
+from magic141.training.train import num_parameters, train
+
+
+def pretrain(spec: FlowMatchingSpec, out: Path, log: StageLog, seed: int, run_dir: Path) -> None:
+    """Text or image to video by flow matching, from scratch or from a base; with no steps, the base as it is."""
+    if spec.config.num_steps == 0:
+        take_base(spec.config, out, log)
+    else:
+        train(spec, spec.config, spec.data, out, log, seed, run_dir)
+
+
+def take_base(config: FlowMatchingConfig, out: Path, log: StageLog) -> None:
+    """Fills the artifact with the base model, without training; a guidance-distilled one at its fixed w.
+
+    Raises:
+        UserError: if the base is not a diffusers transformer folder.
+    """
+    assert config.base is not None
+    if not (Path(config.base) / "config.json").is_file():
+        raise UserError(f"base = {config.base}: expected a diffusers transformer folder with config.json")
+    if json.loads((Path(config.base) / "config.json").read_text()).get("guidance_embeds"):
+        load_base(config.base, config.base_guidance_scale).save_pretrained(out / "transformer")
+    else:
+        shutil.copytree(config.base, out / "transformer")
+    (out / "metrics.jsonl").touch()
+    record: dict[str, float | int | str] = {"steps": 0, "num_parameters": num_parameters(out / "transformer")}
+    (out / "training.json").write_text(json.dumps(record, indent=1))
+    log.summary(record)

@@ -1,0 +1,63 @@
+"""An objective trained to its end, and what that leaves in the stage's artifact."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from magic141.artifacts import StageLog
+from magic141.data.dataset import load_info
+from magic141.frozen import UserError
+from magic141.training.config import TrainConfig
+from magic141.training.launch import launch
+from magic141.training.objective import WATCH_FILE, ObjectiveSpec
+
+
+def train(
+    spec: ObjectiveSpec, config: TrainConfig, data: Path, out: Path, log: StageLog, seed: int, run_dir: Path
+) -> None:
+    """Runs an objective to its end, resuming what `run_dir` holds, and fills the artifact.
+
+    Raises:
+        UserError: if the data holds fewer training clips than a batch.
+    """
+    num_clips = load_info(data).num_clips["train"]
+    if num_clips < config.batch_size:
+        raise UserError(
+            f"batch_size = {config.batch_size}: the data has only {num_clips} training clips; use a smaller batch, "
+            "or more or longer videos, or a smaller data.stride_frames"
+        )
+    result = launch(spec, config, run_dir, log, seed)
+    shutil.copytree(result.export, out, dirs_exist_ok=True)
+    shutil.copy2(result.metrics_file, out / "metrics.jsonl")
+    record: dict[str, float | int | str] = {
+        "steps": config.num_steps,
+        "seconds": result.seconds,
+        "cpu_seconds": result.cpu_seconds,
+        "peak_memory_mb": result.peak_memory_mb,
+        "num_parameters": num_parameters(out / "transformer"),
+        "engine": config.placement.engine,
+        "num_workers": config.placement.num_workers,
+        "resumed_from_step": result.resumed_from_step or 0,
+    }
+    if (out / WATCH_FILE).is_file():
+        watched = json.loads((out / WATCH_FILE).read_text())
+        record |= {"best_step": watched["best_step"] or 0, "collapsed": int(watched["collapsed"])}
+    (out / "training.json").write_text(json.dumps(record, indent=1))
+    log.summary(record)
+
+
+def num_parameters(folder: Path) -> int:
+    """Parameters of the exported transformer, counted from the file headers without loading the weights."""
+    from safetensors import safe_open
+
+    total = 0
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(str(file), framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (safe_open is not iterable)
+                size = 1
+                for length in tensors.get_slice(name).get_shape():
+                    size *= length
+                total += size
+    return total
