@@ -40,7 +40,7 @@ class BundleInfo(FrozenConfig):
     shift: float = Field(description="of the time grid")
     sampler: str = Field(description="euler or renoise")
     guidance_scale: float = Field(description="w, an input of the student")
-    num_carried: int = Field(2, description="latent frames carried from window to window in long videos")
+    num_carried: int = Field(description="latent frames carried from window to window in long videos")
 
 
 def export_pipeline(

@@ -32,3 +32,12 @@ def test_a_bundle_needs_neither_the_checkpoint_nor_its_place(tmp_path: Path, dow
     bundle = load_bundle(moved)
     assert torch.equal(bundle.encoders.encode_text([PROMPT]).tokens, expected.tokens)
     assert bundle.generate(np.zeros((40, 40, 3), np.uint8), PROMPT).shape == (13, 32, 32, 3)
+
+
+def test_long_videos_carry_as_many_frames_as_was_judged(tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "HunyuanVideo-I2V", [PROMPT])
+    for carried, frames in ((1, 13 + 8), (2, 13 + 4)):  # of two windows of 13 frames, which are 4 latent ones
+        bundle = load_bundle(tiny_bundle(checkpoint, tmp_path / str(carried), carried))
+        assert bundle.info.num_carried == carried
+        assert bundle._num_windows(13) == 1
+        assert (bundle._num_windows(frames), bundle._num_windows(frames + 1)) == (2, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -63,8 +64,8 @@ def read_video(
     return np.stack(frames)
 
 
-def write_video(path: Path, frames: Frames, fps: float, zoom: int = 1) -> None:
-    """Writes uint8 [F, H, W, 3] as H.264 (yuv420p, crf 12).
+def write_video(path: Path, frames: Frames, fps: float, zoom: int = 1, crf: int = 12) -> None:
+    """Writes uint8 [F, H, W, 3] as H.264 (yuv420p); `crf`: its quality, 12 hardly to be told from the frames.
 
     `zoom` repeats pixels; odd sides gain one repeated row or column, because yuv420p needs even sides.
     """
@@ -76,10 +77,23 @@ def write_video(path: Path, frames: Frames, fps: float, zoom: int = 1) -> None:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.height, stream.width = even.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        stream.options = {"crf": "12", "preset": "veryfast"}
+        stream.options = {"crf": str(crf), "preset": "veryfast"}
         for frame in even:
             container.mux(stream.encode(VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
         container.mux(stream.encode())
+
+
+def shrunk_video(path: Path, max_width: int, crf: int) -> bytes:
+    """The file's bytes, or a smaller video's where it is wider than `max_width` pixels: for pages with many of them."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        width, height, fps = stream.width, stream.height, float(stream.average_rate or 1)
+    if width <= max_width:
+        return path.read_bytes()
+    with tempfile.TemporaryDirectory() as folder:
+        small = Path(folder) / "small.mp4"
+        write_video(small, read_video(path, size=(round(height * max_width / width), max_width)), fps, crf=crf)
+        return small.read_bytes()
 
 
 def read_image(path: Path, size: tuple[int, int] | None = None) -> Frames:

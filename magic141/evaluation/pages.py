@@ -10,6 +10,10 @@ from typing import Any
 
 import jinja2
 
+from magic141.data.video import shrunk_video
+
+MAX_TILE = 240  # screen pixels of a shown video's width
+PREVIEW_CRF = 23  # of those that are made smaller
 MIME = {".mp4": "video/mp4", ".png": "image/png"}
 
 
@@ -21,8 +25,9 @@ def render_page(template: str, **values: Any) -> str:
 
 
 def media_uri(file: Path) -> str:
-    """A video or picture as a data URI."""
-    return f"data:{MIME[file.suffix]};base64,{base64.b64encode(file.read_bytes()).decode()}"
+    """A video or picture as a data URI; a video no wider than twice the largest tile that shows it."""
+    content = shrunk_video(file, 2 * MAX_TILE, PREVIEW_CRF) if file.suffix == ".mp4" else file.read_bytes()
+    return f"data:{MIME[file.suffix]};base64,{base64.b64encode(content).decode()}"
 
 
 def media_of(folder: Path, stem: str) -> dict[str, str] | None:

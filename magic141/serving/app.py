@@ -22,6 +22,7 @@ from magic141.serving.requests import MALFORMED, RequestError, Video, VideoReque
 
 FORM_OVERHEAD_BYTES = 64_000  # boundaries and the other fields
 MAX_FIELDS = 8
+MAX_UNPACKING = 2  # pictures at once: one of the largest takes half a gigabyte
 FIRST_RETRY_SECONDS = 10  # until a video shows how long one takes
 BUSY, TOO_SLOW, FAILED = 503, 504, 500
 
@@ -60,6 +61,7 @@ class Endpoints:
         self._card = card
         self._config = config
         self._in_work = 0
+        self._unpacking = asyncio.Semaphore(MAX_UNPACKING)
         self._last_seconds = float(FIRST_RETRY_SECONDS)
 
     async def page(self) -> HTMLResponse:
@@ -78,6 +80,8 @@ class Endpoints:
 
     async def generate(self, request: Request) -> Response:
         """POST /generate: a form with image, prompt and if wanted seconds and seed; the answer is the mp4 file."""
+        if self._in_work >= self._config.max_queued + self._config.num_replicas:
+            return self._busy()  # before its picture takes any work
         checked = await self._read(request)
         self._in_work += 1
         try:
@@ -103,8 +107,8 @@ class Endpoints:
             image = form.get("image")
             data = await image.read() if isinstance(image, UploadFile) else image
             texts = {name: form.get(name) for name in ("prompt", "seconds", "seed")}
-            # unpacking a large picture takes a while, in which others want an answer
-            return await asyncio.to_thread(self._checked, {**texts, "image": data})
+            async with self._unpacking:  # a large picture takes a while, in which others want an answer
+                return await asyncio.to_thread(self._checked, {**texts, "image": data})
 
     def _checked(self, fields: Mapping[str, object]) -> VideoRequest:
         """The request, its picture as small as the model wants it."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from magic141.data.video import count_frames, fit_image, read_image, read_video, write_video
+from magic141.data.video import count_frames, fit_image, read_image, read_video, shrunk_video, write_video
 from magic141.frozen import UserError
 
 
@@ -98,3 +98,12 @@ def test_what_is_no_image_is_a_user_error(tmp_path: Path) -> None:
         read_image(tmp_path / "a.png")
     with pytest.raises(UserError, match="no such file"):
         read_image(tmp_path / "b.png")
+
+
+def test_a_wide_video_is_shrunk_for_a_page_and_a_small_one_stays(tmp_path: Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 255, (6, 60, 100, 3), np.uint8)
+    write_video(tmp_path / "wide.mp4", frames, 8)
+    assert shrunk_video(tmp_path / "wide.mp4", 100, 23) == (tmp_path / "wide.mp4").read_bytes()
+    (tmp_path / "small.mp4").write_bytes(shrunk_video(tmp_path / "wide.mp4", 50, 23))
+    assert read_video(tmp_path / "small.mp4").shape == (6, 30, 50, 3)
+    assert read_video(tmp_path / "small.mp4", fps=8).shape[0] == 6

@@ -16,6 +16,7 @@ from magic141.evaluation.evaluate import (
     CODEC_BATCH,
     NO_TRUTH,
     NUM_FUTURES,
+    _frechet,
     clip_psnr_db,
     evaluate_suite,
     valid_futures,
@@ -146,3 +147,10 @@ def test_a_vae_encodes_one_clip_at_a_time() -> None:
     codec = CountingCodec(tiny_vae())
     assert valid_futures(truths, 5, 32, 32, codec).shape == (2 * NUM_FUTURES, 4, 2, 4, 4)
     assert codec.batches == [1] * 2 * NUM_FUTURES
+
+
+def test_clips_with_a_value_that_is_not_finite_miss_their_distance_and_no_other_score() -> None:
+    sound, broken = np.random.default_rng(0).normal(size=(2, 20, 3))
+    broken[7, 1] = np.nan
+    assert _frechet(sound, sound).value is not None
+    assert _frechet(broken, sound).reason == "latents with values that are not finite"

@@ -62,6 +62,11 @@ def test_a_picture_and_a_prompt_become_a_video(client: TestClient, image: bytes)
     assert again.content == answer.content != other.content
 
 
+def test_a_student_that_is_ready_has_read_its_encoders(published: Path) -> None:
+    """A first request would wait for them, at the real size for minutes."""
+    assert "parts" in vars(Student.load(published).bundle.encoders)
+
+
 def test_what_the_model_does_not_understand_is_said(client: TestClient, image: bytes) -> None:
     answer = client.post("/generate", files={"image": image}, data={"prompt": "a crème brûlée moves up"})
     assert num_frames(answer.content) == 9
@@ -114,6 +119,28 @@ def test_too_large_a_body_is_not_read_to_its_end(client: TestClient) -> None:
     asyncio.run(client.app(scope, receive, send))  # type: ignore[arg-type]
     assert sent[0]["status"] == 413
     assert len(list(chunks)) > 980
+
+
+def test_what_cannot_be_queued_is_refused_before_its_picture_is_read(image: bytes) -> None:
+    """Of a large picture that would take half a gigabyte, for nothing."""
+    config = CONFIG.model_copy(update={"max_queued": 1})
+    refused = []
+
+    async def animate(request: VideoRequest) -> Video:
+        if request.seed < 2:  # one in work, one waiting; then a third, whose picture is none
+            await asyncio.to_thread(post, request.seed + 1)
+        return Video(b"mp4", (), 1.0)
+
+    def post(seed: int) -> None:
+        picture = image if seed < 2 else b"no picture"
+        answer = client.post("/generate", files={"image": picture}, data={**PROMPT, "seed": str(seed)})
+        if answer.status_code != 200:
+            refused.append((seed, answer.status_code))
+
+    client = client_of(animate, config)
+    with client:  # one event loop for all
+        post(0)
+    assert refused == [(2, 503)]
 
 
 def test_a_full_queue_says_when_to_come_back(image: bytes) -> None:
