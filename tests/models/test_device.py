@@ -34,7 +34,15 @@ def test_13b_on_a_cpu_is_refused_with_its_size_and_a_remedy(tmp_path: Path) -> N
 def test_a_published_13b_model_is_not_loaded_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     info = BundleInfo(
-        height=544, width=960, fps=24, window_frames=129, num_steps=4, shift=5, sampler="euler", guidance_scale=3.5
+        height=544,
+        width=960,
+        fps=24,
+        window_frames=129,
+        num_steps=4,
+        shift=5,
+        sampler="euler",
+        guidance_scale=3.5,
+        num_carried=2,
     )
     (tmp_path / BUNDLE_FILE).write_text(info.model_dump_json())
     save_13b_config(tmp_path / "transformer")
