@@ -67,7 +67,7 @@ class RunLog:
         self._flushed = time.monotonic()
         while batch := self._pending[:MAX_METRICS]:
             self.client.log_batch(self.run_id, metrics=batch)
-            self._pending = self._pending[len(batch) :]  # only now: what the store did not take is sent again
+            del self._pending[: len(batch)]  # only now: what the store did not take is sent again
 
     def params(self, values: Mapping[str, object]) -> None:
         """The fields that people compare between runs, flattened to `section.field`."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 import pytest
+from mlflow.exceptions import MlflowException
 
-from magic141.tracking import Tracker
+from magic141.tracking import Tracker, run_log
 from magic141.tracking.run_log import metric_name
 from tests.tracking.made import make_artifact
 
@@ -30,6 +32,24 @@ def test_metrics_params_media_and_lineage_are_kept(tracker: Tracker) -> None:
     assert len(kept.inputs.model_inputs) == len(kept.inputs.dataset_inputs) == 1
     assert any("samples" in file.path for file in tracker.client.list_artifacts(run.run_id, "images"))
     assert tracker.records("student", limit=1) == [{}]
+
+
+def test_figures_that_the_store_did_not_take_are_sent_again(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tracker.start_stage("student", "key-o", "parent")
+    send, refused = run.client.log_batch, [MlflowException("HTTP 503"), MlflowException("HTTP 503")]
+
+    def busy(*arguments: Any, **batch: Any) -> None:
+        if refused:
+            raise refused.pop()
+        send(*arguments, **batch)
+
+    monkeypatch.setattr(run.client, "log_batch", busy)
+    monkeypatch.setattr(run_log, "FLUSH_METRICS", 1)
+    for step in range(4):
+        run.metrics({"loss": float(step)}, step)
+    run.close("FINISHED")
+    history = tracker.client.get_metric_history(run.run_id, "loss")
+    assert [(m.step, m.value) for m in history] == [(step, float(step)) for step in range(4)]
 
 
 def test_lineage_leaves_out_models_whose_run_was_deleted_for_good(tracker: Tracker) -> None:
