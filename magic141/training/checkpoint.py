@@ -92,9 +92,12 @@ def write_checkpoint(folder: Path, objective: Objective, context: TrainContext, 
     """This worker's part of a checkpoint (collective: the engines may gather)."""
     for name, engine in objective.engines.items():
         engine.save(folder / "engines" / name)
-    torch.save(objective.state_dict(), folder / f"objective-{context.rank}.pt")
+    own = objective.state_dict()
+    common = {name: own.pop(name) for name in objective.replicated}
+    torch.save(own, folder / f"objective-{context.rank}.pt")
     torch.save(random_state(), folder / f"random-{context.rank}.pt")
     if context.is_main:
+        torch.save(common, folder / "objective.pt")
         (folder / "info.json").write_text(json.dumps(asdict(info)))
 
 
@@ -109,7 +112,9 @@ def read_checkpoint(folder: Path, objective: Objective, context: TrainContext) -
     for name, engine in objective.engines.items():
         engine.load(folder / "engines" / name)
     rank = context.rank % info.world_size
-    objective.load_state_dict(_load(folder / f"objective-{rank}.pt", context.device))
+    files = (folder / "objective.pt", folder / f"objective-{rank}.pt")
+    common, own = (_load(file, context.device) for file in files)
+    objective.load_state_dict(common | own)
     if context.rank < info.world_size:
         set_random_state(_load(folder / f"random-{rank}.pt", torch.device("cpu")))
     return info

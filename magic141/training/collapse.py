@@ -180,8 +180,8 @@ class CollapseWatch:
         return {name: value for name, value in vars(self).items() if name != "config"}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
-        vars(self).update(state)
+        """The inverse of `state_dict`; the best state goes back to host memory."""
+        vars(self).update(_copy(state))
 
     def _is_best(self, step: int) -> bool:
         """Healthy before ill, then the smaller Frechet distance."""

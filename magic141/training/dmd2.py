@@ -235,6 +235,11 @@ class Dmd2:
         """Keeps the best average; raises UserError when the student has collapsed."""
         self.watch.judge(step, values, self.ema.state_dict())
 
+    @property
+    def replicated(self) -> tuple[str, ...]:
+        """The averages, unless they are split like the generator; replayed batches differ by worker."""
+        return () if self.generator.sharded else ("ema", "watch")
+
     def state_dict(self) -> dict[str, Any]:
         """The averages, the watch and the replayed batches; the engines save the rest."""
         return {"ema": self.ema.state_dict(), "watch": self.watch.state_dict(), "replay": list(self.replay)}

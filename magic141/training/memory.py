@@ -18,8 +18,8 @@ def state_bytes(config: TrainConfig, num_parameters: int) -> int:
 
     A trained network counts weights, gradients, optimizer states and the average; a frozen one its weights; adapters
     are too small to count. ZeRO stage 1 splits the optimizer states (and DeepSpeed's copy of the weights that they
-    update), 2 also the gradients, 3 also the average and all weights, trained or frozen. Offloaded states are in host
-    memory, and not counted.
+    update), 2 also the gradients, 3 also the average and all weights, trained or frozen. Offloaded states, and from
+    stage 2 on the gradients for them, are in host memory, and not counted.
     """
     placement = config.placement
     total = trained_bytes(num_parameters, config.optimizer, placement)
@@ -57,9 +57,10 @@ def trained_bytes(num_parameters: int, optimizer: OptimizerConfig, placement: Pl
     zero = _zero(placement)
     whole, share = num_parameters * FP32, num_parameters * FP32 // placement.num_workers
     states = STATES[optimizer.kind] * whole if zero == 0 else (STATES[optimizer.kind] + 1) * share
-    if zero >= 1 and placement.offload_optimizer:
-        states = 0
     gradients = share if zero >= 2 else whole
+    if placement.offload_optimizer:
+        states = 0 if zero >= 1 else states
+        gradients = 0 if zero >= 2 else gradients
     return states + gradients + 2 * (share if zero == 3 else whole)  # the weights and their average
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -74,8 +74,16 @@ class Objective(Protocol):
         """
         ...
 
+    @property
+    def replicated(self) -> Collection[str]:
+        """The entries of `state_dict` that are the same on every worker: rank 0 alone writes them."""
+        ...
+
     def state_dict(self) -> dict[str, Any]:
-        """What the engines do not hold (EMA, replay, counters): written by `torch.save`, by every worker for itself."""
+        """What the engines do not hold (EMA, replay, counters).
+
+        `torch.save` writes it, every worker for itself except for what is `replicated`.
+        """
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

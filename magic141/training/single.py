@@ -87,6 +87,11 @@ class SingleNetworkObjective:
     def judge(self, step: int, values: Mapping[str, float]) -> None:
         """The last average is the result."""
 
+    @property
+    def replicated(self) -> tuple[str, ...]:
+        """The average, unless it is split like the network."""
+        return () if self.engine.sharded else ("ema",)
+
     def state_dict(self) -> dict[str, Any]:
         """The average; the engine saves the rest."""
         return {"ema": self.ema.state_dict()}

@@ -93,6 +93,10 @@ class LinearRegression:
     def judge(self, step: int, values: Mapping[str, float]) -> None:
         self.judged.append(step)
 
+    @property
+    def replicated(self) -> tuple[str, ...]:
+        return ("ema",)
+
     def state_dict(self) -> dict[str, Any]:
         return {"ema": self.ema.state_dict()}
 

@@ -11,7 +11,13 @@ import torch
 
 from magic141.artifacts import NullLog
 from magic141.frozen import UserError
-from magic141.training.checkpoint import read_info, require_compatible
+from magic141.training.checkpoint import (
+    CheckpointInfo,
+    read_checkpoint,
+    read_info,
+    require_compatible,
+    write_checkpoint,
+)
 from magic141.training.config import PlacementConfig
 from magic141.training.launch import launch
 from magic141.training.objective import TrainContext
@@ -112,6 +118,20 @@ def test_a_few_steps_with_a_broken_gradient_are_left_out(tmp_path: Path) -> None
     assert "NaN" not in result.metrics_file.read_text()
     with pytest.raises(UserError, match=r"nan at step 7: training diverged"):
         launch(LinearSpec(config, bad_steps=(3, 4, 5, 6)), config, tmp_path / "many", NullLog(), seed=0)
+
+
+def test_what_all_workers_have_alike_is_written_once(tmp_path: Path) -> None:
+    config = linear_config()
+    places = [TrainContext(rank, 2, torch.device("cpu"), tmp_path, 0, config.placement) for rank in (0, 1)]
+    for place in places:
+        trained = LinearSpec(config).build(place)
+        trained.step(0)
+        write_checkpoint(tmp_path / "step-1", trained, place, CheckpointInfo(1, "plain", 2))
+    assert torch.load(tmp_path / "step-1" / "objective-1.pt") == {}
+
+    resumed = LinearSpec(config).build(places[1])
+    read_checkpoint(tmp_path / "step-1", resumed, places[1])
+    assert resumed.ema.num_updates == 1
 
 
 def test_another_engine_cannot_take_over_a_deepspeed_checkpoint(tmp_path: Path) -> None:

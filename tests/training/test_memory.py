@@ -51,7 +51,8 @@ def test_is_what_an_engine_holds(tmp_path: Path) -> None:
         (placed(zero_stage=1), 4 * (1 + 1 + 3 / 4 + 1)),
         (placed(zero_stage=2), 4 * (1 + 1 / 4 + 3 / 4 + 1)),
         (placed(zero_stage=3), 4 * (1 + 1 + 3 + 1) / 4),
-        (placed(zero_stage=3, offload_optimizer=True), 4 * (1 + 1 + 0 + 1) / 4),
+        (placed(zero_stage=1, offload_optimizer=True), 4 * (1 + 1 + 0 + 1)),
+        (placed(zero_stage=3, offload_optimizer=True), 4 * (1 + 0 + 0 + 1) / 4),
     ],
 )
 def test_zero_divides_what_it_splits(placement: PlacementConfig, per_weight: float) -> None:
