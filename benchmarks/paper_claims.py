@@ -111,7 +111,7 @@ def _dmd2_gb(config: PipelineConfig, fake: str) -> float:
     tiny = config.data.encoder.kind == "tiny"
     channels = config.data.codec.num_channels if config.data.codec.kind == "pca" else 16
     widths = (config.data.encoder.width, config.data.encoder.width) if tiny else (4096, 768)
-    return state_bytes(dmd2, num_parameters(config.model, channels, *widths, True, True)) / 2**30
+    return state_bytes(dmd2, config.model, num_parameters(config.model, channels, *widths, True, True)) / 2**30
 
 
 def _later_by_earlier(values: Sequence[float]) -> float:

@@ -146,7 +146,7 @@ def calculated_gb(stage: str, config: PipelineConfig, training: TrainConfig) -> 
     sizes = InputSizes.of(config)
     i2v, guided = stage != "pretrain_t2v", stage.startswith("distill")
     widths = (sizes.channels, sizes.text_width, sizes.pooled_width)
-    states = state_bytes(training, num_parameters(config.model, *widths, i2v, guided))
+    states = state_bytes(training, config.model, num_parameters(config.model, *widths, i2v, guided))
     return (states + activation_bytes(training, config.model, sizes.num_tokens(config, i2v))) / 2**30
 
 

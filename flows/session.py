@@ -69,7 +69,7 @@ class Session:
         if not table:
             return
         self.run.metrics({f"scores/{row['variant']}/{name}": v for row in table for name, v in _numbers(row).items()})
-        student = next((row for row in table if str(row["variant"]).startswith("student")), table[-1])
+        student = next(row for row in table if str(row["variant"]).startswith("student_"))
         self.run.metrics({f"student/{name}": value for name, value in _numbers(student).items()})
 
     def _outcome(self) -> Outcome:

@@ -81,7 +81,6 @@ MISTAKES = {
     "publish.model_name=a/b": "publish.model_name = 'a/b': expected to match",
     "evaluate.vbench_dimensions=[beauty]": "expected 'temporal_flickering'",
     "data.source=folder": "data.path is not set",
-    "data.shapes.min_speed=2": "data.shapes.min_speed = 2.0 is above max_speed = 1.8; swap them",
     "data.fps=.inf": "data.fps = inf: expected a finite number",
     "pretrain_i2v.optimizer.max_grad_norm=.inf": "pretrain_i2v.optimizer.max_grad_norm = inf: expected a finite number",
     "distill_cfg.optimizer.betas=[0.9, .nan]": "distill_cfg.optimizer.betas.1 = nan: expected a finite number",

@@ -19,14 +19,6 @@ class ShapesConfig(FrozenConfig):
     exact_fraction: float = Field(
         0.5, ge=0, le=1, description="share of captions that name the exact direction; the others name only the axis"
     )
-    min_speed: float = Field(0.8, gt=0, description="slowest speed, pixels per frame; never in the caption")
-    max_speed: float = Field(1.8, gt=0, description="fastest speed, pixels per frame")
-
-    @model_validator(mode="after")
-    def _range(self) -> ShapesConfig:
-        if self.min_speed > self.max_speed:
-            raise ValueError(f"min_speed = {self.min_speed} is above max_speed = {self.max_speed}; swap them")
-        return self
 
 
 class CodecConfig(FrozenConfig):

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from magic141.data.config import ShapesConfig
 from magic141.data.shapes import (
     COLOURS,
     REFERENCE_SIZE,
     SHAPES,
+    SPEEDS,
     ShapeClip,
     background,
     compose,
@@ -63,9 +63,7 @@ def measure_track(frames: NDArray[np.uint8], clip: ShapeClip) -> Track:
     return Track(centres, alpha.sum((1, 2)) / true_area, line, velocity / scale, error)
 
 
-def score_clip(
-    frames: NDArray[np.uint8], clip: ShapeClip, world: ShapesConfig | None = None, from_start: bool = True
-) -> dict[str, float]:
+def score_clip(frames: NDArray[np.uint8], clip: ShapeClip, from_start: bool = True) -> dict[str, float]:
     """Scores one clip, uint8 [F, H, W, 3]; `from_start`: its first frame is the condition, not a later one.
 
     Of a clip whose first frame was given only the others say how well the object is kept.
@@ -82,7 +80,6 @@ def score_clip(
         speed: world pixels per frame.
         plus: for axis captions with a right direction, 1 for the first of the two senses.
     """
-    world = world or ShapesConfig()
     height, width = frames.shape[1:3]
     radius, track = _radius(clip, height, width), measure_track(frames, clip)
     made = slice(1 if from_start and len(frames) > 1 else 0, None)
@@ -96,7 +93,7 @@ def score_clip(
     whole = bool(((track.area > AREA_RANGE[0]) & (track.area < AREA_RANGE[1])).all())
     even = track.path_error <= MAX_PATH_ERROR
     placed = not from_start or _start_error(track, clip, height, width) <= MAX_START_ERROR
-    low, high = world.min_speed * (1 - SPEED_TOLERANCE), world.max_speed * (1 + SPEED_TOLERANCE)
+    low, high = SPEEDS[0] * (1 - SPEED_TOLERANCE), SPEEDS[1] * (1 + SPEED_TOLERANCE)
     return {
         "direction": float(heading is not None),
         "motion": float(heading is not None and placed and whole and even and low <= speed <= high),

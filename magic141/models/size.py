@@ -46,6 +46,16 @@ def num_parameters(
     )
 
 
+def num_lora_parameters(config: TransformerConfig, rank: int) -> int:
+    """What `add_lora` adds: to each linear layer of the blocks `rank` rows of its input's and its output's width."""
+    width = config.num_attention_heads * config.attention_head_dim
+    hidden = int(width * config.mlp_ratio)
+    mlp = 2 * (width + hidden)
+    double = 2 * ((width + 6 * width) + 4 * (width + width) + mlp)
+    single = (width + 3 * width) + 3 * (width + width) + mlp + width
+    return rank * (config.num_layers * double + config.num_single_layers * single)
+
+
 def saved_num_parameters(folder: Path) -> int:
     """Of the network in a diffusers folder, by its config.json; what is quantised counts like the rest."""
     saved = json.loads((folder / "config.json").read_text())

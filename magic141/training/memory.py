@@ -6,6 +6,7 @@ DeepSpeed's buffers, NCCL and fragmentation come on top, a few GB at the 13B's s
 from __future__ import annotations
 
 from magic141.models.config import TransformerConfig
+from magic141.models.size import num_lora_parameters
 from magic141.training.config import CfgDistillationConfig, OptimizerConfig, PlacementConfig, TrainConfig
 from magic141.training.dmd2_config import Dmd2Config
 
@@ -13,23 +14,37 @@ FP32, BF16 = 4, 2
 STATES = {"adamw": 2, "muon": 1}  # fp32 numbers per weight
 
 
-def state_bytes(config: TrainConfig, num_parameters: int) -> int:
+def state_bytes(config: TrainConfig, model: TransformerConfig, num_parameters: int) -> int:
     """Bytes on one worker for a training stage of networks with `num_parameters` weights each.
 
-    A trained network counts weights, gradients, optimizer states and the average; a frozen one its weights; adapters
-    are too small to count. ZeRO stage 1 splits the optimizer states (and DeepSpeed's copy of the weights that they
+    A trained network or adapter counts weights, gradients, optimizer states and, unless it is a fake score, the
+    average; a frozen network its weights. ZeRO stage 1 splits the optimizer states (and DeepSpeed's copy of the weights that they
     update), 2 also the gradients, 3 also the average and all weights, trained or frozen. Offloaded states, and from
     stage 2 on the gradients for them, are in host memory, and not counted.
     """
     placement = config.placement
-    total = trained_bytes(num_parameters, config.optimizer, placement)
     frozen = num_parameters // (placement.num_workers if _zero(placement) == 3 else 1)
     if isinstance(config, Dmd2Config):
-        full = config.fake_score == "full"
-        return total + frozen * FP32 + (trained_bytes(num_parameters, config.fake_optimizer, placement) if full else 0)
+        return _generator_bytes(config, model, num_parameters, frozen) + _scores_bytes(
+            config, model, num_parameters, frozen
+        )
+    total = trained_bytes(num_parameters, config.optimizer, placement)
     if isinstance(config, CfgDistillationConfig):
         return total + frozen * (BF16 if config.precision == "bf16" else FP32)
     return total
+
+
+def _generator_bytes(config: Dmd2Config, model: TransformerConfig, num_parameters: int, frozen: int) -> int:
+    if config.generator_lora_rank == 0:
+        return trained_bytes(num_parameters, config.optimizer, config.placement)
+    num_trained = num_lora_parameters(model, config.generator_lora_rank)
+    return frozen * FP32 + trained_bytes(num_trained, config.optimizer, config.placement)
+
+
+def _scores_bytes(config: Dmd2Config, model: TransformerConfig, num_parameters: int, frozen: int) -> int:
+    """The frozen base, which is the real score, and what the fake score trains."""
+    num_trained = num_parameters if config.fake_score == "full" else num_lora_parameters(model, config.lora_rank)
+    return frozen * FP32 + trained_bytes(num_trained, config.fake_optimizer, config.placement, averaged=False)
 
 
 def activation_bytes(config: TrainConfig, model: TransformerConfig, num_tokens: int) -> int:
@@ -52,8 +67,10 @@ def activation_bytes(config: TrainConfig, model: TransformerConfig, num_tokens: 
     return int(num_clips * num_tokens * model.num_attention_heads * model.attention_head_dim * per_channel)
 
 
-def trained_bytes(num_parameters: int, optimizer: OptimizerConfig, placement: PlacementConfig) -> int:
-    """A network whose every weight is trained."""
+def trained_bytes(
+    num_parameters: int, optimizer: OptimizerConfig, placement: PlacementConfig, averaged: bool = True
+) -> int:
+    """Weights that are trained, with their gradients, optimizer states and, if `averaged`, their moving average."""
     zero = _zero(placement)
     whole, share = num_parameters * FP32, num_parameters * FP32 // placement.num_workers
     states = STATES[optimizer.kind] * whole if zero == 0 else (STATES[optimizer.kind] + 1) * share
@@ -61,7 +78,7 @@ def trained_bytes(num_parameters: int, optimizer: OptimizerConfig, placement: Pl
     if placement.offload_optimizer:
         states = 0 if zero >= 1 else states
         gradients = 0 if zero >= 2 else gradients
-    return states + gradients + 2 * (share if zero == 3 else whole)  # the weights and their average
+    return states + gradients + (2 if averaged else 1) * (share if zero == 3 else whole)
 
 
 def _zero(placement: PlacementConfig) -> int:

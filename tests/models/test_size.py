@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from magic141.config import load_config
+from magic141.models.adapters import add_lora
 from magic141.models.config import TransformerConfig
-from magic141.models.size import num_parameters, saved_num_parameters
+from magic141.models.size import num_lora_parameters, num_parameters, saved_num_parameters
 from magic141.models.transformer import build_transformer
 
 PAPER = load_config(Path(__file__).parents[2] / "configs" / "hunyuan_13b.yaml").model
@@ -28,6 +29,14 @@ def test_counts_what_is_built(
         model = build_transformer(config, *widths, image_condition, guidance_embeds)
     built = sum(parameter.numel() for parameter in model.parameters())
     assert num_parameters(config, *widths, image_condition, guidance_embeds) == built
+
+
+@pytest.mark.parametrize("config", [TransformerConfig(), ODD])
+def test_counts_what_an_adapter_adds(config: TransformerConfig) -> None:
+    model = build_transformer(config, 4, 32, 16)
+    add_lora(model, 3, "branch", seed=0)
+    added = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert num_lora_parameters(config, 3) == added
 
 
 @pytest.mark.parametrize("guidance_embeds", [False, True])

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from magic141.models.config import TransformerConfig
+from magic141.models.size import num_lora_parameters
 from magic141.models.transformer import build_transformer
 from magic141.training.config import CfgDistillationConfig, FlowMatchingConfig, OptimizerConfig, PlacementConfig
 from magic141.training.dmd2_config import Dmd2Config
@@ -23,7 +24,7 @@ from magic141.training.memory import activation_bytes, state_bytes
 from magic141.training.objective import TrainContext
 
 ADAMW = OptimizerConfig(kind="adamw")
-NUM = 1000
+NUM, SIZES = 1000, TransformerConfig()
 
 
 def placed(**fields: object) -> PlacementConfig:
@@ -41,7 +42,7 @@ def test_is_what_an_engine_holds(tmp_path: Path) -> None:
     states = [value for state in engine._optimizer.state.values() for value in state.values() if value.ndim]
     held = [*module.parameters(), *gradients, *states, *ema.state_dict()["shadow"].values()]
     config = FlowMatchingConfig(optimizer=ADAMW, placement=placement)
-    assert state_bytes(config, NUM) == sum(tensor.numel() * tensor.element_size() for tensor in held)
+    assert state_bytes(config, SIZES, NUM) == sum(tensor.numel() * tensor.element_size() for tensor in held)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,7 @@ def test_is_what_an_engine_holds(tmp_path: Path) -> None:
 )
 def test_zero_divides_what_it_splits(placement: PlacementConfig, per_weight: float) -> None:
     config = FlowMatchingConfig(optimizer=ADAMW, placement=placement)
-    assert state_bytes(config, NUM) == NUM * per_weight
+    assert state_bytes(config, SIZES, NUM) == NUM * per_weight
 
 
 def test_distillation_holds_more_than_one_network() -> None:
@@ -68,12 +69,16 @@ def test_distillation_holds_more_than_one_network() -> None:
     lora, full = (
         Dmd2Config(fake_score=fake, a_weak=0, optimizer=ADAMW, placement=placement) for fake in ("lora", "full")
     )
-    assert state_bytes(cfg, NUM) == NUM * (trained + share)
-    assert state_bytes(cfg.model_copy(update={"precision": "bf16"}), NUM) == NUM * (trained + share / 2)
+    assert state_bytes(cfg, SIZES, NUM) == NUM * (trained + share)
+    assert state_bytes(cfg.model_copy(update={"precision": "bf16"}), SIZES, NUM) == NUM * (trained + share / 2)
     whole = cfg.model_copy(update={"placement": placed(zero_stage=2)})
-    assert state_bytes(whole, NUM) == NUM * (4 * (1 + 1 / 4 + 3 / 4 + 1) + 4)
-    assert state_bytes(lora, NUM) == NUM * (trained + share)
-    assert state_bytes(full, NUM) == NUM * (2 * trained + share)
+    assert state_bytes(whole, SIZES, NUM) == NUM * (4 * (1 + 1 / 4 + 3 / 4 + 1) + 4)
+    adapter = num_lora_parameters(SIZES, lora.lora_rank)
+    not_averaged = 4 * (1 + 1 + 3) / 4  # a fake score
+    assert state_bytes(lora, SIZES, NUM) == NUM * (trained + share) + adapter * not_averaged
+    assert state_bytes(full, SIZES, NUM) == NUM * (trained + share + not_averaged)
+    both = lora.model_copy(update={"generator_lora_rank": lora.lora_rank})
+    assert state_bytes(both, SIZES, NUM) == NUM * 2 * share + adapter * (trained + not_averaged)
 
 
 class Held(TorchDispatchMode):
