@@ -13,7 +13,6 @@ process, half-made artifact or run left behind. Restartable: the same command go
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import signal
@@ -28,8 +27,7 @@ from pathlib import Path
 from chaos_checks import Result, problems, read_result
 from chaos_record import Kill, Record, summary
 from chaos_run import STARTING, Attempt, living
-from documents import RESULTS
-from pipeline_times import machine
+from documents import store_results
 from servers import Server, mlflow_server, prefect_server, running
 
 from magic141.tracking import Tracker
@@ -231,11 +229,8 @@ def main() -> None:
         campaign.run()
     text = summary(campaign.record)
     print("\n" + text)
-    RESULTS.mkdir(exist_ok=True)
     name = "chaos_servers" if arguments.servers else "chaos"
-    record = {"config": arguments.config, **machine(), **asdict(campaign.record)}
-    (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
-    (RESULTS / f"{name}.md").write_text(text + "\n")
+    store_results(name, text, config=arguments.config, **asdict(campaign.record))
     raise SystemExit(any(campaign.record.finished.values()))
 
 

@@ -18,7 +18,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from documents import RESULTS
+from documents import store_results
 from environment import settle
 from finished import config_in, finished, parser_of_seeds, run_pipeline
 from jury import Jury
@@ -121,14 +121,14 @@ def main() -> None:
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
         undistilled = pool.map(judge_teacher, cases[()])
         judged = {words: pool.map(judge_student, of_seeds) for words, of_seeds in cases.items()}
-        lines = table("undistilled", list(undistilled))
-        for words, figures in judged.items():
-            lines += table(f"`{' '.join(words)}`" if words else AS_CONFIGURED, list(figures))
+        found = {"undistilled": list(undistilled)}
+        found |= {f"`{' '.join(words)}`" if words else AS_CONFIGURED: list(seeds) for words, seeds in judged.items()}
+    lines = [row for title, figures in found.items() for row in table(title, figures)]
     head = f"Means over seeds {', '.join(map(str, arguments.seeds))}, {NUM_CLIPS} fresh clips each:"
     columns = f"| setting | model | {' | '.join(COLUMNS)} |\n|---|---|" + "--:|" * len(COLUMNS)
     text = "\n".join([head, "", columns, *lines])
     print(text)
-    (RESULTS / "choose_student.md").write_text(text + "\n")
+    store_results("choose_student", text, seeds=arguments.seeds, num_clips=NUM_CLIPS, settings=found)
 
 
 if __name__ == "__main__":

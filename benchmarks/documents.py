@@ -1,8 +1,12 @@
-"""Puts measured tables between two comment markers of the README or of a page in docs."""
+"""Where measured tables go: benchmarks/results, and between two comment markers of the README or of a page in docs."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
+
+from environment import machine
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "distillation.md")
@@ -20,3 +24,10 @@ def write_section(name: str, text: str) -> None:
     if rest.count(end) != 1:
         raise SystemExit(f"{document}: expected one {end} after {begin}")
     document.write_text(f"{head}{begin}\n{text.strip()}\n{end}{rest.split(end)[1]}")
+
+
+def store_results(name: str, text: str, **record: Any) -> None:
+    """Writes results/NAME.json, which also says on what machine, and results/NAME.md."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps({"machine": machine(), **record}, indent=1) + "\n")
+    (RESULTS / f"{name}.md").write_text(text.strip() + "\n")

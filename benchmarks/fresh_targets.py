@@ -29,7 +29,16 @@ from magic141.models.transformer import load_transformer
 NUM_CLIPS = 1024
 STREAM = 142  # settings are chosen on clips of another
 STAGES = {"teacher": "pretrain_i2v", "cfg": "distill_cfg", "student": "distill_dmd2"}
-VARIANTS = ("teacher_25", "cfg_25", "cfg_4", "cfg_1", "student_4", "student_1")  # those of the targets
+VARIANTS = (  # those of the targets, and what the student starts from in its own chain
+    "teacher_25",
+    "cfg_25",
+    "cfg_4",
+    "cfg_1",
+    "cfg_chain_4",
+    "cfg_chain_1",
+    "student_4",
+    "student_1",
+)
 
 
 def judge(config_file: str, home: Path, seed: int, name: str) -> dict[str, float]:

@@ -11,7 +11,6 @@ environment of their own below the workspace. How often stages really worked is 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import statistics
@@ -22,9 +21,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from documents import RESULTS
-from environment import settle
-from pipeline_times import machine
+from documents import store_results
+from environment import machine, settle
 
 PIPELINES = Path(__file__).resolve().parent / "noop_pipelines"
 ROOT = PIPELINES.parent.parent
@@ -266,12 +264,9 @@ def main() -> None:
         if tool.name.lower() in arguments.tools:
             timings.append(bench(tool, workspace, arguments.repeats))
             print(f"{tool.name}: {timings[-1].reused_s}, {timings[-1].last_s} s; {timings[-1].note}", flush=True)
-    text = f"{os.cpu_count()} cores, median of {arguments.repeats}, process start-up included:\n\n{table(timings)}"
+    text = f"{machine()}, median of {arguments.repeats}, process start-up included:\n\n{table(timings)}"
     print("\n" + text)
-    RESULTS.mkdir(exist_ok=True)
-    record = {**machine(), "timings": [asdict(timing) for timing in timings]}
-    (RESULTS / "orchestration.json").write_text(json.dumps(record, indent=1) + "\n")
-    (RESULTS / "orchestration.md").write_text(text + "\n")
+    store_results("orchestration", text, timings=[asdict(timing) for timing in timings])
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from documents import RESULTS, write_section
+from documents import store_results, write_section
 from environment import machine, settle
 
 MAGIC141 = str(Path(sys.executable).parent / "magic141")
@@ -110,11 +110,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="magic141-times-") as temporary:
         workspace = arguments.workspace or Path(temporary)
         timings = measure_all(arguments.config, arguments.overrides, workspace.resolve())
-    RESULTS.mkdir(exist_ok=True)
-    record = {"config": arguments.config, "machine": machine(), "timings": [asdict(timing) for timing in timings]}
-    (RESULTS / "pipeline_times.json").write_text(json.dumps(record, indent=2) + "\n")
     text = table(arguments.config, timings)
-    (RESULTS / "pipeline_times.md").write_text(text + "\n\n" + _plan_section(timings[-1]))
+    stored = [asdict(timing) for timing in timings]
+    store_results("pipeline_times", f"{text}\n\n{_plan_section(timings[-1])}", config=arguments.config, timings=stored)
     print("\n" + text)
     if arguments.write_docs:
         write_section("times", text)

@@ -35,13 +35,13 @@ ALIASES = {"mode_share": ("mode_share", "plus")}
 
 @dataclass(frozen=True)
 class Target:
-    """One promise: what is measured, the figure, the bounds that it must lie in, and its spread over seeds."""
+    """One promise: what is measured, the figure, the bounds that it must lie in, and every seed's figure."""
 
     what: str
     measured: float
     low: float = float("-inf")
     high: float = float("inf")
-    spread: float = 0.0
+    by_seed: tuple[float, ...] = ()
 
     @property
     def met(self) -> bool:
@@ -53,8 +53,12 @@ class Target:
         bounds = [f"≥ {self.low:.3g}"] * (self.low > float("-inf")) + [f"≤ {self.high:.3g}"] * (
             self.high < float("inf")
         )
-        figure = f"{self.measured:.3g}" + (f" ± {self.spread:.2g}" if self.spread else "")
-        return f"| {self.what} | {' and '.join(bounds)} | {figure} | {'met' if self.met else '**missed**'} |"
+        seeds = ", ".join(self._marked(value) for value in self.by_seed) or "-"
+        verdict = "met" if self.met else "**missed**"
+        return f"| {self.what} | {' and '.join(bounds)} | {self.measured:.3g} | {seeds} | {verdict} |"
+
+    def _marked(self, value: float) -> str:
+        return f"{value:.3g}" if self.low <= value <= self.high else f"**{value:.3g}**"
 
 
 class Scores:
@@ -85,15 +89,11 @@ class Scores:
 
 def over_seeds(seeds: Sequence[Sequence[Target]]) -> list[Target]:
     """Every target on the mean of the seeds' figures."""
-    found = zip(*seeds, strict=True)
-    return [
-        replace(
-            same[0],
-            measured=statistics.mean(target.measured for target in same),
-            spread=statistics.stdev(target.measured for target in same) if len(same) > 1 else 0.0,
-        )
-        for same in found
-    ]
+    return [_over_seeds([target.measured for target in same], same[0]) for same in zip(*seeds, strict=True)]
+
+
+def _over_seeds(values: Sequence[float], target: Target) -> Target:
+    return replace(target, measured=statistics.mean(values), by_seed=tuple(values) if len(values) > 1 else ())
 
 
 def targets(scores: Scores) -> list[Target]:
@@ -169,7 +169,8 @@ def drift_table(seeds: Sequence[Scores]) -> str:
 
 def target_table(rows: Sequence[Target]) -> str:
     """The Markdown table of the verdicts."""
-    return "\n".join(["| target | bound | measured | |", "|---|---|--:|---|", *(target.row() for target in rows)])
+    head = ["| target | bound | measured | by seed | |", "|---|---|--:|---|---|"]
+    return "\n".join([*head, *(target.row() for target in rows)])
 
 
 def _cell(values: Sequence[float | None], digits: int) -> str:
@@ -181,7 +182,7 @@ def newest_scores(workspace: Path) -> Path:
     """The newest scores.json of a workspace; half-written folders begin with a dot."""
     found = [path for path in workspace.rglob("scores.json") if not any(p.startswith(".") for p in path.parts[1:])]
     if not found:
-        raise SystemExit(f"{workspace}: no scores.json below it; run `make demo` first, or give --scores FILE")
+        raise SystemExit(f"{workspace}: no scores.json below it; run `make demo` first, or give --workspace DIR")
     return max(found, key=lambda path: path.stat().st_mtime)
 
 

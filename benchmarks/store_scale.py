@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import random
 import re
@@ -29,9 +28,9 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from documents import RESULTS
-from environment import settle
-from pipeline_times import MAGIC141, machine
+from documents import store_results
+from environment import machine, settle
+from pipeline_times import MAGIC141
 
 REPEATS = 5
 HOUR_MS = 3_600_000
@@ -213,12 +212,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="magic141-scale-") as temporary:
         workspace = arguments.workspace or Path(temporary)
         figures = run(arguments.config, arguments.runs, workspace.resolve())
-    text = f"{os.cpu_count()} cores, SQLite; median, slowest in brackets:\n\n{table(figures)}"
+    text = f"{machine()}, SQLite; median, slowest in brackets:\n\n{table(figures)}"
     print("\n" + text)
-    RESULTS.mkdir(exist_ok=True)
-    record = {"config": arguments.config, **machine(), "figures": [asdict(figure) for figure in figures]}
-    (RESULTS / "store_scale.json").write_text(json.dumps(record, indent=1) + "\n")
-    (RESULTS / "store_scale.md").write_text(text + "\n")
+    store_results("store_scale", text, config=arguments.config, figures=[asdict(figure) for figure in figures])
     raise SystemExit(any(figure.target and figure.slowest > figure.target for figure in figures))
 
 

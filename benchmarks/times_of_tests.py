@@ -8,7 +8,6 @@ Runs the targets of `make test` one after the other in this checkout, and stops 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from documents import RESULTS, ROOT, write_section
+from documents import ROOT, store_results, write_section
 from environment import machine, settle
 
 TARGETS = ("lint", "unit", "slow")
@@ -68,9 +67,7 @@ def main() -> None:
     parts = [run(target) for target in TARGETS]
     text = table(parts)
     print(text)
-    RESULTS.mkdir(exist_ok=True)
-    record = {"machine": machine(), "parts": [asdict(part) for part in parts]}
-    (RESULTS / "test_times.json").write_text(json.dumps(record, indent=1) + "\n")
+    store_results("test_times", text, parts=[asdict(part) for part in parts])
     if arguments.write_docs:
         write_section("tests", text)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from finished import config_in, finished, run_pipeline
 from students import NUM_UPDATES, Course, Student, short, train_students
-from verdicts import Evidence, Verdict, below_one, mean
+from verdicts import Evidence, Verdict, at_least, at_most, mean
 
 from magic141.training.dmd2 import Dmd2Spec
 
@@ -27,11 +28,13 @@ def guidance_tokens(evidence: Evidence) -> Verdict:
         target = curves[False][num_updates]
         shares.append(first_below(curves[True], target) / num_updates)
         gains.append(1 - curves[True][num_updates] / target)
+    reached = [share for share in shares if math.isfinite(share)]
     figures = (
-        f"{mean(shares)} x the updates to the validation loss at which {num_updates:g} without them end; "
-        f"after as many that loss is {mean([100 * gain for gain in gains], 1)} % lower"
+        f"after {num_updates:g} updates the validation loss is {mean([100 * gain for gain in gains], 1)} % lower with "
+        f"them; {len(reached)} of {len(shares)} seeds reach the loss without them"
     )
-    return Verdict("multi-modal guidance speeds convergence", figures, below_one(shares))
+    figures += f", in {mean(reached)} x the updates" if reached else ""
+    return Verdict("multi-modal guidance speeds convergence", figures, at_least(gains, 0.0))
 
 
 def i2v_faster(evidence: Evidence) -> Verdict:
@@ -48,20 +51,22 @@ def i2v_faster(evidence: Evidence) -> Verdict:
         f"{mean([c.cpu_s / NUM_UPDATES for c in found])} CPU s an update"
         for task, found in courses.items()
     )
-    figures += f"; I2V reaches the distance at which T2V ends in at most {mean(shares)} x the CPU time"
-    verdict = f"closer to real clips at equal cost: {below_one(shares)}; closer to its own teacher: {below_one(own)}"
+    if all(map(math.isfinite, shares)):
+        figures += f"; I2V reaches the distance at which T2V ends in at most {mean(shares)} x the CPU time"
+    to_real, to_teacher = at_most(shares, 1.0), at_most(own, 1.0)
+    verdict = f"closer to real clips at equal cost: {to_real}; closer to its own teacher: {to_teacher}"
     return Verdict("I2V distils faster than T2V", figures, verdict, _curves(courses))
 
 
 def first_below(curve: Mapping[float, float], target: float) -> float:
-    """Where a falling curve first reaches a value, between its points by straight lines; its end if it does not."""
+    """Where a falling curve first reaches a value, between its points by straight lines; infinity if never."""
     points = sorted(curve.items())
     if points[0][1] <= target:
         return points[0][0]
     for (x, y), (next_x, next_y) in pairwise(points):
         if next_y <= target:
             return x + (next_x - x) * (y - target) / (y - next_y)
-    return points[-1][0]
+    return math.inf
 
 
 def _share_of_cost(i2v: Course, t2v: Course) -> float:

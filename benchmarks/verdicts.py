@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from scores_table import Scores
+
+HOLDS, UNDECIDED, FAILS = "holds", "not decided, within noise", "does not hold here"
 
 
 @dataclass(frozen=True)
@@ -51,17 +54,19 @@ def mean(values: Sequence[float], digits: int = 2, error: float = 0.0) -> str:
     return f"{statistics.mean(values):.{digits}f}" + (f" ± {noise:.{digits}f}" if noise else "")
 
 
-def below_one(ratios: Sequence[float]) -> str:
-    """The verdict on a claim that ratios, one a seed, are below 1."""
-    middle, noise = statistics.mean(ratios), spread(ratios)
-    return "holds" if middle + noise < 1 else "does not hold here" if middle - noise > 1 else "within noise"
+def at_most(values: Sequence[float], bound: float, error: float = 0.0) -> str:
+    """Whether values, one a seed, are at most `bound`: the more they scatter, the less is decided."""
+    if not all(map(math.isfinite, values)):
+        return FAILS
+    middle, noise = statistics.mean(values), max(spread(values), error)
+    return HOLDS if middle + noise <= bound else FAILS if middle - noise > bound else UNDECIDED
 
 
-def at_least(values: Sequence[float], bound: float, error: float = 0.0) -> bool:
-    """Whether the mean reaches the bound within the noise."""
-    return statistics.mean(values) + max(spread(values), error) >= bound
+def at_least(values: Sequence[float], bound: float, error: float = 0.0) -> str:
+    """Whether values, one a seed, are at least `bound`."""
+    return at_most([-value for value in values], -bound, error)
 
 
-def at_most(values: Sequence[float], bound: float, error: float = 0.0) -> bool:
-    """Whether the mean stays below the bound within the noise."""
-    return statistics.mean(values) - max(spread(values), error) <= bound
+def all_of(*judgements: str) -> str:
+    """The judgement on a claim of several parts: that of the weakest."""
+    return max(judgements, key=(HOLDS, UNDECIDED, FAILS).index)

@@ -202,8 +202,13 @@ def valid_futures(
 
 
 def _frechet(a: NDArray[np.float64], b: NDArray[np.float64]) -> Score:
-    if min(len(a), len(b)) < 2:
-        return Score.missing(f"needs two clips on each side; there are {len(a)} and {len(b)}")
+    """Between coefficients [N, n] and [M, n], unless they are too few to tell the n directions apart."""
+    num_dimensions = a.shape[1]
+    if min(len(a), len(b)) <= num_dimensions:
+        return Score.missing(
+            f"its {num_dimensions} dimensions (evaluate.frechet_dimensions) need more places in more clips; there are "
+            f"{len(a)} and {len(b)}"
+        )
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return Score.missing("latents with values that are not finite")
     return Score(frechet_distance(a, b))
