@@ -96,6 +96,8 @@ def _planned(
 ) -> PlannedStage:
     """One row; a reused artifact is put into `artifacts`, for the stages that read it."""
     changed = [name for name in stage.inputs if name not in artifacts]
+    if changed and stage.name in blocked:
+        return PlannedStage(stage.name, "blocked", blocked[stage.name])
     if changed:
         return PlannedStage(stage.name, "run", f"after {changed[-1]}")
     key = stage.key(config, artifacts)

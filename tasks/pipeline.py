@@ -59,6 +59,9 @@ def known_stage(name: str, option: str) -> str:
 
 
 def missing_by_stage(config: PipelineConfig) -> dict[str, str]:
-    """Stages that read a file or folder which is not there, with the line that says so."""
-    lines = ((line.partition(".")[0], line) for line in missing_sources(config))
-    return {"prepare_data" if section == "data" else section: line for section, line in lines}
+    """Stages that read files or folders which are not there, with the lines that say so."""
+    found: dict[str, list[str]] = {}
+    for line in missing_sources(config):
+        section = line.partition(".")[0]
+        found.setdefault("prepare_data" if section == "data" else section, []).append(line)
+    return {stage: "\n".join(lines) for stage, lines in found.items()}

@@ -30,6 +30,18 @@ def test_a_stage_whose_source_is_missing_is_blocked(tmp_path: Path, monkeypatch:
     assert next(make_plan(config, STAGES)).action == "run"
 
 
+def test_all_that_is_missing_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAGIC141_HOME", str(tmp_path))
+    rows = {row.stage: row for row in make_plan(load_config(CONFIGS / "hunyuan_13b.yaml"), STAGES)}
+    blocked = {stage for stage, row in rows.items() if row.action == "blocked"}
+    assert blocked == {"prepare_data", "train_clip", "pretrain_t2v"}
+    assert [line.partition(" ")[0] for line in rows["prepare_data"].why.splitlines()] == [
+        "data.path",
+        "data.codec.path",
+        "data.encoder.path",
+    ]
+
+
 def test_generate_asks_for_gpus_when_workers_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAGIC141_HOME", str(tmp_path))
     here = estimate("generate", load_config(DEMO), None)
