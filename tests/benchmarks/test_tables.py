@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from pathlib import Path
 from types import ModuleType
 
@@ -35,3 +36,33 @@ def test_cpu_seconds_say_what_they_leave_out(monkeypatch: pytest.MonkeyPatch) ->
     times = script("pipeline_times", monkeypatch)
     table = times.table("demo.yaml", [times.Timing("`run`", "magic141 run", 2.0, 1.0, 0.0, "")])
     assert "| command | wall s | CPU s, without Ray's workers |" in table
+
+
+def test_results_say_on_what_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    documents = script("documents", monkeypatch)
+    monkeypatch.setattr(documents, "RESULTS", tmp_path / "results")
+    documents.store_results("times", "| a |", timings=[1.5])
+    stored = json.loads((tmp_path / "results" / "times.json").read_text())
+    assert (stored["machine"], stored["timings"]) == (documents.machine(), [1.5])
+    assert (tmp_path / "results" / "times.md").read_text() == "| a |\n"
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [
+        ([0.9, 0.92, 0.94], "holds"),
+        ([0.94, 1.04, 1.0], "not decided, within noise"),
+        ([1.06, 1.05, 1.07], "does not hold here"),
+        ([0.5, float("inf"), 0.5], "does not hold here"),  # one seed never got there
+    ],
+)
+def test_scatter_decides_nothing(values: list[float], verdict: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    verdicts = script("verdicts", monkeypatch)
+    assert verdicts.at_most(values, 1.0) == verdict
+    assert verdicts.at_least([-value for value in values], -1.0) == verdict
+
+
+def test_a_target_shows_which_seeds_miss_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = script("scores_table", monkeypatch)
+    (target,) = table.over_seeds([[table.Target("motion", value, low=0.9)] for value in (0.8, 1.0, 1.2)])
+    assert target.row() == "| motion | ≥ 0.9 | 1 | **0.8**, 1, 1.2 | met |"
