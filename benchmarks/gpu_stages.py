@@ -1,6 +1,6 @@
 """Memory and time of the training stages at the 13B's width and sequence length, beside what `plan` calculates.
 
-    python benchmarks/gpu_stages.py --write-docs                          # one GPU, ten minutes
+    python benchmarks/gpu_stages.py                                       # one GPU, ten minutes
     python benchmarks/gpu_stages.py --until pretrain_i2v --workspace DIR  # goes on from there when given again
 
 Runs `configs/smoke_13b.yaml`, the stages as on a cluster (Ray Train, DeepSpeed) with a tenth of the blocks, in a
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from documents import RESULTS, write_section
+from documents import store_results
 from environment import machine, settle
 from finished import config_in, finished, run_pipeline
 
@@ -94,7 +94,6 @@ def main() -> None:
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="A.B=C")
     parser.add_argument("--until", default="distill_dmd2", choices=TRAINING_SECTIONS)
     parser.add_argument("--workspace", type=Path, default=Path("runs-gpu"))
-    parser.add_argument("--write-docs", action="store_true", help="also put the table into its document")
     arguments = parser.parse_args()
     home = arguments.workspace.resolve()
     run_pipeline(arguments.config, arguments.overrides, home, arguments.until)
@@ -102,10 +101,7 @@ def main() -> None:
     found = rows(config, arguments.until)
     text = table(config, found)
     print(text)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "gpu_stages.json").write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n")
-    if arguments.write_docs:
-        write_section("gpu_stages", text)
+    store_results("gpu_stages", text, stages=[asdict(one) for one in found])
 
 
 if __name__ == "__main__":

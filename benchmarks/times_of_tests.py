@@ -1,6 +1,6 @@
 """Wall-clock time of the tests, part by part: lint, types and contracts, unit tests, slow tests.
 
-    python benchmarks/times_of_tests.py --write-docs
+    python benchmarks/times_of_tests.py
 
 Runs the targets of `make test` one after the other in this checkout, and stops with the first that fails.
 """
@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from documents import ROOT, store_results, write_section
+from documents import ROOT, store_results
 from environment import machine, settle
 
 TARGETS = ("lint", "unit", "slow")
@@ -62,14 +62,11 @@ def main() -> None:
     """Measures, prints and stores."""
     settle()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write-docs", action="store_true", help="also put the table into its document")
-    arguments = parser.parse_args()
+    parser.parse_args()
     parts = [run(target) for target in TARGETS]
     text = table(parts)
     print(text)
     store_results("test_times", text, parts=[asdict(part) for part in parts])
-    if arguments.write_docs:
-        write_section("tests", text)
 
 
 if __name__ == "__main__":
