@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from magic141.evaluation.config import GenerateConfig
+from magic141.models.config import Sampler
 from magic141.training.dmd2_config import Dmd2Config
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class Variant:
     label: str
     approach: str
     model: ModelName
-    sampler: Literal["euler", "renoise"]
+    sampler: Sampler
     guidance: Literal["cfg", "embedded"]
     num_steps: int
     guidance_scale: float

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from magic141.frozen import FrozenConfig, placement
+from magic141.models.config import Sampler
 from magic141.training.config import OptimizerConfig, TrainConfig
 
 
@@ -61,7 +62,7 @@ class Dmd2Config(TrainConfig):
     score_shift: float = Field(
         3.0, gt=0, description="shift of the score times; high ones do not see fine noise, low ones not the modes"
     )
-    sampler: Literal["renoise", "euler"] = Field("renoise", description="the student's chain, in training and after")
+    sampler: Sampler = Field("renoise", description="the student's chain, in training and after")
     generator_input: Literal["backward_simulation", "noised_real"] = Field(
         "backward_simulation", description="what the generator sees: its own earlier steps, or noised real latents"
     )
