@@ -57,7 +57,6 @@ class Dmd2Config(TrainConfig):
     )
     generator_lora_rank: int = Field(0, ge=0, description="rank of the generator's adapter; 0 trains all its weights")
     num_inference_steps: int = Field(4, ge=1, le=64, description="steps of the student")
-    schedule_steps: int = Field(1000, ge=1, description="time steps that the schedule has; the student's fit into it")
     shift: float = Field(5.0, gt=0, description="shift of the student's grid; 5: 1000, 937.5, 833.3, 625 in 4 steps")
     score_shift: float = Field(
         3.0, gt=0, description="shift of the score times; high ones do not see fine noise, low ones not the modes"
@@ -136,11 +135,6 @@ class Dmd2Config(TrainConfig):
 
     @model_validator(mode="after")
     def _possible(self) -> Dmd2Config:
-        if self.num_inference_steps > self.schedule_steps:
-            raise ValueError(
-                f"num_inference_steps = {self.num_inference_steps} is more than schedule_steps = "
-                f"{self.schedule_steps}; use fewer steps"
-            )
         if self.min_score_time >= self.max_score_time:
             raise ValueError(
                 f"min_score_time = {self.min_score_time} is not below max_score_time = {self.max_score_time}"
