@@ -39,7 +39,6 @@ class Dmd2Config(TrainConfig):
     """DMD2 step distillation; by default with a LoRA fake score on the shared frozen base."""
 
     num_steps: int = Field(300, ge=1, description="generator updates")
-    batch_size: int = Field(16, ge=1, description="clips per update, over all workers")
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4)
     fake_optimizer: OptimizerConfig = OptimizerConfig(
         kind="adamw", learning_rate=2e-3, betas=(0.0, 0.95), warmup_steps=0, constant_fraction=0.5
