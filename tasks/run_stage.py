@@ -82,7 +82,7 @@ def _compute(stage: Stage, key: StageKey, context: StageContext) -> ArtifactRef:
     log = TaskLog(stage.name, run, context.console)
     context.console.started(stage.name)
     start = time.monotonic()
-    with _closing(stage.name, run, log, context):
+    with _closing(stage.name, run, context):
         _record_start(stage, key, run, context)
         place = context.home / "artifacts" / stage.name / key.digest[:KEY_CHARS]
         inputs = {name: context.artifacts[name].path for name in stage.inputs}
@@ -106,7 +106,7 @@ def _compute(stage: Stage, key: StageKey, context: StageContext) -> ArtifactRef:
 
 
 @contextmanager
-def _closing(stage: str, run: RunLog, log: TaskLog, context: StageContext) -> Iterator[None]:
+def _closing(stage: str, run: RunLog, context: StageContext) -> Iterator[None]:
     """Closes the child run with what really happened."""
     try:
         yield

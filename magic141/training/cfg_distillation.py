@@ -60,7 +60,7 @@ class CfgDistillation(SingleNetworkObjective):
             continued_fraction=spec.config.continued_fraction,
         )
         student = add_guidance_embedding(load_transformer(spec.teacher))
-        super().__init__(student, maker, spec.data, spec.config, spec.model, context)
+        super().__init__(student, maker, spec.data, spec.config, context)
         # autocast rounds its weights anyway, and unless ZeRO-3 splits them every worker has all: 26 GB at 13B, not 52
         dtype = torch.bfloat16 if spec.config.precision == "bf16" else torch.float32
         self.teacher = make_frozen(load_transformer(spec.teacher, dtype), spec.config.precision, context)

@@ -60,7 +60,7 @@ class FlowMatching(SingleNetworkObjective):
         self.shift = spec.config.shift
         self.first_anchored = int(spec.config.anchored_from * spec.config.num_steps)
         maker = make_batch_maker(spec.data, "train", spec.config, spec.model, image_condition=spec.t2v is not None)
-        super().__init__(initial_network(spec), maker, spec.data, spec.config, spec.model, context)
+        super().__init__(initial_network(spec), maker, spec.data, spec.config, context)
 
     def maker_at(self, step: int) -> BatchMaker:
         """Far anchors come late: they take long to learn and would hold up everything else."""
