@@ -30,7 +30,7 @@ class VideoGenerator:
         num_steps: network steps of a window.
         shift: of the time grid.
         guidance_scale: w; 1 is none.
-        guidance: "cfg": two evaluations a step; "embedded": w is an input; "none".
+        guidance: "cfg": two evaluations a step; "embedded": w is an input.
         sampler: "euler": deterministic ODE; "renoise": DMD2's chain.
     """
 
@@ -39,9 +39,9 @@ class VideoGenerator:
     latent_frames: int
     num_steps: int
     shift: float
-    guidance_scale: float = 1.0
-    guidance: Literal["cfg", "embedded", "none"] = "none"
-    sampler: Sampler = "euler"
+    guidance_scale: float
+    guidance: Literal["cfg", "embedded"]
+    sampler: Sampler
 
     @property
     def num_evaluations(self) -> int:
@@ -141,8 +141,7 @@ class VideoGenerator:
                 if self.guidance == "cfg":
                     conditional = velocity(self.model, x_t, sigma, cond, prefix)
                     return guided_velocity(velocity(self.model, x_t, sigma, uncond, prefix), conditional, w.to(x_t))
-                embedded = w.to(x_t.device) if self.guidance == "embedded" else None
-                return velocity(self.model, x_t, sigma, cond, prefix, embedded)
+                return velocity(self.model, x_t, sigma, cond, prefix, w.to(x_t.device))
 
         return predict
 

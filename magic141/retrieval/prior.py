@@ -48,7 +48,7 @@ class ImagePrior:
         searcher = faiss.read_index(str(index / "index.faiss"))
         return cls(ClipEmbedder.load(clip), searcher, rows, ClipDataset.open(data, "train").first_frame)
 
-    def retrieve(self, prompt: str, k: int = 1) -> list[Hit]:
+    def retrieve(self, prompt: str, k: int) -> list[Hit]:
         """The k best images for `prompt`, best first; fewer if the corpus is smaller."""
         scores, found = self._index.search(self._embedder.embed_texts([prompt]), min(k, len(self._rows)))
         pairs = [(int(row), float(score)) for row, score in zip(found[0], scores[0], strict=True) if row >= 0]

@@ -27,7 +27,7 @@ from magic141.retrieval.clip import build_clip
 from magic141.retrieval.config import ClipConfig, IndexConfig
 from magic141.retrieval.index import build_index
 from magic141.training.dmd2_config import Dmd2Config
-from tests.models.tiny import CONFIG, INFO
+from tests.models.tiny import CONFIG, INFO, fit_encoders
 
 NUM_CLIPS = {"train": 48, "validation": 4, "heldout": 16}
 NUM_FRAMES, SIZE, CHANNELS = 13, 32, 12
@@ -94,7 +94,7 @@ def make_data(folder: Path, has_truth: bool = True) -> Path:
     codec = VideoCodec(CausalPCACodec.fit(frames["train"], CodecConfig(num_channels=CHANNELS)))
     codec.save(folder / "codec")
     captions = [clip.caption for specs in clips.values() for clip in specs]
-    encoders = Encoders.fit(captions, EncoderConfig(width=32), 0)
+    encoders = fit_encoders(captions, EncoderConfig(width=32), 0)
     encoders.save(folder / "encoders")
     rows: list[dict[str, Any]] = []
     for split, specs in clips.items():
