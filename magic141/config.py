@@ -25,6 +25,7 @@ from magic141.training.config import CfgDistillationConfig, FlowMatchingConfig
 from magic141.training.dmd2_config import Dmd2Config
 
 HOME_VARIABLE = "MAGIC141_HOME"
+CLIP_WEIGHTS = "train_clip.pretrained"  # a file; everything else of the user's that a config names is a folder
 LARGEST_SEED = 2**31 - 1  # FAISS takes a C int; `step_generator` mixes larger ones into numbers that wrap around
 
 
@@ -117,22 +118,29 @@ def to_yaml(config: PipelineConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
+def named_sources(config: PipelineConfig) -> dict[str, Path]:
+    """Field -> file or folder of the user's that the config has in use."""
+    data, clip = config.data, config.train_clip
+    named: dict[str, str | Path | None] = {
+        "data.path": data.path if data.source == "folder" else None,
+        "data.codec.path": data.codec.path if data.codec.kind == "hunyuan" else None,
+        "data.encoder.path": data.encoder.path if data.encoder.kind == "hunyuan" else None,
+        "pretrain_t2v.base": config.pretrain_t2v.base,
+        "pretrain_i2v.base": config.pretrain_i2v.base,
+        CLIP_WEIGHTS: clip.pretrained if clip.kind == "pretrained" and "/" in (clip.pretrained or "") else None,
+    }
+    return {field: Path(value) for field, value in named.items() if value is not None}
+
+
 def missing_sources(config: PipelineConfig) -> Iterator[str]:
     """A line for every file or folder that the config names and that is not there, or a base that does not fit it."""
-    named: list[tuple[str, str | Path | None]] = [
-        ("data.path", config.data.path if config.data.source == "folder" else None),
-        ("data.codec.path", config.data.codec.path if config.data.codec.kind == "hunyuan" else None),
-        ("data.encoder.path", config.data.encoder.path if config.data.encoder.kind == "hunyuan" else None),
-        ("pretrain_t2v.base", config.pretrain_t2v.base),
-        ("pretrain_i2v.base", config.pretrain_i2v.base),
-    ]
-    for field, value in named:
-        if value is not None and not Path(value).is_dir():
-            kind = "not a folder" if Path(value).exists() else "no such folder"
-            yield f"{field} = {value}: {kind}; create it, or point --set {field}=DIR to the right place"
-    weights = config.train_clip.pretrained if config.train_clip.kind == "pretrained" else None
-    if weights and "/" in weights and not Path(weights).is_file():
-        yield f"train_clip.pretrained = {weights}: no such file; point --set train_clip.pretrained=FILE to it"
+    for field, path in named_sources(config).items():
+        if field == CLIP_WEIGHTS:
+            if not path.is_file():
+                yield f"{field} = {path}: no such file; point --set {field}=FILE to it"
+        elif not path.is_dir():
+            kind = "not a folder" if path.exists() else "no such folder"
+            yield f"{field} = {path}: {kind}; create it, or point --set {field}=DIR to the right place"
     yield from misfits(config)
 
 
