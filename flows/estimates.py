@@ -54,13 +54,12 @@ def estimate(stage: str, config: PipelineConfig, tracker: Tracker | None) -> Est
     record = records[0] if records else {}
     training = getattr(config, stage) if stage in TRAINING_SECTIONS else None
     resources, num_gpus = _resources(stage, config)
-    measured = _measured_gb(record)
+    measured = _measured_gb(record) if _same_size(stage, record, training, config) else None
     calculated = None if training is None or training.num_steps == 0 else calculated_gb(stage, config, training)
-    memory = measured if measured is not None and _same_size(record, training, config) else calculated
+    memory = calculated if measured is None else measured
     taken = _seconds(record, training)
     seconds = _gpu_seconds(stage, config, num_gpus) if taken is None else taken
-    known = memory is not None and memory is measured
-    return Estimate(resources, num_gpus, seconds, taken is not None, memory, known)
+    return Estimate(resources, num_gpus, seconds, taken is not None, memory, measured is not None)
 
 
 def _resources(stage: str, config: PipelineConfig) -> tuple[str, float]:
@@ -129,16 +128,14 @@ def _measured_gb(record: Mapping[str, Any]) -> float | None:
     return float(summary["peak_memory_mb"]) / float(summary["num_workers"]) / 1024
 
 
-def _same_size(record: Mapping[str, Any], training: TrainConfig | None, config: PipelineConfig) -> bool:
+def _same_size(stage: str, record: Mapping[str, Any], training: TrainConfig | None, config: PipelineConfig) -> bool:
     """Whether a measured figure still says something: the same network, workers, engine and batch."""
-    summary, then = record.get("summary", {}), record.get("parts", {}).get("config", {})
     if training is None:
         return False
+    summary, then = record.get("summary", {}), record.get("parts", {}).get("config", {})
+    before = (summary.get("num_workers"), summary.get("engine"), then.get(stage, {}).get("batch_size"))
     now = (training.placement.num_workers, training.placement.engine, training.batch_size)
-    before = next((part.get("batch_size") for name, part in then.items() if name != "model"), None)
-    return now == (summary.get("num_workers"), summary.get("engine"), before) and then.get(
-        "model"
-    ) == config.model.model_dump(mode="json")
+    return now == before and then.get("model") == config.model.model_dump(mode="json")
 
 
 def calculated_gb(stage: str, config: PipelineConfig, training: TrainConfig) -> float:
