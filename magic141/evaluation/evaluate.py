@@ -25,6 +25,7 @@ from magic141.evaluation.vbench import score_folder
 from magic141.evaluation.vbench_needs import versions
 from magic141.models.device import sampling_device
 from magic141.models.vae import CausalPCACodec, VideoCodec, load_codec
+from magic141.text_files import read_json_lines
 
 MAX_PSNR_DB = 60.0
 CODEC_BATCH = 16  # clips that the PCA codec sees at once
@@ -80,7 +81,7 @@ class Scorer:
     @classmethod
     def open(cls, config: EvaluateConfig, data: Path, generated: Path) -> Self:
         """Reads conditions and real latents, and fits the space of the Frechet distance."""
-        clips = _read_lines(generated / "exact" / "conditions.jsonl")
+        clips = read_json_lines(generated / "exact" / "conditions.jsonl")
         info, heldout, train = load_info(data), ClipDataset.open(data, "heldout"), ClipDataset.open(data, "train")
         position = {clip_id: row for row, clip_id in enumerate(heldout.ids)}
         rows = [position[clip["id"]] for clip in clips]
@@ -211,10 +212,6 @@ def _frechet(a: NDArray[np.float64], b: NDArray[np.float64]) -> Score:
 
 def _plain(scores: Mapping[str, Score]) -> dict[str, dict[str, Any]]:
     return {name: score.to_dict() for name, score in scores.items()}
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def _report(records: list[dict[str, Any]], out: Path, log: StageLog) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -15,6 +14,7 @@ from magic141.data.dataset import ClipDataset
 from magic141.data.rows import Rows
 from magic141.frozen import UserError
 from magic141.retrieval.clip import ClipEmbedder
+from magic141.text_files import read_json_lines
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class ImagePrior:
             raise UserError(
                 f"{index / 'index.faiss'}: no such file; expected the artifact of stage build_index; run it"
             )
-        rows = [json.loads(line) for line in (index / "images.jsonl").read_text().splitlines()]
+        rows = read_json_lines(index / "images.jsonl")
         searcher = faiss.read_index(str(index / "index.faiss"))
         return cls(ClipEmbedder.load(clip), searcher, rows, ClipDataset.open(data, "train").first_frame)
 
