@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from magic141.base_checks import misfits
 from magic141.config_checks import problems
 from magic141.config_errors import explain
 from magic141.data.config import DataConfig
+from magic141.environment import temporary_environment
 from magic141.evaluation.config import EvaluateConfig, GenerateConfig, PublishConfig, QuantizeConfig, ReportConfig
 from magic141.frozen import FrozenConfig, UserError, placement
 from magic141.models.config import TransformerConfig
@@ -67,17 +68,9 @@ class PipelineConfig(FrozenConfig):
         return Path(os.environ.get(HOME_VARIABLE) or self.workspace).expanduser().resolve()
 
 
-@contextmanager
-def working_in(home: Path) -> Iterator[None]:
+def working_in(home: Path) -> AbstractContextManager[None]:
     """Inside, `home` is the workspace of every config, whatever the environment or the config says."""
-    before = os.environ.get(HOME_VARIABLE)
-    os.environ[HOME_VARIABLE] = str(home.resolve())
-    try:
-        yield
-    finally:
-        os.environ.pop(HOME_VARIABLE)
-        if before is not None:
-            os.environ[HOME_VARIABLE] = before
+    return temporary_environment({HOME_VARIABLE: str(home.resolve())})
 
 
 def default_home() -> Path:
