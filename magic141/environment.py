@@ -1,7 +1,8 @@
-"""What this process runs in: environment variables, set for a while."""
+"""What this process runs in: environment variables, set for a while, and the packages that are installed."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,3 +20,11 @@ def temporary_environment(values: Mapping[str, str]) -> Iterator[None]:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
+
+
+def installed_version(distribution: str) -> str | None:
+    """The version of an installed package; none if it is not there."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
