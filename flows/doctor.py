@@ -14,8 +14,8 @@ from pathlib import Path
 from flows.reach import STORE, trouble
 from flows.writable import OTHER_WORKSPACE, folder_trouble, nearest_existing
 from magic141.environment import installed_version
+from magic141.errors import UserError
 from magic141.evaluation.vbench_needs import HOW_TO_INSTALL
-from magic141.frozen import UserError
 from magic141.urls import without_credentials
 
 GIB = 1 << 30

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from flows.generation import find_model
 from magic141.config_errors import explain
-from magic141.frozen import UserError
+from magic141.errors import UserError
 from magic141.ray_address import ray_cluster
 from magic141.serving.config import ServingConfig
 

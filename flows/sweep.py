@@ -19,11 +19,12 @@ from flows.orchestrated import flow_tags, run_link
 from flows.resume import marking_resumable
 from flows.session import identity
 from magic141.config import PipelineConfig
+from magic141.errors import UserError
 from magic141.evaluation.charts import Series, line_chart
 from magic141.evaluation.comparison import write_comparison
 from magic141.evaluation.scores import COSTS, EXACT, FRECHET, VBENCH, Dimension
 from magic141.evaluation.variants import list_variants
-from magic141.frozen import FrozenConfig, UserError
+from magic141.frozen import FrozenConfig
 from magic141.tracking import RunLog, Tracker, closing
 from magic141.urls import without_credentials
 from tasks.pipeline import stages_until

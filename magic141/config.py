@@ -18,8 +18,9 @@ from magic141.config_checks import problems
 from magic141.config_errors import explain
 from magic141.data.config import DataConfig
 from magic141.environment import temporary_environment
+from magic141.errors import UserError
 from magic141.evaluation.config import EvaluateConfig, GenerateConfig, PublishConfig, QuantizeConfig, ReportConfig
-from magic141.frozen import FrozenConfig, UserError, placement
+from magic141.frozen import FrozenConfig, placement
 from magic141.models.config import TransformerConfig
 from magic141.retrieval.config import ClipConfig, IndexConfig
 from magic141.training.config import CfgDistillationConfig, FlowMatchingConfig

@@ -16,7 +16,8 @@ from magic141.artifacts import StageLog
 from magic141.data.dataset import load_info, load_null_text
 from magic141.data.video import fit_image
 from magic141.diffusion.long_video import num_windows_for
-from magic141.frozen import FrozenConfig, UserError
+from magic141.errors import UserError
+from magic141.frozen import FrozenConfig
 from magic141.models.config import Sampler, TransformerConfig
 from magic141.models.device import refuse_days_on_cpu, sampling_device
 from magic141.models.encoders import Encoders

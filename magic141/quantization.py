@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from magic141.artifacts import StageLog
+from magic141.errors import UserError
 from magic141.evaluation.config import QuantizeConfig
-from magic141.frozen import UserError
 from magic141.models.transformer import load_transformer
 
 WEIGHTS_FILE = "int8.safetensors"

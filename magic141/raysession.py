@@ -14,7 +14,7 @@ import ray.data
 
 from magic141.accelerator import settle_accelerator
 from magic141.environment import temporary_environment
-from magic141.frozen import UserError
+from magic141.errors import UserError
 from magic141.ray_address import ray_address_trouble, ray_cluster
 
 _REPOSITORY = Path(__file__).resolve().parent.parent

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from magic141.artifacts import ArtifactRef
 from magic141.config_checks import TRAINING_SECTIONS, oversized_batches
-from magic141.frozen import UserError
+from magic141.errors import UserError
 from tasks.stage import Stage, StageCall, StageContext, sources_in
 
 

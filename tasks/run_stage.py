@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from magic141.artifacts import ArtifactRef, StageKey
-from magic141.frozen import UserError
+from magic141.errors import UserError, first_line
 from magic141.publication import publish_by_content, staging
 from magic141.tracking import begun_refresh, closing, find_reusable
 from magic141.urls import without_credentials
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from magic141.tracking import RunLog
 
 KEY_CHARS = 16
+MAX_REASON_CHARS = 200
 
 
 def run_stage(stage: Stage, context: StageContext) -> ArtifactRef:
@@ -113,7 +114,7 @@ def _telling_of_failure(stage: str, run: RunLog, context: StageContext) -> Itera
     except Exception as error:
         run.text(traceback.format_exc(), "error.txt")
         run.tags({"error": f"{type(error).__name__}: {error}"})
-        context.console.failed(stage, "failed" if isinstance(error, UserError) else f"failed: {_first_line(error)}")
+        context.console.failed(stage, "failed" if isinstance(error, UserError) else f"failed: {_reason(error)}")
         raise
     except BaseException:
         context.console.failed(stage, "stopped")
@@ -168,5 +169,5 @@ def _record_end(
         run.model(ref, context.tracker.experiment_id, stage.model_type)
 
 
-def _first_line(error: Exception) -> str:
-    return without_credentials(f"{type(error).__name__}: {error}").strip().splitlines()[0][:200]
+def _reason(error: Exception) -> str:
+    return first_line(without_credentials(f"{type(error).__name__}: {error}"), MAX_REASON_CHARS)

@@ -12,8 +12,9 @@ from pydantic import BaseModel
 
 from magic141.artifacts import ArtifactRef, StageKey, StageLog, digest_source
 from magic141.config import PipelineConfig, named_sources
+from magic141.errors import UserError
 from magic141.fingerprint import NUM_NAMED, edited_modules, fingerprint_modules, module_digests
-from magic141.frozen import UserError, key_fields
+from magic141.frozen import key_fields
 from tasks.console import StageConsole
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ RUN_DIR_CHARS = 12  # of the key, in the name of a run_dir
 NOT_CODE = (
     "config",
     "config_errors",
+    "errors",
     "frozen",
     "artifacts",
     "publication",

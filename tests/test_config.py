@@ -16,7 +16,8 @@ from magic141.config import (
     validate,
     with_overrides,
 )
-from magic141.frozen import UserError, key_fields
+from magic141.errors import UserError
+from magic141.frozen import key_fields
 from magic141.training.config import OptimizerConfig
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

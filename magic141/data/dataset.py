@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from magic141.data.rows import Rows
-from magic141.frozen import UserError
+from magic141.errors import UserError
 from magic141.models.text_embedding import TextEmbedding
 from magic141.text_files import read_json_lines
 

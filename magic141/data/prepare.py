@@ -39,8 +39,8 @@ from magic141.data.sheets import comparison_sheet, contact_sheet
 from magic141.data.splits import SPLITS
 from magic141.data.video import Frames
 from magic141.data.workers import Encode, Probe, Render, parse_clips
+from magic141.errors import UserError
 from magic141.fingerprint import CodeStamp
-from magic141.frozen import UserError
 from magic141.models.device import sampling_device
 from magic141.models.encoders import Encoders
 from magic141.models.text_embedding import TextEmbedding

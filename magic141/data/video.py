@@ -18,7 +18,7 @@ from av.video.reformatter import Interpolation
 from av.video.stream import VideoStream
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from magic141.frozen import UserError
+from magic141.errors import UserError
 
 Frames = npt.NDArray[np.uint8]
 _TIME_EPS = 1e-6

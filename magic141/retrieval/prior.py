@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from magic141.data.dataset import ClipDataset
 from magic141.data.rows import Rows
-from magic141.frozen import UserError
+from magic141.errors import UserError
 from magic141.retrieval.clip import ClipEmbedder
 from magic141.text_files import read_json_lines
 

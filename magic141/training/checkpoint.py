@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from magic141.frozen import UserError
+from magic141.errors import UserError
 from magic141.publication import written_aside
 from magic141.training.objective import Objective, TrainContext
 

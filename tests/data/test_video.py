@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from magic141.data.video import count_frames, fit_image, read_image, read_video, shrunk_video, write_video
-from magic141.frozen import UserError
+from magic141.errors import UserError
 
 
 def gray_levels(num_frames: int, height: int = 32, width: int = 48) -> np.ndarray:

@@ -10,7 +10,7 @@ import torch
 from magic141.artifacts import digest_folder
 from magic141.data.config import EncoderConfig
 from magic141.data.shapes import AXES, COLOURS, DIRECTIONS, SHAPES
-from magic141.frozen import UserError
+from magic141.errors import UserError
 from magic141.models.encoders import Encoders
 from tests.models.tiny import fit_encoders, tiny_checkpoint
 

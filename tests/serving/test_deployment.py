@@ -25,7 +25,7 @@ import yaml
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, ServeDeploySchema, ServeStatus
 
 from flows.serving import parse_settings, require_free, serve
-from magic141.frozen import UserError
+from magic141.errors import UserError
 from magic141.serving import deployment
 from magic141.serving.requests import Video, VideoRequest
 from tests.serving.conftest import free_port, picture

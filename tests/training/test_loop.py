@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from magic141.artifacts import NullLog
-from magic141.frozen import UserError
+from magic141.errors import UserError
 from magic141.training.checkpoint import (
     CheckpointInfo,
     read_checkpoint,
