@@ -16,6 +16,7 @@ from torch import Tensor
 
 from magic141.artifacts import StageLog
 from magic141.data.dataset import ClipDataset, load_info
+from magic141.data.psnr import psnr_db
 from magic141.data.shapes import ShapeClip, other_future, render_clip
 from magic141.evaluation.config import EvaluateConfig
 from magic141.evaluation.frechet import TubeSpace, frechet_distance
@@ -27,7 +28,6 @@ from magic141.models.device import sampling_device
 from magic141.models.vae import CausalPCACodec, VideoCodec, load_codec
 from magic141.text_files import read_json_lines
 
-MAX_PSNR_DB = 60.0
 CODEC_BATCH = 16  # clips that the PCA codec sees at once
 NUM_FUTURES = 8  # of every held-out clip, where the world is known: one alone is mostly chance
 DRIFT = ("motion", "colour", "iou", "background_psnr_db", "psnr_db")
@@ -164,8 +164,7 @@ def codec_batch(codec: VideoCodec) -> int:
 
 def clip_psnr_db(frames: NDArray[np.uint8], truth: NDArray[np.uint8]) -> NDArray[np.float64]:
     """PSNR of each clip, both uint8 [N, F, H, W, 3], at most 60 dB; shape [N]."""
-    error = ((frames.astype(np.float64) - truth) ** 2).mean(axis=(1, 2, 3, 4)) / 255**2
-    return np.asarray(np.minimum(MAX_PSNR_DB, -10 * np.log10(np.maximum(error, 1e-10))))
+    return psnr_db(((frames.astype(np.float64) - truth) ** 2).mean(axis=(1, 2, 3, 4)) / 255**2)
 
 
 def score_long(folder: Path, heldout: ClipDataset, has_truth: bool) -> dict[str, Any]:
