@@ -115,7 +115,7 @@ def _num_evaluations(config: GenerateConfig, dmd2: Dmd2Config, has_ground_truth:
         clips += min(config.num_continuation_clips, config.num_exact_clips)
     windows = config.long_video_windows * config.long_video_clips
     short, long = (
-        sum(variant.nfe for variant in variants)
+        sum(variant.num_evaluations for variant in variants)
         for variants in (list_variants(config, dmd2), long_video_variants(config, dmd2))
     )
     return short * clips + long * windows

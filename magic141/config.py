@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -12,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from magic141.artifacts import canonical_json
+from magic141.artifacts import canonical_json, sha256_text
 from magic141.base_checks import misfits
 from magic141.config_checks import problems
 from magic141.config_errors import explain
@@ -140,7 +139,7 @@ def missing_sources(config: PipelineConfig) -> Iterator[str]:
 
 def config_digest(config: PipelineConfig) -> str:
     """Short name of the config's content."""
-    return hashlib.sha256(canonical_json(config.model_dump(mode="json")).encode()).hexdigest()[:12]
+    return sha256_text(canonical_json(config.model_dump(mode="json")))[:12]
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ IN_CHAIN = {  # model: name, label and approach of its variants in the student's
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of the score table; `nfe` counts network evaluations per window and clip."""
+    """One row of the score table."""
 
     name: str
     label: str
@@ -36,8 +36,8 @@ class Variant:
     shift: float
 
     @property
-    def nfe(self) -> int:
-        """Network evaluations."""
+    def num_evaluations(self) -> int:
+        """Network evaluations per window and clip."""
         return self.num_steps * (2 if self.guidance == "cfg" else 1)
 
     def generator(self, model: Any, null_text: TextEmbedding, latent_frames: int) -> VideoGenerator:

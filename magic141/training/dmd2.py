@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from magic141.diffusion.flow import interpolate, sample_sigma, velocity_target, x0_from_velocity
+from magic141.diffusion.flow import expand, interpolate, sample_sigma, velocity_target, x0_from_velocity
 from magic141.diffusion.samplers import randn_like
 from magic141.models.config import TransformerConfig
 from magic141.training.adversarial import discriminator_loss, generator_loss
@@ -53,7 +53,7 @@ def dmd2_gradient(x: Tensor, x0_real: Tensor, x0_fake: Tensor) -> Tensor:
         x0_fake: the fake score's.
     """
     normaliser = (x - x0_real).abs().flatten(1).mean(1).clamp_min(MIN_NORMALISER)
-    gradient = (x0_fake - x0_real) / normaliser.reshape(-1, *[1] * (x.dim() - 1))
+    gradient = (x0_fake - x0_real) / expand(normaliser, x)
     return torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
 
 
