@@ -19,6 +19,7 @@ from magic141.data.dataset import DatasetInfo
 from magic141.data.shapes import ShapeClip, render_clip, sample_clip
 from magic141.evaluation.config import GenerateConfig, QuantizeConfig
 from magic141.evaluation.generate import generate_suite
+from magic141.evaluation.model_folders import ModelFolders
 from magic141.models.encoders import Encoders
 from magic141.models.transformer import build_transformer
 from magic141.models.vae import CausalPCACodec, VideoCodec
@@ -155,7 +156,9 @@ def generate(
     parts: dict[str, Path], out: Path, run_dir: Path, log: NullLog | None = None, config: GenerateConfig = GENERATE
 ) -> None:
     """Stage `generate` on a corpus, a retrieval and models."""
-    generate_suite(config, DMD2, CONFIG, **parts, out=out, log=log or RecordingLog(), seed=0, run_dir=run_dir)
+    models = ModelFolders(parts["teacher"], parts["cfg_student"], parts["student"], parts["int8"])
+    data, clip, index = (parts[name] for name in ("data", "clip", "index"))
+    generate_suite(config, DMD2, CONFIG, data, clip, index, models, out, log or RecordingLog(), 0, run_dir)
 
 
 def make_generated(folder: Path, data: Path, log: RecordingLog | None = None) -> dict[str, Path]:
