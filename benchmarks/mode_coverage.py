@@ -22,7 +22,8 @@ from torch import Tensor
 from magic141.config import PipelineConfig
 from magic141.data.dataset import ClipDataset, load_null_text
 from magic141.diffusion.flow import sigma_grid
-from magic141.diffusion.samplers import randn_like, sample_euler, sample_renoise
+from magic141.diffusion.samplers import randn_like, sample
+from magic141.models.config import Sampler
 from magic141.models.transformer import HunyuanVideoTransformer3DModel, load_transformer, velocity
 from magic141.training.collapse import PREFIX, compare
 from magic141.training.conditions import Batch, BatchMaker, step_generator
@@ -50,7 +51,7 @@ class Bench:
         self,
         model: HunyuanVideoTransformer3DModel,
         num_steps: int,
-        sampler: str = "euler",
+        sampler: Sampler = "euler",
         w: float | None = None,
         seeds: tuple[int, ...] = SEEDS,
     ) -> Tensor:
@@ -63,11 +64,7 @@ class Bench:
         sigmas, clips = sigma_grid(num_steps, self.config.distill_dmd2.shift), []
         for seed in seeds:
             rng = step_generator(self.config.seed, seed)
-            noise = randn_like(self.batch.x0, rng)
-            if sampler == "renoise":
-                clips.append(sample_renoise(predict, noise, sigmas, rng))
-            else:
-                clips.append(sample_euler(predict, noise, sigmas))
+            clips.append(sample(predict, randn_like(self.batch.x0, rng), sigmas, sampler, rng))
         return torch.stack(clips)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from finished import config_in, finished, run_pipeline
 from students import NUM_UPDATES, Course, Student, short, train_students
 from verdicts import Evidence, Verdict, at_least, at_most, mean
 
+from magic141.text_files import read_json_lines
 from magic141.training.dmd2 import Dmd2Spec
 
 SHORT_TRAINING = ("pretrain_t2v.num_steps=300", "pretrain_i2v.num_steps=1000")
@@ -127,5 +127,5 @@ def _loss_curve(evidence: Evidence, seed: int, tokens: bool) -> dict[float, floa
     home = evidence.workspace / f"guidance{seed}"
     run_pipeline(evidence.config, settings, home, "pretrain_i2v")
     folder = finished(config_in(evidence.config, settings, home), "pretrain_i2v")["pretrain_i2v"]
-    points = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    points = read_json_lines(folder / "metrics.jsonl")
     return {float(point["step"]): point["validation_loss"] for point in points if "validation_loss" in point}

@@ -273,8 +273,3 @@ def doctor(workspace: Workspace = None, debug: Debug = False) -> None:
                 typer.echo(f"  → {finding.remedy}")
         if not all(finding.ok for finding in findings):
             raise typer.Exit(FAILURE)
-
-
-def main() -> None:
-    """Entry point."""
-    app()

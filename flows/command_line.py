@@ -53,7 +53,7 @@ def selection(
     must_exist: bool = True,
 ) -> Selection:
     """Checks what can be checked before anything starts."""
-    from magic141.frozen import UserError
+    from magic141.errors import UserError
     from tasks.pipeline import known_stage
 
     if (config is None) == (origin is None):
@@ -77,7 +77,7 @@ def selection(
 def load(config: Path, overrides: list[str] | None, workspace: Path | None, must_exist: bool = True) -> PipelineConfig:
     """The checked config; `must_exist`: with the files and folders that it names."""
     from magic141.config import load_config, missing_sources
-    from magic141.frozen import UserError
+    from magic141.errors import UserError
 
     values = load_config(config, overrides or [])
     store(workspace)
@@ -157,7 +157,7 @@ def again() -> str:
 @contextmanager
 def reporting(debug: bool) -> Iterator[None]:
     """User errors: their line and exit code 2. Other failures: one line and 1. Tracebacks only with --debug."""
-    from magic141.frozen import UserError
+    from magic141.errors import UserError
 
     try:
         yield

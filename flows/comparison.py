@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from flows.writable import require_output
+from magic141.errors import UserError
 from magic141.evaluation.comparison import Row, RunParts, config_differences, score_rows, write_comparison
-from magic141.frozen import UserError
 from magic141.tracking import Run, Tracker, open_store
 
 if TYPE_CHECKING:

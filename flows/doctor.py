@@ -9,13 +9,13 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from flows.reach import STORE, trouble
 from flows.writable import OTHER_WORKSPACE, folder_trouble, nearest_existing
+from magic141.environment import installed_version
+from magic141.errors import UserError
 from magic141.evaluation.vbench_needs import HOW_TO_INSTALL
-from magic141.frozen import UserError
 from magic141.urls import without_credentials
 
 GIB = 1 << 30
@@ -52,7 +52,7 @@ def examine(workspace: Path) -> Iterator[Finding]:
     for distribution, (module, purpose) in PACKAGES.items():
         yield _package(distribution, module, purpose)
     for distribution, remedy in OPTIONAL.items():
-        yield Finding(distribution, _version(distribution) or f"not installed (optional): {remedy}")
+        yield Finding(distribution, installed_version(distribution) or f"not installed (optional): {remedy}")
     yield _bytecode()
     yield _guarded("device", _device)
     yield _disk(workspace)
@@ -67,9 +67,9 @@ def _python() -> Finding:
 
 
 def _package(distribution: str, module: str, purpose: str) -> Finding:
-    found = _version(distribution)
+    found = installed_version(distribution)
     if found is None and distribution == "faiss-cpu":
-        found = _version("faiss-gpu-cu12")
+        found = installed_version("faiss-gpu-cu12")
     if found is None:
         return Finding(distribution, "not installed", False, f"for {purpose}: run `make setup`, or pip install -e .")
     try:
@@ -136,10 +136,3 @@ def _store(workspace: Path) -> Finding:
     except UserError as error:
         return Finding(STORE, str(error), False, "infra/README.md says how the servers start")
     return finding
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return None

@@ -54,13 +54,12 @@ def estimate(stage: str, config: PipelineConfig, tracker: Tracker | None) -> Est
     record = records[0] if records else {}
     training = getattr(config, stage) if stage in TRAINING_SECTIONS else None
     resources, num_gpus = _resources(stage, config)
-    measured = _measured_gb(record)
+    measured = _measured_gb(record) if _same_size(stage, record, training, config) else None
     calculated = None if training is None or training.num_steps == 0 else calculated_gb(stage, config, training)
-    memory = measured if measured is not None and _same_size(record, training, config) else calculated
+    memory = calculated if measured is None else measured
     taken = _seconds(record, training)
     seconds = _gpu_seconds(stage, config, num_gpus) if taken is None else taken
-    known = memory is not None and memory is measured
-    return Estimate(resources, num_gpus, seconds, taken is not None, memory, known)
+    return Estimate(resources, num_gpus, seconds, taken is not None, memory, measured is not None)
 
 
 def _resources(stage: str, config: PipelineConfig) -> tuple[str, float]:
@@ -116,7 +115,7 @@ def _num_evaluations(config: GenerateConfig, dmd2: Dmd2Config, has_ground_truth:
         clips += min(config.num_continuation_clips, config.num_exact_clips)
     windows = config.long_video_windows * config.long_video_clips
     short, long = (
-        sum(variant.nfe for variant in variants)
+        sum(variant.num_evaluations for variant in variants)
         for variants in (list_variants(config, dmd2), long_video_variants(config, dmd2))
     )
     return short * clips + long * windows
@@ -129,16 +128,14 @@ def _measured_gb(record: Mapping[str, Any]) -> float | None:
     return float(summary["peak_memory_mb"]) / float(summary["num_workers"]) / 1024
 
 
-def _same_size(record: Mapping[str, Any], training: TrainConfig | None, config: PipelineConfig) -> bool:
+def _same_size(stage: str, record: Mapping[str, Any], training: TrainConfig | None, config: PipelineConfig) -> bool:
     """Whether a measured figure still says something: the same network, workers, engine and batch."""
-    summary, then = record.get("summary", {}), record.get("parts", {}).get("config", {})
     if training is None:
         return False
+    summary, then = record.get("summary", {}), record.get("parts", {}).get("config", {})
+    before = (summary.get("num_workers"), summary.get("engine"), then.get(stage, {}).get("batch_size"))
     now = (training.placement.num_workers, training.placement.engine, training.batch_size)
-    before = next((part.get("batch_size") for name, part in then.items() if name != "model"), None)
-    return now == (summary.get("num_workers"), summary.get("engine"), before) and then.get(
-        "model"
-    ) == config.model.model_dump(mode="json")
+    return now == before and then.get("model") == config.model.model_dump(mode="json")
 
 
 def calculated_gb(stage: str, config: PipelineConfig, training: TrainConfig) -> float:

@@ -13,7 +13,7 @@ from flows.origin import continue_run, find_origin
 from flows.reach import require_servers
 from flows.session import Outcome
 from magic141.config import default_home, working_in
-from magic141.frozen import UserError
+from magic141.errors import UserError
 from magic141.tracking import open_store, parse_uri, store_exists
 from tasks import pipeline as stages_of
 

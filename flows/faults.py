@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.resume import Outage
-from magic141.frozen import UserError
+from magic141.errors import UserError
 from magic141.urls import without_credentials
 
 MAX_CAUSES = 20

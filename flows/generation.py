@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from flows.writable import require_output
-from magic141.frozen import UserError
+from magic141.errors import UserError
 from magic141.serving.requests import MAX_SEED
 
 MIN_SECONDS, MAX_SECONDS = 0.1, 86_400

@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 from magic141.artifacts import flatten
+from magic141.errors import UserError
 from magic141.evaluation.measurement import Difference, Measurement, as_setting
-from magic141.frozen import UserError
 from magic141.tracking import Run, Tracker
 from tasks.provenance import cpu_model
 

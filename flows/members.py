@@ -25,6 +25,7 @@ from flows.pipeline import pipeline
 from flows.resume import is_mistake
 from flows.session import Outcome
 from magic141.config import PipelineConfig
+from magic141.errors import first_line
 from magic141.evaluation.comparison import scores_in
 from magic141.frozen import FrozenConfig
 from magic141.tracking import Tracker
@@ -49,7 +50,7 @@ class MemberOutcome(FrozenConfig):
     @property
     def reason(self) -> str:
         """The first line of the error, not too long."""
-        return str(self.error).strip().partition("\n")[0][:MAX_REASON_CHARS]
+        return first_line(str(self.error), MAX_REASON_CHARS)
 
 
 @dataclass(frozen=True)

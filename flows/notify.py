@@ -20,7 +20,7 @@ from prefect.utilities.urls import url_for
 from flows.resume import CORRECT, RESUME
 from flows.server import EMBEDDED_VARIABLE
 from magic141.config import HOME_VARIABLE, default_home
-from magic141.frozen import UserError
+from magic141.errors import UserError, first_line
 from magic141.urls import without_credentials
 
 URL_VARIABLE = "MAGIC141_NOTIFY_URL"
@@ -68,7 +68,7 @@ def notify(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
 def message(flow_name: str, flow_run: FlowRun, state: State[Any]) -> str:
     """What failed, where to look, why (first line), and the command that goes on from there."""
     command = resume_command(flow_name, flow_run.id, flow_run.deployment_id, flow_run.parameters)
-    reason = _first_line(state.message)
+    reason = first_line(state.message or "", MAX_ERROR_CHARS)
     lines = [
         f"{flow_name}: run {flow_run.name} {'crashed' if state.is_crashed() else 'failed'}",
         None if EMBEDDED_VARIABLE in os.environ else url_for(flow_run),  # that server ends with this process
@@ -117,10 +117,6 @@ def _post(url: str, text: str) -> None:
     body = json.dumps({"text": text}).encode()
     with urlopen(Request(url, body, {"Content-Type": "application/json"}), timeout=TIMEOUT_S):
         pass
-
-
-def _first_line(text: str | None) -> str:
-    return (text or "").strip().split("\n", 1)[0][:MAX_ERROR_CHARS]
 
 
 def _harmless(error: Exception) -> str:

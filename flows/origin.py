@@ -11,7 +11,7 @@ import yaml
 from flows.reach import require_servers
 from magic141.artifacts import ArtifactRef, flatten
 from magic141.config import PipelineConfig, validate, with_overrides
-from magic141.frozen import UserError
+from magic141.errors import UserError
 from magic141.tracking import Run, Tracker, open_store
 from tasks import pipeline as stages_of
 from tasks.stage import Stage

@@ -11,7 +11,7 @@ from flows.orchestrated import carry_on, flow_tags, run_as_tasks
 from flows.origin import continue_run, find_origin, stages_between
 from flows.session import Outcome, open_session
 from magic141.config import load_config, missing_sources, working_in
-from magic141.frozen import UserError
+from magic141.errors import UserError
 from magic141.tracking import TAG_PARENT
 from tasks.pipeline import known_stage, missing_by_stage
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from flows.judgements import Judged, judged, remedies
 from flows.origin import config_of
 from magic141.config import with_overrides
+from magic141.errors import UserError
 from magic141.evaluation.gate import Verdict, apart, judge
 from magic141.evaluation.measurement import Pair, closest
-from magic141.frozen import UserError
 from magic141.tracking import Run, Tracker, open_store, parse_uri
 
 

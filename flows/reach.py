@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
-from magic141.frozen import UserError
+from magic141.errors import UserError
 from magic141.ray_address import VARIABLE as RAY
 from magic141.ray_address import ray_address_trouble
 from magic141.urls import without_credentials

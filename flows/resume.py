@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from magic141.frozen import UserError
+from magic141.errors import UserError
 
 BEGUN = "magic141: the run had begun"
 CORRECT, RESUME = "correct this, then", "to resume"

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from magic141.frozen import UserError
+from magic141.errors import UserError
 from magic141.urls import settle_credentials
 
 EMBEDDED_VARIABLE = "MAGIC141_EMBEDDED_PREFECT"  # set for what runs beside such a server

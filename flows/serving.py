@@ -14,18 +14,16 @@ from pydantic import ValidationError
 
 from flows.generation import find_model
 from magic141.config_errors import explain
-from magic141.frozen import UserError
+from magic141.errors import UserError
 from magic141.ray_address import ray_cluster
 from magic141.serving.config import ServingConfig
-
-LOCAL_HOST, DEFAULT_PORT = "127.0.0.1", 8141
 
 
 def serve(
     workspace: Path,
     model: str,
-    host: str = LOCAL_HOST,
-    port: int = DEFAULT_PORT,
+    host: str,
+    port: int,
     settings: Sequence[str] = (),
     replace: bool = False,
     say: Callable[[str], None] = print,

@@ -16,7 +16,7 @@ from flows.resume import marking_resumable
 from magic141.config import PipelineConfig, config_digest, to_yaml
 from magic141.evaluation.scores import COSTS
 from magic141.frozen import FrozenConfig
-from magic141.tracking import RunLog, Tracker
+from magic141.tracking import RunLog, Tracker, closing
 from magic141.urls import without_credentials
 from tasks.console import StageConsole
 from tasks.provenance import commit_tag
@@ -100,20 +100,6 @@ def open_session(
             run.params(config.model_dump(mode="json"))  # what MLflow's compare view shows of whole runs
             context = StageContext(config, tracker, run.run_id, StageConsole(), frozenset(refresh))
             yield Session(context, run, started)
-
-
-@contextmanager
-def closing(run: RunLog) -> Iterator[None]:
-    """Closes a parent run with what really happened."""
-    try:
-        yield
-    except Exception:
-        run.close("FAILED")
-        raise
-    except BaseException:
-        run.close("KILLED")
-        raise
-    run.close("FINISHED")
 
 
 def read_scores(folder: Path) -> list[dict[str, Any]]:

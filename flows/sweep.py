@@ -11,25 +11,27 @@ from typing import Any
 from prefect import flow
 from prefect.artifacts import create_table_artifact
 
-from flows.comparison import read_run
+from flows.comparison import NUM_VIDEOS, read_run
 from flows.grid import Member, check_members, members_of, number_at
 from flows.members import MemberOutcome, MemberRun, run_members
 from flows.notify import notify
 from flows.orchestrated import flow_tags, run_link
 from flows.resume import marking_resumable
-from flows.session import closing, identity
+from flows.session import identity
 from magic141.config import PipelineConfig
+from magic141.errors import UserError
 from magic141.evaluation.charts import Series, line_chart
 from magic141.evaluation.comparison import write_comparison
 from magic141.evaluation.scores import COSTS, EXACT, FRECHET, VBENCH, Dimension
 from magic141.evaluation.variants import list_variants
-from magic141.frozen import FrozenConfig, UserError
-from magic141.tracking import RunLog, Tracker
+from magic141.frozen import FrozenConfig
+from magic141.tracking import RunLog, Tracker, closing
 from magic141.urls import without_credentials
 from tasks.pipeline import stages_until
 
-NUM_VIDEOS = 6
-CHARTED = (EXACT[0], EXACT[1], EXACT[5], FRECHET)
+SCORES = {dimension.key: dimension for dimension in (*EXACT, FRECHET, *VBENCH, *COSTS)}
+CHARTED = [SCORES[key] for key in ("motion", "direction", "background_psnr_db", "frechet")]
+SHOWN = [*CHARTED, *(SCORES[key] for key in ("temporal_flickering", "nfe", "latency_ms", "cpu_ms_per_clip"))]
 
 
 class SweepOutcome(FrozenConfig):
@@ -194,4 +196,4 @@ def _lines(
 def shown(outcomes: Sequence[MemberOutcome]) -> list[Dimension]:
     """The scores that a table on the console has room for."""
     known = {name for outcome in outcomes for name in outcome.scores}
-    return [d for d in (EXACT[0], EXACT[1], EXACT[5], FRECHET, *VBENCH[-1:], *COSTS[:3]) if d.key in known]
+    return [dimension for dimension in SHOWN if dimension.key in known]

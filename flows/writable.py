@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from magic141.frozen import UserError
+from magic141.errors import UserError
 
 OTHER_WORKSPACE = "set --workspace or MAGIC141_HOME to a folder of yours"
 

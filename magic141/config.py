@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from magic141.artifacts import canonical_json
+from magic141.artifacts import canonical_json, sha256_text
 from magic141.base_checks import misfits
 from magic141.config_checks import problems
 from magic141.config_errors import explain
 from magic141.data.config import DataConfig
+from magic141.environment import temporary_environment
+from magic141.errors import UserError
 from magic141.evaluation.config import EvaluateConfig, GenerateConfig, PublishConfig, QuantizeConfig, ReportConfig
-from magic141.frozen import FrozenConfig, UserError, placement
+from magic141.frozen import FrozenConfig, placement
 from magic141.models.config import TransformerConfig
 from magic141.retrieval.config import ClipConfig, IndexConfig
 from magic141.training.config import CfgDistillationConfig, FlowMatchingConfig
 from magic141.training.dmd2_config import Dmd2Config
 
 HOME_VARIABLE = "MAGIC141_HOME"
+CLIP_WEIGHTS = "train_clip.pretrained"  # a file; everything else of the user's that a config names is a folder
 LARGEST_SEED = 2**31 - 1  # FAISS takes a C int; `step_generator` mixes larger ones into numbers that wrap around
 
 
@@ -66,17 +68,9 @@ class PipelineConfig(FrozenConfig):
         return Path(os.environ.get(HOME_VARIABLE) or self.workspace).expanduser().resolve()
 
 
-@contextmanager
-def working_in(home: Path) -> Iterator[None]:
+def working_in(home: Path) -> AbstractContextManager[None]:
     """Inside, `home` is the workspace of every config, whatever the environment or the config says."""
-    before = os.environ.get(HOME_VARIABLE)
-    os.environ[HOME_VARIABLE] = str(home.resolve())
-    try:
-        yield
-    finally:
-        os.environ.pop(HOME_VARIABLE)
-        if before is not None:
-            os.environ[HOME_VARIABLE] = before
+    return temporary_environment({HOME_VARIABLE: str(home.resolve())})
 
 
 def default_home() -> Path:
@@ -117,28 +111,35 @@ def to_yaml(config: PipelineConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
+def named_sources(config: PipelineConfig) -> dict[str, Path]:
+    """Field -> file or folder of the user's that the config has in use."""
+    data, clip = config.data, config.train_clip
+    named: dict[str, str | Path | None] = {
+        "data.path": data.path if data.source == "folder" else None,
+        "data.codec.path": data.codec.path if data.codec.kind == "hunyuan" else None,
+        "data.encoder.path": data.encoder.path if data.encoder.kind == "hunyuan" else None,
+        "pretrain_t2v.base": config.pretrain_t2v.base,
+        "pretrain_i2v.base": config.pretrain_i2v.base,
+        CLIP_WEIGHTS: clip.pretrained if clip.kind == "pretrained" and "/" in (clip.pretrained or "") else None,
+    }
+    return {field: Path(value) for field, value in named.items() if value is not None}
+
+
 def missing_sources(config: PipelineConfig) -> Iterator[str]:
     """A line for every file or folder that the config names and that is not there, or a base that does not fit it."""
-    named: list[tuple[str, str | Path | None]] = [
-        ("data.path", config.data.path if config.data.source == "folder" else None),
-        ("data.codec.path", config.data.codec.path if config.data.codec.kind == "hunyuan" else None),
-        ("data.encoder.path", config.data.encoder.path if config.data.encoder.kind == "hunyuan" else None),
-        ("pretrain_t2v.base", config.pretrain_t2v.base),
-        ("pretrain_i2v.base", config.pretrain_i2v.base),
-    ]
-    for field, value in named:
-        if value is not None and not Path(value).is_dir():
-            kind = "not a folder" if Path(value).exists() else "no such folder"
-            yield f"{field} = {value}: {kind}; create it, or point --set {field}=DIR to the right place"
-    weights = config.train_clip.pretrained if config.train_clip.kind == "pretrained" else None
-    if weights and "/" in weights and not Path(weights).is_file():
-        yield f"train_clip.pretrained = {weights}: no such file; point --set train_clip.pretrained=FILE to it"
+    for field, path in named_sources(config).items():
+        if field == CLIP_WEIGHTS:
+            if not path.is_file():
+                yield f"{field} = {path}: no such file; point --set {field}=FILE to it"
+        elif not path.is_dir():
+            kind = "not a folder" if path.exists() else "no such folder"
+            yield f"{field} = {path}: {kind}; create it, or point --set {field}=DIR to the right place"
     yield from misfits(config)
 
 
 def config_digest(config: PipelineConfig) -> str:
     """Short name of the config's content."""
-    return hashlib.sha256(canonical_json(config.model_dump(mode="json")).encode()).hexdigest()[:12]
+    return sha256_text(canonical_json(config.model_dump(mode="json")))[:12]
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:

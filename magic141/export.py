@@ -16,8 +16,9 @@ from magic141.artifacts import StageLog
 from magic141.data.dataset import load_info, load_null_text
 from magic141.data.video import fit_image
 from magic141.diffusion.long_video import num_windows_for
-from magic141.frozen import FrozenConfig, UserError
-from magic141.models.config import TransformerConfig
+from magic141.errors import UserError
+from magic141.frozen import FrozenConfig
+from magic141.models.config import Sampler, TransformerConfig
 from magic141.models.device import refuse_days_on_cpu, sampling_device
 from magic141.models.encoders import Encoders
 from magic141.models.generator import VideoGenerator
@@ -38,7 +39,7 @@ class BundleInfo(FrozenConfig):
     window_frames: int = Field(description="pixel frames of a window")
     num_steps: int = Field(description="network evaluations per window")
     shift: float = Field(description="of the time grid")
-    sampler: str = Field(description="euler or renoise")
+    sampler: Sampler = Field(description="the chain that makes a window")
     guidance_scale: float = Field(description="w, an input of the student")
     num_carried: int = Field(description="latent frames carried from window to window in long videos")
 
@@ -154,6 +155,6 @@ def load_bundle(folder: Path) -> Bundle:
         shift=info.shift,
         guidance_scale=info.guidance_scale,
         guidance="embedded",
-        sampler="renoise" if info.sampler == "renoise" else "euler",
+        sampler=info.sampler,
     )
     return Bundle(info, generator, codec, Encoders.load(folder / "encoders"))

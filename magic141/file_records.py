@@ -11,9 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
-from uuid import uuid4
 
 from pydantic import TypeAdapter
+
+from magic141.text_files import replace_text
 
 ALWAYS_READ_BYTES = 1 << 30  # artifacts up to this size are read whole at every check
 NUM_THREADS = 8  # hashing releases the interpreter's lock
@@ -74,7 +75,5 @@ def _read(record: Path) -> dict[str, FileRecord]:
 
 
 def _write(record: Path, files: Mapping[str, FileRecord]) -> None:
-    new = record.with_name(f".{record.name}-{uuid4().hex}")
     with suppress(OSError):  # a workspace that can only be read: the next check reads the files again
-        new.write_text(json.dumps(files), encoding="utf-8")
-        new.replace(record)
+        replace_text(record, json.dumps(files))

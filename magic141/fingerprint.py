@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from magic141.artifacts import digest_file, sha256_text
-from magic141.frozen import UserError
+from magic141.errors import UserError
 
 NUM_NAMED = 5  # of the modules that differ
 _first_seen: dict[Path, str] = {}

@@ -13,13 +13,6 @@ from pydantic.fields import FieldInfo
 BY_CONTENT = "(by its content)"
 
 
-class UserError(ValueError):
-    """A mistake in the user's input: one line that names the field or file, the value, what was expected, the remedy.
-
-    The command line prints it without a traceback and exits with code 2; it is never retried.
-    """
-
-
 class FrozenConfig(BaseModel):
     """A config that cannot change after validation and rejects unknown fields."""
 

@@ -71,6 +71,14 @@ def publish(folder: Path, final: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+@contextmanager
+def written_aside(final: Path) -> Iterator[Path]:
+    """An empty folder that becomes `final` (replacing it) only if the block ends without an error."""
+    with staging(final) as folder:
+        yield folder
+        publish(folder, final)
+
+
 def link_or_copy(source: str, target: str) -> str:
     """A hard link where the file system allows it: files of artifacts never change. For `shutil.copytree`."""
     content = os.path.realpath(source)  # downloaded checkpoints consist of links, and Linux would link the link

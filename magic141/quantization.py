@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from magic141.artifacts import StageLog
+from magic141.errors import UserError
 from magic141.evaluation.config import QuantizeConfig
-from magic141.frozen import UserError
+from magic141.evaluation.performance import weight_megabytes
 from magic141.models.transformer import load_transformer
 
 WEIGHTS_FILE = "int8.safetensors"
@@ -114,16 +115,10 @@ def load_quantized(folder: Path) -> HunyuanVideoTransformer3DModel:
     return model.eval()
 
 
-def weight_bytes(model: nn.Module) -> int:
-    """Bytes of all parameters and buffers."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
 def quantize_student(config: QuantizeConfig, student: Path, out: Path, log: StageLog) -> None:
     """The stage: quantises the student, saves it, reloads it and checks that nothing changed on the way."""
     model = load_transformer(student / "transformer").eval()
-    before = weight_bytes(model)
+    before = weight_megabytes(model)
     errors = quantize_linear_layers(model, config.exclude)
     save_quantized(model, errors, out)
     reloaded = load_quantized(out)
@@ -136,8 +131,8 @@ def quantize_student(config: QuantizeConfig, student: Path, out: Path, log: Stag
     figures: dict[str, float] = {
         "num_layers": len(errors),
         "max_relative_error": max(errors.values()),
-        "weight_mb_before": before / 2**20,
-        "weight_mb_after": weight_bytes(model) / 2**20,
+        "weight_mb_before": before,
+        "weight_mb_after": weight_megabytes(model),
         "linear_weight_ratio": linear_after / linear_before,
     }
     (out / "layers.json").write_text(json.dumps({**figures, "relative_error": errors}, indent=1))

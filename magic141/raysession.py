@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -14,7 +13,8 @@ import ray
 import ray.data
 
 from magic141.accelerator import settle_accelerator
-from magic141.frozen import UserError
+from magic141.environment import temporary_environment
+from magic141.errors import UserError
 from magic141.ray_address import ray_address_trouble, ray_cluster
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
@@ -84,7 +84,7 @@ def _start_local() -> None:
     path = os.pathsep.join(filter(None, (str(_REPOSITORY), os.environ.get("PYTHONPATH"))))
     # workers at Ray's default niceness of 15 starve on a laptop that does anything else
     settings = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
-    with _environment(settings | _KEEP_FREED_MEMORY):
+    with temporary_environment(settings | _KEEP_FREED_MEMORY):
         for attempt in range(1, _NUM_START_ATTEMPTS + 1):
             try:
                 _init_local()
@@ -110,21 +110,6 @@ def _object_store_bytes() -> int:
     """Room for the clips in flight, 0.2 GB each at 13B: a tenth of the memory, where there is as much to be shared."""
     room = shutil.disk_usage(_SHARED_MEMORY).free // 2 if _SHARED_MEMORY.is_dir() else 0
     return max(_MIN_OBJECT_STORE_BYTES, min(psutil.virtual_memory().total // 10, room))
-
-
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Sets environment variables for a while."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _quiet_ray_data() -> None:

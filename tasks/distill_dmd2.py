@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from magic141.artifacts import ArtifactRef
-from magic141.frozen import UserError
+from magic141.errors import UserError
 from tasks.stage import Stage, StageCall, StageContext
 from tasks.training import TRAINING_CODE, VOLATILE
 

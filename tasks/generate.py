@@ -32,7 +32,14 @@ def student_sampling(config: PipelineConfig) -> Mapping[str, Any]:
 
 def _run(call: StageCall) -> None:
     from magic141.evaluation.generate import generate_suite
+    from magic141.evaluation.model_folders import ModelFolders
 
+    models = ModelFolders(
+        teacher=call.inputs["pretrain_i2v"],
+        cfg=call.inputs["distill_cfg"],
+        student=call.inputs["distill_dmd2"],
+        int8=call.inputs["quantize"],
+    )
     generate_suite(
         call.config.generate,
         call.config.distill_dmd2,
@@ -40,10 +47,7 @@ def _run(call: StageCall) -> None:
         data=call.inputs["prepare_data"],
         clip=call.inputs["train_clip"],
         index=call.inputs["build_index"],
-        teacher=call.inputs["pretrain_i2v"],
-        cfg_student=call.inputs["distill_cfg"],
-        student=call.inputs["distill_dmd2"],
-        int8=call.inputs["quantize"],
+        models=models,
         out=call.out,
         log=call.log,
         seed=call.seed,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from magic141.config import PipelineConfig, missing_sources
 from magic141.config_errors import nearest
-from magic141.frozen import UserError
+from magic141.errors import UserError
 from tasks import (
     build_index,
     distill_cfg,

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-
-from magic141.artifacts import digest_source
-from magic141.config import PipelineConfig
-from tasks.stage import Stage, StageCall
+from tasks.stage import Stage, StageCall, sources_in
 from tasks.training import TRAINING_CODE, VOLATILE
 
 
@@ -20,17 +15,12 @@ def _run(call: StageCall) -> None:
     pretrain(spec, call.out, call.log, call.seed, call.run_dir)
 
 
-def _sources(config: PipelineConfig) -> Mapping[str, str]:
-    base = config.pretrain_i2v.base
-    return {} if base is None else {"pretrain_i2v.base": digest_source(Path(base))}
-
-
 STAGE = Stage(
     name="pretrain_i2v",
     modules=("magic141.training.pretraining", *TRAINING_CODE),
     settings=lambda config: {"pretrain_i2v": config.pretrain_i2v, "model": config.model},
     inputs=("prepare_data", "pretrain_t2v"),
-    sources=_sources,
+    sources=sources_in("pretrain_i2v"),
     run=_run,
     volatile=VOLATILE,
     model_type="transformer",

@@ -8,11 +8,10 @@ import re
 import subprocess
 import sys
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any
 
+from magic141.environment import installed_version
 from magic141.urls import without_credentials
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "deepspeed", "ray", "open-clip-torch", "faiss-cpu", "mlflow")
@@ -25,7 +24,7 @@ def environment() -> dict[str, Any]:
     return {
         "git_commit": git_commit(),
         "python": platform.python_version(),
-        "libraries": {name: _version(name) for name in LIBRARIES},
+        "libraries": {name: installed_version(name) for name in LIBRARIES},
         "machine": f"{platform.node()} {platform.platform()} {platform.machine()}",
         "cpu": cpu_model(),
         "device": torch.cuda.get_device_name(0) if torch is not None and cuda else "cpu",
@@ -60,10 +59,3 @@ def _described() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
-
-
-def _version(name: str) -> str | None:
-    try:
-        return package_version(name)
-    except PackageNotFoundError:
-        return None

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from magic141.artifacts import ArtifactRef, StageKey
-from magic141.frozen import UserError
+from magic141.errors import UserError, first_line
 from magic141.publication import publish_by_content, staging
-from magic141.tracking import begun_refresh, find_reusable
+from magic141.tracking import begun_refresh, closing, find_reusable
 from magic141.urls import without_credentials
 from tasks.provenance import commit_tag, environment
 from tasks.stage import Stage, StageCall, StageContext
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from magic141.tracking import RunLog
 
 KEY_CHARS = 16
+MAX_REASON_CHARS = 200
 
 
 def run_stage(stage: Stage, context: StageContext) -> ArtifactRef:
@@ -82,7 +83,7 @@ def _compute(stage: Stage, key: StageKey, context: StageContext) -> ArtifactRef:
     log = TaskLog(stage.name, run, context.console)
     context.console.started(stage.name)
     start = time.monotonic()
-    with _closing(stage.name, run, log, context):
+    with closing(run), _telling_of_failure(stage.name, run, context):
         _record_start(stage, key, run, context)
         place = context.home / "artifacts" / stage.name / key.digest[:KEY_CHARS]
         inputs = {name: context.artifacts[name].path for name in stage.inputs}
@@ -106,21 +107,18 @@ def _compute(stage: Stage, key: StageKey, context: StageContext) -> ArtifactRef:
 
 
 @contextmanager
-def _closing(stage: str, run: RunLog, log: TaskLog, context: StageContext) -> Iterator[None]:
-    """Closes the child run with what really happened."""
+def _telling_of_failure(stage: str, run: RunLog, context: StageContext) -> Iterator[None]:
+    """Keeps a stage's error in its run, and says it to whoever watches."""
     try:
         yield
     except Exception as error:
         run.text(traceback.format_exc(), "error.txt")
         run.tags({"error": f"{type(error).__name__}: {error}"})
-        run.close("FAILED")
-        context.console.failed(stage, "failed" if isinstance(error, UserError) else f"failed: {_first_line(error)}")
+        context.console.failed(stage, "failed" if isinstance(error, UserError) else f"failed: {_reason(error)}")
         raise
     except BaseException:
-        run.close("KILLED")
         context.console.failed(stage, "stopped")
         raise
-    run.close("FINISHED")
 
 
 @contextmanager
@@ -171,5 +169,5 @@ def _record_end(
         run.model(ref, context.tracker.experiment_id, stage.model_type)
 
 
-def _first_line(error: Exception) -> str:
-    return without_credentials(f"{type(error).__name__}: {error}").strip().splitlines()[0][:200]
+def _reason(error: Exception) -> str:
+    return first_line(without_credentials(f"{type(error).__name__}: {error}"), MAX_REASON_CHARS)

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from magic141.artifacts import ArtifactRef, StageKey, StageLog
-from magic141.config import PipelineConfig
+from magic141.artifacts import ArtifactRef, StageKey, StageLog, digest_source
+from magic141.config import PipelineConfig, named_sources
+from magic141.errors import UserError
 from magic141.fingerprint import NUM_NAMED, edited_modules, fingerprint_modules, module_digests
-from magic141.frozen import UserError, key_fields
+from magic141.frozen import key_fields
 from tasks.console import StageConsole
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ RUN_DIR_CHARS = 12  # of the key, in the name of a run_dir
 NOT_CODE = (
     "config",
     "config_errors",
+    "errors",
     "frozen",
     "artifacts",
     "publication",
@@ -62,6 +64,19 @@ class StageCall:
 Settings = Mapping[str, BaseModel | str | float | int | None]
 
 
+Sources = Callable[[PipelineConfig], Mapping[str, str]]
+
+
+def sources_in(section: str) -> Sources:
+    """Field -> digest, for the files and folders of the user's that a section of the config has in use."""
+
+    def digests(config: PipelineConfig) -> Mapping[str, str]:
+        named = named_sources(config).items()
+        return {field: digest_source(path) for field, path in named if field.startswith(f"{section}.")}
+
+    return digests
+
+
 def _no_sources(config: PipelineConfig) -> Mapping[str, str]:
     return {}
 
@@ -89,7 +104,7 @@ class Stage:
     run: Callable[[StageCall], None]
     inputs: tuple[str, ...] = ()
     version: int = 1
-    sources: Callable[[PipelineConfig], Mapping[str, str]] = _no_sources
+    sources: Sources = _no_sources
     volatile: tuple[str, ...] = ()
     model_type: str | None = None
     on_ready: Callable[[StageContext, ArtifactRef], None] | None = None

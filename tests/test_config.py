@@ -16,7 +16,8 @@ from magic141.config import (
     validate,
     with_overrides,
 )
-from magic141.frozen import UserError, key_fields
+from magic141.errors import UserError
+from magic141.frozen import key_fields
 from magic141.training.config import OptimizerConfig
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -71,7 +72,7 @@ MISTAKES = {
     "pretrain_t2v.batch_size=7": "pretrain_t2v.batch_size = 7: not divisible by placement.num_workers = 2",
     "distill_cfg.batch_size=6002": "distill_cfg.batch_size = 6002: the corpus has data.shapes.num_train = 6000 clips",
     "distill_dmd2.first_exit_fraction=0.5": "final_exit_fraction = 0.7 and first_exit_fraction = 0.5 are more than",
-    "distill_dmd2.schedule_steps=2": "num_inference_steps = 4 is more than schedule_steps = 2; use fewer steps",
+    "distill_dmd2.num_inference_steps=1001": "num_inference_steps = 1001: expected less than or equal to 64 (steps of",
     "generate.many_steps=2000": "generate.many_steps = 2000: the schedule has 1000 steps",
     "generate.num_exact_clips=1000": "generate.num_exact_clips = 1000: data.shapes.num_heldout = 512 clips",
     "generate.guidance_scale=9": "generate.guidance_scale = 9.0: distill_cfg covers 1.0 to 3.0",

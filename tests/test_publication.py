@@ -7,7 +7,7 @@ import pytest
 from magic141 import file_records
 from magic141.artifacts import digest_folder
 from magic141.file_records import record_path
-from magic141.publication import publish, publish_by_content, staging
+from magic141.publication import publish, publish_by_content, staging, written_aside
 
 
 def test_staging_leaves_nothing_unless_published(tmp_path: Path) -> None:
@@ -20,6 +20,22 @@ def test_staging_leaves_nothing_unless_published(tmp_path: Path) -> None:
             (out / "whole.txt").write_text(text)
             publish(out, final)
     assert [path.name for path in final.parent.iterdir()] == ["key"]
+    assert (final / "whole.txt").read_text() == "second"
+
+
+def test_what_is_written_aside_appears_only_without_an_error(tmp_path: Path) -> None:
+    def write(text: str) -> None:
+        with written_aside(final) as folder:
+            (folder / "whole.txt").write_text(text)
+            if text == "half":
+                raise RuntimeError
+
+    final = tmp_path / "checkpoint"
+    write("first")
+    write("second")
+    with pytest.raises(RuntimeError):
+        write("half")
+    assert list(tmp_path.iterdir()) == [final]
     assert (final / "whole.txt").read_text() == "second"
 
 

@@ -16,7 +16,7 @@ from magic141.data.config import DataConfig
 from magic141.data.shapes import ShapeClip, render_clip, sample_clip
 from magic141.data.splits import split_windows
 from magic141.data.video import Frames, count_frames, read_video
-from magic141.frozen import UserError
+from magic141.errors import UserError
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".gif"})
 CAPTIONS_FILE = "captions.jsonl"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,8 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from magic141.data.rows import Rows
-from magic141.frozen import UserError
+from magic141.errors import UserError
 from magic141.models.text_embedding import TextEmbedding
+from magic141.text_files import read_json_lines
 
 INFO_FILE = "dataset.json"
 MANIFEST_FILE = "manifest.jsonl"
@@ -80,8 +80,7 @@ class ClipDataset:
             folder: of `prepare_data`.
             split: which clips.
         """
-        lines = _existing(folder / MANIFEST_FILE).read_text().splitlines()
-        rows = [row for row in map(json.loads, lines) if row["split"] == split]
+        rows = [row for row in read_json_lines(_existing(folder / MANIFEST_FILE)) if row["split"] == split]
         if not rows:
             raise UserError(f"data set {folder}: no clips of split {split!r}; expected train, validation or heldout")
         # load_file maps a file: nothing is read yet, and what is read lies in the page cache, once for all workers

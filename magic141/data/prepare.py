@@ -34,13 +34,14 @@ from magic141.data.clips import (
 )
 from magic141.data.config import DataConfig
 from magic141.data.dataset import INFO_FILE, NULL_TEXT_FILE, BadFileInfo, ClipDataset, DatasetInfo
+from magic141.data.psnr import psnr_db
 from magic141.data.shards import ShardWriter
 from magic141.data.sheets import comparison_sheet, contact_sheet
 from magic141.data.splits import SPLITS
 from magic141.data.video import Frames
 from magic141.data.workers import Encode, Probe, Render, parse_clips
+from magic141.errors import UserError, first_line
 from magic141.fingerprint import CodeStamp
-from magic141.frozen import UserError
 from magic141.models.device import sampling_device
 from magic141.models.encoders import Encoders
 from magic141.models.text_embedding import TextEmbedding
@@ -51,6 +52,7 @@ from magic141.raysession import ensure_ray, require_room
 
 NUM_QUALITY_CLIPS = 64
 NUM_SHEET_CLIPS = 6
+MIN_CODEC_ERROR = 1e-3 / 255**2  # nothing decodes better: 78 dB
 
 
 def prepare_dataset(config: DataConfig, out: Path, log: StageLog, seed: int) -> None:
@@ -233,7 +235,7 @@ def _users_mistakes() -> Iterator[None]:
     try:
         yield
     except UserError as error:  # Ray makes its error a subclass of the worker's
-        raise UserError(str(getattr(error, "cause", error)).partition("\n")[0]) from None
+        raise UserError(first_line(str(getattr(error, "cause", error)))) from None
 
 
 def _describe(
@@ -280,5 +282,5 @@ def _judge_codec(heldout: ClipDataset, codec: VideoCodec, log: StageLog) -> floa
     decoded = codec.decode_video(heldout.latents[shown]).cpu().numpy()
     log.image("clips", contact_sheet(original[:NUM_SHEET_CLIPS]))
     log.image("reconstruction", comparison_sheet(original[:NUM_SHEET_CLIPS], decoded[:NUM_SHEET_CLIPS]))
-    error = np.square(original.astype(np.float32) - decoded.astype(np.float32)).mean()
-    return round(float(10 * np.log10(255.0**2 / max(float(error), 1e-3))), 3)
+    error = float(np.square(original.astype(np.float32) - decoded.astype(np.float32)).mean())
+    return round(float(psnr_db(error / 255**2, MIN_CODEC_ERROR)), 3)

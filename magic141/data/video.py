@@ -18,7 +18,7 @@ from av.video.reformatter import Interpolation
 from av.video.stream import VideoStream
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from magic141.frozen import UserError
+from magic141.errors import UserError
 
 Frames = npt.NDArray[np.uint8]
 _TIME_EPS = 1e-6
@@ -26,8 +26,8 @@ _TIME_EPS = 1e-6
 _DECODE_ERRORS = (av.error.FFmpegError, ValueError, EOFError, IndexError)
 
 
-def count_frames(path: Path, fps: float | None = None) -> int:
-    """Decodes the whole video and counts its frames after resampling to `fps` (none: as stored)."""
+def count_frames(path: Path, fps: float) -> int:
+    """Decodes the whole video and counts its frames after resampling to `fps`."""
     return sum(1 for _ in _indexed_frames(path, fps, 0))
 
 
@@ -96,18 +96,17 @@ def shrunk_video(path: Path, max_width: int, crf: int) -> bytes:
         return small.read_bytes()
 
 
-def read_image(path: Path, size: tuple[int, int] | None = None) -> Frames:
-    """Reads an image as uint8 [H, W, 3], upright, scaled and centre-cropped to `size` (height, width) when given."""
+def read_image(path: Path) -> Frames:
+    """Reads an image as uint8 [H, W, 3], upright."""
     if not path.is_file():
         raise UserError(f"image {path}: no such file; give the path of a PNG, JPEG or WebP image")
     try:
         with Image.open(path) as image:
-            rgb = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except Image.DecompressionBombError as error:
         raise UserError(f"image {path}: too large ({error}); give a smaller one") from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise UserError(f"image {path}: not a readable image; give a PNG, JPEG or WebP image") from error
-    return rgb if size is None else fit_image(rgb, *size)
 
 
 def fit_image(image: Frames, height: int, width: int) -> Frames:

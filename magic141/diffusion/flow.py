@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def expand(sigma: Tensor, x: Tensor) -> Tensor:
-    """Shapes `sigma` [B] so that it broadcasts over `x` [B, ...]."""
+    """Shapes `sigma`, or another number per sample, [B] so that it broadcasts over `x` [B, ...]."""
     return sigma.reshape(-1, *[1] * (x.dim() - 1))
 
 

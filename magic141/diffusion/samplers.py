@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -11,34 +10,36 @@ import torch
 from torch import Tensor
 
 from magic141.diffusion.flow import interpolate, x0_from_velocity
+from magic141.models.config import Sampler
 
 PredictVelocity = Callable[[Tensor, Tensor], Tensor]
 """(x_t [B, ...], sigma [B]) -> velocity [B, ...]."""
 
 
-def sample_euler(predict: PredictVelocity, noise: Tensor, sigmas: Tensor) -> Tensor:
-    """Integrates the probability-flow ODE: `x <- x + u*(sigma_next - sigma)`.
+def sample(predict: PredictVelocity, noise: Tensor, sigmas: Tensor, sampler: Sampler, rng: torch.Generator) -> Tensor:
+    """Runs a chain of network steps along a grid of times.
 
     Args:
         predict: the velocity network.
         noise: [B, ...], standard normal.
-        sigmas: decreasing times from 1 to 0, shape [n + 1].
+        sigmas: decreasing times from 1, shape [n + 1]; the last is 0 for clean latents.
+        sampler: "euler" integrates the probability-flow ODE, `x <- x + u*(sigma_next - sigma)`; "renoise", DMD2's
+            chain, predicts the clean latents and noises them afresh to the next time (consistency sampling).
+        rng: draws the fresh noise of "renoise".
 
     Returns:
-        Clean latents [B, ...] after n evaluations.
+        The latents at the last time, [B, ...], after n evaluations.
     """
     x_t = noise
     for sigma, sigma_next in pairwise(sigmas):
-        x_t = x_t + predict(x_t, _batch(sigma, x_t)) * (sigma_next - sigma)
+        time = _batch(sigma, x_t)
+        velocity = predict(x_t, time)
+        if sampler == "euler":
+            x_t = x_t + velocity * (sigma_next - sigma)
+        else:
+            x0 = x0_from_velocity(x_t, velocity, time)
+            x_t = interpolate(x0, randn_like(x0, rng), _batch(sigma_next, x0))
     return x_t
-
-
-def sample_renoise(predict: PredictVelocity, noise: Tensor, sigmas: Tensor, generator: torch.Generator) -> Tensor:
-    """DMD2's chain: predict the clean latents, then noise them afresh to the next time (consistency sampling).
-
-    Args and result as in `sample_euler`; `generator` draws the fresh noise.
-    """
-    return deque(renoise_chain(predict, noise, sigmas, generator), maxlen=1)[0]
 
 
 @dataclass(frozen=True)
@@ -49,20 +50,8 @@ class ChainStep:
     sigma: Tensor  # [B]
 
 
-def renoise_chain(
-    predict: PredictVelocity, noise: Tensor, sigmas: Tensor, generator: torch.Generator
-) -> Iterator[Tensor]:
-    """Yields the clean estimate of every step of `sample_renoise`."""
-    x_t = noise
-    for sigma, sigma_next in pairwise(sigmas):
-        time = _batch(sigma, x_t)
-        x0 = x0_from_velocity(x_t, predict(x_t, time), time)
-        yield x0
-        x_t = interpolate(x0, randn_like(x0, generator), _batch(sigma_next, x0))
-
-
 def chain_input(
-    predict: PredictVelocity, noise: Tensor, sigmas: Tensor, exit_step: int, sampler: str, generator: torch.Generator
+    predict: PredictVelocity, noise: Tensor, sigmas: Tensor, exit_step: int, sampler: Sampler, rng: torch.Generator
 ) -> ChainStep:
     """Backward simulation (DMD2, section 4.5): what the student sees at `exit_step` of its own chain.
 
@@ -71,18 +60,10 @@ def chain_input(
         noise: [B, ...], standard normal.
         sigmas: the student's grid, shape [n + 1].
         exit_step: 0 (pure noise) to n - 1.
-        sampler: "renoise" or "euler": the chain that the student is sampled with.
-        generator: draws the fresh noise of "renoise".
+        sampler: the chain that the student is sampled with.
+        rng: as in `sample`.
     """
-    x_t = noise
-    for sigma, sigma_next in pairwise(sigmas[: exit_step + 1]):
-        time = _batch(sigma, x_t)
-        velocity = predict(x_t, time)
-        if sampler == "euler":
-            x_t = x_t + velocity * (sigma_next - sigma)
-        else:
-            x0 = x0_from_velocity(x_t, velocity, time)
-            x_t = interpolate(x0, randn_like(x0, generator), _batch(sigma_next, x0))
+    x_t = sample(predict, noise, sigmas[: exit_step + 1], sampler, rng)
     return ChainStep(x_t, _batch(sigmas[exit_step], x_t))
 
 

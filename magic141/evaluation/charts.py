@@ -84,9 +84,9 @@ def line_chart(
     return f'{svg}<div class="legend">{legend}</div>'
 
 
-def smooth(points: Sequence[tuple[float, float]], share: float = 0.05) -> list[tuple[float, float]]:
-    """A running mean over `share` of the points, at most 200 of them kept."""
-    width = max(1, round(len(points) * share))
+def smooth(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """A running mean over a twentieth of the points, at most 200 of them kept."""
+    width = max(1, round(len(points) / 20))
     means = []
     for index in range(len(points)):
         window = [y for _, y in points[max(0, index - width + 1) : index + 1]]

@@ -11,7 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from magic141.artifacts import flatten
-from magic141.evaluation.pages import media_uri, render_page
+from magic141.evaluation.pages import media_uri, read_lines, render_page
 from magic141.evaluation.scores import COSTS, EXACT, FRECHET, VBENCH, Dimension
 
 
@@ -138,7 +138,5 @@ def _clips(run: RunParts) -> dict[str, tuple[int, str]] | None:
     """Id of every judged clip: its number and caption; none if the run's videos are not on this machine."""
     if "generate" not in run.artifacts:
         return None
-    file = run.artifacts["generate"] / "exact" / "conditions.jsonl"
-    lines = file.read_text().splitlines() if file.is_file() else []
-    rows = [json.loads(line) for line in lines]
+    rows = read_lines(run.artifacts, "generate", "exact/conditions.jsonl")
     return {row["id"]: (number, row["caption"]) for number, row in enumerate(rows)}

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from magic141.artifacts import StageLog
 from magic141.data.dataset import ClipDataset, load_info
+from magic141.data.psnr import psnr_db
 from magic141.data.shapes import ShapeClip, other_future, render_clip
 from magic141.evaluation.config import EvaluateConfig
 from magic141.evaluation.frechet import TubeSpace, frechet_distance
@@ -25,12 +26,13 @@ from magic141.evaluation.vbench import score_folder
 from magic141.evaluation.vbench_needs import versions
 from magic141.models.device import sampling_device
 from magic141.models.vae import CausalPCACodec, VideoCodec, load_codec
+from magic141.text_files import read_json_lines
 
-MAX_PSNR_DB = 60.0
 CODEC_BATCH = 16  # clips that the PCA codec sees at once
 NUM_FUTURES = 8  # of every held-out clip, where the world is known: one alone is mostly chance
 DRIFT = ("motion", "colour", "iou", "background_psnr_db", "psnr_db")
 NO_TRUTH = "no ground truth: the corpus is not the shapes world"
+OWN_CONTINUATION = "real clips are their own continuation"
 
 
 def evaluate_suite(config: EvaluateConfig, data: Path, generated: Path, out: Path, log: StageLog) -> None:
@@ -39,9 +41,10 @@ def evaluate_suite(config: EvaluateConfig, data: Path, generated: Path, out: Pat
     scorer = Scorer.open(config, data, generated)
     records: list[dict[str, Any]] = []
     with log.progress(len(variants) + 3, "row") as advance:
-        for name, label in (("real", "held-out clips"), ("codec", "their reconstruction")):
-            records.append({"name": name, "label": label, "scores": _plain(scorer.ceiling(name))})
-            advance(1)
+        records.append({"name": "real", "label": "held-out clips", "scores": _plain(scorer.heldout_clips())})
+        advance(1)
+        records.append({"name": "codec", "label": "their reconstruction", "scores": _plain(scorer.reconstruction())})
+        advance(1)
         for variant in variants:
             records.append({**variant, "scores": _plain(scorer.variant(variant["name"]))})
             advance(1)
@@ -80,7 +83,7 @@ class Scorer:
     @classmethod
     def open(cls, config: EvaluateConfig, data: Path, generated: Path) -> Self:
         """Reads conditions and real latents, and fits the space of the Frechet distance."""
-        clips = _read_lines(generated / "exact" / "conditions.jsonl")
+        clips = read_json_lines(generated / "exact" / "conditions.jsonl")
         info, heldout, train = load_info(data), ClipDataset.open(data, "heldout"), ClipDataset.open(data, "train")
         position = {clip_id: row for row, clip_id in enumerate(heldout.ids)}
         rows = [position[clip["id"]] for clip in clips]
@@ -108,13 +111,16 @@ class Scorer:
             num_latent_frames=frames,
         )
 
-    def ceiling(self, name: str) -> dict[str, Score]:
-        """Scores of the held-out clips themselves ("real"), or of their reconstruction by the codec ("codec")."""
-        frames, distance = self._real_frames() if name == "real" else self._decoded(), self.floor
-        if name == "codec":
-            encoded = torch.cat([self.codec.encode_video(part).cpu() for part in frames.split(codec_batch(self.codec))])
-            distance = _frechet(self.space.project(encoded), self.real)
-        return self._scores(name, frames, distance, Score.missing("real clips are their own continuation"))
+    def heldout_clips(self) -> dict[str, Score]:
+        """Scores of the held-out clips themselves: a ceiling."""
+        return self._scores("real", self._real_frames(), self.floor, Score.missing(OWN_CONTINUATION))
+
+    def reconstruction(self) -> dict[str, Score]:
+        """Scores of what the codec makes of the held-out clips: a ceiling of all that is made of its latents."""
+        frames = self._decoded()
+        encoded = torch.cat([self.codec.encode_video(part).cpu() for part in frames.split(codec_batch(self.codec))])
+        distance = _frechet(self.space.project(encoded), self.real)
+        return self._scores("codec", frames, distance, Score.missing(OWN_CONTINUATION))
 
     def _decoded(self) -> Tensor:
         """The held-out clips as the codec shows them, uint8 [N, F, H, W, 3]."""
@@ -163,8 +169,7 @@ def codec_batch(codec: VideoCodec) -> int:
 
 def clip_psnr_db(frames: NDArray[np.uint8], truth: NDArray[np.uint8]) -> NDArray[np.float64]:
     """PSNR of each clip, both uint8 [N, F, H, W, 3], at most 60 dB; shape [N]."""
-    error = ((frames.astype(np.float64) - truth) ** 2).mean(axis=(1, 2, 3, 4)) / 255**2
-    return np.asarray(np.minimum(MAX_PSNR_DB, -10 * np.log10(np.maximum(error, 1e-10))))
+    return psnr_db(((frames.astype(np.float64) - truth) ** 2).mean(axis=(1, 2, 3, 4)) / 255**2)
 
 
 def score_long(folder: Path, heldout: ClipDataset, has_truth: bool) -> dict[str, Any]:
@@ -216,10 +221,6 @@ def _frechet(a: NDArray[np.float64], b: NDArray[np.float64]) -> Score:
 
 def _plain(scores: Mapping[str, Score]) -> dict[str, dict[str, Any]]:
     return {name: score.to_dict() for name, score in scores.items()}
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def _report(records: list[dict[str, Any]], out: Path, log: StageLog) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from magic141.errors import UserError
 from magic141.evaluation.config import GateCondition
 from magic141.evaluation.measurement import Difference, Pair
 from magic141.evaluation.scores import COSTS, EXACT, FRECHET, VBENCH
-from magic141.frozen import UserError
 
 COLLAPSE = {True: "seen", False: "none seen", None: "not known: the store has no such figure of the student's run"}
 

@@ -28,10 +28,7 @@ def generate_suite(
     data: Path,
     clip: Path,
     index: Path,
-    teacher: Path,
-    cfg_student: Path,
-    student: Path,
-    int8: Path,
+    models: ModelFolders,
     out: Path,
     log: StageLog,
     seed: int,
@@ -44,7 +41,7 @@ def generate_suite(
     Raises:
         UserError: a network is too large for a CPU, and there is no GPU.
     """
-    folders = ModelFolders(teacher.resolve(), cfg_student.resolve(), student.resolve(), int8.resolve())
+    folders = models.resolved()
     pieces = list_pieces(list_variants(config, dmd2), long_video_variants(config, dmd2), run_dir.resolve())
     if config.num_workers == 1:  # workers look for themselves: theirs may be another machine
         folders.refuse_days_on_cpu(config)

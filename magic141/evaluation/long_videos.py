@@ -65,7 +65,7 @@ def show_long(variant: Variant, folder: Path, log: StageLog) -> None:
 
 def long_evaluations(work: Workload, variant: Variant) -> int:
     """Network evaluations of `run_long`, times clips."""
-    return variant.nfe * work.config.long_video_windows * len(work.long_rows)
+    return variant.num_evaluations * work.config.long_video_windows * len(work.long_rows)
 
 
 def long_latents(

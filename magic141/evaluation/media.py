@@ -5,13 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from safetensors import safe_open
 
-from magic141.data.video import write_video
-
-Frames = NDArray[np.uint8]
+from magic141.data.video import Frames, write_video
 
 MIN_SIDE = 128  # small videos are enlarged by whole factors until their shorter side has this many pixels
 

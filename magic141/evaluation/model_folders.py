@@ -24,6 +24,10 @@ class ModelFolders:
     student: Path
     int8: Path
 
+    def resolved(self) -> ModelFolders:
+        """The same as absolute paths, which workers in other folders find, too."""
+        return ModelFolders(self.teacher.resolve(), self.cfg.resolve(), self.student.resolve(), self.int8.resolve())
+
     def refuse_days_on_cpu(self, config: GenerateConfig) -> None:
         """Stops before a network is loaded that is too large for a CPU, where there is no GPU.
 

@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 
 from magic141.data.video import shrunk_video
+from magic141.text_files import read_json_lines
 
 MAX_TILE = 240  # screen pixels of a shown video's width
 PREVIEW_CRF = 23  # of those that are made smaller
@@ -48,4 +49,4 @@ def read_json(parts: Mapping[str, Path], stage: str, name: str) -> Any:
 def read_lines(parts: Mapping[str, Path], stage: str, name: str) -> list[dict[str, Any]]:
     """The JSON lines of a stage's file; empty if the stage or the file is not there."""
     file = parts[stage] / name if stage in parts else None
-    return [json.loads(line) for line in file.read_text().splitlines()] if file is not None and file.is_file() else []
+    return read_json_lines(file) if file is not None and file.is_file() else []

@@ -18,7 +18,7 @@ from magic141.evaluation.short_videos import run_short, short_evaluations, show_
 from magic141.evaluation.variants import Variant
 from magic141.evaluation.workload import Advance, Workload
 from magic141.models.device import cpu_threads
-from magic141.publication import link_or_copy, publish, staging
+from magic141.publication import link_or_copy, written_aside
 
 RECORD = "record.json"
 
@@ -54,10 +54,9 @@ class Piece:
     def make(self, work: Workload, network: Any, advance: Advance) -> None:
         """Samples it aside; the folder appears when all is there."""
         generator = self.variant.generator(network, work.null_text, work.latent_frames)
-        with staging(self.folder) as aside:
+        with written_aside(self.folder) as aside:
             record = (run_long if self.is_long else run_short)(work, self.variant, generator, aside, advance)
             (aside / RECORD).write_text(json.dumps(record))
-            publish(aside, self.folder)
 
     def deliver(self, work: Workload, out: Path, log: StageLog) -> None:
         """Puts its part into the artifact, which leaves the folder as it is, and shows it."""

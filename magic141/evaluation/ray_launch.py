@@ -5,11 +5,11 @@ from __future__ import annotations
 import pickle
 from collections.abc import Sequence
 
+from magic141.errors import UserError
 from magic141.evaluation.model_folders import ModelFolders
 from magic141.evaluation.pieces import Piece, make_pieces
 from magic141.evaluation.workload import Advance, Workload
 from magic141.fingerprint import CodeStamp
-from magic141.frozen import UserError
 
 
 def make_on_ray(work: Workload, folders: ModelFolders, pieces: Sequence[Piece], advance: Advance) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -100,7 +99,7 @@ def _comparison(parts: Mapping[str, Path], config: ReportConfig) -> dict[str, An
     folder = parts.get("generate")
     if folder is None:
         return None
-    variants = json.loads((folder / "variants.json").read_text())
+    variants = read_json(parts, "generate", "variants.json")
     columns = [("input", "input image"), ("real", "real clip")]
     columns += [(v["name"], v["label"]) for v in variants if _is_shown(v, variants)]
     columns = [(name, label) for name, label in columns if (folder / "showcase" / name).is_dir()]
@@ -129,7 +128,7 @@ def _suite(parts: Mapping[str, Path]) -> list[dict[str, Any]]:
     folder = parts.get("generate")
     if folder is None:
         return []
-    variants = json.loads((folder / "variants.json").read_text())
+    variants = read_json(parts, "generate", "variants.json")
     labels = {v["name"]: v["label"] for v in variants if _is_shown(v, variants)}
     rows = []
     for number, row in enumerate(read_lines(parts, "generate", "suite/prompts.jsonl")):

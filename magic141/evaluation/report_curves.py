@@ -110,9 +110,8 @@ def _variant_label(name: str) -> str:
 
 def training_costs(parts: Mapping[str, Path]) -> list[dict[str, Any]]:
     """Evaluations, time and memory of every variant, beside the first one's."""
-    folder = parts.get("generate")
-    if folder is None:
+    variants = read_json(parts, "generate", "variants.json")
+    if variants is None:
         return []
-    variants: list[dict[str, Any]] = json.loads((folder / "variants.json").read_text())
     slowest = variants[0]["cpu_ms_per_clip"]
     return [{**v, "speedup": slowest / v["cpu_ms_per_clip"] if v["cpu_ms_per_clip"] else None} for v in variants]

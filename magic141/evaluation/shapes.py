@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from magic141.data.psnr import psnr_db
 from magic141.data.shapes import (
     COLOURS,
     REFERENCE_SIZE,
@@ -30,7 +31,6 @@ MAX_PATH_ERROR = 1.0  # world pixels, root mean square distance of the centre fr
 MAX_START_ERROR = MAX_PATH_ERROR  # world pixels, distance of the first centre from the true one
 SPEED_TOLERANCE = 0.25  # share below the slowest and above the fastest speed of the world
 AREA_RANGE = (0.5, 1.6)  # visible area relative to the true one, in every frame
-MAX_PSNR_DB = 60.0
 
 Array = NDArray[np.float64]
 Pixels = NDArray[np.floating[Any]]
@@ -170,5 +170,4 @@ def _nearest_colour(pixels: Pixels, mask: Pixels) -> str:
 
 def _psnr(pixels: Pixels, target: Pixels, where: NDArray[np.bool_]) -> float:
     error = ((pixels - target) ** 2).mean(-1)
-    mse = float(error[where].mean()) if where.any() else 0.0
-    return min(MAX_PSNR_DB, -10 * float(np.log10(max(mse, 1e-10))))
+    return float(psnr_db(float(error[where].mean()) if where.any() else 0.0))

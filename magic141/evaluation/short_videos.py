@@ -74,7 +74,7 @@ def short_evaluations(work: Workload, variant: Variant) -> int:
     clips = len(work.rows) + len(work.prompts) * work.config.num_seeds
     if work.has_continuation:
         clips += len(work.rows[: work.config.num_continuation_clips])
-    return variant.nfe * clips
+    return variant.num_evaluations * clips
 
 
 def _run_suite(work: Workload, variant: Variant, generator: VideoGenerator, out: Path, advance: Advance) -> None:

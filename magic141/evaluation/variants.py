@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from magic141.evaluation.config import GenerateConfig
+from magic141.models.config import Sampler
 from magic141.training.dmd2_config import Dmd2Config
 
 if TYPE_CHECKING:
@@ -22,21 +23,21 @@ IN_CHAIN = {  # model: name, label and approach of its variants in the student's
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of the score table; `nfe` counts network evaluations per window and clip."""
+    """One row of the score table."""
 
     name: str
     label: str
     approach: str
     model: ModelName
-    sampler: Literal["euler", "renoise"]
+    sampler: Sampler
     guidance: Literal["cfg", "embedded"]
     num_steps: int
     guidance_scale: float
     shift: float
 
     @property
-    def nfe(self) -> int:
-        """Network evaluations."""
+    def num_evaluations(self) -> int:
+        """Network evaluations per window and clip."""
         return self.num_steps * (2 if self.guidance == "cfg" else 1)
 
     def generator(self, model: Any, null_text: TextEmbedding, latent_frames: int) -> VideoGenerator:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from magic141.errors import first_line
 from magic141.evaluation.scores import VBENCH, Score
 from magic141.evaluation.vbench_needs import why_not
 
@@ -51,9 +52,7 @@ def _compute(folder: Path, name: str) -> Score:
             )
             return _read_result(Path(out) / "custom_eval_results.json", name)
     except Exception as error:  # vbench and its models raise whatever they like; one dimension must not stop the rest
-        return Score.missing(
-            f"vbench failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        )
+        return Score.missing(f"vbench failed: {type(error).__name__}: {first_line(str(error))}")
 
 
 def _read_result(file: Path, name: str) -> Score:

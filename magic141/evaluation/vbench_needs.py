@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
+
+from magic141.environment import installed_version
 
 HOW_TO_INSTALL = "uv pip install --no-deps vbench==0.1.5 decord opencv-python-headless"
 NEEDED_MODULES = ("vbench", "decord", "cv2")
@@ -34,13 +35,16 @@ NOT_SUPPORTED = {
 
 def versions() -> dict[str, str | None]:
     """Versions of the packages behind the scores; none for those that are not installed."""
-    return {name: _version(name) for name in ("vbench", "torch", "decord", "opencv-python-headless", "opencv-python")}
+    return {
+        name: installed_version(name)
+        for name in ("vbench", "torch", "decord", "opencv-python-headless", "opencv-python")
+    }
 
 
 def what_can_be_scored(requested: Sequence[str]) -> str:
     """The requested dimensions that have all they need here, with VBench's version: an installation may come later."""
     names = ", ".join(name for name in requested if why_not(name, requested) is None)
-    return f"{names or 'nothing'} by vbench {_version('vbench') or '(not installed)'}"
+    return f"{names or 'nothing'} by vbench {installed_version('vbench') or '(not installed)'}"
 
 
 def why_not(name: str, requested: Sequence[str]) -> str | None:
@@ -66,10 +70,3 @@ def why_not(name: str, requested: Sequence[str]) -> str | None:
 def _extra_packages(modules: Sequence[str]) -> str:
     packages = {"clip": "openai-clip"}
     return "".join(f" {packages.get(module, module)}" for module in modules)
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from magic141.models.encoders import Encoders
 from magic141.models.text_embedding import TextEmbedding
 from magic141.models.vae import VideoCodec, load_codec
 from magic141.retrieval.prior import Hit, ImagePrior
+from magic141.text_files import json_lines
 
 NUM_HITS = 5
 NUM_KNOWN = 3  # latent frames that determine a continuation: the first, then two that show position and velocity
@@ -123,7 +123,7 @@ def write_conditions(work: Workload, out: Path) -> None:
         (out / folder).mkdir(parents=True, exist_ok=True)
     heldout = work.heldout
     clips = [{"id": heldout.ids[r], "caption": heldout.captions[r], "truth": heldout.truths[r]} for r in work.rows]
-    write_lines(out / "exact" / "conditions.jsonl", clips)
+    (out / "exact" / "conditions.jsonl").write_text(json_lines(clips))
     num_frames = 1 + (work.latent_frames - 1) * work.info.temporal_factor
     for number, row in enumerate(work.rows[: work.config.num_showcase_clips]):
         save_image(out / "showcase" / "input" / f"{number:02d}.png", heldout.first_frame[row].numpy())
@@ -143,9 +143,4 @@ def _write_prompts(work: Workload, out: Path) -> None:
             save_image(out / "suite" / "images" / f"{number:02d}-{rank}.png", hit.image)
         found = [{"clip": hit.clip_id, "caption": hit.caption, "score": hit.score} for hit in hits]
         prompts.append({"prompt": prompt, "clip": found[0]["clip"], "score": found[0]["score"], "hits": found})
-    write_lines(out / "suite" / "prompts.jsonl", prompts)
-
-
-def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Writes JSON lines."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (out / "suite" / "prompts.jsonl").write_text(json_lines(prompts))

@@ -1,10 +1,15 @@
-"""Geometry of the diffusion transformer (diffusers' HunyuanVideoTransformer3DModel)."""
+"""Geometry of the diffusion transformer (diffusers' HunyuanVideoTransformer3DModel), and how it is sampled."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from magic141.frozen import FrozenConfig
+
+Sampler = Literal["renoise", "euler"]
+"""The chain of network steps that makes a clip; see `magic141.diffusion.samplers.sample`."""
 
 
 class TransformerConfig(FrozenConfig):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from magic141.frozen import UserError
+from magic141.errors import UserError
 from magic141.models.size import saved_num_parameters
 
 MAX_CPU_PARAMETERS = 1e9

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from magic141.frozen import UserError
+from magic141.errors import UserError
 
 
 @dataclass(frozen=True)

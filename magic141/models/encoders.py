@@ -83,14 +83,14 @@ class Encoders:
         self._batch_size = 256 if tiny else 8
 
     @classmethod
-    def fit(cls, captions: Sequence[str], config: EncoderConfig, seed: int, images: Tensor | None = None) -> Encoders:
+    def fit(cls, captions: Sequence[str], config: EncoderConfig, seed: int, images: Tensor) -> Encoders:
         """Makes encoders for a corpus.
 
         Args:
             captions: All captions; the tiny kind's vocabulary. Kind hunyuan ignores them.
             config: Kind and sizes.
             seed: Of the random weights (tiny).
-            images: uint8 [B, H, W, 3] frames of the corpus to calibrate image tokens on (tiny); noise when None.
+            images: uint8 [B, H, W, 3] frames of the corpus to calibrate image tokens on (tiny).
         """
         if config.kind == "hunyuan":
             return cls(config, parts_of_checkpoint(Path(config.path or "")))
@@ -98,9 +98,6 @@ class Encoders:
         config = config.model_copy(update={"max_text_tokens": min(config.max_text_tokens, max(longest, 2))})
         parts = build_tiny_parts(captions, config.width, seed)
         raw = cls(config.model_copy(update={"image_tokens": True}), lambda: parts)
-        if images is None:
-            generator = torch.Generator().manual_seed(seed)
-            images = torch.randint(0, 256, (64, 32, 32, 3), dtype=torch.uint8, generator=generator)
         return cls(config, lambda: parts, _calibrate(raw, sorted(set(captions)), images))
 
     @classmethod

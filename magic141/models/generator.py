@@ -13,7 +13,8 @@ from magic141.diffusion.flow import sigma_grid
 from magic141.diffusion.fused_windows import fuse_windows
 from magic141.diffusion.guidance import guided_velocity
 from magic141.diffusion.long_video import chain_windows, video_latent_frames
-from magic141.diffusion.samplers import PredictVelocity, sample_euler, sample_renoise
+from magic141.diffusion.samplers import PredictVelocity, sample
+from magic141.models.config import Sampler
 from magic141.models.text_embedding import TextEmbedding
 from magic141.models.transformer import Prefix, condition, make_prefix, velocity
 
@@ -29,7 +30,7 @@ class VideoGenerator:
         num_steps: network steps of a window.
         shift: of the time grid.
         guidance_scale: w; 1 is none.
-        guidance: "cfg": two evaluations a step; "embedded": w is an input; "none".
+        guidance: "cfg": two evaluations a step; "embedded": w is an input.
         sampler: "euler": deterministic ODE; "renoise": DMD2's chain.
     """
 
@@ -38,9 +39,9 @@ class VideoGenerator:
     latent_frames: int
     num_steps: int
     shift: float
-    guidance_scale: float = 1.0
-    guidance: Literal["cfg", "embedded", "none"] = "none"
-    sampler: Literal["euler", "renoise"] = "euler"
+    guidance_scale: float
+    guidance: Literal["cfg", "embedded"]
+    sampler: Sampler
 
     @property
     def num_evaluations(self) -> int:
@@ -127,10 +128,7 @@ class VideoGenerator:
         rng = torch.Generator().manual_seed(seed)
         shape = (*known.shape[:2], num_frames, *known.shape[3:])
         noise = torch.randn(shape, generator=rng).to(known)
-        sigmas = sigma_grid(self.num_steps, self.shift)
-        if self.sampler == "renoise":
-            return sample_renoise(predict, noise, sigmas, rng)
-        return sample_euler(predict, noise, sigmas)
+        return sample(predict, noise, sigma_grid(self.num_steps, self.shift), self.sampler, rng)
 
     def _predictor(self, text: TextEmbedding, image_tokens: Tensor, prefix: Prefix) -> PredictVelocity:
         device = image_tokens.device  # of all three; on a GPU padding ends here
@@ -143,8 +141,7 @@ class VideoGenerator:
                 if self.guidance == "cfg":
                     conditional = velocity(self.model, x_t, sigma, cond, prefix)
                     return guided_velocity(velocity(self.model, x_t, sigma, uncond, prefix), conditional, w.to(x_t))
-                embedded = w.to(x_t.device) if self.guidance == "embedded" else None
-                return velocity(self.model, x_t, sigma, cond, prefix, embedded)
+                return velocity(self.model, x_t, sigma, cond, prefix, w.to(x_t.device))
 
         return predict
 

@@ -10,7 +10,7 @@ import torch
 from diffusers import HunyuanVideoTransformer3DModel
 from torch import Tensor, nn
 
-from magic141.frozen import UserError
+from magic141.errors import UserError
 from magic141.models.config import TransformerConfig
 from magic141.models.full_mask import FullMask
 from magic141.models.text_embedding import TextEmbedding

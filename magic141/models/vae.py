@@ -13,7 +13,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from magic141.data.config import CodecConfig
-from magic141.frozen import UserError
+from magic141.errors import UserError
 
 
 class CausalPCACodec(ModelMixin, ConfigMixin):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from magic141.artifacts import StageLog, digest_file
 from magic141.data.dataset import ClipDataset
 from magic141.data.rows import Rows
-from magic141.frozen import UserError
+from magic141.errors import UserError, first_line
 from magic141.models.device import cpu_threads, sampling_device
 from magic141.retrieval.config import ClipConfig
 
@@ -163,7 +163,7 @@ def load_pretrained(name: str, pretrained: str) -> ClipEmbedder:
     try:
         model = open_clip.create_model(name, pretrained=pretrained)
     except Exception as error:  # whatever the hub client, the file or torch raises
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(str(error)) or type(error).__name__
         raise UserError(
             f"train_clip.pretrained = {pretrained}: weights of {name} cannot be loaded ({reason}); give the path of a "
             "state dict"

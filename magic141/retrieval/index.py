@@ -17,6 +17,7 @@ from magic141.artifacts import StageLog
 from magic141.data.dataset import ClipDataset
 from magic141.retrieval.clip import ClipEmbedder, Embeddings
 from magic141.retrieval.config import IndexConfig
+from magic141.text_files import json_lines
 
 RECALL_AT = (1, 5, 10)
 IMAGES_PER_LIST = 39  # what k-means of FAISS asks for
@@ -142,8 +143,8 @@ def _pick_queries(heldout: ClipDataset, num: int, seed: int) -> list[tuple[str, 
 
 def _write_images(corpus: ClipDataset, out: Path) -> None:
     rows = zip(corpus.ids, corpus.captions, strict=True)
-    lines = [json.dumps({"id": clip_id, "caption": caption, "split": "train"}) for clip_id, caption in rows]
-    (out / "images.jsonl").write_text("\n".join(lines) + "\n")
+    lines = json_lines({"id": clip_id, "caption": caption, "split": "train"} for clip_id, caption in rows)
+    (out / "images.jsonl").write_text(lines)
 
 
 def _report(recall: Recall, num_images: int, log: StageLog) -> None:

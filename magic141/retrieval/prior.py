@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -13,8 +12,9 @@ from numpy.typing import NDArray
 
 from magic141.data.dataset import ClipDataset
 from magic141.data.rows import Rows
-from magic141.frozen import UserError
+from magic141.errors import UserError
 from magic141.retrieval.clip import ClipEmbedder
+from magic141.text_files import read_json_lines
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class ImagePrior:
             raise UserError(
                 f"{index / 'index.faiss'}: no such file; expected the artifact of stage build_index; run it"
             )
-        rows = [json.loads(line) for line in (index / "images.jsonl").read_text().splitlines()]
+        rows = read_json_lines(index / "images.jsonl")
         searcher = faiss.read_index(str(index / "index.faiss"))
         return cls(ClipEmbedder.load(clip), searcher, rows, ClipDataset.open(data, "train").first_frame)
 
-    def retrieve(self, prompt: str, k: int = 1) -> list[Hit]:
+    def retrieve(self, prompt: str, k: int) -> list[Hit]:
         """The k best images for `prompt`, best first; fewer if the corpus is smaller."""
         scores, found = self._index.search(self._embedder.embed_texts([prompt]), min(k, len(self._rows)))
         pairs = [(int(row), float(score)) for row, score in zip(found[0], scores[0], strict=True) if row >= 0]

@@ -16,7 +16,7 @@ from ray import serve
 from ray.serve.exceptions import BackPressureError, RayServeException
 
 from magic141.config_errors import explain
-from magic141.frozen import UserError
+from magic141.errors import UserError
 from magic141.ray_address import ray_cluster
 from magic141.raysession import require_room
 from magic141.serving.app import BusyError, ModelCard, build_app

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from magic141.frozen import UserError
+from magic141.errors import UserError
 from magic141.serving.config import Limits
 
 FORMATS = ("PNG", "JPEG", "WEBP")

@@ -12,7 +12,7 @@ from magic141.tracking.fetched import local_folder
 from magic141.tracking.references import ArtifactName, References, Work, references
 from magic141.tracking.registry import parse_uri
 from magic141.tracking.reuse import begun_refresh, find_reusable
-from magic141.tracking.run_log import RunLog
+from magic141.tracking.run_log import RunLog, closing
 from magic141.tracking.tags import TAG_PARENT
 from magic141.tracking.tracker import Tracker, open_store, store_exists
 
@@ -25,6 +25,7 @@ __all__ = [
     "Tracker",
     "Work",
     "begun_refresh",
+    "closing",
     "find_reusable",
     "local_folder",
     "open_store",

@@ -9,7 +9,7 @@ from filelock import FileLock
 from mlflow.exceptions import MlflowException
 
 from magic141.artifacts import ArtifactRef, digest_folder
-from magic141.frozen import UserError
+from magic141.errors import UserError, first_line
 from magic141.publication import publish, staging
 from magic141.tracking.registry import MODEL_FOLDER
 from magic141.tracking.tags import TAG_HOST
@@ -42,7 +42,7 @@ def _fetch(tracker: Tracker, ref: ArtifactRef, copy: Path) -> None:
         try:
             model = Path(tracker.client.download_artifacts(ref.run_id, MODEL_FOLDER, str(folder)))
         except (MlflowException, OSError) as error:
-            reason = without_credentials(str(error)).partition("\n")[0]
+            reason = first_line(without_credentials(str(error)))
             raise UserError(f"{_absence(tracker, ref)}; {server} gives no copy of it: {reason}") from error
         if (found := digest_folder(model, ref.volatile)) != ref.digest:
             raise UserError(

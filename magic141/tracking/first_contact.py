@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 
-from magic141.frozen import UserError
+from magic141.errors import UserError
 from magic141.urls import without_credentials
 
 ENDPOINT = "/api/2.0/mlflow/experiments/search"

@@ -16,13 +16,14 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from magic141.artifacts import ArtifactRef
-from magic141.frozen import UserError
+from magic141.errors import UserError
 from magic141.tracking.paging import all_experiments
 from magic141.tracking.tags import TAG_ARTIFACT, TAG_PROMOTIONS
 from magic141.urls import without_credentials
 
 MODEL_FOLDER = "model"  # of a run's artifacts on a server
 MAX_PROMOTIONS = 80  # what fits into a tag
+MAX_RUNS = 200  # that made one model, looked at
 
 
 class Promotion(NamedTuple):
@@ -103,13 +104,13 @@ class Registry:
                 raise
             return None
 
-    def runs_with(self, ref: ArtifactRef, limit: int = 200) -> list[Run]:
+    def runs_with(self, ref: ArtifactRef) -> list[Run]:
         """The finished pipelines and evaluations that made an artifact or took an equal one over, newest first."""
         tag = f"{TAG_ARTIFACT}.{ref.stage}"
         found = self.client.search_runs(
             all_experiments(self.client),
             f"tags.`{tag}` LIKE '%{ref.digest}%' and attributes.status = 'FINISHED'",
-            max_results=limit,
+            max_results=MAX_RUNS,
             order_by=["attributes.start_time DESC"],
         )
         return [run for run in found if ArtifactRef.model_validate_json(run.data.tags[tag]).digest == ref.digest]

@@ -146,6 +146,20 @@ class RunLog:
         self.client.set_terminated(self.run_id, status)
 
 
+@contextmanager
+def closing(run: RunLog) -> Iterator[None]:
+    """Closes a run with what really happened."""
+    try:
+        yield
+    except Exception:
+        run.close("FAILED")
+        raise
+    except BaseException:
+        run.close("KILLED")
+        raise
+    run.close("FINISHED")
+
+
 def metric_name(name: str) -> str:
     """A name that MLflow takes: letters, digits and `_ - . space : /`."""
     return re.sub(r"[^\w\-. :/]", "_", name.replace("@", " at "), flags=re.ASCII)

@@ -19,7 +19,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from magic141.artifacts import ArtifactRef
-from magic141.frozen import UserError
+from magic141.errors import UserError
 from magic141.tracking.first_contact import require_answer
 from magic141.tracking.liveness import is_dead, process_tags
 from magic141.tracking.paging import all_experiments, every

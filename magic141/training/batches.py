@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from magic141.frozen import UserError
+from magic141.errors import UserError
 
 
 @dataclass(frozen=True)

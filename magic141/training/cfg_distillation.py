@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from magic141.data.dataset import ClipDataset, load_info, load_null_text
 from magic141.diffusion.flow import interpolate, sample_sigma, velocity_target
 from magic141.diffusion.guidance import guided_velocity
 from magic141.models.config import TransformerConfig
@@ -52,15 +51,11 @@ class CfgDistillation(SingleNetworkObjective):
 
     def __init__(self, spec: CfgDistillationSpec, context: TrainContext) -> None:
         self.config = spec.config
-        maker = BatchMaker(
-            dataset=ClipDataset.open(spec.data, "train"),
-            null_text=load_null_text(spec.data),
-            num_latent_frames=(spec.model.window_frames - 1) // load_info(spec.data).temporal_factor + 1,
-            image_condition=True,
-            continued_fraction=spec.config.continued_fraction,
+        maker = BatchMaker.open(
+            spec.data, spec.model.window_frames, image_condition=True, continued_fraction=spec.config.continued_fraction
         )
         student = add_guidance_embedding(load_transformer(spec.teacher))
-        super().__init__(student, maker, spec.data, spec.config, spec.model, context)
+        super().__init__(student, maker, spec.data, spec.config, context)
         # autocast rounds its weights anyway, and unless ZeRO-3 splits them every worker has all: 26 GB at 13B, not 52
         dtype = torch.bfloat16 if spec.config.precision == "bf16" else torch.float32
         self.teacher = make_frozen(load_transformer(spec.teacher, dtype), spec.config.precision, context)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -15,7 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from magic141.frozen import UserError
+from magic141.errors import UserError
+from magic141.publication import written_aside
 from magic141.training.objective import Objective, TrainContext
 
 
@@ -73,19 +73,6 @@ class LocalStore:
 
     def _complete(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
-
-
-@contextmanager
-def written_aside(target: Path) -> Iterator[Path]:
-    """An empty folder that becomes `target` (replacing it) only if the block ends without an error."""
-    aside = target.with_name(f".{target.name}.{os.getpid()}")
-    for leftover in target.parent.glob(f".{target.name}.*"):
-        shutil.rmtree(leftover)
-    aside.mkdir(parents=True)
-    yield aside
-    if target.exists():
-        shutil.rmtree(target)
-    aside.rename(target)
 
 
 def write_checkpoint(folder: Path, objective: Objective, context: TrainContext, info: CheckpointInfo) -> None:

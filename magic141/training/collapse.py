@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from magic141.frozen import UserError
+from magic141.errors import UserError
 from magic141.training.dmd2_config import CollapseConfig
 from magic141.training.mode_coverage import mode_coverage
 from magic141.training.objective import WATCH_FILE

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from magic141.data.dataset import ClipDataset
+from magic141.data.dataset import ClipDataset, load_info, load_null_text
 from magic141.models.text_embedding import TextEmbedding
 from magic141.models.transformer import Conditioning, Prefix, condition, make_prefix
 
@@ -63,6 +64,27 @@ class BatchMaker:
     far_anchors: bool = True
     text_dropout: float = 0.0
     image_dropout: float = 0.0
+
+    @classmethod
+    def open(
+        cls,
+        data: Path,
+        window_frames: int,
+        image_condition: bool,
+        continued_fraction: float,
+        text_dropout: float = 0.0,
+        image_dropout: float = 0.0,
+    ) -> BatchMaker:
+        """Of the training clips in `data`, an artifact of `prepare_data`; a window has `window_frames` pixel frames."""
+        return cls(
+            dataset=ClipDataset.open(data, "train"),
+            null_text=load_null_text(data),
+            num_latent_frames=(window_frames - 1) // load_info(data).temporal_factor + 1,
+            image_condition=image_condition,
+            continued_fraction=continued_fraction,
+            text_dropout=text_dropout,
+            image_dropout=image_dropout,
+        )
 
     def make(self, indices: Tensor, generator: torch.Generator) -> Batch:
         """The batch of the clips `indices` [B]; all randomness comes from `generator`."""

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from magic141.data.dataset import ClipDataset, load_info, load_null_text
-from magic141.diffusion.flow import interpolate, sample_sigma, velocity_target, x0_from_velocity
+from magic141.diffusion.flow import expand, interpolate, sample_sigma, velocity_target, x0_from_velocity
 from magic141.diffusion.samplers import randn_like
 from magic141.models.config import TransformerConfig
 from magic141.training.adversarial import discriminator_loss, generator_loss
@@ -54,7 +53,7 @@ def dmd2_gradient(x: Tensor, x0_real: Tensor, x0_fake: Tensor) -> Tensor:
         x0_fake: the fake score's.
     """
     normaliser = (x - x0_real).abs().flatten(1).mean(1).clamp_min(MIN_NORMALISER)
-    gradient = (x0_fake - x0_real) / normaliser.reshape(-1, *[1] * (x.dim() - 1))
+    gradient = (x0_fake - x0_real) / expand(normaliser, x)
     return torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
 
 
@@ -92,13 +91,8 @@ class Dmd2:
     def __init__(self, spec: Dmd2Spec, context: TrainContext) -> None:
         config = self.config = spec.config
         self.context = context
-        self.maker = BatchMaker(
-            dataset=ClipDataset.open(spec.data, "train"),
-            null_text=load_null_text(spec.data),
-            num_latent_frames=(spec.model.window_frames - 1) // load_info(spec.data).temporal_factor + 1,
-            image_condition=takes_image(spec.teacher),
-            continued_fraction=config.continued_fraction,
-        )
+        with_image = takes_image(spec.teacher)
+        self.maker = BatchMaker.open(spec.data, spec.model.window_frames, with_image, config.continued_fraction)
         self.sampler = make_sampler(self.maker, config, context)
         generator = build_generator(config, spec.teacher, spec.student, context.seed)
         # its engine first: only then may the host drop these weights, before the scores' are loaded beside them

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from magic141.frozen import FrozenConfig, placement
+from magic141.models.config import Sampler
 from magic141.training.config import OptimizerConfig, TrainConfig
 
 
@@ -38,7 +39,6 @@ class Dmd2Config(TrainConfig):
     """DMD2 step distillation; by default with a LoRA fake score on the shared frozen base."""
 
     num_steps: int = Field(300, ge=1, description="generator updates")
-    batch_size: int = Field(16, ge=1, description="clips per update, over all workers")
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4)
     fake_optimizer: OptimizerConfig = OptimizerConfig(
         kind="adamw", learning_rate=2e-3, betas=(0.0, 0.95), warmup_steps=0, constant_fraction=0.5
@@ -56,12 +56,11 @@ class Dmd2Config(TrainConfig):
     )
     generator_lora_rank: int = Field(0, ge=0, description="rank of the generator's adapter; 0 trains all its weights")
     num_inference_steps: int = Field(4, ge=1, le=64, description="steps of the student")
-    schedule_steps: int = Field(1000, ge=1, description="time steps that the schedule has; the student's fit into it")
     shift: float = Field(5.0, gt=0, description="shift of the student's grid; 5: 1000, 937.5, 833.3, 625 in 4 steps")
     score_shift: float = Field(
         3.0, gt=0, description="shift of the score times; high ones do not see fine noise, low ones not the modes"
     )
-    sampler: Literal["renoise", "euler"] = Field("renoise", description="the student's chain, in training and after")
+    sampler: Sampler = Field("renoise", description="the student's chain, in training and after")
     generator_input: Literal["backward_simulation", "noised_real"] = Field(
         "backward_simulation", description="what the generator sees: its own earlier steps, or noised real latents"
     )
@@ -135,11 +134,6 @@ class Dmd2Config(TrainConfig):
 
     @model_validator(mode="after")
     def _possible(self) -> Dmd2Config:
-        if self.num_inference_steps > self.schedule_steps:
-            raise ValueError(
-                f"num_inference_steps = {self.num_inference_steps} is more than schedule_steps = "
-                f"{self.schedule_steps}; use fewer steps"
-            )
         if self.min_score_time >= self.max_score_time:
             raise ValueError(
                 f"min_score_time = {self.min_score_time} is not below max_score_time = {self.max_score_time}"

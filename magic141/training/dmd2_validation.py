@@ -15,8 +15,9 @@ from torch import Tensor
 from magic141.data.dataset import ClipDataset
 from magic141.data.sheets import contact_sheet
 from magic141.diffusion.flow import interpolate, sigma_grid, x0_from_velocity
-from magic141.diffusion.samplers import PredictVelocity, randn_like, sample_euler, sample_renoise
+from magic141.diffusion.samplers import PredictVelocity, randn_like, sample
 from magic141.evaluation.frechet import TubeSpace, frechet_between, moments
+from magic141.models.config import Sampler
 from magic141.models.transformer import velocity
 from magic141.models.vae import load_codec
 from magic141.training.collapse import PREFIX, compare
@@ -118,17 +119,12 @@ class Dmd2Validation:
 
         return predict
 
-    def _sample(self, predict: PredictVelocity, batch: Batch, num_steps: int, sampler: str) -> Tensor:
+    def _sample(self, predict: PredictVelocity, batch: Batch, num_steps: int, sampler: Sampler) -> Tensor:
         """All seeds, [S, N, C, T, h, w]."""
         sigmas, clips = sigma_grid(num_steps, self.config.shift), []
         for seed in range(self.config.collapse.num_seeds):
             rng = self._rng(1 + seed)
-            noise = randn_like(batch.x0, rng)
-            clips.append(
-                sample_renoise(predict, noise, sigmas, rng)
-                if sampler == "renoise"
-                else sample_euler(predict, noise, sigmas)
-            )
+            clips.append(sample(predict, randn_like(batch.x0, rng), sigmas, sampler, rng))
         return torch.stack(clips)
 
     def _show(self, student: Tensor, batch: Batch, w: Guidance) -> None:

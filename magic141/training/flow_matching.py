@@ -10,7 +10,7 @@ from diffusers import HunyuanVideoTransformer3DModel
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from magic141.data.dataset import ClipDataset, load_info, load_null_text
+from magic141.data.dataset import load_info
 from magic141.diffusion.flow import interpolate, sample_sigma, velocity_target
 from magic141.diffusion.samplers import PredictVelocity
 from magic141.models.config import TransformerConfig
@@ -59,8 +59,15 @@ class FlowMatching(SingleNetworkObjective):
     def __init__(self, spec: FlowMatchingSpec, context: TrainContext) -> None:
         self.shift = spec.config.shift
         self.first_anchored = int(spec.config.anchored_from * spec.config.num_steps)
-        maker = make_batch_maker(spec.data, "train", spec.config, spec.model, image_condition=spec.t2v is not None)
-        super().__init__(initial_network(spec), maker, spec.data, spec.config, spec.model, context)
+        maker = BatchMaker.open(
+            spec.data,
+            spec.model.window_frames,
+            image_condition=spec.t2v is not None,
+            continued_fraction=spec.config.continued_fraction,
+            text_dropout=spec.config.text_dropout,
+            image_dropout=spec.config.image_dropout,
+        )
+        super().__init__(initial_network(spec), maker, spec.data, spec.config, context)
 
     def maker_at(self, step: int) -> BatchMaker:
         """Far anchors come late: they take long to learn and would hold up everything else."""
@@ -89,18 +96,3 @@ def load_base(folder: Path | str, guidance_scale: float) -> HunyuanVideoTransfor
     """A base without the input w: pretraining, and the teacher's guidance later on, know none."""
     base = load_transformer(folder)
     return fold_guidance(base, guidance_scale) if base.config.guidance_embeds else base
-
-
-def make_batch_maker(
-    data: Path, split: str, config: FlowMatchingConfig, model: TransformerConfig, image_condition: bool
-) -> BatchMaker:
-    """The batches of a pretraining stage."""
-    return BatchMaker(
-        dataset=ClipDataset.open(data, split),
-        null_text=load_null_text(data),
-        num_latent_frames=(model.window_frames - 1) // load_info(data).temporal_factor + 1,
-        image_condition=image_condition,
-        continued_fraction=config.continued_fraction,
-        text_dropout=config.text_dropout,
-        image_dropout=config.image_dropout,
-    )

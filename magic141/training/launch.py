@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from magic141.artifacts import StageLog
+from magic141.text_files import replace_text
 from magic141.training.checkpoint import LocalStore, random_state, set_random_state
 from magic141.training.config import PlacementConfig, TrainConfig
 from magic141.training.loop import EXPORT, LoopResult, run_training
@@ -73,9 +74,7 @@ def launch(spec: ObjectiveSpec, config: TrainConfig, run_dir: Path, log: StageLo
         log.note(f"training continued from step {outcome.resumed_from_step} of {config.num_steps}")
     record = {"num_steps": config.num_steps, **asdict(outcome)}
     write_metrics(run_dir)
-    aside = run_dir / f".{_RESULT}"
-    aside.write_text(json.dumps(record))
-    aside.replace(run_dir / _RESULT)
+    replace_text(run_dir / _RESULT, json.dumps(record))
     return _result(run_dir, outcome)
 
 

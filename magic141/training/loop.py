@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from magic141.frozen import UserError
+from magic141.errors import UserError
+from magic141.publication import written_aside
 from magic141.training.checkpoint import (
     CheckpointInfo,
     CheckpointStore,
@@ -21,7 +22,6 @@ from magic141.training.checkpoint import (
     seed_everything,
     set_random_state,
     write_checkpoint,
-    written_aside,
 )
 from magic141.training.config import TrainConfig
 from magic141.training.objective import Objective, ObjectiveSpec, TrainContext, sum_over_workers

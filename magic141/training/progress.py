@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from magic141.artifacts import StageLog
+from magic141.text_files import json_lines, replace_text
 
 FILE = "progress.jsonl"
 _HEARTBEAT_S = 1.0
@@ -34,9 +35,7 @@ class ProgressWriter:
         self._file = run_dir / FILE
         kept = [row for row in read_rows(self._file) if row["step"] <= start_step and "time" in row]
         rows = [*kept, {"step": start_step, "launch": launch_id}]
-        aside = self._file.with_suffix(".aside")
-        aside.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        aside.replace(self._file)
+        replace_text(self._file, json_lines(rows))
         self._last_time, self._last_step = time.time(), start_step
         self._beat = self._last_time
 
@@ -100,8 +99,7 @@ def write_metrics(run_dir: Path) -> Path:
     file = run_dir / "metrics.jsonl"
     hidden = ("time", "steps_per_s")
     rows = [row for row in read_rows(run_dir / FILE) if "time" in row]
-    lines = [json.dumps({name: value for name, value in row.items() if name not in hidden}) + "\n" for row in rows]
-    file.write_text("".join(lines))
+    file.write_text(json_lines({name: value for name, value in row.items() if name not in hidden} for row in rows))
     return file
 
 

@@ -19,8 +19,8 @@ import torch
 import torch.distributed as dist
 
 from magic141.accelerator import give_back_freed_memory
+from magic141.errors import UserError
 from magic141.fingerprint import CodeStamp
-from magic141.frozen import UserError
 from magic141.ray_address import ray_cluster
 from magic141.training.config import PlacementConfig, TrainConfig
 from magic141.training.loop import LoopResult, run_training

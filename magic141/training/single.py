@@ -12,7 +12,6 @@ from diffusers import HunyuanVideoTransformer3DModel
 from torch import Tensor
 
 from magic141.data.dataset import ClipDataset
-from magic141.models.config import TransformerConfig
 from magic141.training.batches import BatchSampler
 from magic141.training.conditions import Batch, BatchMaker, step_generator
 from magic141.training.config import TrainConfig
@@ -32,7 +31,6 @@ class SingleNetworkObjective:
         maker: BatchMaker,
         data: Path,
         config: TrainConfig,
-        model: TransformerConfig,
         context: TrainContext,
     ) -> None:
         self.context, self.maker = context, maker

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from magic141.artifacts import StageLog
 from magic141.data.dataset import load_info
-from magic141.frozen import UserError
+from magic141.errors import UserError
 from magic141.training.config import TrainConfig
 from magic141.training.launch import launch
 from magic141.training.objective import WATCH_FILE, ObjectiveSpec

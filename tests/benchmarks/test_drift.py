@@ -49,7 +49,7 @@ class Clock:
 
 
 def run(drift: Any, **scheme: Any) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    generator = Counting(None, TEXT, FRAMES, 1, 1.0)
+    generator = Counting(None, TEXT, FRAMES, 1, 1.0, 1.0, "embedded", "renoise")
     videos = drift.LongVideos(generator, Clock(), Clock(), drift.Scheme(**scheme), NUM_WINDOWS)
     return videos.make(CLIPS, 0)[0, 0, :, 0, 0], generator.seen
 
@@ -77,7 +77,7 @@ def test_noise_reaches_all_that_is_known_but_the_anchor(anchored: bool, monkeypa
 
 def test_with_an_anchor_the_chain_is_the_products(monkeypatch: pytest.MonkeyPatch) -> None:
     drift = script("drift", monkeypatch)
-    generator = Counting(None, TEXT, FRAMES, 1, 1.0)
+    generator = Counting(None, TEXT, FRAMES, 1, 1.0, 1.0, "embedded", "renoise")
     own = drift.LongVideos(generator, Clock(), Clock(), drift.Scheme(2), NUM_WINDOWS).chain(CLIPS, 0)
     assert torch.equal(own, generator.chain(TEXT, CLIPS.image_tokens, CLIPS.prefix, NUM_WINDOWS, 2, 0))
 

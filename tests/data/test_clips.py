@@ -21,7 +21,7 @@ from magic141.data.clips import (
 from magic141.data.config import DataConfig
 from magic141.data.shapes import ShapeClip, render_clip
 from magic141.data.video import write_video
-from magic141.frozen import UserError
+from magic141.errors import UserError
 
 
 def add_video(folder: Path, name: str, num_frames: int = 20, seed: int = 0) -> None:

@@ -17,8 +17,8 @@ from magic141.data.prepare import prepare_dataset
 from magic141.data.shapes import ShapeClip, render_clip
 from magic141.data.video import write_video
 from magic141.data.workers import content_id
+from magic141.errors import UserError
 from magic141.fingerprint import CodeStamp
-from magic141.frozen import UserError
 from magic141.models.encoders import Encoders
 from magic141.models.vae import load_codec
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from magic141.data import shards
 from magic141.data.dataset import ClipDataset, load_info, load_null_text
 from magic141.data.shards import ShardWriter
-from magic141.frozen import UserError
+from magic141.errors import UserError
 
 
 def tensors_of(start: int, count: int, with_frames: bool) -> dict[str, torch.Tensor]:

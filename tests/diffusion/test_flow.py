@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -18,28 +20,29 @@ from magic141.diffusion.flow import (
     x0_from_velocity,
 )
 from magic141.diffusion.guidance import guided_velocity
-from magic141.diffusion.samplers import chain_input, sample_euler, sample_renoise
+from magic141.diffusion.samplers import chain_input, sample
+from magic141.models.config import Sampler
 
 SHAPE = (5, 3, 2, 4, 4)
 
 
 @pytest.fixture
-def sample() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def path() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     x0, noise = torch.randn(2, *SHAPE, generator=generator).double()
     return x0, noise, torch.rand(SHAPE[0], generator=generator).double() * 0.9 + 0.1
 
 
-def test_velocity_gives_back_both_ends_of_the_path(sample: tuple[torch.Tensor, ...]) -> None:
-    x0, noise, sigma = sample
+def test_velocity_gives_back_both_ends_of_the_path(path: tuple[torch.Tensor, ...]) -> None:
+    x0, noise, sigma = path
     x_t, velocity = interpolate(x0, noise, sigma), velocity_target(x0, noise)
     torch.testing.assert_close(x0_from_velocity(x_t, velocity, sigma), x0)
     torch.testing.assert_close(noise_from_velocity(x_t, velocity, sigma), noise)
     torch.testing.assert_close(velocity_from_x0(x_t, x0, sigma), velocity)
 
 
-def test_path_starts_at_the_data_and_ends_in_noise(sample: tuple[torch.Tensor, ...]) -> None:
-    x0, noise, sigma = sample
+def test_path_starts_at_the_data_and_ends_in_noise(path: tuple[torch.Tensor, ...]) -> None:
+    x0, noise, sigma = path
     assert torch.equal(interpolate(x0, noise, torch.zeros_like(sigma)), x0)
     assert torch.equal(interpolate(x0, noise, torch.ones_like(sigma)), noise)
 
@@ -72,10 +75,12 @@ def test_our_euler_sampler_equals_diffusers_scheduler() -> None:
     x = noise
     for t in scheduler.timesteps:
         x = scheduler.step(network(x, t.expand(len(x)) / 1000), t, x, return_dict=False)[0]
-    torch.testing.assert_close(sample_euler(network, noise, sigma_grid(4, 5.0)), x, atol=1e-5, rtol=0)
+    ours = sample(network, noise, sigma_grid(4, 5.0), "euler", torch.Generator())
+    torch.testing.assert_close(ours, x, atol=1e-5, rtol=0)
 
 
-def test_one_known_clip_is_reproduced_by_both_samplers() -> None:
+@pytest.mark.parametrize("sampler", get_args(Sampler))
+def test_one_known_clip_is_reproduced_by_both_samplers(sampler: Sampler) -> None:
     """With all the data in one point the exact velocity is known, and every chain ends in that point."""
     point = torch.randn(SHAPE, generator=torch.Generator().manual_seed(2))
     noise = torch.randn(SHAPE, generator=torch.Generator().manual_seed(3))
@@ -83,14 +88,12 @@ def test_one_known_clip_is_reproduced_by_both_samplers() -> None:
     def exact(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         return velocity_from_x0(x, point, sigma)
 
-    sigmas = sigma_grid(4, 5.0)
-    torch.testing.assert_close(sample_euler(exact, noise, sigmas), point, atol=1e-5, rtol=0)
-    renoised = sample_renoise(exact, noise, sigmas, torch.Generator().manual_seed(4))
-    torch.testing.assert_close(renoised, point, atol=1e-5, rtol=0)
+    made = sample(exact, noise, sigma_grid(4, 5.0), sampler, torch.Generator().manual_seed(4))
+    torch.testing.assert_close(made, point, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("sampler", ["euler", "renoise"])
-def test_backward_simulation_is_the_sampling_chain(sampler: str) -> None:
+@pytest.mark.parametrize("sampler", get_args(Sampler))
+def test_backward_simulation_is_the_sampling_chain(sampler: Sampler) -> None:
     """The last simulated input, one step further, is what sampling returns."""
     noise = torch.randn(SHAPE, generator=torch.Generator().manual_seed(5))
     sigmas = sigma_grid(4, 5.0)
@@ -100,10 +103,7 @@ def test_backward_simulation_is_the_sampling_chain(sampler: str) -> None:
 
     state = chain_input(network, noise, sigmas, 3, sampler, torch.Generator().manual_seed(6))
     last = x0_from_velocity(state.x_t, network(state.x_t, state.sigma), state.sigma)
-    if sampler == "euler":
-        expected = sample_euler(network, noise, sigmas)
-    else:
-        expected = sample_renoise(network, noise, sigmas, torch.Generator().manual_seed(6))
+    expected = sample(network, noise, sigmas, sampler, torch.Generator().manual_seed(6))
     torch.testing.assert_close(last, expected, atol=1e-5, rtol=0)
 
 

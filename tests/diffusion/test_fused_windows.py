@@ -9,7 +9,8 @@ from torch import Tensor
 from magic141.diffusion.flow import sigma_grid
 from magic141.diffusion.fused_windows import fuse_windows
 from magic141.diffusion.long_video import video_latent_frames
-from magic141.diffusion.samplers import sample_euler, sample_renoise
+from magic141.diffusion.samplers import sample
+from magic141.models.config import Sampler
 
 WINDOW = 5
 CASES = [(1, 1), (2, 1), (2, 2), (12, 2), (5, 3)]
@@ -30,11 +31,11 @@ def test_averaging_is_exact_for_a_field_that_windows_agree_on(num_windows: int, 
 
 @pytest.mark.parametrize("sampler", ["euler", "renoise"])
 @pytest.mark.parametrize(("num_windows", "carried"), CASES)
-def test_every_frame_appears_once_and_in_order(num_windows: int, carried: int, sampler: str) -> None:
+def test_every_frame_appears_once_and_in_order(num_windows: int, carried: int, sampler: Sampler) -> None:
     field = fuse_windows(counting, torch.zeros(2, 1, 1, 1, 1), num_windows, WINDOW, carried)
     noise, grid = torch.randn(2, 1, video_latent_frames(num_windows, WINDOW, carried), 1, 1), sigma_grid(4, shift=5.0)
     generator = torch.Generator().manual_seed(0)
-    video = sample_euler(field, noise, grid) if sampler == "euler" else sample_renoise(field, noise, grid, generator)
+    video = sample(field, noise, grid, sampler, generator)
     torch.testing.assert_close(video[0, 0, :, 0, 0], torch.arange(noise.shape[2]).float(), atol=1e-3, rtol=1e-3)
 
 

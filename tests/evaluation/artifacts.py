@@ -19,6 +19,7 @@ from magic141.data.dataset import DatasetInfo
 from magic141.data.shapes import ShapeClip, render_clip, sample_clip
 from magic141.evaluation.config import GenerateConfig, QuantizeConfig
 from magic141.evaluation.generate import generate_suite
+from magic141.evaluation.model_folders import ModelFolders
 from magic141.models.encoders import Encoders
 from magic141.models.transformer import build_transformer
 from magic141.models.vae import CausalPCACodec, VideoCodec
@@ -27,7 +28,7 @@ from magic141.retrieval.clip import build_clip
 from magic141.retrieval.config import ClipConfig, IndexConfig
 from magic141.retrieval.index import build_index
 from magic141.training.dmd2_config import Dmd2Config
-from tests.models.tiny import CONFIG, INFO
+from tests.models.tiny import CONFIG, INFO, fit_encoders
 
 NUM_CLIPS = {"train": 48, "validation": 4, "heldout": 16}
 NUM_FRAMES, SIZE, CHANNELS = 13, 32, 12
@@ -94,7 +95,7 @@ def make_data(folder: Path, has_truth: bool = True) -> Path:
     codec = VideoCodec(CausalPCACodec.fit(frames["train"], CodecConfig(num_channels=CHANNELS)))
     codec.save(folder / "codec")
     captions = [clip.caption for specs in clips.values() for clip in specs]
-    encoders = Encoders.fit(captions, EncoderConfig(width=32), 0)
+    encoders = fit_encoders(captions, EncoderConfig(width=32), 0)
     encoders.save(folder / "encoders")
     rows: list[dict[str, Any]] = []
     for split, specs in clips.items():
@@ -155,7 +156,9 @@ def generate(
     parts: dict[str, Path], out: Path, run_dir: Path, log: NullLog | None = None, config: GenerateConfig = GENERATE
 ) -> None:
     """Stage `generate` on a corpus, a retrieval and models."""
-    generate_suite(config, DMD2, CONFIG, **parts, out=out, log=log or RecordingLog(), seed=0, run_dir=run_dir)
+    models = ModelFolders(parts["teacher"], parts["cfg_student"], parts["student"], parts["int8"])
+    data, clip, index = (parts[name] for name in ("data", "clip", "index"))
+    generate_suite(config, DMD2, CONFIG, data, clip, index, models, out, log or RecordingLog(), 0, run_dir)
 
 
 def make_generated(folder: Path, data: Path, log: RecordingLog | None = None) -> dict[str, Path]:

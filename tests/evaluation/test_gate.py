@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
+from magic141.errors import UserError
 from magic141.evaluation.config import GateCondition, PublishConfig
 from magic141.evaluation.gate import Verdict, judge
 from magic141.evaluation.measurement import Measurement, Pair, closest
-from magic141.frozen import UserError
 
 CHAMPION = {"student/motion": 0.80, "student/frechet": 2.0}
 MOTION = GateCondition(metric="student/motion", better="higher", tolerance=0.05)

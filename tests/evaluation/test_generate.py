@@ -32,7 +32,9 @@ def test_variants_are_named_and_ordered_as_the_table_expects() -> None:
 
 
 def test_variants_count_two_evaluations_only_with_cfg() -> None:
-    nfe = {variant.name: variant.nfe for variant in list_variants(GenerateConfig(many_steps=25), Dmd2Config())}
+    nfe = {
+        variant.name: variant.num_evaluations for variant in list_variants(GenerateConfig(many_steps=25), Dmd2Config())
+    }
     assert (nfe["teacher_25"], nfe["cfg_25"], nfe["student_4"], nfe["int8_4"]) == (50, 25, 4, 4)
 
 
@@ -41,7 +43,7 @@ def test_the_student_is_compared_with_what_it_started_from_in_the_same_chain() -
     variants = {variant.name: variant for variant in list_variants(GenerateConfig(), dmd2)}
     for steps in (4, 2, 1):
         before, student = (
-            (v.num_steps, v.sampler, v.shift, v.guidance_scale, v.nfe)
+            (v.num_steps, v.sampler, v.shift, v.guidance_scale, v.num_evaluations)
             for v in (variants[f"cfg_chain_{steps}"], variants[f"student_{steps}"])
         )
         assert before == student == (steps, "euler", 6.0, 1.8, steps)

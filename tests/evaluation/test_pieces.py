@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from magic141.config import load_config
+from magic141.errors import UserError
 from magic141.evaluation.media import first_clips
-from magic141.frozen import UserError
 from magic141.models.transformer import build_transformer
 from tests.evaluation.artifacts import GENERATE, RecordingLog, generate
 

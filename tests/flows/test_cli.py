@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 from flows.cli import app
 from flows.command_line import again, reporting, resumable
 from flows.resume import Outage, marking_resumable
-from magic141.frozen import UserError
+from magic141.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = str(ROOT / "configs" / "demo.yaml")

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from flows.comparison import compare
 from magic141.artifacts import ArtifactRef
-from magic141.frozen import UserError
+from magic141.errors import UserError
 from magic141.tracking import RunLog, Tracker
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from flows.faults import explaining
 from flows.resume import Outage
-from magic141.frozen import UserError
+from magic141.errors import UserError
 from magic141.tracking import Tracker
 
 HOME = Path("/data/runs")

@@ -8,7 +8,7 @@ import pytest
 
 from flows.grid import members_of, number_at
 from magic141.config import load_config
-from magic141.frozen import UserError
+from magic141.errors import UserError
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 

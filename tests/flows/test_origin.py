@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from flows.origin import find_origin
-from magic141.frozen import UserError
+from magic141.errors import UserError
 from magic141.tracking import Tracker
 
 

@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -103,3 +104,19 @@ def test_the_evaluations_of_a_suite_are_counted_as_they_are_made(source: str, tm
     )
     counted = _num_evaluations(generate, config.distill_dmd2, has_ground_truth=source == "shapes")
     assert counted == sum(piece.num_evaluations(work) for piece in pieces)
+
+
+@pytest.mark.parametrize(("batch_size", "measured"), [(16, True), (8, False)])
+def test_memory_is_that_of_an_earlier_run_only_if_that_was_of_the_same_size(batch_size: int, measured: bool) -> None:
+    config = load_config(DEMO, ["distill_dmd2.batch_size=16"])
+    placement = config.distill_dmd2.placement
+    earlier = {
+        "parts": {
+            "config": {"distill_dmd2": {"batch_size": batch_size}, "model": config.model.model_dump(mode="json")}
+        },
+        "summary": {"num_workers": placement.num_workers, "engine": placement.engine, "peak_memory_mb": 7.0 * 2**20},
+    }
+    tracker: Any = SimpleNamespace(records=lambda stage, limit: [earlier])
+    wants = estimate("distill_dmd2", config, tracker)
+    assert wants.measured == measured
+    assert (wants.memory_gb == 7 * 1024 / placement.num_workers) == measured

@@ -17,7 +17,7 @@ from flows.promotion import Decision, promote
 from flows.session import open_session
 from magic141.artifacts import ArtifactRef
 from magic141.config import PipelineConfig, with_overrides
-from magic141.frozen import UserError
+from magic141.errors import UserError
 from magic141.tracking import Tracker
 from tasks import evaluate, generate, publish
 from tasks.stage import Stage, StageCall

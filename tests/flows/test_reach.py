@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from flows.reach import RAY, SERVERS, require_servers, trouble
-from magic141.frozen import UserError
+from magic141.errors import UserError
 
 
 class Health(BaseHTTPRequestHandler):

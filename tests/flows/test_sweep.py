@@ -9,7 +9,7 @@ import pytest
 from flows.grid import members_of
 from flows.resume import CORRECT, RESUME, way_on
 from flows.sweep import MemberOutcome, SweepFailed, SweepOutcome, check_members, check_variant
-from magic141.frozen import UserError
+from magic141.errors import UserError
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 

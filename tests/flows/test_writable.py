@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flows.writable import require_output, require_workspace
-from magic141.frozen import UserError
+from magic141.errors import UserError
 
 
 def test_what_is_there_or_can_be_made_is_accepted_and_nothing_made(tmp_path: Path) -> None:

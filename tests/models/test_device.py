@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from magic141.config import load_config
+from magic141.errors import UserError
 from magic141.export import BUNDLE_FILE, BundleInfo, load_bundle
-from magic141.frozen import UserError
 from magic141.models.device import refuse_days_on_cpu
 from magic141.models.transformer import build_transformer
 from tests.models.tiny import tiny_transformer

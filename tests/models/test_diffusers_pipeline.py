@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from magic141.diffusion.flow import sigma_grid
-from magic141.diffusion.samplers import sample_euler
+from magic141.diffusion.samplers import sample
 from magic141.models.transformer import make_prefix, velocity
 from magic141.models.vae import VideoCodec
 from tests.models.tiny import CHANNELS, tiny_bundle, tiny_checkpoint, tiny_inputs, tiny_transformer, tiny_vae
@@ -73,7 +73,7 @@ def test_diffusers_pipeline_makes_the_same_video(vae: AutoencoderKLHunyuanVideo,
         return velocity(model, x_t, sigma, cond, prefix, w)
 
     with torch.no_grad():
-        ours = sample_euler(predict, start, sigma_grid(NUM_STEPS, SHIFT))
+        ours = sample(predict, start, sigma_grid(NUM_STEPS, SHIFT), "euler", torch.Generator())
     torch.testing.assert_close(ours[:, :, 1:], theirs, atol=1e-4, rtol=1e-4)
 
 

@@ -10,9 +10,9 @@ import torch
 from magic141.artifacts import digest_folder
 from magic141.data.config import EncoderConfig
 from magic141.data.shapes import AXES, COLOURS, DIRECTIONS, SHAPES
-from magic141.frozen import UserError
+from magic141.errors import UserError
 from magic141.models.encoders import Encoders
-from tests.models.tiny import tiny_checkpoint
+from tests.models.tiny import fit_encoders, tiny_checkpoint
 
 CAPTIONS = [
     f"a {colour} {shape} moves {motion}"
@@ -22,7 +22,7 @@ CAPTIONS = [
 
 @pytest.fixture(scope="module")
 def tiny() -> Encoders:
-    return Encoders.fit(CAPTIONS, EncoderConfig(), seed=0)
+    return fit_encoders(CAPTIONS, EncoderConfig(), seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +85,9 @@ def test_remarks_name_what_is_not_understood(tiny: Encoders) -> None:
 
 
 def test_text_is_as_long_as_the_longest_caption_and_its_end() -> None:
-    short = Encoders.fit(["a cat", "one two three four"], EncoderConfig(), 0)
+    short = fit_encoders(["a cat", "one two three four"], EncoderConfig(), 0)
     assert short.encode_text(["a cat"]).tokens.shape[1] == 5
-    cut = Encoders.fit(["one two three four"], EncoderConfig(max_text_tokens=3), 0)
+    cut = fit_encoders(["one two three four"], EncoderConfig(max_text_tokens=3), 0)
     assert cut.encode_text(["one two three four"]).tokens.shape[1] == 3
 
 
@@ -98,7 +98,7 @@ def test_images_differ_and_any_size_is_taken(tiny: Encoders) -> None:
 
 
 def test_without_image_tokens_only_those_are_missing(tiny: Encoders, tmp_path: Path) -> None:
-    Encoders.fit(CAPTIONS, EncoderConfig(image_tokens=False), seed=0).save(tmp_path)
+    fit_encoders(CAPTIONS, EncoderConfig(image_tokens=False), seed=0).save(tmp_path)
     without = Encoders.load(tmp_path)
     assert without.encode_image(random_images(3)).shape == (3, 0, 64)
     assert torch.equal(without.encode_text(CAPTIONS).tokens, tiny.encode_text(CAPTIONS).tokens)
@@ -115,7 +115,7 @@ def test_saved_encoders_load_equal(tiny: Encoders, tmp_path: Path) -> None:
 
 
 def test_the_seed_decides_the_weights(tiny: Encoders) -> None:
-    same, other = (Encoders.fit(CAPTIONS, EncoderConfig(), seed) for seed in (0, 1))
+    same, other = (fit_encoders(CAPTIONS, EncoderConfig(), seed) for seed in (0, 1))
     expected = tiny.encode_text(CAPTIONS[:2]).pooled
     assert torch.equal(same.encode_text(CAPTIONS[:2]).pooled, expected)
     assert not torch.allclose(other.encode_text(CAPTIONS[:2]).pooled, expected)
@@ -123,7 +123,7 @@ def test_the_seed_decides_the_weights(tiny: Encoders) -> None:
 
 def test_checkpoint_text_is_cropped_to_the_prompt(checkpoint: Path, tmp_path: Path) -> None:
     config = EncoderConfig(kind="hunyuan", path=str(checkpoint), max_text_tokens=12)
-    Encoders.fit([], config, seed=0).save(tmp_path)
+    fit_encoders([], config, seed=0).save(tmp_path)
     encoders = Encoders.load(tmp_path)
     text = encoders.encode_text(["a red circle moves left", "a circle"])
     assert text.tokens.shape == (2, 12, 32)
@@ -139,7 +139,7 @@ def test_checkpoint_text_is_cropped_to_the_prompt(checkpoint: Path, tmp_path: Pa
 def test_saved_encoders_of_a_checkpoint_are_links_and_equal_wherever_it_lies(checkpoint: Path, tmp_path: Path) -> None:
     shutil.copytree(checkpoint, tmp_path / "copy")
     for path in (checkpoint, tmp_path / "copy"):
-        Encoders.fit([], EncoderConfig(kind="hunyuan", path=str(path)), 0).save(path / "saved")
+        fit_encoders([], EncoderConfig(kind="hunyuan", path=str(path)), 0).save(path / "saved")
     first, second = checkpoint / "saved", tmp_path / "copy" / "saved"
     assert digest_folder(first) == digest_folder(second)
     assert Encoders.load(first).encode_text(["a circle"]).tokens.shape[2] == 32
@@ -150,7 +150,7 @@ def test_saved_encoders_of_a_checkpoint_are_links_and_equal_wherever_it_lies(che
 
 def test_checkpoint_image_tokens_are_the_projected_features(checkpoint: Path) -> None:
     config = EncoderConfig(kind="hunyuan", path=str(checkpoint), image_token_stride=4)
-    encoders = Encoders.fit([], config, seed=0)
+    encoders = fit_encoders([], config, seed=0)
     images = random_images(2)
     tokens = encoders.encode_image(images)
     parts = encoders.parts
@@ -161,14 +161,14 @@ def test_checkpoint_image_tokens_are_the_projected_features(checkpoint: Path) ->
 
 
 def test_plain_llama_gives_no_image_tokens(checkpoint: Path, tmp_path: Path) -> None:
-    source = Encoders.fit([], EncoderConfig(kind="hunyuan", path=str(checkpoint)), seed=0)
+    source = fit_encoders([], EncoderConfig(kind="hunyuan", path=str(checkpoint)), seed=0)
     source.parts.save(tmp_path)
     source.parts.text_encoder.model.language_model.save_pretrained(tmp_path / "text_encoder")
-    plain = Encoders.fit([], EncoderConfig(kind="hunyuan", path=str(tmp_path)), seed=0)
+    plain = fit_encoders([], EncoderConfig(kind="hunyuan", path=str(tmp_path)), seed=0)
     assert plain.encode_image(random_images(3)).shape == (3, 0, 32)
     torch.testing.assert_close(plain.encode_text(["a circle"]).tokens, source.encode_text(["a circle"]).tokens)
 
 
 def test_checkpoint_folder_is_checked_at_once(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no subfolder text_encoder"):
-        Encoders.fit([], EncoderConfig(kind="hunyuan", path=str(tmp_path)), seed=0)
+        fit_encoders([], EncoderConfig(kind="hunyuan", path=str(tmp_path)), seed=0)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from magic141.frozen import UserError
+from magic141.errors import UserError
 from magic141.models.text_embedding import TextEmbedding
 from magic141.models.transformer import (
     add_guidance_embedding,

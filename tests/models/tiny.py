@@ -71,10 +71,16 @@ def tiny_checkpoint(folder: Path, captions: Sequence[str]) -> Path:
     return folder
 
 
+def fit_encoders(captions: Sequence[str], config: EncoderConfig, seed: int) -> Encoders:
+    """Encoders whose image tokens, if they are of the tiny kind, are calibrated on noise."""
+    noise = torch.randint(0, 256, (64, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    return Encoders.fit(captions, config, seed, noise)
+
+
 def tiny_bundle(checkpoint: Path, folder: Path, num_carried: int = 2) -> Path:
     """A student of 32 x 32 pixels and 13 frames, published with HunyuanVideo's kind of VAE and encoders."""
     data, student, out = (folder / name for name in ("data", "student", "PUBLISHED"))
-    encoders = Encoders.fit([], EncoderConfig(kind="hunyuan", path=str(checkpoint), max_text_tokens=8), 0)
+    encoders = fit_encoders([], EncoderConfig(kind="hunyuan", path=str(checkpoint), max_text_tokens=8), 0)
     encoders.save(data / "encoders")
     VideoCodec(tiny_vae()).save(data / "codec")
     null = encoders.encode_text([""])

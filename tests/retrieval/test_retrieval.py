@@ -12,7 +12,7 @@ import torch
 
 from magic141.artifacts import NullLog
 from magic141.data.rows import Rows
-from magic141.frozen import UserError
+from magic141.errors import UserError
 from magic141.retrieval import clip
 from magic141.retrieval.clip import Captions, ClipEmbedder, Preprocessing, build_clip, contrastive_loss
 from magic141.retrieval.config import ClipConfig, IndexConfig

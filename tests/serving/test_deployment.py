@@ -25,7 +25,7 @@ import yaml
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, ServeDeploySchema, ServeStatus
 
 from flows.serving import parse_settings, require_free, serve
-from magic141.frozen import UserError
+from magic141.errors import UserError
 from magic141.serving import deployment
 from magic141.serving.requests import Video, VideoRequest
 from tests.serving.conftest import free_port, picture
@@ -34,7 +34,7 @@ SERVE = """
 import sys
 from pathlib import Path
 from flows.serving import serve
-serve(Path(sys.argv[1]), sys.argv[2], port=int(sys.argv[3]), settings=["max_queued=1"])
+serve(Path(sys.argv[1]), sys.argv[2], "127.0.0.1", int(sys.argv[3]), settings=["max_queued=1"])
 """
 SERVED = ApplicationStatusOverview(ApplicationStatus.RUNNING, message="", last_deployed_time_s=0.0, deployments={})
 START_SECONDS = 240  # on a machine busy with other work
@@ -76,7 +76,7 @@ def test_more_copies_than_fit_are_refused(published: Path, tmp_path: Path, monke
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     said: list[str] = []
     with pytest.raises(UserError, match=r"num_replicas = 9999: with cpus_per_replica = 1 more than the \d+ CPUs"):
-        serve(tmp_path, str(published), port=free_port(), settings=["num_replicas=9999"], say=said.append)
+        serve(tmp_path, str(published), "127.0.0.1", free_port(), settings=["num_replicas=9999"], say=said.append)
     assert said == []
     assert not ray.is_initialized()
 
@@ -165,13 +165,13 @@ def test_nothing_starts_on_a_taken_port_or_without_a_model(tmp_path: Path) -> No
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(UserError, match=r"cannot listen there \(Address already in use\)"):
-            serve(tmp_path, str(tmp_path), port=taken.getsockname()[1])
+            serve(tmp_path, str(tmp_path), "127.0.0.1", taken.getsockname()[1])
     with pytest.raises(UserError, match="--port 0: expected a port from 1 to 65535"):
         require_free("127.0.0.1", 0)
     with pytest.raises(UserError, match="cannot listen there"):
         require_free("192.0.2.1", free_port())  # an address of nobody
     with pytest.raises(UserError, match=r"not an exported model; expected magic141\.json"):
-        serve(tmp_path, str(tmp_path), port=free_port())
+        serve(tmp_path, str(tmp_path), "127.0.0.1", free_port())
 
 
 def test_the_kubernetes_example_builds_this_application(published: Path) -> None:

@@ -23,7 +23,7 @@ from starlette.testclient import TestClient
 
 from flows.generation import find_model
 from magic141.artifacts import ArtifactRef, digest_folder
-from magic141.frozen import UserError
+from magic141.errors import UserError
 from magic141.tracking import Tracker
 from tasks.publish import STAGE
 from tests.serving.conftest import free_port, picture, publish

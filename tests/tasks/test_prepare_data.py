@@ -9,7 +9,7 @@ import pytest
 
 from magic141.artifacts import ArtifactRef
 from magic141.config import load_config
-from magic141.frozen import UserError
+from magic141.errors import UserError
 from tasks.prepare_data import STAGE
 from tasks.stage import StageContext
 from tests.models.tiny import INFO

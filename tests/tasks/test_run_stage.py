@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from flows.session import Session, closing
+from flows.session import Session
 from magic141.config import PipelineConfig, with_overrides
-from magic141.frozen import UserError
-from magic141.tracking import RunLog, Tracker
+from magic141.errors import UserError
+from magic141.tracking import RunLog, Tracker, closing
 from tasks.console import StageConsole
 from tasks.run_stage import run_stage
 from tasks.stage import Stage, StageCall, StageContext

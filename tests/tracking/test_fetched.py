@@ -9,7 +9,7 @@ import pytest
 
 from flows.generation import find_model
 from magic141.artifacts import ArtifactRef, digest_folder
-from magic141.frozen import UserError
+from magic141.errors import UserError
 from magic141.tracking import Tracker, local_folder
 from magic141.tracking.registry import Registry
 

@@ -6,7 +6,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from magic141.frozen import UserError
+from magic141.errors import UserError
 from magic141.tracking import Tracker
 from tests.tracking.made import make_artifact
 

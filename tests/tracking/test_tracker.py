@@ -11,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from magic141.frozen import UserError
+from magic141.errors import UserError
 from magic141.tracking import Tracker, find_reusable, store_exists
 from magic141.tracking.tracker import tracking_uri
 from tests.tracking.made import make_artifact

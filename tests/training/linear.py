@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from magic141.frozen import UserError
+from magic141.errors import UserError
 from magic141.training.batches import BatchSampler
 from magic141.training.config import PlacementConfig, TrainConfig
 from magic141.training.ema import Ema

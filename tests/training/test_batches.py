@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from magic141.frozen import UserError
+from magic141.errors import UserError
 from magic141.training.batches import BatchSampler
 
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from magic141.artifacts import NullLog
+from magic141.errors import UserError
 from magic141.fingerprint import CodeStamp
-from magic141.frozen import UserError
 from magic141.models.config import TransformerConfig
 from magic141.raysession import ensure_ray
 from magic141.training import ray_launch

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from magic141.artifacts import NullLog
-from magic141.frozen import UserError
+from magic141.errors import UserError
 from magic141.training.checkpoint import (
     CheckpointInfo,
     read_checkpoint,
@@ -70,12 +70,12 @@ def test_killed_before_the_export_is_committed(tmp_path: Path) -> None:
     config = linear_config()
     launch(LinearSpec(config), config, tmp_path, NullLog(), seed=0)
     before = weights(tmp_path)
-    (tmp_path / "export").rename(tmp_path / ".export.123")
+    (tmp_path / "export").rename(tmp_path / ".staging-export-123")
     (tmp_path / "result.json").unlink()
     result = launch(LinearSpec(config, crash_at=0), config, tmp_path, NullLog(), seed=0)
     assert result.resumed_from_step == config.num_steps
     assert torch.equal(before["head.weight"], weights(tmp_path)["head.weight"])
-    assert not (tmp_path / ".export.123").exists()
+    assert not (tmp_path / ".staging-export-123").exists()
 
 
 def test_each_step_is_logged_once_and_loss_falls(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from magic141.diffusion.flow import interpolate, sample_sigma, shift_sigma, velocity_from_x0
-from magic141.diffusion.samplers import randn_like, sample_euler, sample_renoise
+from magic141.diffusion.samplers import randn_like, sample
+from magic141.models.config import Sampler
 from magic141.models.transformer import load_transformer, velocity
 from magic141.training.backward_simulation import Generated
 from magic141.training.cfg_distillation import CfgDistillation, CfgDistillationSpec
@@ -164,7 +165,7 @@ def test_the_discriminator_prefers_real_clips(folders: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("sampler", ["euler", "renoise"])
-def test_the_generator_sees_what_its_sampler_shows_it(folders: Path, tmp_path: Path, sampler: str) -> None:
+def test_the_generator_sees_what_its_sampler_shows_it(folders: Path, tmp_path: Path, sampler: Sampler) -> None:
     dmd2 = build(folders, tmp_path, sampler=sampler)
     batch, w = batch_of(dmd2), Guidance.fixed(dmd2.config, 4)
     seen: list[Tensor] = []
@@ -175,11 +176,7 @@ def test_the_generator_sees_what_its_sampler_shows_it(folders: Path, tmp_path: P
         return velocity(dmd2.generator.module, x_t, sigma, batch.cond, batch.prefix, w.student)
 
     rng = step_generator(0, 1)
-    noise = randn_like(batch.x0, rng)
-    if sampler == "euler":
-        sample_euler(predict, noise, dmd2.chain.sigmas)
-    else:
-        sample_renoise(predict, noise, dmd2.chain.sigmas, rng)
+    sample(predict, randn_like(batch.x0, rng), dmd2.chain.sigmas, sampler, rng)
     for exit_step in range(4):
         state = dmd2.chain.state(batch, w, exit_step, step_generator(0, 1))
         torch.testing.assert_close(state.x_t, seen[exit_step])

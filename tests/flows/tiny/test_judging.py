@@ -11,7 +11,7 @@ from flows.comparison import compare
 from flows.pipeline import pipeline
 from flows.promotion import promote, rollback
 from flows.session import Outcome
-from magic141.frozen import UserError
+from magic141.errors import UserError
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from flows.plan import make_plan
 from flows.session import Outcome
 from flows.unchanged import run_unchanged
 from magic141.config import load_config
-from magic141.frozen import UserError
+from magic141.errors import UserError
 from tests.flows.tiny.stages import ALL, after, broken_at
 
 pytestmark = pytest.mark.slow

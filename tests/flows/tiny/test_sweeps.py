@@ -14,7 +14,7 @@ from flows.pipeline import rerun
 from flows.resume import is_resumable
 from flows.session import Outcome
 from flows.sweep import SweepFailed, sweep
-from magic141.frozen import UserError
+from magic141.errors import UserError
 from tests.flows.conftest import Webhook
 from tests.flows.tiny.stages import after, broken_at
 

@@ -1,0 +1,15 @@
+"""What a mistake of the user's is, and how errors are told in a line."""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """A mistake in the user's input: one line that names the field or file, the value, what was expected, the remedy.
+
+    The command line prints it without a traceback and exits with code 2; it is never retried.
+    """
+
+
+def first_line(text: str, max_chars: int | None = None) -> str:
+    """The first line of an error's text, cut at `max_chars`; empty if it has none."""
+    return next(iter(text.strip().splitlines()), "")[:max_chars]

@@ -1,0 +1,27 @@
+"""Text files of records: JSON lines, and files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+
+def replace_text(file: Path, text: str) -> None:
+    """Writes a file aside and renames it: who reads it meanwhile, or after a kill, finds the old one or the new."""
+    aside = file.with_name(f".{file.name}-{uuid4().hex}")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(file)
+
+
+def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    """A line of JSON per row."""
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def read_json_lines(file: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines."""
+    with file.open(encoding="utf-8") as lines:  # not `splitlines`, which also cuts where a caption has a U+2028
+        return [json.loads(line) for line in lines]

@@ -1,0 +1,26 @@
+"""JSON lines give back what was written, and a text file is never half there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from magic141.text_files import json_lines, read_json_lines, replace_text
+
+
+def test_json_lines_give_back_what_was_written(tmp_path: Path) -> None:
+    rows = [{"caption": "a\nb\u2028c"}, {"caption": None}]
+    for text in (json_lines(rows), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)):
+        (tmp_path / "rows.jsonl").write_text(text, encoding="utf-8")
+        assert read_json_lines(tmp_path / "rows.jsonl") == rows
+
+
+def test_a_text_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "result.json"
+    replace_text(file, "first")
+    monkeypatch.setattr(Path, "replace", lambda self, target: pytest.fail("killed"))
+    with pytest.raises(pytest.fail.Exception, match="killed"):
+        replace_text(file, "second")
+    assert file.read_text() == "first"
