@@ -10,7 +10,7 @@ import yaml
 
 from flows.reach import require_servers
 from magic141.artifacts import ArtifactRef, flatten
-from magic141.config import PipelineConfig, validate, with_overrides
+from magic141.config import PipelineConfig, validate_stored, with_overrides
 from magic141.errors import UserError
 from magic141.tracking import Run, Tracker, open_store
 from tasks import pipeline as stages_of
@@ -51,7 +51,7 @@ def find_origin(workspace: Path, source: str) -> Origin:
 def config_of(run: Run, tracker: Tracker, workspace: Path) -> PipelineConfig:
     """The config that a pipeline run ran with."""
     values = yaml.safe_load(tracker.read_file(run.info.run_id, "config.yaml"))
-    return validate({**values, "workspace": str(workspace)}, f"config.yaml of run {run.info.run_id}")
+    return validate_stored({**values, "workspace": str(workspace)}, f"config.yaml of run {run.info.run_id}")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -96,6 +97,21 @@ def validate(values: Mapping[str, Any], source: str) -> PipelineConfig:
         return PipelineConfig.model_validate(values)
     except ValidationError as error:
         raise UserError(explain(error, PipelineConfig, source)) from None
+
+
+def validate_stored(values: Mapping[str, Any], source: str) -> PipelineConfig:
+    """A config from the record of a run; fields that this version no longer has are left out."""
+    try:
+        return PipelineConfig.model_validate(values)
+    except ValidationError as error:
+        gone = [problem["loc"] for problem in error.errors() if problem["type"] == "extra_forbidden"]
+    kept = copy.deepcopy(dict(values))
+    for *sections, field in gone:
+        holder: Any = kept
+        for section in sections:
+            holder = holder[section]
+        del holder[field]
+    return validate(kept, source)
 
 
 def with_overrides(config: PipelineConfig, overrides: Sequence[str], source: str) -> PipelineConfig:

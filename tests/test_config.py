@@ -14,6 +14,7 @@ from magic141.config import (
     missing_sources,
     to_yaml,
     validate,
+    validate_stored,
     with_overrides,
 )
 from magic141.errors import UserError
@@ -103,6 +104,17 @@ def test_a_mistake_is_one_line(override: str, line: str) -> None:
         load_config(CONFIGS / "demo.yaml", ["model.patch_size=2", override])
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_stored_config_may_have_fields_that_are_gone_since() -> None:
+    config = load_config(CONFIGS / "demo.yaml")
+    stored = config.model_dump(mode="json")
+    stored["distill_dmd2"]["schedule_steps"] = 1000
+    stored["data"]["shapes"]["min_speed"] = 0.8
+    assert validate_stored(stored, "config.yaml of a run") == config
+    stored["seed"] = "none"
+    with pytest.raises(UserError, match="seed = 'none'"):
+        validate_stored(stored, "config.yaml of a run")
 
 
 def test_two_mistakes_are_two_lines() -> None:
