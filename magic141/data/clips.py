@@ -13,12 +13,35 @@ import numpy as np
 
 from magic141.artifacts import source_files
 from magic141.data.config import DataConfig
+from magic141.data.pixels import Frames
 from magic141.data.shapes import ShapeClip, render_clip, sample_clip
 from magic141.data.splits import split_windows
-from magic141.data.video import Frames, count_frames, read_video
+from magic141.data.video import count_frames, read_video
 from magic141.frozen import UserError
 
-VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".gif"})
+VIDEO_SUFFIXES = frozenset(
+    {
+        ".mp4",
+        ".mov",
+        ".m4v",
+        ".3gp",
+        ".3g2",
+        ".mkv",
+        ".webm",
+        ".avi",
+        ".mpg",
+        ".mpeg",
+        ".vob",
+        ".ts",
+        ".mts",
+        ".m2ts",
+        ".wmv",
+        ".asf",
+        ".flv",
+        ".ogv",
+        ".gif",
+    }
+)
 CAPTIONS_FILE = "captions.jsonl"
 MAX_CHUNK_CLIPS = 256
 MAX_ANCHOR_FRAMES = 64  # by which a clip of the endless shapes world may lie behind its anchor: twice around

@@ -34,10 +34,10 @@ from magic141.data.clips import (
 )
 from magic141.data.config import DataConfig
 from magic141.data.dataset import INFO_FILE, NULL_TEXT_FILE, BadFileInfo, ClipDataset, DatasetInfo
+from magic141.data.pixels import Frames
 from magic141.data.shards import ShardWriter
 from magic141.data.sheets import comparison_sheet, contact_sheet
 from magic141.data.splits import SPLITS
-from magic141.data.video import Frames
 from magic141.data.workers import Encode, Probe, Render, parse_clips
 from magic141.fingerprint import CodeStamp
 from magic141.frozen import UserError

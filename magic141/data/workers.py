@@ -10,7 +10,7 @@ from typing import Any
 
 from magic141.data.clips import BadFile, Clip, VideoFile, probe_video, render_anchors, render_chunk
 from magic141.data.config import DataConfig
-from magic141.data.video import Frames
+from magic141.data.pixels import Frames
 from magic141.fingerprint import CodeStamp
 
 Row = dict[str, Any]
