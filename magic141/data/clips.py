@@ -13,10 +13,11 @@ import numpy as np
 
 from magic141.artifacts import source_files
 from magic141.data.config import DataConfig
+from magic141.data.decoding import BadVideo
 from magic141.data.pixels import Frames
 from magic141.data.shapes import ShapeClip, render_clip, sample_clip
 from magic141.data.splits import split_windows
-from magic141.data.video import count_frames, read_video
+from magic141.data.video import measure_video, read_frames
 from magic141.frozen import UserError
 
 VIDEO_SUFFIXES = frozenset(
@@ -43,6 +44,7 @@ VIDEO_SUFFIXES = frozenset(
     }
 )
 CAPTIONS_FILE = "captions.jsonl"
+MAX_REPEATS = 2  # of a frame: drawings often move at 12 fps and are shown at 24; what moves more slowly seems to stop
 MAX_CHUNK_CLIPS = 256
 MAX_ANCHOR_FRAMES = 64  # by which a clip of the endless shapes world may lie behind its anchor: twice around
 MAX_CHUNK_BYTES = 64_000_000  # of pixels that travel between two workers at once
@@ -201,15 +203,21 @@ def _parse_caption(where: str, line: str) -> tuple[str, str]:
 
 
 def probe_video(folder: Path, video: VideoFile, config: DataConfig) -> int | BadFile:
-    """Decodes a video once: its frames at `config.fps`, or why it cannot be used."""
+    """Decodes a video once: its frames at `config.fps`, or why it cannot be used.
+
+    Raises:
+        StorageError: it cannot be read, here and now.
+    """
     try:
-        num_frames = count_frames(folder / video.file, config.fps)
-    except UserError as error:
-        return BadFile(video.file, str(error).split(": ", 1)[-1].split(";")[0])
+        num_frames, num_distinct = measure_video(folder / video.file, config.fps)
+    except BadVideo as error:
+        return BadFile(video.file, error.reason)
+    rate = f"at data.fps = {config.fps:g}"
     if num_frames < config.num_frames:
-        return BadFile(
-            video.file, f"too short: {num_frames} frames at {config.fps:g} fps, data.num_frames = {config.num_frames}"
-        )
+        return BadFile(video.file, f"too short: {num_frames} frames {rate}, data.num_frames = {config.num_frames}")
+    if num_frames > MAX_REPEATS * (num_distinct + 1):
+        repeats = f"each of its {num_distinct} frames would be shown {num_frames / num_distinct:.1f} times {rate}"
+        return BadFile(video.file, f"too slow: {repeats}, expected at most {MAX_REPEATS}; lower data.fps")
     return num_frames
 
 
@@ -240,20 +248,24 @@ def _slices(group: Sequence[Clip], size: int) -> Iterator[list[Clip]]:
 
 
 def render_chunk(chunk: Sequence[Clip], config: DataConfig) -> Frames:
-    """The pixels of a chunk, uint8 [N, F, H, W, 3]."""
+    """The pixels of a chunk, uint8 [N, F, H, W, 3]; of a video only the chunk's frames are kept, however far apart.
+
+    Raises:
+        BadVideo: it cannot be decoded.
+        StorageError: it cannot be read, here and now.
+    """
     length, height, width = config.num_frames, config.height, config.width
     if config.path is None or chunk[0].truth is not None:
         truths: Iterator[Mapping[str, Any]] = (clip.truth or {} for clip in chunk)
         return np.stack([render_clip(ShapeClip.from_dict(dict(truth)), length, height, width) for truth in truths])
-    first = chunk[0].start_frame
     path = config.path / chunk[0].source
-    frames = read_video(path, config.fps, (height, width), first, chunk[-1].start_frame - first + length)
-    windows = [frames[clip.start_frame - first : clip.start_frame - first + length] for clip in chunk]
-    if len(windows[-1]) < length:
-        raise UserError(
-            f"video {path}: ended early at frame {first + len(frames)}; it changed while it was read; try again"
-        )
-    return np.stack(windows)
+    windows = [range(clip.start_frame, clip.start_frame + length) for clip in chunk]
+    wanted = sorted({frame for window in windows for frame in window})
+    frames = read_frames(path, config.fps, (height, width), wanted)
+    if len(frames) < len(wanted):
+        raise BadVideo(path, f"ended early at frame {wanted[len(frames)]}: it changed while it was read")
+    places = {frame: place for place, frame in enumerate(wanted)}
+    return np.stack([frames[places[window[0]] : places[window[0]] + length] for window in windows])
 
 
 def render_anchors(chunk: Sequence[Clip], config: DataConfig) -> Frames:
@@ -262,5 +274,5 @@ def render_anchors(chunk: Sequence[Clip], config: DataConfig) -> Frames:
     if config.path is None or chunk[0].truth is not None:
         shapes = ((ShapeClip.from_dict(dict(clip.truth or {})), clip.anchor_frame) for clip in chunk)
         return np.concatenate([render_clip(shape, 1, height, width, first) for shape, first in shapes])
-    first = read_video(config.path / chunk[0].source, config.fps, (height, width), 0, 1)
+    first = read_frames(config.path / chunk[0].source, config.fps, (height, width), [0])
     return np.repeat(first, len(chunk), axis=0)

@@ -19,9 +19,11 @@ from magic141.data.clips import (
     sample_shapes,
 )
 from magic141.data.config import DataConfig
+from magic141.data.decoding import BadVideo, StorageError
 from magic141.data.shapes import ShapeClip, render_clip
 from magic141.data.video import write_video
 from magic141.frozen import UserError
+from tests.data.made import encode, numbered, numbers_of
 
 
 def add_video(folder: Path, name: str, num_frames: int = 20, seed: int = 0) -> None:
@@ -118,10 +120,52 @@ def test_probe_names_broken_and_short_files(tmp_path: Path) -> None:
     (tmp_path / "broken.mp4").write_bytes(b"\0" * 999)
     assert probe_video(tmp_path, VideoFile("good.mp4", "x"), config) == 20
     short = probe_video(tmp_path, VideoFile("short.mp4", "x"), config)
-    assert short == BadFile("short.mp4", "too short: 12 frames at 8 fps, data.num_frames = 13")
+    assert short == BadFile("short.mp4", "too short: 12 frames at data.fps = 8, data.num_frames = 13")
     broken = probe_video(tmp_path, VideoFile("broken.mp4", "x"), config)
     assert isinstance(broken, BadFile)
     assert broken.reason.startswith("cannot be decoded")
+
+
+def test_slow_videos_would_be_still_pictures(tmp_path: Path) -> None:
+    """Half of data.fps is still taken: drawings move like that."""
+    for fps in (4, 2, 1):
+        encode(tmp_path / f"{fps}.mp4", numbered(20), fps)
+    config = DataConfig(source="folder", path=tmp_path)
+    probed = {fps: probe_video(tmp_path, VideoFile(f"{fps}.mp4", "x"), config) for fps in (4, 2, 1)}
+    assert probed[4] == 40
+    assert probed[2] == BadFile(
+        "2.mp4",
+        "too slow: each of its 20 frames would be shown 4.0 times at data.fps = 8, expected at most 2; lower data.fps",
+    )
+    assert isinstance(probed[1], BadFile)
+
+
+def test_probe_refuses_pictures_that_cannot_be_shown_as_meant(tmp_path: Path) -> None:
+    encode(tmp_path / "thin.mp4", np.zeros((20, 16, 96, 3), np.uint8), 8)
+    curve = {"x264-params": "colorprim=bt2020:transfer=smpte2084:colormatrix=bt2020nc"}
+    encode(tmp_path / "hdr.mp4", numbered(20), 8, options=curve)
+    config = DataConfig(source="folder", path=tmp_path)
+    assert probe_video(tmp_path, VideoFile("thin.mp4", "x"), config) == BadFile(
+        "thin.mp4", "a picture of 96x16 pixels, expected sides of at most 4:1"
+    )
+    hdr = probe_video(tmp_path, VideoFile("hdr.mp4", "x"), config)
+    assert isinstance(hdr, BadFile)
+    assert hdr.reason.startswith("high dynamic range (PQ), expected a standard one")
+
+
+def test_storage_that_fails_makes_no_bad_file(tmp_path: Path) -> None:
+    config = DataConfig(source="folder", path=tmp_path)
+    with pytest.raises(StorageError, match=r"gone\.mp4: machine \S+ cannot read it"):
+        probe_video(tmp_path, VideoFile("gone.mp4", "x"), config)
+
+
+def test_windows_far_apart_are_rendered_without_what_lies_between(tmp_path: Path) -> None:
+    encode(tmp_path / "a.mp4", numbered(90, 32, 32), 8)
+    config = DataConfig(source="folder", path=tmp_path)
+    frames = render_chunk([Clip("train", "a.mp4", start, "x") for start in (0, 4, 70)], config)
+    assert [numbers_of(window) for window in frames] == [list(range(n, n + 13)) for n in (0, 4, 70)]
+    with pytest.raises(BadVideo, match="ended early at frame 90"):
+        render_chunk([Clip("train", "a.mp4", 80, "x")], config)
 
 
 def test_windows_render_as_cut(tmp_path: Path) -> None:
