@@ -8,6 +8,7 @@ from pathlib import Path
 from magic141.artifacts import ArtifactRef, digest_source
 from magic141.config import PipelineConfig
 from magic141.config_checks import TRAINING_SECTIONS, oversized_batches
+from magic141.data.listing import corpus_files
 from magic141.frozen import UserError
 from tasks.stage import Stage, StageCall, StageContext
 
@@ -21,11 +22,13 @@ def _run(call: StageCall) -> None:
 def _sources(config: PipelineConfig) -> Mapping[str, str]:
     data = config.data
     paths = {
-        "data.path": data.path if data.source == "folder" else None,
         "data.codec.path": data.codec.path if data.codec.kind == "hunyuan" else None,
         "data.encoder.path": data.encoder.path if data.encoder.kind == "hunyuan" else None,
     }
-    return {name: digest_source(Path(path)) for name, path in paths.items() if path is not None}
+    sources = {name: digest_source(Path(path)) for name, path in paths.items() if path is not None}
+    if data.source == "folder" and data.path is not None:
+        sources["data.path"] = digest_source(data.path, corpus_files)
+    return sources
 
 
 def _require_batches(context: StageContext, ref: ArtifactRef) -> None:

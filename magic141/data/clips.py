@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -11,39 +10,14 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from magic141.artifacts import source_files
 from magic141.data.config import DataConfig
 from magic141.data.decoding import BadVideo
+from magic141.data.listing import BadFile, VideoFile
 from magic141.data.pixels import Frames
 from magic141.data.shapes import ShapeClip, render_clip, sample_clip
 from magic141.data.splits import split_windows
 from magic141.data.video import measure_video, read_frames
-from magic141.frozen import UserError
 
-VIDEO_SUFFIXES = frozenset(
-    {
-        ".mp4",
-        ".mov",
-        ".m4v",
-        ".3gp",
-        ".3g2",
-        ".mkv",
-        ".webm",
-        ".avi",
-        ".mpg",
-        ".mpeg",
-        ".vob",
-        ".ts",
-        ".mts",
-        ".m2ts",
-        ".wmv",
-        ".asf",
-        ".flv",
-        ".ogv",
-        ".gif",
-    }
-)
-CAPTIONS_FILE = "captions.jsonl"
 MAX_REPEATS = 2  # of a frame: drawings often move at 12 fps and are shown at 24; what moves more slowly seems to stop
 MAX_CHUNK_CLIPS = 256
 MAX_ANCHOR_FRAMES = 64  # by which a clip of the endless shapes world may lie behind its anchor: twice around
@@ -75,27 +49,6 @@ class Clip:
         return cls(**values)
 
 
-class BadFile(NamedTuple):
-    """A file that cannot be used, and why."""
-
-    file: str
-    reason: str
-
-
-class VideoFile(NamedTuple):
-    """A video and its caption."""
-
-    file: str  # relative to the folder, with forward slashes
-    caption: str
-
-
-class Listing(NamedTuple):
-    """Usable videos and the others."""
-
-    videos: list[VideoFile]
-    bad_files: list[BadFile]
-
-
 class Windows(NamedTuple):
     """Clips cut from videos, and remarks for the log."""
 
@@ -117,89 +70,6 @@ def sample_shapes(config: DataConfig, seed: int) -> list[Clip]:
             for clip, anchor in zip(drawn, anchors, strict=True)
         ]
     return clips
-
-
-def list_videos(folder: Path) -> Listing:
-    """Finds the videos of a folder and their captions, from captions.jsonl or a .txt beside each video.
-
-    Raises:
-        UserError: for a missing folder, one without videos, or a captions.jsonl that cannot be understood.
-    """
-    if not folder.is_dir():
-        what = "not a folder" if folder.exists() else "no such folder"
-        raise UserError(f"data.path = {folder}: {what}; expected a folder of videos with {CAPTIONS_FILE}")
-    listed = source_files(folder)
-    files = [path for path in listed if path.suffix.lower() in VIDEO_SUFFIXES]
-    texts = {path.with_suffix(""): path for path in listed if path.suffix.lower() == ".txt"}
-    captions = _read_captions(folder)
-    if not files and not captions:
-        known = " ".join(sorted(VIDEO_SUFFIXES))
-        raise UserError(f"data.path = {folder}: no videos in it; expected files that end in one of {known}")
-    videos, bad = [], []
-    for path in files:
-        name, text = path.relative_to(folder).as_posix(), texts.get(path.with_suffix(""))
-        caption = captions[name] if name in captions else _read_utf8(text) if text else None
-        if caption is None:
-            missing = f"no caption: neither in {CAPTIONS_FILE} nor in {path.stem}.txt"
-            bad.append(BadFile(name, f"{text.name} is not UTF-8, the encoding expected" if text else missing))
-        elif not caption.strip():
-            bad.append(BadFile(name, "empty caption"))
-        else:
-            videos.append(VideoFile(name, " ".join(caption.split())))
-    found = {path.relative_to(folder).as_posix() for path in files}
-    lost = sorted(set(captions) - found)
-    bad += [BadFile(name, f"named in {CAPTIONS_FILE}, but there is no such video") for name in lost]
-    return Listing(videos, bad)
-
-
-def _read_utf8(path: Path) -> str | None:
-    """A text, without the mark that some editors put first; None if it is in another encoding."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        return None
-    return None if "\0" in text else text  # UTF-16 without a mark passes as UTF-8 with zeros in between
-
-
-def _read_captions(folder: Path) -> dict[str, str]:
-    """Reads captions.jsonl as {file inside the folder: caption}; empty when there is none."""
-    path = folder / CAPTIONS_FILE
-    if not path.is_file():
-        return {}
-    text = _read_utf8(path)
-    if text is None:
-        raise UserError(f"{path}: not UTF-8, the encoding expected; save it as UTF-8")
-    captions: dict[str, str] = {}
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        named, caption = _parse_caption(f"{path}, line {number}", line)
-        file = _inside(folder, Path(named))
-        if file in captions:
-            raise UserError(f"{path}, line {number}: file {file!r} is named a second time; keep one of the two lines")
-        captions[file] = caption
-    return captions
-
-
-def _inside(folder: Path, file: Path) -> str:
-    """The name that `list_videos` gives a file; one with its whole path may have been reached through a link."""
-    ways = (file, file.resolve()) if file.is_absolute() else ()
-    root = folder.resolve()
-    return next((way.relative_to(root).as_posix() for way in ways if way.is_relative_to(root)), file.as_posix())
-
-
-def _parse_caption(where: str, line: str) -> tuple[str, str]:
-    expected = 'expected {"file": "a.mp4", "caption": "..."}; correct the line'
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: {line[:60]!r} is not JSON ({error.msg}); {expected}") from error
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: {line[:60]!r} is not a JSON object; {expected}")
-    for field in ("file", "caption"):
-        if not isinstance(row.get(field), str):
-            raise UserError(f"{where}: field {field!r} is {row.get(field)!r}; {expected}")
-    return row["file"], row["caption"]
 
 
 def probe_video(folder: Path, video: VideoFile, config: DataConfig) -> int | BadFile:

@@ -80,8 +80,8 @@ class ClipDataset:
             folder: of `prepare_data`.
             split: which clips.
         """
-        lines = _existing(folder / MANIFEST_FILE).read_text().splitlines()
-        rows = [row for row in map(json.loads, lines) if row["split"] == split]
+        lines = _existing(folder / MANIFEST_FILE).read_text(encoding="utf-8").split("\n")  # they may have others within
+        rows = [row for row in map(json.loads, filter(None, lines)) if row["split"] == split]
         if not rows:
             raise UserError(f"data set {folder}: no clips of split {split!r}; expected train, validation or heldout")
         # load_file maps a file: nothing is read yet, and what is read lies in the page cache, once for all workers

@@ -23,12 +23,8 @@ from safetensors.torch import load, save_file
 
 from magic141.artifacts import StageLog, digest_folder
 from magic141.data.clips import (
-    BadFile,
     Clip,
-    Listing,
-    VideoFile,
     cut_windows,
-    list_videos,
     make_chunks,
     render_chunk,
     sample_shapes,
@@ -36,6 +32,7 @@ from magic141.data.clips import (
 from magic141.data.config import DataConfig
 from magic141.data.dataset import INFO_FILE, NULL_TEXT_FILE, BadFileInfo, ClipDataset, DatasetInfo
 from magic141.data.decoding import BadVideo, StorageError
+from magic141.data.listing import BadFile, Listing, VideoFile, list_videos
 from magic141.data.pixels import Frames
 from magic141.data.shards import ShardWriter
 from magic141.data.sheets import comparison_sheet, contact_sheet
@@ -122,6 +119,8 @@ def _probe(folder: Path, videos: Sequence[VideoFile], config: DataConfig, log: S
 
 def _handle_bad_files(bad: Sequence[BadFile], config: DataConfig, log: StageLog) -> None:
     if bad and config.on_bad_file == "fail":
+        for file, reason in bad if len(bad) > 1 else ():  # all at once: they need not be found one run after another
+            log.note(f"cannot use {file}: {reason}")
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
         raise UserError(
             f"data.path = {config.path}: {bad[0].file}: {bad[0].reason}{more}; repair or remove it, "

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from magic141.data.clips import BadFile, Clip, VideoFile, probe_video, render_anchors, render_chunk
+from magic141.data.clips import Clip, probe_video, render_anchors, render_chunk
 from magic141.data.config import DataConfig
 from magic141.data.decoding import BadVideo, storage_error
+from magic141.data.listing import BadFile, VideoFile
 from magic141.data.pixels import Frames
 from magic141.fingerprint import CodeStamp
 

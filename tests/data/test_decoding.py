@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from magic141.data import decoding
-from magic141.data.clips import VIDEO_SUFFIXES
 from magic141.data.decoding import BadVideo, StorageError
+from magic141.data.listing import VIDEO_SUFFIXES
 from magic141.data.video import count_frames, read_frames, read_video
 from tests.data.made import encode, numbered, numbers_of
 

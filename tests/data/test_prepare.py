@@ -11,10 +11,11 @@ import torch
 
 from magic141.artifacts import NullLog, digest_folder
 from magic141.data import prepare
-from magic141.data.clips import Clip, list_videos
+from magic141.data.clips import Clip
 from magic141.data.config import DataConfig
 from magic141.data.dataset import ClipDataset, load_info, load_null_text
 from magic141.data.decoding import BadVideo, StorageError
+from magic141.data.listing import list_videos
 from magic141.data.prepare import prepare_dataset
 from magic141.data.shapes import ShapeClip, render_clip
 from magic141.data.video import write_video
