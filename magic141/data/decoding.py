@@ -120,18 +120,10 @@ class Track(NamedTuple):
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Video]:
-    """The open video; what goes wrong with it inside is raised as `BadVideo` or, if it cannot be read, `StorageError`.
-
-    It is decoded in one thread: many files are read at once, each on the one processor that its task was given.
-    """
+def blaming(path: Path) -> Iterator[None]:
+    """Raises what goes wrong with a video inside as `BadVideo` or, if it cannot be read, as `StorageError`."""
     try:
-        with path.open("rb") as file, av.open(file) as container:
-            if not container.streams.video:
-                raise Unusable("has no video stream, expected a video file")
-            stream = container.streams.video[0]
-            stream.codec_context.thread_count = 1
-            yield Video(container, stream)
+        yield
     except Unusable as error:
         raise BadVideo(path, str(error)) from None
     except UserError:
@@ -142,6 +134,20 @@ def opened(path: Path) -> Iterator[Video]:
         if error.errno == errno.EINVAL:  # a damaged file sends the reader before its first byte
             raise BadVideo(path, "cannot be decoded (it refers to places outside of it)") from error
         raise storage_error(f"video {path}", error) from error
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Video]:
+    """The open video; what goes wrong with it inside is told apart as `blaming` does.
+
+    It is decoded in one thread: many files are read at once, each on the one processor that its task was given.
+    """
+    with blaming(path), path.open("rb") as file, av.open(file) as container:
+        if not container.streams.video:
+            raise Unusable("has no video stream, expected a video file")
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        yield Video(container, stream)
 
 
 def storage_error(what: str, error: OSError) -> StorageError:
@@ -199,9 +205,13 @@ def _track_of(path: Path) -> Track:
 
 def _sought(video: Video, track: Track, time: float) -> Iterator[VideoFrame]:
     """Frames from the key frame before `time` on, if the file has an index of them."""
-    if _is_of(video, _EXACT_INDEX) and video.stream.time_base:
+    if not _is_of(video, _EXACT_INDEX) or not video.stream.time_base:
+        return
+    try:
         video.container.seek(int((track.origin + time) / video.stream.time_base), stream=video.stream)
-        yield from video.container.decode(video.stream)
+    except av.error.FFmpegError:  # the index is broken
+        return
+    yield from video.container.decode(video.stream)
 
 
 def _skimmed(video: Video, track: Track, time: float) -> Iterator[VideoFrame]:

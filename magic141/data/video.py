@@ -14,7 +14,7 @@ import numpy as np
 from av.video.frame import VideoFrame
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from magic141.data.decoding import Track, opened, pixel_aspect, timed_frames
+from magic141.data.decoding import Track, blaming, opened, pixel_aspect, timed_frames
 from magic141.data.pixels import Frames, check_picture, to_rgb
 from magic141.frozen import UserError
 
@@ -77,7 +77,7 @@ def read_video(
         uint8 [F, H, W, 3]; fewer than `count` frames when the video ends early.
     """
     stop = None if count is None else first + count
-    return _stacked(_indexed_frames(path, fps, first, stop), size)
+    return _stacked(path, _indexed_frames(path, fps, first, stop), size)
 
 
 def read_frames(path: Path, fps: float, size: tuple[int, int], wanted: Collection[int]) -> Frames:
@@ -94,7 +94,7 @@ def read_frames(path: Path, fps: float, size: tuple[int, int], wanted: Collectio
     """
     chosen = set(wanted)
     shown = _indexed_frames(path, fps, min(chosen), max(chosen) + 1)
-    return _stacked((item for item in shown if item.place in chosen), size)
+    return _stacked(path, (item for item in shown if item.place in chosen), size)
 
 
 def write_video(path: Path, frames: Frames, fps: float, zoom: int = 1, crf: int = 12) -> None:
@@ -151,12 +151,15 @@ def fit_image(image: Frames, height: int, width: int) -> Frames:
     return np.asarray(fitted)
 
 
-def _stacked(shown: Iterable[_Shown], size: tuple[int, int] | None) -> Frames:
+def _stacked(path: Path, shown: Iterable[_Shown], size: tuple[int, int] | None) -> Frames:
     """uint8 [F, H, W, 3]; a frame that is shown several times in a row is converted once."""
     frames: list[Frames] = []
     last: VideoFrame | None = None
     for _, frame, aspect in shown:
-        frames.append(frames[-1] if frame is last else to_rgb(frame, size, aspect))
+        if frame is not last:
+            with blaming(path):
+                pixels = to_rgb(frame, size, aspect)
+        frames.append(pixels)
         last = frame
     return np.stack(frames) if frames else np.zeros((0, *(size or (0, 0)), 3), np.uint8)
 

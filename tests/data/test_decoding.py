@@ -99,6 +99,18 @@ def test_a_damaged_file_is_its_own_fault_and_the_error_travels(tmp_path: Path) -
     assert again.reason.startswith("cannot be decoded (")
 
 
+def test_frames_that_cannot_be_scaled_are_their_file_s_fault(tmp_path: Path) -> None:
+    encode(tmp_path / "a.mp4", np.zeros((2, 2, 3000, 3), np.uint8))
+    with pytest.raises(BadVideo, match=r"a\.mp4: cannot be decoded \(Invalid argument\)"):
+        read_video(tmp_path / "a.mp4", 24.0, (544, 960))
+
+
+def test_an_index_that_is_broken_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode(tmp_path / "a.mkv", numbered(60))
+    monkeypatch.setattr(decoding, "_sought", lambda *_: iter(()))
+    assert numbers_of(read_video(tmp_path / "a.mkv", 24.0, None, 30, 9)) == list(range(30, 39))
+
+
 def test_missing_files_and_too_many_open_ones_are_no_faults_of_a_video(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"video .*gone\.mp4: machine \S+ cannot read it \(No such file"):
         count_frames(tmp_path / "gone.mp4", 24.0)
