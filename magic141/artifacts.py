@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 CHUNK_BYTES = 1 << 20
+FileSelection = Callable[[Path, list[Path]], list[Path]]  # of the files in a folder
 SMALL_SOURCE_BYTES = 256 << 20
 MISSING = "missing"
 
@@ -154,14 +155,20 @@ def digest_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def digest_source(path: Path) -> str:
+def digest_source(path: Path, select: FileSelection | None = None) -> str:
     """Digest of a file or folder that the user owns: its content when small, else names, sizes and times.
 
     A path that does not exist digests to 'missing', so that a plan can be made before the data is there.
+
+    Args:
+        path: the file or folder.
+        select: those of a folder's files that count, given the folder and all of them.
     """
     if not path.exists():
         return MISSING
     files = [path] if path.is_file() else source_files(path)
+    if select is not None and path.is_dir():
+        files = select(path, files)
     if sum(file.stat().st_size for file in files) <= SMALL_SOURCE_BYTES:
         return digest_file(path) if path.is_file() else _digest_files(path, files)
     stats = [(file.relative_to(path).as_posix(), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
@@ -190,8 +197,8 @@ def source_files(folder: Path) -> list[Path]:
 
 
 def sha256_text(text: str) -> str:
-    """sha256 of a text."""
-    return hashlib.sha256(text.encode()).hexdigest()
+    """sha256 of a text; names of files that are not UTF-8 count by their bytes."""
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
 def _digest_files(folder: Path, files: Iterable[Path], record: Path | None = None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from pydantic.fields import FieldInfo
 
 BY_CONTENT = "(by its content)"
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # Path has made one slash of two; two letters: no drive
 
 
 class FrozenConfig(BaseModel):
@@ -41,6 +43,8 @@ class FrozenConfig(BaseModel):
         """A source's path is absolute, so that workers and later processes in other folders find the same."""
         name = str(info.field_name)
         is_path = _in_key(cls.model_fields[name]) == BY_CONTENT and isinstance(value, str | Path)
+        if is_path and _URL.match(str(value)):  # it would become a folder `s3:` of the current one
+            raise ValueError("an address, expected a path on this machine; mount it or copy it here")
         return os.path.abspath(os.path.expanduser(value)) if is_path else value
 
 

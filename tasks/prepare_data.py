@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from magic141.artifacts import ArtifactRef
 from magic141.config_checks import TRAINING_SECTIONS, oversized_batches
+from magic141.data.listing import corpus_files
 from magic141.errors import UserError
 from tasks.stage import Stage, StageCall, StageContext, sources_in
 
@@ -35,7 +36,7 @@ STAGE = Stage(
     name="prepare_data",
     modules=("magic141.data.prepare",),
     settings=lambda config: {"data": config.data},
-    sources=sources_in("data"),
+    sources=sources_in("data", {"data.path": corpus_files}),
     run=_run,
     on_ready=_require_batches,
 )

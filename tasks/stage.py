@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from magic141.artifacts import ArtifactRef, StageKey, StageLog, digest_source
+from magic141.artifacts import ArtifactRef, FileSelection, StageKey, StageLog, digest_source
 from magic141.config import PipelineConfig, named_sources
 from magic141.errors import UserError
 from magic141.fingerprint import NUM_NAMED, edited_modules, fingerprint_modules, module_digests
@@ -67,12 +67,18 @@ Settings = Mapping[str, BaseModel | str | float | int | None]
 Sources = Callable[[PipelineConfig], Mapping[str, str]]
 
 
-def sources_in(section: str) -> Sources:
-    """Field -> digest, for the files and folders of the user's that a section of the config has in use."""
+def sources_in(section: str, select: Mapping[str, FileSelection] | None = None) -> Sources:
+    """Field -> digest, for the files and folders of the user's that a section of the config has in use.
+
+    Args:
+        section: of the config.
+        select: field -> which of its folder's files count; all of them without.
+    """
 
     def digests(config: PipelineConfig) -> Mapping[str, str]:
         named = named_sources(config).items()
-        return {field: digest_source(path) for field, path in named if field.startswith(f"{section}.")}
+        which = select or {}
+        return {f: digest_source(path, which.get(f)) for f, path in named if f.startswith(f"{section}.")}
 
     return digests
 

@@ -154,6 +154,17 @@ def test_missing_clip_weights_are_reported_before_work(tmp_path: Path) -> None:
     assert [*missing_sources(config), *missing_sources(tag)] == []
 
 
+@pytest.mark.parametrize("field", ["data.path", "data.codec.path", "pretrain_t2v.base"])
+@pytest.mark.parametrize("address", ["s3://bucket/videos", "https://host/a.tar", "gs:/bucket"])
+def test_addresses_are_no_paths(field: str, address: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(CONFIGS / "demo.yaml", [f"{field}={address}"])
+    assert str(caught.value).startswith(
+        f"{field} = '{address}': an address, expected a path on this machine; mount it or copy it here"
+    )
+    assert "\n" not in str(caught.value)
+
+
 def test_paths_are_absolute_and_a_tilde_is_the_home_folder_for_everything_after_the_config(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -11,15 +10,15 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from magic141.artifacts import source_files
 from magic141.data.config import DataConfig
+from magic141.data.decoding import BadVideo
+from magic141.data.listing import BadFile, VideoFile
+from magic141.data.pixels import Frames
 from magic141.data.shapes import ShapeClip, render_clip, sample_clip
 from magic141.data.splits import split_windows
-from magic141.data.video import Frames, count_frames, read_video
-from magic141.errors import UserError
+from magic141.data.video import measure_video, read_frames
 
-VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".gif"})
-CAPTIONS_FILE = "captions.jsonl"
+MAX_REPEATS = 2  # of a frame: drawings often move at 12 fps and are shown at 24; what moves more slowly seems to stop
 MAX_CHUNK_CLIPS = 256
 MAX_ANCHOR_FRAMES = 64  # by which a clip of the endless shapes world may lie behind its anchor: twice around
 MAX_CHUNK_BYTES = 64_000_000  # of pixels that travel between two workers at once
@@ -50,27 +49,6 @@ class Clip:
         return cls(**values)
 
 
-class BadFile(NamedTuple):
-    """A file that cannot be used, and why."""
-
-    file: str
-    reason: str
-
-
-class VideoFile(NamedTuple):
-    """A video and its caption."""
-
-    file: str  # relative to the folder, with forward slashes
-    caption: str
-
-
-class Listing(NamedTuple):
-    """Usable videos and the others."""
-
-    videos: list[VideoFile]
-    bad_files: list[BadFile]
-
-
 class Windows(NamedTuple):
     """Clips cut from videos, and remarks for the log."""
 
@@ -94,99 +72,22 @@ def sample_shapes(config: DataConfig, seed: int) -> list[Clip]:
     return clips
 
 
-def list_videos(folder: Path) -> Listing:
-    """Finds the videos of a folder and their captions, from captions.jsonl or a .txt beside each video.
+def probe_video(folder: Path, video: VideoFile, config: DataConfig) -> int | BadFile:
+    """Decodes a video once: its frames at `config.fps`, or why it cannot be used.
 
     Raises:
-        UserError: for a missing folder, one without videos, or a captions.jsonl that cannot be understood.
+        StorageError: it cannot be read, here and now.
     """
-    if not folder.is_dir():
-        what = "not a folder" if folder.exists() else "no such folder"
-        raise UserError(f"data.path = {folder}: {what}; expected a folder of videos with {CAPTIONS_FILE}")
-    listed = source_files(folder)
-    files = [path for path in listed if path.suffix.lower() in VIDEO_SUFFIXES]
-    texts = {path.with_suffix(""): path for path in listed if path.suffix.lower() == ".txt"}
-    captions = _read_captions(folder)
-    if not files and not captions:
-        known = " ".join(sorted(VIDEO_SUFFIXES))
-        raise UserError(f"data.path = {folder}: no videos in it; expected files that end in one of {known}")
-    videos, bad = [], []
-    for path in files:
-        name, text = path.relative_to(folder).as_posix(), texts.get(path.with_suffix(""))
-        caption = captions[name] if name in captions else _read_utf8(text) if text else None
-        if caption is None:
-            missing = f"no caption: neither in {CAPTIONS_FILE} nor in {path.stem}.txt"
-            bad.append(BadFile(name, f"{text.name} is not UTF-8, the encoding expected" if text else missing))
-        elif not caption.strip():
-            bad.append(BadFile(name, "empty caption"))
-        else:
-            videos.append(VideoFile(name, " ".join(caption.split())))
-    found = {path.relative_to(folder).as_posix() for path in files}
-    lost = sorted(set(captions) - found)
-    bad += [BadFile(name, f"named in {CAPTIONS_FILE}, but there is no such video") for name in lost]
-    return Listing(videos, bad)
-
-
-def _read_utf8(path: Path) -> str | None:
-    """A text, without the mark that some editors put first; None if it is in another encoding."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        return None
-    return None if "\0" in text else text  # UTF-16 without a mark passes as UTF-8 with zeros in between
-
-
-def _read_captions(folder: Path) -> dict[str, str]:
-    """Reads captions.jsonl as {file inside the folder: caption}; empty when there is none."""
-    path = folder / CAPTIONS_FILE
-    if not path.is_file():
-        return {}
-    text = _read_utf8(path)
-    if text is None:
-        raise UserError(f"{path}: not UTF-8, the encoding expected; save it as UTF-8")
-    captions: dict[str, str] = {}
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        named, caption = _parse_caption(f"{path}, line {number}", line)
-        file = _inside(folder, Path(named))
-        if file in captions:
-            raise UserError(f"{path}, line {number}: file {file!r} is named a second time; keep one of the two lines")
-        captions[file] = caption
-    return captions
-
-
-def _inside(folder: Path, file: Path) -> str:
-    """The name that `list_videos` gives a file; one with its whole path may have been reached through a link."""
-    ways = (file, file.resolve()) if file.is_absolute() else ()
-    root = folder.resolve()
-    return next((way.relative_to(root).as_posix() for way in ways if way.is_relative_to(root)), file.as_posix())
-
-
-def _parse_caption(where: str, line: str) -> tuple[str, str]:
-    expected = 'expected {"file": "a.mp4", "caption": "..."}; correct the line'
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: {line[:60]!r} is not JSON ({error.msg}); {expected}") from error
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: {line[:60]!r} is not a JSON object; {expected}")
-    for field in ("file", "caption"):
-        if not isinstance(row.get(field), str):
-            raise UserError(f"{where}: field {field!r} is {row.get(field)!r}; {expected}")
-    return row["file"], row["caption"]
-
-
-def probe_video(folder: Path, video: VideoFile, config: DataConfig) -> int | BadFile:
-    """Decodes a video once: its frames at `config.fps`, or why it cannot be used."""
-    try:
-        num_frames = count_frames(folder / video.file, config.fps)
-    except UserError as error:
-        return BadFile(video.file, str(error).split(": ", 1)[-1].split(";")[0])
+        num_frames, num_distinct = measure_video(folder / video.file, config.fps)
+    except BadVideo as error:
+        return BadFile(video.file, error.reason)
+    rate = f"at data.fps = {config.fps:g}"
     if num_frames < config.num_frames:
-        return BadFile(
-            video.file, f"too short: {num_frames} frames at {config.fps:g} fps, data.num_frames = {config.num_frames}"
-        )
+        return BadFile(video.file, f"too short: {num_frames} frames {rate}, data.num_frames = {config.num_frames}")
+    if num_frames > MAX_REPEATS * (num_distinct + 1):
+        repeats = f"each of its {num_distinct} frames would be shown {num_frames / num_distinct:.1f} times {rate}"
+        return BadFile(video.file, f"too slow: {repeats}, expected at most {MAX_REPEATS}; lower data.fps")
     return num_frames
 
 
@@ -217,20 +118,24 @@ def _slices(group: Sequence[Clip], size: int) -> Iterator[list[Clip]]:
 
 
 def render_chunk(chunk: Sequence[Clip], config: DataConfig) -> Frames:
-    """The pixels of a chunk, uint8 [N, F, H, W, 3]."""
+    """The pixels of a chunk, uint8 [N, F, H, W, 3]; of a video only the chunk's frames are kept, however far apart.
+
+    Raises:
+        BadVideo: it cannot be decoded.
+        StorageError: it cannot be read, here and now.
+    """
     length, height, width = config.num_frames, config.height, config.width
     if config.path is None or chunk[0].truth is not None:
         truths: Iterator[Mapping[str, Any]] = (clip.truth or {} for clip in chunk)
         return np.stack([render_clip(ShapeClip.from_dict(dict(truth)), length, height, width) for truth in truths])
-    first = chunk[0].start_frame
     path = config.path / chunk[0].source
-    frames = read_video(path, config.fps, (height, width), first, chunk[-1].start_frame - first + length)
-    windows = [frames[clip.start_frame - first : clip.start_frame - first + length] for clip in chunk]
-    if len(windows[-1]) < length:
-        raise UserError(
-            f"video {path}: ended early at frame {first + len(frames)}; it changed while it was read; try again"
-        )
-    return np.stack(windows)
+    windows = [range(clip.start_frame, clip.start_frame + length) for clip in chunk]
+    wanted = sorted({frame for window in windows for frame in window})
+    frames = read_frames(path, config.fps, (height, width), wanted)
+    if len(frames) < len(wanted):
+        raise BadVideo(path, f"ended early at frame {wanted[len(frames)]}: it changed while it was read")
+    places = {frame: place for place, frame in enumerate(wanted)}
+    return np.stack([frames[places[window[0]] : places[window[0]] + length] for window in windows])
 
 
 def render_anchors(chunk: Sequence[Clip], config: DataConfig) -> Frames:
@@ -239,5 +144,5 @@ def render_anchors(chunk: Sequence[Clip], config: DataConfig) -> Frames:
     if config.path is None or chunk[0].truth is not None:
         shapes = ((ShapeClip.from_dict(dict(clip.truth or {})), clip.anchor_frame) for clip in chunk)
         return np.concatenate([render_clip(shape, 1, height, width, first) for shape, first in shapes])
-    first = read_video(config.path / chunk[0].source, config.fps, (height, width), 0, 1)
+    first = read_frames(config.path / chunk[0].source, config.fps, (height, width), [0])
     return np.repeat(first, len(chunk), axis=0)

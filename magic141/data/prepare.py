@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,23 +23,21 @@ from safetensors.torch import load, save_file
 
 from magic141.artifacts import StageLog, digest_folder
 from magic141.data.clips import (
-    BadFile,
     Clip,
-    Listing,
-    VideoFile,
     cut_windows,
-    list_videos,
     make_chunks,
     render_chunk,
     sample_shapes,
 )
 from magic141.data.config import DataConfig
 from magic141.data.dataset import INFO_FILE, NULL_TEXT_FILE, BadFileInfo, ClipDataset, DatasetInfo
+from magic141.data.decoding import BadVideo, StorageError
+from magic141.data.listing import BadFile, Listing, VideoFile, list_videos
+from magic141.data.pixels import Frames
 from magic141.data.psnr import psnr_db
 from magic141.data.shards import ShardWriter
 from magic141.data.sheets import comparison_sheet, contact_sheet
 from magic141.data.splits import SPLITS
-from magic141.data.video import Frames
 from magic141.data.workers import Encode, Probe, Render, parse_clips
 from magic141.errors import UserError, first_line
 from magic141.fingerprint import CodeStamp
@@ -53,6 +52,7 @@ from magic141.raysession import ensure_ray, require_room
 NUM_QUALITY_CLIPS = 64
 NUM_SHEET_CLIPS = 6
 MIN_CODEC_ERROR = 1e-3 / 255**2  # nothing decodes better: 78 dB
+PROBE_BLOCK_VIDEOS = 16  # that one task decodes: enough to be worth starting it, few enough that all workers have some
 
 
 def prepare_dataset(config: DataConfig, out: Path, log: StageLog, seed: int) -> None:
@@ -72,14 +72,14 @@ def prepare_dataset(config: DataConfig, out: Path, log: StageLog, seed: int) -> 
     listing = list_videos(config.path) if config.source == "folder" and config.path else None
     _start_ray(config)
     clips, bad_files = _list_clips(config, listing, log, seed)
-    _require_clips(clips, bad_files, config)
+    _require_splits(Counter(clip.split for clip in clips), bad_files, config)
     sample = _sample_frames(clips, config, seed)
     codec = _make_codec(sample, config)
     codec.save(out / "codec")
     encoders = Encoders.fit([clip.caption for clip in clips], config.encoder, seed, torch.from_numpy(sample[:, 0]))
     encoders.save(out / "encoders")
     _note_long_captions(clips, config, log)
-    num_clips = _encode(clips, config, out, log)
+    num_clips = _encode(clips, config, out, log, bad_files)
     null_text = encoders.encode_text([""])
     save_file(
         {"text_tokens": null_text.tokens, "text_mask": null_text.mask, "pooled": null_text.pooled},
@@ -97,7 +97,7 @@ def _list_clips(
     """All clips to encode and all files that cannot be."""
     if listing is None or config.path is None:
         return sample_shapes(config, seed), []
-    probed = _probe(config.path, listing.videos, config) if listing.videos else []
+    probed = _probe(config.path, listing.videos, config, log) if listing.videos else []
     bad = [*listing.bad_files, *(result for result in probed if isinstance(result, BadFile))]
     _handle_bad_files(bad, config, log)
     usable = [(video, count) for video, count in zip(listing.videos, probed, strict=True) if isinstance(count, int)]
@@ -107,20 +107,22 @@ def _list_clips(
     return windows.clips, bad
 
 
-def _probe(folder: Path, videos: Sequence[VideoFile], config: DataConfig) -> list[int | BadFile]:
+def _probe(folder: Path, videos: Sequence[VideoFile], config: DataConfig, log: StageLog) -> list[int | BadFile]:
     """Decodes every video once, in parallel; in the order of `videos`."""
-    rows = [video._asdict() for video in videos]
-    probe = Probe(folder, config, _workers_code())
-    with _users_mistakes():
-        results = ray.data.from_items(rows, override_num_blocks=min(len(rows), 64)).map(probe).take_all()
-    return [
-        BadFile(video.file, result["reason"]) if result["reason"] else int(result["num_frames"])
-        for video, result in zip(videos, results, strict=True)
-    ]
+    num_blocks = -(-len(videos) // PROBE_BLOCK_VIDEOS)
+    rows = ray.data.from_items([video._asdict() for video in videos], override_num_blocks=num_blocks)
+    results: list[int | BadFile] = []
+    with log.progress(len(videos), "video") as advance, _users_mistakes():
+        for video, row in zip(videos, rows.map(Probe(folder, config, _workers_code())).iter_rows(), strict=True):
+            results.append(BadFile(video.file, row["reason"]) if row["reason"] else int(row["num_frames"]))
+            advance(1)
+    return results
 
 
 def _handle_bad_files(bad: Sequence[BadFile], config: DataConfig, log: StageLog) -> None:
     if bad and config.on_bad_file == "fail":
+        for file, reason in bad if len(bad) > 1 else ():  # all at once: they need not be found one run after another
+            log.note(f"cannot use {file}: {reason}")
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
         raise UserError(
             f"data.path = {config.path}: {bad[0].file}: {bad[0].reason}{more}; repair or remove it, "
@@ -130,15 +132,15 @@ def _handle_bad_files(bad: Sequence[BadFile], config: DataConfig, log: StageLog)
         log.note(f"skipped {file}: {reason}")
 
 
-def _require_clips(clips: Sequence[Clip], bad_files: Sequence[BadFile], config: DataConfig) -> None:
+def _require_splits(num_clips: Mapping[str, int], bad_files: Sequence[BadFile], config: DataConfig) -> None:
     """Every split needs a clip."""
-    missing = [split for split in SPLITS if not any(clip.split == split for clip in clips)]
+    missing = [split for split in SPLITS if not num_clips.get(split)]
     if not missing:
         return
     skipped = "; ".join(f"{file}: {reason}" for file, reason in bad_files[:3]) or "none"
     raise UserError(
-        f"data.path = {config.path}: {len(clips)} usable clips of {config.num_frames} frames at {config.fps:g} fps, "
-        f"none for {', '.join(missing)}; expected at least one for each of {', '.join(SPLITS)}; "
+        f"data.path = {config.path}: {sum(num_clips.values())} usable clips of {config.num_frames} frames at "
+        f"{config.fps:g} fps, none for {', '.join(missing)}; expected at least one for each of {', '.join(SPLITS)}; "
         f"add or repair videos (skipped: {skipped})"
     )
 
@@ -150,7 +152,17 @@ def _sample_frames(clips: Sequence[Clip], config: DataConfig, seed: int) -> Fram
     chosen = np.sort(np.random.default_rng([seed, len(SPLITS)]).permutation(len(train))[:count])
     chunks = make_chunks([train[index] for index in chosen], config)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return np.concatenate(list(pool.map(lambda chunk: render_chunk(chunk, config), chunks)))
+        return np.concatenate(list(pool.map(lambda chunk: _render_sample(chunk, config), chunks)))
+
+
+def _render_sample(chunk: Sequence[Clip], config: DataConfig) -> Frames:
+    """The pixels of a chunk; none if its video, by its own fault, is no longer what it was when it was probed."""
+    try:
+        return render_chunk(chunk, config)
+    except BadVideo:
+        if config.on_bad_file == "fail":
+            raise
+        return np.zeros((0, config.num_frames, config.height, config.width, 3), np.uint8)
 
 
 def _make_codec(sample: Frames, config: DataConfig) -> VideoCodec:
@@ -176,20 +188,36 @@ def _note_long_captions(clips: Sequence[Clip], config: DataConfig, log: StageLog
         )
 
 
-def _encode(clips: Sequence[Clip], config: DataConfig, out: Path, log: StageLog) -> dict[str, int]:
-    """Renders and encodes all clips and writes the shards; returns clips per split."""
+def _encode(
+    clips: Sequence[Clip], config: DataConfig, out: Path, log: StageLog, bad_files: list[BadFile]
+) -> dict[str, int]:
+    """Renders and encodes all clips and writes the shards; returns clips per split.
+
+    A video that cannot be read any more is added to `bad_files`; its clips are left out.
+    """
     writer = ShardWriter(out, config.shard_size)
     with log.progress(len(clips), "clip") as advance, _users_mistakes():
         for row in _encoded_chunks(clips, config, out).iter_rows():
             chunk, ids = parse_clips(row["clips"]), json.loads(row["ids"])
+            advance(len(chunk))
+            if row["reason"]:
+                _note_unreadable(BadFile(chunk[0].source, row["reason"]), bad_files, log)
+                continue
             rows = [
                 {"id": name, "caption": c.caption, "source": c.source, "start_frame": c.start_frame, "truth": c.truth}
                 for name, c in zip(ids, chunk, strict=True)
             ]
             writer.add(chunk[0].split, rows, load(row["tensors"]))
-            advance(len(chunk))
     writer.close()
+    _require_splits(writer.num_clips, bad_files, config)
     return writer.num_clips
+
+
+def _note_unreadable(bad: BadFile, bad_files: list[BadFile], log: StageLog) -> None:
+    """Once a video, not once for each of its chunks."""
+    if all(known.file != bad.file for known in bad_files):
+        bad_files.append(bad)
+        log.note(f"skipped clips of {bad.file}: {bad.reason}")
 
 
 def _encoded_chunks(clips: Sequence[Clip], config: DataConfig, out: Path) -> ray.data.Dataset:
@@ -231,11 +259,12 @@ def _workers_code() -> CodeStamp:
 
 @contextmanager
 def _users_mistakes() -> Iterator[None]:
-    """A worker's UserError as one: its line, without the traceback and the advice that Ray adds."""
+    """A worker's UserError or StorageError as one: its line, without the traceback and the advice that Ray adds."""
     try:
         yield
-    except UserError as error:  # Ray makes its error a subclass of the worker's
-        raise UserError(first_line(str(getattr(error, "cause", error)))) from None
+    except (UserError, StorageError) as error:  # Ray makes its error a subclass of the worker's
+        kind = UserError if isinstance(error, UserError) else StorageError
+        raise kind(first_line(str(getattr(error, "cause", error)))) from None
 
 
 def _describe(

@@ -59,4 +59,4 @@ class ShardWriter:
         with (self.folder / MANIFEST_FILE).open("a", encoding="utf-8") as manifest:
             for index, row in enumerate(rows):
                 line = {"id": row["id"], "split": split, "shard": shard, "row": index, **row}
-                manifest.write(json.dumps(line, ensure_ascii=False) + "\n")
+                manifest.write(json.dumps(line) + "\n")  # in ASCII: no sign of a caption or name can end a line

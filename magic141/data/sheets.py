@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from magic141.data.video import Frames
+from magic141.data.pixels import Frames
 
 MAX_COLUMNS = 9
 MIN_FRAME_WIDTH = 64

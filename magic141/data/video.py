@@ -4,31 +4,57 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
 import av
-import av.error
 import numpy as np
-import numpy.typing as npt
-from av.container import InputContainer
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation
-from av.video.stream import VideoStream
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from magic141.data.decoding import Track, blaming, opened, pixel_aspect, timed_frames
+from magic141.data.pixels import Frames, check_picture, to_rgb
 from magic141.errors import UserError
 
-Frames = npt.NDArray[np.uint8]
 _TIME_EPS = 1e-6
-# Errors that a damaged or foreign file raises while it is opened or decoded.
-_DECODE_ERRORS = (av.error.FFmpegError, ValueError, EOFError, IndexError)
+
+
+class Measured(NamedTuple):
+    """How long a video is: frames after resampling, and how many different ones these are."""
+
+    num_frames: int
+    num_distinct: int
+
+
+class _Shown(NamedTuple):
+    """A frame in its place among the output frames; `pixel_aspect`: width / height of its pixels."""
+
+    place: int
+    frame: VideoFrame
+    pixel_aspect: float
 
 
 def count_frames(path: Path, fps: float) -> int:
     """Decodes the whole video and counts its frames after resampling to `fps`."""
     return sum(1 for _ in _indexed_frames(path, fps, 0))
+
+
+def measure_video(path: Path, fps: float) -> Measured:
+    """Decodes the whole video and looks at every frame that resampling to `fps` shows.
+
+    Raises:
+        BadVideo: it cannot be decoded, or has pictures that cannot be used.
+        StorageError: it cannot be read.
+    """
+    num_frames = num_distinct = 0
+    last: VideoFrame | None = None
+    for _, frame, aspect in _indexed_frames(path, fps, 0):
+        if frame is not last:
+            check_picture(path, frame, aspect)
+        num_frames, num_distinct, last = num_frames + 1, num_distinct + (frame is not last), frame
+    return Measured(num_frames, num_distinct)
 
 
 def read_video(
@@ -50,18 +76,25 @@ def read_video(
     Returns:
         uint8 [F, H, W, 3]; fewer than `count` frames when the video ends early.
     """
-    frames: list[Frames] = []
-    last: tuple[VideoFrame, Frames] | None = None
-    for index, frame in _indexed_frames(path, fps, first):
-        if count is not None and index >= first + count:
-            break
-        if last is None or last[0] is not frame:
-            last = (frame, _to_rgb(frame, size))
-        frames.append(last[1])
-    if not frames:
-        height, width = size or (0, 0)
-        return np.zeros((0, height, width, 3), np.uint8)
-    return np.stack(frames)
+    stop = None if count is None else first + count
+    return _stacked(path, _indexed_frames(path, fps, first, stop), size)
+
+
+def read_frames(path: Path, fps: float, size: tuple[int, int], wanted: Collection[int]) -> Frames:
+    """Decodes some frames of a video, in order; those in between are neither converted nor kept.
+
+    Args:
+        path: The file.
+        fps: Resample to this rate, as in `read_video`.
+        size: (height, width) to scale and centre-crop to.
+        wanted: Indices after resampling.
+
+    Returns:
+        uint8 [len(set(wanted)), H, W, 3]; fewer when the video ends early.
+    """
+    chosen = set(wanted)
+    shown = _indexed_frames(path, fps, min(chosen), max(chosen) + 1)
+    return _stacked(path, (item for item in shown if item.place in chosen), size)
 
 
 def write_video(path: Path, frames: Frames, fps: float, zoom: int = 1, crf: int = 12) -> None:
@@ -117,57 +150,53 @@ def fit_image(image: Frames, height: int, width: int) -> Frames:
     return np.asarray(fitted)
 
 
-def _indexed_frames(path: Path, fps: float | None, first: int) -> Iterator[tuple[int, VideoFrame]]:
-    """Yields (output index, frame) from index `first` on; raises `UserError` when the file cannot be decoded."""
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise UserError(f"video {path}: has no video stream; expected a video file; replace or remove it")
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            source = enumerate(container.decode(stream)) if fps is None else _resampled(container, stream, fps, first)
-            yield from ((index, frame) for index, frame in source if index >= first)
-    except UserError:
-        raise
-    except (*_DECODE_ERRORS, OSError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"video {path}: cannot be decoded ({reason}); replace or remove the file") from error
+def _stacked(path: Path, shown: Iterable[_Shown], size: tuple[int, int] | None) -> Frames:
+    """uint8 [F, H, W, 3]; a frame that is shown several times in a row is converted once."""
+    frames: list[Frames] = []
+    last: VideoFrame | None = None
+    for _, frame, aspect in shown:
+        if frame is not last:
+            with blaming(path):
+                pixels = to_rgb(frame, size, aspect)
+        frames.append(pixels)
+        last = frame
+    return np.stack(frames) if frames else np.zeros((0, *(size or (0, 0)), 3), np.uint8)
 
 
-def _resampled(
-    container: InputContainer, stream: VideoStream, fps: float, first: int
-) -> Iterator[tuple[int, VideoFrame]]:
-    """Yields (k, the frame on screen at k / fps seconds after the stream's start)."""
-    time_base = stream.time_base or 0
-    start = float((stream.start_time or 0) * time_base)
-    if first and time_base:
-        container.seek(int((start + first / fps) / time_base), stream=stream)  # to the key frame before
-    interval = 1.0 / float(stream.average_rate or 24)
-    previous: VideoFrame | None = None
-    begin = 0.0
-    for position, frame in enumerate(container.decode(stream)):
-        time = position * interval if frame.time is None else frame.time - start
-        if previous is not None:
-            yield from ((index, previous) for index in _shown_at(begin, time, fps))
-        previous, begin = frame, time
-    if previous is not None:
-        yield from ((index, previous) for index in _shown_at(begin, begin + interval, fps))
+def _indexed_frames(path: Path, fps: float | None, first: int, stop: int | None = None) -> Iterator[_Shown]:
+    """Output frames from index `first` on, before `stop`.
+
+    Raises:
+        BadVideo: the file cannot be decoded.
+        StorageError: it cannot be read.
+    """
+    for shown in _stored(path) if fps is None else _resampled(path, fps, first):
+        if stop is not None and shown.place >= stop:
+            return
+        if shown.place >= first:
+            yield shown
 
 
-def _shown_at(begin: float, end: float, fps: float) -> range:
-    """The k with begin <= k / fps < end."""
-    return range(math.ceil(begin * fps - _TIME_EPS), math.ceil(end * fps - _TIME_EPS))
+def _stored(path: Path) -> Iterator[_Shown]:
+    with opened(path) as video:
+        aspect = pixel_aspect(video.stream)
+        for index, frame in enumerate(video.container.decode(video.stream)):
+            yield _Shown(index, frame, aspect)
 
 
-def _to_rgb(frame: VideoFrame, size: tuple[int, int] | None) -> Frames:
-    """The frame upright as uint8 [H, W, 3], scaled to cover `size` (height, width) and centre-cropped to it."""
-    quarter_turns = round(frame.rotation / 90) % 4
-    if size is None:
-        return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), quarter_turns))
-    height, width = size if quarter_turns % 2 == 0 else size[::-1]
-    scale = max(height / frame.height, width / frame.width)
-    covering = (max(height, round(frame.height * scale)), max(width, round(frame.width * scale)))
-    method = Interpolation.AREA if scale < 1 else Interpolation.BICUBIC
-    scaled = frame.reformat(width=covering[1], height=covering[0], format="rgb24", interpolation=method).to_ndarray()
-    top, left = (covering[0] - height) // 2, (covering[1] - width) // 2
-    return np.ascontiguousarray(np.rot90(scaled[top : top + height, left : left + width], quarter_turns))
+def _resampled(path: Path, fps: float, first: int) -> Iterator[_Shown]:
+    """At index k the frame on screen at k / fps seconds after the video's start; may begin before `first`."""
+    frames = timed_frames(path, (lambda track: (first + _tolerance(track, fps)) / fps) if first else None)
+    for track, (begin, end, frame) in frames:
+        yield from (_Shown(index, frame, track.pixel_aspect) for index in _shown_at(begin, end, fps, track))
+
+
+def _shown_at(begin: float, end: float, fps: float, track: Track) -> range:
+    """The k with begin <= k / fps < end, where times may be off by a tick of the track."""
+    tolerance = _tolerance(track, fps)
+    return range(math.ceil(begin * fps - tolerance), math.ceil(end * fps - tolerance))
+
+
+def _tolerance(track: Track, fps: float) -> float:
+    """In output frames; less than half of one, so that a frame can only move to its nearest place."""
+    return min(_TIME_EPS + fps * track.tick, 0.49)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from magic141.data.clips import BadFile, Clip, VideoFile, probe_video, render_anchors, render_chunk
+import numpy as np
+
+from magic141.data.clips import Clip, probe_video, render_anchors, render_chunk
 from magic141.data.config import DataConfig
-from magic141.data.video import Frames
+from magic141.data.decoding import BadVideo, storage_error
+from magic141.data.listing import BadFile, VideoFile
+from magic141.data.pixels import Frames
 from magic141.fingerprint import CodeStamp
 
 Row = dict[str, Any]
@@ -27,6 +34,7 @@ class Probe:
 
     def __call__(self, row: Row) -> Row:  # noqa: D102 (see the class)
         self.code.require()
+        require_folder(self.folder)
         result = probe_video(self.folder, VideoFile(row["file"], row["caption"]), self.config)
         bad = isinstance(result, BadFile)
         return {"num_frames": 0 if bad else result, "reason": result.reason if isinstance(result, BadFile) else ""}
@@ -34,23 +42,34 @@ class Probe:
 
 @dataclass(frozen=True)
 class Render:
-    """Row {clips: JSON} -> {clips, frames: uint8 [N, F, H, W, 3], anchors: uint8 [N, H, W, 3]}."""
+    """Row {clips: JSON} -> {clips, frames: uint8 [N, F, H, W, 3], anchors: uint8 [N, H, W, 3], reason}.
+
+    `reason`: why a video that passed the probe cannot be decoded now; its frames are black then, and not for use.
+    """
 
     config: DataConfig
     code: CodeStamp
 
     def __call__(self, row: Row) -> Row:  # noqa: D102 (see the class)
         self.code.require()
+        if self.config.path is not None:
+            require_folder(self.config.path)
         chunk = parse_clips(row["clips"])
-        return {
-            "clips": row["clips"],
-            "frames": render_chunk(chunk, self.config),
-            "anchors": render_anchors(chunk, self.config),
-        }
+        try:
+            frames, anchors, reason = render_chunk(chunk, self.config), render_anchors(chunk, self.config), ""
+        except BadVideo as error:
+            if self.config.on_bad_file == "fail":
+                raise
+            frames, reason = np.zeros((1, 1, self.config.height, self.config.width, 3), np.uint8), error.reason
+            anchors = frames[0]
+        return {"clips": row["clips"], "frames": frames, "anchors": anchors, "reason": reason}
 
 
 class Encode:
-    """Row {clips, frames, anchors} -> {clips, ids: JSON, tensors: safetensors}; one actor holds the encoders."""
+    """Row {clips, frames, anchors, reason} -> {clips, ids: JSON, tensors: safetensors, reason}.
+
+    One actor holds the encoders. What could not be rendered has no ids and no tensors.
+    """
 
     def __init__(self, folder: Path, use_gpu: bool, code: CodeStamp) -> None:
         import torch
@@ -69,12 +88,15 @@ class Encode:
         from safetensors.torch import save
 
         self.code.require()  # not in __init__: Ray shows what is raised there as the death of an actor
+        if row["reason"]:
+            return {"clips": row["clips"], "ids": "[]", "tensors": b"", "reason": row["reason"]}
         clips, frames = parse_clips(row["clips"]), row["frames"]
         tensors = self._encode(frames, row["anchors"], clips)
         return {
             "clips": row["clips"],
             "ids": json.dumps([content_id(pixels, clip.caption) for pixels, clip in zip(frames, clips, strict=True)]),
             "tensors": save(tensors),
+            "reason": "",
         }
 
     def _encode(self, frames: Frames, anchor_frames: Frames, clips: list[Clip]) -> dict[str, Any]:
@@ -101,6 +123,19 @@ class Encode:
         batch_size = max(1, MAX_ENCODE_VALUES // pixels[0].numel())
         latents = [self.codec.encode_video(batch).float().cpu() for batch in pixels.split(batch_size)]
         return torch.cat(latents).contiguous()
+
+
+def require_folder(folder: Path) -> None:
+    """On a machine that does not have the videos' folder every video would look missing.
+
+    Raises:
+        StorageError: this machine does not have it.
+    """
+    try:
+        if not stat.S_ISDIR(folder.stat().st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    except OSError as error:
+        raise storage_error(f"data.path = {folder}", error) from error
 
 
 def parse_clips(text: str) -> list[Clip]:

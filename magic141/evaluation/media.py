@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 from safetensors import safe_open
 
-from magic141.data.video import Frames, write_video
+from magic141.data.pixels import Frames
+from magic141.data.video import write_video
 
 MIN_SIDE = 128  # small videos are enlarged by whole factors until their shorter side has this many pixels
 

@@ -7,11 +7,8 @@ import numpy as np
 import pytest
 
 from magic141.data.clips import (
-    BadFile,
     Clip,
-    VideoFile,
     cut_windows,
-    list_videos,
     make_chunks,
     probe_video,
     render_anchors,
@@ -19,96 +16,16 @@ from magic141.data.clips import (
     sample_shapes,
 )
 from magic141.data.config import DataConfig
+from magic141.data.decoding import BadVideo, StorageError
+from magic141.data.listing import BadFile, VideoFile
 from magic141.data.shapes import ShapeClip, render_clip
 from magic141.data.video import write_video
-from magic141.errors import UserError
+from tests.data.made import encode, numbered, numbers_of
 
 
 def add_video(folder: Path, name: str, num_frames: int = 20, seed: int = 0) -> None:
     frames = np.random.default_rng(seed).integers(0, 255, (num_frames, 32, 32, 3), np.uint8)
     write_video(folder / name, frames, fps=8.0)
-
-
-def write_captions(folder: Path, *rows: object) -> None:
-    (folder / "captions.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-
-
-def test_captions_from_the_table_and_from_text_files(tmp_path: Path) -> None:
-    for name in ("a.mp4", "sub/b.mp4", "c.mp4", "d.mp4"):
-        add_video(tmp_path, name, 2)
-    write_captions(tmp_path, {"file": "a.mp4", "caption": " a  red\nball "}, {"file": "gone.mp4", "caption": "x"})
-    (tmp_path / "sub" / "b.txt").write_text("a cat")
-    (tmp_path / "c.txt").write_text(" \n")
-    listing = list_videos(tmp_path)
-    assert listing.videos == [VideoFile("a.mp4", "a red ball"), VideoFile("sub/b.mp4", "a cat")]
-    reasons = dict(listing.bad_files)
-    assert reasons["c.mp4"] == "empty caption"
-    assert "no caption" in reasons["d.mp4"]
-    assert "there is no such video" in reasons["gone.mp4"]
-
-
-def test_captions_are_utf8_with_or_without_a_mark(tmp_path: Path) -> None:
-    for name, encoding in (("ok", "utf-8-sig"), ("utf16", "utf-16"), ("no_mark", "utf-16-le"), ("latin", "latin-1")):
-        (tmp_path / f"{name}.mp4").touch()
-        (tmp_path / f"{name}.txt").write_text("a café", encoding=encoding)
-    listing = list_videos(tmp_path)
-    assert listing.videos == [VideoFile("ok.mp4", "a café")]
-    assert set(listing.bad_files) == {
-        BadFile(f"{name}.mp4", f"{name}.txt is not UTF-8, the encoding expected")
-        for name in ("utf16", "no_mark", "latin")
-    }
-    table = tmp_path / "captions.jsonl"
-    table.write_text('{"file": "latin.mp4", "caption": "a café"}', encoding="utf-8-sig")
-    assert VideoFile("latin.mp4", "a café") in list_videos(tmp_path).videos
-    table.write_text('{"file": "latin.mp4", "caption": "a café"}', encoding="latin-1")
-    with pytest.raises(UserError, match=r"captions\.jsonl: not UTF-8"):
-        list_videos(tmp_path)
-
-
-def test_links_are_followed_names_with_a_dot_left_out_and_suffixes_are_of_any_case(tmp_path: Path) -> None:
-    folder, disk = tmp_path / "videos", tmp_path / "disk"
-    for path in (folder / "._ok.mp4", folder / ".cache" / "x.mp4", folder / "UPPER.MP4", disk / "far.mp4"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    (folder / "UPPER.TXT").write_text("a cat")
-    (disk / "far.txt").write_text("a dog")
-    (folder / "link").symlink_to(disk)
-    (disk / "back").symlink_to(folder)
-    assert list_videos(folder) == ([VideoFile("UPPER.MP4", "a cat"), VideoFile("link/far.mp4", "a dog")], [])
-
-
-def test_the_table_may_name_files_by_their_whole_path(tmp_path: Path) -> None:
-    (tmp_path / "videos").mkdir()
-    (tmp_path / "link").symlink_to("videos")
-    for name in ("a.mp4", "b.mp4"):
-        (tmp_path / "videos" / name).touch()
-    rows = [{"file": str(tmp_path / name), "caption": "x"} for name in ("videos/a.mp4", "link/b.mp4")]
-    write_captions(tmp_path / "videos", *rows)
-    assert list_videos(tmp_path / "videos") == ([VideoFile("a.mp4", "x"), VideoFile("b.mp4", "x")], [])
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("{oops", r"line 2: '\{oops' is not JSON"),
-        ('["a.mp4"]', "line 2: .* is not a JSON object"),
-        ('{"file": "a.mp4"}', "line 2: field 'caption' is None"),
-        ('{"file": 3, "caption": "x"}', "line 2: field 'file' is 3"),
-        ('{"file": "v.mp4", "caption": "y"}', "line 2: file 'v.mp4' is named a second time"),
-    ],
-)
-def test_bad_caption_lines_are_named(tmp_path: Path, line: str, message: str) -> None:
-    (tmp_path / "captions.jsonl").write_text('{"file": "v.mp4", "caption": "x"}\n' + line)
-    with pytest.raises(UserError, match=message):
-        list_videos(tmp_path)
-
-
-def test_missing_folder_file_and_empty_folder(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    (tmp_path / "empty").mkdir()
-    for name, message in (("none", "no such folder"), ("file", "not a folder"), ("empty", "no videos in it")):
-        with pytest.raises(UserError, match=message):
-            list_videos(tmp_path / name)
 
 
 def test_probe_names_broken_and_short_files(tmp_path: Path) -> None:
@@ -118,10 +35,52 @@ def test_probe_names_broken_and_short_files(tmp_path: Path) -> None:
     (tmp_path / "broken.mp4").write_bytes(b"\0" * 999)
     assert probe_video(tmp_path, VideoFile("good.mp4", "x"), config) == 20
     short = probe_video(tmp_path, VideoFile("short.mp4", "x"), config)
-    assert short == BadFile("short.mp4", "too short: 12 frames at 8 fps, data.num_frames = 13")
+    assert short == BadFile("short.mp4", "too short: 12 frames at data.fps = 8, data.num_frames = 13")
     broken = probe_video(tmp_path, VideoFile("broken.mp4", "x"), config)
     assert isinstance(broken, BadFile)
     assert broken.reason.startswith("cannot be decoded")
+
+
+def test_slow_videos_would_be_still_pictures(tmp_path: Path) -> None:
+    """Half of data.fps is still taken: drawings move like that."""
+    for fps in (4, 2, 1):
+        encode(tmp_path / f"{fps}.mp4", numbered(20), fps)
+    config = DataConfig(source="folder", path=tmp_path)
+    probed = {fps: probe_video(tmp_path, VideoFile(f"{fps}.mp4", "x"), config) for fps in (4, 2, 1)}
+    assert probed[4] == 40
+    assert probed[2] == BadFile(
+        "2.mp4",
+        "too slow: each of its 20 frames would be shown 4.0 times at data.fps = 8, expected at most 2; lower data.fps",
+    )
+    assert isinstance(probed[1], BadFile)
+
+
+def test_probe_refuses_pictures_that_cannot_be_shown_as_meant(tmp_path: Path) -> None:
+    encode(tmp_path / "thin.mp4", np.zeros((20, 16, 96, 3), np.uint8), 8)
+    curve = {"x264-params": "colorprim=bt2020:transfer=smpte2084:colormatrix=bt2020nc"}
+    encode(tmp_path / "hdr.mp4", numbered(20), 8, options=curve)
+    config = DataConfig(source="folder", path=tmp_path)
+    assert probe_video(tmp_path, VideoFile("thin.mp4", "x"), config) == BadFile(
+        "thin.mp4", "a picture of 96x16 pixels, expected sides of at most 4:1"
+    )
+    hdr = probe_video(tmp_path, VideoFile("hdr.mp4", "x"), config)
+    assert isinstance(hdr, BadFile)
+    assert hdr.reason.startswith("high dynamic range (PQ), expected a standard one")
+
+
+def test_storage_that_fails_makes_no_bad_file(tmp_path: Path) -> None:
+    config = DataConfig(source="folder", path=tmp_path)
+    with pytest.raises(StorageError, match=r"gone\.mp4: machine \S+ cannot read it"):
+        probe_video(tmp_path, VideoFile("gone.mp4", "x"), config)
+
+
+def test_windows_far_apart_are_rendered_without_what_lies_between(tmp_path: Path) -> None:
+    encode(tmp_path / "a.mp4", numbered(90, 32, 32), 8)
+    config = DataConfig(source="folder", path=tmp_path)
+    frames = render_chunk([Clip("train", "a.mp4", start, "x") for start in (0, 4, 70)], config)
+    assert [numbers_of(window) for window in frames] == [list(range(n, n + 13)) for n in (0, 4, 70)]
+    with pytest.raises(BadVideo, match="ended early at frame 90"):
+        render_chunk([Clip("train", "a.mp4", 80, "x")], config)
 
 
 def test_windows_render_as_cut(tmp_path: Path) -> None:

@@ -11,12 +11,15 @@ import torch
 
 from magic141.artifacts import NullLog, digest_folder
 from magic141.data import prepare
+from magic141.data.clips import Clip
 from magic141.data.config import DataConfig
 from magic141.data.dataset import ClipDataset, load_info, load_null_text
+from magic141.data.decoding import BadVideo, StorageError
+from magic141.data.listing import list_videos
 from magic141.data.prepare import prepare_dataset
 from magic141.data.shapes import ShapeClip, render_clip
 from magic141.data.video import write_video
-from magic141.data.workers import content_id
+from magic141.data.workers import Probe, Render, content_id
 from magic141.errors import UserError
 from magic141.fingerprint import CodeStamp
 from magic141.models.encoders import Encoders
@@ -32,7 +35,7 @@ class MemoryLog(NullLog):
         self.notes: list[str] = []
         self.images: dict[str, np.ndarray] = {}
         self.figures: dict[str, float | int | str] = {}
-        self.advanced = 0
+        self.advanced: dict[str, int] = {}
 
     def note(self, text: str) -> None:
         self.notes.append(text)
@@ -45,11 +48,13 @@ class MemoryLog(NullLog):
 
     @contextmanager
     def progress(self, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+        self.advanced[unit] = 0
+
         def advance(count: int) -> None:
-            self.advanced += count
+            self.advanced[unit] += count
 
         yield advance
-        assert self.advanced == total
+        assert self.advanced[unit] == total
 
 
 def make_videos(folder: Path, num_good: int) -> None:
@@ -162,6 +167,56 @@ def test_folder_with_bad_files(tmp_path: Path) -> None:
         assert all(used[row["source"], row["start_frame"] + offset] == row["split"] for offset in range(13))
     with pytest.raises(UserError, match=r"data\.path = .*\(and 3 more\); repair or remove it"):
         prepare_dataset(config.model_copy(update={"on_bad_file": "fail"}), tmp_path / "out2", NullLog(), seed=0)
+
+
+@pytest.mark.slow
+def test_a_video_that_the_probe_took_and_nothing_can_read_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_videos(tmp_path / "videos", num_good=3)
+    config = DataConfig(source="folder", path=tmp_path / "videos", num_frames=5)
+    real = prepare._probe
+    monkeypatch.setattr(prepare, "_probe", lambda *given: [60 if count == 5 else count for count in real(*given)])
+    (tmp_path / "out").mkdir()
+    log = MemoryLog()
+    prepare_dataset(config, tmp_path / "out", log, seed=0)
+    notes = [note for note in log.notes if "short.mp4" in note]
+    assert notes == ["skipped clips of short.mp4: ended early at frame 5: it changed while it was read"]
+    assert "short.mp4" in {bad.file for bad in load_info(tmp_path / "out").bad_files}
+    assert "short.mp4" not in ClipDataset.open(tmp_path / "out", "train").sources
+    monkeypatch.setattr(prepare, "_handle_bad_files", lambda *_: None)
+    strict = config.model_copy(update={"on_bad_file": "fail"})
+    with pytest.raises(UserError, match=r"^video \S+short\.mp4: ended early [^\n]*$"):
+        prepare_dataset(strict, tmp_path / "out2", NullLog(), seed=0)
+
+
+@pytest.mark.slow
+def test_a_video_that_the_storage_does_not_deliver_ends_the_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_videos(tmp_path / "videos", num_good=1)
+    listing = list_videos(tmp_path / "videos")
+    monkeypatch.setattr(prepare, "list_videos", lambda _: listing)
+    (tmp_path / "videos" / "good0.mp4").unlink()
+    config = DataConfig(source="folder", path=tmp_path / "videos")
+    with pytest.raises(StorageError, match=r"^video \S+good0\.mp4: machine \S+ cannot read it [^\n]*$"):
+        prepare_dataset(config, tmp_path / "out", NullLog(), seed=0)
+
+
+def test_workers_say_what_they_cannot_decode_and_refuse_to_work_without_the_folder(tmp_path: Path) -> None:
+    make_videos(tmp_path / "videos", num_good=1)
+    config = DataConfig(source="folder", path=tmp_path / "videos", num_frames=5)
+    stamp = prepare._workers_code()
+    row = {"clips": json.dumps([Clip("train", "broken.mp4", 0, "x").to_dict()])}
+    rendered = Render(config, stamp)(row)
+    assert rendered["reason"].startswith("cannot be decoded")
+    with pytest.raises(BadVideo, match=r"broken\.mp4: cannot be decoded"):
+        Render(config.model_copy(update={"on_bad_file": "fail"}), stamp)(row)
+    (tmp_path / "videos").rename(tmp_path / "elsewhere")
+    lost = {"file": "good0.mp4", "caption": "x"}
+    for work in (lambda: Render(config, stamp)(row), lambda: Probe(tmp_path / "videos", config, stamp)(lost)):
+        with pytest.raises(StorageError, match=r"data\.path = \S+videos: machine \S+ cannot read it \(No such file"):
+            work()
 
 
 @pytest.mark.slow

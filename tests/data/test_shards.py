@@ -78,6 +78,16 @@ def test_dataset_opens_one_split_in_order(tmp_path: Path) -> None:
     assert train.truths == [None] * 11
 
 
+def test_signs_that_end_lines_elsewhere_may_be_in_names_and_captions(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path, shard_size=4)
+    texts = ["a\u2028b", "a\x85b", "a\x0cb", "é"]
+    rows = [{"id": text, "caption": text, "source": text, "start_frame": 0, "truth": None} for text in texts]
+    writer.add("train", rows, tensors_of(0, 4, with_frames=False))
+    writer.close()
+    train = ClipDataset.open(tmp_path, "train")
+    assert train.captions == train.sources == texts
+
+
 def test_opening_a_split_reads_no_clip(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path, shard_size=32)
     rows = [{"id": str(n), "caption": "", "source": "s", "start_frame": 0, "truth": None} for n in range(64)]
