@@ -18,9 +18,9 @@ def state_bytes(config: TrainConfig, model: TransformerConfig, num_parameters: i
     """Bytes on one worker for a training stage of networks with `num_parameters` weights each.
 
     A trained network or adapter counts weights, gradients, optimizer states and, unless it is a fake score, the
-    average; a frozen network its weights. ZeRO stage 1 splits the optimizer states (and DeepSpeed's copy of the weights that they
-    update), 2 also the gradients, 3 also the average and all weights, trained or frozen. Offloaded states, and from
-    stage 2 on the gradients for them, are in host memory, and not counted.
+    average; a frozen network its weights. ZeRO stage 1 splits the optimizer states (and DeepSpeed's copy of the weights
+    that they update), 2 also the gradients, 3 also the average and all weights, trained or frozen. Offloaded states,
+    and from stage 2 on the gradients for them, are in host memory, and not counted.
     """
     placement = config.placement
     frozen = num_parameters // (placement.num_workers if _zero(placement) == 3 else 1)
