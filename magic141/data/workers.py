@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from magic141.artifacts import digest_file
 from magic141.data.clips import BadFile, Clip, VideoFile, probe_video, render_anchors, render_chunk
 from magic141.data.config import DataConfig
 from magic141.data.video import Frames
 from magic141.fingerprint import CodeStamp
+from magic141.frozen import UserError
 
 Row = dict[str, Any]
 MAX_ENCODE_VALUES = 2**24  # pixels times channels that one codec forward sees
@@ -32,25 +37,66 @@ class Probe:
         return {"num_frames": 0 if bad else result, "reason": result.reason if isinstance(result, BadFile) else ""}
 
 
+def reason_of(error: UserError) -> str:
+    """What is wrong with a file, from an error that says `video FILE: what; remedy`."""
+    return str(error).split(": ", 1)[-1].split(";")[0]
+
+
+class Rendered(NamedTuple):
+    """A chunk's pixels: frames uint8 [N, F, H, W, 3] and anchors uint8 [N, H, W, 3] of the clips without a reason."""
+
+    frames: Frames
+    anchors: Frames
+    reasons: list[str]  # one a clip of the chunk; empty for a good one
+
+
+def render_good(chunk: Sequence[Clip], config: DataConfig) -> Rendered:
+    """Renders the clips of a chunk that can be; the others' file is at fault, and the reason says how.
+
+    Raises:
+        OSError: the file cannot be read at all, which says nothing about what is in it.
+    """
+    try:
+        return _render(chunk, config)
+    except UserError:
+        if config.path is None:
+            raise
+    digest_file(config.path / chunk[0].source)  # reads all of it: a disk or a share that is gone shows here
+    frames, anchors, reasons = zip(*(_render_one(clip, config) for clip in chunk), strict=True)
+    return Rendered(np.concatenate(frames), np.concatenate(anchors), [reason for each in reasons for reason in each])
+
+
+def _render(chunk: Sequence[Clip], config: DataConfig) -> Rendered:
+    return Rendered(render_chunk(chunk, config), render_anchors(chunk, config), [""] * len(chunk))
+
+
+def _render_one(clip: Clip, config: DataConfig) -> Rendered:
+    try:
+        return _render([clip], config)
+    except UserError as error:
+        shape = (config.height, config.width, 3)
+        nothing = np.zeros((0, config.num_frames, *shape), np.uint8)
+        return Rendered(nothing, nothing[:, 0], [reason_of(error)])
+
+
 @dataclass(frozen=True)
 class Render:
-    """Row {clips: JSON} -> {clips, frames: uint8 [N, F, H, W, 3], anchors: uint8 [N, H, W, 3]}."""
+    """Row {number, clips: JSON} -> {number, clips, reasons: JSON, frames, anchors} as `Rendered` has them."""
 
     config: DataConfig
     code: CodeStamp
 
     def __call__(self, row: Row) -> Row:  # noqa: D102 (see the class)
         self.code.require()
-        chunk = parse_clips(row["clips"])
-        return {
-            "clips": row["clips"],
-            "frames": render_chunk(chunk, self.config),
-            "anchors": render_anchors(chunk, self.config),
-        }
+        rendered = render_good(parse_clips(row["clips"]), self.config)
+        return {**row, **rendered._asdict(), "reasons": json.dumps(rendered.reasons)}
 
 
 class Encode:
-    """Row {clips, frames, anchors} -> {clips, ids: JSON, tensors: safetensors}; one actor holds the encoders."""
+    """Row of `Render` -> {number, rows: JSON, tensors: safetensors}; one actor holds the encoders.
+
+    A row of `rows` is a clip's in the manifest, or has the `reason` why it is in no tensor.
+    """
 
     def __init__(self, folder: Path, use_gpu: bool, code: CodeStamp) -> None:
         import torch
@@ -69,13 +115,15 @@ class Encode:
         from safetensors.torch import save
 
         self.code.require()  # not in __init__: Ray shows what is raised there as the death of an actor
-        clips, frames = parse_clips(row["clips"]), row["frames"]
-        tensors = self._encode(frames, row["anchors"], clips)
-        return {
-            "clips": row["clips"],
-            "ids": json.dumps([content_id(pixels, clip.caption) for pixels, clip in zip(frames, clips, strict=True)]),
-            "tensors": save(tensors),
-        }
+        clips, reasons, frames = parse_clips(row["clips"]), json.loads(row["reasons"]), row["frames"]
+        good = [clip for clip, reason in zip(clips, reasons, strict=True) if not reason]
+        tensors = self._encode(frames, row["anchors"], good) if good else {}
+        ids = map(content_id, frames, (clip.caption for clip in good))
+        rows = [
+            _left_out_row(clip, reason) if reason else _manifest_row(next(ids), clip)
+            for clip, reason in zip(clips, reasons, strict=True)
+        ]
+        return {"number": row["number"], "rows": json.dumps(rows), "tensors": save(tensors)}
 
     def _encode(self, frames: Frames, anchor_frames: Frames, clips: list[Clip]) -> dict[str, Any]:
         import torch
@@ -106,6 +154,18 @@ class Encode:
 def parse_clips(text: str) -> list[Clip]:
     """The clips of a chunk from its JSON."""
     return [Clip.from_dict(values) for values in json.loads(text)]
+
+
+def _manifest_row(name: str, clip: Clip) -> Row:
+    return {"id": name, "caption": clip.caption, **_taken_from(clip), "truth": clip.truth}
+
+
+def _left_out_row(clip: Clip, reason: str) -> Row:
+    return {**_taken_from(clip), "reason": reason}
+
+
+def _taken_from(clip: Clip) -> Row:
+    return {"source": clip.source, "start_frame": clip.start_frame}
 
 
 def content_id(frames: Frames, caption: str) -> str:
