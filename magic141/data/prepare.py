@@ -181,6 +181,7 @@ def _encoded_anyhow(
             if isinstance(error, ray.exceptions.RayTaskError) or num_losses == MAX_LOSSES:  # the former: its own error
                 raise
             log.note(f"an encoding worker was lost ({type(error).__name__}): goes on with new ones")
+            _start_ray(config)  # again, if it was a local Ray that died, and all workers with it
 
 
 def _encoded_chunks(chunks: Sequence[Chunk], config: DataConfig, models: Path) -> Iterator[dict[str, Any]]:
@@ -191,8 +192,8 @@ def _encoded_chunks(chunks: Sequence[Chunk], config: DataConfig, models: Path) -
     there = max(1, min(wanted, spare_cpus))
     pool = {"min_size": there, "max_size": wanted} if ray_cluster() else {"size": there}  # a cluster may still grow
     use_gpu = config.num_gpus_per_worker > 0
-    # On CPUs: no restarts by Ray, which prints a false alarm about them, and which would fuse decoding and encoding
-    # into one actor if nothing told them apart. `_encoded_anyhow` replaces lost workers.
+    # On CPUs: no restarts by Ray, which announces them with a false alarm; `_encoded_anyhow` replaces lost workers. It
+    # also keeps decoding apart from encoding: what has the same arguments is fused into one actor by Ray Data.
     placement = {"num_gpus": config.num_gpus_per_worker} | RESTARTS if use_gpu else {"max_restarts": 0}
     code = _workers_code()
     rendered = ray.data.from_items(items, override_num_blocks=len(items)).map(Render(config, code), num_cpus=1)
