@@ -12,7 +12,7 @@ from tasks.stage import Stage, StageCall, StageContext, sources_in
 def _run(call: StageCall) -> None:
     from magic141.data.prepare import prepare_dataset
 
-    prepare_dataset(call.config.data, call.out, call.log, call.seed)
+    prepare_dataset(call.config.data, call.out, call.log, call.seed, call.run_dir)
 
 
 def _require_batches(context: StageContext, ref: ArtifactRef) -> None:

@@ -7,55 +7,42 @@ all in memory or on disk at once, so that a corpus may be far larger than the ma
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import ray
 import ray.data
-import torch
-from safetensors.torch import load, save_file
+import ray.exceptions
+from safetensors.torch import load
 
-from magic141.artifacts import StageLog, digest_folder
-from magic141.data.clips import (
-    Clip,
-    cut_windows,
-    make_chunks,
-    render_chunk,
-    sample_shapes,
-)
+from magic141.artifacts import StageLog
+from magic141.data.chunks import Chunk, place_chunks, stamp_of
+from magic141.data.clips import Clip, cut_windows, make_chunks, sample_shapes
 from magic141.data.config import DataConfig
-from magic141.data.dataset import INFO_FILE, NULL_TEXT_FILE, BadFileInfo, ClipDataset, DatasetInfo
-from magic141.data.decoding import BadVideo, StorageError
+from magic141.data.dataset import INFO_FILE
+from magic141.data.decoding import StorageError
+from magic141.data.description import describe
+from magic141.data.fitted import Fitted, fit_models
+from magic141.data.kept import ProbeRecords
 from magic141.data.listing import BadFile, Listing, VideoFile, list_videos
-from magic141.data.pixels import Frames
-from magic141.data.psnr import psnr_db
-from magic141.data.shards import ShardWriter
-from magic141.data.sheets import comparison_sheet, contact_sheet
+from magic141.data.shards import ShardWriter, is_good
 from magic141.data.splits import SPLITS
-from magic141.data.workers import Encode, Probe, Render, parse_clips
+from magic141.data.workers import Encode, Probe, Render
 from magic141.errors import UserError, first_line
 from magic141.fingerprint import CodeStamp
-from magic141.models.device import sampling_device
-from magic141.models.encoders import Encoders
-from magic141.models.text_embedding import TextEmbedding
-from magic141.models.tiny_encoders import words_of
-from magic141.models.vae import CausalPCACodec, VideoCodec, load_codec
 from magic141.ray_address import ray_cluster
 from magic141.raysession import ensure_ray, require_room
 
-NUM_QUALITY_CLIPS = 64
-NUM_SHEET_CLIPS = 6
-MIN_CODEC_ERROR = 1e-3 / 255**2  # nothing decodes better: 78 dB
-PROBE_BLOCK_VIDEOS = 16  # that one task decodes: enough to be worth starting it, few enough that all workers have some
+PROBE_BLOCK_VIDEOS = 16  # that one task decodes; what it has found is kept when it ends
+RESTARTS = {"max_restarts": 8, "max_task_retries": 2}  # of a GPU's worker: the others need not load models again
+MAX_LOSSES = 3  # times in a row that workers are lost on the way to one chunk: then it is the chunk that kills them
 
 
-def prepare_dataset(config: DataConfig, out: Path, log: StageLog, seed: int) -> None:
+def prepare_dataset(config: DataConfig, out: Path, log: StageLog, seed: int, run_dir: Path) -> None:
     """Writes the prepared corpus into the empty folder `out`.
 
     Args:
@@ -63,43 +50,42 @@ def prepare_dataset(config: DataConfig, out: Path, log: StageLog, seed: int) -> 
         out: Becomes the artifact: dataset.json, manifest.jsonl, shards/, null_text.safetensors, codec/, encoders/.
         log: Progress, notes on files that were skipped, contact sheets, figures.
         seed: Of the drawn clips, of what the codec is fitted on, and of the tiny encoders.
+        run_dir: Survives a crash: what was probed, the models and the finished shards, which a later call with the
+            same settings takes over. Its result is that of a call that was not disturbed.
 
     Raises:
-        UserError: for an unusable source or, with on_bad_file fail, any bad file; before anything is encoded.
+        UserError: for an unusable source or, with on_bad_file fail, any bad file: those that cannot be decoded before
+            anything is encoded, those of which only some part cannot be read when it is needed.
     """
-    out = out.resolve()
+    out, run_dir = out.resolve(), run_dir.resolve()
     config = config.model_copy(update={"path": config.path.resolve() if config.path else None})
     listing = list_videos(config.path) if config.source == "folder" and config.path else None
     _start_ray(config)
-    clips, bad_files = _list_clips(config, listing, log, seed)
-    _require_splits(Counter(clip.split for clip in clips), bad_files, config)
-    sample = _sample_frames(clips, config, seed)
-    codec = _make_codec(sample, config)
-    codec.save(out / "codec")
-    encoders = Encoders.fit([clip.caption for clip in clips], config.encoder, seed, torch.from_numpy(sample[:, 0]))
-    encoders.save(out / "encoders")
-    _note_long_captions(clips, config, log)
-    num_clips = _encode(clips, config, out, log, bad_files)
-    null_text = encoders.encode_text([""])
-    save_file(
-        {"text_tokens": null_text.tokens, "text_mask": null_text.mask, "pooled": null_text.pooled},
-        out / NULL_TEXT_FILE,
-    )
-    info = _describe(config, out, codec, null_text, num_clips, bad_files, log)
+    clips, bad_files = _list_clips(config, listing, run_dir, log, seed)
+    _require_clips(Counter(clip.split for clip in clips), bad_files, config)
+    fitted = fit_models(clips, config, run_dir, log, seed)
+    writer = _encode(clips, config, fitted, run_dir, log)
+    bad_files += _note_left_out(writer, log)
+    _require_clips(writer.num_clips, bad_files, config)
+    fitted.deliver(out)
+    writer.deliver(out)
+    info = describe(config, out, fitted, writer.num_clips, bad_files, log)
     (out / INFO_FILE).write_text(info.model_dump_json(indent=2) + "\n")
-    counts: dict[str, float | int | str] = {f"num_{split}_clips": num_clips[split] for split in SPLITS}
+    counts: dict[str, float | int | str] = {f"num_{split}_clips": info.num_clips[split] for split in SPLITS}
     log.summary({**counts, "num_bad_files": len(bad_files), "codec_psnr_db": info.codec_psnr_db})
 
 
 def _list_clips(
-    config: DataConfig, listing: Listing | None, log: StageLog, seed: int
+    config: DataConfig, listing: Listing | None, run_dir: Path, log: StageLog, seed: int
 ) -> tuple[list[Clip], list[BadFile]]:
     """All clips to encode and all files that cannot be."""
     if listing is None or config.path is None:
         return sample_shapes(config, seed), []
-    probed = _probe(config.path, listing.videos, config, log) if listing.videos else []
+    records = ProbeRecords(run_dir / "probe")
+    probed = _probe(config.path, listing.videos, config, records, log)
     bad = [*listing.bad_files, *(result for result in probed if isinstance(result, BadFile))]
     _handle_bad_files(bad, config, log)
+    records.settle()
     usable = [(video, count) for video, count in zip(listing.videos, probed, strict=True) if isinstance(count, int)]
     windows = cut_windows([video for video, _ in usable], [count for _, count in usable], config)
     for note in windows.notes:
@@ -107,22 +93,31 @@ def _list_clips(
     return windows.clips, bad
 
 
-def _probe(folder: Path, videos: Sequence[VideoFile], config: DataConfig, log: StageLog) -> list[int | BadFile]:
-    """Decodes every video once, in parallel; in the order of `videos`."""
+def _probe(
+    folder: Path, videos: Sequence[VideoFile], config: DataConfig, records: ProbeRecords, log: StageLog
+) -> list[int | BadFile]:
+    """Decodes every video once, in parallel, unless an earlier attempt has; in the order of `videos`."""
+    missing = [video for video in videos if video.file not in records.found]
+    with log.progress(len(videos), "video") as advance, _users_mistakes():
+        advance(len(videos) - len(missing))
+        for video, result in zip(missing, _probe_results(folder, missing, config), strict=True):
+            records.add(video.file, result["reason"] or int(result["num_frames"]))
+            advance(1)
+    found = ((video.file, records.found[video.file]) for video in videos)
+    return [result if isinstance(result, int) else BadFile(file, result) for file, result in found]
+
+
+def _probe_results(folder: Path, videos: Sequence[VideoFile], config: DataConfig) -> Iterator[dict[str, Any]]:
+    """The rows of `Probe`, in order, as its tasks end."""
+    if not videos:
+        return
     num_blocks = -(-len(videos) // PROBE_BLOCK_VIDEOS)
     rows = ray.data.from_items([video._asdict() for video in videos], override_num_blocks=num_blocks)
-    results: list[int | BadFile] = []
-    with log.progress(len(videos), "video") as advance, _users_mistakes():
-        for video, row in zip(videos, rows.map(Probe(folder, config, _workers_code())).iter_rows(), strict=True):
-            results.append(BadFile(video.file, row["reason"]) if row["reason"] else int(row["num_frames"]))
-            advance(1)
-    return results
+    yield from rows.map(Probe(folder, config, _workers_code())).iter_rows()
 
 
 def _handle_bad_files(bad: Sequence[BadFile], config: DataConfig, log: StageLog) -> None:
     if bad and config.on_bad_file == "fail":
-        for file, reason in bad if len(bad) > 1 else ():  # all at once: they need not be found one run after another
-            log.note(f"cannot use {file}: {reason}")
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
         raise UserError(
             f"data.path = {config.path}: {bad[0].file}: {bad[0].reason}{more}; repair or remove it, "
@@ -132,7 +127,7 @@ def _handle_bad_files(bad: Sequence[BadFile], config: DataConfig, log: StageLog)
         log.note(f"skipped {file}: {reason}")
 
 
-def _require_splits(num_clips: Mapping[str, int], bad_files: Sequence[BadFile], config: DataConfig) -> None:
+def _require_clips(num_clips: Mapping[str, int], bad_files: Sequence[BadFile], config: DataConfig) -> None:
     """Every split needs a clip."""
     missing = [split for split in SPLITS if not num_clips.get(split)]
     if not missing:
@@ -145,103 +140,79 @@ def _require_splits(num_clips: Mapping[str, int], bad_files: Sequence[BadFile], 
     )
 
 
-def _sample_frames(clips: Sequence[Clip], config: DataConfig, seed: int) -> Frames:
-    """Pixels of randomly chosen training clips, uint8 [N, F, H, W, 3], to fit on."""
-    train = [clip for clip in clips if clip.split == "train"]
-    count = min(len(train), config.codec.num_fit_clips if config.codec.kind == "pca" else NUM_SHEET_CLIPS)
-    chosen = np.sort(np.random.default_rng([seed, len(SPLITS)]).permutation(len(train))[:count])
-    chunks = make_chunks([train[index] for index in chosen], config)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return np.concatenate(list(pool.map(lambda chunk: _render_sample(chunk, config), chunks)))
-
-
-def _render_sample(chunk: Sequence[Clip], config: DataConfig) -> Frames:
-    """The pixels of a chunk; none if its video, by its own fault, is no longer what it was when it was probed."""
-    try:
-        return render_chunk(chunk, config)
-    except BadVideo:
-        if config.on_bad_file == "fail":
-            raise
-        return np.zeros((0, config.num_frames, config.height, config.width, 3), np.uint8)
-
-
-def _make_codec(sample: Frames, config: DataConfig) -> VideoCodec:
-    """Fits the causal PCA, or loads HunyuanVideo's VAE."""
-    if config.codec.kind == "pca":
-        return VideoCodec(CausalPCACodec.fit(torch.from_numpy(sample), config.codec))
-    codec = load_codec(Path(config.codec.path or "") / "vae")
-    codec.vae.register_to_config(_name_or_path="")  # equal artifacts wherever it came from
-    return codec
-
-
-def _note_long_captions(clips: Sequence[Clip], config: DataConfig, log: StageLog) -> None:
-    if config.encoder.kind != "tiny":
-        return
-    room = config.encoder.max_text_tokens - 1  # the end-of-text token takes one
-    captions = {clip.caption for clip in clips}
-    longer = [caption for caption in captions if len(words_of(caption)) > room]
-    if longer:
-        longest = max(len(words_of(caption)) for caption in longer)
-        log.note(
-            f"{len(longer)} of {len(captions)} captions are cut after {room} words and signs: "
-            f"raise data.encoder.max_text_tokens to {longest + 1} to keep them whole"
-        )
-
-
-def _encode(
-    clips: Sequence[Clip], config: DataConfig, out: Path, log: StageLog, bad_files: list[BadFile]
-) -> dict[str, int]:
-    """Renders and encodes all clips and writes the shards; returns clips per split.
-
-    A video that cannot be read any more is added to `bad_files`; its clips are left out.
-    """
-    writer = ShardWriter(out, config.shard_size)
+def _encode(clips: Sequence[Clip], config: DataConfig, fitted: Fitted, run_dir: Path, log: StageLog) -> ShardWriter:
+    """Renders and encodes all clips that no earlier attempt has, and writes the shards."""
+    chunks = place_chunks(make_chunks(clips, config))
+    writer = ShardWriter(run_dir, config.shard_size, stamp_of(chunks, fitted.digest))
+    missing = [chunk for chunk in chunks if not writer.is_kept(chunk.place, len(chunk.clips))]
+    num_kept = len(clips) - sum(len(chunk.clips) for chunk in missing)
+    if num_kept:
+        log.note(f"{num_kept} of {len(clips)} clips were encoded by an earlier attempt")
     with log.progress(len(clips), "clip") as advance, _users_mistakes():
-        for row in _encoded_chunks(clips, config, out).iter_rows():
-            chunk, ids = parse_clips(row["clips"]), json.loads(row["ids"])
-            advance(len(chunk))
-            if row["reason"]:
-                _note_unreadable(BadFile(chunk[0].source, row["reason"]), bad_files, log)
-                continue
-            rows = [
-                {"id": name, "caption": c.caption, "source": c.source, "start_frame": c.start_frame, "truth": c.truth}
-                for name, c in zip(ids, chunk, strict=True)
-            ]
-            writer.add(chunk[0].split, rows, load(row["tensors"]))
+        advance(num_kept)
+        for row in _encoded_anyhow(missing, config, fitted.folder, log):
+            rows = json.loads(row["rows"])
+            left_out = [BadFile(clip["source"], clip["reason"]) for clip in rows if not is_good(clip)]
+            if config.on_bad_file == "fail":
+                _handle_bad_files(left_out, config, log)
+            writer.add(chunks[row["number"]].place, rows, load(row["tensors"]))
+            advance(len(rows))
     writer.close()
-    _require_splits(writer.num_clips, bad_files, config)
-    return writer.num_clips
+    return writer
 
 
-def _note_unreadable(bad: BadFile, bad_files: list[BadFile], log: StageLog) -> None:
-    """Once a video, not once for each of its chunks."""
-    if all(known.file != bad.file for known in bad_files):
-        bad_files.append(bad)
-        log.note(f"skipped clips of {bad.file}: {bad.reason}")
+def _note_left_out(writer: ShardWriter, log: StageLog) -> list[BadFile]:
+    """Files with clips that could not be read although the file could."""
+    reasons: dict[str, list[str]] = {}
+    for row in sorted(writer.left_out, key=lambda row: (row["source"], row["start_frame"])):
+        reasons.setdefault(row["source"], []).append(row["reason"])
+    bad = [BadFile(file, f"{len(found)} of its clips left out: {found[0]}") for file, found in reasons.items()]
+    for file, reason in bad:
+        log.note(f"{file}: {reason}")
+    return bad
 
 
-def _encoded_chunks(clips: Sequence[Clip], config: DataConfig, out: Path) -> ray.data.Dataset:
-    """The lazy Ray Data pipeline: decoding tasks stream into encoding actors; a row is a chunk of clips."""
-    chunks = make_chunks(clips, config)
-    items = [{"clips": json.dumps([clip.to_dict() for clip in chunk])} for chunk in chunks]
+def _encoded_anyhow(
+    chunks: Sequence[Chunk], config: DataConfig, models: Path, log: StageLog
+) -> Iterator[dict[str, Any]]:
+    """`_encoded_chunks`, begun again behind the last one where a worker is lost, with its memory or its machine."""
+    num_done, num_losses = 0, 0
+    while num_done < len(chunks):
+        try:
+            for row in _encoded_chunks(chunks[num_done:], config, models):
+                yield row
+                num_done, num_losses = num_done + 1, 0
+        except ray.exceptions.RayError as error:
+            num_losses += 1
+            if isinstance(error, ray.exceptions.RayTaskError) or num_losses == MAX_LOSSES:  # the former: its own error
+                raise
+            log.note(f"an encoding worker was lost ({type(error).__name__}): goes on with new ones")
+            _start_ray(config)  # again, if it was a local Ray that died, and all workers with it
+
+
+def _encoded_chunks(chunks: Sequence[Chunk], config: DataConfig, models: Path) -> Iterator[dict[str, Any]]:
+    """The rows of `Encode`, a chunk each, in order: decoding tasks stream into encoding actors on Ray Data."""
+    items = [{"number": chunk.place.number, "clips": chunk.json} for chunk in chunks]
     spare_cpus = int(ray.cluster_resources().get("CPU", 2)) - 1  # one stays with the decoders, else nothing moves
     wanted = min(config.num_workers, len(chunks))
     there = max(1, min(wanted, spare_cpus))
     pool = {"min_size": there, "max_size": wanted} if ray_cluster() else {"size": there}  # a cluster may still grow
     use_gpu = config.num_gpus_per_worker > 0
-    # On CPUs: no restarts, which also keeps decoding apart from encoding (Ray Data would fuse them into one actor)
-    placement = {"num_gpus": config.num_gpus_per_worker} if use_gpu else {"max_restarts": 0}
+    # On CPUs: no restarts by Ray, which announces them with a false alarm; `_encoded_anyhow` replaces lost workers. It
+    # also keeps decoding apart from encoding: what has the same arguments is fused into one actor by Ray Data.
+    placement = {"num_gpus": config.num_gpus_per_worker} | RESTARTS if use_gpu else {"max_restarts": 0}
     code = _workers_code()
     rendered = ray.data.from_items(items, override_num_blocks=len(items)).map(Render(config, code), num_cpus=1)
-    with warnings.catch_warnings():  # max_restarts has no named parameter yet; Ray is pinned below 2.61
+    with warnings.catch_warnings():  # restarts have no named parameters yet; Ray is pinned below 2.61
         warnings.filterwarnings("ignore", message=".*ray_remote_args")
-        return rendered.map(
+        encoded = rendered.map(
             Encode,
-            fn_constructor_args=(out, use_gpu, code),
+            fn_constructor_args=(models, use_gpu, code),
             compute=ray.data.ActorPoolStrategy(**pool),
             num_cpus=1,
             **placement,
         )
+    yield from encoded.iter_rows()
 
 
 def _start_ray(config: DataConfig) -> None:
@@ -265,51 +236,3 @@ def _users_mistakes() -> Iterator[None]:
     except (UserError, StorageError) as error:  # Ray makes its error a subclass of the worker's
         kind = UserError if isinstance(error, UserError) else StorageError
         raise kind(first_line(str(getattr(error, "cause", error)))) from None
-
-
-def _describe(
-    config: DataConfig,
-    out: Path,
-    codec: VideoCodec,
-    null_text: TextEmbedding,
-    num_clips: dict[str, int],
-    bad_files: Sequence[BadFile],
-    log: StageLog,
-) -> DatasetInfo:
-    """Reads the held-out split back, judges the codec on it and shows some of it."""
-    heldout = ClipDataset.open(out, "heldout")
-    channels, length, height, width = heldout.latents.shape[1:]
-    return DatasetInfo(
-        num_clips=num_clips,
-        source=config.source,
-        fps=config.fps,
-        num_frames=config.num_frames,
-        height=config.height,
-        width=config.width,
-        latent_shape=(channels, length, height, width),
-        num_text_tokens=null_text.tokens.shape[1],
-        num_image_tokens=heldout.image_tokens.shape[1],
-        text_width=null_text.tokens.shape[2],
-        pooled_width=null_text.pooled.shape[1],
-        temporal_factor=codec.temporal_factor,
-        spatial_factor=codec.spatial_factor,
-        codec_version=digest_folder(out / "codec")[:16],
-        encoder_version=digest_folder(out / "encoders")[:16],
-        has_ground_truth=config.source == "shapes",
-        bad_files=tuple(BadFileInfo(file=file, reason=reason) for file, reason in bad_files),
-        codec_psnr_db=_judge_codec(heldout, codec, log),
-    )
-
-
-def _judge_codec(heldout: ClipDataset, codec: VideoCodec, log: StageLog) -> float:
-    """PSNR in dB of held-out clips through the codec; also shows clips and reconstructions."""
-    assert heldout.frames is not None
-    count = NUM_QUALITY_CLIPS if isinstance(codec.vae, CausalPCACodec) else 2
-    shown = torch.linspace(0, len(heldout) - 1, min(count, len(heldout))).long()
-    original = heldout.frames[shown].numpy()
-    codec.to(sampling_device())
-    decoded = codec.decode_video(heldout.latents[shown]).cpu().numpy()
-    log.image("clips", contact_sheet(original[:NUM_SHEET_CLIPS]))
-    log.image("reconstruction", comparison_sheet(original[:NUM_SHEET_CLIPS], decoded[:NUM_SHEET_CLIPS]))
-    error = float(np.square(original.astype(np.float32) - decoded.astype(np.float32)).mean())
-    return round(float(psnr_db(error / 255**2, MIN_CODEC_ERROR)), 3)

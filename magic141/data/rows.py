@@ -17,7 +17,8 @@ class Rows:
 
     The tensors are to be mapped files, as safetensors opens them: only what is touched is read, and all processes of a
     machine share it. Rows are indexed as those of a tensor are, by a number, a slice or a list of numbers, with numbers
-    and slices for the other dimensions after them: `rows[[7, 3], :, :5]`; `rows[:]` is all of them.
+    and slices for the other dimensions after them: `rows[[7, 3], :, :5]`; `rows[:]` is all of them. Halves are given as
+    float32, which whatever computes with them expects; parts may differ in precision.
     """
 
     def __init__(self, parts: Sequence[Tensor]) -> None:
@@ -34,7 +35,7 @@ class Rows:
         return torch.Size([len(self), *self._parts[0].shape[1:]])
 
     def __getitem__(self, index: Index | tuple[Index, *tuple[int | slice, ...]]) -> Tensor:
-        """A copy of some rows, in the order asked for; a single row by its number is the mapped file itself.
+        """A copy of some rows, in the order asked for; a single row by its number is, unless of halves, the file.
 
         Raises:
             IndexError: if there is no such row.
@@ -45,11 +46,15 @@ class Rows:
         assert getattr(rows, "dtype", None) != torch.bool, "numbers of rows, not a mask"
         numbers = self._numbers[rows] if isinstance(rows, slice) else torch.as_tensor(rows).tolist()
         if not numbers:
-            return self._parts[0][(slice(0), *rest)]
+            return _whole(self._parts[0][(slice(0), *rest)])
         return torch.stack([self._row(number, rest) for number in numbers])
 
     def _row(self, number: int, rest: Sequence[int | slice]) -> Tensor:
         row = self._numbers[number]
         part = bisect_right(self._starts, row) - 1
         clip = self._parts[part][row - self._starts[part]]
-        return clip[tuple(rest)] if rest else clip
+        return _whole(clip[tuple(rest)] if rest else clip)
+
+
+def _whole(values: Tensor) -> Tensor:
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

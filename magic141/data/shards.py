@@ -1,62 +1,186 @@
-"""Writes encoded clips as numbered safetensors files beside a manifest."""
+"""Encoded clips as numbered safetensors files, each finished or not there, and the manifest over all of them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from magic141.artifacts import digest_file
+from magic141.data.chunks import Place
 from magic141.data.dataset import MANIFEST_FILE
+from magic141.data.kept import read_record, write_record
+from magic141.data.splits import SPLITS
+from magic141.publication import link_or_copy
 
 MAX_SHARD_BYTES = 2**31  # the writer holds as much of each split, and once more while it joins a shard
+NUM_THREADS = 8  # that read kept shards; hashing releases the interpreter's lock
+Row = Mapping[str, Any]
+
+
+class Shard(NamedTuple):
+    """A finished file and what it is made of.
+
+    Attributes:
+        split: of its clips.
+        file: relative path.
+        sha256: of its content.
+        stamp: of the corpus and the models that it was encoded with.
+        completed_by: the chunk that filled it; None for what was left at the end.
+        rows: of all clips up to its last, also of those with a `reason` to be left out.
+    """
+
+    split: str
+    file: str
+    sha256: str
+    stamp: str
+    completed_by: int | None
+    rows: list[Row]
+
+    @property
+    def good_rows(self) -> list[Row]:
+        """Those of the clips that are in the file."""
+        return [row for row in self.rows if is_good(row)]
+
+    @property
+    def order(self) -> tuple[bool, int, int]:
+        """Shards come as they are filled, then what was left: the same whichever attempt wrote them."""
+        return self.completed_by is None, self.completed_by or 0, SPLITS.index(self.split)
+
+
+def is_good(row: Row) -> bool:
+    """Whether a clip was encoded; else its row has the `reason` why not."""
+    return "reason" not in row
 
 
 class ShardWriter:
-    """Collects clips split by split; writes a shard whenever `shard_size` or `MAX_SHARD_BYTES` of them are there."""
+    """Collects clips split by split; writes a shard whenever `shard_size` or about `MAX_SHARD_BYTES` of them are there.
 
-    def __init__(self, folder: Path, shard_size: int) -> None:
+    Shards that an earlier attempt finished in the same folder are kept: their chunks need not be added again.
+    """
+
+    def __init__(self, folder: Path, shard_size: int, stamp: str = "") -> None:
         self.folder = folder
         self.shard_size = shard_size
-        self.num_clips: dict[str, int] = {}
-        self._pending: dict[str, tuple[list[Mapping[str, Any]], list[Mapping[str, Tensor]]]] = {}
-        self._num_shards: dict[str, int] = {}
+        self._stamp = stamp
         (folder / "shards").mkdir(parents=True, exist_ok=True)
+        self._shards = {split: list(self._kept(split)) for split in SPLITS}
+        self._drop_others()
+        self._pending: dict[str, list[Row]] = {split: [] for split in SPLITS}
+        self._tensors: dict[str, list[Mapping[str, Tensor]]] = {split: [] for split in SPLITS}
 
-    def add(self, split: str, rows: Sequence[Mapping[str, Any]], tensors: Mapping[str, Tensor]) -> None:
-        """Takes clips of one split: manifest rows without `split`, `shard`, `row`, and tensors of as many rows."""
-        pending_rows, pending_tensors = self._pending.setdefault(split, ([], []))
-        pending_rows.extend(rows)
-        pending_tensors.append(tensors)
-        self.num_clips[split] = self.num_clips.get(split, 0) + len(rows)
-        is_large = sum(tensor.nbytes for part in pending_tensors for tensor in part.values()) >= MAX_SHARD_BYTES
-        if is_large or len(pending_rows) >= self.shard_size:
-            self._flush(split, everything=is_large)
+    @property
+    def num_clips(self) -> dict[str, int]:
+        """Encoded clips of every split that has any."""
+        return dict(Counter(split for split in SPLITS for row in self._rows(split) if is_good(row)))
+
+    @property
+    def left_out(self) -> list[Row]:
+        """Rows of clips that could not be encoded."""
+        return [row for split in SPLITS for row in self._rows(split) if not is_good(row)]
+
+    def is_kept(self, place: Place, num_clips: int) -> bool:
+        """Whether all clips of a chunk are in finished shards."""
+        return place.start + num_clips <= self._num_finished(place.split)
+
+    def add(self, place: Place, rows: Sequence[Row], tensors: Mapping[str, Tensor]) -> None:
+        """Takes a chunk; those of a split come in order.
+
+        Args:
+            place: where it belongs. Clips that a kept shard ends with are left out.
+            rows: manifest rows without `split`, `shard`, `row`; of a clip that was not encoded one with a `reason`.
+            tensors: of the encoded clips.
+        """
+        split, pending = place.split, self._pending[place.split]
+        known = self._num_finished(split) + len(pending) - place.start
+        assert 0 <= known <= len(rows), f"{place}: of {len(rows)} clips {known} are known"
+        first = sum(map(is_good, rows[:known]))
+        pending.extend(rows[known:])
+        if first == sum(map(is_good, rows)):
+            return
+        self._tensors[split].append({name: tensor[first:] for name, tensor in tensors.items()})
+        clip_bytes = sum(tensor[0].nbytes for tensor in tensors.values())
+        size = min(self.shard_size, max(1, MAX_SHARD_BYTES // clip_bytes))
+        while sum(map(is_good, self._pending[split])) >= size:
+            self._write(split, _end_of(self._pending[split], size), place.number)
 
     def close(self) -> None:
-        """Writes what is left."""
-        for split in list(self._pending):
-            self._flush(split, everything=True)
+        """Writes what is left, and the manifest."""
+        for split, pending in self._pending.items():
+            if any(map(is_good, pending)):
+                self._write(split, len(pending), None)
+        with (self.folder / MANIFEST_FILE).open("w", encoding="utf-8") as manifest:
+            for shard in self._in_order():
+                for index, row in enumerate(shard.good_rows):
+                    line = {"id": row["id"], "split": shard.split, "shard": shard.file, "row": index, **row}
+                    manifest.write(json.dumps(line) + "\n")  # in ASCII: no sign of a caption or name can end a line
 
-    def _flush(self, split: str, everything: bool) -> None:
-        rows, parts = self._pending.pop(split)
-        tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
-        while len(rows) >= self.shard_size or (everything and rows):
-            head, rows = rows[: self.shard_size], rows[self.shard_size :]
-            self._write(split, head, {name: tensor[: len(head)] for name, tensor in tensors.items()})
-            tensors = {name: tensor[len(head) :] for name, tensor in tensors.items()}
-        self._pending[split] = (list(rows), [tensors] if rows else [])
+    def deliver(self, out: Path) -> None:
+        """Puts shards and manifest into an artifact; the folder stays as it is."""
+        (out / "shards").mkdir()
+        for file in (*(shard.file for shard in self._in_order()), MANIFEST_FILE):
+            link_or_copy(str(self.folder / file), str(out / file))
 
-    def _write(self, split: str, rows: Sequence[Mapping[str, Any]], tensors: Mapping[str, Tensor]) -> None:
-        number = self._num_shards.get(split, 0)
-        self._num_shards[split] = number + 1
-        shard = f"shards/{split}-{number:05d}.safetensors"
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, self.folder / shard)
-        with (self.folder / MANIFEST_FILE).open("a", encoding="utf-8") as manifest:
-            for index, row in enumerate(rows):
-                line = {"id": row["id"], "split": split, "shard": shard, "row": index, **row}
-                manifest.write(json.dumps(line) + "\n")  # in ASCII: no sign of a caption or name can end a line
+    def _in_order(self) -> list[Shard]:
+        return sorted((shard for shards in self._shards.values() for shard in shards), key=lambda shard: shard.order)
+
+    def _rows(self, split: str) -> Iterator[Row]:
+        yield from (row for shard in self._shards[split] for row in shard.rows)
+        yield from self._pending[split]
+
+    def _num_finished(self, split: str) -> int:
+        return sum(len(shard.rows) for shard in self._shards[split])
+
+    def _write(self, split: str, num_rows: int, completed_by: int | None) -> None:
+        rows, self._pending[split] = self._pending[split][:num_rows], self._pending[split][num_rows:]
+        count, parts = sum(map(is_good, rows)), self._tensors[split]
+        joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        rest = {name: tensor[count:] for name, tensor in joined.items()}
+        self._tensors[split] = [rest] if any(map(len, rest.values())) else []
+        file = f"shards/{split}-{len(self._shards[split]):05d}.safetensors"
+        aside = self.folder / ".shard"
+        save_file({name: tensor[:count].contiguous() for name, tensor in joined.items()}, aside)
+        shard = Shard(split, file, digest_file(aside), self._stamp, completed_by, rows)
+        aside.replace(self.folder / file)
+        write_record(self._record(file), shard._asdict())
+        self._shards[split].append(shard)
+
+    def _record(self, file: str) -> Path:
+        return self.folder / "records" / f"{Path(file).stem}.json"
+
+    def _kept(self, split: str) -> Iterator[Shard]:
+        """Shards of a split from the first up to the one that is missing, altered or of other clips."""
+        paths = sorted((self.folder / "records").glob(f"{split}-*.json"))
+        with ThreadPoolExecutor(NUM_THREADS) as pool:
+            for number, shard in enumerate(pool.map(self._read, paths)):
+                if shard is None or shard.file != f"shards/{split}-{number:05d}.safetensors":
+                    return
+                yield shard
+
+    def _read(self, record: Path) -> Shard | None:
+        values = read_record(record)
+        if values is None or values["stamp"] != self._stamp:
+            return None
+        shard = Shard(**values)
+        path = self.folder / shard.file
+        return shard if path.is_file() and digest_file(path) == shard.sha256 else None
+
+    def _drop_others(self) -> None:
+        kept = {shard.file for shards in self._shards.values() for shard in shards}
+        for path in (self.folder / "shards").iterdir():
+            if f"shards/{path.name}" not in kept:
+                self._record(path.name).unlink(missing_ok=True)
+                path.unlink()
+
+
+def _end_of(rows: Sequence[Row], num_good: int) -> int:
+    """How many rows there are up to the last of so many good ones."""
+    good = [number for number, row in enumerate(rows, 1) if is_good(row)]
+    return good[num_good - 1]

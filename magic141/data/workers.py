@@ -7,9 +7,10 @@ import hashlib
 import json
 import os
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,12 +41,44 @@ class Probe:
         return {"num_frames": 0 if bad else result, "reason": result.reason if isinstance(result, BadFile) else ""}
 
 
+class Rendered(NamedTuple):
+    """A chunk's pixels: frames uint8 [N, F, H, W, 3] and anchors uint8 [N, H, W, 3] of the clips without a reason."""
+
+    frames: Frames
+    anchors: Frames
+    reasons: list[str]  # one a clip of the chunk; empty for a good one
+
+
+def render_good(chunk: Sequence[Clip], config: DataConfig) -> Rendered:
+    """Renders the clips of a chunk that can be; the others' file is at fault, and the reason says how.
+
+    Raises:
+        StorageError: the file cannot be read, which says nothing about what is in it.
+    """
+    try:
+        return _render(chunk, config)
+    except BadVideo:
+        pass
+    frames, anchors, reasons = zip(*(_render_one(clip, config) for clip in chunk), strict=True)
+    return Rendered(np.concatenate(frames), np.concatenate(anchors), [reason for each in reasons for reason in each])
+
+
+def _render(chunk: Sequence[Clip], config: DataConfig) -> Rendered:
+    return Rendered(render_chunk(chunk, config), render_anchors(chunk, config), [""] * len(chunk))
+
+
+def _render_one(clip: Clip, config: DataConfig) -> Rendered:
+    try:
+        return _render([clip], config)
+    except BadVideo as error:
+        shape = (config.height, config.width, 3)
+        nothing = np.zeros((0, config.num_frames, *shape), np.uint8)
+        return Rendered(nothing, nothing[:, 0], [error.reason])
+
+
 @dataclass(frozen=True)
 class Render:
-    """Row {clips: JSON} -> {clips, frames: uint8 [N, F, H, W, 3], anchors: uint8 [N, H, W, 3], reason}.
-
-    `reason`: why a video that passed the probe cannot be decoded now; its frames are black then, and not for use.
-    """
+    """Row {number, clips: JSON} -> {number, clips, reasons: JSON, frames, anchors} as `Rendered` has them."""
 
     config: DataConfig
     code: CodeStamp
@@ -54,21 +87,15 @@ class Render:
         self.code.require()
         if self.config.path is not None:
             require_folder(self.config.path)
-        chunk = parse_clips(row["clips"])
-        try:
-            frames, anchors, reason = render_chunk(chunk, self.config), render_anchors(chunk, self.config), ""
-        except BadVideo as error:
-            if self.config.on_bad_file == "fail":
-                raise
-            frames, reason = np.zeros((1, 1, self.config.height, self.config.width, 3), np.uint8), error.reason
-            anchors = frames[0]
-        return {"clips": row["clips"], "frames": frames, "anchors": anchors, "reason": reason}
+        rendered = render_good(parse_clips(row["clips"]), self.config)
+        return {**row, **rendered._asdict(), "reasons": json.dumps(rendered.reasons)}
 
 
 class Encode:
-    """Row {clips, frames, anchors, reason} -> {clips, ids: JSON, tensors: safetensors, reason}.
+    """Row of `Render` -> {number, rows: JSON, tensors: safetensors}; one actor holds the encoders.
 
-    One actor holds the encoders. What could not be rendered has no ids and no tensors.
+    A row of `rows` is a clip's in the manifest, or has the `reason` why it is in no tensor. Floats are stored in the
+    precision that they were computed in, on a GPU half of float32's bytes, and without loss.
     """
 
     def __init__(self, folder: Path, use_gpu: bool, code: CodeStamp) -> None:
@@ -88,40 +115,40 @@ class Encode:
         from safetensors.torch import save
 
         self.code.require()  # not in __init__: Ray shows what is raised there as the death of an actor
-        if row["reason"]:
-            return {"clips": row["clips"], "ids": "[]", "tensors": b"", "reason": row["reason"]}
-        clips, frames = parse_clips(row["clips"]), row["frames"]
-        tensors = self._encode(frames, row["anchors"], clips)
-        return {
-            "clips": row["clips"],
-            "ids": json.dumps([content_id(pixels, clip.caption) for pixels, clip in zip(frames, clips, strict=True)]),
-            "tensors": save(tensors),
-            "reason": "",
-        }
+        clips, reasons, frames = parse_clips(row["clips"]), json.loads(row["reasons"]), row["frames"]
+        good = [clip for clip, reason in zip(clips, reasons, strict=True) if not reason]
+        tensors = self._encode(frames, row["anchors"], good) if good else {}
+        ids = map(content_id, frames, (clip.caption for clip in good))
+        rows = [
+            _left_out_row(clip, reason) if reason else _manifest_row(next(ids), clip)
+            for clip, reason in zip(clips, reasons, strict=True)
+        ]
+        return {"number": row["number"], "rows": json.dumps(rows), "tensors": save(tensors)}
 
     def _encode(self, frames: Frames, anchor_frames: Frames, clips: list[Clip]) -> dict[str, Any]:
         import torch
 
         pixels, anchors = torch.from_numpy(frames.copy()), torch.from_numpy(anchor_frames.copy())
-        text = self.encoders.encode_text([clip.caption for clip in clips])
+        text, parts = self.encoders.encode_text([clip.caption for clip in clips]), self.encoders.parts
+        precision = parts.text_encoder.dtype  # of all values that it gave, though they come as float32
         tensors = {
             "latents": self._encode_videos(pixels),
             "anchor": self._encode_videos(anchors[:, None]),
-            "anchor_tokens": self.encoders.encode_image(anchors).contiguous(),
-            "text_tokens": text.tokens.contiguous(),
+            "anchor_tokens": self.encoders.encode_image(anchors).to(precision).contiguous(),
+            "text_tokens": text.tokens.to(precision).contiguous(),
             "text_mask": text.mask.contiguous(),
-            "pooled": text.pooled.contiguous(),
-            "image_tokens": self.encoders.encode_image(pixels[:, 0]).contiguous(),
+            "pooled": text.pooled.to(parts.text_encoder_2.dtype).contiguous(),
+            "image_tokens": self.encoders.encode_image(pixels[:, 0]).to(precision).contiguous(),
             "first_frame": pixels[:, 0].clone(),
         }
         return tensors if clips[0].split == "train" else {**tensors, "frames": pixels}
 
     def _encode_videos(self, pixels: Any) -> Any:
-        """Latents of uint8 [N, F, H, W, 3], as many clips at once as memory allows."""
+        """Latents of uint8 [N, F, H, W, 3] in the codec's precision, as many clips at once as memory allows."""
         import torch
 
         batch_size = max(1, MAX_ENCODE_VALUES // pixels[0].numel())
-        latents = [self.codec.encode_video(batch).float().cpu() for batch in pixels.split(batch_size)]
+        latents = [self.codec.encode_video(batch).to(self.codec.vae.dtype).cpu() for batch in pixels.split(batch_size)]
         return torch.cat(latents).contiguous()
 
 
@@ -141,6 +168,18 @@ def require_folder(folder: Path) -> None:
 def parse_clips(text: str) -> list[Clip]:
     """The clips of a chunk from its JSON."""
     return [Clip.from_dict(values) for values in json.loads(text)]
+
+
+def _manifest_row(name: str, clip: Clip) -> Row:
+    return {"id": name, "caption": clip.caption, **_taken_from(clip), "truth": clip.truth}
+
+
+def _left_out_row(clip: Clip, reason: str) -> Row:
+    return {**_taken_from(clip), "reason": reason}
+
+
+def _taken_from(clip: Clip) -> Row:
+    return {"source": clip.source, "start_frame": clip.start_frame}
 
 
 def content_id(frames: Frames, caption: str) -> str:

@@ -46,3 +46,14 @@ def test_several_rows_are_a_copy_and_may_be_written_to() -> None:
     picked = ROWS[[0, 1]]
     picked[:] = -1
     assert (WHOLE >= 0).all()
+
+
+def test_halves_are_given_as_float32_whatever_the_precision_of_their_part() -> None:
+    values = torch.randn(6, 3).bfloat16().float()
+    rows = Rows([values[:2].bfloat16(), values[2:3], values[3:].bfloat16()])
+    for index in (0, 2, slice(None), [5, 2, 0], (slice(None), slice(1, 3))):
+        assert rows[index].dtype == torch.float32
+        assert torch.equal(rows[index], values[index])
+    assert rows[[]].dtype == torch.float32
+    assert rows.shape == (6, 3)
+    assert Rows([torch.zeros(2, 3, dtype=torch.uint8)])[:].dtype == torch.uint8

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from magic141.data import shards
+from magic141.data.chunks import Place
 from magic141.data.dataset import ClipDataset, load_info, load_null_text
 from magic141.data.shards import ShardWriter
 from magic141.errors import UserError
@@ -32,12 +33,12 @@ def tensors_of(start: int, count: int, with_frames: bool) -> dict[str, torch.Ten
 def write_corpus(folder: Path) -> None:
     writer = ShardWriter(folder, shard_size=4)
     for split in ("train", "heldout"):
-        for start, count in ((0, 3), (3, 7), (10, 1)):
+        for number, (start, count) in enumerate(((0, 3), (3, 7), (10, 1))):
             rows = [
                 {"id": f"{split}{n}", "caption": f"c{n}", "source": "s", "start_frame": n, "truth": None}
                 for n in range(start, start + count)
             ]
-            writer.add(split, rows, tensors_of(start, count, split == "heldout"))
+            writer.add(Place(number, split, start), rows, tensors_of(start, count, split == "heldout"))
     writer.close()
     assert writer.num_clips == {"train": 11, "heldout": 11}
 
@@ -57,7 +58,7 @@ def test_shards_of_large_clips_have_fewer(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(shards, "MAX_SHARD_BYTES", 2 * sum(tensor.nbytes for tensor in clip.values()))
     for number in range(5):
         row = {"id": str(number), "caption": "", "source": "s", "start_frame": number, "truth": None}
-        writer.add("heldout", [row], tensors_of(number, 1, with_frames=True))
+        writer.add(Place(number, "heldout", number), [row], tensors_of(number, 1, with_frames=True))
     writer.close()
     files = sorted((tmp_path / "shards").iterdir())
     assert [len(load_file(path)["frames"]) for path in files] == [2, 2, 1]
@@ -82,7 +83,7 @@ def test_signs_that_end_lines_elsewhere_may_be_in_names_and_captions(tmp_path: P
     writer = ShardWriter(tmp_path, shard_size=4)
     texts = ["a\u2028b", "a\x85b", "a\x0cb", "é"]
     rows = [{"id": text, "caption": text, "source": text, "start_frame": 0, "truth": None} for text in texts]
-    writer.add("train", rows, tensors_of(0, 4, with_frames=False))
+    writer.add(Place(0, "train", 0), rows, tensors_of(0, 4, with_frames=False))
     writer.close()
     train = ClipDataset.open(tmp_path, "train")
     assert train.captions == train.sources == texts
@@ -92,7 +93,7 @@ def test_opening_a_split_reads_no_clip(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path, shard_size=32)
     rows = [{"id": str(n), "caption": "", "source": "s", "start_frame": 0, "truth": None} for n in range(64)]
     frames = torch.ones(64, 1024, 1024, dtype=torch.uint8)
-    writer.add("train", rows, {**tensors_of(0, 64, with_frames=False), "frames": frames})
+    writer.add(Place(0, "train", 0), rows, {**tensors_of(0, 64, with_frames=False), "frames": frames})
     writer.close()
     del writer, frames
     before = resident_mb()
@@ -122,7 +123,7 @@ def test_rows_in_turns_show_many_videos_first(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path, shard_size=8)
     for number, source in enumerate("aaabbc"):
         row = {"id": str(number), "caption": "", "source": source, "start_frame": number, "truth": None}
-        writer.add("heldout", [row], tensors_of(number, 1, with_frames=True))
+        writer.add(Place(number, "heldout", number), [row], tensors_of(number, 1, with_frames=True))
     writer.close()
     heldout = ClipDataset.open(tmp_path, "heldout")
     assert heldout.in_turns(range(6)) == [0, 3, 5, 1, 4, 2]

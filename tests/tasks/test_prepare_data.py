@@ -7,11 +7,11 @@ from typing import cast
 
 import pytest
 
-from magic141.artifacts import ArtifactRef
+from magic141.artifacts import ArtifactRef, NullLog
 from magic141.config import load_config
 from magic141.errors import UserError
 from tasks.prepare_data import STAGE
-from tasks.stage import StageContext
+from tasks.stage import StageCall, StageContext
 from tests.models.tiny import INFO
 
 DEMO = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
@@ -39,6 +39,16 @@ def test_a_batch_of_more_clips_than_a_folder_gave_is_named_with_its_field(tmp_pa
         "videos, or a smaller data.stride_frames"
         for name in ("distill_cfg", "distill_dmd2")
     ]
+
+
+def test_what_is_finished_is_kept_where_the_stage_looks_for_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[object] = []
+    monkeypatch.setattr("magic141.data.prepare.prepare_dataset", lambda *args: seen.extend(args))
+    STAGE.run(StageCall(load_config(DEMO), {}, tmp_path / "out", NullLog(), tmp_path / "run"))
+    assert seen[1] == tmp_path / "out"
+    assert seen[-1] == tmp_path / "run"
 
 
 def test_batches_that_fit_are_no_matter(tmp_path: Path) -> None:

@@ -1,0 +1,70 @@
+"""What a prepared corpus is: sizes, versions, bad files, and how well its codec keeps the pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from magic141.artifacts import StageLog, digest_folder
+from magic141.data.config import DataConfig
+from magic141.data.dataset import BadFileInfo, ClipDataset, DatasetInfo
+from magic141.data.fitted import NUM_SHEET_CLIPS, Fitted
+from magic141.data.listing import BadFile
+from magic141.data.psnr import psnr_db
+from magic141.data.sheets import comparison_sheet, contact_sheet
+from magic141.models.device import sampling_device
+from magic141.models.vae import CausalPCACodec, VideoCodec
+
+NUM_QUALITY_CLIPS = 64
+MIN_CODEC_ERROR = 1e-3 / 255**2  # nothing decodes better: 78 dB
+
+
+def describe(
+    config: DataConfig,
+    out: Path,
+    fitted: Fitted,
+    num_clips: dict[str, int],
+    bad_files: Sequence[BadFile],
+    log: StageLog,
+) -> DatasetInfo:
+    """Reads the held-out split back, judges the codec on it and shows some of it."""
+    heldout = ClipDataset.open(out, "heldout")
+    codec, null_text = fitted.codec, fitted.null_text
+    channels, length, height, width = heldout.latents.shape[1:]
+    return DatasetInfo(
+        num_clips=num_clips,
+        source=config.source,
+        fps=config.fps,
+        num_frames=config.num_frames,
+        height=config.height,
+        width=config.width,
+        latent_shape=(channels, length, height, width),
+        num_text_tokens=null_text.tokens.shape[1],
+        num_image_tokens=heldout.image_tokens.shape[1],
+        text_width=null_text.tokens.shape[2],
+        pooled_width=null_text.pooled.shape[1],
+        temporal_factor=codec.temporal_factor,
+        spatial_factor=codec.spatial_factor,
+        codec_version=digest_folder(out / "codec")[:16],
+        encoder_version=digest_folder(out / "encoders")[:16],
+        has_ground_truth=config.source == "shapes",
+        bad_files=tuple(BadFileInfo(file=file, reason=reason) for file, reason in bad_files),
+        codec_psnr_db=_judge_codec(heldout, codec, log),
+    )
+
+
+def _judge_codec(heldout: ClipDataset, codec: VideoCodec, log: StageLog) -> float:
+    """PSNR in dB of held-out clips through the codec; also shows clips and reconstructions."""
+    assert heldout.frames is not None
+    count = NUM_QUALITY_CLIPS if isinstance(codec.vae, CausalPCACodec) else 2
+    shown = torch.linspace(0, len(heldout) - 1, min(count, len(heldout))).long()
+    original = heldout.frames[shown].numpy()
+    codec.to(sampling_device())
+    decoded = codec.decode_video(heldout.latents[shown]).cpu().numpy()
+    log.image("clips", contact_sheet(original[:NUM_SHEET_CLIPS]))
+    log.image("reconstruction", comparison_sheet(original[:NUM_SHEET_CLIPS], decoded[:NUM_SHEET_CLIPS]))
+    error = float(np.square(original.astype(np.float32) - decoded.astype(np.float32)).mean())
+    return round(float(psnr_db(error / 255**2, MIN_CODEC_ERROR)), 3)

@@ -1,0 +1,123 @@
+"""The codec and the encoders of a corpus: fitted or opened before any clip is encoded, and kept for later attempts."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from magic141.artifacts import StageLog, digest_folder
+from magic141.data.clips import Clip, make_chunks
+from magic141.data.config import DataConfig
+from magic141.data.dataset import NULL_TEXT_FILE, load_null_text
+from magic141.data.kept import read_record, write_record
+from magic141.data.pixels import Frames
+from magic141.data.splits import SPLITS
+from magic141.data.workers import render_good
+from magic141.errors import UserError
+from magic141.models.encoders import Encoders
+from magic141.models.text_embedding import TextEmbedding
+from magic141.models.tiny_encoders import words_of
+from magic141.models.vae import CausalPCACodec, VideoCodec, load_codec
+from magic141.publication import link_or_copy, publish, staging
+
+NUM_SHEET_CLIPS = 6
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What clips are encoded with.
+
+    Attributes:
+        folder: codec/, encoders/ and null_text.safetensors, as they are in the artifact.
+        digest: of the folder's content.
+        codec: on the CPU.
+        null_text: the empty prompt's embedding, one row.
+    """
+
+    folder: Path
+    digest: str
+    codec: VideoCodec
+    null_text: TextEmbedding
+
+    def deliver(self, out: Path) -> None:
+        """Puts them into an artifact; links into a checkpoint stay links."""
+        shutil.copytree(self.folder, out, symlinks=True, copy_function=link_or_copy, dirs_exist_ok=True)
+
+
+def fit_models(clips: Sequence[Clip], config: DataConfig, run_dir: Path, log: StageLog, seed: int) -> Fitted:
+    """Fits or opens codec and encoders, or takes those of an earlier attempt: a second fit may differ in a last bit.
+
+    Raises:
+        UserError: a checkpoint is not what was expected, or none of the clips to fit on can be read.
+    """
+    _note_long_captions(clips, config, log)
+    folder, record = run_dir / "models", run_dir / "models.json"
+    paths = [config.codec.path, config.encoder.path]  # the folder holds links into them, and they may move
+    kept = read_record(record) or {}
+    if not (folder.is_dir() and kept == {"digest": digest_folder(folder), "paths": paths}):
+        with staging(folder) as aside:
+            _save(clips, config, aside, seed)
+            publish(aside, folder)
+        write_record(record, {"digest": digest_folder(folder), "paths": paths})
+    return Fitted(folder, digest_folder(folder), load_codec(folder / "codec"), load_null_text(folder))
+
+
+def _save(clips: Sequence[Clip], config: DataConfig, folder: Path, seed: int) -> None:
+    """Writes the models. The empty prompt is encoded here: encoders that do not run are found before hours of work."""
+    sample = _sample_frames(clips, config, seed)
+    _make_codec(sample, config).save(folder / "codec")
+    encoders = Encoders.fit([clip.caption for clip in clips], config.encoder, seed, torch.from_numpy(sample[:, 0]))
+    encoders.save(folder / "encoders")
+    null_text = encoders.encode_text([""])
+    tensors = {"text_tokens": null_text.tokens, "text_mask": null_text.mask, "pooled": null_text.pooled}
+    save_file(tensors, folder / NULL_TEXT_FILE)
+    del encoders
+    torch.cuda.empty_cache()  # the encoding workers need the GPU
+
+
+def _sample_frames(clips: Sequence[Clip], config: DataConfig, seed: int) -> Frames:
+    """Pixels of randomly chosen training clips, uint8 [N, F, H, W, 3], to fit on."""
+    train = [clip for clip in clips if clip.split == "train"]
+    count = min(len(train), config.codec.num_fit_clips if config.codec.kind == "pca" else NUM_SHEET_CLIPS)
+    chosen = np.sort(np.random.default_rng([seed, len(SPLITS)]).permutation(len(train))[:count])
+    chunks = make_chunks([train[index] for index in chosen], config)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        rendered = list(pool.map(lambda chunk: render_good(chunk, config), chunks))
+    frames = np.concatenate([part.frames for part in rendered])
+    if not len(frames):
+        raise UserError(
+            f"data.path = {config.path}: {chunks[0][0].source}: {rendered[0].reasons[0]}, and so on for all "
+            f"{len(chosen)} clips to fit on; expected videos that can be read; repair or remove them"
+        )
+    return frames
+
+
+def _make_codec(sample: Frames, config: DataConfig) -> VideoCodec:
+    """Fits the causal PCA, or loads HunyuanVideo's VAE."""
+    if config.codec.kind == "pca":
+        return VideoCodec(CausalPCACodec.fit(torch.from_numpy(sample), config.codec))
+    codec = load_codec(Path(config.codec.path or "") / "vae")
+    codec.vae.register_to_config(_name_or_path="")  # equal artifacts wherever it came from
+    return codec
+
+
+def _note_long_captions(clips: Sequence[Clip], config: DataConfig, log: StageLog) -> None:
+    if config.encoder.kind != "tiny":
+        return
+    room = config.encoder.max_text_tokens - 1  # the end-of-text token takes one
+    captions = {clip.caption for clip in clips}
+    longer = [caption for caption in captions if len(words_of(caption)) > room]
+    if longer:
+        longest = max(len(words_of(caption)) for caption in longer)
+        log.note(
+            f"{len(longer)} of {len(captions)} captions are cut after {room} words and signs: "
+            f"raise data.encoder.max_text_tokens to {longest + 1} to keep them whole"
+        )

@@ -1,0 +1,66 @@
+"""What of a stage's work survives a crash: records that are there whole or not at all, and what the probe found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from magic141.artifacts import canonical_json, sha256_text
+
+PROBES_A_PIECE = 256  # results that a crash may lose at most
+
+
+def write_record(path: Path, value: object) -> None:
+    """Writes a JSON value with its digest, aside and then in place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}")
+    digest = sha256_text(canonical_json(value))
+    aside.write_text(json.dumps({"sha256": digest, "value": value}))  # fields stay in order: they become a manifest's
+    aside.replace(path)
+
+
+def read_record(path: Path) -> Any:
+    """The value of a record; None if there is none, or one that is torn or altered."""
+    try:
+        record = json.loads(path.read_bytes())
+        value, digest = record["value"], record["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return value if sha256_text(canonical_json(value)) == digest else None
+
+
+class ProbeRecords:
+    """Files and what probing found: a number of frames, or the reason why a file cannot be used.
+
+    Numbers are kept piece by piece. Reasons only once they are accepted: a file that a disk did not give for a while
+    is probed again by the next attempt, unless clips were cut without it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.found: dict[str, int | str] = {}
+        pieces = [read_record(path) or {} for path in sorted(folder.glob("*.json"))]
+        for piece in pieces:
+            self.found.update(piece)
+        self._num_pieces, self._num_read = len(pieces), len(self.found)
+        self._new: dict[str, int] = {}
+
+    def add(self, file: str, result: int | str) -> None:
+        """One more; results reach the disk some at a time."""
+        self.found[file] = result
+        if isinstance(result, int):
+            self._new[file] = result
+        if len(self._new) >= PROBES_A_PIECE:
+            self._write(self._new)
+            self._new = {}
+
+    def settle(self) -> None:
+        """Keeps everything: from here on, every attempt cuts the same clips."""
+        if len(self.found) > self._num_read:
+            self._write(self.found)
+
+    def _write(self, results: Mapping[str, int | str]) -> None:
+        write_record(self._folder / f"{self._num_pieces:05d}.json", results)
+        self._num_pieces += 1

@@ -1,0 +1,60 @@
+"""What encoders computed is stored as it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load
+
+from magic141.data.clips import sample_shapes
+from magic141.data.config import DataConfig, EncoderConfig
+from magic141.data.workers import Encode, Render
+from magic141.fingerprint import CodeStamp
+from magic141.models.encoders import Encoders
+from magic141.models.vae import VideoCodec
+from tests.models.tiny import tiny_checkpoint, tiny_vae
+
+CODE = CodeStamp(())
+CONFIG = DataConfig.model_validate({"shapes": {"num_train": 1, "num_validation": 1, "num_heldout": 2}, "num_frames": 5})
+CLIPS = sample_shapes(CONFIG, seed=0)[2:]
+FLOATS = ("latents", "anchor", "anchor_tokens", "text_tokens", "pooled", "image_tokens")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    checkpoint = tiny_checkpoint(tmp_path_factory.mktemp("hunyuan"), [clip.caption for clip in CLIPS])
+    images = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
+    Encoders.fit([], EncoderConfig(kind="hunyuan", path=str(checkpoint)), 0, images).save(folder / "encoders")
+    VideoCodec(tiny_vae()).save(folder / "codec")
+    return folder
+
+
+def encoded(encode: Encode) -> dict[str, torch.Tensor]:
+    row = {"number": 0, "clips": json.dumps([clip.to_dict() for clip in CLIPS])}
+    tensors: dict[str, torch.Tensor] = load(encode(Render(CONFIG, CODE)(row))["tensors"])
+    return tensors
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_floats_are_stored_in_the_precision_that_they_have_and_without_loss(
+    models: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = Encode(models, use_gpu=False, code=CODE)
+    for model in (encode.codec.vae, encode.encoders.parts.text_encoder, encode.encoders.parts.text_encoder_2):
+        model.to(dtype)
+    said: dict[str, Any] = {}
+    encode_text, encode_video = encode.encoders.encode_text, encode.codec.encode_video
+    monkeypatch.setattr(encode.encoders, "encode_text", lambda texts: said.setdefault("text", encode_text(texts)))
+    monkeypatch.setattr(encode.codec, "encode_video", lambda pixels: said.setdefault("video", encode_video(pixels)))
+    tensors = encoded(encode)
+    assert {name: tensors[name].dtype for name in FLOATS} == dict.fromkeys(FLOATS, dtype)
+    assert torch.equal(tensors["latents"].float(), said["video"])
+    assert torch.equal(tensors["text_tokens"].float(), said["text"].tokens)
+    assert torch.equal(tensors["pooled"].float(), said["text"].pooled)
+    assert tensors["frames"].dtype == torch.uint8
+    assert tensors["text_mask"].dtype == torch.bool
