@@ -25,7 +25,9 @@ from magic141.data.clips import (
     BadFile,
     Clip,
     Listing,
+    Probed,
     VideoFile,
+    Windows,
     cut_windows,
     list_videos,
     make_chunks,
@@ -69,7 +71,8 @@ def prepare_dataset(config: DataConfig, out: Path, log: StageLog, seed: int) -> 
     config = config.model_copy(update={"path": config.path.resolve() if config.path else None})
     listing = list_videos(config.path) if config.source == "folder" and config.path else None
     _start_ray(config)
-    clips, bad_files = _list_clips(config, listing, log, seed)
+    windows, bad_files = _list_clips(config, listing, log, seed)
+    clips = windows.clips
     _require_clips(clips, bad_files, config)
     sample = _sample_frames(clips, config, seed)
     codec = _make_codec(sample, config)
@@ -84,35 +87,38 @@ def prepare_dataset(config: DataConfig, out: Path, log: StageLog, seed: int) -> 
         out / NULL_TEXT_FILE,
     )
     info = _describe(config, out, codec, null_text, num_clips, bad_files, log)
-    (out / INFO_FILE).write_text(info.model_dump_json(indent=2) + "\n")
+    info = info.model_copy(update={"heldout": windows.heldout})
+    (out / INFO_FILE).write_text(info.model_dump_json(indent=2, exclude_none=True) + "\n")
     counts: dict[str, float | int | str] = {f"num_{split}_clips": num_clips[split] for split in SPLITS}
+    if windows.heldout:
+        counts["heldout"] = windows.heldout
     log.summary({**counts, "num_bad_files": len(bad_files), "codec_psnr_db": info.codec_psnr_db})
 
 
-def _list_clips(
-    config: DataConfig, listing: Listing | None, log: StageLog, seed: int
-) -> tuple[list[Clip], list[BadFile]]:
+def _list_clips(config: DataConfig, listing: Listing | None, log: StageLog, seed: int) -> tuple[Windows, list[BadFile]]:
     """All clips to encode and all files that cannot be."""
     if listing is None or config.path is None:
-        return sample_shapes(config, seed), []
+        return Windows(sample_shapes(config, seed), None, []), []
     probed = _probe(config.path, listing.videos, config) if listing.videos else []
     bad = [*listing.bad_files, *(result for result in probed if isinstance(result, BadFile))]
     _handle_bad_files(bad, config, log)
-    usable = [(video, count) for video, count in zip(listing.videos, probed, strict=True) if isinstance(count, int)]
-    windows = cut_windows([video for video, _ in usable], [count for _, count in usable], config)
+    usable = [(video, found) for video, found in zip(listing.videos, probed, strict=True) if isinstance(found, Probed)]
+    windows = cut_windows([video for video, _ in usable], [found for _, found in usable], config)
     for note in windows.notes:
         log.note(note)
-    return windows.clips, bad
+    return windows, bad
 
 
-def _probe(folder: Path, videos: Sequence[VideoFile], config: DataConfig) -> list[int | BadFile]:
+def _probe(folder: Path, videos: Sequence[VideoFile], config: DataConfig) -> list[Probed | BadFile]:
     """Decodes every video once, in parallel; in the order of `videos`."""
     rows = [video._asdict() for video in videos]
     probe = Probe(folder, config, _workers_code())
     with _users_mistakes():
         results = ray.data.from_items(rows, override_num_blocks=min(len(rows), 64)).map(probe).take_all()
     return [
-        BadFile(video.file, result["reason"]) if result["reason"] else int(result["num_frames"])
+        BadFile(video.file, result["reason"])
+        if result["reason"]
+        else Probed(int(result["num_frames"]), result["digest"])
         for video, result in zip(videos, results, strict=True)
     ]
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from magic141.artifacts import digest_file
 from magic141.data.clips import BadFile, Clip, VideoFile, probe_video, render_anchors, render_chunk
 from magic141.data.config import DataConfig
 from magic141.data.video import Frames
@@ -19,7 +20,7 @@ MAX_ENCODE_VALUES = 2**24  # pixels times channels that one codec forward sees
 
 @dataclass(frozen=True)
 class Probe:
-    """Row {file, caption} -> {num_frames, reason}; reason is empty for a usable video."""
+    """Row {file, caption} -> {num_frames, digest, reason}; reason is empty for a usable video."""
 
     folder: Path
     config: DataConfig
@@ -29,7 +30,9 @@ class Probe:
         self.code.require()
         result = probe_video(self.folder, VideoFile(row["file"], row["caption"]), self.config)
         bad = isinstance(result, BadFile)
-        return {"num_frames": 0 if bad else result, "reason": result.reason if isinstance(result, BadFile) else ""}
+        digest = "" if bad else digest_file(self.folder / row["file"])  # little beside decoding, which just read it
+        reason = result.reason if isinstance(result, BadFile) else ""
+        return {"num_frames": 0 if bad else result, "digest": digest, "reason": reason}
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from torch import Tensor
 from magic141.artifacts import StageLog
 from magic141.data.dataset import ClipDataset, load_info
 from magic141.data.shapes import ShapeClip, other_future, render_clip
+from magic141.data.splits import MEANING
 from magic141.evaluation.config import EvaluateConfig
 from magic141.evaluation.frechet import TubeSpace, frechet_distance
 from magic141.evaluation.scores import AVERAGE, EXACT, FRECHET, VBENCH, Score, average
@@ -48,6 +49,9 @@ def evaluate_suite(config: EvaluateConfig, data: Path, generated: Path, out: Pat
         long_video = score_long(generated / "long", scorer.heldout, scorer.truths is not None)
         advance(1)
     result = {"variants": records, "long_video": long_video, "vbench": {"versions": versions()}}
+    if rule := load_info(data).heldout:
+        result["heldout"] = MEANING[rule]
+        log.note(MEANING[rule])
     (out / "scores.json").write_text(json.dumps(result, indent=1))
     _report(records, out, log)
 

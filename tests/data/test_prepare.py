@@ -101,6 +101,7 @@ def test_shapes_corpus_is_complete(shapes: tuple[Path, MemoryLog]) -> None:
     info = load_info(out)
     assert info.num_clips == {"train": 300, "validation": 8, "heldout": 12}
     assert info.has_ground_truth
+    assert info.heldout is None
     assert info.codec_psnr_db > 33
     assert log.figures["codec_psnr_db"] == info.codec_psnr_db
     assert log.images["clips"].ndim == 3
@@ -146,6 +147,8 @@ def test_the_same_seed_gives_the_same_artifact(shapes: tuple[Path, MemoryLog], t
 @pytest.mark.slow
 def test_folder_with_bad_files(tmp_path: Path) -> None:
     make_videos(tmp_path / "videos", num_good=3)
+    (tmp_path / "videos" / "link.mp4").symlink_to("good1.mp4")
+    (tmp_path / "videos" / "link.txt").write_text("the same")
     config = DataConfig(source="folder", path=tmp_path / "videos")
     out, log = tmp_path / "out", MemoryLog()
     out.mkdir()
@@ -160,6 +163,10 @@ def test_folder_with_bad_files(tmp_path: Path) -> None:
     used = {(row["source"], row["start_frame"] + offset): row["split"] for row in rows for offset in range(13)}
     for row in rows:  # no frame is in two splits
         assert all(used[row["source"], row["start_frame"] + offset] == row["split"] for offset in range(13))
+    assert info.heldout == log.figures["heldout"] == "tails"
+    assert any(note.startswith("held-out clips are later parts of videos that were trained on") for note in log.notes)
+    assert "link.mp4: copies of other videos" in " ".join(log.notes)
+    assert {row["split"] for row in rows if row["source"] == "link.mp4"} == {"train"}, "one of the two is judged"
     with pytest.raises(UserError, match=r"data\.path = .*\(and 3 more\); repair or remove it"):
         prepare_dataset(config.model_copy(update={"on_bad_file": "fail"}), tmp_path / "out2", NullLog(), seed=0)
 
