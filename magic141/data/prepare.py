@@ -43,10 +43,10 @@ from magic141.data.video import Frames
 from magic141.data.workers import Encode, Probe, Render, parse_clips
 from magic141.fingerprint import CodeStamp
 from magic141.frozen import UserError
+from magic141.models.caption_lengths import remarks_on_cut_captions
 from magic141.models.device import sampling_device
 from magic141.models.encoders import Encoders
 from magic141.models.text_embedding import TextEmbedding
-from magic141.models.tiny_encoders import words_of
 from magic141.models.vae import CausalPCACodec, VideoCodec, load_codec
 from magic141.ray_address import ray_cluster
 from magic141.raysession import ensure_ray, require_room
@@ -79,7 +79,8 @@ def prepare_dataset(config: DataConfig, out: Path, log: StageLog, seed: int) -> 
     codec.save(out / "codec")
     encoders = Encoders.fit([clip.caption for clip in clips], config.encoder, seed, torch.from_numpy(sample[:, 0]))
     encoders.save(out / "encoders")
-    _note_long_captions(clips, config, log)
+    for remark in remarks_on_cut_captions([clip.caption for clip in clips], config.encoder):
+        log.note(remark)
     num_clips = _encode(clips, config, out, log)
     null_text = encoders.encode_text([""])
     save_file(
@@ -164,20 +165,6 @@ def _make_codec(sample: Frames, config: DataConfig) -> VideoCodec:
     codec = load_codec(Path(config.codec.path or "") / "vae")
     codec.vae.register_to_config(_name_or_path="")  # equal artifacts wherever it came from
     return codec
-
-
-def _note_long_captions(clips: Sequence[Clip], config: DataConfig, log: StageLog) -> None:
-    if config.encoder.kind != "tiny":
-        return
-    room = config.encoder.max_text_tokens - 1  # the end-of-text token takes one
-    captions = {clip.caption for clip in clips}
-    longer = [caption for caption in captions if len(words_of(caption)) > room]
-    if longer:
-        longest = max(len(words_of(caption)) for caption in longer)
-        log.note(
-            f"{len(longer)} of {len(captions)} captions are cut after {room} words and signs: "
-            f"raise data.encoder.max_text_tokens to {longest + 1} to keep them whole"
-        )
 
 
 def _encode(clips: Sequence[Clip], config: DataConfig, out: Path, log: StageLog) -> dict[str, int]:
