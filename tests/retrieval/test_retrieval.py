@@ -16,9 +16,10 @@ from magic141.artifacts import NullLog
 from magic141.data.rows import Rows
 from magic141.frozen import UserError
 from magic141.retrieval import clip
-from magic141.retrieval.clip import Captions, ClipEmbedder, Preprocessing, build_clip, contrastive_loss
+from magic141.retrieval.clip import Captions, ClipEmbedder, build_clip, contrastive_loss
 from magic141.retrieval.config import ClipConfig, IndexConfig
 from magic141.retrieval.index import build_index, make_index
+from magic141.retrieval.pretrained import Preprocessing, load_pretrained
 from magic141.retrieval.prior import ImagePrior
 from magic141.retrieval.recall import measure_recall
 from magic141.retrieval.search import search_videos
@@ -216,7 +217,7 @@ def test_a_file_of_weights_is_told_from_a_tag_by_its_slash(tmp_path: Path, monke
     (tmp_path / "weights.pt").touch()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"pretrained = weights\.pt: neither a file \(\./NAME if it is in"):
-        clip.load_pretrained("ViT-B-32", "weights.pt")
+        load_pretrained("ViT-B-32", "weights.pt")
 
 
 @pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw"])
