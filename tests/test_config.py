@@ -49,6 +49,7 @@ def test_a_section_given_in_part_keeps_the_rest_of_its_default(field: str) -> No
 
 MISTAKES = {
     "data.encoder.width=9": "data.encoder.width = 9: expected a multiple of 2",
+    "train_clip.release=openai": "release = openai: says which weights a file holds, but pretrained = None is no path",
     "train_clip.kind=pretrained": "train_clip.pretrained is not set: kind = pretrained needs a tag",
     "seed=true": "seed = true: expected something else than true or false; change it in demo.yaml or with --set",
     "data.shapes.exact_fraction=false": "data.shapes.exact_fraction = false: expected something else than true",

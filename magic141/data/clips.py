@@ -15,8 +15,9 @@ from magic141.data.decoding import BadVideo
 from magic141.data.listing import BadFile, VideoFile
 from magic141.data.pixels import Frames
 from magic141.data.shapes import ShapeClip, render_clip, sample_clip
-from magic141.data.splits import split_windows
+from magic141.data.splits import HeldOut, split_windows
 from magic141.data.video import measure_video, read_frames
+from magic141.data.video_groups import group_videos, note_copies
 
 MAX_REPEATS = 2  # of a frame: drawings often move at 12 fps and are shown at 24; what moves more slowly seems to stop
 MAX_CHUNK_CLIPS = 256
@@ -49,10 +50,18 @@ class Clip:
         return cls(**values)
 
 
+class Probed(NamedTuple):
+    """A usable video's frames at `config.fps`, and the digest of its file."""
+
+    num_frames: int
+    digest: str
+
+
 class Windows(NamedTuple):
-    """Clips cut from videos, and remarks for the log."""
+    """Clips, by which rule some are held out (None: drawn apart from the others), and remarks for the log."""
 
     clips: list[Clip]
+    heldout: HeldOut | None
     notes: list[str]
 
 
@@ -91,18 +100,19 @@ def probe_video(folder: Path, video: VideoFile, config: DataConfig) -> int | Bad
     return num_frames
 
 
-def cut_windows(videos: Sequence[VideoFile], num_frames: Sequence[int], config: DataConfig) -> Windows:
-    """Cuts videos of `num_frames` frames into windows and splits them."""
-    counts = [(frames - config.num_frames) // config.stride_frames + 1 for frames in num_frames]
+def cut_windows(videos: Sequence[VideoFile], probed: Sequence[Probed], config: DataConfig) -> Windows:
+    """Cuts videos into windows and splits them."""
+    counts = [(found.num_frames - config.num_frames) // config.stride_frames + 1 for found in probed]
     gap = -(-config.num_frames // config.stride_frames) - 1  # windows that share frames with the next split's first
-    split = split_windows(counts, config.heldout_fraction, gap, config.max_heldout_clips)
+    groups = group_videos([video.file for video in videos], [found.digest for found in probed], counts)
+    split = split_windows(groups, config.heldout_fraction, gap, config.max_heldout_clips)
     clips = [
         Clip(label, video.file, index * config.stride_frames, video.caption, -index * config.stride_frames)
         for video, labels in zip(videos, split.labels, strict=True)
         for index, label in enumerate(labels)
         if label is not None
     ]
-    return Windows(clips, split.notes)
+    return Windows(clips, split.heldout, [*note_copies([video.file for video in videos], groups), *split.notes])
 
 
 def make_chunks(clips: Sequence[Clip], config: DataConfig) -> list[list[Clip]]:

@@ -61,7 +61,12 @@ class DataConfig(FrozenConfig):
     width: int = Field(32, ge=8, description="pixels")
     fps: float = Field(8.0, gt=0, description="frames per second after resampling")
     stride_frames: int = Field(4, ge=1, description="frames between the starts of two windows of a video (folder)")
-    heldout_fraction: float = Field(0.15, gt=0, lt=0.5, description="share of windows held out, and again validated")
+    heldout_fraction: float = Field(
+        0.15,
+        gt=0,
+        lt=0.5,
+        description="share of windows held out, and again validated: whole videos, of few their ends",
+    )
     max_heldout_clips: int | None = Field(
         None, ge=1, description="windows held out, and again validated, at most; their pixels are stored (folder)"
     )

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from magic141.data.rows import Rows
+from magic141.data.splits import HeldOut
 from magic141.errors import UserError
 from magic141.models.text_embedding import TextEmbedding
 from magic141.text_files import read_json_lines
@@ -52,6 +53,7 @@ class DatasetInfo(BaseModel):
     has_ground_truth: bool
     bad_files: tuple[BadFileInfo, ...]
     codec_psnr_db: float
+    heldout: HeldOut | None = None  # by which rule clips are held out; none where they are drawn apart (shapes)
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,11 @@ class ClipDataset:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def videos(self) -> list[str] | None:
+        """The video that each clip is of; none in the shapes world, where every clip is its own."""
+        return None if any(truth is not None for truth in self.truths) else self.sources
 
     def in_turns(self, rows: Iterable[int]) -> list[int]:
         """The rows in another order: one of every video, then a second of each, and so on, so that few show many."""

@@ -22,9 +22,9 @@ from magic141.data.pixels import Frames
 from magic141.data.splits import SPLITS
 from magic141.data.workers import render_good
 from magic141.errors import UserError
+from magic141.models.caption_lengths import remarks_on_cut_captions
 from magic141.models.encoders import Encoders
 from magic141.models.text_embedding import TextEmbedding
-from magic141.models.tiny_encoders import words_of
 from magic141.models.vae import CausalPCACodec, VideoCodec, load_codec
 from magic141.publication import link_or_copy, publish, staging
 
@@ -58,7 +58,8 @@ def fit_models(clips: Sequence[Clip], config: DataConfig, run_dir: Path, log: St
     Raises:
         UserError: a checkpoint is not what was expected, or none of the clips to fit on can be read.
     """
-    _note_long_captions(clips, config, log)
+    for remark in remarks_on_cut_captions([clip.caption for clip in clips], config.encoder):
+        log.note(remark)
     folder, record = run_dir / "models", run_dir / "models.json"
     paths = [config.codec.path, config.encoder.path]  # the folder holds links into them, and they may move
     kept = read_record(record) or {}
@@ -107,17 +108,3 @@ def _make_codec(sample: Frames, config: DataConfig) -> VideoCodec:
     codec = load_codec(Path(config.codec.path or "") / "vae")
     codec.vae.register_to_config(_name_or_path="")  # equal artifacts wherever it came from
     return codec
-
-
-def _note_long_captions(clips: Sequence[Clip], config: DataConfig, log: StageLog) -> None:
-    if config.encoder.kind != "tiny":
-        return
-    room = config.encoder.max_text_tokens - 1  # the end-of-text token takes one
-    captions = {clip.caption for clip in clips}
-    longer = [caption for caption in captions if len(words_of(caption)) > room]
-    if longer:
-        longest = max(len(words_of(caption)) for caption in longer)
-        log.note(
-            f"{len(longer)} of {len(captions)} captions are cut after {room} words and signs: "
-            f"raise data.encoder.max_text_tokens to {longest + 1} to keep them whole"
-        )

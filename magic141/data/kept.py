@@ -32,25 +32,25 @@ def read_record(path: Path) -> Any:
 
 
 class ProbeRecords:
-    """Files and what probing found: a number of frames, or the reason why a file cannot be used.
+    """Files and what probing found: a list of what is known of a usable one, or the reason why one cannot be used.
 
-    Numbers are kept piece by piece. Reasons only once they are accepted: a file that a disk did not give for a while
+    Lists are kept piece by piece. Reasons only once they are accepted: a file that a disk did not give for a while
     is probed again by the next attempt, unless clips were cut without it.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.found: dict[str, int | str] = {}
+        self.found: dict[str, list[Any] | str] = {}
         pieces = [read_record(path) or {} for path in sorted(folder.glob("*.json"))]
         for piece in pieces:
             self.found.update(piece)
         self._num_pieces, self._num_read = len(pieces), len(self.found)
-        self._new: dict[str, int] = {}
+        self._new: dict[str, list[Any]] = {}
 
-    def add(self, file: str, result: int | str) -> None:
+    def add(self, file: str, result: list[Any] | str) -> None:
         """One more; results reach the disk some at a time."""
         self.found[file] = result
-        if isinstance(result, int):
+        if not isinstance(result, str):
             self._new[file] = result
         if len(self._new) >= PROBES_A_PIECE:
             self._write(self._new)
@@ -61,6 +61,6 @@ class ProbeRecords:
         if len(self.found) > self._num_read:
             self._write(self.found)
 
-    def _write(self, results: Mapping[str, int | str]) -> None:
+    def _write(self, results: Mapping[str, list[Any] | str]) -> None:
         write_record(self._folder / f"{self._num_pieces:05d}.json", results)
         self._num_pieces += 1

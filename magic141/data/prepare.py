@@ -21,7 +21,7 @@ from safetensors.torch import load
 
 from magic141.artifacts import StageLog
 from magic141.data.chunks import Chunk, place_chunks, stamp_of
-from magic141.data.clips import Clip, cut_windows, make_chunks, sample_shapes
+from magic141.data.clips import Clip, Probed, Windows, cut_windows, make_chunks, sample_shapes
 from magic141.data.config import DataConfig
 from magic141.data.dataset import INFO_FILE
 from magic141.data.decoding import StorageError
@@ -61,7 +61,8 @@ def prepare_dataset(config: DataConfig, out: Path, log: StageLog, seed: int, run
     config = config.model_copy(update={"path": config.path.resolve() if config.path else None})
     listing = list_videos(config.path) if config.source == "folder" and config.path else None
     _start_ray(config)
-    clips, bad_files = _list_clips(config, listing, run_dir, log, seed)
+    windows, bad_files = _list_clips(config, listing, run_dir, log, seed)
+    clips = windows.clips
     _require_clips(Counter(clip.split for clip in clips), bad_files, config)
     fitted = fit_models(clips, config, run_dir, log, seed)
     writer = _encode(clips, config, fitted, run_dir, log)
@@ -70,41 +71,44 @@ def prepare_dataset(config: DataConfig, out: Path, log: StageLog, seed: int, run
     fitted.deliver(out)
     writer.deliver(out)
     info = describe(config, out, fitted, writer.num_clips, bad_files, log)
-    (out / INFO_FILE).write_text(info.model_dump_json(indent=2) + "\n")
+    info = info.model_copy(update={"heldout": windows.heldout})
+    (out / INFO_FILE).write_text(info.model_dump_json(indent=2, exclude_none=True) + "\n")
     counts: dict[str, float | int | str] = {f"num_{split}_clips": info.num_clips[split] for split in SPLITS}
+    if windows.heldout:
+        counts["heldout"] = windows.heldout
     log.summary({**counts, "num_bad_files": len(bad_files), "codec_psnr_db": info.codec_psnr_db})
 
 
 def _list_clips(
     config: DataConfig, listing: Listing | None, run_dir: Path, log: StageLog, seed: int
-) -> tuple[list[Clip], list[BadFile]]:
+) -> tuple[Windows, list[BadFile]]:
     """All clips to encode and all files that cannot be."""
     if listing is None or config.path is None:
-        return sample_shapes(config, seed), []
+        return Windows(sample_shapes(config, seed), None, []), []
     records = ProbeRecords(run_dir / "probe")
     probed = _probe(config.path, listing.videos, config, records, log)
     bad = [*listing.bad_files, *(result for result in probed if isinstance(result, BadFile))]
     _handle_bad_files(bad, config, log)
     records.settle()
-    usable = [(video, count) for video, count in zip(listing.videos, probed, strict=True) if isinstance(count, int)]
-    windows = cut_windows([video for video, _ in usable], [count for _, count in usable], config)
+    usable = [(video, found) for video, found in zip(listing.videos, probed, strict=True) if isinstance(found, Probed)]
+    windows = cut_windows([video for video, _ in usable], [found for _, found in usable], config)
     for note in windows.notes:
         log.note(note)
-    return windows.clips, bad
+    return windows, bad
 
 
 def _probe(
     folder: Path, videos: Sequence[VideoFile], config: DataConfig, records: ProbeRecords, log: StageLog
-) -> list[int | BadFile]:
+) -> list[Probed | BadFile]:
     """Decodes every video once, in parallel, unless an earlier attempt has; in the order of `videos`."""
     missing = [video for video in videos if video.file not in records.found]
     with log.progress(len(videos), "video") as advance, _users_mistakes():
         advance(len(videos) - len(missing))
         for video, result in zip(missing, _probe_results(folder, missing, config), strict=True):
-            records.add(video.file, result["reason"] or int(result["num_frames"]))
+            records.add(video.file, result["reason"] or [int(result["num_frames"]), result["digest"]])
             advance(1)
     found = ((video.file, records.found[video.file]) for video in videos)
-    return [result if isinstance(result, int) else BadFile(file, result) for file, result in found]
+    return [BadFile(file, result) if isinstance(result, str) else Probed(*result) for file, result in found]
 
 
 def _probe_results(folder: Path, videos: Sequence[VideoFile], config: DataConfig) -> Iterator[dict[str, Any]]:

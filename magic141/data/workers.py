@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from magic141.artifacts import digest_file
 from magic141.data.clips import Clip, probe_video, render_anchors, render_chunk
 from magic141.data.config import DataConfig
 from magic141.data.decoding import BadVideo, storage_error
@@ -27,7 +28,7 @@ MAX_ENCODE_VALUES = 2**24  # pixels times channels that one codec forward sees
 
 @dataclass(frozen=True)
 class Probe:
-    """Row {file, caption} -> {num_frames, reason}; reason is empty for a usable video."""
+    """Row {file, caption} -> {num_frames, digest, reason}; reason is empty for a usable video."""
 
     folder: Path
     config: DataConfig
@@ -38,7 +39,9 @@ class Probe:
         require_folder(self.folder)
         result = probe_video(self.folder, VideoFile(row["file"], row["caption"]), self.config)
         bad = isinstance(result, BadFile)
-        return {"num_frames": 0 if bad else result, "reason": result.reason if isinstance(result, BadFile) else ""}
+        digest = "" if bad else digest_file(self.folder / row["file"])  # little beside decoding, which just read it
+        reason = result.reason if isinstance(result, BadFile) else ""
+        return {"num_frames": 0 if bad else result, "digest": digest, "reason": reason}
 
 
 class Rendered(NamedTuple):

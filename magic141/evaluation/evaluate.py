@@ -18,6 +18,7 @@ from magic141.artifacts import StageLog
 from magic141.data.dataset import ClipDataset, load_info
 from magic141.data.psnr import psnr_db
 from magic141.data.shapes import ShapeClip, other_future, render_clip
+from magic141.data.splits import MEANING
 from magic141.evaluation.config import EvaluateConfig
 from magic141.evaluation.frechet import TubeSpace, frechet_distance
 from magic141.evaluation.scores import AVERAGE, EXACT, FRECHET, VBENCH, Score, average
@@ -51,6 +52,9 @@ def evaluate_suite(config: EvaluateConfig, data: Path, generated: Path, out: Pat
         long_video = score_long(generated / "long", scorer.heldout, scorer.truths is not None)
         advance(1)
     result = {"variants": records, "long_video": long_video, "vbench": {"versions": versions()}}
+    if rule := load_info(data).heldout:
+        result["heldout"] = MEANING[rule]
+        log.note(MEANING[rule])
     (out / "scores.json").write_text(json.dumps(result, indent=1))
     _report(records, out, log)
 

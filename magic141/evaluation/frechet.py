@@ -28,15 +28,18 @@ class TubeSpace:
 
     @classmethod
     def fit(cls, latents: Tensor | Rows, num_components: int, num_frames: int | None = None) -> Self:
-        """Fits on the first clips of latents [N, C, T, h, w], as many as are enough; the others are not even read.
+        """Fits on clips of latents [N, C, T, h, w], as many as are enough, spread over all: the first are of one video.
+
+        The others are not even read.
 
         Args:
             latents: of real clips.
             num_components: n; at most C*T exist, and one less than there are tubes.
             num_frames: T of a tube; else the clips'.
         """
-        num_clips = max(1, MAX_FIT_TUBES // latents[0, 0, 0].numel())
-        tubes = _tubes(latents[:num_clips, :, :num_frames])
+        num_clips = min(len(latents), max(1, MAX_FIT_TUBES // latents[0, 0, 0].numel()))
+        spread = [(2 * place + 1) * len(latents) // (2 * num_clips) for place in range(num_clips)]
+        tubes = _tubes(latents[spread, :, :num_frames])
         _, directions = np.linalg.eigh(np.atleast_2d(np.cov(tubes, rowvar=False)))
         return cls(tubes.mean(0), directions[:, ::-1][:, : min(num_components, len(tubes) - 1)])
 

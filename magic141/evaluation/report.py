@@ -81,7 +81,7 @@ def _notes(parts: Mapping[str, Path]) -> list[str]:
     scores = read_json(parts, "evaluate", "scores.json")
     if not scores:
         return []
-    notes = []
+    notes = [f"{sentence[0].upper()}{sentence[1:]}."] if (sentence := scores.get("heldout")) else []
     rows = scores["variants"]
     if reasons := {row["scores"]["motion"]["reason"] for row in rows} - {None}:
         notes.append(f"Exact scores are not applicable: {'; '.join(sorted(reasons))}.")
@@ -138,7 +138,8 @@ def _suite(parts: Mapping[str, Path]) -> list[dict[str, Any]]:
             for file in sorted((folder / "suite" / name).glob(f"{number:02d}-s*.mp4"))
         ]
         image = media_uri(folder / "suite" / "images" / f"{number:02d}-0.png")
-        rows.append({"prompt": row["prompt"], "image": image, "score": row["score"], "videos": videos})
+        own = row["hits"][0].get("own_video", False)
+        rows.append({**row, "image": image, "own_video": own, "videos": videos})
     return rows
 
 
@@ -150,10 +151,7 @@ def _retrieval(parts: Mapping[str, Path]) -> dict[str, Any] | None:
     rows = []
     for number, row in enumerate(read_lines(parts, "generate", "suite/prompts.jsonl")):
         images = folder / "suite" / "images"
-        hits = [
-            {"src": media_uri(images / f"{number:02d}-{rank}.png"), "caption": hit["caption"], "score": hit["score"]}
-            for rank, hit in enumerate(row["hits"])
-        ]
+        hits = [{**hit, "src": media_uri(images / f"{number:02d}-{rank}.png")} for rank, hit in enumerate(row["hits"])]
         rows.append({"prompt": row["prompt"], "hits": hits})
     return {"index": index, "recall": index["recall"], "rows": rows}
 

@@ -71,6 +71,12 @@ def retrieve_images(prompts: Sequence[str], prior: ImagePrior, num: int) -> list
     return [prior.retrieve(prompt, num) for prompt in prompts]
 
 
+def shows_own_video(prompt: str, hit: Hit, heldout: ClipDataset) -> bool:
+    """Whether an image is of the very video that a held-out caption describes, whose earlier parts trained."""
+    described = zip(heldout.captions, heldout.videos or [], strict=False)
+    return hit.video is not None and (prompt, hit.video) in set(described)
+
+
 def prompt_conditions(prompts: Sequence[str], images: Tensor, encoders: Encoders, codec: VideoCodec) -> Conditions:
     """Encodes prompts and their first frames, uint8 [N, H, W, 3]."""
     return Conditions(

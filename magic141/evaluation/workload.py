@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -16,7 +16,14 @@ from magic141.artifacts import StageLog
 from magic141.data.dataset import ClipDataset, DatasetInfo, load_info, load_null_text
 from magic141.evaluation.config import GenerateConfig
 from magic141.evaluation.media import save_image, save_video
-from magic141.evaluation.suite import Conditions, pick_clips, pick_prompts, prompt_conditions, retrieve_images
+from magic141.evaluation.suite import (
+    Conditions,
+    pick_clips,
+    pick_prompts,
+    prompt_conditions,
+    retrieve_images,
+    shows_own_video,
+)
 from magic141.models.config import TransformerConfig
 from magic141.models.device import sampling_device
 from magic141.models.encoders import Encoders
@@ -101,6 +108,11 @@ def prepare_workload(
         for remark in encoders.remarks(prompt):
             log.note(f"prompt {prompt!r}: {remark}")
     hits = retrieve_images(prompts, ImagePrior.open(index, clip, data), NUM_HITS)
+    if own := sum(shows_own_video(prompt, found[0], heldout) for prompt, found in zip(prompts, hits, strict=True)):
+        log.note(
+            f"the image retrieved for {own} of {len(prompts)} prompts is of the very video that the prompt describes, "
+            "from its training part: no test of retrieval"
+        )
     images = torch.from_numpy(np.stack([found[0].image for found in hits]))
     rows = pick_clips(heldout, config.num_exact_clips)
     return Workload(
@@ -141,6 +153,11 @@ def _write_prompts(work: Workload, out: Path) -> None:
     for number, (prompt, hits) in enumerate(zip(work.prompts, work.hits, strict=True)):
         for rank, hit in enumerate(hits):
             save_image(out / "suite" / "images" / f"{number:02d}-{rank}.png", hit.image)
-        found = [{"clip": hit.clip_id, "caption": hit.caption, "score": hit.score} for hit in hits]
-        prompts.append({"prompt": prompt, "clip": found[0]["clip"], "score": found[0]["score"], "hits": found})
+        found = [_describe_hit(prompt, hit, work.heldout) for hit in hits]
+        prompts.append({"prompt": prompt, "clip": hits[0].clip_id, "score": hits[0].score, "hits": found})
     (out / "suite" / "prompts.jsonl").write_text(json_lines(prompts))
+
+
+def _describe_hit(prompt: str, hit: Hit, heldout: ClipDataset) -> dict[str, Any]:
+    own = {"own_video": True} if shows_own_video(prompt, hit, heldout) else {}
+    return {"clip": hit.clip_id, "caption": hit.caption, "score": hit.score, **own}

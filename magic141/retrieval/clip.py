@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,10 @@ from torch import Tensor, nn
 from magic141.artifacts import StageLog, digest_file
 from magic141.data.dataset import ClipDataset
 from magic141.data.rows import Rows
-from magic141.errors import UserError, first_line
-from magic141.models.device import cpu_threads, sampling_device
+from magic141.errors import UserError
+from magic141.models.device import cpu_threads
 from magic141.retrieval.config import ClipConfig
+from magic141.retrieval.pretrained import Preprocessing, load_pretrained
 
 MAX_CONTEXT_TOKENS = 32
 MAX_IMAGE_SIZE = 64
@@ -33,26 +33,6 @@ LOG_EVERY_STEPS = 10
 
 Embeddings = NDArray[np.float32]
 Images = Rows | Tensor | NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How images become inputs: resized so that the square of `size` is covered, cropped, normalised per channel."""
-
-    size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """uint8 [N, H, W, 3] to float32 [N, 3, size, size]."""
-        x = images.permute(0, 3, 1, 2).float() / 255
-        scale = self.size / min(x.shape[2:])
-        if scale != 1:
-            sides = [max(self.size, round(side * scale)) for side in x.shape[2:]]
-            x = F.interpolate(x, sides, mode="bicubic", antialias=True).clamp(0, 1)
-        top, left = ((side - self.size) // 2 for side in x.shape[2:])
-        x = x[:, :, top : top + self.size, left : left + self.size]
-        return (x - torch.tensor(self.mean).reshape(1, 3, 1, 1)) / torch.tensor(self.std).reshape(1, 3, 1, 1)
 
 
 class ClipEmbedder:
@@ -76,7 +56,7 @@ class ClipEmbedder:
             raise UserError(f"{description}: no such file; expected the artifact of stage train_clip; run that stage")
         record = json.loads(description.read_text())
         if record["kind"] == "pretrained":
-            return load_pretrained(record["model"], record["pretrained"])
+            return cls(*load_pretrained(record["model"], record["pretrained"], record.get("release")))
         model = open_clip.CLIP(**record["architecture"])
         model.load_state_dict(load_file(folder / "model.safetensors"))
         vision, text = record["architecture"]["vision_cfg"], record["architecture"]["text_cfg"]
@@ -123,13 +103,7 @@ def build_clip(config: ClipConfig, data: Path, out: Path, log: StageLog, seed: i
     Writes `clip.json` and, when trained, `model.safetensors`.
     """
     if config.kind == "pretrained":
-        assert config.pretrained is not None  # the config requires it
-        load_pretrained(config.model, config.pretrained)
-        weights = Path(config.pretrained)
-        digest = digest_file(weights) if weights.is_file() else None  # other weights in its place are another artifact
-        record = {"kind": "pretrained", "model": config.model, "pretrained": config.pretrained, "digest": digest}
-        _write(out, record)
-        log.note(f"CLIP: {config.model}, {config.pretrained} loads")
+        _write(out, _pretrained_record(config, log))
         return
     dataset = ClipDataset.open(data, "train")
     size = min(MAX_IMAGE_SIZE, *(side // 8 * 8 for side in dataset.first_frame.shape[1:3]))
@@ -146,32 +120,20 @@ def build_clip(config: ClipConfig, data: Path, out: Path, log: StageLog, seed: i
     log.summary({"clip_loss": loss, "clip_parameters": num_parameters})
 
 
-def load_pretrained(name: str, pretrained: str) -> ClipEmbedder:
-    """A pretrained open_clip model; `pretrained` is one of its tags, or the path of a state dict.
-
-    Raises:
-        UserError: if open_clip does not know the model, or the weights cannot be loaded.
-    """
-    if name not in open_clip.list_models():
-        raise UserError(f"train_clip.model = {name}: open_clip does not know it; use one of open_clip.list_models()")
-    is_file = os.sep in pretrained and Path(pretrained).is_file()  # without a slash it is a tag, also in a stage's key
-    if not is_file and pretrained not in open_clip.list_pretrained_tags_by_model(name):
-        raise UserError(
-            f"train_clip.pretrained = {pretrained}: neither a file (./NAME if it is in this folder) nor a tag of "
-            f"{name}; expected one of {open_clip.list_pretrained_tags_by_model(name)}"
+def _pretrained_record(config: ClipConfig, log: StageLog) -> dict[str, Any]:
+    """Which weights are meant, once they have been loaded."""
+    assert config.pretrained is not None  # the config requires it
+    load_pretrained(config.model, config.pretrained, config.release)
+    weights = Path(config.pretrained)
+    digest = digest_file(weights) if weights.is_file() else None  # other weights in its place are another artifact
+    log.note(f"CLIP: {config.model}, {config.pretrained} loads")
+    if digest and not config.release:
+        log.note(
+            "CLIP: train_clip.release is not set: the weights are taken to want OpenAI's normalisation and the "
+            f"activation of open_clip's {config.model}; if they are of a release, name it"
         )
-    try:
-        model = open_clip.create_model(name, pretrained=pretrained)
-    except Exception as error:  # whatever the hub client, the file or torch raises
-        reason = first_line(str(error)) or type(error).__name__
-        raise UserError(
-            f"train_clip.pretrained = {pretrained}: weights of {name} cannot be loaded ({reason}); give the path of a "
-            "state dict"
-        ) from error
-    wanted = open_clip.get_model_preprocess_cfg(model)
-    size = wanted["size"][0] if isinstance(wanted["size"], (tuple, list)) else wanted["size"]
-    preprocessing = Preprocessing(size, tuple(wanted["mean"]), tuple(wanted["std"]))
-    return ClipEmbedder(model.to(sampling_device()), open_clip.get_tokenizer(name), preprocessing)
+    known = {"kind": "pretrained", "model": config.model, "pretrained": config.pretrained, "release": config.release}
+    return {**known, "digest": digest}
 
 
 @dataclass(frozen=True)

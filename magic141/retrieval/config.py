@@ -16,6 +16,10 @@ class ClipConfig(FrozenConfig):
     kind: Literal["train", "pretrained"] = Field("train", description="train a tiny model, or load pretrained weights")
     model: str = Field("ViT-L-14", description="open_clip model name (kind pretrained)")
     pretrained: str | None = Field(None, description="open_clip tag or path of a state dict (kind pretrained)")
+    release: str | None = Field(
+        None,
+        description="open_clip tag of the weights that the file `pretrained` holds: its normalisation and activation",
+    )
     embed_dim: int = Field(64, ge=8, description="width of the shared space (kind train)")
     num_steps: int = Field(800, ge=1, description="contrastive steps (kind train)")
     batch_size: int = Field(64, ge=2, description="image-caption pairs per step")
@@ -34,6 +38,11 @@ class ClipConfig(FrozenConfig):
             raise ValueError(
                 "pretrained is not set: kind = pretrained needs a tag that open_clip has for its model, or the path of "
                 "a state dict"
+            )
+        if self.release and (self.pretrained is None or os.sep not in self.pretrained):
+            raise ValueError(
+                f"release = {self.release}: says which weights a file holds, but pretrained = {self.pretrained} is no "
+                "path of one; use release = null"
             )
         return self
 

@@ -3,43 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Hashable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy as np
-from numpy.typing import NDArray
 
 from magic141.artifacts import StageLog
-from magic141.data.dataset import ClipDataset
+from magic141.data.dataset import ClipDataset, load_info
 from magic141.retrieval.clip import ClipEmbedder, Embeddings
 from magic141.retrieval.config import IndexConfig
+from magic141.retrieval.recall import Recall, measure_recall
 from magic141.text_files import json_lines
 
-RECALL_AT = (1, 5, 10)
 IMAGES_PER_LIST = 39  # what k-means of FAISS asks for
-
-
-@dataclass(frozen=True)
-class Recall:
-    """Share of queries with a hit among the first k images.
-
-    Attributes:
-        at: k -> share; none if no query has an image with its content in the corpus.
-        chance: k -> the same for k random images.
-        num_queries: queries measured.
-        num_without_match: queries left out, because the corpus holds no image with their content.
-        same_as_exact: share of the first ten neighbours that an exact search returns too; none for exact indexes.
-    """
-
-    at: dict[int, float] | None
-    chance: dict[int, float] | None
-    num_queries: int
-    num_without_match: int
-    same_as_exact: float | None
+NOT_APPLICABLE = {
+    "tails": "held-out clips are later parts of training videos, whose captions they share",
+    None: "the data set does not say whether its held-out clips are of videos that also train; prepare it again",
+}
 
 
 def build_index(config: IndexConfig, data: Path, clip: Path, out: Path, log: StageLog, seed: int) -> None:
@@ -49,7 +31,7 @@ def build_index(config: IndexConfig, data: Path, clip: Path, out: Path, log: Sta
     """
     faiss.omp_set_num_threads(config.num_threads)
     embedder = ClipEmbedder.load(clip)
-    corpus, heldout = (ClipDataset.open(data, split) for split in ("train", "heldout"))
+    corpus = ClipDataset.open(data, "train")
     with log.progress(3, "step") as advance:
         vectors = embedder.embed_images(corpus.first_frame)
         advance(1)
@@ -57,10 +39,9 @@ def build_index(config: IndexConfig, data: Path, clip: Path, out: Path, log: Sta
         faiss.write_index(index, str(out / "index.faiss"))
         _write_images(corpus, out)
         advance(1)
-        queries = _pick_queries(heldout, config.num_queries, seed)
-        recall = measure_recall(index, embedder, vectors, contents(corpus), queries, exact=config.kind == "flat")
+        recall = _measure(config, index, embedder, vectors, data, seed)
         advance(1)
-    record = {"kind": config.kind, "dim": vectors.shape[1], "num_images": len(vectors), "recall": asdict(recall)}
+    record = {"kind": config.kind, "dim": vectors.shape[1], "num_images": len(vectors), "recall": recall.to_dict()}
     (out / "index.json").write_text(json.dumps(record, indent=1))
     _report(recall, len(vectors), log)
 
@@ -92,53 +73,32 @@ def contents(dataset: ClipDataset) -> list[Hashable]:
     ]
 
 
-def measure_recall(
-    index: Any,
-    embedder: ClipEmbedder,
-    vectors: Embeddings,
-    corpus: Sequence[Hashable],
-    queries: Sequence[tuple[str, Hashable]],
-    exact: bool,
+def _measure(
+    config: IndexConfig, index: Any, embedder: ClipEmbedder, vectors: Embeddings, data: Path, seed: int
 ) -> Recall:
-    """Searches with each query's caption; a hit is an image whose content is the query's.
+    """Recall of held-out captions, which have to be of something that nobody trained on.
 
-    Args:
-        index: over `vectors`.
-        embedder: of the captions.
-        vectors: images of the corpus [N, D].
-        corpus: content of each image.
-        queries: (caption, content).
-        exact: whether the index is exact, so that comparing it with an exact search is pointless.
+    Where whole videos are held out, their images are searched among those of the training videos, as those of the
+    shapes world, whose content the corpus holds many times, need not be.
     """
-    counts = Counter(corpus)
-    asked = [(caption, content) for caption, content in queries if content in counts]
-    missing = len(queries) - len(asked)
-    if not asked:
-        return Recall(None, None, 0, missing, None)
-    depth = min(max(RECALL_AT), len(corpus))
-    embedded = embedder.embed_texts([caption for caption, _ in asked])
-    rows = index.search(embedded, depth)[1]
-    hits = np.array([[r >= 0 and corpus[r] == c for r in found] for found, (_, c) in zip(rows, asked, strict=True)])
-    share = np.array([counts[content] / len(corpus) for _, content in asked])
-    return Recall(
-        at={k: float(hits[:, :k].any(1).mean()) for k in RECALL_AT},
-        chance={k: float((1 - (1 - share) ** k).mean()) for k in RECALL_AT},
-        num_queries=len(asked),
-        num_without_match=missing,
-        same_as_exact=None if exact else _agreement(rows, embedded, vectors),
+    info, corpus, heldout = load_info(data), ClipDataset.open(data, "train"), ClipDataset.open(data, "heldout")
+    known, asked, exact = contents(corpus), contents(heldout), config.kind == "flat"
+    queries = list(zip(heldout.captions, asked, strict=True))
+    if info.has_ground_truth:
+        return measure_recall(index, embedder, vectors, known, _pick(queries, config.num_queries, seed), exact)
+    if info.heldout != "videos":
+        return Recall(None, None, 0, 0, None, NOT_APPLICABLE[info.heldout])
+    added = embedder.embed_images(heldout.first_frame)
+    index.add(added)  # the file is written: these are only for the measurement
+    picked = _pick(list(dict.fromkeys(queries)), config.num_queries, seed)  # windows of a video share their caption
+    videos = [*corpus.sources, *heldout.sources]
+    return measure_recall(
+        index, embedder, np.concatenate([vectors, added]), [*known, *asked], picked, exact, videos=videos
     )
 
 
-def _agreement(rows: NDArray[np.int64], queries: Embeddings, vectors: Embeddings) -> float:
-    """Share of the rows found that an exact search finds; FAISS keeps only the best of a block of similarities."""
-    best = faiss.knn(queries, vectors, rows.shape[1], metric=faiss.METRIC_INNER_PRODUCT)[1]
-    return float(np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(rows.tolist(), best.tolist(), strict=True)]))
-
-
-def _pick_queries(heldout: ClipDataset, num: int, seed: int) -> list[tuple[str, Hashable]]:
-    pairs = list(zip(heldout.captions, contents(heldout), strict=True))
-    order = np.random.default_rng(seed).permutation(len(pairs))[:num]
-    return [pairs[row] for row in order]
+def _pick(queries: Sequence[tuple[str, Hashable]], num: int, seed: int) -> list[tuple[str, Hashable]]:
+    return [queries[row] for row in np.random.default_rng(seed).permutation(len(queries))[:num]]
 
 
 def _write_images(corpus: ClipDataset, out: Path) -> None:
@@ -149,7 +109,8 @@ def _write_images(corpus: ClipDataset, out: Path) -> None:
 
 def _report(recall: Recall, num_images: int, log: StageLog) -> None:
     if recall.at is None or recall.chance is None:
-        log.note(f"{num_images} images indexed; recall not measured: no held-out caption has an image in the corpus")
+        reason = recall.reason or "no held-out caption has an image in the corpus"
+        log.note(f"{num_images} images indexed; recall not measured: {reason}")
         log.summary({"num_images": num_images})
         return
     log.summary({"num_images": num_images, **{f"recall_at_{k}": share for k, share in recall.at.items()}})

@@ -9,6 +9,7 @@ from pathlib import Path
 from magic141.artifacts import StageLog
 from magic141.data.dataset import load_info
 from magic141.errors import UserError
+from magic141.publication import link_or_copy
 from magic141.training.config import TrainConfig
 from magic141.training.launch import launch
 from magic141.training.objective import WATCH_FILE, ObjectiveSpec
@@ -29,7 +30,8 @@ def train(
             "or more or longer videos, or a smaller data.stride_frames"
         )
     result = launch(spec, config, run_dir, log, seed)
-    shutil.copytree(result.export, out, dirs_exist_ok=True)
+    # linked, not copied: of 13B each network is 52 GB; `run_dir` keeps its names until the artifact is published
+    shutil.copytree(result.export, out, copy_function=link_or_copy, dirs_exist_ok=True)
     shutil.copy2(result.metrics_file, out / "metrics.jsonl")
     record: dict[str, float | int | str] = {
         "steps": config.num_steps,

@@ -8,6 +8,7 @@ import pytest
 
 from magic141.data.clips import (
     Clip,
+    Probed,
     cut_windows,
     make_chunks,
     probe_video,
@@ -86,7 +87,7 @@ def test_windows_far_apart_are_rendered_without_what_lies_between(tmp_path: Path
 def test_windows_render_as_cut(tmp_path: Path) -> None:
     config = DataConfig(source="folder", path=tmp_path, height=16, width=16)
     add_video(tmp_path, "a.mp4", 60)
-    clips = cut_windows([VideoFile("a.mp4", "x")], [60], config).clips
+    clips = cut_windows([VideoFile("a.mp4", "x")], [Probed(60, "a")], config).clips
     whole = render_chunk([Clip("train", "a.mp4", start, "x") for start in (0, 13, 26, 39)], config).reshape(
         -1, 16, 16, 3
     )
@@ -102,7 +103,8 @@ def test_windows_render_as_cut(tmp_path: Path) -> None:
 def test_few_windows_are_held_out_of_many_if_so_configured() -> None:
     config = DataConfig(source="folder", path=Path("videos"), max_heldout_clips=3)
     videos = [VideoFile(f"{number}.mp4", "x") for number in range(100)]
-    splits = [clip.split for clip in cut_windows(videos, [13] * 100, config).clips]
+    probed = [Probed(13, str(number)) for number in range(100)]
+    splits = [clip.split for clip in cut_windows(videos, probed, config).clips]
     assert all(2 <= splits.count(name) <= 3 for name in ("validation", "heldout"))
     assert splits.count("train") >= 94
 
@@ -110,7 +112,7 @@ def test_few_windows_are_held_out_of_many_if_so_configured() -> None:
 def test_windows_of_a_video_are_anchored_in_its_first_frame(tmp_path: Path) -> None:
     config = DataConfig(source="folder", path=tmp_path, height=16, width=16)
     add_video(tmp_path, "a.mp4", 60)
-    clips = cut_windows([VideoFile("a.mp4", "x")], [60], config).clips
+    clips = cut_windows([VideoFile("a.mp4", "x")], [Probed(60, "a")], config).clips
     first = render_chunk([Clip("train", "a.mp4", 0, "x")], config)[0, 0]
     assert all(clip.start_frame + clip.anchor_frame == 0 for clip in clips)
     for chunk in make_chunks(clips, config):

@@ -11,7 +11,7 @@ import torch
 
 from magic141.artifacts import NullLog, digest_folder
 from magic141.data import prepare
-from magic141.data.clips import Clip
+from magic141.data.clips import Clip, Probed
 from magic141.data.config import DataConfig
 from magic141.data.dataset import ClipDataset, load_info, load_null_text
 from magic141.data.decoding import StorageError
@@ -106,6 +106,7 @@ def test_shapes_corpus_is_complete(shapes: tuple[Path, MemoryLog]) -> None:
     info = load_info(out)
     assert info.num_clips == {"train": 300, "validation": 8, "heldout": 12}
     assert info.has_ground_truth
+    assert info.heldout is None
     assert info.codec_psnr_db > 33
     assert log.figures["codec_psnr_db"] == info.codec_psnr_db
     assert log.images["clips"].ndim == 3
@@ -152,6 +153,8 @@ def test_the_same_seed_gives_the_same_artifact(shapes: tuple[Path, MemoryLog], t
 @pytest.mark.slow
 def test_folder_with_bad_files(tmp_path: Path) -> None:
     make_videos(tmp_path / "videos", num_good=3)
+    (tmp_path / "videos" / "link.mp4").symlink_to("good1.mp4")
+    (tmp_path / "videos" / "link.txt").write_text("the same")
     config = DataConfig(source="folder", path=tmp_path / "videos")
     out, log = tmp_path / "out", MemoryLog()
     out.mkdir()
@@ -166,6 +169,10 @@ def test_folder_with_bad_files(tmp_path: Path) -> None:
     used = {(row["source"], row["start_frame"] + offset): row["split"] for row in rows for offset in range(13)}
     for row in rows:  # no frame is in two splits
         assert all(used[row["source"], row["start_frame"] + offset] == row["split"] for offset in range(13))
+    assert info.heldout == log.figures["heldout"] == "tails"
+    assert any(note.startswith("held-out clips are later parts of videos that were trained on") for note in log.notes)
+    assert "link.mp4: copies of other videos" in " ".join(log.notes)
+    assert {row["split"] for row in rows if row["source"] == "link.mp4"} == {"train"}, "one of the two is judged"
     failing = config.model_copy(update={"on_bad_file": "fail"})
     with pytest.raises(UserError, match=r"data\.path = .*\(and 3 more\); repair or remove it"):
         prepare_dataset(failing, tmp_path / "out2", NullLog(), seed=0, run_dir=tmp_path / "run2")
@@ -178,7 +185,14 @@ def test_a_video_that_the_probe_took_and_nothing_can_read_any_more(
     make_videos(tmp_path / "videos", num_good=3)
     config = DataConfig(source="folder", path=tmp_path / "videos", num_frames=5)
     real = prepare._probe
-    monkeypatch.setattr(prepare, "_probe", lambda *given: [60 if count == 5 else count for count in real(*given)])
+    monkeypatch.setattr(
+        prepare,
+        "_probe",
+        lambda *given: [
+            found._replace(num_frames=60) if isinstance(found, Probed) and found.num_frames == 5 else found
+            for found in real(*given)
+        ],
+    )
     (tmp_path / "out").mkdir()
     log = MemoryLog()
     prepare_dataset(config, tmp_path / "out", log, seed=0, run_dir=tmp_path / "run")

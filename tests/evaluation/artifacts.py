@@ -113,7 +113,7 @@ def make_data(folder: Path, has_truth: bool = True) -> Path:
                     "row": row,
                     "caption": clip.caption,
                     "truth": truth,
-                    "source": "shapes",
+                    "source": "shapes" if has_truth else f"{split}{row // 2}.mp4",
                 }
             )
     (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -214,6 +214,7 @@ def _info(tensors: dict[str, Tensor], has_truth: bool) -> DatasetInfo:
         "pooled_width": tensors["pooled"].shape[1],
         "temporal_factor": 2,
         "has_ground_truth": has_truth,
+        "heldout": None if has_truth else "videos",
     }
     return INFO.model_copy(update=sizes)
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from magic141.evaluation import frechet
 from magic141.evaluation.frechet import TubeSpace, frechet_between, frechet_distance, moments
 
 
@@ -64,3 +65,15 @@ def test_moments_of_parts_add_up() -> None:
     a, b = rng.normal(size=(50, 4)), rng.normal(size=(70, 4)) + 1
     together = frechet_between(moments(a[:20]) + moments(a[20:]), moments(b))
     assert together == pytest.approx(frechet_distance(a, b), rel=1e-9)
+
+
+def test_a_space_is_fitted_on_clips_of_all_videos(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows lie video by video: the first that are enough would be consecutive windows of one."""
+    video = torch.arange(10).repeat_interleave(6)
+    noise = torch.randn(60, 2, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    latents = noise + 9.0 * video.reshape(60, 1, 1, 1, 1)
+    monkeypatch.setattr(frechet, "MAX_FIT_TUBES", 10 * 4)
+    assert TubeSpace.fit(latents, 1).mean == pytest.approx(np.full(6, 9 * 4.5), abs=0.5)
+    monkeypatch.setattr(frechet, "MAX_FIT_TUBES", 60 * 4)
+    expected = latents.permute(0, 3, 4, 1, 2).flatten(3).flatten(0, 2).double().mean(0)
+    assert TubeSpace.fit(latents, 1).mean == pytest.approx(expected.numpy())

@@ -182,6 +182,15 @@ def test_without_ground_truth_the_exact_columns_are_left_out(
     assert "Exact scores are not applicable" in page
     assert "Exact scores of held-out clips" not in page
     assert "Frechet" in page
+    assert "Held-out clips are of videos that nobody trained on." in page
+
+
+def test_recall_that_says_nothing_says_why(scored: dict[str, Path], tmp_path: Path) -> None:
+    index = json.loads((scored["build_index"] / "index.json").read_text())
+    reason = "held-out clips are later parts of training videos"
+    index["recall"] |= {"at": None, "chance": None, "reason": reason}
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    assert f"Recall is not measured: {reason}." in _write({**scored, "build_index": tmp_path}, tmp_path)
 
 
 def test_the_watch_of_one_seed_is_drawn_without_its_difference(tmp_path: Path) -> None:

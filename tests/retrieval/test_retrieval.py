@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import faiss
 import numpy as np
 import pytest
 import torch
@@ -14,11 +16,14 @@ from magic141.artifacts import NullLog
 from magic141.data.rows import Rows
 from magic141.errors import UserError
 from magic141.retrieval import clip
-from magic141.retrieval.clip import Captions, ClipEmbedder, Preprocessing, build_clip, contrastive_loss
+from magic141.retrieval.clip import Captions, ClipEmbedder, build_clip, contrastive_loss
 from magic141.retrieval.config import ClipConfig, IndexConfig
-from magic141.retrieval.index import build_index, make_index, measure_recall
+from magic141.retrieval.index import build_index, make_index
+from magic141.retrieval.pretrained import Preprocessing, load_pretrained
 from magic141.retrieval.prior import ImagePrior
-from tests.evaluation.artifacts import make_data, make_retrieval
+from magic141.retrieval.recall import measure_recall
+from magic141.retrieval.search import search_videos
+from tests.evaluation.artifacts import RecordingLog, make_data, make_retrieval
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +32,15 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("retrieval")
     data = make_data(folder / "data")
     return {"data": data, **make_retrieval(folder, data, num_steps=60)}
+
+
+@pytest.fixture(scope="module")
+def of_videos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two windows of every video; whole videos are held out."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("videos")
+    data = make_data(folder / "data", has_truth=False)
+    return {"data": data, **make_retrieval(folder, data)}
 
 
 class Content(int):
@@ -203,4 +217,67 @@ def test_a_file_of_weights_is_told_from_a_tag_by_its_slash(tmp_path: Path, monke
     (tmp_path / "weights.pt").touch()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"pretrained = weights\.pt: neither a file \(\./NAME if it is in"):
-        clip.load_pretrained("ViT-B-32", "weights.pt")
+        load_pretrained("ViT-B-32", "weights.pt")
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw"])
+def test_of_every_video_only_the_best_image_is_found(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(6, 16)).repeat(50, axis=0)
+    vectors = (centres + 0.01 * rng.normal(size=centres.shape)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    videos = [f"{row // 50}.mp4" for row in range(300)]
+    config = IndexConfig.model_validate({"kind": kind, "num_lists": 1})
+    index = make_index(config, vectors)
+    found = search_videos(index, vectors[[20, 130]], videos, 4)
+    assert [hits[0].row for hits in found] == [20, 130]
+    if kind != "hnsw":  # whose graph need not reach all of them
+        assert [len({videos[hit.row] for hit in hits}) for hits in found] == [4, 4]
+        assert len(search_videos(index, vectors[:1], videos, 9)[0]) == 6
+    for hits in found:
+        assert len({videos[hit.row] for hit in hits}) == len(hits)
+        assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+    assert [hit.row for hit in search_videos(index, vectors[:1], None, 9)[0]] == index.search(vectors[:1], 9)[1][
+        0
+    ].tolist()
+
+
+def test_recall_counts_videos() -> None:
+    """Two windows of a video are one chance, and one answer."""
+    vectors = np.eye(4, dtype=np.float32)[[0, 0, 0, 1, 2, 3]]
+    queries = np.array([[0.9, 0.8, 0.7, 0.6]], np.float32)
+    embedder = cast("ClipEmbedder", SimpleNamespace(embed_texts=lambda texts: queries))
+    contents, videos = ["a", "a", "a", "b", "c", "c"], ["a1", "a1", "a1", "b1", "c1", "c2"]
+    recall = measure_recall(
+        make_index(IndexConfig(), vectors), embedder, vectors, contents, [("c", "c")], exact=True, videos=videos
+    )
+    assert recall.at == {1: 0.0, 5: 1.0, 10: 1.0}
+    assert recall.chance
+    assert recall.chance[1] == pytest.approx(2 / 4)
+
+
+def test_recall_is_of_videos_that_nobody_trained_on(of_videos: dict[str, Path]) -> None:
+    record = json.loads((of_videos["index"] / "index.json").read_text())
+    assert record["num_images"] == faiss.read_index(str(of_videos["index"] / "index.faiss")).ntotal == 48
+    assert record["recall"]["num_queries"] == 8
+    assert record["recall"]["num_without_match"] == 0, "the held-out videos' own images are searched too"
+    assert 0 < record["recall"]["chance"]["1"] < 0.5
+    hits = open_prior(of_videos).retrieve("a red circle moves up", 24)
+    assert len({hit.video for hit in hits}) == 24
+    assert len(open_prior(of_videos).retrieve("a red circle", 100)) == 24
+
+
+@pytest.mark.parametrize(("rule", "reason"), [("tails", "later parts of training videos"), (None, "prepare it again")])
+def test_recall_of_captions_that_trained_is_no_number(
+    of_videos: dict[str, Path], tmp_path: Path, rule: str | None, reason: str
+) -> None:
+    data, log = tmp_path / "data", RecordingLog()
+    shutil.copytree(of_videos["data"], data)
+    info = json.loads((data / "dataset.json").read_text())
+    (data / "dataset.json").write_text(json.dumps({**info, "heldout": rule}))
+    build_index(IndexConfig(num_queries=8), data, of_videos["clip"], tmp_path, log, 0)
+    recall = json.loads((tmp_path / "index.json").read_text())["recall"]
+    assert recall["at"] is None
+    assert reason in recall["reason"]
+    assert reason in log.notes[0]
+    assert not any(name.startswith("recall") for name in log.summaries)

@@ -1,0 +1,94 @@
+"""open_clip models with released weights, and how images become their inputs."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from magic141.errors import UserError, first_line
+from magic141.models.device import sampling_device
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How images become inputs: resized so that the square of `size` is covered, cropped, normalised per channel."""
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """uint8 [N, H, W, 3] to float32 [N, 3, size, size]."""
+        x = images.permute(0, 3, 1, 2).float() / 255
+        scale = self.size / min(x.shape[2:])
+        if scale != 1:
+            sides = [max(self.size, round(side * scale)) for side in x.shape[2:]]
+            x = F.interpolate(x, sides, mode="bicubic", antialias=True).clamp(0, 1)
+        top, left = ((side - self.size) // 2 for side in x.shape[2:])
+        x = x[:, :, top : top + self.size, left : left + self.size]
+        return (x - torch.tensor(self.mean).reshape(1, 3, 1, 1)) / torch.tensor(self.std).reshape(1, 3, 1, 1)
+
+
+class Pretrained(NamedTuple):
+    """A model on the device that samples, with what makes its inputs."""
+
+    model: nn.Module
+    tokenizer: Any
+    preprocessing: Preprocessing
+
+
+def load_pretrained(name: str, pretrained: str, release: str | None = None) -> Pretrained:
+    """A pretrained open_clip model, normalising and activating as its weights were trained.
+
+    Args:
+        name: of the model.
+        pretrained: one of its tags, or the path of a state dict.
+        release: the tag whose weights the state dict holds; none for weights of one's own.
+
+    Raises:
+        UserError: if open_clip does not know the model or the release, or the weights cannot be loaded.
+    """
+    if name not in open_clip.list_models():
+        raise UserError(f"train_clip.model = {name}: open_clip does not know it; use one of open_clip.list_models()")
+    is_file = os.sep in pretrained and Path(pretrained).is_file()  # without a slash it is a tag, also in a stage's key
+    if not is_file:
+        _require_tag(name, "pretrained", pretrained, "neither a file (./NAME if it is in this folder) nor a tag of")
+    elif release is not None:
+        _require_tag(name, "release", release, "no tag of")
+    tag = release if is_file else pretrained
+    # open_clip takes both from a tag only where it downloads the weights, and of the activation it merely warns
+    trained = open_clip.get_pretrained_cfg(name, tag) if tag else {}
+    wanted = {key: trained[key] for key in ("mean", "std", "interpolation", "resize_mode") if trained.get(key)}
+    try:
+        model = open_clip.create_model(
+            name,
+            pretrained=pretrained,
+            force_quick_gelu=bool(trained.get("quick_gelu")),
+            force_preprocess_cfg=wanted,
+        )
+    except Exception as error:  # whatever the hub client, the file or torch raises
+        reason = first_line(str(error)) or type(error).__name__
+        raise UserError(
+            f"train_clip.pretrained = {pretrained}: weights of {name} cannot be loaded ({reason}); give the path of a "
+            "state dict"
+        ) from error
+    return Pretrained(model.to(sampling_device()), open_clip.get_tokenizer(name), _preprocessing(model))
+
+
+def _require_tag(name: str, field: str, tag: str, reason: str) -> None:
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if tag not in tags:
+        raise UserError(f"train_clip.{field} = {tag}: {reason} {name}; expected one of {tags}")
+
+
+def _preprocessing(model: nn.Module) -> Preprocessing:
+    wanted = open_clip.get_model_preprocess_cfg(model)
+    size = wanted["size"][0] if isinstance(wanted["size"], (tuple, list)) else wanted["size"]
+    return Preprocessing(size, tuple(wanted["mean"]), tuple(wanted["std"]))

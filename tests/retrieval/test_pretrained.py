@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from open_clip import pretrained as registry
+
+from magic141.artifacts import NullLog
+from magic141.config import load_config
+from magic141.errors import UserError
+from magic141.retrieval.clip import ClipEmbedder, build_clip
+from magic141.retrieval.config import ClipConfig
+from magic141.retrieval.pretrained import load_pretrained
+from tests.evaluation.artifacts import RecordingLog
+
+NAME = "tiny-for-tests"
+RELEASES = {
+    "like_openai": {"mean": (0.4, 0.3, 0.2), "std": (0.2, 0.3, 0.4), "quick_gelu": True},
+    "like_laion": {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
+}
+
+
+@pytest.fixture
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A state dict of a model that open_clip knows two releases of."""
+    architecture = {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 16, "layers": 1, "width": 16, "head_width": 16, "patch_size": 8},
+        "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 1, "layers": 1},
+    }
+    (tmp_path / f"{NAME}.json").write_text(json.dumps(architecture))
+    open_clip.add_model_config(tmp_path / f"{NAME}.json")
+    monkeypatch.setitem(registry._PRETRAINED, NAME, RELEASES)
+    file = tmp_path / "weights.pt"
+    torch.save(open_clip.create_model(NAME).state_dict(), file)
+    return str(file)
+
+
+def activation(model: Any) -> str:
+    return type(model.visual.transformer.resblocks[0].mlp.gelu).__name__
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_a_files_release_says_normalisation_and_activation(weights: str, release: str) -> None:
+    loaded = load_pretrained(NAME, weights, release)
+    assert loaded.preprocessing.mean == RELEASES[release]["mean"]
+    assert loaded.preprocessing.std == RELEASES[release]["std"]
+    assert activation(loaded.model) == ("QuickGELU" if release == "like_openai" else "GELU")
+
+
+def test_a_tag_says_them_too(weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("open_clip.factory.download_pretrained", lambda *_, **__: weights)
+    loaded = load_pretrained(NAME, "like_openai")
+    assert loaded.preprocessing.mean == (0.4, 0.3, 0.2)
+    assert activation(loaded.model) == "QuickGELU"
+
+
+def test_an_unknown_release_is_refused_with_the_known_ones(weights: str) -> None:
+    with pytest.raises(UserError, match=r"train_clip\.release = laion: no tag .*\['like_openai', 'like_laion'\]"):
+        load_pretrained(NAME, weights, "laion")
+
+
+def test_the_release_is_kept_and_its_absence_is_noted(weights: str, tmp_path: Path) -> None:
+    config, log = ClipConfig(kind="pretrained", model=NAME, pretrained=weights), RecordingLog()
+    build_clip(config, tmp_path, tmp_path, log, 0)
+    assert "train_clip.release is not set" in log.notes[1]
+    assert ClipEmbedder.load(tmp_path).preprocessing.mean != (0.4, 0.3, 0.2)
+    build_clip(config.model_copy(update={"release": "like_openai"}), tmp_path, tmp_path, NullLog(), 0)
+    assert ClipEmbedder.load(tmp_path).preprocessing.mean == (0.4, 0.3, 0.2)
+
+
+def test_the_13b_config_names_a_release_that_its_model_has() -> None:
+    config = load_config(Path(__file__).parents[2] / "configs" / "hunyuan_13b.yaml").train_clip
+    assert config.release in open_clip.list_pretrained_tags_by_model(config.model)
