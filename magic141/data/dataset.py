@@ -68,6 +68,7 @@ class ClipDataset:
     anchor: Rows  # [N, C, 1, h, w]: first latent frame of the video that the clip continues
     anchor_tokens: Rows  # [N, Li, D] of that frame
     first_frame: Rows  # [N, H, W, 3] uint8
+    first_latent: Rows | None  # [N, C, 1, h, w]: that frame encoded alone; None in a corpus of an earlier version
     frames: Rows | None  # [N, F, H, W, 3] uint8; None for train
     ids: list[str]
     captions: list[str]
@@ -89,6 +90,7 @@ class ClipDataset:
         shards = [load_file(_existing(folder / shard)) for shard in dict.fromkeys(row["shard"] for row in rows)]
         fields: dict[str, Any] = {name: Rows([shard[name] for shard in shards]) for name in shards[0]}
         fields.setdefault("frames", None)
+        fields.setdefault("first_latent", None)
         return cls(
             **fields,
             ids=[row["id"] for row in rows],
@@ -113,6 +115,14 @@ class ClipDataset:
             numbered.append((turns[self.sources[row]], row))
             turns[self.sources[row]] += 1
         return [row for _, row in sorted(numbered, key=lambda turn_and_row: turn_and_row[0])]
+
+    def known_first(self, rows: Tensor | Sequence[int]) -> Tensor:
+        """What a model is told of some clips' first frames, [B, C, 1, h, w]: what encoding a single picture gives.
+
+        The first latent frame of a whole clip is not that with HunyuanVideo's VAE, whose norms see all frames: it would
+        give the motion away.
+        """
+        return self.latents[rows, :, :1] if self.first_latent is None else self.first_latent[rows]
 
     def text(self, rows: Tensor | Sequence[int]) -> TextEmbedding:
         """The embedded captions of some clips."""

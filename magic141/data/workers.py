@@ -136,6 +136,7 @@ class Encode:
         precision = parts.text_encoder.dtype  # of all values that it gave, though they come as float32
         tensors = {
             "latents": self._encode_videos(pixels),
+            "first_latent": self._encode_videos(pixels[:, :1]),
             "anchor": self._encode_videos(anchors[:, None]),
             "anchor_tokens": self.encoders.encode_image(anchors).to(precision).contiguous(),
             "text_tokens": text.tokens.to(precision).contiguous(),

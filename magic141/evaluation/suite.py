@@ -57,7 +57,8 @@ def pick_clips(heldout: ClipDataset, num: int) -> list[int]:
 def clip_conditions(heldout: ClipDataset, rows: Sequence[int], num_known: int = 1) -> Conditions:
     """Captions and image tokens of held-out clips, with their first `num_known` latent frames."""
     picked = list(rows)
-    return Conditions(heldout.text(picked), heldout.image_tokens[picked], heldout.latents[picked, :, :num_known])
+    known = torch.cat([heldout.known_first(picked), heldout.latents[picked, :, 1:num_known]], dim=2)
+    return Conditions(heldout.text(picked), heldout.image_tokens[picked], known)
 
 
 def pick_prompts(prompts: Sequence[str], heldout: ClipDataset, num: int) -> list[str]:

@@ -19,9 +19,10 @@ from magic141.errors import UserError
 class CausalPCACodec(ModelMixin, ConfigMixin):
     """A linear causal video codec: patches of frame 0 alone, then of groups of frames, onto principal components.
 
-    It has the temporal causality of HunyuanVideo's VAE (frame 0 is encoded alone, so a single image can be encoded)
-    and is fitted in a second instead of trained. Coefficients are divided by the square root of their standard
-    deviation (half-whitened), which keeps the large components larger but not overwhelmingly so.
+    Frame 0 is encoded alone, whatever follows, so that a single image can be encoded (as with HunyuanVideo's VAE, whose
+    convolutions are causal, too, but not its norms). It is fitted in a second instead of trained. Coefficients are
+    divided by the square root of their standard deviation (half-whitened), which keeps the large components larger but
+    not overwhelmingly so.
     """
 
     @register_to_config

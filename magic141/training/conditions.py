@@ -96,7 +96,8 @@ class BatchMaker:
         carried = torch.randint(1, MAX_CARRIED + 1, (num,), generator=generator)
         anchored = continued & self.far_anchors
         x0 = self._windows(indices, torch.where(anchored, anywhere, 1))
-        x0[anchored, :, :1] = data.anchor[indices[anchored]].float()
+        known_first = data.known_first(indices).float()
+        x0[anchored, :, :1] = known_first[anchored] = data.anchor[indices[anchored]].float()
         null = self.null_text.expand(num)
         no_text = torch.rand(num, generator=generator) < self.text_dropout
         text = data.text(indices)
@@ -107,7 +108,8 @@ class BatchMaker:
         image = data.image_tokens[indices].float()
         image[anchored] = data.anchor_tokens[indices[anchored]].float()
         image = image * (~no_image).float()[:, None, None]
-        prefix = make_prefix(x0, 1 + torch.where(continued, carried, 0)).dropped(no_image)
+        known = torch.cat([known_first, x0[:, :, 1:]], dim=2)
+        prefix = make_prefix(known, 1 + torch.where(continued, carried, 0)).dropped(no_image)
         return Batch(x0, condition(text, image), condition(null, image), prefix)
 
     def _windows(self, indices: Tensor, starts: Tensor) -> Tensor:

@@ -58,3 +58,11 @@ def test_floats_are_stored_in_the_precision_that_they_have_and_without_loss(
     assert torch.equal(tensors["pooled"].float(), said["text"].pooled)
     assert tensors["frames"].dtype == torch.uint8
     assert tensors["text_mask"].dtype == torch.bool
+
+
+def test_a_first_frame_is_encoded_alone_since_a_vae_that_sees_its_clip_tells_of_it(models: Path) -> None:
+    encode = Encode(models, use_gpu=False, code=CODE)
+    tensors = encoded(encode)
+    alone = encode.codec.encode_video(tensors["first_frame"][:, None])
+    torch.testing.assert_close(tensors["first_latent"], alone)
+    assert (tensors["latents"][:, :, :1] - alone).abs().max() > 1e-3

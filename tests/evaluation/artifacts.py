@@ -193,6 +193,7 @@ def _encode(specs: list[ShapeClip], frames: Tensor, codec: VideoCodec, encoders:
         "pooled": text.pooled,
         "image_tokens": encoders.encode_image(frames[:, 0]),
         "anchor": codec.encode_video(frames[:, :1]),
+        "first_latent": codec.encode_video(frames[:, :1]),
         "anchor_tokens": encoders.encode_image(frames[:, -1]),
         "first_frame": frames[:, 0],
     }

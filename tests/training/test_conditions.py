@@ -11,6 +11,7 @@ import torch
 from magic141.config import LARGEST_SEED
 from magic141.data.dataset import ClipDataset, load_info, load_null_text
 from magic141.data.rows import Rows
+from magic141.evaluation.suite import clip_conditions
 from magic141.models.transformer import build_transformer
 from magic141.training.conditions import MAX_CARRIED, Batch, BatchMaker, step_generator
 from magic141.training.config import FlowMatchingConfig, PlacementConfig
@@ -51,6 +52,22 @@ def test_a_window_from_the_start_knows_the_first_frame(maker: BatchMaker) -> Non
     assert set(frames(batch)) == {(1, 2, 3, 4, 5)}
     assert batch.prefix is not None
     assert set(batch.prefix.mask.sum((1, 2, 3, 4)).tolist()) == {16}  # one latent frame of 4 x 4
+
+
+def test_the_first_frame_is_known_as_a_picture_and_not_as_part_of_its_clip(maker: BatchMaker) -> None:
+    """As in sampling, where there is only the picture: a codec that sees all frames would give the motion away."""
+    alone = Rows([torch.full(maker.dataset.anchor.shape, 9.0)])
+    with_pictures = replace(maker, dataset=replace(maker.dataset, first_latent=alone))
+    batch = make(with_pictures)
+    assert batch.prefix is not None
+    assert set(batch.prefix.latents[:, :, 0].flatten().tolist()) == {9.0}
+    assert set(frames(batch)) == {(1, 2, 3, 4, 5)}, "what is learnt is the clip"
+    heldout = replace(maker.dataset, first_latent=alone)
+    assert set(clip_conditions(heldout, [0, 1], num_known=2).prefix[:, 0, :, 0, 0].flatten().tolist()) == {9.0, 2.0}
+    before = replace(maker, dataset=replace(maker.dataset, first_latent=None))  # prepared by an earlier version
+    earlier = make(before).prefix
+    assert earlier is not None
+    assert set(earlier.latents[:, :, 0].flatten().tolist()) == {1.0}
 
 
 def test_a_continued_window_knows_the_anchor_and_the_frames_before_the_new_ones(maker: BatchMaker) -> None:
