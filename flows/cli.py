@@ -184,7 +184,10 @@ def compare(
     with reporting(debug):
         from flows.comparison import compare as compared
 
-        for table in compared(store(workspace), runs, variant, output):
+        found = compared(store(workspace), runs, variant, output)
+        for remark in found.remarks:
+            warn(remark)
+        for table in found.tables:
             if table.row_count:
                 wide_console().print(table, "")
         if output:

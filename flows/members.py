@@ -25,7 +25,7 @@ from flows.pipeline import pipeline
 from flows.resume import is_mistake
 from flows.session import Outcome
 from magic141.config import PipelineConfig
-from magic141.evaluation.comparison import scores_in
+from magic141.evaluation.comparison_tables import scores_in
 from magic141.frozen import FrozenConfig
 from magic141.tracking import Tracker
 from magic141.urls import without_credentials

@@ -11,7 +11,7 @@ from typing import Any
 from prefect import flow
 from prefect.artifacts import create_table_artifact
 
-from flows.comparison import read_run
+from flows.comparison import read_run, remarks_on
 from flows.grid import Member, check_members, members_of, number_at
 from flows.members import MemberOutcome, MemberRun, run_members
 from flows.notify import notify
@@ -148,7 +148,8 @@ def _publish(
     runs = [read_run(tracker, str(outcome.run_id), outcome.label) for outcome in finished]
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "sweep.html"
-        write_comparison(runs, variant, NUM_VIDEOS, page, list(charts(members, configs, outcomes)))
+        drawn, remarks = list(charts(members, configs, outcomes)), list(remarks_on(runs, tracker.workspace))
+        write_comparison(runs, variant, NUM_VIDEOS, page, drawn, remarks)
         run.file(page)
 
 

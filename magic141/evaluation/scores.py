@@ -51,6 +51,11 @@ class Dimension:
     digits: int
     help: str
 
+    @property
+    def heading(self) -> str:
+        """The label with an arrow to where values are better."""
+        return self.label + {"high": " ↑", "low": " ↓", "none": ""}[self.better]
+
 
 EXACT = (
     Dimension(
@@ -77,7 +82,7 @@ EXACT = (
 )
 FRECHET = Dimension(
     "frechet",
-    "Frechet",
+    "Fréchet",
     "distribution",
     "low",
     2,

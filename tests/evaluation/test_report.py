@@ -139,7 +139,7 @@ def test_rows_and_columns_are_explained_where_it_can_be_read_and_printed(page: s
 
 
 def test_frechet_says_over_how_many_dimensions(page: str) -> None:
-    assert "Frechet, 64 dims ↓" in _headings(page, "held-out clips")
+    assert "Fréchet, 64 dims ↓" in _headings(page, "held-out clips")
     assert "over the first 64 principal components" in page
 
 
@@ -181,7 +181,7 @@ def test_without_ground_truth_the_exact_columns_are_left_out(
     page = _write(_with_scores(generated_from_folder, tmp_path), tmp_path)
     assert "Exact scores are not applicable" in page
     assert "Exact scores of held-out clips" not in page
-    assert "Frechet" in page
+    assert "Fréchet" in page
 
 
 def test_the_watch_of_one_seed_is_drawn_without_its_difference(tmp_path: Path) -> None:
