@@ -11,7 +11,7 @@ from typing import Any
 
 from magic141.artifacts import flatten
 from magic141.evaluation.measurement import OF_THE_MACHINE, Measurement, Pair, as_setting
-from magic141.evaluation.scores import COSTS, EXACT, FRECHET, VBENCH, Dimension
+from magic141.evaluation.scores import COSTS, EXACT, FRECHET, VBENCH, Dimension, error_text
 
 MEASURED_ONCE = 0.3  # share by which times and memory of the same model may differ from run to run
 CEILINGS = ("real", "codec")  # rows of the score table that no model made
@@ -121,12 +121,6 @@ def score_rows(runs: Sequence[RunParts], variant: str) -> list[Row]:
     records = [run.variant(variant) for run in runs]
     rows = (_score_row(dimension, records, runs) for dimension in (*EXACT, FRECHET, *VBENCH, *COSTS))
     return [row for row in rows if row is not None]
-
-
-def error_text(error: float | None, digits: int) -> str:
-    """A standard error behind its value, as ±.013; empty where it is not known or rounds to zero."""
-    text = f"{error or 0:.{digits}f}"
-    return f"±{text.removeprefix('0')}" if float(text) else ""
 
 
 def _differing(flat: Sequence[Mapping[str, str]]) -> list[Row]:

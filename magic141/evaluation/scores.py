@@ -114,3 +114,9 @@ def average(scores: dict[str, Score]) -> Score:
     if missing:
         return Score.missing(f"{len(missing)} of {len(VBENCH)} dimensions are missing: {', '.join(missing)}")
     return Score(float(np.mean([value for value in values if value is not None])))
+
+
+def error_text(error: float | None, digits: int) -> str:
+    """A standard error behind its value, as ±.013; empty where it is not known or rounds to zero."""
+    text = f"{error or 0:.{digits}f}"
+    return f"±{text.removeprefix('0')}" if float(text) else ""
