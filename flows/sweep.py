@@ -14,6 +14,7 @@ from prefect.artifacts import create_table_artifact
 from flows.comparison import read_run, remarks_on
 from flows.grid import Member, check_members, members_of, number_at
 from flows.members import MemberOutcome, MemberRun, run_members
+from flows.naming import SEPARATOR, overrides_tag
 from flows.notify import notify
 from flows.orchestrated import flow_tags, run_link
 from flows.resume import marking_resumable
@@ -103,7 +104,8 @@ def sweep(
         check_variant(variant, chosen, configs)
     first = configs[0]
     tracker = Tracker(first.home, first.experiment)
-    run = tracker.start_parent(first.name, "sweep", identity(first) | flow_tags() | {"members": str(len(chosen))})
+    name, tags = f"{first.name}{SEPARATOR}sweep of {len(chosen)}", overrides_tag(overrides or ()) | flow_tags()
+    run = tracker.start_parent(name, "sweep", identity(first) | tags | {"members": str(len(chosen))})
     with marking_resumable(), closing(run):
         each = MemberRun(config, tuple(overrides or ()), until, variant, run.run_id)
         outcomes = run_members(each, chosen, configs, parallel)

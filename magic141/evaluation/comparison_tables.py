@@ -50,7 +50,7 @@ class RunParts:
         """Names of the variants that it has scores of."""
         file = self.artifacts.get("evaluate", Path()) / "scores.json"
         if file.is_file():
-            return [str(row["name"]) for row in _judged_rows(file) if "nfe" in row]
+            return [str(row["name"]) for row in _judged_rows(file) if row["name"] not in CEILINGS]
         scored = (name.split("/") for name in self.metrics if name.startswith("scores/"))
         return list(dict.fromkeys(variant for _, variant, *_ in scored if variant not in CEILINGS))
 

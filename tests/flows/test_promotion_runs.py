@@ -251,6 +251,13 @@ def test_the_command_names_the_two_runs_and_the_way_out(store: Store) -> None:
     assert "→" not in forced.output
 
 
+def test_a_run_is_named_by_what_it_judged_and_says_so_on_its_page(store: Store) -> None:
+    run = Tracker(store.home, "magic141").get_run(store.train("one", CLIPS))
+    assert run.data.metrics["student/motion"] == 0.8
+    assert run.data.tags["mlflow.note.content"].startswith("**student_4: motion 0.800**")
+    assert "| generate | [" in run.data.tags["mlflow.note.content"]
+
+
 def test_runs_judged_under_other_settings_are_compared_with_a_line_that_judges_again(store: Store) -> None:
     first, second = store.train("one", CLIPS), store.train("two", motion=0.9)
     found = compare(store.home, [first, second], "student_4", None)
