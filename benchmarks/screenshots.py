@@ -87,7 +87,8 @@ def shots(mlflow: str, prefect: str, runs: list[Run], report: Path) -> Iterator[
     )
     yield Shot("prefect_flow_run", f"{prefect}/runs/flow-run/{flow_run}", _says("distill_dmd2"))
     loaded = f"{VIDEOS}.every(video => video.readyState >= 2 && !video.seeking)"
-    yield Shot("report", report.as_uri(), loaded, FOR_README, loaded, width=1440, settle_s=10, ends_with="#scores")
+    ready = f"document.querySelector('#playback') && {loaded}"
+    yield Shot("report", report.as_uri(), ready, FOR_README, loaded, width=1300, settle_s=10, ends_with="#videos")
 
 
 def _says(text: str) -> str:
