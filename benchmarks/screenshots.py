@@ -35,9 +35,11 @@ MIN_COLOURS, MAX_SHARE_OF_ONE = 50, 0.985
 STORED = {"mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": "true", "mlflow.assistant.panelOpen_v1": "false"}
 EXPANDERS = "document.querySelectorAll('button[data-component-id*=runnamecellrenderer]')"  # beside runs with children
 VIDEOS = "[...document.querySelectorAll('#videos video')]"
-# The exact scores without the columns' explanations and VBench's table, and every clip at the same time.
-HIDE = "document.querySelectorAll('#scores details, #scores h3 + * ~ *').forEach(part => part.style.display = 'none')"
-FOR_README = (HIDE, f"{VIDEOS}.forEach(video => {{ video.pause(); video.currentTime = 0.9; }})")
+# Every clip at the same time; all else is the page that users get.
+FOR_README = (
+    "document.querySelector('#playback').click()",
+    f"{VIDEOS}.forEach(video => {{ video.currentTime = 0.9; }})",
+)
 EXPAND = (f"[...{EXPANDERS}].forEach(button => button.click())",)
 
 
@@ -85,7 +87,8 @@ def shots(mlflow: str, prefect: str, runs: list[Run], report: Path) -> Iterator[
     )
     yield Shot("prefect_flow_run", f"{prefect}/runs/flow-run/{flow_run}", _says("distill_dmd2"))
     loaded = f"{VIDEOS}.every(video => video.readyState >= 2 && !video.seeking)"
-    yield Shot("report", report.as_uri(), loaded, FOR_README, loaded, width=1300, settle_s=10, ends_with="#videos")
+    ready = f"document.querySelector('#playback') && {loaded}"
+    yield Shot("report", report.as_uri(), ready, FOR_README, loaded, width=1300, settle_s=10, ends_with="#videos")
 
 
 def _says(text: str) -> str:

@@ -67,7 +67,7 @@ def run(
                     from flows.unchanged import run_unchanged
                     from tasks.pipeline import stages_until
 
-                outcome = run_unchanged(chosen.values, stages_until(until), server.stop)
+                outcome = run_unchanged(chosen.values, stages_until(until), server.stop, set_ or ())
             if outcome is None:
                 server.wait()
                 from flows.pipeline import pipeline, rerun
@@ -76,7 +76,7 @@ def run(
                     outcome = rerun(str(chosen.home), origin, first, set_ or [], until, refresh or [])
                 else:
                     outcome = pipeline(str(chosen.config), set_ or [], until, refresh or [])
-        say_outcome(outcome)
+        say_outcome(outcome, chosen.home)
 
 
 @app.command()
@@ -150,7 +150,7 @@ def evaluate(
             from flows.evaluation import evaluation
 
             outcome = evaluation(str(home), run_id, model, set_ or [])
-        say_outcome(outcome)
+        say_outcome(outcome, home)
 
 
 @app.command()
@@ -184,7 +184,10 @@ def compare(
     with reporting(debug):
         from flows.comparison import compare as compared
 
-        for table in compared(store(workspace), runs, variant, output):
+        found = compared(store(workspace), runs, variant, output)
+        for remark in found.remarks:
+            warn(remark)
+        for table in found.tables:
             if table.row_count:
                 wide_console().print(table, "")
         if output:

@@ -205,13 +205,25 @@ def wide_console() -> Console:
     return Console(width=None if sys.stdout.isatty() else FILE_COLUMNS)
 
 
-def say_outcome(outcome: Outcome) -> None:
+def say_outcome(outcome: Outcome, home: Path) -> None:
     """Where the results of a finished flow are."""
     if outcome.report:
         typer.echo(f"report  {outcome.report}")
+    if outcome.headline:
+        typer.echo(f"scores  {outcome.headline}")
     _say_run(outcome.run_id, outcome.tracking_uri)
+    if outcome.previous:
+        page = shlex.join(
+            ["magic141", "compare", outcome.previous, outcome.run_id, *_elsewhere(home), "-o", "compare.html"]
+        )
+        typer.echo(f"compare {page}")
     reused = f", {len(outcome.reused)} stages reused" if outcome.reused else ""
     typer.echo(f"done    in {outcome.seconds:.1f} s{reused}")
+
+
+def _elsewhere(home: Path) -> list[str]:
+    """The option that names the workspace, where it is not the one that commands look in."""
+    return [] if home == Path("runs").resolve() else ["--workspace", str(home)]
 
 
 def _say_run(run_id: str, tracking_uri: str) -> None:

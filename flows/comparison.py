@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from flows.judgements import CODE, TRAINED_IN, command_like, measurement_of
 from flows.writable import require_output
+from magic141.artifacts import ArtifactRef, flatten
 from magic141.errors import UserError
-from magic141.evaluation.comparison import Row, RunParts, config_differences, score_rows, write_comparison
+from magic141.evaluation.comparison import write_comparison
+from magic141.evaluation.comparison_tables import (
+    Row,
+    RunParts,
+    config_differences,
+    made_differences,
+    not_alike,
+    score_rows,
+    unjudged,
+)
 from magic141.tracking import Run, Tracker, open_store
 
 if TYPE_CHECKING:
@@ -19,10 +32,21 @@ if TYPE_CHECKING:
 
 NUM_VIDEOS = 6
 DIGITS_OF_ID = 8
+DIGITS_OF_DIGEST = DIGITS_OF_COMMIT = 13
+FROM = {"prepare_data": "data", "distill_dmd2": "student", "generate": "generated"}
+MAX_COMMANDS = 3
 
 
-def compare(workspace: Path, run_ids: Sequence[str], variant: str, page: Path | None) -> list[Table]:
-    """Tables of what differs in config and scores; the page is written when a file is given.
+@dataclass(frozen=True)
+class Comparison:
+    """What is said of runs: remarks about how they were judged, and the tables below."""
+
+    remarks: list[str]
+    tables: list[Table]
+
+
+def compare(workspace: Path, run_ids: Sequence[str], variant: str, page: Path | None) -> Comparison:
+    """Tables of what differs in scores, making and config; the page is written when a file is given.
 
     Args:
         workspace: folder of the runs.
@@ -41,19 +65,61 @@ def compare(workspace: Path, run_ids: Sequence[str], variant: str, page: Path | 
     runs = [read_run(tracker, run_id) for run_id in run_ids]
     scores = score_rows(runs, variant)
     if not scores:
-        raise UserError(f"--variant {variant}: no run has scores of it; the report lists the variants of a run")
+        names = list(dict.fromkeys(name for run in runs for name in run.variants))
+        raise UserError(f"--variant {variant}: no run has scores of it; they have {', '.join(names) or 'none'}")
+    remarks = list(remarks_on(runs, tracker.workspace))
     if page is not None:
-        write_comparison(runs, variant, NUM_VIDEOS, page)
+        write_comparison(runs, variant, NUM_VIDEOS, page, remarks=remarks)
     labels = [run.label for run in runs]
-    return [_table(variant, labels, scores), _table("config", labels, config_differences(runs))]
+    shown = ((variant, scores), ("made with", made_differences(runs)), ("config", config_differences(runs)))
+    return Comparison(remarks, [_table(title, labels, rows) for title, rows in shown])
+
+
+def remarks_on(runs: Sequence[RunParts], workspace: Path) -> Iterator[str]:
+    """Why differences of the scores are not the models', and what to do about it."""
+    if unknown := unjudged(runs):
+        yield f"Not on record how these were judged, so no difference is coloured: {', '.join(unknown)}."
+        return
+    if fields := not_alike(runs):
+        differ = f"{', '.join(fields)} {'differs' if len(fields) == 1 else 'differ'}"
+        yield f"Not judged alike: {differ}. Differences below are not the model's; {_way_out(runs, fields, workspace)}"
+
+
+def _way_out(runs: Sequence[RunParts], fields: Sequence[str], workspace: Path) -> str:
+    if trained := sorted({*fields}.intersection(TRAINED_IN)):
+        return f"the runs were trained with other {' and '.join(trained)}, which no evaluation changes."
+    first = runs[0].measurement
+    by_code = any(field.startswith(CODE) for field in fields)
+    again = [run for run in runs if by_code or (run is not runs[0] and not_alike([runs[0], run]))]
+    commands = [
+        command_like(["eval", "--run", run.measurement.run_id], dict(flatten(run.config)), first, workspace)
+        for run in again
+        if run.measurement and first
+    ]
+    more = f" (and {len(commands) - MAX_COMMANDS} more)" if len(commands) > MAX_COMMANDS else ""
+    return f"judge again: {'; '.join(commands[:MAX_COMMANDS])}{more}"
 
 
 def read_run(tracker: Tracker, run_id: str, label: str | None = None) -> RunParts:
     """What of a run is compared; without a label it is called by its name and id."""
     run = tracker.pipeline_run(run_id)
-    artifacts = {stage: ref.path for stage, ref in tracker.artifacts_of(run).items() if ref.path.is_dir()}
-    name = label or f"{run.info.run_name} {run.info.run_id[:DIGITS_OF_ID]}"
-    return RunParts(name, _config(tracker, run), artifacts, run.data.metrics)
+    refs = tracker.artifacts_of(run)
+    return RunParts(
+        label=label or f"{run.info.run_name} {run.info.run_id[:DIGITS_OF_ID]}",
+        config=_config(tracker, run),
+        artifacts={stage: ref.path for stage, ref in refs.items() if ref.path.is_dir()},
+        metrics=run.data.metrics,
+        made=_made(run, refs),
+        measurement=measurement_of(tracker, run),
+    )
+
+
+def _made(run: Run, refs: Mapping[str, ArtifactRef]) -> dict[str, str]:
+    """Where a run comes from: commit, time, and the digests of what its figures are made of."""
+    started = datetime.fromtimestamp(run.info.start_time / 1000, UTC)
+    digests = {name: refs[stage].digest[:DIGITS_OF_DIGEST] for stage, name in FROM.items() if stage in refs}
+    commit, dirty, _ = run.data.tags.get("mlflow.source.git.commit", "not on record").partition("-dirty")
+    return {**digests, "commit": commit[:DIGITS_OF_COMMIT] + dirty, "started": f"{started:%Y-%m-%d %H:%M} UTC"}
 
 
 def _config(tracker: Tracker, run: Run) -> Mapping[str, Any]:
@@ -81,8 +147,10 @@ def _table(title: str, labels: Sequence[str], rows: Sequence[Row]) -> Table:
     table = Table(title, *labels, box=None, pad_edge=False)
     for row in rows:
         cells = (
-            f"{escape(str(value))} {_coloured(difference, better)}".strip()
-            for value, difference, better in zip(row.values, row.differences, row.better, strict=True)
+            " ".join(filter(None, (escape(value), error, _coloured(difference, better))))
+            for value, error, difference, better in zip(
+                row.values, row.errors, row.differences, row.better, strict=True
+            )
         )
         table.add_row(escape(row.label), *cells)
     return table

@@ -43,7 +43,8 @@ def evaluation(
             return Completed(name="Skipped", message=f"{model} names nothing yet")  # type: ignore[return-value]
         judging = [stage for stage in stages_of.STAGES if stage.name in stages_of.JUDGING]
         origin = find_origin(home, str(run_id or model))
-        return carry_on(continue_run(origin, judging, overrides or ()), "evaluation")
+        going_on = continue_run(origin, judging, overrides or ())
+        return carry_on(going_on, "evaluation", overrides=overrides or ())
 
 
 def _is_there(home: Path, model: str) -> bool:

@@ -48,19 +48,11 @@ class Judged:
             like: whose settings count.
             remeasure: generate again, too, if only the machine is another.
         """
-        wanted = {**like.conditions, **like.machine}
-        settings = {field: as_setting(value) for field, value in wanted.items() if _can_be_set(field)}
-        changed = [
-            f"{field}={text}" for field, text in settings.items() if as_setting(self.settings.get(field)) != text
-        ]
         words = ["eval", "--model", self.uri]
         if remeasure:
             again = [word for stage in STAGES for word in ("--refresh", stage)]
             words = ["run", "--run", self.uri, "--from", STAGES[0], "--until", "report", *again]
-        words += [word for text in changed for word in ("--set", text)]
-        if self.workspace != Path("runs").resolve():
-            words += ["--workspace", str(self.workspace)]
-        return shlex.join(["magic141", *words])
+        return command_like(words, self.settings, like, self.workspace)
 
 
 def judged(tracker: Tracker, uri: str) -> Judged:
@@ -78,6 +70,24 @@ def judged(tracker: Tracker, uri: str) -> Judged:
     if not measurements:
         raise UserError(f"model {uri}: no finished run has judged it; `magic141 eval --model {uri}` does")
     return Judged(uri, run, tracker.workspace, settings, measurements)
+
+
+def command_like(words: Sequence[str], settings: Mapping[str, Any], like: Measurement, workspace: Path) -> str:
+    """`magic141 WORDS …` for a run with `settings`, with what it takes to judge under the conditions of `like`."""
+    wanted = {**like.conditions, **like.machine}
+    texts = {field: as_setting(value) for field, value in wanted.items() if _can_be_set(field)}
+    changed = [f"{field}={text}" for field, text in texts.items() if as_setting(settings.get(field)) != text]
+    place = [] if workspace == Path("runs").resolve() else ["--workspace", str(workspace)]
+    return shlex.join(["magic141", *words, *(word for text in changed for word in ("--set", text)), *place])
+
+
+def measurement_of(tracker: Tracker, run: Run) -> Measurement | None:
+    """What a run measured, and under which conditions; None where that is not on record."""
+    try:
+        records = _records(tracker, run)
+        return _measurement(tracker, run, *records) if records else None
+    except UserError:  # the run that measured it is gone
+        return None
 
 
 def remedies(apart: Sequence[Difference], candidate: Judged, champion: Judged, like: Measurement) -> Iterator[str]:
@@ -114,11 +124,23 @@ def _measurements(tracker: Tracker, runs: Sequence[Run], settings: Mapping[str, 
         if len(made_by) < len(STAGES) or made_by in seen:
             continue
         seen.add(made_by)
-        generated, evaluated = (_record(tracker, run_id) for run_id in made_by)
-        if generated and evaluated and _sampled_as(generated, settings):
-            conditions, measuring = _conditions(generated, evaluated), tracker.pipeline_run(made_by[0])
-            machine = _machine(generated, measuring.data.params, conditions)
-            yield Measurement(run.info.run_id, run.data.metrics, conditions, machine)
+        records = _records(tracker, run)
+        if records and _sampled_as(records[0], settings):
+            yield _measurement(tracker, run, *records)
+
+
+def _records(tracker: Tracker, run: Run) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """What the stages that generated and scored say of themselves."""
+    refs = tracker.artifacts_of(run)
+    generated, evaluated = (_record(tracker, refs[stage].run_id) if stage in refs else None for stage in STAGES)
+    return (generated, evaluated) if generated and evaluated else None
+
+
+def _measurement(tracker: Tracker, run: Run, generated: Mapping[str, Any], evaluated: Mapping[str, Any]) -> Measurement:
+    measuring = tracker.pipeline_run(tracker.artifacts_of(run)[STAGES[0]].run_id)
+    conditions = _conditions(generated, evaluated)
+    machine = _machine(generated, measuring.data.params, conditions)
+    return Measurement(run.info.run_id, run.data.metrics, conditions, machine)
 
 
 def _record(tracker: Tracker, run_id: str) -> dict[str, Any] | None:

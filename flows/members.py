@@ -26,7 +26,7 @@ from flows.resume import is_mistake
 from flows.session import Outcome
 from magic141.config import PipelineConfig
 from magic141.errors import first_line
-from magic141.evaluation.comparison import scores_in
+from magic141.evaluation.comparison_tables import scores_in
 from magic141.frozen import FrozenConfig
 from magic141.tracking import Tracker
 from magic141.urls import without_credentials
@@ -91,9 +91,9 @@ def run_members(
     Several at once are processes of their own, as training seeds what is global in one, and write to a log file each.
     What they share is computed by one of them, and the others wait for it.
     """
-    if num_parallel == 1:
-        return [run(member, values) for member, values in zip(members, configs, strict=True)]
     console = StageConsole()
+    if num_parallel == 1:
+        return [_in_turn(run, number, members, configs, console) for number in range(len(members))]
     folder = configs[0].home / "sweeps" / run.parent
     folder.mkdir(parents=True, exist_ok=True)
     console.note(NAME, f"{len(members)} members, {num_parallel} at once; what they say: {folder}")
@@ -109,6 +109,14 @@ def run_members(
             for process in processes:
                 process.stop()
             raise
+
+
+def _in_turn(
+    run: MemberRun, number: int, members: Sequence[Member], configs: Sequence[PipelineConfig], console: StageConsole
+) -> MemberOutcome:
+    """One member in this process, announced."""
+    console.note(NAME, f"{number + 1} of {len(members)}: {members[number].label}")
+    return run(members[number], configs[number])
 
 
 class MemberProcess:

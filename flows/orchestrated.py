@@ -52,10 +52,10 @@ def run_link(tracking_uri: str, run_id: str) -> str:
     return f"MLflow run {named}"
 
 
-def carry_on(going_on: Continuation, kind: str, refresh: Sequence[str] = ()) -> Outcome:
+def carry_on(going_on: Continuation, kind: str, refresh: Sequence[str] = (), overrides: Sequence[str] = ()) -> Outcome:
     """Runs stages on what an earlier run has made, under a parent run that names its origin."""
     tags = {"origin_run": going_on.origin.run.info.run_id, **flow_tags()}
-    with open_session(going_on.config, kind, tags, refresh) as session:
+    with open_session(going_on.config, kind, tags, refresh, overrides) as session:
         for ref in going_on.kept:
             session.context.artifacts[ref.stage] = ref
             session.context.tracker.set_artifact(session.run.run_id, ref, reused=True)

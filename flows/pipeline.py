@@ -37,7 +37,7 @@ def pipeline(
     _refuse(list(missing_sources(values)))
     again = [known_stage(name, "--refresh") for name in refresh or ()]
     tags = flow_tags() | ({TAG_PARENT: parent} if parent else {})
-    with open_session(values, "pipeline", tags, again) as session:
+    with open_session(values, "pipeline", tags, again, overrides or ()) as session:
         return run_as_tasks(session, stages_between(None, until))
 
 
@@ -66,7 +66,7 @@ def rerun(
         going_on = continue_run(find_origin(Path(workspace), origin), stages, overrides or ())
         missing = missing_by_stage(going_on.config)
         _refuse([missing[stage.name] for stage in stages if stage.name in missing])
-        return carry_on(going_on, "pipeline", again)
+        return carry_on(going_on, "pipeline", again, overrides or ())
 
 
 def _refuse(problems: list[str]) -> None:

@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from flows.faults import explaining
+from flows.naming import TAG_DESCRIPTION, description, overrides_tag, run_name
 from flows.reach import STORE, require_servers
 from flows.resume import marking_resumable
 from magic141.config import PipelineConfig, config_digest, to_yaml
+from magic141.evaluation.headline import headline, headline_figures
 from magic141.evaluation.scores import COSTS
 from magic141.frozen import FrozenConfig
 from magic141.tracking import RunLog, Tracker, closing
+from magic141.tracking.tags import TAG_KIND
 from magic141.urls import without_credentials
 from tasks.console import StageConsole
-from tasks.provenance import commit_tag
+from tasks.provenance import source_tags
 from tasks.run_stage import run_stage
 from tasks.stage import Stage, StageContext
 
@@ -33,6 +36,8 @@ class Outcome(FrozenConfig):
         report: the HTML report, if the report stage ran.
         seconds: from the flow's first line to its last.
         reused: stages whose artifacts were there.
+        headline: the student's first scores, if there are scores.
+        previous: the run before this one, to compare it with, if there is one.
     """
 
     run_id: str
@@ -40,6 +45,8 @@ class Outcome(FrozenConfig):
     report: str | None
     seconds: float
     reused: tuple[str, ...]
+    headline: str = ""
+    previous: str | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,7 @@ class Session:
         for stage in stages:
             run(stage, self.context)
         self._publish_scores()
+        self._describe([stage.name for stage in stages if stage.name not in self.context.reused])
         return self._outcome()
 
     def scores(self) -> list[dict[str, Any]]:
@@ -68,9 +76,35 @@ class Session:
         table = self.scores()
         if not table:
             return
-        self.run.metrics({f"scores/{row['variant']}/{name}": v for row in table for name, v in _numbers(row).items()})
         student = next(row for row in table if str(row["variant"]).startswith("student_"))
-        self.run.metrics({f"student/{name}": value for name, value in _numbers(student).items()})
+        figures = {**headline_figures(self._variants()), **_numbers(student)}
+        self.run.metrics({f"student/{name}": value for name, value in figures.items()})
+        self.run.metrics({f"scores/{row['variant']}/{name}": v for row in table for name, v in _numbers(row).items()})
+
+    def _variants(self) -> list[dict[str, Any]]:
+        ref = self.context.artifacts.get("evaluate")
+        return read_variants(ref.path) if ref else []
+
+    def _describe(self, made: Sequence[str]) -> None:
+        """What a person finds on the run's page without opening its stages: scores, the way back, the report."""
+        context, report = self.context, self.context.artifacts.get("report")
+        text = description(
+            headline(self._variants()),
+            self.run.run_id,
+            context.tracker.experiment_id,
+            context.home,
+            context.artifacts,
+            made,
+        )
+        self.run.tags({TAG_DESCRIPTION: text})
+        if report:
+            self.run.file(report.path / "report.html")
+
+    def _previous(self) -> str | None:
+        """The newest finished run of the experiment that has scores, to compare this one with."""
+        kinds = " and ".join(f"tags.`{TAG_KIND}` != '{kind}'" for kind in ("stage", "sweep"))
+        found = self.context.tracker.search(f"{kinds} and attributes.status = 'FINISHED'", 1)
+        return next((run.info.run_id for run in found if run.info.run_id != self.run.run_id), None)
 
     def _outcome(self) -> Outcome:
         seconds = time.monotonic() - self.started
@@ -82,19 +116,26 @@ class Session:
             report=str(report.path / "report.html") if report else None,
             seconds=round(seconds, 1),
             reused=tuple(self.context.reused),
+            headline=(said := headline(self._variants())),
+            previous=self._previous() if said else None,
         )
 
 
 @contextmanager
 def open_session(
-    config: PipelineConfig, kind: str, tags: Mapping[str, str], refresh: Sequence[str] = ()
+    config: PipelineConfig,
+    kind: str,
+    tags: Mapping[str, str],
+    refresh: Sequence[str] = (),
+    overrides: Sequence[str] = (),
 ) -> Iterator[Session]:
-    """Opens the parent run, closes it as FINISHED, FAILED or KILLED."""
+    """Opens the parent run, named by what was set, closes it as FINISHED, FAILED or KILLED."""
     started = time.monotonic()
     require_servers([STORE])  # Prefect is there, or is not needed
     with marking_resumable(), explaining(config.home):
         tracker = Tracker(config.home, config.experiment)
-        run = tracker.start_parent(config.name, kind, {**identity(config), **tags})
+        named = {**identity(config), **overrides_tag(overrides), **tags}
+        run = tracker.start_parent(run_name(config.name, kind, overrides), kind, named)
         with closing(run):
             run.text(to_yaml(config), "config.yaml")
             run.params(config.model_dump(mode="json"))  # what MLflow's compare view shows of whole runs
@@ -104,7 +145,6 @@ def open_session(
 
 def read_scores(folder: Path) -> list[dict[str, Any]]:
     """The score table: a row per variant, a column per dimension and cost; missing scores show their reason."""
-    variants = json.loads((folder / "scores.json").read_text(encoding="utf-8"))["variants"]
     return [
         {
             "variant": variant["name"],
@@ -114,8 +154,13 @@ def read_scores(folder: Path) -> list[dict[str, Any]]:
             },
             **{cost.key: variant[cost.key] for cost in COSTS if cost.key in variant},
         }
-        for variant in variants
+        for variant in read_variants(folder)
     ]
+
+
+def read_variants(folder: Path) -> list[dict[str, Any]]:
+    """The entries of scores.json."""
+    return list(json.loads((folder / "scores.json").read_text(encoding="utf-8"))["variants"])
 
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
@@ -124,4 +169,4 @@ def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
 
 def identity(config: PipelineConfig) -> dict[str, str]:
     """What a parent run is made from: tags."""
-    return {"magic141.config_digest": config_digest(config), **commit_tag()}
+    return {"magic141.config_digest": config_digest(config), **source_tags()}

@@ -11,9 +11,10 @@ from typing import Any
 from prefect import flow
 from prefect.artifacts import create_table_artifact
 
-from flows.comparison import NUM_VIDEOS, read_run
+from flows.comparison import NUM_VIDEOS, read_run, remarks_on
 from flows.grid import Member, check_members, members_of, number_at
 from flows.members import MemberOutcome, MemberRun, run_members
+from flows.naming import SEPARATOR, overrides_tag
 from flows.notify import notify
 from flows.orchestrated import flow_tags, run_link
 from flows.resume import marking_resumable
@@ -105,7 +106,8 @@ def sweep(
         check_variant(variant, chosen, configs)
     first = configs[0]
     tracker = Tracker(first.home, first.experiment)
-    run = tracker.start_parent(first.name, "sweep", identity(first) | flow_tags() | {"members": str(len(chosen))})
+    name, tags = f"{first.name}{SEPARATOR}sweep of {len(chosen)}", overrides_tag(overrides or ()) | flow_tags()
+    run = tracker.start_parent(name, "sweep", identity(first) | tags | {"members": str(len(chosen))})
     with marking_resumable(), closing(run):
         each = MemberRun(config, tuple(overrides or ()), until, variant, run.run_id)
         outcomes = run_members(each, chosen, configs, parallel)
@@ -150,7 +152,8 @@ def _publish(
     runs = [read_run(tracker, str(outcome.run_id), outcome.label) for outcome in finished]
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "sweep.html"
-        write_comparison(runs, variant, NUM_VIDEOS, page, list(charts(members, configs, outcomes)))
+        drawn, remarks = list(charts(members, configs, outcomes)), list(remarks_on(runs, tracker.workspace))
+        write_comparison(runs, variant, NUM_VIDEOS, page, drawn, remarks)
         run.file(page)
 
 

@@ -11,7 +11,10 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 PLAIN_LINE_SECONDS = 15.0
 NAME_WIDTH = 13
-SHOWN_VALUES = 3
+SHOWN_VALUES = 4
+# Those that tell most, first; the bar has the speed.
+PREFERRED = ("loss", "validation_loss", "validation_motion_ratio", "validation_frechet", "fake_loss", "grad_norm")
+SPEED = "steps_per_s"
 
 
 class StageConsole:
@@ -20,6 +23,7 @@ class StageConsole:
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, highlight=False)
         self._values = ""
+        self._known: dict[str, float] = {}
 
     def line(self, mark: str, stage: str, text: str, style: str = "") -> None:
         """`mark stage  text`."""
@@ -47,12 +51,16 @@ class StageConsole:
 
     def values(self, values: Mapping[str, float]) -> None:
         """The newest figures, shown beside the bar."""
-        self._values = "  ".join(f"{name} {value:.4g}" for name, value in list(values.items())[:SHOWN_VALUES])
+        self._known.update(values)
+        first = [name for name in PREFERRED if name in self._known]
+        names = first or [name for name in self._known if name != SPEED]
+        self._values = "  ".join(f"{name} {self._known[name]:.4g}" for name in names[:SHOWN_VALUES])
 
     @contextmanager
     def progress(self, stage: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
         """A bar over `total` units with the newest figures, speed and time left."""
         self._values = ""
+        self._known.clear()
         run = self._live if self.console.is_terminal else self._plain
         with run(stage, total, unit) as advance:
             yield advance

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +53,24 @@ def commit_tag() -> dict[str, str]:
     """The commit as the tag by which MLflow shows it; empty where it is not known."""
     commit = git_commit()
     return {"mlflow.source.git.commit": without_credentials(commit)} if commit else {}
+
+
+def source_tags() -> dict[str, str]:
+    """Command, user and commit as the tags by which MLflow shows a run's source; what is not known is left out.
+
+    Of the command what comes before its options: MLflow shows the last part, which is to be the config.
+    """
+    program = Path(sys.argv[0]).name
+    words = takewhile(lambda word: not word.startswith("-"), sys.argv[1:]) if program == "magic141" else ()
+    source = {"mlflow.source.name": shlex.join([program, *words]), "mlflow.source.type": "LOCAL"}
+    return {**source, **_user_tag(), **commit_tag()}
+
+
+def _user_tag() -> dict[str, str]:
+    try:
+        return {"mlflow.user": getpass.getuser()}
+    except (ImportError, KeyError, OSError):  # a container's user may have no name
+        return {}
 
 
 def _described() -> str | None:

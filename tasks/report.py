@@ -34,7 +34,11 @@ def _run(call: StageCall) -> None:
 
 STAGE = Stage(
     name="report",
-    modules=("magic141.evaluation.report", "magic141.evaluation:report.html.j2"),
+    modules=(
+        "magic141.evaluation.report",
+        "magic141.evaluation:report.html.j2",
+        "magic141.evaluation:playback.html.j2",
+    ),
     settings=_settings,
     inputs=INPUTS,
     run=_run,

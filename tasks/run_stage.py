@@ -18,7 +18,7 @@ from magic141.errors import UserError, first_line
 from magic141.publication import publish_by_content, staging
 from magic141.tracking import begun_refresh, closing, find_reusable
 from magic141.urls import without_credentials
-from tasks.provenance import commit_tag, environment
+from tasks.provenance import environment, source_tags
 from tasks.stage import Stage, StageCall, StageContext
 from tasks.stage_log import TaskLog
 
@@ -79,7 +79,7 @@ def _reuse(stage: Stage, key: str, context: StageContext) -> ArtifactRef | None:
 def _compute(stage: Stage, key: StageKey, context: StageContext) -> ArtifactRef:
     run_dir = context.run_dir(stage.name, key.digest)
     refresh = stage.name in context.refresh
-    run = context.tracker.start_stage(stage.name, key.digest, context.parent_id, commit_tag(), refresh=refresh)
+    run = context.tracker.start_stage(stage.name, key.digest, context.parent_id, source_tags(), refresh=refresh)
     log = TaskLog(stage.name, run, context.console)
     context.console.started(stage.name)
     start = time.monotonic()

@@ -80,7 +80,7 @@ class EvaluateConfig(FrozenConfig):
     vbench_dimensions: tuple[VBenchDimension, ...] = Field(
         ("temporal_flickering",), description="VBench dimensions; those that need weights say so when they are missing"
     )
-    frechet_dimensions: int = Field(64, ge=2, description="principal components of the Frechet distance")
+    frechet_dimensions: int = Field(64, ge=2, description="principal components of the Fréchet distance")
 
 
 class ReportConfig(FrozenConfig):

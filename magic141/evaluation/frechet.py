@@ -1,4 +1,4 @@
-"""The Frechet distance between sets of clips, over what each place of the latent grid goes through in time.
+"""The Fréchet distance between sets of clips, over what each place of the latent grid goes through in time.
 
 A sample is a tube: all channels and frames of one place, C*T numbers. Whole latents would be the obvious samples, but
 of those a few hundred clips are too few: valid other futures of the same clips lie as far from them as a good model's.
@@ -60,7 +60,7 @@ def moments(samples: Array) -> Array:
 
 
 def frechet_between(a: Array, b: Array) -> float:
-    """The Frechet distance between Gaussians given by `moments`."""
+    """The Fréchet distance between Gaussians given by `moments`."""
     (mean_a, cov_a), (mean_b, cov_b) = _gaussian(a), _gaussian(b)
     root_a = _root(cov_a)
     cross = np.sqrt(np.clip(np.linalg.eigvalsh(root_a @ cov_b @ root_a), 0, None)).sum()

@@ -10,6 +10,8 @@ from typing import Any
 
 # What a machine, or another load for it, changes: times and memory. A score or the size of the weights it does not.
 OF_THE_MACHINE = ("latency_ms", "cpu_ms_per_clip", "peak_memory_mb")
+# What decides which rows, prompts and long videos there are, but nothing that stands in a row of the score table.
+NOT_IN_A_ROW = ("many_steps", "few_steps", "prompts", "num_prompts", "num_seeds", "long_video_")
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,12 @@ class Pair:
     def machines(self) -> list[Difference]:
         """What beside that keeps their times and memory from being compared."""
         return [] if self.champion is None else list(_differences(self.candidate.machine, self.champion.machine))
+
+    @property
+    def of_a_row(self) -> list[Difference]:
+        """What of the conditions keeps the figures of one and the same row of the score table from being compared."""
+        elsewhere = tuple(f"generate.{name}" for name in NOT_IN_A_ROW)
+        return [difference for difference in self.conditions if not difference.field.startswith(elsewhere)]
 
     def differences(self, metric: str) -> list[Difference]:
         """What keeps this metric of the two from being compared."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,25 @@ import yaml
 from magic141.artifacts import StageLog
 from magic141.evaluation.config import ReportConfig
 from magic141.evaluation.pages import MAX_TILE, media_of, media_uri, read_json, read_lines, render_page
-from magic141.evaluation.report_curves import TRAINING_STAGES, long_video, training_costs, training_curves
-from magic141.evaluation.report_tables import approaches, score_tables
+from magic141.evaluation.report_curves import (
+    TRAINING_STAGES,
+    long_video,
+    measured_on,
+    training_costs,
+    training_curves,
+)
+from magic141.evaluation.report_tables import STUDENTS, result, score_tables, variant_terms
 from magic141.evaluation.scores import COSTS
 from magic141.urls import without_credentials
 
+DIGITS_OF_STUDENT = 8  # of its key, behind the page's title
+QUANTIZED = {
+    "num_layers": ("layers in int8", ""),
+    "max_relative_error": ("largest error of a layer, relative", ".2%"),
+    "weight_mb_before": ("weights before, MB", ".2f"),
+    "weight_mb_after": ("weights after, MB", ".2f"),
+    "linear_weight_ratio": ("size of those layers, of before", ".0%"),
+}
 MIN_TILE = 112  # screen pixels of a shown video's width, as MAX_TILE
 
 
@@ -33,21 +48,29 @@ def write_report(
         out: receives report.html.
         log: receives the file.
     """
+    costs = training_costs(parts)
+    made = {stage: folder.name for stage, folder in parts.items()}
+    text = without_credentials(yaml.safe_dump(dict(settings), sort_keys=False))
     sections = {
         "facts": _facts(parts),
+        "result": result(parts),
+        "student": made.get("distill_dmd2", "")[:DIGITS_OF_STUDENT],
         "tables": score_tables(parts, settings["evaluate"]["frechet_dimensions"]),
-        "approaches": approaches(parts),
+        "terms": variant_terms(parts),
         "notes": _notes(parts),
         "comparison": _comparison(parts, config),
         "suite": _suite(parts),
         "retrieval": _retrieval(parts),
-        "curves": training_curves(parts),
+        "curves": training_curves(parts, settings.get("distill_dmd2", {}).get("collapse")),
         "long": long_video(parts, settings["generate"]),
-        "costs": training_costs(parts),
+        "costs": costs,
+        "measured": measured_on(costs),
         "cost_columns": COSTS,
         "quantization": _quantization(parts),
         "seed": settings["seed"],
-        "settings": without_credentials(yaml.safe_dump(dict(settings), sort_keys=False)),
+        "made": made,
+        "settings": text,
+        "settings_uri": f"data:text/yaml;base64,{base64.b64encode(text.encode()).decode()}",
         **_tile(parts, config),
     }
     html = render_page("report.html.j2", title=config.title, **sections)
@@ -87,7 +110,9 @@ def _notes(parts: Mapping[str, Path]) -> list[str]:
         notes.append(f"Exact scores are not applicable: {'; '.join(sorted(reasons))}.")
     else:
         notes.append(
-            "Mode share: a caption that names only an axis allows two ways along it; always one of them is 0 or 1."
+            "Mode share: a caption that names only an axis, such as “horizontally”, is right both ways along it. A "
+            "model that has learned both goes each way in half of its clips: 0.5. One that always goes the same way, a "
+            "collapse, has 0 or 1."
         )
     if version := scores["vbench"]["versions"]["vbench"]:
         notes.append(f"VBench {version}, custom videos, on the CPU.")
@@ -109,7 +134,7 @@ def _comparison(parts: Mapping[str, Path], config: ReportConfig) -> dict[str, An
         media = [media_of(folder / "showcase" / name, f"{number:02d}") for name, _ in columns]
         if any(media):
             rows.append({"caption": clip["caption"], "media": media})
-    return {"columns": [label for _, label in columns], "rows": rows}
+    return {"columns": columns, "rows": rows}
 
 
 def _is_shown(variant: Mapping[str, Any], variants: Sequence[Mapping[str, Any]]) -> bool:
@@ -124,12 +149,13 @@ def _is_shown(variant: Mapping[str, Any], variants: Sequence[Mapping[str, Any]])
 
 
 def _suite(parts: Mapping[str, Path]) -> list[dict[str, Any]]:
-    """Prompts with their retrieved image and the videos of every seed."""
+    """Prompts with their retrieved image and the videos of every seed, the students' first."""
     folder = parts.get("generate")
     if folder is None:
         return []
     variants = read_json(parts, "generate", "variants.json")
-    labels = {v["name"]: v["label"] for v in variants if _is_shown(v, variants)}
+    shown = sorted((v for v in variants if _is_shown(v, variants)), key=lambda v: v["model"] not in STUDENTS)
+    labels = {v["name"]: v["label"] for v in shown}
     rows = []
     for number, row in enumerate(read_lines(parts, "generate", "suite/prompts.jsonl")):
         videos = [
@@ -158,7 +184,7 @@ def _retrieval(parts: Mapping[str, Path]) -> dict[str, Any] | None:
 
 def _quantization(parts: Mapping[str, Path]) -> list[tuple[str, str]]:
     record = read_json(parts, "quantize", "layers.json") or {}
-    return [(key.replace("_", " "), f"{value:.4g}") for key, value in record.items() if isinstance(value, int | float)]
+    return [(label, f"{record[key]:{form}}") for key, (label, form) in QUANTIZED.items() if key in record]
 
 
 def _tile(parts: Mapping[str, Path], config: ReportConfig) -> dict[str, Any]:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from magic141.evaluation.charts import Series, line_chart, smooth
+from magic141.evaluation.headline import on_gpu, speedup
 from magic141.evaluation.pages import media_uri, read_json, read_lines
+from magic141.evaluation.report_tables import STUDENTS
 
 TRAINING_STAGES = {
     "pretrain_t2v": "Text to video (flow matching)",
@@ -22,6 +24,7 @@ DRIFT_CHARTS = {
     "iou": ("subject", 1.0),
     "background_psnr_db": ("background PSNR, dB", None),
 }
+WATCHED = ("variance_ratio", "motion_ratio", "diversity_ratio", "mode_coverage")
 COST_CHARTS = {"cpu_ms_per_clip": "CPU ms per window and clip", "rss_mb": "resident memory, MB"}
 LONG_VIDEO_SCHEMES = {
     "chained": "Windows are generated one after the other. Each after the first knows the video's first latent frame, "
@@ -32,8 +35,8 @@ LONG_VIDEO_SCHEMES = {
 }
 
 
-def training_curves(parts: Mapping[str, Path]) -> list[dict[str, Any]]:
-    """Loss curves of the training stages."""
+def training_curves(parts: Mapping[str, Path], collapse: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    """Loss curves of the training stages, and the collapse watch with the bounds of its settings."""
     curves = []
     for stage, title in TRAINING_STAGES.items():
         lines = read_lines(parts, stage, "metrics.jsonl")
@@ -44,26 +47,29 @@ def training_curves(parts: Mapping[str, Path]) -> list[dict[str, Any]]:
             is_validation = name.startswith("validation")
             label = name.replace("_", " ")
             series.append(Series(label, points if is_validation else smooth(points), dots=is_validation))
-        if chart := line_chart(series, "step", log_y=True):
+        if chart := line_chart(series, "step", log_y=True, title=title):
             record = read_json(parts, stage, "training.json") or {}
             facts = f"{record['steps']} steps, {record['seconds']:.0f} s" if record else ""
             curves.append({"title": title, "facts": facts, "chart": chart})
-    return [*curves, *_watch(parts)]
+    return [*curves, *_watch(parts, collapse or {})]
 
 
-def _watch(parts: Mapping[str, Path]) -> list[dict[str, Any]]:
+def _watch(parts: Mapping[str, Path], collapse: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What the collapse watch saw: the student relative to the many-step model."""
     record = read_json(parts, "distill_dmd2", "watch.json")
     if record is None:
         return []
     series = []
-    for label in ("variance_ratio", "motion_ratio", "diversity_ratio", "mode_coverage"):
+    for label in WATCHED:
         key = f"validation_{label}"
+        bounds = [collapse[name] for end in ("min", "max") if (name := f"{end}_{label}") in collapse]
         if points := [(row["step"], row[key]) for row in record["validations"] if key in row]:
-            series.append(Series(label.replace("_", " "), points, dots=True))
-    facts = f"1 is like the many-step model; exported: step {record['exported_step']}"
-    chart = line_chart(series, "step")
-    return [{"title": "Collapse watch of the step distillation", "facts": facts, "chart": chart}] if chart else []
+            series.append(Series(label.replace("_", " "), points, dots=True, bounds=bounds))
+    best = f"best: step {record['best_step']}, " if record.get("best_step") is not None else ""
+    facts = f"dashed: like the many-step model, dotted: bounds; {best}exported: step {record['exported_step']}"
+    title = "Collapse watch of the step distillation"
+    chart = line_chart(series, "step", title=title, level=1.0)
+    return [{"title": title, "facts": facts, "chart": chart}] if chart else []
 
 
 def long_video(parts: Mapping[str, Path], generate: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -72,11 +78,16 @@ def long_video(parts: Mapping[str, Path], generate: Mapping[str, Any]) -> dict[s
     if folder is None or not (folder / "long" / "windows.json").is_file():
         return None
     record = json.loads((folder / "long" / "windows.json").read_text())
+    captions = [clip.get("caption", clip["id"]) for clip in record["clips"]]
     names = sorted(record["variants"], key=lambda name: not name.startswith("student"))
     videos = [
         {
             "label": _variant_label(name),
-            "sources": [media_uri(file) for file in sorted((folder / "long" / name).glob("*.mp4"))],
+            "name": name,
+            "videos": [
+                {"src": media_uri(file), "caption": caption}
+                for file, caption in zip(sorted((folder / "long" / name).glob("*.mp4")), captions, strict=False)
+            ],
         }
         for name in names
     ]
@@ -100,12 +111,12 @@ def _window_chart(title: str, values: Mapping[str, Sequence[float]], top: float 
     """A figure per window and variant, from zero to `top`, or to the largest value."""
     series = [Series(_variant_label(name), list(enumerate(line, start=1)), dots=True) for name, line in values.items()]
     highest = max((value for line in values.values() for value in line), default=1.0)
-    return {"title": title, "chart": line_chart(series, "window", y_range=(0, top or 1.1 * highest))}
+    return {"title": title, "chart": line_chart(series, "window", y_range=(0, top or 1.1 * highest), title=title)}
 
 
 def _variant_label(name: str) -> str:
     model, _, steps = name.rpartition("_")
-    return f"{model}, {steps} steps"
+    return f"{model}, {steps} {'step' if steps == '1' else 'steps'}"
 
 
 def training_costs(parts: Mapping[str, Path]) -> list[dict[str, Any]]:
@@ -113,5 +124,12 @@ def training_costs(parts: Mapping[str, Path]) -> list[dict[str, Any]]:
     variants = read_json(parts, "generate", "variants.json")
     if variants is None:
         return []
-    slowest = variants[0]["cpu_ms_per_clip"]
-    return [{**v, "speedup": slowest / v["cpu_ms_per_clip"] if v["cpu_ms_per_clip"] else None} for v in variants]
+    return [{**v, "speedup": speedup(variants[0], v), "is_student": v["model"] in STUDENTS} for v in variants]
+
+
+def measured_on(costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Device and precision of the costs, and what its speed-up is taken from."""
+    first: Mapping[str, Any] = costs[0] if costs else {}
+    device = str(first.get("device", "cpu")).replace("cpu", "CPU")
+    precision = f", {first['precision']}" if "precision" in first else ""
+    return {"device": f"{device}{precision}", "on_gpu": on_gpu(first)}

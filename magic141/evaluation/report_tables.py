@@ -7,17 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from magic141.evaluation.headline import headline_dimensions, many_step_row, on_gpu, speedup, student_row
 from magic141.evaluation.pages import read_json
-from magic141.evaluation.scores import AVERAGE, EXACT, FRECHET, VBENCH, Dimension
+from magic141.evaluation.scores import AVERAGE, EXACT, FRECHET, VBENCH, Dimension, error_text
 
-APPROACHES = {
-    "Euler, CFG": "the undistilled model, called the teacher: Euler steps along its flow, each two evaluations, "
+STUDENTS = ("student", "int8")  # models that stand out in tables
+FEW_COLUMNS = 2  # of VBench, that need no table of their own
+VARIANTS = {
+    "teacher": "the undistilled model, called the teacher: Euler steps along its flow, each two evaluations, "
     "with and without the caption (classifier-free guidance)",
     "CFG-distilled": "the teacher's copy that has learned to give the guided answer in one evaluation",
     "student's chain": "sampled as the student is, by its sampler, shift and guidance: the student beside it shows "
     "what step distillation adds",
-    "DMD2": "the student: distilled once more, so that its clips of few steps are distributed like those of many "
-    "(distribution matching distillation)",
+    "student": "the CFG-distilled model, distilled once more, so that its clips of few steps are distributed like "
+    "those of many (distribution matching distillation, DMD2)",
     "int8": "the student, its weights stored in 8 bits",
 }
 
@@ -30,18 +33,54 @@ def score_tables(parts: Mapping[str, Path], frechet_dimensions: int) -> list[dic
     rows = scores["variants"]
     has_truth = any(row["scores"]["motion"]["value"] is not None for row in rows)
     frechet = _frechet(frechet_dimensions)
-    first = [*EXACT, frechet] if has_truth else [frechet]
-    return [
-        _table("Exact scores of held-out clips" if has_truth else "Distance to real clips", first, rows),
-        _table("VBench, in the layout of the paper's Table 1", [*VBENCH, AVERAGE], rows),
+    first = [EXACT[0], frechet, *EXACT[1:]] if has_truth else [frechet]
+    title, vbench = "Exact scores of held-out clips" if has_truth else "Distance to real clips", [*VBENCH, AVERAGE]
+    if len(_shown(vbench, rows)) <= FEW_COLUMNS:
+        return [_table(title, [*first, *vbench], rows)]
+    return [_table(title, first, rows), _table("VBench, in the layout of the paper's Table 1", vbench, rows)]
+
+
+def result(parts: Mapping[str, Path]) -> dict[str, Any] | None:
+    """The student, the model of many steps and the real clips: their first scores, evaluations and latency."""
+    rows = (read_json(parts, "evaluate", "scores.json") or {"variants": []})["variants"]
+    student, many = student_row(rows), many_step_row(rows)
+    if student is None or many is None:
+        return None
+    dimensions = headline_dimensions(rows)
+    real = next((row for row in rows if row["name"] == "real"), None)
+    lines = [
+        {
+            **_named(row),
+            "cells": [_cell(d, row["scores"][d.key], None, competes=False) for d in dimensions],
+            "nfe": row.get("nfe", ""),
+            "latency": f"{row['latency_ms']:.1f}" if "latency_ms" in row else "",
+        }
+        for row in (student, many, real)
+        if row is not None
     ]
+    return {"dimensions": dimensions, "rows": lines, "speedup": speedup(many, student), "on_gpu": on_gpu(many)}
 
 
-def approaches(parts: Mapping[str, Path]) -> list[tuple[str, str]]:
-    """What the words in the tables' column `approach` mean, as far as they occur."""
+def variant_terms(parts: Mapping[str, Path]) -> list[tuple[str, str]]:
+    """What the words in the variants' labels mean, as far as they occur."""
     scores = read_json(parts, "evaluate", "scores.json") or {"variants": []}
-    names = [row.get("approach", "") for row in scores["variants"]]
-    return [(term, meaning) for term, meaning in APPROACHES.items() if any(term in name for name in names)]
+    names = [row["label"] for row in scores["variants"]]
+    return [(term, meaning) for term, meaning in VARIANTS.items() if any(term in name for name in names)]
+
+
+def _named(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row is called, and how it is set apart."""
+    return {
+        "label": row["label"],
+        "name": row["name"],
+        "is_ceiling": "nfe" not in row,
+        "is_student": row.get("model") in STUDENTS,
+    }
+
+
+def _shown(dimensions: Sequence[Dimension], rows: Sequence[Mapping[str, Any]]) -> list[Dimension]:
+    """The columns in which some row has a value."""
+    return [d for d in dimensions if any(row["scores"][d.key]["value"] is not None for row in rows)]
 
 
 def _frechet(num_dimensions: int) -> Dimension:
@@ -56,14 +95,12 @@ def _frechet(num_dimensions: int) -> Dimension:
 
 def _table(title: str, dimensions: Sequence[Dimension], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Columns in which no row has a value are only named."""
-    shown = [d for d in dimensions if any(row["scores"][d.key]["value"] is not None for row in rows)]
+    shown = _shown(dimensions, rows)
     best = {dimension.key: _best(dimension, rows) for dimension in shown}
     body = [
         {
-            "steps": row.get("num_steps", "-"),
-            "approach": row.get("approach", row["label"]),
-            "nfe": row.get("nfe", "-"),
-            "is_ceiling": "nfe" not in row,
+            **_named(row),
+            "nfe": row.get("nfe", ""),
             "cells": [
                 _cell(dimension, row["scores"][dimension.key], best[dimension.key], "nfe" in row) for dimension in shown
             ],
@@ -86,19 +123,27 @@ def _meaning(dimension: Dimension, rows: Sequence[Mapping[str, Any]]) -> str:
     return dimension.help + (f" (n/a: {'; '.join(known)})" if known else "")
 
 
-def _best(dimension: Dimension, rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """The best shown value among the variants; ceilings do not compete."""
-    values = [row["scores"][dimension.key]["value"] for row in rows if "nfe" in row]
-    known = [value for value in values if value is not None]
+def _best(dimension: Dimension, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The best score among the variants; ceilings do not compete."""
+    scores: list[Mapping[str, Any]] = [row["scores"][dimension.key] for row in rows if "nfe" in row]
+    known = [score for score in scores if score["value"] is not None]
     if dimension.better == "none" or not known:
         return None
-    return f"{max(known) if dimension.better == 'high' else min(known):.{dimension.digits}f}"
+    return (max if dimension.better == "high" else min)(known, key=lambda score: float(score["value"]))
 
 
-def _cell(dimension: Dimension, score: Mapping[str, Any], best: str | None, competes: bool) -> dict[str, Any]:
+def _is_best(dimension: Dimension, score: Mapping[str, Any], best: Mapping[str, Any]) -> bool:
+    """Whether a score is shown as the best one is, or is within its standard error."""
+    texts = {f"{value:.{dimension.digits}f}" for value in (score["value"], best["value"])}
+    return len(texts) == 1 or abs(score["value"] - best["value"]) <= (best.get("stderr") or 0)
+
+
+def _cell(
+    dimension: Dimension, score: Mapping[str, Any], best: Mapping[str, Any] | None, competes: bool
+) -> dict[str, Any]:
     if score["value"] is None:
-        return {"text": "n/a", "title": score["reason"], "best": False, "missing": True}
+        return {"text": "n/a", "error": "", "title": score["reason"], "best": False, "missing": True}
     text = f"{score['value']:.{dimension.digits}f}"
-    error = score.get("stderr")
-    title = "" if error is None else f"standard error {error:.{dimension.digits + 1}f}"
-    return {"text": text, "title": title, "best": competes and text == best, "missing": False}
+    error = error_text(score.get("stderr"), dimension.digits)
+    is_best = competes and best is not None and _is_best(dimension, score, best)
+    return {"text": text, "error": error, "title": "", "best": is_best, "missing": False}

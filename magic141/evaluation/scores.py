@@ -51,6 +51,11 @@ class Dimension:
     digits: int
     help: str
 
+    @property
+    def heading(self) -> str:
+        """The label with an arrow to where values are better."""
+        return self.label + {"high": " ↑", "low": " ↓", "none": ""}[self.better]
+
 
 EXACT = (
     Dimension(
@@ -77,7 +82,7 @@ EXACT = (
 )
 FRECHET = Dimension(
     "frechet",
-    "Frechet",
+    "Fréchet",
     "distribution",
     "low",
     2,
@@ -109,3 +114,9 @@ def average(scores: dict[str, Score]) -> Score:
     if missing:
         return Score.missing(f"{len(missing)} of {len(VBENCH)} dimensions are missing: {', '.join(missing)}")
     return Score(float(np.mean([value for value in values if value is not None])))
+
+
+def error_text(error: float | None, digits: int) -> str:
+    """A standard error behind its value, as ±.013; empty where it is not known or rounds to zero."""
+    text = f"{error or 0:.{digits}f}"
+    return f"±{text.removeprefix('0')}" if float(text) else ""

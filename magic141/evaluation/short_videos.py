@@ -58,6 +58,8 @@ def run_short(
         "latency_ms": 1000 * latency_s,
         "peak_memory_mb": weight_mb + usage.added_memory_mb,
         "weight_mb": weight_mb,
+        "device": torch.cuda.get_device_name(work.device) if work.device.type == "cuda" else "cpu",
+        "precision": str(next(generator.model.parameters()).dtype).removeprefix("torch."),
     }
 
 

@@ -17,6 +17,14 @@ def test_chart_is_well_formed_and_has_a_line_per_series() -> None:
     assert "a &amp; b" in chart
 
 
+def test_the_ends_of_x_are_marked_and_the_chart_says_what_it_shows() -> None:
+    chart = line_chart([Series("a", [(10, 1), (340, 2)])], "step", log_y=True, title="Loss <1>", level=1.5)
+    texts = [text.text for text in _svg(chart).findall("text")]
+    assert {"10", "100", "200", "340", "logarithmic"} <= set(texts)
+    assert _svg(chart).attrib["aria-label"] == "Loss <1> over step: a"
+    assert len([line for line in _svg(chart).findall("line") if "stroke-dasharray" in line.attrib]) == 1
+
+
 def test_higher_values_are_drawn_higher() -> None:
     points = _svg(line_chart([Series("a", [(0, 1), (1, 2)])], "step")).findall("polyline")[0].attrib["points"].split()
     (x0, y0), (x1, y1) = (map(float, point.split(",")) for point in points)

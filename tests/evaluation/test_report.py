@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import base64
 import json
 import re
+import shutil
 from collections.abc import Mapping
 from html import unescape
 from html.parser import HTMLParser
@@ -17,6 +19,8 @@ from magic141.evaluation.config import EvaluateConfig, ReportConfig
 from magic141.evaluation.evaluate import evaluate_suite
 from magic141.evaluation.report import write_report
 from magic141.evaluation.report_curves import training_curves
+from magic141.evaluation.report_tables import _table
+from magic141.evaluation.scores import EXACT
 from tests.evaluation.artifacts import GENERATE, RecordingLog
 
 SETTINGS: dict[str, Any] = {
@@ -84,13 +88,14 @@ def page(scored: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> s
 def test_page_is_self_contained(page: str) -> None:
     links = _Page(page).links
     assert links
-    assert all(link.startswith("data:") for link in links)
+    assert all(link.startswith(("data:", "#")) for link in links)
+    assert {link[1:] for link in links if link.startswith("#")} == set(re.findall(r'<section id="(\w+)"', page))
     assert not re.search(r"https?://", page)
 
 
 def test_page_shows_every_section(page: str) -> None:
     assert re.findall(r'<section id="(\w+)"', page) == [
-        *("scores", "videos", "prompts", "long", "costs", "training", "retrieval", "settings")
+        *("result", "videos", "scores", "prompts", "long", "costs", "training", "retrieval", "settings")
     ]
 
 
@@ -115,14 +120,55 @@ def test_table_1_shows_what_was_computed_and_names_the_rest(scored: dict[str, Pa
     scores = json.loads((scored["evaluate"] / "scores.json").read_text())
     for row in scores["variants"]:
         row["scores"]["temporal_flickering"] = {"value": None, "reason": "not installed: vbench"}
-        row["scores"]["aesthetic_quality"] = {"value": 0.5, "reason": None}
+        for name in ("aesthetic_quality", "i2v_subject", "imaging_quality"):
+            row["scores"][name] = {"value": 0.5, "reason": None}
     (tmp_path / "scores.json").write_text(json.dumps(scores))
     page = _write({**scored, "evaluate": tmp_path}, tmp_path)
-    assert _headings(page, "Table 1") == ["steps", "approach", "evaluations", "aesthetic ↑"]
-    missing = "i2v subject, subject cons., motion smooth., dynamic deg., imaging, temporal flick., average"
+    assert _headings(page, "Table 1") == ["variant", "evaluations", "i2v subject ↑", "aesthetic ↑", "imaging ↑"]
+    missing = "subject cons., motion smooth., dynamic deg., temporal flick., average"
     assert f"Not computed: {missing};" in page
-    assert "<dt>imaging</dt><dd>MUSIQ (n/a: not requested: add it to evaluate.vbench_dimensions" in page
+    assert "<dt>dynamic deg.</dt><dd>share of videos with motion (n/a: not requested: add it to evaluate." in page
     assert "<dt>temporal flick.</dt><dd>1 minus the mean difference of frames (n/a: not installed: vbench)</dd>" in page
+
+
+def test_few_vbench_columns_stand_in_the_first_table(page: str) -> None:
+    assert "Table 1</h3>" not in page
+    assert "Not computed: i2v subject, " in page
+
+
+def test_the_page_begins_with_the_student_beside_the_model_of_many_steps(page: str) -> None:
+    section = page[page.index('<section id="result"') : page.index('<section id="videos"')]
+    assert re.findall(r"<code>(\w+)</code>", section) == ["student_4", "teacher_5", "real"]
+    assert "The student takes 4 network evaluations for a clip in place of 10" in section
+
+
+def _record(parts: Mapping[str, Path], folder: Path, **values: Any) -> dict[str, Path]:
+    """The same parts, their variants measured otherwise."""
+    copy = folder / "generate"
+    shutil.copytree(parts["generate"], copy)
+    variants = json.loads((copy / "variants.json").read_text())
+    (copy / "variants.json").write_text(json.dumps([{**variant, **values} for variant in variants]))
+    return {**parts, "generate": copy}
+
+
+def test_costs_name_their_device_and_on_a_gpu_the_speed_up_is_one_of_latency(
+    scored: dict[str, Path], page: str, tmp_path: Path
+) -> None:
+    assert "<h2>Cost on a CPU, float32</h2>" in page
+    gpu = {"device": "GPU 1", "precision": "bfloat16", "cpu_ms_per_clip": 1.0, "latency_ms": 7.0}
+    shown = _write(_record(scored, tmp_path, **gpu), tmp_path)
+    assert "<h2>Cost on GPU 1, bfloat16</h2>" in shown
+    assert "Speed-up: in latency, from the first row" in shown
+
+
+def test_what_is_within_an_error_of_the_best_is_best_too() -> None:
+    scores = [{"value": v, "stderr": 0.02, "reason": None} for v in (0.9, 0.885, 0.87)]
+    rows = [{"nfe": 4, "name": "x", "label": "x", "scores": {"motion": score}} for score in scores]
+    [table] = [_table("", [EXACT[0]], rows)]
+    cells = [row["cells"][0] for row in table["rows"]]
+    assert [(cell["text"], cell["error"], cell["best"]) for cell in cells] == [
+        *(("0.900", "±.020", True), ("0.885", "±.020", True), ("0.870", "±.020", False))
+    ]
 
 
 def test_missing_scores_say_why(page: str) -> None:
@@ -130,16 +176,16 @@ def test_missing_scores_say_why(page: str) -> None:
 
 
 def test_rows_and_columns_are_explained_where_it_can_be_read_and_printed(page: str) -> None:
-    shown = page[page.index("<details open") : page.index("</details>")]
+    shown = page[page.index("<details>") : page.index("</details>")]
     terms = re.findall(r"<dt>([^<]+)</dt><dd>[^<]+</dd>", unescape(shown))
-    assert terms[:5] == ["Euler, CFG", "CFG-distilled", "student's chain", "DMD2", "int8"]
-    columns = _headings(page, "held-out clips")[3:]
+    assert terms[:5] == ["teacher", "CFG-distilled", "student's chain", "student", "int8"]
+    columns = _headings(page, "held-out clips")[2:]
     assert columns
     assert {column.rstrip(" ↑↓") for column in columns} <= set(terms)
 
 
 def test_frechet_says_over_how_many_dimensions(page: str) -> None:
-    assert "Frechet, 64 dims ↓" in _headings(page, "held-out clips")
+    assert "Fréchet, 64 dims ↓" in _headings(page, "held-out clips")
     assert "over the first 64 principal components" in page
 
 
@@ -152,9 +198,12 @@ def test_long_videos_are_described_as_they_were_made(page: str, scored: dict[str
     assert "All windows are generated together" in fused
 
 
-def test_seed_and_settings_are_shown(page: str) -> None:
+def test_seed_stages_and_settings_are_shown(page: str, scored: dict[str, Path]) -> None:
     section = page[page.index('<section id="settings"') :]
     assert "Seed 7." in section
+    assert [stage for stage in scored if f'<td class="left">{stage}</td>' in section] == list(scored)
+    [uri] = re.findall(r'href="data:text/yaml;base64,([^"]+)" download', section)
+    assert yaml.safe_load(base64.b64decode(uri)) == SETTINGS
     assert yaml.safe_load(section[section.index("<pre>") + 5 : section.index("</pre>")]) == SETTINGS
 
 
@@ -181,7 +230,7 @@ def test_without_ground_truth_the_exact_columns_are_left_out(
     page = _write(_with_scores(generated_from_folder, tmp_path), tmp_path)
     assert "Exact scores are not applicable" in page
     assert "Exact scores of held-out clips" not in page
-    assert "Frechet" in page
+    assert "Fréchet" in page
     assert "Held-out clips are of videos that nobody trained on." in page
 
 
@@ -196,7 +245,8 @@ def test_recall_that_says_nothing_says_why(scored: dict[str, Path], tmp_path: Pa
 def test_the_watch_of_one_seed_is_drawn_without_its_difference(tmp_path: Path) -> None:
     look = {"step": 50, "validation_variance_ratio": 0.9, "validation_motion_ratio": 1.1}
     (tmp_path / "watch.json").write_text(json.dumps({"exported_step": 50, "validations": [look]}))
-    [watch] = training_curves({"distill_dmd2": tmp_path})
+    [watch] = training_curves({"distill_dmd2": tmp_path}, {"min_variance_ratio": 0.5})
+    assert watch["chart"].count('stroke-dasharray="6 4"') == watch["chart"].count('stroke-dasharray="1 4"') == 1
     assert "motion" in watch["chart"]
     assert "diversity" not in watch["chart"]
 

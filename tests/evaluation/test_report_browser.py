@@ -17,6 +17,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(find_browser() is None, reason="no chromium or google-chrome on PATH"),
 ]
+ROW = "[...document.querySelectorAll('#videos tbody tr:first-child video')]"
 PLAY = """(async () => {
     const video = document.querySelectorAll("video")[%d];
     video.muted = true; video.loop = true;
@@ -36,6 +37,17 @@ def page(generated: tuple[dict[str, Path], RecordingLog], tmp_path_factory: pyte
         page.open((folder / "report.html").as_uri())
         page.wait_for("document.readyState === 'complete' && document.querySelector('video')")
         yield page
+
+
+def test_the_videos_of_a_row_play_in_step_until_they_are_all_paused(page: Page) -> None:
+    page.evaluate("document.querySelector('#videos').scrollIntoView()")
+    page.wait_for(f"{ROW}.every(video => !video.paused && video.currentTime > 0)")
+    times = f"{ROW}.map(video => video.currentTime)"
+    assert page.evaluate(f"Math.max(...{times}) - Math.min(...{times})") < 0.2
+    page.wait_for(f"{ROW}.every(video => video.ended)")
+    page.wait_for(f"{ROW}.every(video => !video.paused && !video.ended)")
+    page.evaluate("document.querySelector('#playback').click()")
+    assert page.evaluate("[...document.querySelectorAll('video')].every(video => video.paused)")
 
 
 def test_videos_play(page: Page) -> None:

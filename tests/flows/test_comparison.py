@@ -38,9 +38,12 @@ def test_scores_and_config_come_from_the_store(tracker: Tracker, tmp_path: Path)
     first, second = judged(tracker, 0.5, seed=0), judged(tracker, 0.75, seed=1)
     second.text("{seed: 1, train: {rate: 0.00001, engine: null, sizes: [1, 2]}}", "config.yaml")
     page = tmp_path / "compare.html"
-    scores, config = compare(tracker.workspace, [first.run_id, second.run_id], "student_4", page)
-    assert cells(scores) == [["motion"], ["0.500"], ["0.750 [green]+0.250[/]"]]
+    found = compare(tracker.workspace, [first.run_id, second.run_id], "student_4", page)
+    scores, _, config = found.tables
+    assert cells(scores) == [["motion ↑"], ["0.500"], ["0.750 +0.250"]]
     assert cells(config) == [["seed"], ["0"], ["1"]]
+    [remark] = found.remarks
+    assert remark.startswith("Not on record how these were judged, so no difference is coloured: demo ")
     assert "not on this machine" in page.read_text()
     nothing = tracker.start_parent("other", "pipeline", {})
     nothing.close("FINISHED")

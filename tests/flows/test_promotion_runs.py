@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app
+from flows.comparison import compare
 from flows.promotion import Decision, promote
 from flows.session import open_session
 from magic141.artifacts import ArtifactRef
@@ -248,3 +249,23 @@ def test_the_command_names_the_two_runs_and_the_way_out(store: Store) -> None:
     forced = CliRunner().invoke(app, ["promote", "--force"])
     assert forced.output.endswith("models:/magic141@champion is version 2\n")
     assert "→" not in forced.output
+
+
+def test_a_run_is_named_by_what_it_judged_and_says_so_on_its_page(store: Store) -> None:
+    run = Tracker(store.home, "magic141").get_run(store.train("one", CLIPS))
+    assert run.data.metrics["student/motion"] == 0.8
+    assert run.data.tags["mlflow.note.content"].startswith("**student_4: motion 0.800**")
+    assert "| generate | [" in run.data.tags["mlflow.note.content"]
+
+
+def test_runs_judged_under_other_settings_are_compared_with_a_line_that_judges_again(store: Store) -> None:
+    first, second = store.train("one", CLIPS), store.train("two", motion=0.9)
+    found = compare(store.home, [first, second], "student_4", None)
+    line = "Not judged alike: generate.num_exact_clips differs. Differences below are not the model's; judge again: "
+    command = shlex.join(["magic141", "eval", "--run", second, "--set", CLIPS, "--workspace", str(store.home)])
+    assert found.remarks == [line + command]
+    again = store.judge("two", CLIPS, motion=0.9)
+    assert compare(store.home, [first, again], "student_4", None).remarks == []
+    other = store.train("three", CLIPS, data="other")
+    [remark] = compare(store.home, [first, other], "student_4", None).remarks
+    assert remark.endswith("the runs were trained with other data, which no evaluation changes.")

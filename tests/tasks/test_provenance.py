@@ -28,6 +28,31 @@ def test_an_image_has_no_repository_but_knows_its_commit(
     assert provenance.commit_tag() == ({"mlflow.source.git.commit": commit} if commit else {})
 
 
+@pytest.mark.parametrize(
+    ("argv", "name"),
+    [
+        (
+            ["/usr/bin/magic141", "run", "c.yaml", "--set", "data.path=s3://a:b@c"],
+            "magic141 run c.yaml",
+        ),
+        (["/usr/bin/prefect", "worker", "start"], "prefect"),
+    ],
+)
+def test_mlflow_is_told_the_command_and_its_user_if_that_has_a_name(
+    argv: list[str], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", argv)
+    monkeypatch.setattr("getpass.getuser", lambda: "ada")
+    tags = provenance.source_tags()
+    assert (tags["mlflow.source.name"], tags["mlflow.source.type"], tags["mlflow.user"]) == (name, "LOCAL", "ada")
+
+    def nameless() -> str:
+        raise KeyError("uid not found")
+
+    monkeypatch.setattr("getpass.getuser", nameless)
+    assert "mlflow.user" not in provenance.source_tags()
+
+
 def test_a_repository_knows_better(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provenance, "_described", lambda: "9c1e-dirty")
     monkeypatch.setenv("MAGIC141_COMMIT", "4f2a")

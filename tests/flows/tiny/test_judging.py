@@ -33,13 +33,15 @@ def test_the_gate_decides_what_becomes_the_champion(outcome: Outcome, home: Path
 
 def test_runs_are_compared_by_their_ids(outcome: Outcome, config: str, home: Path, tmp_path: Path) -> None:
     other = pipeline(config, ["report.title=other"])
-    scores, fields = compare(home, [outcome.run_id, other.run_id], "student_4", tmp_path / "page.html")
+    found = compare(home, [outcome.run_id, other.run_id], "student_4", tmp_path / "page.html")
+    scores, _, fields = found.tables
     assert scores.row_count >= 1
+    assert found.remarks == []
     assert list(fields.columns[0].cells) == ["report.title"]
     assert (tmp_path / "page.html").is_file()
     mistakes = {("x",): "two or more", ("x", "y"): "no such run"}
     for ids, line in mistakes.items():
         with pytest.raises(UserError, match=line):
             compare(home, ids, "student_4", None)
-    with pytest.raises(UserError, match="--variant nobody: no run has scores"):
+    with pytest.raises(UserError, match=r"--variant nobody: no run has scores of it; .*student_4"):
         compare(home, [outcome.run_id, other.run_id], "nobody", None)

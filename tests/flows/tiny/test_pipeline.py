@@ -26,6 +26,9 @@ def test_whole_pipeline_publishes_and_scores(outcome: Outcome, config: str) -> N
     client = MlflowClient(outcome.tracking_uri)
     run = client.get_run(outcome.run_id)
     assert run.info.status == "FINISHED"
+    assert "report.html" in {file.path for file in client.list_artifacts(outcome.run_id)}
+    assert run.data.tags["mlflow.note.content"].startswith(f"**{outcome.headline}**")
+    assert outcome.headline == "student_4: motion 0.800 (0.900)"
     assert run.data.metrics["student/motion"] == 0.8
     assert run.data.metrics["scores/teacher_4/motion"] == 0.9
     assert "prefect.flow_run_id" in run.data.tags

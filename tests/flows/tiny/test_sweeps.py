@@ -44,10 +44,12 @@ def test_a_sweep_shares_stages_and_survives_a_member_that_fails(
     client = MlflowClient(swept.tracking_uri)
     parent = client.get_run(swept.run_id)
     assert (parent.info.status, parent.data.tags["magic141.kind"]) == ("FAILED", "sweep")
+    assert parent.info.run_name.endswith(" · sweep of 3")
     assert {file.path for file in client.list_artifacts(swept.run_id)} == {"sweep.json", "sweep.html"}
     for member in done:
         tags = client.get_run(str(member.run_id)).data.tags
         assert tags["mlflow.parentRunId"] == swept.run_id
+        assert tags["magic141.overrides"].startswith("--set 'quantize.exclude=[")
     assert evaluation(str(home), run_id=done[0].run_id).reused == ("generate", "evaluate", "report")
 
 

@@ -1,0 +1,57 @@
+"""What a parent run is called, and what its page in MLflow says first."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+from magic141.artifacts import ArtifactRef
+from magic141.urls import without_credentials
+
+TAG_OVERRIDES, TAG_DESCRIPTION = "magic141.overrides", "mlflow.note.content"
+NOT_NAMED = ("name", "workspace", "experiment")  # stand elsewhere on the page
+MAX_NAMED, MAX_CHARS = 4, 40
+SEPARATOR = " · "
+
+
+def run_name(name: str, kind: str, overrides: Sequence[str] = ()) -> str:
+    """The config's name, what kind of run it is unless a pipeline, and what was set: `demo · a_weak=0.25`."""
+    kinds = {"evaluation": ["eval"]}.get(kind, [])
+    named = [text for text in overrides if text.partition("=")[0] not in NOT_NAMED]
+    more = [f"{len(named) - MAX_NAMED} more"] if len(named) > MAX_NAMED else []
+    settings = ", ".join([*map(_short, named[:MAX_NAMED]), *more])
+    return SEPARATOR.join([name, *kinds, *([settings] if settings else [])])
+
+
+def overrides_tag(overrides: Sequence[str]) -> dict[str, str]:
+    """All that was set, as a command takes it."""
+    words = (word for text in overrides for word in ("--set", without_credentials(text)))
+    return {TAG_OVERRIDES: shlex.join(words)} if overrides else {}
+
+
+def description(
+    headline: str,
+    run_id: str,
+    experiment_id: str,
+    workspace: Path,
+    refs: Mapping[str, ArtifactRef],
+    made: Collection[str],
+) -> str:
+    """Markdown for the run's page: what came out, how to run it again, and the run that made each stage's result."""
+    place = [] if workspace == Path("runs").resolve() else ["--workspace", str(workspace)]
+    again = shlex.join(["magic141", "run", "--run", run_id, *place])
+    rows = [
+        f"| {stage} | [{ref.run_id[:8]}](#/experiments/{experiment_id}/runs/{ref.run_id}) | "
+        f"{'made' if stage in made else 'reused'} |"
+        for stage, ref in refs.items()
+    ]
+    first = [f"**{headline}**"] if headline else []
+    return "\n".join([*first, "", f"Again: `{again}`", "", "| stage | made by run | here |", "|---|---|---|", *rows])
+
+
+def _short(override: str) -> str:
+    """`distill_dmd2.a_weak=0.25` as `a_weak=0.25`."""
+    field, _, value = without_credentials(override).partition("=")
+    text = f"{field.rpartition('.')[2]}={value}"
+    return text if len(text) <= MAX_CHARS else f"{text[: MAX_CHARS - 1]}…"

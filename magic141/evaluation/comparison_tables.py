@@ -1,0 +1,197 @@
+"""What runs beside each other differ in: how they were made, their configs, their scores."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from magic141.artifacts import flatten
+from magic141.evaluation.measurement import OF_THE_MACHINE, Measurement, Pair, as_setting
+from magic141.evaluation.scores import COSTS, EXACT, FRECHET, VBENCH, Dimension, error_text
+
+MEASURED_ONCE = 0.3  # share by which times and memory of the same model may differ from run to run
+CEILINGS = ("real", "codec")  # rows of the score table that no model made
+NAMES_ONLY = ("name", "workspace", "experiment")  # of the config: they decide no result
+
+
+@dataclass(frozen=True)
+class RunParts:
+    """One run to compare.
+
+    Attributes:
+        label: what it is called in the table.
+        config: its complete config, as plain values.
+        artifacts: stage name -> artifact folder on this machine.
+        metrics: of the tracking store; they have the scores of a run whose folders are on another machine.
+        made: field -> value of what it was made with and from, beside the config.
+        measurement: its figures with the conditions under which it was judged; none where they are not on record.
+    """
+
+    label: str
+    config: Mapping[str, Any]
+    artifacts: Mapping[str, Path]
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    made: Mapping[str, str] = field(default_factory=dict)
+    measurement: Measurement | None = None
+
+    def variant(self, name: str) -> Mapping[str, Any]:
+        """Scores and costs of one variant; empty if the run does not have it."""
+        file = self.artifacts.get("evaluate", Path()) / "scores.json"
+        if not file.is_file():
+            return scores_in(self.metrics, name)
+        return next((row for row in _judged_rows(file) if row["name"] == name), {})
+
+    @property
+    def variants(self) -> list[str]:
+        """Names of the variants that it has scores of."""
+        file = self.artifacts.get("evaluate", Path()) / "scores.json"
+        if file.is_file():
+            return [str(row["name"]) for row in _judged_rows(file) if row["name"] not in CEILINGS]
+        scored = (name.split("/") for name in self.metrics if name.startswith("scores/"))
+        return list(dict.fromkeys(variant for _, variant, *_ in scored if variant not in CEILINGS))
+
+
+def _judged_rows(file: Path) -> list[dict[str, Any]]:
+    return list(json.loads(file.read_text())["variants"])
+
+
+def scores_in(metrics: Mapping[str, float], variant: str) -> dict[str, float]:
+    """Scores and costs of one variant among a pipeline run's metrics."""
+    prefix = f"scores/{variant}/"
+    return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the comparison: a value per run, and the difference of each to the first run's.
+
+    Attributes:
+        label: what it is.
+        values: a text per run.
+        differences: to the first run's, empty where they round to zero.
+        better: than the first run; None where that cannot be told.
+        errors: standard errors of the values; empty where there is none.
+        meaning: what the label says.
+    """
+
+    label: str
+    values: list[str]
+    differences: list[str]
+    better: list[bool | None]
+    errors: list[str]
+    meaning: str = ""
+
+    @classmethod
+    def plain(cls, label: str, values: list[str]) -> Row:
+        """Values that no difference can be taken of."""
+        empty = [""] * len(values)
+        return cls(label, values, empty, [None] * len(values), empty)
+
+
+def config_differences(runs: Sequence[RunParts]) -> list[Row]:
+    """Fields that are not the same in all runs; what only names a run is left out."""
+    flat = [{name: json.dumps(value) for name, value in flatten(run.config)} for run in runs]
+    return [row for row in _differing(flat) if row.label not in NAMES_ONLY]
+
+
+def made_differences(runs: Sequence[RunParts]) -> list[Row]:
+    """What the runs were made with and from, and judged with, where it is not the same; without the config's fields."""
+    known = {name for run in runs for name, _ in flatten(run.config)}
+    flat = [{**run.made, **_judged_with(run)} for run in runs]
+    return [row for row in _differing(flat) if row.label not in known]
+
+
+def not_alike(runs: Sequence[RunParts]) -> list[str]:
+    """The conditions under which some run was not judged as the first was."""
+    fields = (difference.field for run in runs[1:] for difference in _pair(runs[0], run).of_a_row)
+    return list(dict.fromkeys(fields))
+
+
+def unjudged(runs: Sequence[RunParts]) -> list[str]:
+    """Labels of the runs whose conditions are not on record."""
+    return [run.label for run in runs if run.measurement is None]
+
+
+def score_rows(runs: Sequence[RunParts], variant: str) -> list[Row]:
+    """Scores and costs of one variant in every run; those that no run has are left out."""
+    records = [run.variant(variant) for run in runs]
+    rows = (_score_row(dimension, records, runs) for dimension in (*EXACT, FRECHET, *VBENCH, *COSTS))
+    return [row for row in rows if row is not None]
+
+
+def _differing(flat: Sequence[Mapping[str, str]]) -> list[Row]:
+    names = sorted({name for values in flat for name in values})
+    rows = (Row.plain(name, [values.get(name, "-") for values in flat]) for name in names)
+    return [row for row in rows if len(set(row.values)) > 1]
+
+
+def _judged_with(run: RunParts) -> dict[str, str]:
+    if run.measurement is None:
+        return {}
+    return {
+        name: as_setting(value)
+        for name, value in (*run.measurement.conditions.items(), *run.measurement.machine.items())
+    }
+
+
+def _pair(first: RunParts, other: RunParts) -> Pair:
+    nothing = Measurement("", {}, {}, {})
+    return Pair(other.measurement or nothing, first.measurement or nothing)
+
+
+def _score_row(dimension: Dimension, records: Sequence[Mapping[str, Any]], runs: Sequence[RunParts]) -> Row | None:
+    values = [_value(dimension.key, record) for record in records]
+    if all(value is None for value in values):
+        return None
+    errors = [_error(dimension.key, record) for record in records]
+    shown = ["-" if value is None else f"{value:.{dimension.digits}f}" for value in values]
+    differences = ["", *(_difference(value, values[0], dimension.digits) for value in values[1:])]
+    better = [
+        _is_better(dimension, value, error, values[0], errors[0])
+        if difference and _comparable(dimension, runs[0], run)
+        else None
+        for run, value, error, difference in zip(runs, values, errors, differences, strict=True)
+    ]
+    texts = [error_text(error, dimension.digits) for error in errors]
+    return Row(dimension.heading, shown, differences, better, texts, dimension.help)
+
+
+def _difference(value: float | None, first: float | None, digits: int) -> str:
+    text = "" if value is None or first is None else f"{value - first:+.{digits}f}"
+    return text if text and float(text) else ""
+
+
+def _comparable(dimension: Dimension, first: RunParts, run: RunParts) -> bool:
+    """Whether a difference would be the model's: both judged alike, for times and memory on machines alike."""
+    if first.measurement is None or run.measurement is None:
+        return False
+    pair = _pair(first, run)
+    return not pair.of_a_row and not (dimension.key in OF_THE_MACHINE and pair.machines)
+
+
+def _is_better(
+    dimension: Dimension, value: float | None, error: float | None, first: float | None, first_error: float | None
+) -> bool | None:
+    """Than the first, if the difference is beyond what chance makes; of a score without an error that is not known."""
+    sign = {"high": 1, "low": -1, "none": 0}[dimension.better]
+    if value is None or first is None or not sign:
+        return None
+    if dimension.group != "cost" and (error is None or first_error is None):
+        return None
+    measured_once = MEASURED_ONCE * abs(first) if dimension.key in OF_THE_MACHINE else 0.0
+    scatter = measured_once + 2 * math.hypot(error or 0.0, first_error or 0.0)
+    return (value - first) * sign > 0 if abs(value - first) > scatter else None
+
+
+def _value(key: str, record: Mapping[str, Any]) -> float | None:
+    found = record.get(key, record.get("scores", {}).get(key, {}).get("value"))
+    return float(found) if isinstance(found, int | float) else None
+
+
+def _error(key: str, record: Mapping[str, Any]) -> float | None:
+    found = record.get(f"{key}_stderr", record.get("scores", {}).get(key, {}).get("stderr"))
+    return float(found) if isinstance(found, int | float) else None

@@ -1,0 +1,84 @@
+"""A run in one line: its student beside the model of many steps that it was distilled from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from magic141.evaluation.scores import EXACT, FRECHET, VBENCH, Dimension
+
+Row = Mapping[str, Any]
+MAX_SCORES = 2
+
+
+def student_row(rows: Sequence[Row]) -> Row | None:
+    """The student at the steps that it was distilled for, among the variants of scores.json."""
+    return next((row for row in rows if str(row["name"]).startswith("student_")), None)
+
+
+def many_step_row(rows: Sequence[Row]) -> Row | None:
+    """The undistilled model at many steps."""
+    return next((row for row in rows if str(row["name"]).startswith("teacher_")), None)
+
+
+def headline_dimensions(rows: Sequence[Row]) -> list[Dimension]:
+    """The scores that are named first: motion and Fréchet distance, or of what has neither, what VBench says."""
+    known = [d for d in (EXACT[0], FRECHET, *VBENCH) if any(value_of(row, d) is not None for row in rows)]
+    return known[:MAX_SCORES]
+
+
+def value_of(row: Row, dimension: Dimension) -> float | None:
+    """A row's score."""
+    value = row.get("scores", {}).get(dimension.key, {}).get("value")
+    return None if value is None else float(value)
+
+
+def on_gpu(row: Row) -> bool:
+    """Whether a variant was sampled on a GPU; records without a device are of CPUs."""
+    return str(row.get("device", "cpu")) != "cpu"
+
+
+def speedup(slow: Row, fast: Row) -> float | None:
+    """How many times less `fast` takes for a clip: in latency on a GPU, in CPU time on a CPU."""
+    key = "latency_ms" if on_gpu(slow) else "cpu_ms_per_clip"
+    return float(slow[key] / fast[key]) if slow.get(key) and fast.get(key) else None
+
+
+def headline(rows: Sequence[Row]) -> str:
+    """The student's first scores, in brackets those of many steps, and how much faster it is; empty without one."""
+    student, many = student_row(rows), many_step_row(rows)
+    if student is None:
+        return ""
+    scores = [_beside(d, student, many) for d in headline_dimensions([student])]
+    times = speedup(many, student) if many else None
+    faster = [f"{times:.1f} times faster"] if times else []
+    beside = f" ({many['label']})" if many and "label" in many else ""
+    return f"{student.get('label', student['name'])}{beside}: {', '.join([*scores, *faster]) or 'no scores'}"
+
+
+def _beside(dimension: Dimension, student: Row, many: Row | None) -> str:
+    values = [value_of(row, dimension) for row in (student, many) if row]
+    texts = [f"{value:.{dimension.digits}f}" for value in values if value is not None]
+    return f"{dimension.label} {texts[0]}" + (f" ({texts[1]})" if len(texts) > 1 else "")
+
+
+def headline_figures(rows: Sequence[Row]) -> dict[str, float]:
+    """The student's first scores with their standard errors, and how it stands to the model of many steps."""
+    student, many = student_row(rows), many_step_row(rows)
+    if student is None:
+        return {}
+    figures = dict(_with_errors(student))
+    beside = (value_of(student, FRECHET), value_of(many, FRECHET) if many else None)
+    if beside[0] is not None and beside[1]:
+        figures["frechet_vs_teacher"] = beside[0] / beside[1]
+    if many and (times := speedup(many, student)):
+        figures["speedup"] = times
+    return figures
+
+
+def _with_errors(row: Row) -> Iterator[tuple[str, float]]:
+    for dimension in headline_dimensions([row]):
+        score = row["scores"][dimension.key]
+        yield dimension.key, float(score["value"])
+        if score.get("stderr") is not None:
+            yield f"{dimension.key}_stderr", float(score["stderr"])
