@@ -119,7 +119,7 @@ class VideoCodec:
     def to(self, device: torch.device) -> None:
         """Onto a device; HunyuanVideo's VAE in float16 on a GPU, as it is released: half the time and memory."""
         half = device.type == "cuda" and not isinstance(self.vae, CausalPCACodec)
-        self.vae.to(device, torch.float16 if half else torch.float32)
+        nn.Module.to(self.vae, device, torch.float16 if half else torch.float32)  # diffusers' own warns of nothing
 
     @torch.no_grad()
     def encode_video(self, frames: Tensor) -> Tensor:
