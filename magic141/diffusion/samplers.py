@@ -1,4 +1,4 @@
-"""From noise to clean latents in a few or many steps."""
+"""Samplers that turn noise into clean latents: Euler's ODE method and DMD2's re-noising chain."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def sample_euler(predict: PredictVelocity, noise: Tensor, sigmas: Tensor) -> Ten
 
 
 def sample_renoise(predict: PredictVelocity, noise: Tensor, sigmas: Tensor, generator: torch.Generator) -> Tensor:
-    """DMD2's chain: predict the clean latents, then noise them afresh to the next time (consistency sampling).
+    """DMD2's chain: predict clean latents, then re-noise them to the next time (consistency sampling).
 
     Args and result as in `sample_euler`; `generator` draws the fresh noise.
     """
@@ -43,7 +43,7 @@ def sample_renoise(predict: PredictVelocity, noise: Tensor, sigmas: Tensor, gene
 
 @dataclass(frozen=True)
 class ChainStep:
-    """The input of one step of a student's chain."""
+    """The input of one step of a student's chain: noisy latents x_t [B, ...] at times sigma [B]."""
 
     x_t: Tensor
     sigma: Tensor  # [B]
@@ -52,7 +52,7 @@ class ChainStep:
 def renoise_chain(
     predict: PredictVelocity, noise: Tensor, sigmas: Tensor, generator: torch.Generator
 ) -> Iterator[Tensor]:
-    """Yields the clean estimate of every step of `sample_renoise`."""
+    """Yields the clean estimate [B, ...] of every step of `sample_renoise`."""
     x_t = noise
     for sigma, sigma_next in pairwise(sigmas):
         time = _batch(sigma, x_t)
@@ -64,15 +64,15 @@ def renoise_chain(
 def chain_input(
     predict: PredictVelocity, noise: Tensor, sigmas: Tensor, exit_step: int, sampler: str, generator: torch.Generator
 ) -> ChainStep:
-    """Backward simulation (DMD2, section 4.5): what the student sees at `exit_step` of its own chain.
+    """Backward simulation (DMD2, section 4.5): the student's input at `exit_step` of its own chain.
 
     Args:
         predict: the student; evaluated `exit_step` times.
         noise: [B, ...], standard normal.
         sigmas: the student's grid, shape [n + 1].
         exit_step: 0 (pure noise) to n - 1.
-        sampler: "renoise" or "euler": the chain that the student is sampled with.
-        generator: draws the fresh noise of "renoise".
+        sampler: "renoise" or "euler", as the student is sampled.
+        generator: draws the fresh noise for "renoise".
     """
     x_t = noise
     for sigma, sigma_next in pairwise(sigmas[: exit_step + 1]):
@@ -87,7 +87,7 @@ def chain_input(
 
 
 def randn_like(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normal noise of the shape of `x`, drawn on the generator's device, so that seeds mean the same."""
+    """Standard normal noise like `x`, drawn on the generator's device, so that a seed gives the same everywhere."""
     return torch.randn(x.shape, generator=generator, device=generator.device, dtype=torch.float32).to(x)
 
 
