@@ -49,7 +49,7 @@ class Objective(Protocol):
 
     @property
     def engines(self) -> Mapping[str, Engine]:
-        """The engines of all trained networks, by name; the loop saves and loads them (collectively, on all workers)."""
+        """The engine of every trained network, by name; the loop saves and loads them (collective, on all workers)."""
         ...
 
     def step(self, step: int) -> Mapping[str, torch.Tensor | float]:
