@@ -1,4 +1,4 @@
-"""The FAISS index over the images of the corpus, and how well captions find them."""
+"""Builds the FAISS index over the corpus's images and measures how well captions find them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from magic141.retrieval.clip import ClipEmbedder, Embeddings
 from magic141.retrieval.config import IndexConfig
 
 RECALL_AT = (1, 5, 10)
-IMAGES_PER_LIST = 39  # what k-means of FAISS asks for
+IMAGES_PER_LIST = 39  # training points per cluster that FAISS's k-means asks for
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Recall:
     """Share of queries with a hit among the first k images.
 
     Attributes:
-        at: k -> share; none if no query has an image with its content in the corpus.
+        at: k -> share; None if no query has an image with its content in the corpus.
         chance: k -> the same for k random images.
         num_queries: queries measured.
-        num_without_match: queries left out, because the corpus holds no image with their content.
-        same_as_exact: share of the first ten neighbours that an exact search returns too; none for exact indexes.
+        num_without_match: queries left out because the corpus holds no image with their content.
+        same_as_exact: share of the first ten neighbours that an exact search returns, too; None for exact indexes.
     """
 
     at: dict[int, float] | None
@@ -84,7 +84,7 @@ def make_index(config: IndexConfig, vectors: Embeddings, seed: int = 0) -> Any:
 
 
 def contents(dataset: ClipDataset) -> list[Hashable]:
-    """What a first frame of each clip can show of its caption: colour and shape, or the caption itself."""
+    """What each clip's first frame can show of its caption: colour and shape, or the whole caption."""
     return [
         caption if truth is None else (truth["colour"], truth["shape"])
         for caption, truth in zip(dataset.captions, dataset.truths, strict=True)
@@ -99,12 +99,12 @@ def measure_recall(
     queries: Sequence[tuple[str, Hashable]],
     exact: bool,
 ) -> Recall:
-    """Searches with each query's caption; a hit is an image whose content is the query's.
+    """Searches with each query's caption; a hit is an image with the query's content.
 
     Args:
-        index: over `vectors`.
-        embedder: of the captions.
-        vectors: images of the corpus [N, D].
+        index: the index over `vectors`.
+        embedder: embeds the captions.
+        vectors: embedded images of the corpus, [N, D].
         corpus: content of each image.
         queries: (caption, content).
         exact: whether the index is exact, so that comparing it with an exact search is pointless.
@@ -129,7 +129,7 @@ def measure_recall(
 
 
 def _agreement(rows: NDArray[np.int64], queries: Embeddings, vectors: Embeddings) -> float:
-    """Share of the rows found that an exact search finds; FAISS keeps only the best of a block of similarities."""
+    """Share of the found rows that an exact search finds, too; FAISS does that block by block, in little memory."""
     best = faiss.knn(queries, vectors, rows.shape[1], metric=faiss.METRIC_INNER_PRODUCT)[1]
     return float(np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(rows.tolist(), best.tolist(), strict=True)]))
 
