@@ -1,4 +1,4 @@
-"""What the corpus consists of: clips of the shapes world, or windows of the videos in a folder."""
+"""Lists and renders the clips of the corpus: of the shapes world, or cut from the videos in a folder."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from magic141.frozen import UserError
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".gif"})
 CAPTIONS_FILE = "captions.jsonl"
 MAX_CHUNK_CLIPS = 256
-MAX_ANCHOR_FRAMES = 64  # by which a clip of the endless shapes world may lie behind its anchor: twice around
-MAX_CHUNK_BYTES = 64_000_000  # of pixels that travel between two workers at once
+MAX_ANCHOR_FRAMES = 64  # most frames from a shapes clip's anchor to its start, in which the shape may circle twice
+MAX_CHUNK_BYTES = 64_000_000  # of pixels that are sent between workers at once
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Clip:
     start_frame: int  # after resampling
     caption: str
     anchor_frame: int = 0
-    truth: dict[str, Any] | None = None  # the ShapeClip behind it
+    truth: dict[str, Any] | None = None  # its ShapeClip, as a dictionary
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -65,14 +65,14 @@ class VideoFile(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """Usable videos and the others."""
+    """Usable and unusable videos."""
 
     videos: list[VideoFile]
     bad_files: list[BadFile]
 
 
 class Windows(NamedTuple):
-    """Clips cut from videos, and remarks for the log."""
+    """Clips cut from videos, and notes for the log."""
 
     clips: list[Clip]
     notes: list[str]
@@ -128,16 +128,16 @@ def list_videos(folder: Path) -> Listing:
 
 
 def _read_utf8(path: Path) -> str | None:
-    """A text, without the mark that some editors put first; None if it is in another encoding."""
+    """A file's text, without a byte-order mark; None if it is in another encoding."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         return None
-    return None if "\0" in text else text  # UTF-16 without a mark passes as UTF-8 with zeros in between
+    return None if "\0" in text else text  # UTF-16 without a byte-order mark passes as UTF-8 with zeros in between
 
 
 def _read_captions(folder: Path) -> dict[str, str]:
-    """Reads captions.jsonl as {file inside the folder: caption}; empty when there is none."""
+    """Reads captions.jsonl as {file inside the folder: caption}; empty if there is no such file."""
     path = folder / CAPTIONS_FILE
     if not path.is_file():
         return {}
@@ -157,7 +157,7 @@ def _read_captions(folder: Path) -> dict[str, str]:
 
 
 def _inside(folder: Path, file: Path) -> str:
-    """The name that `list_videos` gives a file; one with its whole path may have been reached through a link."""
+    """The name that `list_videos` gives a file; an absolute path may lead through a link."""
     ways = (file, file.resolve()) if file.is_absolute() else ()
     root = folder.resolve()
     return next((way.relative_to(root).as_posix() for way in ways if way.is_relative_to(root)), file.as_posix())
@@ -178,7 +178,7 @@ def _parse_caption(where: str, line: str) -> tuple[str, str]:
 
 
 def probe_video(folder: Path, video: VideoFile, config: DataConfig) -> int | BadFile:
-    """Decodes a video once: its frames at `config.fps`, or why it cannot be used."""
+    """Decodes a video once; returns its number of frames at `config.fps`, or why it cannot be used."""
     try:
         num_frames = count_frames(folder / video.file, config.fps)
     except UserError as error:
@@ -191,9 +191,9 @@ def probe_video(folder: Path, video: VideoFile, config: DataConfig) -> int | Bad
 
 
 def cut_windows(videos: Sequence[VideoFile], num_frames: Sequence[int], config: DataConfig) -> Windows:
-    """Cuts videos of `num_frames` frames into windows and splits them."""
+    """Cuts videos of `num_frames` frames into windows and assigns these to splits."""
     counts = [(frames - config.num_frames) // config.stride_frames + 1 for frames in num_frames]
-    gap = -(-config.num_frames // config.stride_frames) - 1  # windows that share frames with the next split's first
+    gap = -(-config.num_frames // config.stride_frames) - 1  # windows that overlap the next split's first
     split = split_windows(counts, config.heldout_fraction, gap, config.max_heldout_clips)
     clips = [
         Clip(label, video.file, index * config.stride_frames, video.caption, -index * config.stride_frames)

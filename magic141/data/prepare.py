@@ -1,7 +1,7 @@
-"""From a source of clips to latents and embeddings on disk, on Ray Data.
+"""Prepares the corpus with Ray Data: turns source clips into latents and embeddings on disk.
 
-Videos are decoded twice: once to find the bad ones and count windows, once on the way to the encoder. Pixels are never
-all in memory or on disk at once, so that a corpus may be far larger than the machine.
+Videos are decoded twice: to find the bad ones and count windows, and to encode them. Never are all pixels in memory or
+on disk at once, so that a corpus may be far larger than the machine.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def prepare_dataset(config: DataConfig, out: Path, log: StageLog, seed: int) -> 
     Args:
         config: Source, geometry, codec and encoders.
         out: Becomes the artifact: dataset.json, manifest.jsonl, shards/, null_text.safetensors, codec/, encoders/.
-        log: Progress, notes on files that were skipped, contact sheets, figures.
-        seed: Of the drawn clips, of what the codec is fitted on, and of the tiny encoders.
+        log: Receives progress, notes on skipped files, contact sheets and metrics.
+        seed: Seed of the drawn clips, of the choice of clips to fit the codec on, and of the tiny encoders.
 
     Raises:
         UserError: for an unusable source or, with on_bad_file fail, any bad file; before anything is encoded.
@@ -92,7 +92,7 @@ def prepare_dataset(config: DataConfig, out: Path, log: StageLog, seed: int) -> 
 def _list_clips(
     config: DataConfig, listing: Listing | None, log: StageLog, seed: int
 ) -> tuple[list[Clip], list[BadFile]]:
-    """All clips to encode and all files that cannot be."""
+    """All clips to encode, and all files that cannot be used."""
     if listing is None or config.path is None:
         return sample_shapes(config, seed), []
     probed = _probe(config.path, listing.videos, config) if listing.videos else []
@@ -129,7 +129,7 @@ def _handle_bad_files(bad: Sequence[BadFile], config: DataConfig, log: StageLog)
 
 
 def _require_clips(clips: Sequence[Clip], bad_files: Sequence[BadFile], config: DataConfig) -> None:
-    """Every split needs a clip."""
+    """Raises UserError if a split has no clip."""
     missing = [split for split in SPLITS if not any(clip.split == split for clip in clips)]
     if not missing:
         return
@@ -156,7 +156,7 @@ def _make_codec(sample: Frames, config: DataConfig) -> VideoCodec:
     if config.codec.kind == "pca":
         return VideoCodec(CausalPCACodec.fit(torch.from_numpy(sample), config.codec))
     codec = load_codec(Path(config.codec.path or "") / "vae")
-    codec.vae.register_to_config(_name_or_path="")  # equal artifacts wherever it came from
+    codec.vae.register_to_config(_name_or_path="")  # the artifact must not depend on where the VAE came from
     return codec
 
 
@@ -194,12 +194,12 @@ def _encoded_chunks(clips: Sequence[Clip], config: DataConfig, out: Path) -> ray
     """The lazy Ray Data pipeline: decoding tasks stream into encoding actors; a row is a chunk of clips."""
     chunks = make_chunks(clips, config)
     items = [{"clips": json.dumps([clip.to_dict() for clip in chunk])} for chunk in chunks]
-    spare_cpus = int(ray.cluster_resources().get("CPU", 2)) - 1  # one stays with the decoders, else nothing moves
+    spare_cpus = int(ray.cluster_resources().get("CPU", 2)) - 1  # decoding needs one, or nothing proceeds
     wanted = min(config.num_workers, len(chunks))
     there = max(1, min(wanted, spare_cpus))
     pool = {"min_size": there, "max_size": wanted} if ray_cluster() else {"size": there}  # a cluster may still grow
     use_gpu = config.num_gpus_per_worker > 0
-    # On CPUs: no restarts, which also keeps decoding apart from encoding (Ray Data would fuse them into one actor)
+    # On CPUs no restarts, which also keeps Ray Data from fusing decoding and encoding into one actor
     placement = {"num_gpus": config.num_gpus_per_worker} if use_gpu else {"max_restarts": 0}
     code = _workers_code()
     rendered = ray.data.from_items(items, override_num_blocks=len(items)).map(Render(config, code), num_cpus=1)
@@ -215,7 +215,7 @@ def _encoded_chunks(clips: Sequence[Clip], config: DataConfig, out: Path) -> ray
 
 
 def _start_ray(config: DataConfig) -> None:
-    """Ray with results in order: the same corpus gives the same bytes. What workers raise is not renamed."""
+    """Starts Ray with ordered results (the same corpus gives the same bytes) and workers' errors passed on as such."""
     ensure_ray()
     require_room("data.num_workers", config.num_workers, {"num_gpus_per_worker": config.num_gpus_per_worker})
     context = ray.data.DataContext.get_current()
@@ -229,7 +229,7 @@ def _workers_code() -> CodeStamp:
 
 @contextmanager
 def _users_mistakes() -> Iterator[None]:
-    """A worker's UserError as one: its line, without the traceback and the advice that Ray adds."""
+    """Re-raises a worker's UserError with its own line only, without the traceback and advice that Ray adds."""
     try:
         yield
     except UserError as error:  # Ray makes its error a subclass of the worker's
@@ -245,7 +245,7 @@ def _describe(
     bad_files: Sequence[BadFile],
     log: StageLog,
 ) -> DatasetInfo:
-    """Reads the held-out split back, judges the codec on it and shows some of it."""
+    """Reads the held-out split back, measures the codec's PSNR on it and shows some of its clips."""
     heldout = ClipDataset.open(out, "heldout")
     channels, length, height, width = heldout.latents.shape[1:]
     return DatasetInfo(
@@ -271,7 +271,7 @@ def _describe(
 
 
 def _judge_codec(heldout: ClipDataset, codec: VideoCodec, log: StageLog) -> float:
-    """PSNR in dB of held-out clips through the codec; also shows clips and reconstructions."""
+    """PSNR in dB of held-out clips after encoding and decoding; also logs pictures of both."""
     assert heldout.frames is not None
     count = NUM_QUALITY_CLIPS if isinstance(codec.vae, CausalPCACodec) else 2
     shown = torch.linspace(0, len(heldout) - 1, min(count, len(heldout))).long()

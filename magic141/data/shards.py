@@ -1,4 +1,4 @@
-"""Writes encoded clips as numbered safetensors files beside a manifest."""
+"""Writes encoded clips as numbered safetensors files with a manifest."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import Tensor
 
 from magic141.data.dataset import MANIFEST_FILE
 
-MAX_SHARD_BYTES = 2**31  # the writer holds as much of each split, and once more while it joins a shard
+MAX_SHARD_BYTES = 2**31  # the writer holds this much per split, and as much again while it joins a shard
 
 
 class ShardWriter:
-    """Collects clips split by split; writes a shard whenever `shard_size` or `MAX_SHARD_BYTES` of them are there."""
+    """Collects clips split by split; writes a shard whenever it has `shard_size` clips or `MAX_SHARD_BYTES`."""
 
     def __init__(self, folder: Path, shard_size: int) -> None:
         self.folder = folder
@@ -28,7 +28,7 @@ class ShardWriter:
         (folder / "shards").mkdir(parents=True, exist_ok=True)
 
     def add(self, split: str, rows: Sequence[Mapping[str, Any]], tensors: Mapping[str, Tensor]) -> None:
-        """Takes clips of one split: manifest rows without `split`, `shard`, `row`, and tensors of as many rows."""
+        """Adds clips of one split: manifest rows without `split`, `shard`, `row`, and tensors of as many rows."""
         pending_rows, pending_tensors = self._pending.setdefault(split, ([], []))
         pending_rows.extend(rows)
         pending_tensors.append(tensors)

@@ -1,4 +1,4 @@
-"""Which windows of which video train, validate and are held out, with no frame in two splits."""
+"""Splits the windows of videos into training, validation and held-out ones, with no frame in two splits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _TAILS = ("heldout", "validation")  # from the end of a video backwards
 
 
 class Split(NamedTuple):
-    """Per video one label a window (None: dropped, it overlaps another split's window), and remarks for the log."""
+    """Per video, one label per window (None: dropped for overlapping another split's), and notes for the log."""
 
     labels: list[list[str | None]]
     notes: list[str]
@@ -19,15 +19,15 @@ class Split(NamedTuple):
 def split_windows(counts: Sequence[int], fraction: float, gap: int, max_windows: int | None = None) -> Split:
     """Splits every video's windows in time: train first, then a validation or held-out tail, or both.
 
-    A long video holds both tails, a shorter one the tail that is owed most so far, and one too short for a gap goes
-    as a whole to one split, so that gaps cost little. When three or more windows exist, no split is left empty: if
-    need be the gap shrinks, which is noted.
+    A long video gets both tails, a shorter one the tail whose split lacks most so far, and one too short for a gap goes
+    to a single split as a whole, so that gaps cost little. With three or more windows no split is left empty: if need
+    be, the gap shrinks, which is noted.
 
     Args:
         counts: Windows per video.
-        fraction: Share of all windows that is held out, and again validated.
+        fraction: Share of all windows that is held out; the same share again is used for validation.
         gap: Windows dropped between two splits of a video, so that no frame is in both.
-        max_windows: Of all windows, held out and again validated, at most; they are spread over all videos.
+        max_windows: Most windows held out, and most used for validation; they are spread over all videos.
     """
     if max_windows is not None:
         fraction = min(fraction, max_windows / max(1, sum(counts)))
@@ -69,7 +69,7 @@ def _label(count: int, tails: dict[str, int], gap: int) -> list[str | None]:
 
 
 def _fill_empty(labels: list[list[str | None]], name: str, gap: int) -> str | None:
-    """Gives an empty split the last training window of the video that has most of them; returns a remark."""
+    """Gives an empty split the last training window of the video that has most of them; returns a note."""
     num_train = [video.count("train") for video in labels]
     if any(name in video for video in labels) or sum(num_train) < 2:
         return None

@@ -1,4 +1,4 @@
-"""Pixels in and out of files: videos through PyAV, images through PIL."""
+"""Reads and writes videos with PyAV, and reads images with PIL."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _DECODE_ERRORS = (av.error.FFmpegError, ValueError, EOFError, IndexError)
 
 
 def count_frames(path: Path, fps: float | None = None) -> int:
-    """Decodes the whole video and counts its frames after resampling to `fps` (none: as stored)."""
+    """Decodes the whole video and counts its frames after resampling to `fps` (None: as stored)."""
     return sum(1 for _ in _indexed_frames(path, fps, 0))
 
 
@@ -65,7 +65,7 @@ def read_video(
 
 
 def write_video(path: Path, frames: Frames, fps: float, zoom: int = 1, crf: int = 12) -> None:
-    """Writes uint8 [F, H, W, 3] as H.264 (yuv420p); `crf`: its quality, 12 hardly to be told from the frames.
+    """Writes uint8 [F, H, W, 3] as H.264 (yuv420p); `crf` is its quality: 12 is hard to tell from the original.
 
     `zoom` repeats pixels; odd sides gain one repeated row or column, because yuv420p needs even sides.
     """
@@ -84,7 +84,7 @@ def write_video(path: Path, frames: Frames, fps: float, zoom: int = 1, crf: int 
 
 
 def shrunk_video(path: Path, max_width: int, crf: int) -> bytes:
-    """The file's bytes, or a smaller video's where it is wider than `max_width` pixels: for pages with many of them."""
+    """The file's bytes, or those of a smaller version if it is wider than `max_width`; for pages with many videos."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         width, height, fps = stream.width, stream.height, float(stream.average_rate or 1)
@@ -97,7 +97,7 @@ def shrunk_video(path: Path, max_width: int, crf: int) -> bytes:
 
 
 def read_image(path: Path, size: tuple[int, int] | None = None) -> Frames:
-    """Reads an image as uint8 [H, W, 3], upright, scaled and centre-cropped to `size` (height, width) when given."""
+    """Reads an image as uint8 [H, W, 3], upright, scaled and centre-cropped to `size` (height, width) if given."""
     if not path.is_file():
         raise UserError(f"image {path}: no such file; give the path of a PNG, JPEG or WebP image")
     try:
@@ -119,7 +119,7 @@ def fit_image(image: Frames, height: int, width: int) -> Frames:
 
 
 def _indexed_frames(path: Path, fps: float | None, first: int) -> Iterator[tuple[int, VideoFrame]]:
-    """Yields (output index, frame) from index `first` on; raises `UserError` when the file cannot be decoded."""
+    """Yields (output index, frame) from index `first` on; raises `UserError` if the file cannot be decoded."""
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
@@ -161,7 +161,7 @@ def _shown_at(begin: float, end: float, fps: float) -> range:
 
 
 def _to_rgb(frame: VideoFrame, size: tuple[int, int] | None) -> Frames:
-    """The frame upright as uint8 [H, W, 3], scaled to cover `size` (height, width) and centre-cropped to it."""
+    """The frame as uint8 [H, W, 3], upright, scaled to cover `size` (height, width) and centre-cropped to it."""
     quarter_turns = round(frame.rotation / 90) % 4
     if size is None:
         return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), quarter_turns))

@@ -1,4 +1,4 @@
-"""What Ray Data's workers run. Light at the top: workers that only decode import no deep-learning package."""
+"""The steps that Ray Data's workers run; heavy imports are local, so that decoding alone needs no torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from magic141.data.video import Frames
 from magic141.fingerprint import CodeStamp
 
 Row = dict[str, Any]
-MAX_ENCODE_VALUES = 2**24  # pixels times channels that one codec forward sees
+MAX_ENCODE_VALUES = 2**24  # pixels times channels in one forward pass of the codec
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Render:
 
 
 class Encode:
-    """Row {clips, frames, anchors} -> {clips, ids: JSON, tensors: safetensors}; one actor holds the encoders."""
+    """Row {clips, frames, anchors} -> {clips, ids: JSON, tensors: safetensors}; an actor that holds the encoders."""
 
     def __init__(self, folder: Path, use_gpu: bool, code: CodeStamp) -> None:
         import torch
@@ -68,7 +68,7 @@ class Encode:
     def __call__(self, row: Row) -> Row:  # noqa: D102 (see the class)
         from safetensors.torch import save
 
-        self.code.require()  # not in __init__: Ray shows what is raised there as the death of an actor
+        self.code.require()  # not in __init__: Ray would report the error as the death of an actor
         clips, frames = parse_clips(row["clips"]), row["frames"]
         tensors = self._encode(frames, row["anchors"], clips)
         return {
@@ -95,7 +95,7 @@ class Encode:
         return tensors if clips[0].split == "train" else {**tensors, "frames": pixels}
 
     def _encode_videos(self, pixels: Any) -> Any:
-        """Latents of uint8 [N, F, H, W, 3], as many clips at once as memory allows."""
+        """Latents of uint8 [N, F, H, W, 3], encoding at most `MAX_ENCODE_VALUES` at once, but at least one clip."""
         import torch
 
         batch_size = max(1, MAX_ENCODE_VALUES // pixels[0].numel())
@@ -109,7 +109,7 @@ def parse_clips(text: str) -> list[Clip]:
 
 
 def content_id(frames: Frames, caption: str) -> str:
-    """Hash of pixels and caption: the clip's name in the manifest."""
+    """Hash of pixels and caption, used as the clip's id in the manifest."""
     digest = hashlib.sha256(frames.tobytes())
     digest.update(caption.encode())
     return digest.hexdigest()[:32]
