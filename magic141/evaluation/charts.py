@@ -1,4 +1,4 @@
-"""Line charts as inline SVG: no script, no library, sharp at every size."""
+"""Line charts as inline SVG, without scripts or libraries."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def line_chart(
         series: the lines.
         x_label: what x counts.
         log_y: a logarithmic y axis, if all values are positive.
-        y_range: ends of a linear y axis; none: where the values are.
-        whole_x: mark whole numbers only, as for steps.
+        y_range: ends of a linear y axis; None: those of the values.
+        whole_x: label whole numbers only, as for steps.
 
     Returns:
         An svg element and its legend; empty if there is no point.
@@ -85,7 +85,7 @@ def line_chart(
 
 
 def smooth(points: Sequence[tuple[float, float]], share: float = 0.05) -> list[tuple[float, float]]:
-    """A running mean over `share` of the points, at most 200 of them kept."""
+    """A running mean over `share` of the points, thinned to about 200 points."""
     width = max(1, round(len(points) * share))
     means = []
     for index in range(len(points)):

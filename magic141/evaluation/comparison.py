@@ -1,4 +1,4 @@
-"""Runs beside each other: what differs in their configs, their scores with differences, their videos."""
+"""Compares runs on one HTML page: differences of configs and scores, and videos side by side."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class RunParts:
         label: what it is called in the table.
         config: its complete config, as plain values.
         artifacts: stage name -> artifact folder on this machine.
-        metrics: of the tracking store; they have the scores of a run whose folders are on another machine.
+        metrics: from the tracking store; they include the scores even if the run's folders are on another machine.
     """
 
     label: str
@@ -32,7 +32,7 @@ class RunParts:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
     def variant(self, name: str) -> Mapping[str, Any]:
-        """Scores and costs of one variant; empty if the run does not have it."""
+        """Scores and costs of one variant; empty if the run does not have that variant."""
         file = self.artifacts.get("evaluate", Path()) / "scores.json"
         if not file.is_file():
             return scores_in(self.metrics, name)
@@ -47,16 +47,16 @@ def scores_in(metrics: Mapping[str, float], variant: str) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the comparison: a value per run, and the difference of each to the first run's."""
+    """A line of the comparison: one value per run, and its difference from the first run's."""
 
     label: str
     values: list[str]
     differences: list[str]
-    better: list[bool | None]  # than the first run
+    better: list[bool | None]  # whether it is better than the first run's
 
 
 def config_differences(runs: Sequence[RunParts]) -> list[Row]:
-    """Fields that are not the same in all runs."""
+    """Config fields that are not the same in all runs."""
     flat = [dict(flatten(run.config)) for run in runs]
     names = sorted({name for values in flat for name in values})
     rows = []
@@ -81,7 +81,7 @@ def write_comparison(
     file: Path,
     charts: Sequence[tuple[str, str]] = (),
 ) -> None:
-    """One self-contained HTML page; `charts` are titles and SVGs to show above the tables."""
+    """Writes one self-contained HTML page; `charts` are titles and SVGs to show above the tables."""
     html = render_page(
         "comparison.html.j2",
         variant=variant,
@@ -114,7 +114,7 @@ def _value(key: str, record: Mapping[str, Any]) -> float | None:
 
 
 def _videos(runs: Sequence[RunParts], variant: str, num: int) -> list[dict[str, Any]]:
-    """Rows of clips that every run with files here has, matched by their id: the same input, a video per run."""
+    """Rows of clips that all runs with files on this machine have, matched by id: one input, one video per run."""
     numbered = [_clips(run) for run in runs]
     here = [clips for clips in numbered if clips is not None]
     shared = [clip for clip in here[0] if all(clip in clips for clips in here)] if here else []
@@ -135,7 +135,7 @@ def _video(run: RunParts, variant: str, number: int) -> Path:
 
 
 def _clips(run: RunParts) -> dict[str, tuple[int, str]] | None:
-    """Id of every judged clip: its number and caption; none if the run's videos are not on this machine."""
+    """Clip id -> its number and caption; None if the run's videos are not on this machine."""
     if "generate" not in run.artifacts:
         return None
     file = run.artifacts["generate"] / "exact" / "conditions.jsonl"

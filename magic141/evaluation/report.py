@@ -17,19 +17,19 @@ from magic141.evaluation.report_tables import approaches, score_tables
 from magic141.evaluation.scores import COSTS
 from magic141.urls import without_credentials
 
-MIN_TILE = 112  # screen pixels of a shown video's width, as MAX_TILE
+MIN_TILE = 112  # smallest width of a shown video, in screen pixels
 
 
 def write_report(
     config: ReportConfig, settings: Mapping[str, Any], parts: Mapping[str, Path], out: Path, log: StageLog
 ) -> None:
-    """Writes `report.html` from the artifacts that are there; sections without theirs are left out.
+    """Writes `report.html` from the artifacts given; sections whose artifacts are missing are left out.
 
-    The same settings and artifacts give the same file: no date, no commit.
+    The same settings and artifacts give the same file: it contains no date and no commit.
 
     Args:
         config: heading and sizes.
-        settings: seed and config sections that decided what is shown, as plain values.
+        settings: seed and config sections that determined what is shown, as plain values.
         parts: stage name -> artifact folder.
         out: receives report.html.
         log: receives the file.
@@ -59,7 +59,7 @@ def write_report(
 
 
 def _facts(parts: Mapping[str, Path]) -> list[tuple[str, str]]:
-    """What the run is, in a few words each."""
+    """Facts about the run as (name, value)."""
     facts: list[tuple[str, str]] = []
     if info := read_json(parts, "prepare_data", "dataset.json"):
         facts.append(("data", f"{info['source']}: {sum(info['num_clips'].values())} clips"))
@@ -88,7 +88,7 @@ def _notes(parts: Mapping[str, Path]) -> list[str]:
         notes.append(f"Exact scores are not applicable: {'; '.join(sorted(reasons))}.")
     else:
         notes.append(
-            "Mode share: a caption that names only an axis allows two ways along it; always one of them is 0 or 1."
+            "Mode share: axis captions allow two opposite directions; a model that always picks one scores 0 or 1."
         )
     if version := scores["vbench"]["versions"]["vbench"]:
         notes.append(f"VBench {version}, custom videos, on the CPU.")
@@ -114,7 +114,7 @@ def _comparison(parts: Mapping[str, Path], config: ReportConfig) -> dict[str, An
 
 
 def _is_shown(variant: Mapping[str, Any], variants: Sequence[Mapping[str, Any]]) -> bool:
-    """Many steps and the most few steps of teacher and CFG-distilled; all students but those between."""
+    """Whether to show a variant: of the teacher the two with most steps, of others only some step counts."""
     steps = [v["num_steps"] for v in variants if v["model"] == variant["model"] and v["sampler"] == variant["sampler"]]
     ordered = sorted(set(steps), reverse=True)
     if variant["model"] == "teacher":
@@ -165,7 +165,7 @@ def _quantization(parts: Mapping[str, Path]) -> list[tuple[str, str]]:
 
 
 def _tile(parts: Mapping[str, Path], config: ReportConfig) -> dict[str, Any]:
-    """Screen pixels of a video's width, and whether its pixels are shown as squares."""
+    """The width of videos in screen pixels, and whether they are enlarged without smoothing."""
     info = read_json(parts, "prepare_data", "dataset.json")
     width = info["width"] if info else 32
     return {"tile": max(MIN_TILE, min(MAX_TILE, width * config.zoom)), "pixelated": width < MIN_TILE}

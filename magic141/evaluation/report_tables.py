@@ -1,4 +1,4 @@
-"""The report's score tables: a row per variant, the best value of a column marked, rows and columns explained."""
+"""The report's score tables: one row per variant, the best value of each column marked, with explanations."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from magic141.evaluation.pages import read_json
 from magic141.evaluation.scores import AVERAGE, EXACT, FRECHET, VBENCH, Dimension
 
 APPROACHES = {
-    "Euler, CFG": "the undistilled model, called the teacher: Euler steps along its flow, each two evaluations, "
+    "Euler, CFG": "the undistilled model, called the teacher: Euler steps along its flow, each of two evaluations, "
     "with and without the caption (classifier-free guidance)",
-    "CFG-distilled": "the teacher's copy that has learned to give the guided answer in one evaluation",
-    "student's chain": "sampled as the student is, by its sampler, shift and guidance: the student beside it shows "
-    "what step distillation adds",
+    "CFG-distilled": "a copy of the teacher that has learned to predict its guided velocity in one evaluation",
+    "student's chain": "sampled like the student, with its sampler, shift and guidance: the student, compared with it, "
+    "shows what step distillation adds",
     "DMD2": "the student: distilled once more, so that its clips of few steps are distributed like those of many "
     "(distribution matching distillation)",
-    "int8": "the student, its weights stored in 8 bits",
+    "int8": "the student with weights stored in 8 bits",
 }
 
 
@@ -38,14 +38,14 @@ def score_tables(parts: Mapping[str, Path], frechet_dimensions: int) -> list[dic
 
 
 def approaches(parts: Mapping[str, Path]) -> list[tuple[str, str]]:
-    """What the words in the tables' column `approach` mean, as far as they occur."""
+    """Terms that occur in the tables' column `approach`, with their meanings."""
     scores = read_json(parts, "evaluate", "scores.json") or {"variants": []}
     names = [row.get("approach", "") for row in scores["variants"]]
     return [(term, meaning) for term, meaning in APPROACHES.items() if any(term in name for name in names)]
 
 
 def _frechet(num_dimensions: int) -> Dimension:
-    """The distance with its number of dimensions: with another number it is another figure."""
+    """The Fréchet dimension, labelled with its number of components, as another number gives another metric."""
     return replace(
         FRECHET,
         label=f"{FRECHET.label}, {num_dimensions} dims",
@@ -55,7 +55,7 @@ def _frechet(num_dimensions: int) -> Dimension:
 
 
 def _table(title: str, dimensions: Sequence[Dimension], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Columns in which no row has a value are only named."""
+    """A table for the template; columns without any value are only named."""
     shown = [d for d in dimensions if any(row["scores"][d.key]["value"] is not None for row in rows)]
     best = {dimension.key: _best(dimension, rows) for dimension in shown}
     body = [
@@ -80,7 +80,7 @@ def _table(title: str, dimensions: Sequence[Dimension], rows: Sequence[Mapping[s
 
 
 def _meaning(dimension: Dimension, rows: Sequence[Mapping[str, Any]]) -> str:
-    """What a column says, and why values are missing in it."""
+    """The meaning of a column, and why values are missing in it."""
     reasons = dict.fromkeys(row["scores"][dimension.key]["reason"] for row in rows)
     known = [reason for reason in reasons if reason]
     return dimension.help + (f" (n/a: {'; '.join(known)})" if known else "")

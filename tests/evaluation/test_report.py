@@ -145,7 +145,7 @@ def test_frechet_says_over_how_many_dimensions(page: str) -> None:
 
 def test_long_videos_are_described_as_they_were_made(page: str, scored: dict[str, Path], tmp_path: Path) -> None:
     assert "one after the other" in page
-    assert "the anchor, and the last latent frames of the window before (carried: 2)" in page
+    assert "the anchor, and the last latent frames of the previous one (carried: 2)" in page
     generate = {**SETTINGS["generate"], "long_video_scheme": "fused", "long_video_carried": 1}
     fused = _write(scored, tmp_path, settings={**SETTINGS, "generate": generate})
     assert "one after the other" not in fused
