@@ -1,4 +1,4 @@
-"""The parent run around stages, and what it keeps of them. Knows no orchestrator."""
+"""The parent run of a pipeline or evaluation: opens it, runs stages in it, publishes scores. Independent of Prefect."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from tasks.stage import Stage, StageContext
 
 
 class Outcome(FrozenConfig):
-    """What a flow hands back: plain values that Prefect can keep.
+    """The result of a flow, in plain values that Prefect can store.
 
     Attributes:
         run_id: MLflow run of the whole pipeline or evaluation.
         tracking_uri: the store that holds it, without credentials.
         report: the HTML report, if the report stage ran.
-        seconds: from the flow's first line to its last.
-        reused: stages whose artifacts were there.
+        seconds: time from the opening of the run to its end.
+        reused: stages whose artifacts were reused.
     """
 
     run_id: str
@@ -44,23 +44,23 @@ class Outcome(FrozenConfig):
 
 @dataclass(frozen=True)
 class Session:
-    """An open parent run."""
+    """An open parent run with the state of its stages."""
 
     context: StageContext
     run: RunLog
     started: float
 
     def run_stages(self, stages: Sequence[Stage], run: Callable[[Stage, StageContext], object] = run_stage) -> Outcome:
-        """Runs stages in order, by `run`; publishes the scores; says what came out."""
+        """Runs stages in order, by `run`; publishes the scores; returns the outcome."""
         for stage in stages:
-            stage.require_unedited()  # all of them now: what the first imports, the last may work with
+            stage.require_unedited()  # for all stages now: later ones may use modules that the first one imports
         for stage in stages:
             run(stage, self.context)
         self._publish_scores()
         return self._outcome()
 
     def scores(self) -> list[dict[str, Any]]:
-        """The score table, once it is there: a row per variant."""
+        """The score table, one row per variant; empty before evaluation."""
         ref = self.context.artifacts.get("evaluate")
         return read_scores(ref.path) if ref else []
 
@@ -89,22 +89,22 @@ class Session:
 def open_session(
     config: PipelineConfig, kind: str, tags: Mapping[str, str], refresh: Sequence[str] = ()
 ) -> Iterator[Session]:
-    """Opens the parent run, closes it as FINISHED, FAILED or KILLED."""
+    """Opens the parent run; closes it as FINISHED, FAILED or KILLED."""
     started = time.monotonic()
-    require_servers([STORE])  # Prefect is there, or is not needed
+    require_servers([STORE])  # not Prefect, which runs already or is not needed
     with marking_resumable(), explaining(config.home):
         tracker = Tracker(config.home, config.experiment)
         run = tracker.start_parent(config.name, kind, {**identity(config), **tags})
         with closing(run):
             run.text(to_yaml(config), "config.yaml")
-            run.params(config.model_dump(mode="json"))  # what MLflow's compare view shows of whole runs
+            run.params(config.model_dump(mode="json"))  # for MLflow's compare view of whole runs
             context = StageContext(config, tracker, run.run_id, StageConsole(), frozenset(refresh))
             yield Session(context, run, started)
 
 
 @contextmanager
 def closing(run: RunLog) -> Iterator[None]:
-    """Closes a parent run with what really happened."""
+    """Closes a parent run as FINISHED, FAILED or KILLED."""
     try:
         yield
     except Exception:
@@ -117,7 +117,7 @@ def closing(run: RunLog) -> Iterator[None]:
 
 
 def read_scores(folder: Path) -> list[dict[str, Any]]:
-    """The score table: a row per variant, a column per dimension and cost; missing scores show their reason."""
+    """The score table: a row per variant, a column per dimension and cost; missing scores give their reason."""
     variants = json.loads((folder / "scores.json").read_text(encoding="utf-8"))["variants"]
     return [
         {
@@ -137,5 +137,5 @@ def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def identity(config: PipelineConfig) -> dict[str, str]:
-    """What a parent run is made from: tags."""
+    """Tags that identify a parent run's config and commit."""
     return {"magic141.config_digest": config_digest(config), **commit_tag()}
