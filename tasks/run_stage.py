@@ -54,7 +54,7 @@ def _refreshed(stage: Stage, key: str, context: StageContext) -> ArtifactRef | N
     if begun is None:
         shutil.rmtree(context.run_dir(stage.name, key), ignore_errors=True)  # computed again from the first step
         return None
-    context.console.note(stage.name, f"goes on with the refresh of run {begun.info.run_id}, which was not over")
+    context.console.note(stage.name, f"continues the unfinished refresh of run {begun.info.run_id}")
     return _reuse(stage, key, context) if begun.info.status == "FINISHED" else None
 
 

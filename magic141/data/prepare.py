@@ -169,7 +169,7 @@ def _note_long_captions(clips: Sequence[Clip], config: DataConfig, log: StageLog
     if longer:
         longest = max(len(words_of(caption)) for caption in longer)
         log.note(
-            f"{len(longer)} of {len(captions)} captions are cut after {room} words and signs: "
+            f"{len(longer)} of {len(captions)} captions are cut after {room} words and punctuation marks: "
             f"raise data.encoder.max_text_tokens to {longest + 1} to keep them whole"
         )
 

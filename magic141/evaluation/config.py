@@ -70,7 +70,7 @@ class GenerateConfig(FrozenConfig):
             raise ValueError(f"prompts = {self.prompts}: one of them is empty, expected a text in each; remove it")
         if len(set(self.few_steps)) < len(self.few_steps):
             once = list(dict.fromkeys(self.few_steps))
-            raise ValueError(f"few_steps = {self.few_steps}: a number is there twice, expected each once; use {once}")
+            raise ValueError(f"few_steps = {self.few_steps}: a number occurs twice, expected each once; use {once}")
         return self
 
 

@@ -30,7 +30,7 @@ class TransformerConfig(FrozenConfig):
             )
         if any(width < 2 or width % 2 for width in self.rope_axes_dim):
             raise ValueError(
-                f"model.rope_axes_dim = {list(self.rope_axes_dim)}: expected even widths of 2 or more: what is rotated "
-                "are pairs"
+                f"model.rope_axes_dim = {list(self.rope_axes_dim)}: expected even widths of 2 or more, because rotary "
+                "embeddings rotate pairs"
             )
         return self

@@ -155,7 +155,7 @@ class Encoders:
         tokenizer, room = self.parts.tokenizer, self.config.max_text_tokens - 1  # the end-of-text token takes one
         found = []
         if len(tokenizer(prompt, add_special_tokens=False).input_ids) > room:
-            found.append(f"only its first {room} words and signs are read")
+            found.append(f"only its first {room} words and punctuation marks are read")
         unknown = [word for word in words_of(prompt) if tokenizer.convert_tokens_to_ids(word) == tokenizer.unk_token_id]
         if self.config.kind == "tiny" and unknown:
             found.append(f"words that the text encoder has never seen: {', '.join(unknown)}")

@@ -196,8 +196,8 @@ class CollapseWatch:
         remedies = "; ".join(dict.fromkeys(symptom.remedy for symptom in found))
         return (
             f"distill_dmd2 collapsed at step {step}: {seen}; {self.num_bad} validations in a row; {remedies}; "
-            f"best was step {self.best_step}; with any other setting the stage begins anew, with collapse.stop = false "
-            "it goes on from its last checkpoint"
+            f"best was step {self.best_step}; with any other setting the stage starts over, with collapse.stop = false "
+            "it continues from its last checkpoint"
         )
 
 

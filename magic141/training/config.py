@@ -37,8 +37,8 @@ class PlacementConfig(FrozenConfig):
     def _workers_share_no_gpu(self) -> PlacementConfig:
         if self.num_workers > 1 and 0 < self.gpus_per_worker < 1:
             raise ValueError(
-                f"gpus_per_worker = {self.gpus_per_worker}: NCCL, by which {self.num_workers} workers speak, takes one "
-                "process a GPU; use gpus_per_worker = 1, or num_workers = 1"
+                f"gpus_per_worker = {self.gpus_per_worker}: NCCL, which connects the {self.num_workers} workers, needs "
+                "a GPU per process; use gpus_per_worker = 1, or num_workers = 1"
             )
         return self
 

@@ -132,7 +132,7 @@ def _require_finite(values: Mapping[str, Tensor | float], step: int) -> None:
         if not math.isfinite(value):
             raise UserError(
                 f"{name} = {value} at step {step}: training diverged; lower optimizer.learning_rate or "
-                "optimizer.max_grad_norm, or use precision = fp32: with another value the stage begins anew"
+                "optimizer.max_grad_norm, or use precision = fp32: with another value the stage starts over"
             )
 
 

@@ -133,7 +133,7 @@ class _Tail:
         try:
             self._poll()
         except Exception as error:
-            self._log.note(f"the last figures or pictures did not reach the store: {error}")
+            self._log.note(f"the last metrics or pictures did not reach the store: {error}")
 
     def _poll(self) -> None:
         for row in self._new_rows():
