@@ -147,7 +147,7 @@ class MemberProcess:
 
 
 def _run_here(sender: Connection, call: Callable[[], bytes], log_file: Path) -> None:
-    """Runs in the member's process; ignores Ctrl-C, as the sweep then sends SIGTERM: both would cut its closing short."""
+    """Runs in the member's process; ignores Ctrl-C, as the sweep then sends SIGTERM: both would disturb its end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=_end_with_sweep, daemon=True).start()
     with log_file.open("ab") as log:
