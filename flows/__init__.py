@@ -1,1 +1,1 @@
-"""Prefect flows and the command line: wiring only."""
+"""Prefect flows and the command line, without any computation of their own."""

@@ -1,6 +1,6 @@
-"""`magic141 gc`: frees what no run refers to any more, such as artifacts whose runs were deleted in MLflow.
+"""`magic141 gc`: removes folders that no run refers to any more, such as artifacts of runs deleted in MLflow.
 
-Only what carries a name of ours, and a stage key that a store of this workspace knows, can go.
+It only removes folders whose names have our form, with a stage key that a store of this workspace knows.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from magic141.tracking import ArtifactName, References, Work, references
 from tasks.run_stage import KEY_CHARS, lock_file
 from tasks.stage import RUN_DIR_CHARS
 
-AT_ONCE = 100  # locks held, each an open file
+AT_ONCE = 100  # folders locked at the same time; each lock is an open file
 _ARTIFACT = re.compile(rf"([0-9a-f]{{{KEY_CHARS}}})(-[0-9a-f]{{{DIGEST_CHARS}}})?")
 _ASIDE = re.compile(rf"\.(?:staging|old)-([0-9a-f]{{{KEY_CHARS}}})(-[0-9a-f]+)*")
 _CHECKPOINTS = re.compile(rf"(.+)-([0-9a-f]{{{RUN_DIR_CHARS}}})")
@@ -29,7 +29,7 @@ _CHECKPOINTS = re.compile(rf"(.+)-([0-9a-f]{{{RUN_DIR_CHARS}}})")
 
 @dataclass(frozen=True)
 class Candidate:
-    """A folder with a name of ours, and what was worked on under its key: nothing, if no store knows it."""
+    """A folder whose name has our form, and the recorded work on its key; empty if no store knows the key."""
 
     path: Path
     stage: str
@@ -42,8 +42,8 @@ class Leftover:
 
     Attributes:
         candidate: the folder.
-        why: what it is.
-        num_bytes: what it holds; of a file with several names, its share.
+        why: what it is, such as an artifact of no run.
+        num_bytes: its size; a file with several hard links counts by its share.
         error: why it could not be removed.
     """
 
@@ -54,25 +54,25 @@ class Leftover:
 
     @property
     def path(self) -> Path:
-        """Where it is."""
+        """The folder's path."""
         return self.candidate.path
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What can go, and how many folders are left alone because no store of this workspace knows their keys."""
+    """Folders that can go, and the number of those left alone because no store of this workspace knows their keys."""
 
     leftovers: tuple[Leftover, ...]
     num_unknown: int
 
 
 def find_leftovers(workspace: Path) -> Findings:
-    """Artifacts, half-written ones and checkpoints that no run or registered model refers to; nothing is removed.
+    """Finds artifacts, half-written ones and checkpoints that no run or registered model refers to; removes nothing.
 
-    Deleted runs, which MLflow could restore, do not count. What a running stage works on is not among them.
+    Deleted runs, which MLflow could restore, do not count. Folders that a running stage works on are left out.
 
     Raises:
-        UserError: there is no store.
+        UserError: if there is no store.
     """
     known = references(workspace)
     candidates = list(_candidates(workspace, known))
@@ -81,12 +81,12 @@ def find_leftovers(workspace: Path) -> Findings:
 
 
 def remove(workspace: Path, leftovers: Sequence[Leftover]) -> Iterator[Leftover]:
-    """Removes those that are still referred to by nothing, and yields them; a stage cannot begin on them meanwhile."""
+    """Removes and yields those that are still unreferenced; meanwhile no stage can start on them."""
     for start in range(0, len(leftovers), AT_ONCE):
         with ExitStack() as stack:
             part = leftovers[start : start + AT_ONCE]
             locked = [leftover for leftover in part if _lock(stack, workspace, leftover.candidate)]
-            known = references(workspace)  # read under the locks: what was taken up since the listing stays
+            known = references(workspace)  # read under the locks: folders reused since they were listed stay
             for leftover in locked:
                 if _why(leftover.candidate, known):
                     yield replace(leftover, error=_remove(leftover.path))
@@ -102,7 +102,7 @@ def _candidates(workspace: Path, known: References) -> Iterator[Candidate]:
 
 
 def _folders(workspace: Path, pattern: str) -> list[Path]:
-    """Not links: whoever moved a folder elsewhere knows why."""
+    """Matching folders, without symbolic links: those were moved elsewhere on purpose."""
     return sorted(path for path in workspace.glob(pattern) if path.is_dir() and not path.is_symlink())
 
 
@@ -111,7 +111,7 @@ def _work(known: References, stage: str, key: str) -> tuple[Work, ...]:
 
 
 def _why(candidate: Candidate, known: References) -> str | None:
-    """What a folder is that can go."""
+    """Why a folder can go; None if it cannot."""
     path = candidate.path
     if path.parent.name == "training":
         return None if known.work.intersection(candidate.work) else "checkpoints of no run"
@@ -130,7 +130,7 @@ def _leftover(workspace: Path, candidate: Candidate, known: References) -> Lefto
 
 
 def _lock(stack: ExitStack, workspace: Path, candidate: Candidate) -> bool:
-    """Takes the locks of the keys that a folder may belong to; whether no stage holds one."""
+    """Takes the locks of all keys that a folder may belong to; False if a stage holds one of them."""
     try:
         for work in candidate.work:
             stack.enter_context(FileLock(lock_file(workspace, *work), timeout=0, is_singleton=True))
@@ -140,7 +140,7 @@ def _lock(stack: ExitStack, workspace: Path, candidate: Candidate) -> bool:
 
 
 def _remove(path: Path) -> str:
-    """What went wrong."""
+    """Removes a folder; returns what went wrong, or an empty text."""
     try:
         shutil.rmtree(path)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""`magic141`: run, plan, sweep, eval, compare, promote, generate, serve, gc, doctor. Heavy imports are inside them."""
+"""The command line `magic141`; every command imports what it needs, so that it starts fast."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ app = typer.Typer(
 
 ConfigFile = Annotated[Path | None, typer.Argument(help="YAML config, such as configs/demo.yaml; or give --run")]
 Origin = Annotated[
-    str | None, typer.Option("--run", help="in place of a config: an earlier run's id, or models:/NAME@ALIAS")
+    str | None, typer.Option("--run", help="instead of a config: an earlier run's id, or models:/NAME@ALIAS")
 ]
-From = Annotated[str | None, typer.Option("--from", help="first stage to run, on what --run made before it")]
+From = Annotated[str | None, typer.Option("--from", help="first stage to run, on the earlier results of --run")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="SECTION.FIELD=VALUE; may be repeated")]
 Until = Annotated[str | None, typer.Option(help="last stage to run")]
 Refresh = Annotated[list[str] | None, typer.Option(help="stage to compute again; may be repeated")]
@@ -56,7 +56,7 @@ def run(
     workspace: Workspace = None,
     debug: Debug = False,
 ) -> None:
-    """Run a config's stages, or an earlier run's from a stage on; whatever is already there is reused."""
+    """Run a config's stages, or an earlier run's from a stage on; existing results are reused."""
     with reporting(debug):
         chosen = selection(config, origin, first, until, refresh, set_, workspace)
         with resumable():
@@ -87,11 +87,11 @@ def plan(
     first: From = None,
     until: Until = None,
     refresh: Refresh = None,
-    as_json: Annotated[bool, typer.Option("--json", help="a JSON list with an object a stage, for scripts")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print a JSON list, one object per stage")] = False,
     workspace: Workspace = None,
     debug: Debug = False,
 ) -> None:
-    """Show which stages would be reused, which would run, why, on what and for about how long."""
+    """Show which stages would be reused, which would run and why, with what resources and for about how long."""
     with reporting(debug), uncollected():
         chosen = selection(config, origin, first, until, refresh, set_, workspace, must_exist=False)
         from flows import plan as planning
@@ -112,8 +112,8 @@ def sweep(
     member: Annotated[list[str] | None, typer.Option(help="'FIELD=VALUE FIELD=VALUE …': one run of the sweep")] = None,
     variant: Annotated[str, typer.Option(help="row of the score table to compare")] = "student_4",
     set_: Overrides = None,
-    until: Annotated[str, typer.Option(help="last stage to run; publish: each becomes the candidate, too")] = "report",
-    parallel: Annotated[int, typer.Option(min=1, help="members at once, each in a process of its own")] = 1,
+    until: Annotated[str, typer.Option(help="last stage to run; with publish each becomes the candidate")] = "report",
+    parallel: Annotated[int, typer.Option(min=1, help="members run at once, each in its own process")] = 1,
     workspace: Workspace = None,
     debug: Debug = False,
 ) -> None:
@@ -143,7 +143,7 @@ def evaluate(
     workspace: Workspace = None,
     debug: Debug = False,
 ) -> None:
-    """Generate, evaluate and report again, on the models of an earlier run."""
+    """Generate, evaluate and report again with the models of an earlier run."""
     with reporting(debug):
         home = store(workspace)
         with resumable(), prefect_server(home, debug):
@@ -157,10 +157,10 @@ def evaluate(
 def generate(
     model: Annotated[str, typer.Option(help="models:/NAME@ALIAS, a run id, or a folder")],
     image: Annotated[Path, typer.Option(help="first frame")],
-    prompt: Annotated[str, typer.Option(help="what happens")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="video to write")],
-    seconds: Annotated[float | None, typer.Option(help="length, from 0.1; default: one window")] = None,
-    seed: Annotated[int, typer.Option(help="of the noise, from 0")] = 0,
+    prompt: Annotated[str, typer.Option(help="what happens in the video")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="video file to write")],
+    seconds: Annotated[float | None, typer.Option(help="length, at least 0.1; default: one window")] = None,
+    seed: Annotated[int, typer.Option(help="seed of the noise, from 0")] = 0,
     workspace: Workspace = None,
     debug: Debug = False,
 ) -> None:
@@ -180,7 +180,7 @@ def compare(
     workspace: Workspace = None,
     debug: Debug = False,
 ) -> None:
-    """Show runs beside each other: scores with differences, config fields that differ, videos of the same clips."""
+    """Compare runs: scores with differences, config fields that differ, videos of the same clips."""
     with reporting(debug):
         from flows.comparison import compare as compared
 
@@ -200,11 +200,11 @@ def promote(
         str, typer.Option(help="models:/NAME@ALIAS or models:/NAME/VERSION")
     ] = "models:/magic141@candidate",
     set_: Overrides = None,
-    force: Annotated[bool, typer.Option("--force", help="promote in spite of the gate")] = False,
+    force: Annotated[bool, typer.Option("--force", help="promote despite the gate")] = False,
     rollback: Annotated[
-        bool, typer.Option("--rollback", help="back to the champion before the last promotion")
+        bool, typer.Option("--rollback", help="return to the champion before the last promotion")
     ] = False,
-    alias: Annotated[str, typer.Option(help="with --rollback: what moves back")] = "champion",
+    alias: Annotated[str, typer.Option(help="with --rollback: the alias to move back")] = "champion",
     workspace: Workspace = None,
     debug: Debug = False,
 ) -> None:
@@ -232,16 +232,16 @@ def promote(
 @app.command()
 def serve(
     model: Annotated[str, typer.Option(help="models:/NAME@ALIAS, a run id, or a folder")] = "models:/magic141@champion",
-    host: Annotated[str, typer.Option(help="address to listen on; other machines reach it only if not loopback")] = (
+    host: Annotated[str, typer.Option(help="address to listen on; loopback is not reachable from elsewhere")] = (
         "127.0.0.1"
     ),
     port: Annotated[int, typer.Option(help="port to listen on")] = 8141,
     set_: Annotated[list[str] | None, typer.Option("--set", help="FIELD=VALUE of the limits (docs/serving.md)")] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="take the place of what a Ray cluster serves")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="replace what the Ray cluster already serves")] = False,
     workspace: Workspace = None,
     debug: Debug = False,
 ) -> None:
-    """Serve a published model: POST an image and a prompt, get a video; a page for people at /."""
+    """Serve a published model: POST an image and a prompt, get a video; with a web page at /."""
     with reporting(debug):
         from flows.serving import serve as serving
 
@@ -250,11 +250,11 @@ def serve(
 
 @app.command()
 def gc(
-    delete: Annotated[bool, typer.Option("--delete", help="remove what is listed; without it nothing is")] = False,
+    delete: Annotated[bool, typer.Option("--delete", help="remove what is listed, instead of only listing it")] = False,
     workspace: Workspace = None,
     debug: Debug = False,
 ) -> None:
-    """List, or remove, what no run refers to: artifacts of runs deleted in MLflow, what killed runs left."""
+    """List, or remove, what no run refers to: artifacts of runs deleted in MLflow, leftovers of killed runs."""
     with reporting(debug):
         from flows.cleaning import find_leftovers, remove
 
@@ -264,7 +264,7 @@ def gc(
 
 @app.command()
 def doctor(workspace: Workspace = None, debug: Debug = False) -> None:
-    """Say what is installed, on which device, what is missing and how to get it."""
+    """Show what is installed, on which device, what is missing and how to get it."""
     with reporting(debug):
         from flows.doctor import examine
 

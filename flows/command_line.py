@@ -1,4 +1,4 @@
-"""What the commands share: finding the workspace, starting Prefect, saying what happened, exit codes."""
+"""Shared by the commands: finds the workspace, starts Prefect, prints results, sets exit codes."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ FILE_COLUMNS = 140
 
 @dataclass(frozen=True)
 class Selection:
-    """What `run` and `plan` are about.
+    """What `run` and `plan` are to work on.
 
     Attributes:
         home: the workspace.
-        config: the file; none when an earlier run is taken up.
-        values: the checked config of the file.
+        config: the file; None if an earlier run is continued.
+        values: the file's validated config; None if an earlier run is continued.
     """
 
     home: Path
@@ -52,7 +52,7 @@ def selection(
     workspace: Path | None,
     must_exist: bool = True,
 ) -> Selection:
-    """Checks what can be checked before anything starts."""
+    """Checks the options of `run` and `plan` as far as possible before anything starts."""
     from magic141.errors import UserError
     from tasks.pipeline import known_stage
 
@@ -64,7 +64,7 @@ def selection(
     for stage, option in [(first, "--from"), (until, "--until"), *((name, "--refresh") for name in refresh or ())]:
         if stage:
             known_stage(stage, option)
-    from flows.origin import stages_between  # a second of imports, which a mistake above need not wait for
+    from flows.origin import stages_between  # takes a second to import, so only after the checks above
 
     running = {stage.name for stage in stages_between(first, until)}
     if idle := [name for name in refresh or () if name not in running]:
@@ -75,7 +75,7 @@ def selection(
 
 
 def load(config: Path, overrides: list[str] | None, workspace: Path | None, must_exist: bool = True) -> PipelineConfig:
-    """The checked config; `must_exist`: with the files and folders that it names."""
+    """The validated config; `must_exist`: also checks that the files and folders it names exist."""
     from magic141.config import load_config, missing_sources
     from magic141.errors import UserError
 
@@ -88,7 +88,7 @@ def load(config: Path, overrides: list[str] | None, workspace: Path | None, must
 
 
 def store(workspace: Path | None) -> Path:
-    """The workspace, once the servers that it stands for have answered."""
+    """The workspace, after checking that the servers named in the environment answer."""
     from flows.reach import require_servers
 
     require_servers()
@@ -96,7 +96,7 @@ def store(workspace: Path | None) -> Path:
 
 
 def home_of(workspace: Path | None) -> Path:
-    """The workspace; one given on the command line is what everything in this process uses."""
+    """The workspace; if given on the command line, it is set for this whole process."""
     if workspace:
         os.environ["MAGIC141_HOME"] = str(workspace.resolve())
     from magic141.config import default_home
@@ -105,7 +105,7 @@ def home_of(workspace: Path | None) -> Path:
 
 
 def start_prefect(home: Path, debug: bool) -> PrefectServer:
-    """Prefect's server for the time of this process. It takes seconds to start in its own: wait for it late."""
+    """Starts Prefect's server for the time of this process; it takes seconds, so wait for it late."""
     from flows.server import PrefectServer
     from flows.writable import require_workspace
 
@@ -118,7 +118,7 @@ def start_prefect(home: Path, debug: bool) -> PrefectServer:
 
 @contextmanager
 def prefect_server(home: Path, debug: bool) -> Iterator[None]:
-    """The same, waited for; meanwhile the rest is imported."""
+    """Starts Prefect's server, imports slow modules meanwhile, and waits until it answers."""
     server = start_prefect(home, debug)
     import prefect  # noqa: F401  (seconds)
 
@@ -130,7 +130,7 @@ def prefect_server(home: Path, debug: bool) -> Iterator[None]:
 
 @contextmanager
 def resumable() -> Iterator[None]:
-    """A run that has begun and does not finish says how to go on, even when it is killed."""
+    """If a run that has begun does not finish, prints the command that resumes it, even if it is killed."""
     from flows.last_words import last_words
     from flows.resume import RESUME, is_resumable, way_on
 
@@ -145,7 +145,7 @@ def resumable() -> Iterator[None]:
 
 
 def again() -> str:
-    """This command, for a shell that has neither this one's PATH nor its MAGIC141_HOME."""
+    """This command, in a form that works in a shell without this one's PATH and MAGIC141_HOME."""
     program, found = sys.argv[0], shutil.which("magic141")
     if not Path(program).is_file() or (found and os.path.samefile(found, program)):
         program = "magic141"
@@ -156,7 +156,7 @@ def again() -> str:
 
 @contextmanager
 def reporting(debug: bool) -> Iterator[None]:
-    """User errors: their line and exit code 2. Other failures: one line and 1. Tracebacks only with --debug."""
+    """Prints user errors (exit code 2) and other failures (1) as one line; tracebacks only with --debug."""
     from magic141.errors import UserError
 
     try:
@@ -178,7 +178,7 @@ def reporting(debug: bool) -> Iterator[None]:
 
 
 def _say_failure(error: Exception) -> int:
-    """One line for a failure, its remedy if the fault is a known one; returns the exit code."""
+    """Prints one line for a failure, with the remedy if it is a known fault; returns the exit code."""
     from flows.faults import explain
     from flows.resume import is_resumable
     from magic141.config import default_home
@@ -194,19 +194,19 @@ def _say_failure(error: Exception) -> int:
 
 
 def warn(text: str) -> None:
-    """A remark that stops nothing."""
+    """Prints a note to stderr."""
     typer.secho(f"note: {text}", fg="yellow", err=True)
 
 
 def wide_console() -> Console:
-    """For tables: as wide as the terminal; in a file, wide enough for run ids beside words."""
+    """A console for tables: as wide as the terminal; in a file, wide enough for run ids and text."""
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else FILE_COLUMNS)
 
 
 def say_outcome(outcome: Outcome, home: Path) -> None:
-    """Where the results of a finished flow are."""
+    """Prints where the results of a finished flow are."""
     if outcome.report:
         typer.echo(f"report  {outcome.report}")
     if outcome.headline:
@@ -227,13 +227,13 @@ def _elsewhere(home: Path) -> list[str]:
 
 
 def _say_run(run_id: str, tracking_uri: str) -> None:
-    """Where to look at a run: at the server, or with one started on the database."""
+    """Prints a run's id and how to look at it: on the server, or with `mlflow ui` on the database."""
     where = tracking_uri if tracking_uri.startswith("http") else f"mlflow ui --backend-store-uri {tracking_uri}"
     typer.echo(f"mlflow  run {run_id}; {where}")
 
 
 def say_sweep(outcome: SweepOutcome) -> None:
-    """The table of a sweep; why members failed stands in the error that ends it."""
+    """Prints the table of a sweep; the reasons of failures are in the error that ends it."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -253,14 +253,14 @@ def say_sweep(outcome: SweepOutcome) -> None:
 def say_cleaning(
     home: Path, found: Findings, remove: Callable[[Path, Sequence[Leftover]], Iterable[Leftover]] | None
 ) -> None:
-    """What no run refers to, as it is removed or only listed; exits with 1 if something could not be removed."""
+    """Prints what no run refers to, listed or removed; exits with 1 if something could not be removed."""
     freed = failed = 0
     for leftover in remove(home, found.leftovers) if remove else found.leftovers:
         freed += 0 if leftover.error else leftover.num_bytes
         failed += bool(leftover.error)
         what = f"not removed: {leftover.error}" if leftover.error else leftover.why
         typer.echo(f"{leftover.num_bytes / 1e6:12,.1f} MB  {leftover.path.relative_to(home)}: {what}")
-    nothing = f"{home} holds nothing without a run"
+    nothing = f"nothing to remove in {home}"
     how = nothing if not found.leftovers else "removed" if remove else "in all; --delete removes it"
     typer.echo(f"{freed / 1e6:12,.1f} MB  {how}")
     if found.num_unknown:

@@ -1,4 +1,4 @@
-"""`magic141 compare`: finished runs beside each other, on the console and as one HTML page."""
+"""`magic141 compare`: compares finished runs on the console and on one HTML page."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ class Comparison:
 
 
 def compare(workspace: Path, run_ids: Sequence[str], variant: str, page: Path | None) -> Comparison:
-    """Tables of what differs in scores, making and config; the page is written when a file is given.
+    """Tables of differences in scores, making and config; writes the page if a file is given.
 
     Args:
         workspace: folder of the runs.
-        run_ids: two or more pipeline, evaluation or stage runs; the first is what the others are compared with.
+        run_ids: two or more pipeline, evaluation or stage runs; the others are compared with the first.
         variant: row of the score table, such as student_4.
         page: HTML file to write.
 
     Raises:
-        UserError: fewer than two runs, a run that does not exist, no run with that variant, or no way to write there.
+        UserError: for fewer than two runs, an unknown run, a variant that no run has, or a page that cannot be written.
     """
     if len(run_ids) < 2:
         raise UserError("compare: expected two or more run ids; `magic141 run` prints the id of a run at its end")
@@ -101,7 +101,7 @@ def _way_out(runs: Sequence[RunParts], fields: Sequence[str], workspace: Path) -
 
 
 def read_run(tracker: Tracker, run_id: str, label: str | None = None) -> RunParts:
-    """What of a run is compared; without a label it is called by its name and id."""
+    """The parts of a run that are compared; its default label is its name and id."""
     run = tracker.pipeline_run(run_id)
     refs = tracker.artifacts_of(run)
     return RunParts(
@@ -123,7 +123,7 @@ def _made(run: Run, refs: Mapping[str, ArtifactRef]) -> dict[str, str]:
 
 
 def _config(tracker: Tracker, run: Run) -> Mapping[str, Any]:
-    """The run's config: its file, or its params where the file is on another machine."""
+    """The run's config: its file, or its params if the file is on another machine."""
     try:
         return dict(yaml.safe_load(tracker.read_file(run.info.run_id, "config.yaml")))
     except UserError:
@@ -133,7 +133,7 @@ def _config(tracker: Tracker, run: Run) -> Mapping[str, Any]:
 
 
 def _value(param: str) -> Any:
-    """What was logged: MLflow keeps a param as Python's text of it."""
+    """The value of a param, which MLflow stores as the text that Python prints for it."""
     try:
         return ast.literal_eval(param)
     except (ValueError, SyntaxError):

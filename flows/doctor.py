@@ -1,4 +1,4 @@
-"""What is installed, on which device, what is missing and how to get it."""
+"""`magic141 doctor`: checks Python, packages, device, disk and servers, with remedies."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ OPTIONAL = {"vbench": f"VBench's own scores; `make demo` installs it, or: {HOW_T
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the diagnosis; `remedy` is set when something is wrong."""
+    """One line of the diagnosis; `remedy` is set if something is wrong."""
 
     name: str
     state: str
@@ -47,7 +47,7 @@ class Finding:
 
 
 def examine(workspace: Path) -> Iterator[Finding]:
-    """Looks at Python, packages, device, disk and servers."""
+    """Checks Python, packages, device, disk and servers."""
     yield _python()
     for distribution, (module, purpose) in PACKAGES.items():
         yield _package(distribution, module, purpose)
@@ -78,13 +78,13 @@ def _package(distribution: str, module: str, purpose: str) -> Finding:
 
             settle_accelerator()
         importlib.import_module(module)
-    except Exception as error:  # anything may go wrong in a foreign package's import
+    except Exception as error:  # importing a package may fail in any way
         return Finding(distribution, f"{found}, does not import: {error}", False, f"reinstall {distribution}=={found}")
     return Finding(distribution, found)
 
 
 def _bytecode() -> Finding:
-    """Whether the dozens of processes of a run share what one of them has compiled."""
+    """Whether Python keeps compiled modules, which the dozens of processes of a run can then share."""
     if sys.dont_write_bytecode:
         lost = "every process compiles torch and all else anew, 10 seconds or more; unset PYTHONDONTWRITEBYTECODE"
         return Finding("bytecode", f"not kept: {lost}")
@@ -125,7 +125,7 @@ def _server(variable: str, default: str) -> Finding:
 
 
 def _store(workspace: Path) -> Finding:
-    """The tracking server, and whether more of it than its health check answers."""
+    """The tracking server: checks its health, and that it answers a real request."""
     finding = _server(STORE, f"SQLite in {workspace}")
     if not (finding.ok and os.environ.get(STORE)):
         return finding

@@ -1,4 +1,4 @@
-"""What a stage will ask for: workers, and time and memory from earlier runs of it or from its networks' sizes."""
+"""Estimates a stage's workers, time and memory, from its earlier runs or from its networks' sizes."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from magic141.training.operations import EVALUATION, num_operations, passes_per_
 HUNYUAN_CHANNELS, HUNYUAN_TEXT, HUNYUAN_POOLED = 16, 4096, 768
 HUNYUAN_SPATIAL_FACTOR = 8
 IMAGE_TOKENS = {"tiny": (32 // 8) ** 2, "hunyuan": (336 // 14) ** 2}  # (side // patch) ** 2, before the stride
-GPU_OPERATIONS_PER_S = 450e12  # of the 13B network in bf16 on an H200: docs/results.md
-STARTING_S = 60.0  # what takes less is mostly to start
+GPU_OPERATIONS_PER_S = 450e12  # speed of the 13B network in bf16 on an H200: docs/results.md
+STARTING_S = 60.0  # anything shorter is mostly start-up
 HERE = "this process"
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a stage asks for.
+    """Estimated needs of a stage.
 
     Attributes:
-        resources: in words.
-        num_gpus: over all workers.
-        seconds: as long as its newest run took, in proportion to the steps; of one that never ran here, what its
-            arithmetic takes on its GPUs; None without any.
-        timed: whether an earlier run says so.
-        memory_gb: per worker; None where nothing is known.
-        measured: whether that was measured in the newest run; else it is weights, gradients, optimizer states and
-            activations by calculation.
+        resources: workers, CPUs and GPUs in words.
+        num_gpus: GPUs of all workers together.
+        seconds: time of its newest run, scaled by the number of steps; if it never ran here, the time of its arithmetic
+            on its GPUs; None without GPUs.
+        timed: whether `seconds` comes from an earlier run.
+        memory_gb: memory per worker; None if unknown.
+        measured: whether `memory_gb` was measured in the newest run; otherwise calculated from weights, gradients,
+            optimizer states and activations.
     """
 
     resources: str
@@ -49,7 +49,7 @@ class Estimate:
 
 
 def estimate(stage: str, config: PipelineConfig, tracker: Tracker | None) -> Estimate:
-    """Looks the stage's newest finished run up and calculates the rest."""
+    """Takes what the stage's newest finished run measured, and calculates the rest."""
     records = tracker.records(stage, limit=1) if tracker else []
     record = records[0] if records else {}
     training = getattr(config, stage) if stage in TRAINING_SECTIONS else None
@@ -92,7 +92,7 @@ def _seconds(record: Mapping[str, Any], training: TrainConfig | None) -> float |
 
 
 def _gpu_seconds(stage: str, config: PipelineConfig, num_gpus: float) -> float | None:
-    """Of a stage's arithmetic alone: reading, talking and validating come on top."""
+    """Time of a stage's arithmetic alone, without reading, communication and validation."""
     if num_gpus == 0 or stage == "prepare_data":
         return None
     if stage == "generate":
@@ -109,7 +109,7 @@ def _gpu_seconds(stage: str, config: PipelineConfig, num_gpus: float) -> float |
 
 
 def _num_evaluations(config: GenerateConfig, dmd2: Dmd2Config, has_ground_truth: bool) -> int:
-    """Of all clips by all variants; clips without ground truth are not continued from their middle."""
+    """Network evaluations of all clips by all variants; continuations need ground truth."""
     clips = config.num_exact_clips + len(config.prompts or range(config.num_prompts)) * config.num_seeds
     if has_ground_truth:
         clips += min(config.num_continuation_clips, config.num_exact_clips)
@@ -129,7 +129,7 @@ def _measured_gb(record: Mapping[str, Any]) -> float | None:
 
 
 def _same_size(stage: str, record: Mapping[str, Any], training: TrainConfig | None, config: PipelineConfig) -> bool:
-    """Whether a measured figure still says something: the same network, workers, engine and batch."""
+    """Whether a measured memory still applies: the same network, workers, engine and batch size."""
     if training is None:
         return False
     summary, then = record.get("summary", {}), record.get("parts", {}).get("config", {})
@@ -139,7 +139,7 @@ def _same_size(stage: str, record: Mapping[str, Any], training: TrainConfig | No
 
 
 def calculated_gb(stage: str, config: PipelineConfig, training: TrainConfig) -> float:
-    """GiB of a training stage's worker: weights, gradients, optimizer states and activations."""
+    """GiB per worker of a training stage, for weights, gradients, optimizer states and activations."""
     sizes = InputSizes.of(config)
     i2v, guided = stage != "pretrain_t2v", stage.startswith("distill")
     widths = (sizes.channels, sizes.text_width, sizes.pooled_width)
@@ -149,13 +149,13 @@ def calculated_gb(stage: str, config: PipelineConfig, training: TrainConfig) -> 
 
 @dataclass(frozen=True)
 class InputSizes:
-    """What codec and encoders give the network, from the config alone.
+    """Sizes of the network's inputs, from the config alone.
 
     Attributes:
-        channels: of the latents.
-        factor: pixels of a side per latent.
-        text_width: of text and image tokens.
-        pooled_width: of the pooled text.
+        channels: channels of the latents.
+        factor: spatial compression: side of a latent pixel, in pixels.
+        text_width: width of text and image tokens.
+        pooled_width: width of the pooled text vector.
     """
 
     channels: int
@@ -165,7 +165,7 @@ class InputSizes:
 
     @classmethod
     def of(cls, config: PipelineConfig) -> InputSizes:
-        """Of a config."""
+        """The sizes that follow from a config."""
         codec, encoder = config.data.codec, config.data.encoder
         pca = codec.kind == "pca"
         video = (codec.num_channels, codec.spatial_factor) if pca else (HUNYUAN_CHANNELS, HUNYUAN_SPATIAL_FACTOR)
@@ -179,7 +179,7 @@ class InputSizes:
         return encoder.max_text_tokens + (image if image_condition and encoder.image_tokens else 0)
 
     def num_tokens(self, config: PipelineConfig, image_condition: bool) -> int:
-        """Of one clip: patches of its window, text, and the first frame's tokens."""
+        """Tokens of one clip: patches of its window, text, and the first frame's image tokens."""
         data, model = config.data, config.model
         patch = model.patch_size * self.factor
         frames = ((model.window_frames - 1) // config.temporal_factor + 1) // model.patch_size_t

@@ -1,4 +1,4 @@
-"""Only the judging stages, on the artifacts of an earlier run: generate, evaluate, report."""
+"""`magic141 eval`: runs generate, evaluate and report again on the models of an earlier run."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ def evaluation(
     """Judges the models of a run, or of the run behind a registered model.
 
     Args:
-        workspace: where the earlier run lives; none: MAGIC141_HOME, or runs.
+        workspace: folder of the earlier run; None: MAGIC141_HOME, or runs.
         run_id: a pipeline run, or one of its stage runs.
-        model: `models:/name@alias` or `models:/name/version`, in place of `run_id`.
-        overrides: `generate.*`, `evaluate.*`, `report.*` to judge differently.
-        if_there: that `model` names nothing yet is no failure, as for a schedule that is older than its champion.
+        model: `models:/name@alias` or `models:/name/version`, instead of `run_id`.
+        overrides: settings `generate.*`, `evaluate.*`, `report.*` to judge differently.
+        if_there: skip instead of failing if `model` does not exist yet, as for a schedule without a champion so far.
     """
     if (run_id is None) == (model is None):
         raise UserError("eval: give either --run ID or --model URI, such as --model models:/magic141@candidate")
     home = Path(workspace) if workspace else default_home()
-    with working_in(home):  # a worker's own MAGIC141_HOME may be another
+    with working_in(home):  # a worker's own MAGIC141_HOME may differ
         if if_there and model and not _is_there(home, model):
             return Completed(name="Skipped", message=f"{model} names nothing yet")  # type: ignore[return-value]
         judging = [stage for stage in stages_of.STAGES if stage.name in stages_of.JUDGING]
@@ -48,7 +48,7 @@ def evaluation(
 
 
 def _is_there(home: Path, model: str) -> bool:
-    """Whether an alias points at something; a version by its number has to be there."""
+    """Whether an alias points at a version; a version number is assumed to exist."""
     name, alias, _ = parse_uri(model)
     if alias is None:
         return True

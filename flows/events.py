@@ -1,4 +1,4 @@
-"""The event that says: there is a new candidate. A deployment of the evaluation waits for it (infra/prefect.yaml)."""
+"""The event that announces a new candidate, which triggers a deployed evaluation (infra/prefect.yaml)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ RESOURCE = "magic141.model"
 
 
 class Candidate(FrozenConfig):
-    """What the event carries: enough to judge the candidate without looking anything up.
+    """The event's payload: enough to judge the candidate without looking anything up.
 
     Attributes:
-        model: `models:/name/version`: the version itself, since the alias may move on.
-        alias: that points at it now.
+        model: `models:/name/version`; not the alias, which may move on.
+        alias: alias that points at it now.
         run_id: MLflow run of the pipeline.
         workspace: absolute path of the folder that holds the run's artifacts.
     """
@@ -32,9 +32,9 @@ class Candidate(FrozenConfig):
 
 @contextmanager
 def announcing_candidate(context: StageContext, stages: Sequence[Stage]) -> Iterator[None]:
-    """Emits the event once the stages, run inside, have published: anew, or by moving the alias to another version.
+    """Emits the event if the stages run inside publish a new artifact or move the alias to another version.
 
-    A run that reuses everything says nothing. An event that cannot be sent costs a note, not the run.
+    A run that reuses everything emits none. If an event cannot be sent, a note is printed and the run goes on.
     """
     if all(stage.name != "publish" for stage in stages):
         yield

@@ -1,4 +1,4 @@
-"""Faults of the machine or of a server, in one line with the remedy, instead of a library's page of text."""
+"""Explains known faults of the machine or of a server in one line with the remedy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_CAUSES = 20
 
 @dataclass(frozen=True)
 class Fault:
-    """What the text of an error gives away, and the line to say instead; `{home}` is the workspace."""
+    """A pattern in an error's text, and the line to print instead; `{home}` is the workspace."""
 
     pattern: re.Pattern[str]
     line: str
@@ -73,7 +73,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @contextmanager
 def explaining(home: Path) -> Iterator[None]:
-    """Raises a known fault again as an Outage with its line; everything else passes as it is."""
+    """Re-raises a known fault as an Outage with its line; other errors pass unchanged."""
     try:
         yield
     except UserError:
@@ -85,7 +85,7 @@ def explaining(home: Path) -> Iterator[None]:
 
 
 def explain(error: BaseException, home: Path) -> str | None:
-    """The line for an error, or for what caused it; None if it is none of these faults."""
+    """The line for an error or one of its causes; None if it is not a known fault."""
     for cause in _causes(error):
         if isinstance(cause, OSError) and cause.errno in _DENIED and cause.filename:
             return (
@@ -107,7 +107,7 @@ def _is_elsewhere(filename: str | None, home: Path) -> bool:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, then what it was raised from or while."""
+    """The error, followed by its causes and contexts."""
     cause: BaseException | None = error
     for _ in range(MAX_CAUSES):
         if cause is None:

@@ -1,4 +1,4 @@
-"""`magic141 generate`: an image, a prompt and a published model to a video file."""
+"""`magic141 generate`: makes a video file from an image and a prompt with a published model."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def animate(
     seed: int,
     warn: Callable[[str], None],
 ) -> str:
-    """Writes the video; returns what it is, in words. `warn` gets what the model will not understand of the prompt."""
+    """Writes the video and returns its description; `warn` gets notes on what of the prompt is not understood."""
     _refuse_mistakes(image, prompt, output, seconds, seed)
     folder = find_model(workspace, model)
 
     from magic141.data.video import read_image, write_video
 
-    pixels = read_image(image)  # before the seconds that the next import takes
+    pixels = read_image(image)  # before the next import, which takes seconds
     from magic141.export import load_bundle
 
     bundle = load_bundle(folder)
@@ -54,10 +54,10 @@ def _refuse_mistakes(image: Path, prompt: str, output: Path, seconds: float | No
 
 
 def find_model(workspace: Path, model: str) -> Path:
-    """The folder behind a folder name, a registry URI or a run id; a model on a server is fetched if need be.
+    """The model folder that a path, a registry URI or a run id refers to; fetched from a server if need be.
 
     Raises:
-        UserError: it names nothing, or nothing that is still there.
+        UserError: if it refers to nothing, or to nothing that still exists.
     """
     if Path(model).is_dir():
         return Path(model)

@@ -1,4 +1,4 @@
-"""The members of a sweep: every combination of some fields' values, or a list of settings."""
+"""The members of a sweep: all combinations of some fields' values, and listed settings."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ MAX_MEMBERS = 200
 
 @dataclass(frozen=True)
 class Member:
-    """One run of a sweep: field -> value, as `--set` takes them."""
+    """One run of a sweep: pairs (field, value) as `--set` takes them."""
 
     settings: tuple[tuple[str, str], ...]
 
     @property
     def label(self) -> str:
-        """Its settings by the last part of each field's name."""
+        """Its settings, with only the last part of each field's name."""
         return ", ".join(f"{field.rpartition('.')[2]} {value}" for field, value in self.settings) or "as it is"
 
     @property
     def overrides(self) -> list[str]:
-        """As `--set` takes them."""
+        """Its settings as `FIELD=VALUE`, as `--set` takes them."""
         return [f"{field}={value}" for field, value in self.settings]
 
 
 def members_of(vary: Sequence[str], listed: Sequence[str]) -> list[Member]:
-    """The grid of `vary` and after it the listed members, each once.
+    """The grid of `vary`, followed by the listed members, without duplicates.
 
     Args:
-        vary: `FIELD=VALUE,VALUE,…` each; every combination of them is a member.
-        listed: `FIELD=VALUE FIELD=VALUE …` each; one member.
+        vary: each `FIELD=VALUE,VALUE,…`; every combination of values is a member.
+        listed: each `FIELD=VALUE FIELD=VALUE …`, which is one member.
 
     Raises:
-        UserError: nothing varies, too many members, or a text that cannot be read.
+        UserError: if there are fewer than two or too many members, or a text cannot be parsed.
     """
     axes = [_axis(text) for text in vary]
     grid = [Member(tuple(settings)) for settings in itertools.product(*axes)] if axes else []
@@ -57,7 +57,7 @@ def members_of(vary: Sequence[str], listed: Sequence[str]) -> list[Member]:
 
 
 def check_members(config: Path, members: Sequence[Member], overrides: Sequence[str]) -> list[PipelineConfig]:
-    """Every member's config, valid and with its sources in place, before the first one runs."""
+    """Validates all members' configs, and that their sources exist, before the first one runs."""
     configs = []
     for member in members:
         try:
@@ -71,7 +71,7 @@ def check_members(config: Path, members: Sequence[Member], overrides: Sequence[s
 
 
 def number_at(config: PipelineConfig, field: str) -> float | None:
-    """The number that `field` has in `config`, for the axis of a chart."""
+    """The value of `field` in `config` for the axis of a chart; None if it is not a number."""
     value: Any = config
     for name in field.split("."):
         value = getattr(value, name)
@@ -92,7 +92,7 @@ def _axis(text: str) -> list[tuple[str, str]]:
 def _listed(text: str) -> Member:
     try:
         pairs = [word.partition("=") for word in shlex.split(text)]
-    except ValueError:  # a quote or an escape that does not end
+    except ValueError:  # an unclosed quote or escape
         pairs = []
     if not pairs or not all(field and equals for field, equals, _ in pairs):
         raise UserError(
@@ -103,5 +103,5 @@ def _listed(text: str) -> Member:
 
 
 def _flow(value: Any) -> str:
-    """A value on one line, as YAML reads it back."""
+    """A value as one line of YAML."""
     return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n").removesuffix("\n...")

@@ -1,4 +1,4 @@
-"""The runs that judged a registered version: what they measured, under which conditions, and how to judge it again."""
+"""Measurements of a registered version by earlier runs, with their conditions, and commands to measure it again."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tasks.provenance import cpu_model
 STAGES = ("generate", "evaluate")
 TRAINED_IN = ("data", "model.window_frames")
 DEVICE = "device of "
-CODE = "code of magic141.evaluation."  # what measures; how a model is built and sampled is a part of the model
+CODE = "code of magic141.evaluation."  # the measuring code; code that builds and samples is part of the model
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A registered version, and what finished runs measured of it.
+    """A registered version, and its measurements by finished runs.
 
     Attributes:
         uri: `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
@@ -42,11 +42,11 @@ class Judged:
     measurements: tuple[Measurement, ...]
 
     def judge_again(self, like: Measurement, remeasure: bool) -> str:
-        """The command that judges this version under the conditions of `like`, or finds that it was.
+        """The command that judges this version under the conditions of `like`, reusing results that exist.
 
         Args:
-            like: whose settings count.
-            remeasure: generate again, too, if only the machine is another.
+            like: the measurement whose settings to use.
+            remeasure: also generate again, for results from another machine.
         """
         words = ["eval", "--model", self.uri]
         if remeasure:
@@ -56,10 +56,10 @@ class Judged:
 
 
 def judged(tracker: Tracker, uri: str) -> Judged:
-    """The version that `uri` names, with every finished pipeline or evaluation that judged its student.
+    """The version that `uri` refers to, with the measurements of its student by all finished runs.
 
     Raises:
-        UserError: there is no such version, no run behind it, or none that judged it.
+        UserError: if there is no such version, its run is missing, or no run has judged it.
     """
     _, version = tracker.registry.version(uri)
     run = tracker.pipeline_run(version.run_id)
@@ -91,18 +91,18 @@ def measurement_of(tracker: Tracker, run: Run) -> Measurement | None:
 
 
 def remedies(apart: Sequence[Difference], candidate: Judged, champion: Judged, like: Measurement) -> Iterator[str]:
-    """What makes the two comparable, or says that nothing does: lines for people.
+    """Yields lines that tell how to make the two comparable, or that nothing can.
 
     Args:
-        apart: what keeps them from being compared.
+        apart: differences that keep them from being compared.
         candidate: the version to promote.
-        champion: the present one.
+        champion: the present champion.
         like: the candidate's measurement, under whose settings both are judged.
     """
     fields = {difference.field for difference in apart}
     if trained := sorted(fields.intersection(TRAINED_IN)):
         yield (
-            f"the two were trained with other {' and '.join(trained)}, which no evaluation changes: judge the "
+            f"the two were trained with different {' and '.join(trained)}, which no evaluation changes: judge the "
             "candidate by limits alone (publish.gate: a limit, and tolerance: null), or --force"
         )
         return
@@ -116,7 +116,7 @@ def remedies(apart: Sequence[Difference], candidate: Judged, champion: Judged, l
 
 
 def _measurements(tracker: Tracker, runs: Sequence[Run], settings: Mapping[str, Any]) -> Iterator[Measurement]:
-    """What the runs measured; of those that share their results, such as nightly ones, only the newest counts."""
+    """The runs' measurements; of runs that share results, such as nightly ones, only the newest counts."""
     seen = set()
     for run in runs:
         refs = tracker.artifacts_of(run)
@@ -144,7 +144,7 @@ def _measurement(tracker: Tracker, run: Run, generated: Mapping[str, Any], evalu
 
 
 def _record(tracker: Tracker, run_id: str) -> dict[str, Any] | None:
-    """What a stage's run says of itself; None where that was deleted: nothing can be compared with it."""
+    """A stage run's stage.json; None if it was deleted, so that nothing can be compared with it."""
     try:
         return dict(json.loads(tracker.read_file(run_id, "stage.json")))
     except UserError:
@@ -152,7 +152,7 @@ def _record(tracker: Tracker, run_id: str) -> dict[str, Any] | None:
 
 
 def _sampled_as(generated: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
-    """Whether the student took the steps of the version: with other steps the same weights are another model."""
+    """Whether the student was sampled with the version's settings; with others, the same weights are another model."""
     sampling = {name: value for name, value in generated["parts"]["config"].items() if "." in name}
     return all(settings.get(name, value) == value for name, value in sampling.items())
 
@@ -172,7 +172,7 @@ def _conditions(generated: Mapping[str, Any], evaluated: Mapping[str, Any]) -> d
 
 
 def _machine(generated: Mapping[str, Any], params: Mapping[str, str], conditions: Collection[str]) -> dict[str, Any]:
-    """The models of CPU and GPU (not the host: a pod is another each time), and the settings that decide only times."""
+    """CPU and GPU models (not the host name, which changes with every pod), and settings that only affect times."""
     placement = [name for name in params if name.startswith("generate.") and name not in conditions]
     where = {name: generated.get(name) for name in ("cpu", "device")}
     return where | {name: yaml.safe_load(params[name]) for name in placement}

@@ -1,4 +1,4 @@
-"""A word from a process that is killed: a shell that does nothing but wait for its parent's end."""
+"""Prints a message after this process is killed, by a shell that waits for its end."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_WAIT = 'read -r word || printf "%s\\n" "$1" >&2'  # `read` fails when the pipe ends without a word
+_WAIT = 'read -r word || printf "%s\\n" "$1" >&2'  # `read` fails if the pipe closes without input
 
 
 @contextmanager
 def last_words(text: str) -> Iterator[None]:
-    """Writes `text` to standard error if this process ends inside without Python's leave.
+    """Writes `text` to standard error if this process ends inside the block without Python running its handlers.
 
-    SIGKILL and a machine out of memory do that, and Ray's driver, which exits at its next call once its daemon has
-    died. The system then closes the pipe to the shell, whose session is its own: signals to this process miss it.
+    This happens with SIGKILL, out of memory, and in Ray's driver, which exits at its next call once its daemon has
+    died. The system then closes the pipe to the shell. The shell has its own session, so that signals do not reach it.
     """
     shell = subprocess.Popen(["sh", "-c", _WAIT, "sh", text], stdin=subprocess.PIPE, start_new_session=True)
     try:

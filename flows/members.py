@@ -1,4 +1,4 @@
-"""Runs the members of a sweep: one after the other in this process, or several at once in processes of their own."""
+"""Runs the members of a sweep: one after the other in this process, or several at once in their own processes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ STOPPING_S = 20.0
 
 
 class MemberOutcome(FrozenConfig):
-    """How a member ended: its settings, its run and scores, or what went wrong and whether that is to be corrected."""
+    """A member's result: its run and scores, or its error and whether that is a mistake to be corrected."""
 
     label: str
     run_id: str | None = None
@@ -49,19 +49,19 @@ class MemberOutcome(FrozenConfig):
 
     @property
     def reason(self) -> str:
-        """The first line of the error, not too long."""
+        """The first line of the error, shortened."""
         return first_line(str(self.error), MAX_REASON_CHARS)
 
 
 @dataclass(frozen=True)
 class MemberRun:
-    """What all members of a sweep have in common.
+    """Runs a member; holds what all members of a sweep have in common.
 
     Attributes:
-        config: YAML file.
-        overrides: for all members.
-        until: last stage.
-        variant: whose scores are compared.
+        config: path of the YAML file.
+        overrides: overrides for all members.
+        until: last stage to run.
+        variant: variant whose scores are compared.
         parent: MLflow run of the sweep.
     """
 
@@ -72,12 +72,12 @@ class MemberRun:
     parent: str
 
     def __call__(self, member: Member, values: PipelineConfig) -> MemberOutcome:
-        """A pipeline run with the member's settings, which `values` has; what it raises becomes the outcome."""
+        """Runs the pipeline with the member's settings, which `values` includes; an error becomes its outcome."""
         try:
             done: Outcome = pipeline(self.config, [*self.overrides, *member.overrides], self.until, None, self.parent)
             tracker = Tracker(values.home, values.experiment)
             scores = scores_in(tracker.get_run(done.run_id).data.metrics, self.variant)
-        except Exception as error:  # the stage's run holds the traceback; the other members go on
+        except Exception as error:  # the stage's run has the traceback; other members go on
             text = without_credentials(f"{type(error).__name__}: {error}")
             return MemberOutcome(label=member.label, error=text, is_mistake=is_mistake(error))
         return MemberOutcome(label=member.label, run_id=done.run_id, scores=scores, reused=done.reused)
@@ -86,17 +86,17 @@ class MemberRun:
 def run_members(
     run: MemberRun, members: Sequence[Member], configs: Sequence[PipelineConfig], num_parallel: int
 ) -> list[MemberOutcome]:
-    """The outcomes, in the order of the members.
+    """Runs the members and returns their outcomes, in the same order.
 
-    Several at once are processes of their own, as training seeds what is global in one, and write to a log file each.
-    What they share is computed by one of them, and the others wait for it.
+    Several at once run in their own processes, because training seeds a process's global generators; each writes to its
+    own log file. A stage that they share is computed by one of them, and the others wait for it.
     """
     console = StageConsole()
     if num_parallel == 1:
         return [_in_turn(run, number, members, configs, console) for number in range(len(members))]
     folder = configs[0].home / "sweeps" / run.parent
     folder.mkdir(parents=True, exist_ok=True)
-    console.note(NAME, f"{len(members)} members, {num_parallel} at once; what they say: {folder}")
+    console.note(NAME, f"{len(members)} members, {num_parallel} at once; their output: {folder}")
     processes = [
         MemberProcess(run, member, values, folder / f"{number:03d}.log", serialize_context())
         for number, (member, values) in enumerate(zip(members, configs, strict=True), 1)
@@ -104,7 +104,7 @@ def run_members(
     with ThreadPoolExecutor(num_parallel) as pool:
         try:
             return list(pool.map(lambda process: process.outcome(console), processes))
-        except BaseException:  # stopped: so are the members
+        except BaseException:  # if the sweep is stopped, so are its members
             pool.shutdown(wait=False, cancel_futures=True)
             for process in processes:
                 process.stop()
@@ -120,7 +120,7 @@ def _in_turn(
 
 
 class MemberProcess:
-    """A member's run in a process of its own, under the sweep's flow run, with its output in a file."""
+    """A member's run in its own process, under the sweep's flow run, with its output in a file."""
 
     def __init__(
         self, run: MemberRun, member: Member, values: PipelineConfig, log_file: Path, context: dict[str, Any]
@@ -128,13 +128,13 @@ class MemberProcess:
         self.label, self.log_file = member.label, log_file
         spawn = get_context("spawn")
         self._receiver, self._sender = spawn.Pipe(duplex=False)
-        call = cloudpickle_wrapped_call(_run_under, context, run, member, values)  # a context is more than pickle takes
+        call = cloudpickle_wrapped_call(_run_under, context, run, member, values)  # pickle cannot serialise the context
         self._process = spawn.Process(target=_run_here, args=(self._sender, call, log_file))
 
     def outcome(self, console: StageConsole) -> MemberOutcome:
-        """Starts it and waits for its end, also a violent one."""
+        """Starts it and waits until it ends, even if it is killed."""
         self._process.start()
-        self._sender.close()  # this process's end of it, so that the member's end is the last
+        self._sender.close()  # so that only the member's copy keeps the pipe open, and its death closes it
         console.note(NAME, f"{self.label}: started")
         try:
             made: MemberOutcome = pickle.loads(self._receiver.recv_bytes())
@@ -150,13 +150,13 @@ class MemberProcess:
         return made
 
     def stop(self) -> None:
-        """Ends it as Ctrl-C would."""
+        """Stops it as Ctrl-C would."""
         if self._process.is_alive():
             self._process.terminate()
 
 
 def _run_here(sender: Connection, call: Callable[[], bytes], log_file: Path) -> None:
-    """In the member's process. Of Ctrl-C the sweep makes a SIGTERM for it: both at once would cut its closing short."""
+    """Runs in the member's process; ignores Ctrl-C, as the sweep then sends SIGTERM: both would disturb its end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=_end_with_sweep, daemon=True).start()
     with log_file.open("ab") as log:
@@ -166,7 +166,7 @@ def _run_here(sender: Connection, call: Callable[[], bytes], log_file: Path) -> 
 
 
 def _end_with_sweep() -> None:
-    """Stops a member whose sweep was killed, and ends it if Prefect waits for a server that died with the sweep."""
+    """Stops the member if its sweep is killed, and ends it by force if Prefect waits for the sweep's dead server."""
     sweep = parent_process()
     assert sweep is not None
     sweep.join()

@@ -1,4 +1,4 @@
-"""Says that a run failed, where people are: one JSON message to a webhook. It never makes things worse."""
+"""Notifies people of failed runs by a JSON message to a webhook; never fails itself."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ OPTIONS = {
     "workspace": "--workspace",
     "parallel": "--parallel",
 }
-MISTAKE = f"{UserError.__name__}: "  # in Prefect's words for an exception
+MISTAKE = f"{UserError.__name__}: "  # as it appears in Prefect's message for an exception
 TIMEOUT_S = 10
 MAX_ERROR_CHARS = 500
 
@@ -53,25 +53,25 @@ MAX_ERROR_CHARS = 500
 def notify(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Hook for `on_failure` and `on_crashed`: posts `{"text": ...}`, which Slack and Mattermost show as a message.
 
-    The address is MAGIC141_NOTIFY_URL, or else the Prefect Secret block `magic141-notify-url`; without either there
-    is nothing to do. The address is a secret itself and is never logged; a post that fails is logged and forgotten.
+    The address is MAGIC141_NOTIFY_URL, or else the Prefect Secret block `magic141-notify-url`; without either, nothing
+    is sent. The address is a secret and is never logged; a failed post is logged and not repeated.
     """
     log = flow_run_logger(flow_run)
     try:
         if url := _address():
             _post(url, message(flow.name, flow_run, state))
             log.info("sent a notification of the failure")
-    except Exception as error:  # the run has failed already: that is what has to stay visible
+    except Exception as error:  # the run's own failure has to stay visible
         log.warning(f"the notification of the failure was not sent: {_harmless(error)}")
 
 
 def message(flow_name: str, flow_run: FlowRun, state: State[Any]) -> str:
-    """What failed, where to look, why (first line), and the command that goes on from there."""
+    """The message: what failed, where to look, why (first line), and the command that resumes it."""
     command = resume_command(flow_name, flow_run.id, flow_run.deployment_id, flow_run.parameters)
     reason = first_line(state.message or "", MAX_ERROR_CHARS)
     lines = [
         f"{flow_name}: run {flow_run.name} {'crashed' if state.is_crashed() else 'failed'}",
-        None if EMBEDDED_VARIABLE in os.environ else url_for(flow_run),  # that server ends with this process
+        None if EMBEDDED_VARIABLE in os.environ else url_for(flow_run),  # an embedded server ends with this process
         reason,
         command and f"{CORRECT if MISTAKE in reason else RESUME}: {command}",
     ]
@@ -81,7 +81,7 @@ def message(flow_name: str, flow_run: FlowRun, state: State[Any]) -> str:
 def resume_command(
     flow_name: str, run_id: UUID, deployment_id: UUID | None, parameters: Mapping[str, Any]
 ) -> str | None:
-    """The command that goes on with a run, whose finished stages are reused; None for a flow without a command."""
+    """The command that resumes a run, reusing its finished stages; None for a flow without a command."""
     if deployment_id:
         return f"prefect flow-run retry {run_id}"
     if flow_name not in COMMANDS:
@@ -91,7 +91,7 @@ def resume_command(
 
 
 def _workspace(parameters: Mapping[str, Any]) -> Sequence[str]:
-    """Where the finished stages are, if the flow was not told by a parameter but by its environment."""
+    """The --workspace option, if the flow got its workspace from the environment instead of a parameter."""
     return (
         ["--workspace", str(default_home())] if HOME_VARIABLE in os.environ and not parameters.get("workspace") else []
     )

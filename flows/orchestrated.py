@@ -1,4 +1,4 @@
-"""Stages under Prefect: each a task, the scores as a table, the flow run's address on the MLflow run."""
+"""Runs stages under Prefect: each as a task, with the scores as a table and links between flow run and MLflow run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run_as_tasks(session: Session, stages: Sequence[Stage]) -> Outcome:
 
 
 def as_task(stage: Stage, context: StageContext) -> ArtifactRef:
-    """The stage as a Prefect task. Prefect neither caches nor retries it: the stage knows when its result is there."""
+    """Runs the stage as a Prefect task, without Prefect's caching and retries: stages manage their reuse themselves."""
 
     @task(name=stage.name, cache_policy=NO_CACHE, retries=0)
     def run(context: StageContext) -> ArtifactRef:
@@ -46,14 +46,14 @@ def as_task(stage: Stage, context: StageContext) -> ArtifactRef:
 
 
 def run_link(tracking_uri: str, run_id: str) -> str:
-    """The run in Markdown, with the address of its page where a tracking server has one: a browser's may be another."""
+    """Markdown link to a run's page, if a server has one; MAGIC141_MLFLOW_UI_URL overrides the address for browsers."""
     uri = without_credentials(os.environ.get(UI_VARIABLE) or tracking_uri).rstrip("/")
     named = f"[{run_id}]({uri}/#/runs/{run_id})" if uri.startswith(("http://", "https://")) else f"`{run_id}`"
     return f"MLflow run {named}"
 
 
 def carry_on(going_on: Continuation, kind: str, refresh: Sequence[str] = (), overrides: Sequence[str] = ()) -> Outcome:
-    """Runs stages on what an earlier run has made, under a parent run that names its origin."""
+    """Runs stages on an earlier run's artifacts, under a parent run that names its origin."""
     tags = {"origin_run": going_on.origin.run.info.run_id, **flow_tags()}
     with open_session(going_on.config, kind, tags, refresh, overrides) as session:
         for ref in going_on.kept:
@@ -63,7 +63,7 @@ def carry_on(going_on: Continuation, kind: str, refresh: Sequence[str] = (), ove
 
 
 def flow_tags() -> dict[str, str]:
-    """Where the flow run is in Prefect: tags of the MLflow run. An embedded server's pages end with it."""
+    """Tags that link the MLflow run to the flow run in Prefect; without a URL if the server is embedded."""
     url = None if EMBEDDED_VARIABLE in os.environ else flow_run.ui_url
     facts = {"prefect.flow_run_id": flow_run.id, "prefect.flow_run_url": url}
     return {name: without_credentials(str(value)) for name, value in facts.items() if value}

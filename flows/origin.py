@@ -1,4 +1,4 @@
-"""What a new run takes over from an earlier one: its config, and the artifacts of the stages that do not run again."""
+"""Continues an earlier run: its config, and the artifacts of the stages that do not run again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Origin:
 
     Attributes:
         run: its MLflow run.
-        config: what it ran with.
+        config: the config that it ran with.
         tracker: the store that holds it.
     """
 
@@ -56,13 +56,13 @@ def config_of(run: Run, tracker: Tracker, workspace: Path) -> PipelineConfig:
 
 @dataclass(frozen=True)
 class Continuation:
-    """What a new run does with an earlier one's results.
+    """A new run on the results of an earlier one.
 
     Attributes:
         origin: the earlier run.
-        config: the new run's.
-        kept: artifacts taken over, each still there and unaltered.
-        stages: what runs, in order.
+        config: the new run's config.
+        kept: artifacts that it reuses; those that its stages read are checked to be unaltered.
+        stages: stages that run, in order.
     """
 
     origin: Origin
@@ -72,10 +72,10 @@ class Continuation:
 
 
 def continue_run(origin: Origin, stages: Sequence[Stage], overrides: Sequence[str] = ()) -> Continuation:
-    """Checks that `stages` can run again on what the origin made before them.
+    """Checks that `stages` can run again on the origin's earlier artifacts.
 
     Raises:
-        UserError: an override changes what is kept, or an artifact that is needed is missing or altered.
+        UserError: if an override changes what is kept, or a needed artifact is missing or altered.
     """
     running = {stage.name for stage in stages}
     before = stages_of.STAGES[: [stage.name for stage in stages_of.STAGES].index(stages[0].name)]
@@ -85,7 +85,7 @@ def continue_run(origin: Origin, stages: Sequence[Stage], overrides: Sequence[st
 
 
 def stages_between(first: str | None, last: str | None) -> tuple[Stage, ...]:
-    """The stages from `first` to `last`; without names, from the first and to the last."""
+    """The stages from `first` to `last`, inclusive; None stands for the very first or last stage."""
     stages = stages_of.stages_until(last)
     if first is None:
         return stages
@@ -96,7 +96,7 @@ def stages_between(first: str | None, last: str | None) -> tuple[Stage, ...]:
 
 
 def _refuse_changes(origin: Origin, config: PipelineConfig, before: Iterable[Stage], running: set[str]) -> None:
-    """What is kept was made with the origin's settings, and must go on saying so; what does not run has none to set."""
+    """Refuses overrides of stages that are kept or do not run: kept artifacts must match the new run's config."""
     for stage in before:
         old, new = (dict(flatten(stage.settings_in(values))) for values in (origin.config, config))
         changed = next((field for field in new if old.get(field) != new[field]), None)
@@ -112,7 +112,7 @@ def _refuse_changes(origin: Origin, config: PipelineConfig, before: Iterable[Sta
 
 
 def _kept_artifacts(origin: Origin, stages: Sequence[Stage], before: Iterable[Stage]) -> list[ArtifactRef]:
-    """What the origin has of the stages before; those that `stages` read must be there and intact."""
+    """The origin's artifacts of earlier stages; those that `stages` read must exist and be intact."""
     known = origin.tracker.artifacts_of(origin.run)
     running = {stage.name for stage in stages}
     needed = list(dict.fromkeys(name for stage in stages for name in stage.inputs if name not in running))

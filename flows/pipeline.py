@@ -1,4 +1,4 @@
-"""The pipeline as Prefect flows: every stage in order under one MLflow run, and a part of it on an earlier run."""
+"""The pipeline as Prefect flows: all stages under one MLflow run, or some of them on an earlier run's results."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def pipeline(
     refresh: list[str] | None = None,
     parent: str | None = None,
 ) -> Outcome:
-    """Runs a config's stages; those whose result is there are reused.
+    """Runs a config's stages; existing results are reused.
 
     Args:
-        config: YAML file.
-        overrides: `a.b=c` on top of the file.
-        until: last stage to run; none: all.
-        refresh: stages to compute again although their result is there.
-        parent: MLflow run to put this one under, such as a sweep's.
+        config: path of the YAML file.
+        overrides: `a.b=c` overrides of the file.
+        until: last stage to run; None: all.
+        refresh: stages to compute again although their results exist.
+        parent: MLflow run that becomes this one's parent, such as a sweep's.
     """
     values = load_config(Path(config), overrides or ())
     _refuse(list(missing_sources(values)))
@@ -50,15 +50,15 @@ def rerun(
     until: str | None = None,
     refresh: list[str] | None = None,
 ) -> Outcome:
-    """Runs the stages from `first` on with the results that an earlier run has of the stages before.
+    """Runs the stages from `first` on, on an earlier run's results of the stages before.
 
     Args:
-        workspace: where the earlier run lives.
+        workspace: folder of the earlier run.
         origin: a pipeline run, one of its stage runs, or `models:/name@alias`.
-        first: first stage to run; none: all of them, with the earlier run's config.
-        overrides: `a.b=c` on top of the earlier run's config, for stages that run.
-        until: last stage to run; none: all.
-        refresh: stages to compute again although their result is there.
+        first: first stage to run; None: all of them, with the earlier run's config.
+        overrides: `a.b=c` overrides of the earlier run's config, for stages that run.
+        until: last stage to run; None: all.
+        refresh: stages to compute again although their results exist.
     """
     again = [known_stage(name, "--refresh") for name in refresh or ()]
     stages = stages_between(first, until)

@@ -1,4 +1,4 @@
-"""What a run would do, without doing it: what is reused, what runs and why, what it will ask for and how long."""
+"""`magic141 plan`: which stages a run would reuse or compute and why, with estimates of time and resources."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class PlannedStage:
         why: the reason in words.
         run_id: the run that a reused stage comes from.
         changes: fields, modules and inputs that differ from the nearest finished run, `old -> new`.
-        estimate: what it asks for; none for a stage that does not run.
+        estimate: its needs; None for a stage that does not run.
     """
 
     stage: str
@@ -57,7 +57,7 @@ def plan_of(
     refresh: Sequence[str] = (),
     overrides: Sequence[str] = (),
 ) -> Iterator[PlannedStage]:
-    """The plan of a config, or of an earlier run that is taken up from the stage `first` on."""
+    """The plan of a config, or of an earlier run that is continued from the stage `first` on."""
     stages = stages_between(first, until)
     if config is not None:
         return make_plan(config, stages, refresh)
@@ -68,13 +68,13 @@ def plan_of(
 def make_plan(
     config: PipelineConfig, stages: Sequence[Stage], refresh: Sequence[str] = (), kept: Sequence[ArtifactRef] = ()
 ) -> Iterator[PlannedStage]:
-    """Looks every stage up. Artifacts are looked at, not read; a run also compares their digests.
+    """Plans every stage. Only checks that artifacts exist; a run also compares their digests.
 
     Args:
-        config: what would run.
-        stages: in order.
-        refresh: stages that are to be computed again.
-        kept: artifacts of stages before, taken over from an earlier run.
+        config: the config that would run.
+        stages: the stages in order.
+        refresh: stages to compute again.
+        kept: artifacts of earlier stages, reused from an earlier run.
     """
     tracker = Tracker(config.home, config.experiment) if store_exists(config.home) else None
     blocked = missing_by_stage(config)
@@ -94,7 +94,7 @@ def _planned(
     refresh: Sequence[str],
     blocked: Mapping[str, str],
 ) -> PlannedStage:
-    """One row; a reused artifact is put into `artifacts`, for the stages that read it."""
+    """One row; adds a reused artifact to `artifacts`, for the stages that read it."""
     changed = [name for name in stage.inputs if name not in artifacts]
     if changed and stage.name in blocked:
         return PlannedStage(stage.name, "blocked", blocked[stage.name])
@@ -115,7 +115,7 @@ def _planned(
 
 
 def _is_refreshed(stage: Stage, key: str, tracker: Tracker | None) -> bool:
-    """Whether a refresh that is not over has made this stage already."""
+    """Whether an unfinished refresh has already computed this stage."""
     begun = begun_refresh(tracker, stage.name, key) if tracker else None
     return begun is not None and begun.info.status == "FINISHED"
 
@@ -138,7 +138,7 @@ def _changed(stage: Stage, key: StageKey, tracker: Tracker | None) -> PlannedSta
 
 
 def _differences(stage: Stage, key: StageKey, record: Mapping[str, Any]) -> list[str] | None:
-    """Fields and inputs as `name: old -> new`, code by its modules; None for a record that cannot be read."""
+    """Changed fields and inputs as `name: old -> new`, and changed modules; None for an unreadable record."""
     try:
         changes = key.difference(StageKey.model_validate(record["parts"]))
     except (KeyError, ValidationError):
@@ -174,14 +174,14 @@ def as_table(rows: Sequence[PlannedStage]) -> Table:
 
 
 def _time(wants: Estimate) -> str:
-    """How long it takes; '~' before what is calculated."""
+    """The time; '~' marks a calculated one."""
     if wants.seconds is None:
         return ""
     return f"{'' if wants.timed else '~ '}{_duration(wants.seconds)}"
 
 
 def _wishes(wants: Estimate) -> str:
-    """Workers and memory; '~' before what is calculated."""
+    """Workers and memory; '~' marks calculated memory."""
     resources = "" if wants.resources == HERE else wants.resources
     if wants.memory_gb is None:
         return resources

@@ -1,4 +1,4 @@
-"""`magic141 promote`: a registered model becomes the champion when the gate holds, or the champion goes back one."""
+"""`magic141 promote`: makes a registered model the champion if the gate holds, or returns to the previous one."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from magic141.tracking import Run, Tracker, open_store, parse_uri
 
 @dataclass(frozen=True)
 class Decision:
-    """What the gate said, and what was done.
+    """The gate's verdicts, and what was done.
 
     Attributes:
-        champion: URI of the alias.
+        champion: URI of the champion alias.
         version: the version that was judged.
-        runs: the figures that were compared: whose, and the run that measured them.
-        verdicts: of every condition, and of what kept conditions from being judged.
+        runs: the measurements that were compared.
+        verdicts: one per condition, and one for everything that kept a condition from being judged.
         promoted: whether the alias now points at the version.
         remedies: how to judge what could not be compared.
     """
@@ -37,18 +37,18 @@ class Decision:
 
 
 def promote(workspace: Path, model: str, overrides: Sequence[str] = (), force: bool = False) -> Decision:
-    """Judges `models:/NAME@ALIAS` or `models:/NAME/VERSION` by its run's gate and moves the champion alias.
+    """Judges `models:/NAME@ALIAS` or `models:/NAME/VERSION` by its run's gate; if it holds, moves the champion alias.
 
-    Of the runs that judged it and those that judged the champion, the newest two count that did so alike.
+    Compares the newest two measurements of it and of the champion that were made under the same conditions.
 
     Args:
         workspace: folder of the runs.
         model: the version to promote.
-        overrides: changes to the config of its run.
-        force: promote in spite of the gate, or of a champion whose runs are gone.
+        overrides: `a.b=c` overrides of its run's config.
+        force: promote despite the gate, or although the champion's runs are gone.
 
     Raises:
-        UserError: the model, a metric that the gate names, or any judgement of one of the two does not exist.
+        UserError: if the model, a metric of the gate, or any measurement of one of the two does not exist.
     """
     tracker = open_store(workspace)
     name, version = tracker.registry.version(model)
@@ -71,7 +71,7 @@ def promote(workspace: Path, model: str, overrides: Sequence[str] = (), force: b
 
 
 def _champion(tracker: Tracker, uri: str, force: bool) -> tuple[Judged | None, list[Verdict]]:
-    """What is known of the champion; with `force` it may be nothing, and a verdict says why."""
+    """The champion's measurements; with `force` they may be missing, and a verdict says why."""
     try:
         return judged(tracker, uri), []
     except UserError as error:
@@ -81,10 +81,10 @@ def _champion(tracker: Tracker, uri: str, force: bool) -> tuple[Judged | None, l
 
 
 def require_fitting(rollback: bool, alias: str, overrides: Sequence[str]) -> None:
-    """Refuses options that would have no effect: the alias of a promotion comes from the config, a rollback reads none.
+    """Refuses options without effect: a promotion takes its alias from the config, and a rollback reads no config.
 
     Raises:
-        UserError: there is one.
+        UserError: if there is such an option.
     """
     if rollback and overrides:
         raise UserError(f"--set {overrides[0]}: --rollback reads no config; name the alias with --alias")
@@ -95,16 +95,16 @@ def require_fitting(rollback: bool, alias: str, overrides: Sequence[str]) -> Non
 def rollback(workspace: Path, model: str, alias: str = "champion") -> tuple[str, str]:
     """Points an alias of a model back to the version before the last promotion; returns URI and version.
 
-    Of `model` only the name counts: whatever else is broken, the way back is open.
+    Only the name in `model` counts, so that a rollback works whatever else is broken.
     """
     name, _, _ = parse_uri(model)
     return f"models:/{name}@{alias}", open_store(workspace).registry.rollback(name, alias)
 
 
 def collapsed(run: Run, tracker: Tracker) -> bool | None:
-    """What the collapse watch said about the student of a pipeline run; None where the store does not know.
+    """Whether the collapse watch found the student of a pipeline run collapsed; None if the store does not know.
 
-    Asked of the store, not of the artifact: whoever promotes need not have that folder.
+    Reads the store, not the artifact, whose folder may not be on this machine.
     """
     student = tracker.artifacts_of(run).get("distill_dmd2")
     try:

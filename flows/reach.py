@@ -1,4 +1,4 @@
-"""Whether the servers that the environment names answer: said at once, not after minutes of retries."""
+"""Checks at once that the servers named in the environment answer, instead of after minutes of retries."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ SERVERS = (STORE, "PREFECT_API_URL")
 TIMEOUT_S = 10
 _EXAMPLES = {"PREFECT_API_URL": "http://HOST:4200/api", "MLFLOW_TRACKING_URI": "http://HOST:5000"}
 _HEALTHY = {"PREFECT_API_URL": b"true", "MLFLOW_TRACKING_URI": b"OK"}  # other servers have a /health, too
-_REFUSED = (401, 403)  # it answers; credentials are the client's business
+_REFUSED = (401, 403)  # it answers; credentials are checked by its client
 
 
 def require_servers(variables: Sequence[str] = (*SERVERS, RAY)) -> None:
-    """Raises UserError with a line for every variable whose server does not answer, or whose value cannot be right."""
+    """Raises UserError with a line for every variable whose server does not answer or whose value is invalid."""
     problems = [problem for variable in variables if (problem := trouble(variable))]
     if problems:
         raise UserError("\n".join(problems))
 
 
 def trouble(variable: str) -> str | None:
-    """What is wrong with the server that an environment variable names; none if it answers or is not on the network."""
+    """What is wrong with the server that a variable names; None if it answers or is not on the network."""
     if variable == RAY:
         return ray_address_trouble()
     url = without_credentials(os.environ.get(variable, ""))
@@ -39,7 +39,7 @@ def trouble(variable: str) -> str | None:
     try:
         with urlopen(f"{url.rstrip('/')}/health", timeout=TIMEOUT_S) as answer:
             healthy = answer.read(len(_HEALTHY[variable]) + 1).strip() == _HEALTHY[variable]
-            return None if healthy else _no_such_server(variable, url, "something else than expected")
+            return None if healthy else _no_such_server(variable, url, "something other than expected")
     except HTTPError as error:
         if error.code in _REFUSED:
             return None
@@ -52,7 +52,7 @@ def trouble(variable: str) -> str | None:
 
 
 def _not_a_url(variable: str, value: str) -> str | None:
-    """MLflow also takes databases and folders, Prefect nothing but http."""
+    """The problem with a value that is not an http URL; MLflow also accepts databases and folders, Prefect does not."""
     host_and_port = re.match(r"[\w.-]+:\d+(/|$)", value)
     if value and (host_and_port or variable == "PREFECT_API_URL"):
         return f"{variable} = {value}: not a URL; expected one such as {_EXAMPLES[variable]}"

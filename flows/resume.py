@@ -1,4 +1,4 @@
-"""How a run that had begun and failed goes on: by the same command, after a mistake once that is corrected."""
+"""Tells how to resume a failed run: by the same command, if need be after correcting a mistake."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ CORRECT, RESUME = "correct this, then", "to resume"
 
 
 class Outage(UserError):
-    """A fault of the machine or of a server, no mistake in the input: the same command goes on once it is over."""
+    """A fault of the machine or of a server, not of the input: once it is over, the same command resumes the run."""
 
 
 @contextmanager
 def marking_resumable() -> Iterator[None]:
-    """Marks what is raised inside."""
+    """Marks errors that are raised inside as resumable."""
     try:
         yield
     except BaseException as error:
@@ -26,16 +26,16 @@ def marking_resumable() -> Iterator[None]:
 
 
 def is_resumable(error: BaseException) -> bool:
-    """Whether something had been done that a second attempt finds."""
+    """Whether the run had begun, so that a second attempt can reuse its results."""
     return BEGUN in getattr(error, "__notes__", ())
 
 
 def is_mistake(error: BaseException) -> bool:
-    """Whether the same command fails again until something is corrected; an error may say so itself."""
+    """Whether the same command would fail again until something is corrected; an error's `is_mistake` decides first."""
     known = isinstance(error, UserError) and not isinstance(error, Outage)
     return bool(getattr(error, "is_mistake", known))
 
 
 def way_on(error: BaseException) -> str:
-    """What to do before the same command goes on."""
+    """The words before the command: correct something first, or just resume."""
     return CORRECT if is_mistake(error) else RESUME

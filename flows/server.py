@@ -1,4 +1,4 @@
-"""Prefect without a server to look after: a quiet one for the time of a command, when none is configured."""
+"""Starts a quiet Prefect server for the time of a command, if none is configured."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from filelock import FileLock, Timeout
 from magic141.errors import UserError
 from magic141.urls import settle_credentials
 
-EMBEDDED_VARIABLE = "MAGIC141_EMBEDDED_PREFECT"  # set for what runs beside such a server
+EMBEDDED_VARIABLE = "MAGIC141_EMBEDDED_PREFECT"  # set for processes that use such a server
 START_TIMEOUT_SECONDS = 180.0
-SILENT_SECONDS = 5.0  # of waiting for another command's server
+SILENT_SECONDS = 5.0  # waiting time for another command's server before it is reported
 MAX_RESTARTS = 3
-# A server that lives for one flow run schedules nothing, watches nothing and repairs nothing.
+# Services that a server for a single flow run does not need.
 IDLE_SERVICES = (
     "SCHEDULER",
     "LATE_RUNS",
@@ -38,16 +38,16 @@ IDLE_SERVICES = (
     "DB_VACUUM",
 )
 
-_LIBC = ctypes.CDLL(None)  # looked up here: little may be done between fork and exec
+_LIBC = ctypes.CDLL(None)  # loaded here, because little may be done between fork and exec
 
 
 class PrefectServer:
     """The embedded server's process; the constructor returns at once, `wait` blocks until it answers.
 
-    Starting it takes seconds of imports in its own process: begin early, import the rest meanwhile, then wait.
-    One that dies before its time is started again on the same port and database: Prefect's clients try for about a
-    minute. With PREFECT_API_URL set there is nothing to start. Servers that start at once on a new folder break its
-    database: each waits until the one before answers.
+    Its process takes seconds to import: start it early, import other modules meanwhile, then wait. If it dies, it is
+    started again on the same port and database; Prefect's clients retry for about a minute. With PREFECT_API_URL set
+    there is nothing to start. Servers that start at the same time on a new folder would break its database, so each
+    waits until the previous one answers.
     """
 
     def __init__(self, home: Path) -> None:
@@ -63,7 +63,7 @@ class PrefectServer:
         port = _free_port()
         self.process = self._start(port)
         self._guard = threading.Thread(target=self._restart_if_dead, args=(port,), name="prefect-guard", daemon=True)
-        atexit.register(self.stop)  # before Prefect is imported, so that Prefect's own farewell comes first
+        atexit.register(self.stop)  # before Prefect is imported, so that Prefect's own exit handlers run first
         os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
         os.environ[EMBEDDED_VARIABLE] = "1"
 
@@ -79,20 +79,20 @@ class PrefectServer:
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C stops the flow first; the flow still has something to report to
+                start_new_session=True,  # Ctrl-C must not stop it: the flow still reports its end
                 preexec_fn=_die_with_parent if sys.platform == "linux" else None,
             )
 
     @property
     def embedded(self) -> bool:
-        """Whether this process started it; False with PREFECT_API_URL set."""
+        """Whether this process has started the server; False with PREFECT_API_URL set."""
         return self.process is not None
 
     def wait(self) -> None:
         """Blocks until the server answers.
 
         Raises:
-            UserError: it does not come up.
+            UserError: if it does not start.
         """
         if self.process is None:
             return
@@ -116,14 +116,14 @@ class PrefectServer:
         )
 
     def _restart_if_dead(self, port: int) -> None:
-        """Ends with the last of them: a server dies with the thread that has started it."""
+        """Restarts the server if it dies; outlives the last one, as a server dies with the thread that started it."""
         for left in range(MAX_RESTARTS, -1, -1):
             process = self.process
             if process is None:
                 return
             process.wait()
             with self._lock:
-                if self.process is process and left:  # nobody asked it to stop
+                if self.process is process and left:  # it was not stopped on purpose
                     self.process = self._start(port)
 
     def stop(self) -> None:
@@ -144,7 +144,7 @@ class PrefectServer:
 
 
 def _quiet(home: Path) -> None:
-    """Prefect's settings for this process: its files in the workspace, no telemetry, no log lines among ours."""
+    """Sets Prefect's environment variables: files in the workspace, no telemetry, no log lines among ours."""
     settle_credentials("PREFECT_API_URL", "PREFECT_API_AUTH_STRING")
     if not os.environ.get("PREFECT_API_URL"):
         os.environ.setdefault("PREFECT_HOME", str(home / "prefect"))
@@ -155,7 +155,7 @@ def _quiet(home: Path) -> None:
 
 
 def _start_lock() -> FileLock:
-    """Of the folder with Prefect's database."""
+    """The lock of the folder with Prefect's database."""
     home = Path(os.environ["PREFECT_HOME"]).expanduser()
     home.mkdir(parents=True, exist_ok=True)
     return FileLock(home / ".start.lock", thread_local=False)
@@ -176,6 +176,6 @@ def _free_port() -> int:
 
 
 def _die_with_parent() -> None:
-    """Linux: the server ends with this process even if that is killed, so that nothing holds the database."""
+    """On Linux, ends the server with this process even if that is killed, so that it does not hold the database."""
     pr_set_pdeathsig = 1
     _LIBC.prctl(pr_set_pdeathsig, signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""`magic141 serve`: a published model as a web application on Ray Serve."""
+"""`magic141 serve`: serves a published model as a web application on Ray Serve."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def serve(
     Args:
         workspace: folder of the runs.
         model: models:/NAME@ALIAS, models:/NAME/VERSION, a run id, or a folder.
-        host: address to listen on; others than this machine's own reach it only if this is not loopback.
-        port: to listen on.
+        host: address to listen on; a loopback address cannot be reached from other machines.
+        port: port to listen on.
         settings: FIELD=VALUE for ServingConfig.
-        replace: take the place of what a Ray cluster serves already.
-        say: gets the lines for the person who started it.
+        replace: replace the application that the Ray cluster already serves.
+        say: prints a line for the user.
 
     Raises:
-        UserError: the model, a setting or the address is not right, or taken; nothing was started.
+        UserError: if the model, a setting or the address is invalid, or the address is taken; nothing was started.
     """
     config = parse_settings(settings)
     if not ray_cluster():  # on a cluster, Ray listens where the cluster's nodes are
@@ -50,7 +50,7 @@ def serve(
     from magic141.serving import deployment
 
     card = deployment.describe(model, folder)
-    ensure_ray()  # sets handlers of its own for signals
+    ensure_ray()  # before _until_stopped, because Ray sets its own signal handlers
     if not replace:
         deployment.require_unserved()
     deployed_s = None
@@ -83,7 +83,7 @@ def parse_settings(settings: Sequence[str]) -> ServingConfig:
 
 
 def require_free(host: str, port: int) -> None:
-    """Raises UserError when nothing can listen there; Ray would say so much later, and at length."""
+    """Raises UserError if the address cannot be listened on; Ray would report it much later, at length."""
     if not 0 < port < 65536:
         raise UserError(f"--port {port}: expected a port from 1 to 65535; choose another one")
     try:
@@ -100,7 +100,7 @@ def require_free(host: str, port: int) -> None:
 
 @contextmanager
 def _until_stopped() -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM ends the block; more of them do not disturb the taking down."""
+    """The first Ctrl-C or SIGTERM ends the block; further ones are ignored, not to disturb the shutdown."""
     stopped = False
 
     def stop(number: int, frame: FrameType | None) -> None:

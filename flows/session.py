@@ -1,4 +1,4 @@
-"""The parent run around stages, and what it keeps of them. Knows no orchestrator."""
+"""The parent run of a pipeline or evaluation: opens it, runs stages in it, publishes scores. Independent of Prefect."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from tasks.stage import Stage, StageContext
 
 
 class Outcome(FrozenConfig):
-    """What a flow hands back: plain values that Prefect can keep.
+    """The result of a flow, in plain values that Prefect can store.
 
     Attributes:
         run_id: MLflow run of the whole pipeline or evaluation.
         tracking_uri: the store that holds it, without credentials.
         report: the HTML report, if the report stage ran.
-        seconds: from the flow's first line to its last.
-        reused: stages whose artifacts were there.
+        seconds: time from the opening of the run to its end.
+        reused: stages whose artifacts were reused.
         headline: the student's first scores, if there are scores.
         previous: the run before this one, to compare it with, if there is one.
     """
@@ -51,16 +51,16 @@ class Outcome(FrozenConfig):
 
 @dataclass(frozen=True)
 class Session:
-    """An open parent run."""
+    """An open parent run with the state of its stages."""
 
     context: StageContext
     run: RunLog
     started: float
 
     def run_stages(self, stages: Sequence[Stage], run: Callable[[Stage, StageContext], object] = run_stage) -> Outcome:
-        """Runs stages in order, by `run`; publishes the scores; says what came out."""
+        """Runs stages in order, by `run`; publishes the scores; returns the outcome."""
         for stage in stages:
-            stage.require_unedited()  # all of them now: what the first imports, the last may work with
+            stage.require_unedited()  # for all stages now: later ones may use modules that the first one imports
         for stage in stages:
             run(stage, self.context)
         self._publish_scores()
@@ -68,7 +68,7 @@ class Session:
         return self._outcome()
 
     def scores(self) -> list[dict[str, Any]]:
-        """The score table, once it is there: a row per variant."""
+        """The score table, one row per variant; empty before evaluation."""
         ref = self.context.artifacts.get("evaluate")
         return read_scores(ref.path) if ref else []
 
@@ -129,22 +129,22 @@ def open_session(
     refresh: Sequence[str] = (),
     overrides: Sequence[str] = (),
 ) -> Iterator[Session]:
-    """Opens the parent run, named by what was set, closes it as FINISHED, FAILED or KILLED."""
+    """Opens the parent run, named by what was set; closes it as FINISHED, FAILED or KILLED."""
     started = time.monotonic()
-    require_servers([STORE])  # Prefect is there, or is not needed
+    require_servers([STORE])  # not Prefect, which runs already or is not needed
     with marking_resumable(), explaining(config.home):
         tracker = Tracker(config.home, config.experiment)
         named = {**identity(config), **overrides_tag(overrides), **tags}
         run = tracker.start_parent(run_name(config.name, kind, overrides), kind, named)
         with closing(run):
             run.text(to_yaml(config), "config.yaml")
-            run.params(config.model_dump(mode="json"))  # what MLflow's compare view shows of whole runs
+            run.params(config.model_dump(mode="json"))  # for MLflow's compare view of whole runs
             context = StageContext(config, tracker, run.run_id, StageConsole(), frozenset(refresh))
             yield Session(context, run, started)
 
 
 def read_scores(folder: Path) -> list[dict[str, Any]]:
-    """The score table: a row per variant, a column per dimension and cost; missing scores show their reason."""
+    """The score table: a row per variant, a column per dimension and cost; missing scores give their reason."""
     return [
         {
             "variant": variant["name"],
@@ -168,5 +168,5 @@ def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def identity(config: PipelineConfig) -> dict[str, str]:
-    """What a parent run is made from: tags."""
+    """Tags that identify a parent run's config and source."""
     return {"magic141.config_digest": config_digest(config), **source_tags()}

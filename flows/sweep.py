@@ -1,4 +1,4 @@
-"""A sweep: one pipeline run per member under one parent; what members share is computed once."""
+"""`magic141 sweep`: one pipeline run per member under one parent run; stages that members share are computed once."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ SHOWN = [*CHARTED, *(SCORES[key] for key in ("temporal_flickering", "nfe", "late
 
 
 class SweepOutcome(FrozenConfig):
-    """What a sweep hands back.
+    """The result of a sweep.
 
     Attributes:
-        run_id: MLflow run above the members' runs.
+        run_id: MLflow run that is the parent of the members' runs.
         tracking_uri: the store that holds them.
-        members: in order.
-        seconds: in all.
+        members: the members' outcomes, in order.
+        seconds: total time.
     """
 
     run_id: str
@@ -52,12 +52,12 @@ class SweepOutcome(FrozenConfig):
 
     @property
     def failed(self) -> tuple[MemberOutcome, ...]:
-        """The members without a result."""
+        """The members that failed."""
         return tuple(member for member in self.members if member.error)
 
 
 class SweepFailed(RuntimeError):
-    """Members failed; the others' comparison is published all the same."""
+    """Raised if members failed; the comparison of the others is published all the same."""
 
     def __init__(self, outcome: SweepOutcome) -> None:
         super().__init__(outcome)
@@ -86,16 +86,16 @@ def sweep(
     """Runs a config once per member; a member that fails does not stop the others.
 
     Args:
-        config: YAML file.
-        vary: `FIELD=VALUE,VALUE,…` each: every combination is a member.
-        members: `FIELD=VALUE FIELD=VALUE …` each: one member.
-        overrides: `a.b=c` for all members.
+        config: path of the YAML file.
+        vary: each `FIELD=VALUE,VALUE,…`; every combination of values is a member.
+        members: each `FIELD=VALUE FIELD=VALUE …`, which is one member.
+        overrides: `a.b=c` overrides for all members.
         until: last stage to run; with `publish` every member becomes the candidate as it finishes.
         variant: row of the score table that is compared.
-        parallel: members at once, each in a process of its own; their workers have to fit onto the cluster or machine.
+        parallel: members run at once, each in its own process; their workers must fit onto the cluster or machine.
 
     Raises:
-        SweepFailed: members failed, after all of them have had their turn and the comparison was published.
+        SweepFailed: if members failed, after all have run and the comparison was published.
     """
     started = time.monotonic()
     if parallel < 1:
@@ -142,7 +142,7 @@ def _publish(
     outcomes: Sequence[MemberOutcome],
     variant: str,
 ) -> None:
-    """The comparison: a table for MLflow and Prefect, a page with charts and videos."""
+    """Publishes the comparison: a table for MLflow and Prefect, and a page with charts and videos."""
     rows = [table_row(member, outcome) for member, outcome in zip(members, outcomes, strict=True)]
     run.table({name: [row.get(name) for row in rows] for name in columns(rows)}, "sweep.json")
     create_table_artifact(key="sweep", table=rows, description=run_link(tracker.uri, run.run_id))
@@ -158,7 +158,7 @@ def _publish(
 
 
 def table_row(member: Member, outcome: MemberOutcome) -> dict[str, Any]:
-    """Settings, scores and run of a member."""
+    """A table row with a member's settings, scores and run."""
     return {
         **dict(member.settings),
         **outcome.scores,
@@ -168,7 +168,7 @@ def table_row(member: Member, outcome: MemberOutcome) -> dict[str, Any]:
 
 
 def columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Every name once, in the order of first use."""
+    """All column names, in the order of first use."""
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
@@ -188,7 +188,7 @@ def charts(
 def _lines(
     dimension: Dimension, members: Sequence[Member], places: Sequence[float], outcomes: Sequence[MemberOutcome]
 ) -> list[Series]:
-    """A line per setting of the other fields."""
+    """One line per setting of the other fields."""
     found: dict[str, list[tuple[float, float]]] = {}
     for member, place, outcome in zip(members, places, outcomes, strict=True):
         if dimension.key in outcome.scores:

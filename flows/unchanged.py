@@ -1,4 +1,4 @@
-"""A run that has nothing to do: recorded and checked without an orchestrator."""
+"""Runs whose stages are all reused, recorded and checked without Prefect."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ def run_unchanged(
     release: Callable[[], object],
     overrides: Sequence[str] = (),
 ) -> Outcome | None:
-    """Records a run whose every stage is reused, as the flow would; a result found altered is made again.
+    """Records a run whose stages are all reused, as the flow would; a result found altered is computed again.
 
     Args:
-        config: what would run.
-        stages: in order.
-        release: called when no orchestrator will be needed: other commands wait for one that starts.
+        config: the config to run.
+        stages: the stages in order.
+        release: called once it is clear that Prefect is not needed, as other commands wait while its server starts.
         overrides: what `config` was given beside its file, for the run's name.
 
     Returns:
-        What came out; None, with nothing done, if a stage has to run.
+        The outcome; None, with nothing done, if a stage has to run.
     """
     with uncollected():
         if any(row.action != "reused" for row in make_plan(config, stages)):

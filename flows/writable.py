@@ -1,4 +1,4 @@
-"""Whether results can be written where they are wanted: asked before any work."""
+"""Checks before any work that results can be written where they are wanted."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ OTHER_WORKSPACE = "set --workspace or MAGIC141_HOME to a folder of yours"
 
 
 def require_workspace(home: Path) -> None:
-    """Raises UserError unless runs can be written into a workspace, which need not be there yet."""
+    """Raises UserError unless runs can be written into a workspace, which need not exist yet."""
     if trouble := folder_trouble(home):
         raise UserError(f"workspace {home}: {trouble}; {OTHER_WORKSPACE}")
 
 
 def require_output(file: Path) -> None:
-    """Raises UserError unless the file of --output can be written; its folder need not be there yet."""
+    """Raises UserError unless the file of --output can be written; its folder need not exist yet."""
     if trouble := _file_trouble(file):
         raise UserError(f"--output {file}: {trouble}; give the path of a file in a folder of yours")
 
 
 def folder_trouble(folder: Path) -> str | None:
-    """Why nothing can be written into a folder; none if it can, or if the folder can be made. Leaves nothing there."""
+    """Why nothing can be written into a folder; None if it is writable or can be created. Leaves nothing there."""
     there = nearest_existing(folder)
     try:
-        with tempfile.TemporaryFile(dir=there):  # permissions alone say nothing: /proc has them, for root
+        with tempfile.TemporaryFile(dir=there):  # permissions alone do not tell: for root, /proc seems writable
             return None
     except OSError as error:
         return f"cannot write into {there} ({error.strerror})"
 
 
 def nearest_existing(folder: Path) -> Path:
-    """The folder, or what there is of the path to it."""
+    """The folder, or its nearest ancestor that exists."""
     return next(place for place in (folder, *folder.parents) if os.path.lexists(place))
 
 
@@ -44,6 +44,6 @@ def _file_trouble(file: Path) -> str | None:
             return "is a folder"
         if file.exists():
             return None if os.access(file, os.W_OK) else "is not writable"
-    except OSError as error:  # of the name itself
+    except OSError as error:  # the name itself is invalid
         return str(error.strerror)
     return folder_trouble(file.parent)

@@ -1,4 +1,4 @@
-"""Lets a CUDA build of torchvision be imported beside a CPU build of torch.
+"""Makes a CUDA build of torchvision importable with a CPU build of torch.
 
 Package registries hold one torchvision wheel per platform, and it is a CUDA build. Its compiled operators cannot
 load beside a CPU torch, so `import torchvision` stops at "operator torchvision::nms does not exist" and takes

@@ -1,4 +1,4 @@
-"""What is to be said to an accelerator, or to the libraries that look for one."""
+"""Helpers for accelerators: settle DeepSpeed's choice, wait for the GPU, free memory."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import torch
 
 
 def settle_accelerator() -> None:
-    """Tells DeepSpeed of the CPU where there is no GPU: it guesses, aloud and in every process, unless it is told.
+    """Sets DeepSpeed's accelerator to the CPU if there is no GPU; otherwise every process prints that it guesses.
 
-    To be called before DeepSpeed is imported, and before workers start.
+    Call it before DeepSpeed is imported and before workers start.
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def finish_gpu_work() -> None:
-    """Waits until the GPU has done what it was given: until then a clock measures only the giving."""
+    """Waits until the GPU has finished its queued work; a clock would otherwise measure only the queueing."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def give_back_freed_memory() -> None:
-    """Lets go of what earlier work left behind: GPU memory for other processes, the rest for the machine (glibc)."""
+    """Frees memory that earlier work left behind: cached GPU memory, and with glibc freed host memory."""
     gc.collect()
     torch.cuda.empty_cache()
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None

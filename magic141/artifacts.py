@@ -1,4 +1,4 @@
-"""What stages hand to each other: artifacts with content digests, stage keys, and the log that a stage writes to."""
+"""Artifacts with content digests, stage keys, and the interface of the log that a stage writes to."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MISSING = "missing"
 
 
 class ArtifactRef(FrozenConfig):
-    """One stage's result: where it is, and the digest of what it holds.
+    """One stage's result: where it is, and the digest of its content.
 
     Attributes:
         stage: name of the stage that made it.
@@ -47,14 +47,14 @@ class ArtifactRef(FrozenConfig):
         return Path(self.uri)
 
     def state(self) -> str:
-        """'intact', 'deleted' or 'altered', by reading the folder (a large one only where it may have changed)."""
+        """'intact', 'deleted' or 'altered'; reads the folder (of a large one, only files that may have changed)."""
         if not self.path.is_dir():
             return "deleted"
         return "intact" if digest_folder(self.path, self.volatile, record_path(self.path)) == self.digest else "altered"
 
 
 class StageKey(FrozenConfig):
-    """Everything that decides a stage's result; equal parts give equal keys."""
+    """Everything that determines a stage's result; equal parts give equal keys."""
 
     stage: str
     version: int
@@ -74,25 +74,25 @@ class StageKey(FrozenConfig):
 
 
 class StageLog(Protocol):
-    """Where a stage reports to while it runs."""
+    """Where a stage reports while it runs."""
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Figures that develop with the step; the newest are also shown beside the progress bar."""
+        """Metrics at a step; the newest are also shown beside the progress bar."""
 
     def image(self, key: str, image: np.ndarray[Any, Any], step: int = 0) -> None:
         """A picture, uint8 [H, W, 3]."""
 
     def file(self, path: Path, folder: str = "") -> None:
-        """A file to keep beside the run."""
+        """A file to keep with the run."""
 
     def note(self, text: str) -> None:
         """A sentence for people: shown on the console and kept in the stage's record."""
 
     def summary(self, values: Mapping[str, float | int | str]) -> None:
-        """The stage's final figures (numbers) and facts (strings)."""
+        """The stage's final metrics (numbers) and facts (strings)."""
 
     def progress(self, total: int, unit: str) -> AbstractContextManager[Callable[[int], None]]:
-        """A progress bar over `total` units; the callable says how many *more* units are done."""
+        """A progress bar over `total` units; call its result with how many *more* units are done."""
 
 
 class NullLog:
@@ -114,7 +114,7 @@ class NullLog:
         """Drops them."""
 
     def progress(self, total: int, unit: str) -> AbstractContextManager[Callable[[int], None]]:
-        """A bar that nobody sees."""
+        """A bar that is not shown."""
         return nullcontext(lambda done: None)
 
 
@@ -133,12 +133,12 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def digest_folder(folder: Path, volatile: Iterable[str] = (), record: Path | None = None) -> str:
-    """sha256 over the relative names and contents of all files below `folder`, but for the `volatile` names.
+    """sha256 over the relative names and contents of all files below `folder`, except the `volatile` names.
 
     Args:
-        folder: what to digest.
+        folder: the folder to digest.
         volatile: names that do not count.
-        record: where the digests of a large folder's files are remembered (`record_path`), to read only changed ones.
+        record: file that caches the digests of a large folder's files (`record_path`), to read only changed ones.
     """
     skipped = set(volatile)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -156,7 +156,7 @@ def digest_file(path: Path) -> str:
 
 
 def digest_source(path: Path, select: FileSelection | None = None) -> str:
-    """Digest of a file or folder that the user owns: its content when small, else names, sizes and times.
+    """Digest of a file or folder that the user owns: of its content if small, else of names, sizes and times.
 
     A path that does not exist digests to 'missing', so that a plan can be made before the data is there.
 
@@ -176,9 +176,9 @@ def digest_source(path: Path, select: FileSelection | None = None) -> str:
 
 
 def source_files(folder: Path) -> list[Path]:
-    """All files below a folder that the user owns, sorted; links to folders are followed, names with a dot left out.
+    """All files below a folder that the user owns, sorted; follows links to folders, skips names that begin with a dot.
 
-    A folder that several ways lead to is taken once, and not by a link if there is another way.
+    A folder that can be reached in several ways counts once, and not through a link if there is another way.
     """
     files: list[Path] = []
     seen: set[Path] = set()

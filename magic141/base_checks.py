@@ -1,4 +1,4 @@
-"""Whether the transformers that training starts from fit the config; read from their config.json, before any work."""
+"""Checks, from their config.json, that the transformers which training starts from fit the pipeline's config."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Size(NamedTuple):
-    """A field of a base's config.json, and what the pipeline's config says of it; None where that is not known."""
+    """A field of a base's config.json, the value that the pipeline's config implies (None: unknown), and its field."""
 
     name: str
     expected: Any
@@ -20,7 +20,7 @@ class Size(NamedTuple):
 
 
 def misfits(config: PipelineConfig) -> Iterator[str]:
-    """A line for everything in a base, where it is there, that its training or its use would fail on."""
+    """Yields a line for everything in an existing base on which its training or use would fail."""
     for section in ("pretrain_t2v", "pretrain_i2v"):
         base = getattr(config, section).base
         if base is None or not Path(base).is_dir():
@@ -33,13 +33,13 @@ def misfits(config: PipelineConfig) -> Iterator[str]:
 
 
 def _inputs(found: dict[str, Any], section: str, config: PipelineConfig) -> Iterator[str]:
-    """T2V takes the noisy latents, I2V beside them the known ones and their mask; other kinds are not trained."""
+    """Checks the input channels: T2V takes noisy latents, I2V also the known ones and their mask."""
     kind, out = found.get("image_condition_type") or "null", found.get("out_channels", 16)
     channels = found.get("in_channels", 16)
     text_to_video, image_to_video = ("null", out), ("latent_concat", 2 * out + 1)
     allowed = [text_to_video] if section == "pretrain_t2v" else [text_to_video, image_to_video]
     if section == "pretrain_i2v" and config.pretrain_i2v.num_steps == 0:
-        allowed = [image_to_video]  # taken as it is, it has to be the teacher
+        allowed = [image_to_video]  # used as it is, it has to be the teacher
     if (kind, channels) not in allowed:
         expected = " or ".join(f"{name} with {number}" for name, number in allowed)
         yield (
@@ -61,7 +61,7 @@ def _model(config: PipelineConfig) -> Iterator[Size]:
 
 
 def _widths(config: PipelineConfig) -> Iterator[Size]:
-    """What codec and encoders give: of the tiny ones by the config, of checkpoints by their own config.json."""
+    """Widths that codec and encoders produce, from the config (tiny ones) or the checkpoints' own config.json."""
     codec, encoder = config.data.codec, config.data.encoder
     if codec.kind == "pca":
         yield Size("out_channels", codec.num_channels, "data.codec.num_channels")
@@ -75,13 +75,13 @@ def _widths(config: PipelineConfig) -> Iterator[Size]:
 
 
 def _of(checkpoint: str | None, part: str, name: str) -> Any:
-    """A value of a part's config.json, or of the language model's within it; None if it is not said."""
+    """A value from a part's config.json, or from the language model's section in it; None if it is not there."""
     values = _read(Path(checkpoint or "") / part / "config.json")
     return {**values, **(values.get("text_config") or {})}.get(name)
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """A JSON file's fields; none if it is not there or not JSON."""
+    """A JSON file's fields; empty if it is not there or not JSON."""
     try:
         return dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError):

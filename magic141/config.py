@@ -1,4 +1,4 @@
-"""The whole pipeline's config: one YAML file, `extends` another, `--set a.b=c` on top; checked before work starts."""
+"""The pipeline's config: a YAML file that may extend another, with `--set a.b=c` overrides, validated at once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LARGEST_SEED = 2**31 - 1  # FAISS takes a C int; `step_generator` mixes larger o
 
 
 class PipelineConfig(FrozenConfig):
-    """Every stage's config, and where the run lives."""
+    """The configs of all stages, and where the run is kept."""
 
     name: str = Field("magic141", min_length=1, description="name of the parent run")
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="seed of every stage")
@@ -70,12 +70,12 @@ class PipelineConfig(FrozenConfig):
 
 
 def working_in(home: Path) -> AbstractContextManager[None]:
-    """Inside, `home` is the workspace of every config, whatever the environment or the config says."""
+    """Inside, `home` is the workspace of every config, whatever environment or config say."""
     return temporary_environment({HOME_VARIABLE: str(home.resolve())})
 
 
 def default_home() -> Path:
-    """The workspace of what is given no config: MAGIC141_HOME, or `runs` in the working directory."""
+    """The workspace of commands without a config: MAGIC141_HOME, or `runs` in the working directory."""
     return PipelineConfig.model_construct(workspace=Path("runs")).home
 
 
@@ -142,7 +142,7 @@ def named_sources(config: PipelineConfig) -> dict[str, Path]:
 
 
 def missing_sources(config: PipelineConfig) -> Iterator[str]:
-    """A line for every file or folder that the config names and that is not there, or a base that does not fit it."""
+    """Yields a line for every file or folder that the config names but that is missing, and for every misfit base."""
     for field, path in named_sources(config).items():
         if field == CLIP_WEIGHTS:
             if not path.is_file():

@@ -1,4 +1,4 @@
-"""What the parts of a config ask of each other, and what none of them may hold; a line for every problem."""
+"""Checks a config across its sections; gives one line per problem."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def problems(config: PipelineConfig) -> list[str]:
 
 
 def _geometry(config: PipelineConfig) -> Iterator[str]:
-    """The window, the stored clip, the codec and the patches fit together."""
+    """Window, stored clip, codec and patches must fit together."""
     factor, window, stored = config.temporal_factor, config.model.window_frames, config.data.num_frames
     if (window - 1) % factor:
         near = (window - 1) // factor * factor + 1
@@ -53,7 +53,7 @@ def _continued(config: PipelineConfig) -> Iterable[float]:
 
 
 def _amounts(config: PipelineConfig) -> Iterator[str]:
-    """Batches fit into the corpus, and the judged clips exist."""
+    """Batches must fit into the corpus, and there must be enough clips to evaluate."""
     generate = config.generate
     for name, steps in [("many_steps", generate.many_steps), *(("few_steps", n) for n in generate.few_steps)]:
         if not 1 <= steps <= SCHEDULE_STEPS:
@@ -79,7 +79,7 @@ def _amounts(config: PipelineConfig) -> Iterator[str]:
 
 
 def oversized_batches(config: PipelineConfig, names: Iterable[str], num_train: int, why: str) -> Iterator[str]:
-    """A line for every section that trains and whose batch has more clips than there are."""
+    """Yields a line for every training section whose batch has more clips than there are."""
     for name in names:
         section = getattr(config, name)
         if section.num_steps and section.batch_size > num_train:
@@ -87,7 +87,7 @@ def oversized_batches(config: PipelineConfig, names: Iterable[str], num_train: i
 
 
 def _guidance(config: PipelineConfig) -> Iterator[str]:
-    """The CFG-distilled model is asked only for guidance scales that it was distilled on."""
+    """The CFG-distilled model may only be used at guidance scales that it was distilled on."""
     low, high = config.distill_cfg.min_guidance_scale, config.distill_cfg.max_guidance_scale
     dmd2 = config.distill_dmd2
     asked = [
@@ -104,7 +104,7 @@ def _guidance(config: PipelineConfig) -> Iterator[str]:
 
 
 def _weak_shift(config: PipelineConfig) -> Iterator[str]:
-    """DMD2's direction is the difference of the two strengths: none at the same one, the opposite beyond."""
+    """a_weak must be below a_strong: DMD2's gradient vanishes if they are equal, and reverses if a_weak is larger."""
     weak, strong = config.distill_dmd2.a_weak, config.distill_dmd2.a_strong
     if weak >= strong:
         yield (

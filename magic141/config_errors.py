@@ -1,4 +1,4 @@
-"""Validation errors of a config as one line each: the field, its value, what was expected, the remedy."""
+"""Explains validation errors of a config, one line each: field, value, what was expected, remedy."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def explain(error: ValidationError, model: type[BaseModel], source: str) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """'did you mean …?', or the list of what exists."""
+    """'did you mean …?', or the list of known names."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(names)}"
@@ -41,7 +41,7 @@ def _line(details: ErrorDetails, model: type[BaseModel], source: str) -> str:
     remedy = f"change it in {source} or with --set {path}=VALUE"
     if details["type"] == "value_error":
         message = str(details.get("ctx", {}).get("error", details["msg"]))
-        if isinstance(details["input"], Mapping | BaseModel):  # of several fields of a section
+        if isinstance(details["input"], Mapping | BaseModel):  # concerns several fields of a section
             return message if not path or message.startswith(path) else f"{path}.{message}"
         return f"{path} = {_show(details['input'])}: {message}; {remedy}"
     if details["type"] == "missing":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class UserError(ValueError):
-    """A mistake in the user's input: one line that names the field or file, the value, what was expected, the remedy.
+    """A mistake in the user's input; its one line names the field or file, the value, what was expected, the remedy.
 
     The command line prints it without a traceback and exits with code 2; it is never retried.
     """

@@ -1,4 +1,4 @@
-"""The finished product of a run: one self-contained folder that turns an image and a prompt into a video."""
+"""Exports a run's student as one self-contained folder that turns an image and a prompt into a video."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ BUNDLE_FILE = "magic141.json"
 class BundleInfo(FrozenConfig):
     """How the exported student is sampled."""
 
-    height: int = Field(description="pixels")
-    width: int = Field(description="pixels")
+    height: int = Field(description="frame height in pixels")
+    width: int = Field(description="frame width in pixels")
     fps: float = Field(description="frames per second")
     window_frames: int = Field(description="pixel frames of a window")
     num_steps: int = Field(description="network evaluations per window")
-    shift: float = Field(description="of the time grid")
+    shift: float = Field(description="shift of the time grid")
     sampler: Sampler = Field(description="the chain that makes a window")
     guidance_scale: float = Field(description="w, an input of the student")
     num_carried: int = Field(description="latent frames carried from window to window in long videos")
@@ -49,7 +49,7 @@ def export_pipeline(
 ) -> None:
     """Writes transformer, vae, encoders, scheduler, empty prompt and `magic141.json` into `out`.
 
-    Weights are hard links to the stages' artifacts where the file system allows it: artifacts never change.
+    Weights are hard links to the stages' artifacts if the file system allows it: artifacts never change.
     """
     info = load_info(data)
     for source, target in (
@@ -78,7 +78,7 @@ def export_pipeline(
 
 @dataclass(frozen=True)
 class Bundle:
-    """An exported student, loaded."""
+    """A loaded export of a student."""
 
     info: BundleInfo
     generator: VideoGenerator
@@ -92,9 +92,9 @@ class Bundle:
 
         Args:
             image: uint8 [H, W, 3] of any size; centre-cropped and resized.
-            prompt: what happens.
+            prompt: what happens in the video.
             seconds: length; None for one window. Longer videos chain windows.
-            seed: of the noise.
+            seed: seed of the noise.
 
         Returns:
             uint8 [F, H, W, 3].
@@ -126,7 +126,7 @@ class Bundle:
 
 
 def load_bundle_info(folder: Path) -> BundleInfo:
-    """How an exported student is sampled.
+    """Reads how an exported student is sampled.
 
     Raises:
         UserError: if the folder is not an exported student.
@@ -141,7 +141,7 @@ def load_bundle(folder: Path) -> Bundle:
     """Loads what `export_pipeline` wrote.
 
     Raises:
-        UserError: if the folder is not an exported student, or one too large for a machine without a GPU.
+        UserError: if the folder is not an exported student, or the student is too large for a machine without a GPU.
     """
     info, device = load_bundle_info(folder), sampling_device()
     refuse_days_on_cpu(folder / "transformer", device, "run it on a machine with one")

@@ -1,6 +1,6 @@
-"""Digests of an artifact's files, remembered beside it: of a large one only files that may have changed are read again.
+"""Caches the digests of a large artifact's files beside it, so that only files that may have changed are read again.
 
-No part of an artifact: what is remembered can be deleted at any time, then everything is read once more.
+The cache is no part of the artifact and can be deleted at any time: everything is then read once more.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NUM_THREADS = 8  # hashing releases the interpreter's lock
 
 
 class FileRecord(NamedTuple):
-    """A file as it was when its content was read."""
+    """Size, modification time and digest of a file when it was read."""
 
     size: int
     modified_ns: int
@@ -32,7 +32,7 @@ RECORDS = TypeAdapter(dict[str, FileRecord])
 
 
 def record_path(folder: Path) -> Path:
-    """Where the digests of an artifact's files are kept: beside its folder."""
+    """The file, beside an artifact's folder, that caches the digests of its files."""
     return folder.with_name(f"{folder.name}.files.json")
 
 
@@ -40,9 +40,9 @@ def file_digests(digest: Callable[[Path], str], files: Mapping[str, Path], recor
     """The digest of every file; those that `record` holds with the same size and time are not read.
 
     Args:
-        digest: of one file's content.
+        digest: computes the digest of one file.
         files: name in the artifact -> file.
-        record: see `record_path`; it is brought up to date. None reads everything.
+        record: the cache (`record_path`), which is updated; None reads everything.
     """
     if record is None:
         return _digest_each(digest, files.values())
@@ -67,7 +67,7 @@ def _digest_each(digest: Callable[[Path], str], files: Iterable[Path]) -> list[s
 
 
 def _read(record: Path) -> dict[str, FileRecord]:
-    """What is remembered; nothing if that is missing, torn or of another kind."""
+    """The cached records; empty if the file is missing, truncated or of another format."""
     try:
         return RECORDS.validate_json(record.read_bytes())
     except (OSError, ValueError):
@@ -75,5 +75,5 @@ def _read(record: Path) -> dict[str, FileRecord]:
 
 
 def _write(record: Path, files: Mapping[str, FileRecord]) -> None:
-    with suppress(OSError):  # a workspace that can only be read: the next check reads the files again
+    with suppress(OSError):  # in a read-only workspace, the next check reads the files again
         replace_text(record, json.dumps(files))

@@ -1,4 +1,4 @@
-"""Which code decides a result: a digest over modules and what they import, without importing anything."""
+"""Fingerprints of the code that determines a result: digests of modules and what they import, without importing."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from pathlib import Path
 from magic141.artifacts import digest_file, sha256_text
 from magic141.errors import UserError
 
-NUM_NAMED = 5  # of the modules that differ
+NUM_NAMED = 5  # differing modules that a message names
 _first_seen: dict[Path, str] = {}
 
 
 @dataclass(frozen=True)
 class CodeStamp:
-    """The code behind some modules as one process has it; sent along with work, it is compared where the work is done.
+    """Digests of the code behind some modules in one process; sent along with work to be compared on the worker.
 
-    A key holds the driver's code: what machines with an older installation make must not be filed under it.
+    A stage key contains the driver's code: results of machines with an older installation must not be stored under it.
     """
 
     digests: tuple[tuple[str, str], ...]
 
     @classmethod
     def of(cls, names: Iterable[str]) -> CodeStamp:
-        """This process's code of the modules and of what they import from their packages."""
+        """The stamp of the modules, and of what they import from their packages, in this process."""
         return cls(tuple(module_digests(names).items()))
 
     def trouble(self) -> str | None:
-        """Where and how this machine's code is another, with the remedy; None if it is the same."""
+        """How this machine's code differs, with the remedy; None if it is the same."""
         differing = _differing(self)
         if not differing:
             return None
@@ -44,36 +44,36 @@ class CodeStamp:
         )
 
     def require(self) -> None:
-        """Refuses to work with other code than the sender's.
+        """Refuses to work with code that differs from the sender's.
 
         Raises:
-            UserError: this machine's code is another.
+            UserError: if this machine's code differs.
         """
         if trouble := self.trouble():
             raise UserError(trouble)
 
 
 def fingerprint_modules(names: Iterable[str], ignore: Iterable[str] = ()) -> str:
-    """sha256 over the code of modules and of every module of the same package that they import, directly or not.
+    """sha256 over the code of modules and of all modules of the same package that they import, directly or not.
 
     Nothing is imported: files are found and parsed. Comments, docstrings and layout do not count.
 
     Args:
         names: dotted modules (`magic141.models.vae`), or a file beside a package's modules
             (`magic141.evaluation:report.html.j2`).
-        ignore: modules, or last parts of module names, that do not decide results; not followed either.
+        ignore: modules, or last parts of module names, that do not determine results; their imports are not followed.
     """
     return sha256_text("\n".join(f"{name}\0{digest}" for name, digest in module_digests(names, ignore).items()))
 
 
 def module_digests(names: Iterable[str], ignore: Iterable[str] = ()) -> dict[str, str]:
-    """What `fingerprint_modules` is made of: the digest of each module's code."""
+    """The digest of each module's code, from which `fingerprint_modules` is computed."""
     found = module_closure(names, set(ignore))
     return {name: _read_code(path, path.stat().st_mtime_ns)[0] for name, path in found.items()}
 
 
 def edited_modules(names: Iterable[str], ignore: Iterable[str] = ()) -> list[str]:
-    """Modules of `module_digests` that were edited since this process first asked: what it runs may be older."""
+    """Modules that were edited since this process first asked, so that it may be running older code."""
     found = module_closure(names, set(ignore))
     now = {path: (name, _read_code(path, path.stat().st_mtime_ns)[0]) for name, path in found.items()}
     return [name for path, (name, digest) in now.items() if _first_seen.setdefault(path, digest) != digest]
@@ -99,7 +99,7 @@ def module_closure(names: Iterable[str], ignore: set[str]) -> dict[str, Path]:
 
 @lru_cache(maxsize=16)
 def _differing(stamp: CodeStamp) -> tuple[str, ...]:
-    """Modules that are other ones here, or missing; asked for every row of data, found once a process."""
+    """Modules that differ or are missing here; cached, as it is asked for every row of data."""
     here = ((name, _locate(name), digest) for name, digest in stamp.digests)
     return tuple(
         name for name, path, digest in here if path is None or _read_code(path, path.stat().st_mtime_ns)[0] != digest

@@ -1,4 +1,4 @@
-"""The base of every config: frozen, typed, and silent about nothing it does not know."""
+"""Base class of all configs: frozen, typed, and rejecting unknown fields."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class FrozenConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _on_top_of_defaults(cls, values: Any) -> Any:
-        """A section given in part keeps the rest of its field's default, which need not be its class's default."""
+        """Completes a section given in part from its field's default, which may differ from its class's default."""
         if not isinstance(values, Mapping):
             return values
         defaults = {name: field.default for name, field in cls.model_fields.items()}
@@ -32,15 +32,15 @@ class FrozenConfig(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """`num_steps=true` is a slip, not one step; pydantic would take it for 1."""
+        """Rejects `num_steps=true`, which pydantic would accept as 1."""
         if _has_bool(value) and not _may_be_bool(cls.model_fields[str(info.field_name)].annotation):
-            raise ValueError("expected something else than true or false")
+            raise ValueError("expected something other than true or false")
         return value
 
     @field_validator("*", mode="before")
     @classmethod
     def _whole_paths(cls, value: Any, info: ValidationInfo) -> Any:
-        """A source's path is absolute, so that workers and later processes in other folders find the same."""
+        """Makes a source's path absolute, so that processes in other folders find the same files."""
         name = str(info.field_name)
         is_path = _in_key(cls.model_fields[name]) == BY_CONTENT and isinstance(value, str | Path)
         if is_path and _URL.match(str(value)):  # it would become a folder `s3:` of the current one
@@ -57,7 +57,7 @@ def _may_be_bool(annotation: Any) -> bool:
 
 
 def _on_top(default: Any, value: Any) -> Any:
-    """`value`, completed from `default` where both are sections."""
+    """`value`, completed from `default` if both are sections."""
     if not (isinstance(default, FrozenConfig) and isinstance(value, Mapping)):
         return value
     fields = {name: getattr(default, name) for name in type(default).model_fields}
@@ -65,19 +65,19 @@ def _on_top(default: Any, value: Any) -> Any:
 
 
 def placement(default: Any, **kwargs: Any) -> Any:
-    """A field that says where or how loudly work runs, not what it computes: left out of a stage's key."""
+    """A field that determines where or how verbosely work runs, not what it computes: left out of a stage's key."""
     return Field(default, json_schema_extra={"in_key": False}, **kwargs)
 
 
 def source_path(**kwargs: Any) -> Any:
-    """A field that says where something of the user's lies: its content counts in a stage's key, not its place."""
+    """A field with the path of the user's files: a stage's key depends on their content, not on the path."""
     return Field(None, json_schema_extra={"in_key": BY_CONTENT}, **kwargs)
 
 
 def key_fields(config: BaseModel) -> dict[str, Any]:
-    """The fields of `config` that decide its result, as plain JSON values.
+    """The fields of `config` that determine its result, as plain JSON values.
 
-    `placement` fields are left out; of a `source_path` only whether there is one: its digest is a source of the stage.
+    `placement` fields are left out. A `source_path` counts only as set or not: its digest is a source of the stage.
     """
     fields: dict[str, Any] = {}
     for name, info in type(config).model_fields.items():

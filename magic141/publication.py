@@ -1,4 +1,4 @@
-"""How a result becomes an artifact: written aside, named by its content, and visible only whole."""
+"""Publishes results as artifacts: written to a staging folder, named by content, visible only when complete."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DIGEST_CHARS = 12
 
 
 class Published(NamedTuple):
-    """Where an artifact lies, and its content digest."""
+    """The folder of an artifact, and its content digest."""
 
     path: Path
     digest: str
@@ -24,9 +24,9 @@ class Published(NamedTuple):
 
 @contextmanager
 def staging(final: Path) -> Iterator[Path]:
-    """An empty folder beside `final` to write an artifact into; removed on the way out unless it was published."""
+    """An empty folder beside `final` to write an artifact into; removed at the end unless it was published."""
     final.parent.mkdir(parents=True, exist_ok=True)
-    _clear_staging(final)  # of a killed worker: the caller holds the key's lock
+    _clear_staging(final)  # left by a killed worker: the caller holds the key's lock
     folder = final.parent / f".staging-{final.name}-{os.getpid()}"
     folder.mkdir()
     try:
@@ -45,7 +45,7 @@ def _clear_staging(final: Path) -> None:
 
 
 def publish_by_content(folder: Path, place: Path, volatile: Iterable[str] = ()) -> Published:
-    """Publishes a staging folder as `place` and its digest: what had other content under the same key stays beside it.
+    """Publishes a staging folder as `place` plus its digest, beside other contents of the same key.
 
     Args:
         folder: the finished staging folder.
@@ -54,7 +54,7 @@ def publish_by_content(folder: Path, place: Path, volatile: Iterable[str] = ()) 
     """
     digest = digest_folder(folder, volatile, record_path(folder))
     final = place.with_name(f"{place.name}-{digest[:DIGEST_CHARS]}")
-    record_path(final).unlink(missing_ok=True)  # of the same content, written at another time
+    record_path(final).unlink(missing_ok=True)  # records other modification times of the same content
     if record_path(folder).exists():
         record_path(folder).replace(record_path(final))
     publish(folder, final)
@@ -62,7 +62,7 @@ def publish_by_content(folder: Path, place: Path, volatile: Iterable[str] = ()) 
 
 
 def publish(folder: Path, final: Path) -> None:
-    """Makes a finished staging folder visible as `final` by renaming; an older `final` is replaced."""
+    """Makes a finished staging folder visible as `final` by renaming it; replaces an older `final`."""
     old = final.parent / f".old-{final.name}"
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
@@ -80,8 +80,8 @@ def written_aside(final: Path) -> Iterator[Path]:
 
 
 def link_or_copy(source: str, target: str) -> str:
-    """A hard link where the file system allows it: files of artifacts never change. For `shutil.copytree`."""
-    content = os.path.realpath(source)  # downloaded checkpoints consist of links, and Linux would link the link
+    """Hard-links a file, or copies it if that is impossible; files of artifacts never change. For `shutil.copytree`."""
+    content = os.path.realpath(source)  # checkpoints often consist of symbolic links, which os.link would not follow
     try:
         os.link(content, target)
     except OSError:

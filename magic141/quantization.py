@@ -1,6 +1,6 @@
-"""Int8 weights for the transformer blocks' linear layers (paper, section 3.2): storage shrinks, arithmetic stays float.
+"""Int8 weights for the transformer blocks' linear layers (paper, section 3.2); arithmetic stays in floating point.
 
-`q = round(w / scale)`, `scale = max|w| / 127` per output channel. It is a memory measure: activations are not
+`q = round(w / scale)`, `scale = max|w| / 127` per output channel. This only saves memory: activations are not
 quantised, and the weights are expanded layer by layer when they are used.
 """
 
@@ -57,7 +57,7 @@ class Int8Linear(nn.Module):
         return self.weight.to(dtype) * self.scale.to(dtype)[:, None]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps x [..., in] to [..., out], in the type of x."""
+        """Maps x [..., in] to [..., out], in the dtype of x."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return linear(x, self.dequantized(x.dtype), bias)
 
@@ -100,13 +100,13 @@ def load_quantized(folder: Path) -> HunyuanVideoTransformer3DModel:
     """Rebuilds the quantised model, bit for bit.
 
     Raises:
-        UserError: if the folder holds none.
+        UserError: if the folder holds no quantised model.
     """
     description = folder / "quantization.json"
     if not description.is_file():
         raise UserError(f"{folder}: no quantised model; expected quantization.json; run the quantize stage")
     config = HunyuanVideoTransformer3DModel.load_config(folder / "transformer")
-    with torch.device("meta"):  # no network of floats beside it, which is four times as large
+    with torch.device("meta"):  # avoids a float network in memory, which is four times as large
         model = HunyuanVideoTransformer3DModel.from_config(config)
         for name in json.loads(description.read_text())["layers"]:
             layer = _get_linear(model, name)
@@ -116,7 +116,7 @@ def load_quantized(folder: Path) -> HunyuanVideoTransformer3DModel:
 
 
 def quantize_student(config: QuantizeConfig, student: Path, out: Path, log: StageLog) -> None:
-    """The stage: quantises the student, saves it, reloads it and checks that nothing changed on the way."""
+    """Runs the stage: quantises the student, saves it, reloads it and checks that nothing has changed."""
     model = load_transformer(student / "transformer").eval()
     before = weight_megabytes(model)
     errors = quantize_linear_layers(model, config.exclude)

@@ -1,4 +1,4 @@
-"""What RAY_ADDRESS may say; apart from Ray itself, so that it can be checked before the seconds of its import."""
+"""Reads and checks RAY_ADDRESS without importing Ray, which takes seconds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _HOST_AND_PORT = re.compile(r"(\[[\da-fA-F:.]+\]|[\w.-]+):\d+")
 
 
 def ray_cluster() -> str:
-    """The address of the cluster to use; empty when a local Ray is to be started."""
+    """The address of the cluster to use; empty if a local Ray is to be started."""
     address = os.environ.get(VARIABLE, "").strip()
     return "" if address == "local" else address
 

@@ -1,4 +1,4 @@
-"""One way to reach Ray: the cluster at RAY_ADDRESS, or a quiet one on this machine."""
+"""Connects to Ray: to the cluster at RAY_ADDRESS, or to a quiet local one that it starts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from magic141.ray_address import ray_address_trouble, ray_cluster
 _REPOSITORY = Path(__file__).resolve().parent.parent
 _MIN_OBJECT_STORE_BYTES = 500_000_000
 _SHARED_MEMORY = Path("/dev/shm")
-# glibc gives the memory of every large tensor back and fetches zeroed pages for the next: a seventh of a training step
+# by default glibc returns every large tensor's memory and gets zeroed pages for the next: a seventh of a training step
 _KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
 _NUM_START_ATTEMPTS = 3  # Ray gives its daemons 30 seconds, too few on a machine busy with other work
 
@@ -28,12 +28,12 @@ _NUM_START_ATTEMPTS = 3  # Ray gives its daemons 30 seconds, too few on a machin
 def ensure_ray() -> None:
     """Connects this process to Ray unless it already is; a local Ray that has died since is started again.
 
-    With RAY_ADDRESS set, that cluster is used as it is: its nodes have magic141 installed and their own limits.
-    Otherwise a local one starts, whose workers find this package and use one thread each. Ray Data's progress bars
-    are off: stages show their own.
+    With RAY_ADDRESS set, that cluster is used as it is: its nodes must have magic141 installed and have their own
+    limits. Otherwise a local Ray starts, whose workers find this package and use one thread each. Ray Data's progress
+    bars are off: stages show their own.
 
     Raises:
-        UserError: RAY_ADDRESS is none that Ray can be used at.
+        UserError: if RAY_ADDRESS is not an address that can be used.
     """
     if problem := ray_address_trouble():
         raise UserError(problem)
@@ -41,7 +41,7 @@ def ensure_ray() -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a FutureWarning in every process
     settle_accelerator()
     if ray.is_initialized() and not _is_alive():
-        ray.shutdown()  # the next call to a dead daemon would end this process without a word
+        ray.shutdown()  # the next call to a dead daemon would end this process without a message
     if not ray.is_initialized():
         if ray_cluster():
             ray.init(log_to_driver=False, logging_level=logging.ERROR)
@@ -51,15 +51,15 @@ def ensure_ray() -> None:
 
 
 def require_room(field: str, number: int, each: Mapping[str, float]) -> None:
-    """Refuses what a local Ray can never hold: it would wait for ever, for other machines. A cluster may still grow.
+    """Refuses what a local Ray has no room for: it would wait for other machines for ever. A cluster may still grow.
 
     Args:
-        field: of the config, that says how many there are.
-        number: of workers or replicas.
-        each: what one of them takes, by fields named after CPUs or GPUs.
+        field: config field that sets `number`.
+        number: workers or replicas.
+        each: config field -> CPUs or GPUs that one of them takes.
 
     Raises:
-        UserError: this machine has less.
+        UserError: if this machine has less.
     """
     present = {} if ray_cluster() else ray.cluster_resources()
     for share, amount in each.items() if present else ():
@@ -72,7 +72,7 @@ def require_room(field: str, number: int, each: Mapping[str, float]) -> None:
 
 
 def _is_alive() -> bool:
-    """Whether the daemon runs that this process started; a cluster's is not its child, and Ray's business."""
+    """Whether the daemon that this process started still runs; always true for a cluster, which Ray itself watches."""
     if ray_cluster():
         return True
     children = psutil.Process().children()
@@ -80,9 +80,9 @@ def _is_alive() -> bool:
 
 
 def _start_local() -> None:
-    """Workers inherit the environment that Ray's daemon starts with, which is faster than a runtime environment."""
+    """Starts a local Ray; workers inherit the daemon's environment, which is faster than a runtime environment."""
     path = os.pathsep.join(filter(None, (str(_REPOSITORY), os.environ.get("PYTHONPATH"))))
-    # workers at Ray's default niceness of 15 starve on a laptop that does anything else
+    # at Ray's default niceness of 15, workers starve if the machine does anything else
     settings = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
     with temporary_environment(settings | _KEEP_FREED_MEMORY):
         for attempt in range(1, _NUM_START_ATTEMPTS + 1):
@@ -107,7 +107,7 @@ def _init_local() -> None:
 
 
 def _object_store_bytes() -> int:
-    """Room for the clips in flight, 0.2 GB each at 13B: a tenth of the memory, where there is as much to be shared."""
+    """Size of the store for clips in flight, 0.2 GB each at 13B: a tenth of the memory if /dev/shm has room for it."""
     room = shutil.disk_usage(_SHARED_MEMORY).free // 2 if _SHARED_MEMORY.is_dir() else 0
     return max(_MIN_OBJECT_STORE_BYTES, min(psutil.virtual_memory().total // 10, room))
 

@@ -1,4 +1,4 @@
-"""URLs as people may see them: without the credentials that they carry."""
+"""Removes credentials from URLs before they are shown."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _SECRET_FIELD = re.compile(r"(?i)(?<=[?&])([\w.-]*(?:password|passwd|token|secre
 
 
 def without_credentials(text: str) -> str:
-    """The text with `user:password@` taken out of every URL in it, and passwords in queries replaced by `***`."""
+    """The text with `user:password@` removed from every URL, and passwords in queries replaced by `***`."""
     return _SECRET_FIELD.sub(r"\1***", _USERINFO.sub(r"\1\2", text))
 
 
 def settle_credentials(variable: str, *targets: str) -> None:
-    """Moves the credentials of the http(s) URL in an environment variable to where its client also reads them.
+    """Moves the credentials of the http(s) URL in an environment variable to variables that its client also reads.
 
-    A client quotes its URL in errors, tags and logs, but never these. What is set already wins.
+    Clients quote their URL in errors, tags and logs, but never these variables. Those already set are kept.
 
     Args:
         variable: holds the URL, such as MLFLOW_TRACKING_URI.

@@ -1,1 +1,1 @@
-"""Prefect tasks: one thin task a stage over the library."""
+"""The pipeline's stages: one thin module per stage over the library, and what runs them."""

@@ -1,4 +1,4 @@
-"""Stage 3: the FAISS index of the corpus' images."""
+"""Stage 3: the FAISS index of the corpus's images."""
 
 from __future__ import annotations
 

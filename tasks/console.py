@@ -1,4 +1,4 @@
-"""What a person sees while stages run: one line a stage, a live bar while something is trained."""
+"""Console output while stages run: a line per stage and a live progress bar."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SPEED = "steps_per_s"
 
 
 class StageConsole:
-    """Lines and bars on stderr. Without a terminal, bars become a plain line every 15 seconds."""
+    """Lines and bars on stderr; without a terminal, a bar becomes a plain line every 15 seconds."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, highlight=False)
@@ -26,31 +26,31 @@ class StageConsole:
         self._known: dict[str, float] = {}
 
     def line(self, mark: str, stage: str, text: str, style: str = "") -> None:
-        """`mark stage  text`."""
+        """Prints `mark stage  text`."""
         self.console.print(f"{mark} {stage:<{NAME_WIDTH}} {text}", style=style, markup=False, soft_wrap=True)
 
     def started(self, stage: str) -> None:
-        """The stage begins to work."""
+        """Reports that the stage has begun."""
         self.line("●", stage, "running")
 
     def finished(self, stage: str, seconds: float, digest: str) -> None:
-        """The stage made its artifact."""
+        """Reports that the stage has made its artifact."""
         self.line("✓", stage, f"{_duration(seconds)}, artifact {digest[:12]}", "green")
 
     def reused(self, stage: str, run_id: str) -> None:
-        """The stage's artifact was there."""
+        """Reports that the stage's artifact is reused."""
         self.line("↺", stage, f"reused from run {run_id}", "cyan")
 
     def failed(self, stage: str, reason: str) -> None:
-        """The stage did not make its artifact."""
+        """Reports that the stage did not make its artifact."""
         self.line("✗", stage, reason, "red")
 
     def note(self, stage: str, text: str) -> None:
-        """A sentence of the stage."""
+        """Prints a note of the stage."""
         self.line("·", stage, text, "dim")
 
     def values(self, values: Mapping[str, float]) -> None:
-        """The newest figures, shown beside the bar."""
+        """Sets the newest metrics, shown beside the bar."""
         self._known.update(values)
         first = [name for name in PREFERRED if name in self._known]
         names = first or [name for name in self._known if name != SPEED]
@@ -58,7 +58,7 @@ class StageConsole:
 
     @contextmanager
     def progress(self, stage: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-        """A bar over `total` units with the newest figures, speed and time left."""
+        """A bar over `total` units with the newest metrics, speed and time left."""
         self._values = ""
         self._known.clear()
         run = self._live if self.console.is_terminal else self._plain
@@ -105,7 +105,7 @@ class StageConsole:
 
 
 class _Meter:
-    """Speed and time left. The first report may carry steps of an earlier process: it sets the zero of the speed."""
+    """Speed and time left, measured from the first report, which may include steps of an earlier process."""
 
     def __init__(self, total: int) -> None:
         self.total = total

@@ -21,7 +21,7 @@ def _run(call: StageCall) -> None:
 
 
 def _refuse_collapsed(context: StageContext, ref: ArtifactRef) -> None:
-    """Of a run that went on in spite of what its watch saw, as only one that also asks for it takes it."""
+    """Refuses to reuse a student that ended collapsed, unless this run also sets collapse.stop = false."""
     from magic141.training.objective import WATCH_FILE
 
     watched = json.loads((ref.path / WATCH_FILE).read_text())

@@ -1,4 +1,4 @@
-"""Stage 10: scores."""
+"""Stage 10: scores of all variants."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _run(call: StageCall) -> None:
 
 
 def _sources(config: PipelineConfig) -> Mapping[str, str]:
-    """Packages and weights may be there the next time, and with them scores."""
+    """What VBench can compute here: with more packages or weights installed, the stage runs again."""
     return {"vbench": what_can_be_scored(config.evaluate.vbench_dimensions)}
 
 

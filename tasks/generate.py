@@ -20,7 +20,7 @@ INPUTS = (
 
 
 def student_sampling(config: PipelineConfig) -> Mapping[str, Any]:
-    """How the student is sampled: the part of `distill_dmd2` that matters after training."""
+    """The settings of `distill_dmd2` that matter after training: how the student is sampled."""
     dmd2 = config.distill_dmd2
     return {
         "distill_dmd2.num_inference_steps": dmd2.num_inference_steps,

@@ -1,4 +1,4 @@
-"""All stages in the order in which they run."""
+"""The list of all stages, in the order in which they run."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ JUDGING = ("generate", "evaluate", "report")
 
 
 def stages_until(name: str | None) -> tuple[Stage, ...]:
-    """The stages up to and with `name`; all of them without a name."""
+    """The stages up to and including `name`; all of them if it is None."""
     if name is None:
         return STAGES
     names = [stage.name for stage in STAGES]
@@ -47,10 +47,10 @@ def stages_until(name: str | None) -> tuple[Stage, ...]:
 
 
 def known_stage(name: str, option: str) -> str:
-    """The name itself.
+    """Returns the name if there is such a stage.
 
     Raises:
-        UserError: no stage has that name.
+        UserError: if no stage has that name.
     """
     names = [stage.name for stage in STAGES]
     if name not in names:
@@ -59,7 +59,7 @@ def known_stage(name: str, option: str) -> str:
 
 
 def missing_by_stage(config: PipelineConfig) -> dict[str, str]:
-    """Stages that read files or folders which are not there, with the lines that say so."""
+    """Stage -> error lines, for stages that read missing files or folders or a base that does not fit."""
     found: dict[str, list[str]] = {}
     for line in missing_sources(config):
         section = line.partition(".")[0]

@@ -1,4 +1,4 @@
-"""Stage 1: clips to latents and embeddings."""
+"""Stage 1: turns clips into latents and embeddings."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def _run(call: StageCall) -> None:
 
 
 def _require_batches(context: StageContext, ref: ArtifactRef) -> None:
-    """Now the clips are counted: a batch that they do not fill is found before the first training, not at its own.
+    """Refuses batches larger than the corpus as soon as its clips are counted, before any training starts.
 
     Raises:
-        UserError: a line for each.
+        UserError: with a line for each.
     """
     from magic141.data.dataset import load_info
 

@@ -1,4 +1,4 @@
-"""Stage 5: image to video by the 2C+1 surgery; the teacher."""
+"""Stage 5: image to video, from the T2V network widened to 2C+1 channels or a base; the teacher."""
 
 from __future__ import annotations
 

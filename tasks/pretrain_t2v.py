@@ -1,4 +1,4 @@
-"""Stage 4: text to video by flow matching, or a base checkpoint."""
+"""Stage 4: text to video by flow matching, or a base checkpoint as it is."""
 
 from __future__ import annotations
 

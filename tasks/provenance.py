@@ -1,4 +1,4 @@
-"""What a stage was made with: code, libraries, machine."""
+"""Records what a stage was made with: code, libraries, machine."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ def environment() -> dict[str, Any]:
 
 
 def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The CPU's name, as Linux or else Python knows it; its architecture where neither does."""
+    """The CPU's name from Linux, or else from Python; its architecture if neither knows it."""
     named = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.M) if cpuinfo.is_file() else None
     return named[1].strip() if named else platform.processor() or platform.machine()
 
 
 @lru_cache
 def git_commit() -> str | None:
-    """The commit that the code was run from, with '-dirty' when files differ.
+    """The commit of the code, with '-dirty' if files differ from it.
 
-    Outside a checkout it is MAGIC141_COMMIT, which an image has from its build; None where that is not set, either.
+    Outside a checkout it is MAGIC141_COMMIT, which container images set when they are built; None if that is not set.
     """
     return _described() or os.environ.get("MAGIC141_COMMIT") or None
 
 
 def commit_tag() -> dict[str, str]:
-    """The commit as the tag by which MLflow shows it; empty where it is not known."""
+    """The commit as the tag that MLflow shows; empty if it is unknown."""
     commit = git_commit()
     return {"mlflow.source.git.commit": without_credentials(commit)} if commit else {}
 

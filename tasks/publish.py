@@ -1,4 +1,4 @@
-"""Stage 12: the student as a folder for diffusers and for MLflow, registered under a name with an alias."""
+"""Stage 12: exports the student as a folder for diffusers and MLflow, and registers it with an alias."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ STAGE = Stage(
     },
     inputs=("prepare_data", "distill_dmd2"),
     run=_run,
-    volatile=("registered_model_meta",),  # which MLflow writes into a folder that it loads by a registered name
+    volatile=("registered_model_meta",),  # MLflow writes it into a folder that it loads by a registered name
     model_type="diffusers",
     on_ready=_register,
 )

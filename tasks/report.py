@@ -21,7 +21,7 @@ SECTIONS = ("data", "model", *INPUTS[1:], "report")
 
 
 def _settings(config: PipelineConfig) -> Settings:
-    """All that the page shows: other settings that lead to equal artifacts are another page."""
+    """All settings that the page shows; other settings give another page, even if the artifacts are equal."""
     return {name: getattr(config, name) for name in SECTIONS}
 
 

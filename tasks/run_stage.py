@@ -1,4 +1,4 @@
-"""How a stage runs, the same for all: key, lock, reuse, staging, log, publication, record, truthful closing."""
+"""Runs a stage, the same for all: key, lock, reuse, staging, log, publication, record, final status."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run_stage(stage: Stage, context: StageContext) -> ArtifactRef:
             context.reused.append(stage.name)
         made = ref or _compute(stage, key, context)
         if ref is None or not _a_refresh_needs(stage, key.digest, context):
-            # the artifact holds the result; the checkpoints have done their work, also those of a run killed just here
+            # the artifact has the result, so checkpoints are obsolete, even those of a run killed right here
             shutil.rmtree(context.run_dir(stage.name, key.digest), ignore_errors=True)
         context.artifacts[stage.name] = made
         context.tracker.set_artifact(context.parent_id, made, reused=ref is not None)
@@ -50,17 +50,17 @@ def run_stage(stage: Stage, context: StageContext) -> ArtifactRef:
 
 
 def _refreshed(stage: Stage, key: str, context: StageContext) -> ArtifactRef | None:
-    """What a refresh has made already: once begun, it goes on until a run that asks for it has finished."""
+    """What an unfinished refresh has already made; a refresh continues until a run that asks for it has finished."""
     begun = begun_refresh(context.tracker, stage.name, key)
     if begun is None:
-        shutil.rmtree(context.run_dir(stage.name, key), ignore_errors=True)  # made again from the first step
+        shutil.rmtree(context.run_dir(stage.name, key), ignore_errors=True)  # computed again from the first step
         return None
-    context.console.note(stage.name, f"goes on with the refresh of run {begun.info.run_id}, which was not over")
+    context.console.note(stage.name, f"continues the unfinished refresh of run {begun.info.run_id}")
     return _reuse(stage, key, context) if begun.info.status == "FINISHED" else None
 
 
 def _a_refresh_needs(stage: Stage, key: str, context: StageContext) -> bool:
-    """Whether what is left of the key's training is that of a refresh which was stopped, not of what is reused."""
+    """Whether the key's checkpoints belong to an interrupted refresh, not to the result that is reused."""
     if stage.name in context.refresh or not context.run_dir(stage.name, key).exists():
         return False
     begun = begun_refresh(context.tracker, stage.name, key)
@@ -123,7 +123,7 @@ def _telling_of_failure(stage: str, run: RunLog, context: StageContext) -> Itera
 
 @contextmanager
 def _only_worker(stage: str, key: str, context: StageContext) -> Iterator[None]:
-    """Holds the key's lock; says so when another process has it."""
+    """Holds the key's lock; prints a note if it has to wait for another process."""
     lock = FileLock(lock_file(context.home, stage, key))
     try:
         lock.acquire(timeout=0)
@@ -137,7 +137,7 @@ def _only_worker(stage: str, key: str, context: StageContext) -> Iterator[None]:
 
 
 def lock_file(workspace: Path, stage: str, key: str) -> Path:
-    """What a worker on this key holds; its folder is made."""
+    """The lock file of a key, whose folder is created."""
     folder = workspace / "locks"
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"{stage}-{key[:KEY_CHARS]}.lock"

@@ -1,4 +1,4 @@
-"""What a stage is: its name, the code and settings that decide its result, what it reads, what it does."""
+"""Defines a stage: its name, inputs and function, and the code and settings that determine its result."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tasks.console import StageConsole
 if TYPE_CHECKING:
     from magic141.tracking import Tracker
 
-RUN_DIR_CHARS = 12  # of the key, in the name of a run_dir
-# Configs are in the key by value; the others say how and where work runs, not what it computes.
+RUN_DIR_CHARS = 12  # characters of the key in the name of a run_dir
+# Configs are in the key by value; the others determine how and where work runs, not what it computes.
 NOT_CODE = (
     "config",
     "config_errors",
@@ -39,14 +39,14 @@ NOT_CODE = (
 
 @dataclass(frozen=True)
 class StageCall:
-    """What a stage's function gets.
+    """The arguments of a stage's function.
 
     Attributes:
         config: the pipeline's config.
         inputs: stage name -> artifact folder.
-        out: empty folder; what is in it afterwards is the artifact.
-        log: where to report.
-        run_dir: folder that survives a crash: checkpoints of this key.
+        out: empty folder; its content afterwards is the artifact.
+        log: receives progress, metrics and notes.
+        run_dir: folder for this key's checkpoints, which survives a crash.
     """
 
     config: PipelineConfig
@@ -93,15 +93,15 @@ class Stage:
 
     Attributes:
         name: also the name of its config section.
-        modules: the library code that decides its result; what they import is followed.
-        settings: the config values that decide its result; sections lose their placement fields.
+        modules: the library modules that determine its result, with everything that they import.
+        settings: the config values that determine its result; placement fields of sections are dropped.
         run: does the work; imports the library inside, so that plan and reuse stay fast.
         inputs: stages whose artifacts it reads.
-        version: to be raised when the meaning changes although code and config do not.
-        sources: digests of files that the user owns and the stage reads.
+        version: raise it if the meaning changes although code and config do not.
+        sources: digests of the user's files that the stage reads.
         volatile: files of the artifact that hold timings, not results.
-        model_type: set when the artifact is a model: its kind, for the lineage.
-        on_ready: called with the artifact after it was made, and also when it is reused.
+        model_type: kind of model for the lineage; None if the artifact is no model.
+        on_ready: called with the artifact whenever it is made or reused.
     """
 
     name: str
@@ -116,7 +116,7 @@ class Stage:
     on_ready: Callable[[StageContext, ArtifactRef], None] | None = None
 
     def key(self, config: PipelineConfig, artifacts: Mapping[str, ArtifactRef]) -> StageKey:
-        """Everything that decides the result, given the artifacts of the stages before."""
+        """The stage key: everything that determines the result, given the artifacts of earlier stages."""
         return StageKey(
             stage=self.name,
             version=self.version,
@@ -127,7 +127,7 @@ class Stage:
         )
 
     def settings_in(self, config: PipelineConfig) -> dict[str, Any]:
-        """The values of `config` that decide the result, as plain JSON."""
+        """The values of `config` that determine the result, as plain JSON."""
         values = {
             name: key_fields(value) if isinstance(value, BaseModel) else value
             for name, value in self.settings(config).items()
@@ -135,14 +135,14 @@ class Stage:
         return dict(json.loads(json.dumps(values)))
 
     def code(self) -> dict[str, str]:
-        """Module -> digest of its code, for every module that decides the result."""
+        """Module -> digest of its code, for every module that determines the result."""
         return module_digests(self.modules, NOT_CODE)
 
     def require_unedited(self) -> None:
-        """Refuses to work under a key whose code this process may not have: it runs what it imported before an edit.
+        """Refuses to run if code was edited after this process may have imported it: the key would name other code.
 
         Raises:
-            UserError: code was edited since this process first asked.
+            UserError: if code was edited since this process first asked.
         """
         if edited := edited_modules(self.modules, NOT_CODE):
             more = f" and {len(edited) - NUM_NAMED} more" if len(edited) > NUM_NAMED else ""
@@ -153,7 +153,7 @@ class Stage:
 
 
 class StageContext:
-    """One pipeline run: what its stages share. Not a dataclass, so that Prefect does not look into it."""
+    """State that the stages of one pipeline run share. Not a dataclass, so that Prefect does not inspect it."""
 
     def __init__(
         self,
@@ -173,5 +173,5 @@ class StageContext:
         self.reused: list[str] = []
 
     def run_dir(self, stage: str, key: str) -> Path:
-        """Where a stage keeps what survives a crash."""
+        """The folder of a stage's checkpoints, which survives a crash."""
         return self.home / "training" / f"{stage}-{key[:RUN_DIR_CHARS]}"

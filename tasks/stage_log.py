@@ -1,4 +1,4 @@
-"""Where a running stage reports to: MLflow and the console."""
+"""The log of a running stage, which writes to MLflow and the console."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class TaskLog:
-    """The log of a running stage: figures and media to MLflow, notes and bars also to the console."""
+    """The log of a running stage: metrics and media go to MLflow, notes and progress bars to the console."""
 
     stage: str
     run: RunLog
@@ -27,7 +27,7 @@ class TaskLog:
     figures: dict[str, float | int | str] = field(default_factory=dict)
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Figures that develop with the step."""
+        """Metrics at a step."""
         self.console.values(values)
         self.run.metrics(values, step)
 
@@ -36,7 +36,7 @@ class TaskLog:
         self.run.image(key, image, step)
 
     def file(self, path: Path, folder: str = "") -> None:
-        """A file to keep beside the run."""
+        """A file to keep with the run."""
         self.run.file(path, folder)
 
     def note(self, text: str) -> None:
@@ -45,11 +45,11 @@ class TaskLog:
         self.console.note(self.stage, text)
 
     def summary(self, values: Mapping[str, float | int | str]) -> None:
-        """Final figures (numbers become metrics) and facts (strings become tags)."""
+        """Final metrics (numbers) and facts (strings, which become tags)."""
         self.figures.update(values)
         self.run.metrics({name: float(v) for name, v in values.items() if not isinstance(v, str)})
         self.run.tags({name: v for name, v in values.items() if isinstance(v, str)})
 
     def progress(self, total: int, unit: str) -> AbstractContextManager[Callable[[int], None]]:
-        """A bar with the newest figures, speed and time left."""
+        """A bar with the newest metrics, speed and time left."""
         return self.console.progress(self.stage, total, unit)

@@ -1,4 +1,4 @@
-"""Stage 2: the CLIP model of the image priors, trained on the corpus or loaded."""
+"""Stage 2: the CLIP model for image retrieval, trained on the corpus or loaded."""
 
 from __future__ import annotations
 

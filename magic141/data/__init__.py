@@ -1,1 +1,1 @@
-"""Clips: sources, decoding, the demo's captioned world, and the prepared data set."""
+"""Data: sources of clips, decoding, the demo's captioned world, and the prepared data set."""

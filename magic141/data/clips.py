@@ -1,4 +1,4 @@
-"""What the corpus consists of: clips of the shapes world, or windows of the videos in a folder."""
+"""Lists and renders the clips of the corpus: of the shapes world, or cut from the videos in a folder."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from magic141.data.video_groups import group_videos, note_copies
 
 MAX_REPEATS = 2  # of a frame: drawings often move at 12 fps and are shown at 24; what moves more slowly seems to stop
 MAX_CHUNK_CLIPS = 256
-MAX_ANCHOR_FRAMES = 64  # by which a clip of the endless shapes world may lie behind its anchor: twice around
-MAX_CHUNK_BYTES = 64_000_000  # of pixels that travel between two workers at once
+MAX_ANCHOR_FRAMES = 64  # most frames from a shapes clip's anchor to its start, in which the shape may circle twice
+MAX_CHUNK_BYTES = 64_000_000  # of pixels that are sent between workers at once
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Clip:
     start_frame: int  # after resampling
     caption: str
     anchor_frame: int = 0
-    truth: dict[str, Any] | None = None  # the ShapeClip behind it
+    truth: dict[str, Any] | None = None  # its ShapeClip, as a dictionary
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -58,7 +58,7 @@ class Probed(NamedTuple):
 
 
 class Windows(NamedTuple):
-    """Clips, by which rule some are held out (None: drawn apart from the others), and remarks for the log."""
+    """Clips, by which rule some are held out (None: drawn apart from the others), and notes for the log."""
 
     clips: list[Clip]
     heldout: HeldOut | None
@@ -101,9 +101,9 @@ def probe_video(folder: Path, video: VideoFile, config: DataConfig) -> int | Bad
 
 
 def cut_windows(videos: Sequence[VideoFile], probed: Sequence[Probed], config: DataConfig) -> Windows:
-    """Cuts videos into windows and splits them."""
+    """Cuts videos into windows and assigns these to splits."""
     counts = [(found.num_frames - config.num_frames) // config.stride_frames + 1 for found in probed]
-    gap = -(-config.num_frames // config.stride_frames) - 1  # windows that share frames with the next split's first
+    gap = -(-config.num_frames // config.stride_frames) - 1  # windows that overlap the next split's first
     groups = group_videos([video.file for video in videos], [found.digest for found in probed], counts)
     split = split_windows(groups, config.heldout_fraction, gap, config.max_heldout_clips)
     clips = [

@@ -1,4 +1,4 @@
-"""What `prepare_data` reads and how it cuts and encodes it."""
+"""Configs of `prepare_data`: source, clip geometry, codec and encoders."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from magic141.frozen import FrozenConfig, placement, source_path
 
 
 class ShapesConfig(FrozenConfig):
-    """The demo's procedural world: one captioned shape moving over a plain background, exact ground truth."""
+    """The demo's procedural world: one captioned shape moving over a plain background, with exact ground truth."""
 
     num_train: int = Field(6000, ge=1, description="clips for training")
-    num_validation: int = Field(128, ge=1, description="clips for choosing (validation loss, best checkpoint)")
+    num_validation: int = Field(128, ge=1, description="clips for validation (loss, best checkpoint)")
     num_heldout: int = Field(512, ge=1, description="clips for reporting only")
     exact_fraction: float = Field(
         0.5, ge=0, le=1, description="share of captions that name the exact direction; the others name only the axis"
@@ -27,24 +27,24 @@ class CodecConfig(FrozenConfig):
     kind: Literal["pca", "hunyuan"] = Field("pca", description="pca: fitted on the corpus in a second; hunyuan: VAE")
     path: str | None = source_path(description="diffusers folder with a `vae` subfolder (kind hunyuan)")
     num_channels: int = Field(40, ge=1, description="latent channels C (kind pca)")
-    temporal_factor: int = Field(2, ge=1, description="frames per latent frame after the first (kind pca)")
-    spatial_factor: int = Field(8, ge=1, description="pixels per latent pixel, each side (kind pca)")
+    temporal_factor: int = Field(2, ge=1, description="frames per latent frame, after the first (kind pca)")
+    spatial_factor: int = Field(8, ge=1, description="side of a latent pixel, in pixels (kind pca)")
     num_fit_clips: int = Field(512, ge=2, description="clips that the codec is fitted on (kind pca)")
 
 
 class EncoderConfig(FrozenConfig):
-    """The frozen text and image encoders (Llava and CLIP classes of transformers)."""
+    """The frozen text and image encoders (transformers' Llava and CLIP classes)."""
 
     kind: Literal["tiny", "hunyuan"] = Field(
-        "tiny", description="tiny: random-weight Llava and CLIP over the corpus' own words; hunyuan: real checkpoints"
+        "tiny", description="tiny: random-weight Llava and CLIP over the corpus's own words; hunyuan: real checkpoints"
     )
     path: str | None = source_path(description="diffusers HunyuanVideo-I2V folder with the encoders (kind hunyuan)")
     width: int = Field(64, ge=8, multiple_of=2, description="hidden width of the tiny encoders")
     max_text_tokens: int = Field(
-        64, ge=2, description="text tokens per caption at most; kind tiny uses no more than its longest caption has"
+        64, ge=2, description="most text tokens per caption; kind tiny uses no more than the longest caption has"
     )
     image_tokens: bool = Field(
-        True, description="multi-modal guidance: tokens of the first frame beside the text's; false: only its latents"
+        True, description="multi-modal guidance: tokens of the first frame before the text's; false: only its latents"
     )
     image_token_stride: int = Field(4, ge=1, description="every n-th image token is kept (the release keeps every 4th)")
 
@@ -57,24 +57,24 @@ class DataConfig(FrozenConfig):
         description="folder of videos with captions.jsonl (file, caption), or a .txt beside each video"
     )
     num_frames: int = Field(13, ge=1, description="frames of a stored clip, temporal_factor * k + 1")
-    height: int = Field(32, ge=8, description="pixels")
-    width: int = Field(32, ge=8, description="pixels")
+    height: int = Field(32, ge=8, description="frame height in pixels")
+    width: int = Field(32, ge=8, description="frame width in pixels")
     fps: float = Field(8.0, gt=0, description="frames per second after resampling")
     stride_frames: int = Field(4, ge=1, description="frames between the starts of two windows of a video (folder)")
     heldout_fraction: float = Field(
         0.15,
         gt=0,
         lt=0.5,
-        description="share of windows held out, and again validated: whole videos, of few their ends",
+        description="share of windows held out, and as many more for validation: whole videos, of few their ends",
     )
     max_heldout_clips: int | None = Field(
-        None, ge=1, description="windows held out, and again validated, at most; their pixels are stored (folder)"
+        None, ge=1, description="most windows held out, and most for validation; their pixels are stored (folder)"
     )
-    on_bad_file: Literal["skip", "fail"] = Field("skip", description="what a broken, short or caption-less file does")
+    on_bad_file: Literal["skip", "fail"] = Field("skip", description="if a file is broken, too short or has no caption")
     shapes: ShapesConfig = ShapesConfig()
     codec: CodecConfig = CodecConfig()
     encoder: EncoderConfig = EncoderConfig()
-    shard_size: int = Field(512, ge=1, description="clips per shard file; fewer where they take over 2 GiB")
+    shard_size: int = Field(512, ge=1, description="clips per shard file; fewer if they exceed 2 GiB")
     num_workers: int = placement(1, ge=1, description="parallel Ray Data encoders")
     num_gpus_per_worker: float = placement(0.0, ge=0, description="GPUs per encoder")
 

@@ -1,4 +1,4 @@
-"""What training and evaluation read: the prepared corpus, one split at a time; clips stay on disk until needed."""
+"""Reads the prepared corpus for training and evaluation, one split at a time; clips stay on disk until needed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NULL_TEXT_FILE = "null_text.safetensors"
 
 
 class BadFileInfo(BaseModel):
-    """A file that was not used."""
+    """A file that was not used, and why."""
 
     file: str
     reason: str
@@ -73,20 +73,20 @@ class ClipDataset:
     ids: list[str]
     captions: list[str]
     truths: list[dict[str, Any] | None]
-    sources: list[str]  # the video that a clip is of, or "shapes"
+    sources: list[str]  # the video that the clip is cut from, or "shapes"
 
     @classmethod
     def open(cls, folder: Path, split: str) -> Self:
         """Opens the split `train`, `validation` or `heldout` of a prepared folder.
 
         Args:
-            folder: of `prepare_data`.
-            split: which clips.
+            folder: artifact of `prepare_data`.
+            split: name of the split.
         """
         rows = [row for row in read_json_lines(_existing(folder / MANIFEST_FILE)) if row["split"] == split]
         if not rows:
             raise UserError(f"data set {folder}: no clips of split {split!r}; expected train, validation or heldout")
-        # load_file maps a file: nothing is read yet, and what is read lies in the page cache, once for all workers
+        # load_file maps the file: nothing is read yet, and later reads share the page cache between all workers
         shards = [load_file(_existing(folder / shard)) for shard in dict.fromkeys(row["shard"] for row in rows)]
         fields: dict[str, Any] = {name: Rows([shard[name] for shard in shards]) for name in shards[0]}
         fields.setdefault("frames", None)
@@ -108,7 +108,7 @@ class ClipDataset:
         return None if any(truth is not None for truth in self.truths) else self.sources
 
     def in_turns(self, rows: Iterable[int]) -> list[int]:
-        """The rows in another order: one of every video, then a second of each, and so on, so that few show many."""
+        """Reorders rows: one of every video, then a second of each, and so on, so that a few cover many videos."""
         turns: Counter[str] = Counter()
         numbered = []
         for row in rows:

@@ -30,7 +30,7 @@ def describe(
     bad_files: Sequence[BadFile],
     log: StageLog,
 ) -> DatasetInfo:
-    """Reads the held-out split back, judges the codec on it and shows some of it."""
+    """Reads the held-out split back, measures the codec's PSNR on it and shows some of its clips."""
     heldout = ClipDataset.open(out, "heldout")
     codec, null_text = fitted.codec, fitted.null_text
     channels, length, height, width = heldout.latents.shape[1:]
@@ -57,7 +57,7 @@ def describe(
 
 
 def _judge_codec(heldout: ClipDataset, codec: VideoCodec, log: StageLog) -> float:
-    """PSNR in dB of held-out clips through the codec; also shows clips and reconstructions."""
+    """PSNR in dB of held-out clips after encoding and decoding; also logs pictures of both."""
     assert heldout.frames is not None
     count = NUM_QUALITY_CLIPS if isinstance(codec.vae, CausalPCACodec) else 2
     shown = torch.linspace(0, len(heldout) - 1, min(count, len(heldout))).long()

@@ -106,5 +106,5 @@ def _make_codec(sample: Frames, config: DataConfig) -> VideoCodec:
     if config.codec.kind == "pca":
         return VideoCodec(CausalPCACodec.fit(torch.from_numpy(sample), config.codec))
     codec = load_codec(Path(config.codec.path or "") / "vae")
-    codec.vae.register_to_config(_name_or_path="")  # equal artifacts wherever it came from
+    codec.vae.register_to_config(_name_or_path="")  # the artifact must not depend on where the VAE came from
     return codec

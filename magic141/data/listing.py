@@ -39,7 +39,7 @@ class VideoFile(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """Usable videos and the others."""
+    """Usable and unusable videos."""
 
     videos: list[VideoFile]
     bad_files: list[BadFile]
@@ -132,12 +132,12 @@ def _composed(name: str) -> str:
 
 
 def _read_utf8(path: Path) -> str | None:
-    """A text, without the mark that some editors put first; None if it is in another encoding."""
+    """A file's text, without a byte-order mark; None if it is in another encoding."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         return None
-    return None if "\0" in text else text  # UTF-16 without a mark passes as UTF-8 with zeros in between
+    return None if "\0" in text else text  # UTF-16 without a byte-order mark passes as UTF-8 with zeros in between
 
 
 def _read_table(folder: Path) -> CaptionTable:
@@ -180,6 +180,6 @@ def _parse_caption(line: str) -> VideoFile | str:
 
 
 def _inside(root: Path, file: Path) -> str:
-    """The name that `list_videos` gives a file; one with its whole path may have been reached through a link."""
+    """The name that `list_videos` gives a file; an absolute path may lead through a link."""
     ways = (file, file.resolve()) if file.is_absolute() else ()
     return next((way.relative_to(root).as_posix() for way in ways if way.is_relative_to(root)), file.as_posix())

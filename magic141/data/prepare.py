@@ -1,7 +1,7 @@
-"""From a source of clips to latents and embeddings on disk, on Ray Data.
+"""Prepares the corpus with Ray Data: turns source clips into latents and embeddings on disk.
 
-Videos are decoded twice: once to find the bad ones and count windows, once on the way to the encoder. Pixels are never
-all in memory or on disk at once, so that a corpus may be far larger than the machine.
+Videos are decoded twice: to find the bad ones and count windows, and to encode them. Never are all pixels in memory or
+on disk at once, so that a corpus may be far larger than the machine.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def prepare_dataset(config: DataConfig, out: Path, log: StageLog, seed: int, run
     Args:
         config: Source, geometry, codec and encoders.
         out: Becomes the artifact: dataset.json, manifest.jsonl, shards/, null_text.safetensors, codec/, encoders/.
-        log: Progress, notes on files that were skipped, contact sheets, figures.
-        seed: Of the drawn clips, of what the codec is fitted on, and of the tiny encoders.
+        log: Receives progress, notes on skipped files, contact sheets and metrics.
+        seed: Seed of the drawn clips, of the choice of clips to fit the codec on, and of the tiny encoders.
         run_dir: Survives a crash: what was probed, the models and the finished shards, which a later call with the
             same settings takes over. Its result is that of a call that was not disturbed.
 
@@ -82,7 +82,7 @@ def prepare_dataset(config: DataConfig, out: Path, log: StageLog, seed: int, run
 def _list_clips(
     config: DataConfig, listing: Listing | None, run_dir: Path, log: StageLog, seed: int
 ) -> tuple[Windows, list[BadFile]]:
-    """All clips to encode and all files that cannot be."""
+    """All clips to encode, and all files that cannot be used."""
     if listing is None or config.path is None:
         return Windows(sample_shapes(config, seed), None, []), []
     records = ProbeRecords(run_dir / "probe")
@@ -132,7 +132,7 @@ def _handle_bad_files(bad: Sequence[BadFile], config: DataConfig, log: StageLog)
 
 
 def _require_clips(num_clips: Mapping[str, int], bad_files: Sequence[BadFile], config: DataConfig) -> None:
-    """Every split needs a clip."""
+    """Raises UserError if a split has no clip."""
     missing = [split for split in SPLITS if not num_clips.get(split)]
     if not missing:
         return
@@ -197,7 +197,7 @@ def _encoded_anyhow(
 def _encoded_chunks(chunks: Sequence[Chunk], config: DataConfig, models: Path) -> Iterator[dict[str, Any]]:
     """The rows of `Encode`, a chunk each, in order: decoding tasks stream into encoding actors on Ray Data."""
     items = [{"number": chunk.place.number, "clips": chunk.json} for chunk in chunks]
-    spare_cpus = int(ray.cluster_resources().get("CPU", 2)) - 1  # one stays with the decoders, else nothing moves
+    spare_cpus = int(ray.cluster_resources().get("CPU", 2)) - 1  # decoding needs one, or nothing proceeds
     wanted = min(config.num_workers, len(chunks))
     there = max(1, min(wanted, spare_cpus))
     pool = {"min_size": there, "max_size": wanted} if ray_cluster() else {"size": there}  # a cluster may still grow
@@ -220,7 +220,7 @@ def _encoded_chunks(chunks: Sequence[Chunk], config: DataConfig, models: Path) -
 
 
 def _start_ray(config: DataConfig) -> None:
-    """Ray with results in order: the same corpus gives the same bytes. What workers raise is not renamed."""
+    """Starts Ray with ordered results (the same corpus gives the same bytes) and workers' errors passed on as such."""
     ensure_ray()
     require_room("data.num_workers", config.num_workers, {"num_gpus_per_worker": config.num_gpus_per_worker})
     context = ray.data.DataContext.get_current()
@@ -234,7 +234,7 @@ def _workers_code() -> CodeStamp:
 
 @contextmanager
 def _users_mistakes() -> Iterator[None]:
-    """A worker's UserError or StorageError as one: its line, without the traceback and the advice that Ray adds."""
+    """Re-raises a worker's UserError or StorageError with its own line only, without what Ray adds to it."""
     try:
         yield
     except (UserError, StorageError) as error:  # Ray makes its error a subclass of the worker's

@@ -1,4 +1,4 @@
-"""Rows of a field that lies in several files: mapped into memory, and read when somebody asks for them."""
+"""Rows of a field that is stored in several files, memory-mapped and read on demand."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ Index = int | slice | Sequence[int] | Tensor
 
 
 class Rows:
-    """What the shards' tensors would be if they were concatenated, without the copy in memory that this takes.
+    """Acts as the concatenation of the shards' tensors, without making that copy in memory.
 
-    The tensors are to be mapped files, as safetensors opens them: only what is touched is read, and all processes of a
-    machine share it. Rows are indexed as those of a tensor are, by a number, a slice or a list of numbers, with numbers
-    and slices for the other dimensions after them: `rows[[7, 3], :, :5]`; `rows[:]` is all of them. Halves are given as
+    The tensors should be mapped files, as safetensors opens them: only what is used is read, and all processes of a
+    machine share it. Rows are indexed like those of a tensor, by a number, a slice or a list of numbers, followed by
+    numbers or slices for the other dimensions: `rows[[7, 3], :, :5]`; `rows[:]` is all of them. Halves are given as
     float32, which whatever computes with them expects; parts may differ in precision.
     """
 
     def __init__(self, parts: Sequence[Tensor]) -> None:
         self._parts = list(parts)
-        self._starts = [0, *accumulate(len(part) for part in parts)]  # of the parts, and the end of the last
+        self._starts = [0, *accumulate(len(part) for part in parts)]  # start of every part, and end of the last
         self._numbers = range(self._starts[-1])
 
     def __len__(self) -> int:
@@ -35,7 +35,7 @@ class Rows:
         return torch.Size([len(self), *self._parts[0].shape[1:]])
 
     def __getitem__(self, index: Index | tuple[Index, *tuple[int | slice, ...]]) -> Tensor:
-        """A copy of some rows, in the order asked for; a single row by its number is, unless of halves, the file.
+        """A copy of the rows, in the given order; a single row by its number is, unless of halves, the mapped file.
 
         Raises:
             IndexError: if there is no such row.

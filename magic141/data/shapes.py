@@ -1,7 +1,7 @@
 """The demo's world: one captioned shape moves over a plain background on a torus, with exact ground truth.
 
-The future of a first frame is partly open on purpose: half of the captions name only the axis of motion, and none
-names the speed. With a fully determined future few-step sampling would need no distillation.
+The future of a first frame is left partly open on purpose: many captions name only the axis of motion (by default
+half), and none names the speed. With a fully determined future, few-step sampling would need no distillation.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ SHAPES = ("circle", "square", "triangle")
 DIRECTIONS = ("right", "up right", "up", "up left", "left", "down left", "down", "down right")
 AXES = ("horizontally", "along the rising diagonal", "vertically", "along the falling diagonal")
 REFERENCE_SIZE = 32  # radii and speeds are pixels at this frame size
-EDGE_SLOPE = 1.3  # of the sigmoid across an edge, per pixel: soft edges keep the world easy to model
+EDGE_SLOPE = 1.3  # of the sigmoid across an edge, per pixel; soft edges keep the world easy to model
 MAX_BACKGROUND = 0.38
 SPEEDS = (0.8, 1.8)  # slowest and fastest, never in the caption
 
 
 @dataclass(frozen=True)
 class ShapeClip:
-    """Everything that decides a clip. Positions, radius and speed are in pixels of a 32-pixel frame."""
+    """Everything that determines a clip. Positions, radius and speed are in pixels of a 32-pixel frame."""
 
     shape: str
     colour: str
@@ -43,7 +43,7 @@ class ShapeClip:
     direction: int  # index into DIRECTIONS, 45 degrees each, counter-clockwise
     speed: float  # pixels per frame
     exact: bool  # whether the caption names the direction or only its axis
-    corners: tuple[tuple[float, float, float], ...]  # colours: top left, top right, bottom left, right
+    corners: tuple[tuple[float, float, float], ...]  # colours: top left, top right, bottom left, bottom right
 
     @property
     def caption(self) -> str:
@@ -62,12 +62,12 @@ class ShapeClip:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The inverse of `to_dict`, also after a trip through JSON."""
+        """The inverse of `to_dict`, also after a JSON round trip."""
         return cls(**{**values, "corners": tuple(tuple(corner) for corner in values["corners"])})
 
 
 def sample_clip(rng: np.random.Generator, config: ShapesConfig) -> ShapeClip:
-    """Draws one clip; background plain (40 %) or a bilinear gradient of four dim colours."""
+    """Draws one clip; its background is plain (40 %) or a bilinear gradient of four dim colours."""
     plain = rng.random() < 0.4
     colours = rng.uniform(0, MAX_BACKGROUND, (1 if plain else 4, 3))
     corners = np.broadcast_to(colours, (4, 3)).tolist()
@@ -125,13 +125,13 @@ def coverage(
 
     Args:
         shape: one of `SHAPES`.
-        radius: pixels of this frame size.
-        centres: (x, y) in pixels of this frame size, shape [F, 2].
-        height: pixels.
-        width: pixels.
+        radius: in pixels of this frame size.
+        centres: (x, y) in pixels of this frame size, [F, 2].
+        height: H, in pixels.
+        width: W, in pixels.
 
     Returns:
-        Shape [F, H, W].
+        The mask [F, H, W].
     """
     centres = np.asarray(centres, np.float32)
     x = np.arange(width, dtype=np.float32) + 0.5
@@ -144,7 +144,7 @@ def coverage(
 
 
 def path(clip: ShapeClip, num_frames: int, height: int, width: int, first: int = 0) -> NDArray[np.float64]:
-    """Centres (x, y) from frame `first` on, in pixels of this frame size, not wrapped, shape [F, 2]."""
+    """Centres (x, y) [F, 2] from frame `first` on, in pixels of this frame size, not wrapped around the torus."""
     scale = np.array([width, height]) / REFERENCE_SIZE
     times = np.arange(first, first + num_frames)[:, None]
     start = np.array([clip.x, clip.y])
@@ -160,7 +160,7 @@ def compose(clip: ShapeClip, mask: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def render_clip(clip: ShapeClip, num_frames: int, height: int, width: int, first: int = 0) -> NDArray[np.uint8]:
-    """The clip's frames, uint8 [F, H, W, 3], from frame `first` on, which may lie before its start."""
+    """The clip's frames, uint8 [F, H, W, 3], from frame `first` on; a negative `first` is before its start."""
     radius = clip.radius * min(height, width) / REFERENCE_SIZE
     centres = path(clip, num_frames, height, width, first)
     return compose(clip, coverage(clip.shape, radius, centres, height, width))

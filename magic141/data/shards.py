@@ -20,7 +20,7 @@ from magic141.data.kept import read_record, write_record
 from magic141.data.splits import SPLITS
 from magic141.publication import link_or_copy
 
-MAX_SHARD_BYTES = 2**31  # the writer holds as much of each split, and once more while it joins a shard
+MAX_SHARD_BYTES = 2**31  # the writer holds this much per split, and as much again while it joins a shard
 NUM_THREADS = 8  # that read kept shards; hashing releases the interpreter's lock
 Row = Mapping[str, Any]
 
@@ -61,7 +61,7 @@ def is_good(row: Row) -> bool:
 
 
 class ShardWriter:
-    """Collects clips split by split; writes a shard whenever `shard_size` or about `MAX_SHARD_BYTES` of them are there.
+    """Collects clips split by split; writes a shard whenever it has `shard_size` clips or about `MAX_SHARD_BYTES`.
 
     Shards that an earlier attempt finished in the same folder are kept: their chunks need not be added again.
     """

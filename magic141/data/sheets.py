@@ -12,7 +12,7 @@ GAP = 4
 
 
 def contact_sheet(clips: Frames, max_columns: int = MAX_COLUMNS) -> Frames:
-    """Lays out uint8 [N, F, H, W, 3]: a row a clip, evenly spaced frames as columns, small frames enlarged."""
+    """Lays out uint8 [N, F, H, W, 3]: clips as rows, evenly spaced frames as columns, small frames enlarged."""
     columns = np.linspace(0, clips.shape[1] - 1, min(max_columns, clips.shape[1])).round().astype(int)
     zoom = -(-MIN_FRAME_WIDTH // clips.shape[3])
     frames = clips[:, columns].repeat(zoom, axis=2).repeat(zoom, axis=3)

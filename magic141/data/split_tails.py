@@ -13,15 +13,15 @@ def label_tails(
 ) -> tuple[list[Labels], list[str]]:
     """Splits every video's windows in time: train first, then a validation or held-out tail, or both.
 
-    A long video holds both tails, a shorter one the tail that is owed most so far, and one too short for a gap goes
-    as a whole to one split, so that gaps cost little. When three or more windows exist, no split is left empty: if
-    need be the gap shrinks, which is noted.
+    A long video gets both tails, a shorter one the tail whose split lacks most so far, and one too short for a gap goes
+    to a single split as a whole, so that gaps cost little. With three or more windows no split is left empty: if need
+    be, the gap shrinks, which is noted.
 
     Args:
         counts: Windows per video.
-        fraction: Share of all windows that is held out, and again validated.
+        fraction: Share of all windows that is held out; the same share again is used for validation.
         gap: Windows dropped between two splits of a video, so that no frame is in both.
-        max_windows: Of all windows, held out and again validated, at most; they are spread over all videos.
+        max_windows: Most windows held out, and most used for validation; they are spread over all videos.
 
     Returns:
         One label a window (None: dropped, it overlaps another split's window) per video, and remarks for the log.
@@ -65,7 +65,7 @@ def _label(count: int, tails: dict[str, int], gap: int) -> Labels:
 
 
 def _fill_empty(labels: list[Labels], name: str, gap: int) -> str | None:
-    """Gives an empty split the last training window of the video that has most of them; returns a remark."""
+    """Gives an empty split the last training window of the video that has most of them; returns a note."""
     num_train = [video.count("train") for video in labels]
     if any(name in video for video in labels) or sum(num_train) < 2:
         return None

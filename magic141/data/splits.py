@@ -22,7 +22,7 @@ SPARED_SHARE = 0.01  # of the videos that may be held out for the sake of more d
 
 
 class Split(NamedTuple):
-    """Per video one label a window (None: left out), which rule gave them, and remarks for the log."""
+    """Per video, one label per window (None: left out), which rule gave them, and notes for the log."""
 
     labels: list[Labels]
     heldout: HeldOut
@@ -37,9 +37,9 @@ def split_windows(groups: Sequence[VideoGroup], fraction: float, gap: int, max_w
 
     Args:
         groups: Videos and their copies; the labels that are returned are of the videos that they number.
-        fraction: Share of all windows that is held out, and again validated.
+        fraction: Share of all windows that is held out; the same share again is used for validation.
         gap: Windows dropped between two splits of one video, so that no frame is in both.
-        max_windows: Of all windows, held out and again validated, at most; they are spread over all such videos.
+        max_windows: Most windows held out, and most used for validation; they are spread over all such videos.
     """
     counts = [group.counts[0] for group in groups]
     firsts = _label_whole([group.key for group in groups], counts, fraction, max_windows)

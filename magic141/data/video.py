@@ -1,4 +1,4 @@
-"""Pixels in and out of files: videos through PyAV, images through PIL."""
+"""Reads and writes videos with PyAV, and reads images with PIL."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def read_frames(path: Path, fps: float, size: tuple[int, int], wanted: Collectio
 
 
 def write_video(path: Path, frames: Frames, fps: float, zoom: int = 1, crf: int = 12) -> None:
-    """Writes uint8 [F, H, W, 3] as H.264 (yuv420p); `crf`: its quality, 12 hardly to be told from the frames.
+    """Writes uint8 [F, H, W, 3] as H.264 (yuv420p); `crf` is its quality: 12 is hard to tell from the original.
 
     `zoom` repeats pixels; odd sides gain one repeated row or column, because yuv420p needs even sides.
     """
@@ -117,7 +117,7 @@ def write_video(path: Path, frames: Frames, fps: float, zoom: int = 1, crf: int 
 
 
 def shrunk_video(path: Path, max_width: int, crf: int) -> bytes:
-    """The file's bytes, or a smaller video's where it is wider than `max_width` pixels: for pages with many of them."""
+    """The file's bytes, or those of a smaller version if it is wider than `max_width`; for pages with many videos."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         width, height, fps = stream.width, stream.height, float(stream.average_rate or 1)

@@ -1,4 +1,4 @@
-"""What Ray Data's workers run. Light at the top: workers that only decode import no deep-learning package."""
+"""The steps that Ray Data's workers run; heavy imports are local, so that decoding alone needs no torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from magic141.data.pixels import Frames
 from magic141.fingerprint import CodeStamp
 
 Row = dict[str, Any]
-MAX_ENCODE_VALUES = 2**24  # pixels times channels that one codec forward sees
+MAX_ENCODE_VALUES = 2**24  # pixels times channels in one forward pass of the codec
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Encode:
     def __call__(self, row: Row) -> Row:  # noqa: D102 (see the class)
         from safetensors.torch import save
 
-        self.code.require()  # not in __init__: Ray shows what is raised there as the death of an actor
+        self.code.require()  # not in __init__: Ray would report the error as the death of an actor
         clips, reasons, frames = parse_clips(row["clips"]), json.loads(row["reasons"]), row["frames"]
         good = [clip for clip, reason in zip(clips, reasons, strict=True) if not reason]
         tensors = self._encode(frames, row["anchors"], good) if good else {}
@@ -187,7 +187,7 @@ def _taken_from(clip: Clip) -> Row:
 
 
 def content_id(frames: Frames, caption: str) -> str:
-    """Hash of pixels and caption: the clip's name in the manifest."""
+    """Hash of pixels and caption, used as the clip's id in the manifest."""
     digest = hashlib.sha256(frames.tobytes())
     digest.update(caption.encode())
     return digest.hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""The flow-matching path, its time schedule and the conversions between its parametrisations.
+"""The flow-matching path, its time schedule, and conversions between velocity, clean and noise estimates.
 
 Conventions of the paper (section 3.1): `x_t = sigma*noise + (1-sigma)*x0`; the network predicts the velocity
 `u = noise - x0`; time is `sigma` in [0, 1], 1 is pure noise. The network itself sees `1000*sigma`.
@@ -16,46 +16,46 @@ def expand(sigma: Tensor, x: Tensor) -> Tensor:
 
 
 def interpolate(x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-    """`x_t = sigma*noise + (1-sigma)*x0`; `sigma` in [0, 1], shape [B]."""
+    """`x_t = sigma*noise + (1-sigma)*x0`, [B, ...]; x0, noise: [B, ...]; sigma: [B] in [0, 1]."""
     s = expand(sigma, x0)
     return s * noise + (1 - s) * x0
 
 
 def velocity_target(x0: Tensor, noise: Tensor) -> Tensor:
-    """`u = noise - x0`, the derivative of the path with respect to sigma."""
+    """`u = noise - x0`, the derivative of the path with respect to sigma; all [B, ...]."""
     return noise - x0
 
 
 def x0_from_velocity(x_t: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
-    """The clean estimate `x0 = x_t - sigma*u`; `sigma` of shape [B]."""
+    """The clean estimate `x0 = x_t - sigma*u`, [B, ...]; x_t, velocity: [B, ...]; sigma: [B] in [0, 1]."""
     return x_t - expand(sigma, x_t) * velocity
 
 
 def noise_from_velocity(x_t: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
-    """The noise estimate `noise = x_t + (1-sigma)*u`; `sigma` of shape [B]."""
+    """The noise estimate `noise = x_t + (1-sigma)*u`, [B, ...]; x_t, velocity: [B, ...]; sigma: [B] in [0, 1]."""
     return x_t + (1 - expand(sigma, x_t)) * velocity
 
 
 def velocity_from_x0(x_t: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
-    """The velocity that leads from `x_t` to `x0`: `(x_t - x0)/sigma`, for sigma > 0, shape [B]."""
+    """The velocity that leads from `x_t` to `x0`: `(x_t - x0)/sigma`; x_t, x0: [B, ...]; sigma: [B] in (0, 1]."""
     return (x_t - x0) / expand(sigma, x_t)
 
 
 def shift_sigma(x: Tensor, shift: float) -> Tensor:
-    """`s(x) = shift*x/(1+(shift-1)*x)`: moves times in [0, 1] towards noise for shift > 1; the ends stay."""
+    """`s(x) = shift*x/(1+(shift-1)*x)`: moves times in [0, 1] towards noise for shift > 1; 0 and 1 stay."""
     return shift * x / (1 + (shift - 1) * x)
 
 
 def unshift_sigma(sigma: Tensor, shift: float) -> Tensor:
-    """The inverse of `shift_sigma`, which is a shift by 1/shift."""
+    """The inverse of `shift_sigma`: a shift by 1/shift."""
     return shift_sigma(sigma, 1 / shift)
 
 
 def sigma_grid(num_steps: int, shift: float) -> Tensor:
-    """The sampler's times from 1 to 0, shape [num_steps + 1]; 4 steps at shift 5: 1, .9375, .8333, .625, 0."""
+    """The sampler's times from 1 to 0, [num_steps + 1]; for 4 steps and shift 5: 1, 0.9375, 0.8333, 0.625, 0."""
     return shift_sigma(torch.linspace(1, 0, num_steps + 1), shift)
 
 
 def sample_sigma(num: int, shift: float, generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> Tensor:
-    """Training times: uniform in [low, high], then shifted; shape [num]."""
+    """Random training times [num]: uniform in [low, high], then shifted."""
     return shift_sigma(low + (high - low) * torch.rand(num, generator=generator), shift)

@@ -1,9 +1,9 @@
 """Long video in one denoising loop: at every step overlapping windows are evaluated and averaged where they overlap.
 
-The other reading of the paper's sliding window (its group's later work speaks of a sliding window inside the
-denoising; the default is that of `long_video`). Each window knows the video's first frame and, as carried frames, what
-the windows before make of the overlap at this step: at the first steps a blurred guess. Evaluations and the memory of a
-forward pass are those of chained windows; the latents of the whole video are held at once.
+This is the other reading of the paper's sliding window: its group's later work speaks of a sliding window inside the
+denoising. The default is `long_video`. Each window knows the video's first frame and, as carried frames, the previous
+windows' clean estimate of the overlap at this step, which at first is blurred. It takes as many evaluations and as much
+memory per forward pass as chained windows, but holds the latents of the whole video at once.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ PredictWindow = Callable[[Tensor, Tensor, Tensor], Tensor]
 def fuse_windows(
     predict_window: PredictWindow, first_latent: Tensor, num_windows: int, window_frames: int, num_carried: int
 ) -> PredictVelocity:
-    """The velocity field of a long video, from that of a window; any sampler integrates it.
+    """The velocity field of a long video, from that of a window; any sampler can integrate it.
 
     Args:
-        predict_window: the network on one window, given what it knows.
+        predict_window: the network on one window, given its known latent frames.
         first_latent: the anchor, known at the start of every window, [B, C, 1, h, w].
         num_windows: n, at least 1.
-        window_frames: T, latent frames of a window with its anchor.
-        num_carried: k, latent frames that a window shares with the one before, below T - 1.
+        window_frames: T, latent frames of a window, including the anchor.
+        num_carried: k, latent frames that a window shares with the previous one; less than T - 1.
 
     Returns:
-        The field on [B, C, T + (n-1)*(T-1-k), h, w], averaged over the windows that hold a frame.
+        The field on [B, C, T + (n-1)*(T-1-k), h, w]; every frame is averaged over the windows that contain it.
     """
     assert 0 < num_carried < window_frames - 1, (num_carried, window_frames)
     fresh = window_frames - 1 - num_carried

@@ -1,10 +1,9 @@
 """Long video by a sliding window: each window continues the last latent frames of the one before (abstract; 3.3).
 
-The paper names a test-time sliding window and gives no details. Here windows are chained, and anchored: every window
-knows the video's very first latent frame and, after it, the last k latent frames of the window before. Without the
-anchor small errors of the background pile up from window to window. Frames are carried as latents, never decoded and
-encoded again, which is where other implementations pick up colour drift. Cost is linear in the number of windows,
-memory constant.
+The paper names a test-time sliding window without details. Here windows are chained and anchored: every window knows
+the video's very first latent frame and, after it, the last k latent frames of the previous window. Without the anchor,
+small errors of the background add up from window to window. Frames are carried as latents: decoding and encoding them
+again, as other implementations do, makes colours drift. Cost is linear in the number of windows, memory constant.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ def chain_windows(sample_window: SampleWindow, first_latent: Tensor, num_windows
         sample_window: generates a window from its known frames.
         first_latent: the anchor, known at the start of every window, [B, C, 1, h, w].
         num_windows: at least 1.
-        num_carried: k, latent frames carried on, below T - 1.
+        num_carried: k, latent frames carried from window to window; less than T - 1.
 
     Returns:
-        [B, C, T + (num_windows-1)*(T-1-k), h, w].
+        Latents [B, C, T + (num_windows-1)*(T-1-k), h, w].
     """
     window = sample_window(first_latent, 0)
     assert 0 < num_carried < window.shape[2] - 1, (num_carried, tuple(window.shape))
@@ -41,11 +40,11 @@ def chain_windows(sample_window: SampleWindow, first_latent: Tensor, num_windows
 
 
 def video_latent_frames(num_windows: int, window_latent_frames: int, num_carried: int) -> int:
-    """Latent frames of that many windows, each counted once: T + (n-1)*(T-1-k)."""
+    """Latent frames of a video of n windows, each counted once: T + (n-1)*(T-1-k)."""
     return window_latent_frames + (num_windows - 1) * (window_latent_frames - 1 - num_carried)
 
 
 def num_windows_for(num_latent_frames: int, window_latent_frames: int, num_carried: int) -> int:
-    """The fewest windows that cover `num_latent_frames`."""
+    """The smallest number of windows that cover `num_latent_frames`."""
     fresh = window_latent_frames - 1 - num_carried
     return 1 + max(0, -(-(num_latent_frames - window_latent_frames) // fresh))

@@ -1,4 +1,4 @@
-"""From noise to clean latents in a few or many steps."""
+"""Samplers that turn noise into clean latents: Euler's ODE method and DMD2's re-noising chain."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def sample(predict: PredictVelocity, noise: Tensor, sigmas: Tensor, sampler: Sam
 
 @dataclass(frozen=True)
 class ChainStep:
-    """The input of one step of a student's chain."""
+    """The input of one step of a student's chain: noisy latents x_t [B, ...] at times sigma [B]."""
 
     x_t: Tensor
     sigma: Tensor  # [B]
@@ -53,7 +53,7 @@ class ChainStep:
 def chain_input(
     predict: PredictVelocity, noise: Tensor, sigmas: Tensor, exit_step: int, sampler: Sampler, rng: torch.Generator
 ) -> ChainStep:
-    """Backward simulation (DMD2, section 4.5): what the student sees at `exit_step` of its own chain.
+    """Backward simulation (DMD2, section 4.5): the student's input at `exit_step` of its own chain.
 
     Args:
         predict: the student; evaluated `exit_step` times.
@@ -68,7 +68,7 @@ def chain_input(
 
 
 def randn_like(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normal noise of the shape of `x`, drawn on the generator's device, so that seeds mean the same."""
+    """Standard normal noise like `x`, drawn on the generator's device, so that a seed gives the same everywhere."""
     return torch.randn(x.shape, generator=generator, device=generator.device, dtype=torch.float32).to(x)
 
 

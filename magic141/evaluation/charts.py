@@ -1,4 +1,4 @@
-"""Line charts as inline SVG: no script, no library, sharp at every size."""
+"""Line charts as inline SVG, without scripts or libraries."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def line_chart(
         series: the lines.
         x_label: what x counts.
         log_y: a logarithmic y axis, if all values are positive.
-        y_range: ends of a linear y axis; none: where the values are.
-        whole_x: mark whole numbers only, as for steps.
+        y_range: ends of a linear y axis; None: those of the values.
+        whole_x: label whole numbers only, as for steps.
         title: what the chart shows, for those who do not see it.
         level: y of a dashed line, such as what the lines should reach.
 
@@ -94,7 +94,7 @@ def line_chart(
 
 
 def smooth(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """A running mean over a twentieth of the points, at most 200 of them kept."""
+    """A running mean over a twentieth of the points, thinned to about 200 points."""
     width = max(1, round(len(points) / 20))
     means = []
     for index in range(len(points)):

@@ -1,4 +1,4 @@
-"""Runs beside each other on one page: how they were made, their scores with differences, their videos."""
+"""Compares runs on one HTML page: how they were made, differences of scores, and videos side by side."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def write_comparison(
     charts: Sequence[tuple[str, str]] = (),
     remarks: Sequence[str] = (),
 ) -> None:
-    """One self-contained HTML page.
+    """Writes one self-contained HTML page.
 
     Args:
         runs: the first is what the others are compared with.
@@ -66,7 +66,7 @@ def _references(runs: Sequence[RunParts]) -> dict[str, str]:
 
 
 def _videos(runs: Sequence[RunParts], variant: str, num: int, references: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Rows of clips that every run with files here has, matched by their id: the same input, a video per run."""
+    """Rows of clips that all runs with files on this machine have, matched by id: one input, one video per run."""
     numbered = [_clips(run) for run in runs]
     here = [(run, clips) for run, clips in zip(runs, numbered, strict=True) if clips is not None]
     shared = [clip for clip in here[0][1] if all(clip in clips for _, clips in here)] if here else []
@@ -93,7 +93,7 @@ def _video(run: RunParts, variant: str, number: int) -> Path:
 
 
 def _clips(run: RunParts) -> dict[str, tuple[int, str]] | None:
-    """Id of every judged clip: its number and caption; none if the run's videos are not on this machine."""
+    """Clip id -> its number and caption; None if the run's videos are not on this machine."""
     if "generate" not in run.artifacts:
         return None
     rows = read_lines(run.artifacts, "generate", "exact/conditions.jsonl")

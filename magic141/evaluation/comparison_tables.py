@@ -26,7 +26,7 @@ class RunParts:
         label: what it is called in the table.
         config: its complete config, as plain values.
         artifacts: stage name -> artifact folder on this machine.
-        metrics: of the tracking store; they have the scores of a run whose folders are on another machine.
+        metrics: from the tracking store; they include the scores even if the run's folders are on another machine.
         made: field -> value of what it was made with and from, beside the config.
         measurement: its figures with the conditions under which it was judged; none where they are not on record.
     """
@@ -39,7 +39,7 @@ class RunParts:
     measurement: Measurement | None = None
 
     def variant(self, name: str) -> Mapping[str, Any]:
-        """Scores and costs of one variant; empty if the run does not have it."""
+        """Scores and costs of one variant; empty if the run does not have that variant."""
         file = self.artifacts.get("evaluate", Path()) / "scores.json"
         if not file.is_file():
             return scores_in(self.metrics, name)

@@ -1,4 +1,4 @@
-"""What is generated for judging, how it is scored, and what the report shows."""
+"""Configs of quantisation, generation, evaluation, report and publication."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ class QuantizeConfig(FrozenConfig):
 
     exclude: tuple[str, ...] = Field(
         ("x_embedder", "context_embedder", "time_text_embed", "norm_out", "proj_out"),
-        description="name parts of the layers that stay in full precision",
+        description="top-level modules whose linear layers stay in full precision",
     )
 
 
 class GenerateConfig(FrozenConfig):
-    """The videos on which everything is judged."""
+    """The videos that are generated for evaluation."""
 
     num_exact_clips: int = Field(256, ge=1, description="held-out clips continued by every variant, for exact scores")
-    num_showcase_clips: int = Field(6, ge=1, description="of these, shown in the report and scored by VBench")
+    num_showcase_clips: int = Field(6, ge=1, description="those shown in the report and scored by VBench")
     prompts: tuple[str, ...] = Field((), description="prompt suite; empty: captions of held-out clips")
-    num_prompts: int = Field(8, ge=1, description="captions taken when `prompts` is empty")
+    num_prompts: int = Field(8, ge=1, description="captions taken if `prompts` is empty")
     num_seeds: int = Field(2, ge=1, description="seeds per prompt")
     num_continuation_clips: int = Field(64, ge=1, description="clips continued from two known latent frames")
     many_steps: int = Field(25, ge=1, description="steps of the undistilled models")
-    guidance_scale: float = Field(1.5, ge=0, description="w; 1 is none")
+    guidance_scale: float = Field(1.5, ge=0, description="w; 1 is no guidance")
     shift: float = Field(8.0, gt=0, description="shift of the Euler grid")
-    few_steps: tuple[int, ...] = Field((4, 2, 1), min_length=1, description="few-step rows of every model")
+    few_steps: tuple[int, ...] = Field((4, 2, 1), min_length=1, description="smaller numbers of steps, for every model")
     long_video_windows: int = Field(12, ge=1, description="chained windows of the long video")
     long_video_clips: int = Field(16, ge=1, description="long videos, for the drift curve")
     long_video_teacher_steps: int = Field(8, ge=1, description="steps of the teacher's long videos, for comparison")
@@ -54,15 +54,15 @@ class GenerateConfig(FrozenConfig):
         2,
         ge=1,
         le=2,
-        description="latent frames carried from window to window; training knows 1 and 2",
+        description="latent frames carried from window to window; training covers 1 and 2",
     )
-    batch_size: int = Field(32, ge=1, description="clips per forward; every batch draws its noise as one")
-    num_threads: int = placement(2, ge=1, description="CPU threads, of each worker")
+    batch_size: int = Field(32, ge=1, description="clips per forward pass; noise is drawn batch by batch")
+    num_threads: int = placement(2, ge=1, description="CPU threads of each worker")
     num_workers: int = placement(
-        1, ge=1, description="variants that are sampled at once; 1 is this process, more are Ray tasks"
+        1, ge=1, description="variants sampled at the same time; 1: in this process, more: as Ray tasks"
     )
     gpus_per_worker: float = placement(0, ge=0, description="GPUs of a Ray task")
-    allow_cpu: bool = placement(False, description="networks of more than 1e9 parameters also without a GPU")
+    allow_cpu: bool = placement(False, description="sample more than 1e9 parameters even without a GPU")
 
     @model_validator(mode="after")
     def _something_each(self) -> GenerateConfig:
@@ -70,7 +70,7 @@ class GenerateConfig(FrozenConfig):
             raise ValueError(f"prompts = {self.prompts}: one of them is empty, expected a text in each; remove it")
         if len(set(self.few_steps)) < len(self.few_steps):
             once = list(dict.fromkeys(self.few_steps))
-            raise ValueError(f"few_steps = {self.few_steps}: a number is there twice, expected each once; use {once}")
+            raise ValueError(f"few_steps = {self.few_steps}: a number occurs twice, expected each once; use {once}")
         return self
 
 
@@ -78,7 +78,7 @@ class EvaluateConfig(FrozenConfig):
     """Which scores are computed."""
 
     vbench_dimensions: tuple[VBenchDimension, ...] = Field(
-        ("temporal_flickering",), description="VBench dimensions; those that need weights say so when they are missing"
+        ("temporal_flickering",), description="VBench dimensions; if one lacks its weights, the report says so"
     )
     frechet_dimensions: int = Field(64, ge=2, description="principal components of the Fréchet distance")
 
@@ -92,14 +92,14 @@ class ReportConfig(FrozenConfig):
 
 
 class GateCondition(FrozenConfig):
-    """One figure that a model must reach before it is promoted."""
+    """A condition on one metric that a model must meet to be promoted."""
 
     metric: str = Field(min_length=1, description="metric of the pipeline run, such as student/frechet")
     better: Literal["higher", "lower"] = Field(description="which values are better")
     tolerance: float | None = Field(
         0.0, ge=0, description="by how much it may be worse than the champion's; null: the champion does not matter"
     )
-    limit: float | None = Field(None, description="bound that holds whether there is a champion or not")
+    limit: float | None = Field(None, description="bound that applies with or without a champion")
 
     @model_validator(mode="after")
     def _asks_something(self) -> GateCondition:
@@ -120,12 +120,12 @@ COMMON_GATE = (
 
 
 class PublishConfig(FrozenConfig):
-    """The registered model, and what it takes to become the champion."""
+    """The registered model, and the conditions for becoming the champion."""
 
     model_name: str = Field(
         "magic141",
         pattern=r"^[\w.-]([\w. -]*[\w.-])?$",
-        description="registered model in MLflow: words . -",
+        description="name of the registered model in MLflow: words . -",
     )
     alias: str = Field(
         "candidate", pattern=r"^[A-Za-z][\w-]*$", description="alias set on the new version: a letter, then \\w or -"
@@ -133,12 +133,12 @@ class PublishConfig(FrozenConfig):
     champion: str = Field("champion", pattern=r"^[A-Za-z][\w-]*$", description="alias that `magic141 promote` moves")
     gate: tuple[GateCondition, ...] | None = Field(
         None,
-        description="conditions of a promotion, beside that the distillation did not collapse; none: nothing that is "
-        "measured of such data gets much worse",
+        description="conditions for promotion, besides not having collapsed; null: the built-in gate for this kind of "
+        "data",
     )
 
     def conditions(self, has_ground_truth: bool) -> tuple[GateCondition, ...]:
-        """The gate; without one, of what data with or without ground truth is judged by."""
+        """The configured gate, or else the built-in one for data with or without ground truth."""
         if self.gate is not None:
             return self.gate
         return (*(EXACT_GATE if has_ground_truth else NATURAL_GATE), *COMMON_GATE)

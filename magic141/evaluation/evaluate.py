@@ -1,4 +1,4 @@
-"""Scores everything that was generated; every dimension ends as a value or as the reason that it is missing."""
+"""Scores everything that was generated; every dimension gets a value, or the reason why it is missing."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from magic141.models.device import sampling_device
 from magic141.models.vae import CausalPCACodec, VideoCodec, load_codec
 from magic141.text_files import read_json_lines
 
-CODEC_BATCH = 16  # clips that the PCA codec sees at once
-NUM_FUTURES = 8  # of every held-out clip, where the world is known: one alone is mostly chance
+CODEC_BATCH = 16  # clips per forward pass of the PCA codec
+NUM_FUTURES = 8  # valid futures per held-out clip of the shapes world: a single one is mostly chance
 DRIFT = ("motion", "colour", "iou", "background_psnr_db", "psnr_db")
 NO_TRUTH = "no ground truth: the corpus is not the shapes world"
 OWN_CONTINUATION = "real clips are their own continuation"
@@ -65,11 +65,11 @@ class Scorer:
 
     Attributes:
         rows: the conditions' rows in `heldout`.
-        truths: their ground truth; none for data without.
-        space: fitted on training latents.
-        real: coefficients of what may follow the conditions: several valid futures of each or, where those are not
-            known, the held-out clips themselves; [M, n].
-        floor: Frechet distance of a perfect model, of the held-out clips themselves; none where distances are to these.
+        truths: their ground truth; None for data without.
+        space: space of the Fréchet distance, fitted on training latents.
+        real: coefficients [M, n] of what may follow the conditions: several valid futures of each or, if those are not
+            known, the held-out clips themselves.
+        floor: Fréchet distance of the held-out clips, as of a perfect model; missing if distances are to these clips.
         num_latent_frames: T of a window.
     """
 
@@ -86,7 +86,7 @@ class Scorer:
 
     @classmethod
     def open(cls, config: EvaluateConfig, data: Path, generated: Path) -> Self:
-        """Reads conditions and real latents, and fits the space of the Frechet distance."""
+        """Reads conditions and real latents, and fits the space of the Fréchet distance."""
         clips = read_json_lines(generated / "exact" / "conditions.jsonl")
         info, heldout, train = load_info(data), ClipDataset.open(data, "heldout"), ClipDataset.open(data, "train")
         position = {clip_id: row for row, clip_id in enumerate(heldout.ids)}
@@ -127,12 +127,12 @@ class Scorer:
         return self._scores("codec", frames, distance, Score.missing(OWN_CONTINUATION))
 
     def _decoded(self) -> Tensor:
-        """The held-out clips as the codec shows them, uint8 [N, F, H, W, 3]."""
+        """The held-out clips as the codec reconstructs them, uint8 [N, F, H, W, 3]."""
         latents = self.heldout.latents[self.rows, :, : self.num_latent_frames]
         return torch.cat([self.codec.decode_video(part).cpu() for part in latents.split(codec_batch(self.codec))])
 
     def _real_frames(self) -> Tensor:
-        """The held-out clips' pixels; decoded ones where none are stored."""
+        """The held-out clips' pixels, uint8 [N, F, H, W, 3]; decoded ones if none are stored."""
         if self.heldout.frames is None:
             return self._decoded()
         num_frames = 1 + (self.num_latent_frames - 1) * self.codec.temporal_factor
@@ -161,23 +161,23 @@ class Scorer:
     def _continuation(self, name: str) -> Score:
         file = self.generated / "exact" / f"continuation-{name}.safetensors"
         if not file.is_file():
-            return Score.missing("windows are too short to show what determines the rest")
+            return Score.missing("the window is too short to continue clips from three latent frames")
         tensors = load_file(file)
         return Score.mean(clip_psnr_db(tensors["frames"].numpy(), tensors["truth"].numpy()))
 
 
 def codec_batch(codec: VideoCodec) -> int:
-    """Clips that the codec sees at once: of real clips, a VAE's memory holds one."""
+    """Clips per forward pass of the codec: for a VAE, only one real clip fits into memory."""
     return CODEC_BATCH if isinstance(codec.vae, CausalPCACodec) else 1
 
 
 def clip_psnr_db(frames: NDArray[np.uint8], truth: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """PSNR of each clip, both uint8 [N, F, H, W, 3], at most 60 dB; shape [N]."""
+    """PSNR [N] of each clip, at most 60 dB; frames, truth: uint8 [N, F, H, W, 3]."""
     return psnr_db(((frames.astype(np.float64) - truth) ** 2).mean(axis=(1, 2, 3, 4)) / 255**2)
 
 
 def score_long(folder: Path, heldout: ClipDataset, has_truth: bool) -> dict[str, Any]:
-    """Exact scores of every window of the long videos, beside their cost: {"windows": {variant: [per window]}, ...}."""
+    """The record of windows.json, with `drift`: variant -> mean exact scores per window (None without ground truth)."""
     record = json.loads((folder / "windows.json").read_text())
     if not has_truth:
         return {**record, "drift": None, "reason": NO_TRUTH}
@@ -194,9 +194,9 @@ def score_long(folder: Path, heldout: ClipDataset, has_truth: bool) -> dict[str,
 def valid_futures(
     truths: Sequence[Mapping[str, Any]], num_frames: int, height: int, width: int, codec: VideoCodec
 ) -> Tensor:
-    """Latents of what may follow the first frames of shapes clips, [NUM_FUTURES * N, C, T, h, w].
+    """Latents [NUM_FUTURES * N, C, T, h, w] of valid futures of the first frames of N shapes clips.
 
-    Every future goes in a direction that the caption allows, at the speed of another of the clips.
+    Every future moves in a direction that the caption allows, at the speed of a randomly chosen clip.
     """
     rng = np.random.default_rng(0)
     clips = [ShapeClip.from_dict(dict(truth)) for truth in truths]
@@ -228,7 +228,7 @@ def _plain(scores: Mapping[str, Score]) -> dict[str, dict[str, Any]]:
 
 
 def _report(records: list[dict[str, Any]], out: Path, log: StageLog) -> None:
-    """The scores as metrics `variant/dimension`, and as a Markdown table."""
+    """Logs the scores as metrics `variant/dimension` and as a Markdown table."""
     flat = {
         f"{record['name']}/{key}": score["value"]
         for record in records

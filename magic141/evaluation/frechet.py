@@ -1,7 +1,8 @@
-"""The Fréchet distance between sets of clips, over what each place of the latent grid goes through in time.
+"""Fréchet distance between sets of clips, over each latent position's values through time.
 
-A sample is a tube: all channels and frames of one place, C*T numbers. Whole latents would be the obvious samples, but
-of those a few hundred clips are too few: valid other futures of the same clips lie as far from them as a good model's.
+A sample is a tube: all channels and frames of one latent position, C*T numbers. Whole latents would be the obvious
+samples, but a few hundred clips are too few for them: other valid futures of the same clips would lie as far away as a
+good model's clips.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ class TubeSpace:
         The others are not even read.
 
         Args:
-            latents: of real clips.
-            num_components: n; at most C*T exist, and one less than there are tubes.
-            num_frames: T of a tube; else the clips'.
+            latents: latents of real clips.
+            num_components: n; at most C*T, and fewer than there are tubes.
+            num_frames: T of a tube; None: as many as the clips have.
         """
         num_clips = min(len(latents), max(1, MAX_FIT_TUBES // latents[0, 0, 0].numel()))
         spread = [(2 * place + 1) * len(latents) // (2 * num_clips) for place in range(num_clips)]
@@ -44,7 +45,7 @@ class TubeSpace:
         return cls(tubes.mean(0), directions[:, ::-1][:, : min(num_components, len(tubes) - 1)])
 
     def project(self, latents: Tensor) -> Array:
-        """Latents [N, C, T, h, w] to coefficients [N*h*w, n]."""
+        """Coefficients [N*h*w, n] of latents [N, C, T, h, w]."""
         return np.asarray((_tubes(latents) - self.mean) @ self.basis)
 
 
@@ -54,7 +55,7 @@ def frechet_distance(a: Array, b: Array) -> float:
 
 
 def moments(samples: Array) -> Array:
-    """Count, sums and sums of products of samples [N, n] in one matrix [1 + n, 1 + n]; those of parts add up."""
+    """Count, sums and sums of products of samples [N, n] in one matrix [1 + n, 1 + n]; moments of parts add up."""
     extended = np.concatenate([np.ones((len(samples), 1)), samples], axis=1)
     return np.asarray(extended.T @ extended)
 
@@ -69,7 +70,7 @@ def frechet_between(a: Array, b: Array) -> float:
 
 
 def _gaussian(summed: Array) -> tuple[Array, Array]:
-    """Mean and unbiased covariance."""
+    """Mean and unbiased covariance of summed `moments`."""
     count, mean = summed[0, 0], summed[0, 1:] / summed[0, 0]
     return mean, (summed[1:, 1:] - count * np.outer(mean, mean)) / (count - 1)
 

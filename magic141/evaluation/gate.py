@@ -1,4 +1,4 @@
-"""Whether a model may become the champion: every condition with its figures, none hidden behind an average."""
+"""Decides whether a model may become the champion, with one verdict per condition."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from magic141.evaluation.config import GateCondition
 from magic141.evaluation.measurement import Difference, Pair
 from magic141.evaluation.scores import COSTS, EXACT, FRECHET, VBENCH
 
-COLLAPSE = {True: "seen", False: "none seen", None: "not known: the store has no such figure of the student's run"}
+COLLAPSE = {True: "seen", False: "none seen", None: "not known: the store has no such metric of the student's run"}
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One condition, whether it holds, and by what figures."""
+    """One condition, whether it holds, and the values that decide it."""
 
     what: str
     holds: bool
@@ -23,18 +23,18 @@ class Verdict:
 
 
 def judge(pair: Pair, gate: Sequence[GateCondition], collapsed: bool | None) -> list[Verdict]:
-    """Judges a candidate by its figures, and beside the champion's where both were measured alike.
+    """Judges a candidate by its metrics, and against the champion's if both were measured alike.
 
     Args:
-        pair: what was measured of the candidate, and of the present champion, if there is one.
+        pair: the measurements of the candidate and of the present champion, if there is one.
         gate: the conditions.
-        collapsed: the collapse watch's flag; None where it is not known, which fails.
+        collapsed: the collapse watch's flag; None if it is not known, which fails.
 
     Returns:
-        The verdicts, and a failing one for every difference that kept a condition from being judged.
+        The verdicts, with a failing one for every difference that keeps a condition from being judged.
 
     Raises:
-        UserError: a condition names a metric that does not exist.
+        UserError: if a condition names a metric that does not exist.
     """
     verdicts = [Verdict("collapse", collapsed is False, COLLAPSE[collapsed])]
     for condition in gate:
@@ -43,7 +43,7 @@ def judge(pair: Pair, gate: Sequence[GateCondition], collapsed: bool | None) -> 
 
 
 def apart(pair: Pair, gate: Sequence[GateCondition]) -> list[Difference]:
-    """What keeps conditions of the gate from being judged: how the champion's figures came about otherwise."""
+    """Differences between the two measurements that keep conditions of the gate from being judged."""
     compared = [condition.metric for condition in gate if condition.tolerance is not None]
     return list(dict.fromkeys(difference for metric in compared for difference in pair.differences(metric)))
 
@@ -63,10 +63,10 @@ def _judge(condition: GateCondition, pair: Pair) -> Iterator[Verdict]:
 
 
 def _unmeasured(name: str, pair: Pair) -> Verdict:
-    """A score that exists, but not in this run, as where VBench is not installed, fails like any other.
+    """The verdict for a metric that the run lacks: known scores fail, for example if VBench is not installed.
 
     Raises:
-        UserError: nothing is called so.
+        UserError: if no metric has that name.
     """
     run = pair.candidate
     if name.rpartition("/")[2] in {dimension.key for dimension in (*EXACT, FRECHET, *VBENCH, *COSTS)}:

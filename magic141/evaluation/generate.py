@@ -1,4 +1,4 @@
-"""Generates everything that variants are judged by: continued held-out clips, a prompt suite, long videos."""
+"""Generates the videos that variants are judged by: continued held-out clips, a prompt suite, long videos."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ def generate_suite(
 ) -> None:
     """Runs every variant; writes stage `generate`: variants.json, exact/, suite/, showcase/, long/.
 
-    What a variant makes is kept in `run_dir` once it is finished; a later call with the same settings goes on from it.
+    Finished parts are kept in `run_dir`; a later call with the same settings reuses them.
 
     Raises:
-        UserError: a network is too large for a CPU, and there is no GPU.
+        UserError: if a network is too large for a CPU and there is no GPU.
     """
     folders = models.resolved()
     pieces = list_pieces(list_variants(config, dmd2), long_video_variants(config, dmd2), run_dir.resolve())
-    if config.num_workers == 1:  # workers look for themselves: theirs may be another machine
+    if config.num_workers == 1:  # otherwise workers check, maybe on another machine
         folders.refuse_days_on_cpu(config)
     with cpu_threads(config.num_threads), torch.no_grad():
         work = prepare_workload(config, model, data, clip, index, log, seed)
         write_conditions(work, out)
     if config.num_workers > 1:
         work = work.closed()
-        give_back_freed_memory()  # the codec's, of a GPU that a worker may use
+        give_back_freed_memory()  # the codec's, on a GPU that a worker may use
     _make_missing(work, folders, pieces, log)
     for piece in pieces:
         piece.deliver(work, out, log)

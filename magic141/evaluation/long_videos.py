@@ -1,4 +1,4 @@
-"""The long videos of the evaluation: generated, shown, and their cost window by window."""
+"""Generates the long videos of the evaluation and measures their cost window by window."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from magic141.evaluation.workload import Advance, Workload
 from magic141.models.generator import VideoGenerator
 
 NUM_LONG_VIDEOS_SHOWN = 3
-SEEDS_APART = 1009  # of batches: a window's seed is its batch's and its number
+SEEDS_APART = 1009  # between batches: a window's seed is that of its batch plus its index
 
 
 def run_long(
     work: Workload, variant: Variant, generator: VideoGenerator, out: Path, advance: Advance
 ) -> list[dict[str, float]]:
-    """Long videos of all long clips, batch by batch, into `out`; returns cost and memory of every window."""
+    """Generates long videos of all long clips into `out`, batch by batch; returns cost and memory per window."""
     parts, costs = [], []
     for number, batch in enumerate(clip_conditions(work.heldout, work.long_rows).batches(work.config.batch_size)):
         seed = work.seed + SEEDS_APART * number
@@ -50,13 +50,13 @@ def run_long(
 
 
 def mean_costs(batches: Sequence[list[dict[str, float]]], sizes: Sequence[int]) -> list[dict[str, float]]:
-    """Cost per clip and memory of every window, over batches of `sizes` clips."""
+    """Cost per clip and memory of every window, averaged over batches of `sizes` clips."""
     windows = zip(*batches, strict=True)
     return [{name: float(np.average([b[name] for b in w], weights=sizes)) for name in w[0]} for w in windows]
 
 
 def show_long(variant: Variant, folder: Path, log: StageLog) -> None:
-    """Logs what `run_long` has written below `folder`."""
+    """Logs the videos that `run_long` has written below `folder`."""
     if variant.model == "student":
         log.file(folder / "long" / "long.mp4", "long")
     clips = first_clips(folder / "long" / f"{variant.name}.safetensors", NUM_LONG_VIDEOS_SHOWN)
@@ -64,14 +64,14 @@ def show_long(variant: Variant, folder: Path, log: StageLog) -> None:
 
 
 def long_evaluations(work: Workload, variant: Variant) -> int:
-    """Network evaluations of `run_long`, times clips."""
+    """Network evaluations of `run_long`, counted per clip."""
     return variant.num_evaluations * work.config.long_video_windows * len(work.long_rows)
 
 
 def long_latents(
     config: GenerateConfig, generator: VideoGenerator, conditions: Conditions, seed: int, advance: Advance
 ) -> tuple[Tensor, list[dict[str, float]]]:
-    """Latents of the long videos, and cost and memory of each window (fused: of all windows, shared out)."""
+    """Latents of the long videos, and cost and memory per window (fused: the total, divided by the windows)."""
     marks = [_mark()]
 
     def on_window(_: int) -> None:
@@ -99,13 +99,13 @@ def long_latents(
 
 
 def _mark() -> tuple[float, float, float]:
-    """Wall and CPU seconds, and megabytes, with all done that was begun."""
+    """Wall seconds, CPU seconds and resident megabytes, once all GPU work begun is finished."""
     finish_gpu_work()
     return time.perf_counter(), time.process_time(), resident_megabytes()
 
 
 def write_windows(work: Workload, windows: dict[str, list[dict[str, float]]], out: Path) -> None:
-    """What the long videos are: windows, frames, clips."""
+    """Writes windows.json: cost per window, and frames, clips and frame rate of the long videos."""
     config = work.config
     spans = frame_spans(
         config.long_video_windows, work.latent_frames, config.long_video_carried, work.info.temporal_factor
@@ -116,7 +116,7 @@ def write_windows(work: Workload, windows: dict[str, list[dict[str, float]]], ou
 
 
 def frame_spans(num_windows: int, latent_frames: int, carried: int, temporal_factor: int) -> list[tuple[int, int]]:
-    """First and one-past-last pixel frame of each chained window, its carried frames included, without the anchor."""
+    """First and one-past-last pixel frame of each window, including its carried frames but not the anchor."""
     fresh = latent_frames - 1 - carried
     spans = [(0, 1 + (latent_frames - 1) * temporal_factor)]
     for window in range(1, num_windows):

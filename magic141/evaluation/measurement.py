@@ -1,4 +1,4 @@
-"""What a run measured of a model, and under which conditions: only what was measured alike can be compared."""
+"""Measurements of models with their conditions: only metrics measured under the same ones are comparable."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-# What a machine, or another load for it, changes: times and memory. A score or the size of the weights it does not.
+# Metrics that depend on the machine and its load; scores and the size of the weights do not.
 OF_THE_MACHINE = ("latency_ms", "cpu_ms_per_clip", "peak_memory_mb")
 # What decides which rows, prompts and long videos there are, but nothing that stands in a row of the score table.
 NOT_IN_A_ROW = ("many_steps", "few_steps", "prompts", "num_prompts", "num_seeds", "long_video_")
@@ -16,13 +16,13 @@ NOT_IN_A_ROW = ("many_steps", "few_steps", "prompts", "num_prompts", "num_seeds"
 
 @dataclass(frozen=True)
 class Measurement:
-    """One run's figures of a model.
+    """One run's metrics of a model.
 
     Attributes:
         run_id: MLflow run of the pipeline or evaluation that judged the model.
-        metrics: its figures.
-        conditions: field -> value of all that they depend on beside the model.
-        machine: field -> value of what times and memory depend on beside that.
+        metrics: metric -> value.
+        conditions: field -> value of everything besides the model that the metrics depend on.
+        machine: field -> value of what times and memory also depend on.
     """
 
     run_id: str
@@ -33,7 +33,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Difference:
-    """A condition under which a candidate and the champion were not judged alike."""
+    """A condition that differs between the measurements of candidate and champion."""
 
     field: str
     candidate: str
@@ -42,7 +42,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Pair:
-    """The measurements to compare; only the candidate's where there is no champion."""
+    """The measurements to compare; `champion` is None if there is no champion."""
 
     candidate: Measurement
     champion: Measurement | None
@@ -55,12 +55,12 @@ class Pair:
 
     @property
     def conditions(self) -> list[Difference]:
-        """What keeps every figure of the two from being compared."""
+        """Differences that make all metrics incomparable."""
         return [] if self.champion is None else list(_differences(self.candidate.conditions, self.champion.conditions))
 
     @property
     def machines(self) -> list[Difference]:
-        """What beside that keeps their times and memory from being compared."""
+        """Further differences, which make times and memory incomparable."""
         return [] if self.champion is None else list(_differences(self.candidate.machine, self.champion.machine))
 
     @property
@@ -70,24 +70,24 @@ class Pair:
         return [difference for difference in self.conditions if not difference.field.startswith(elsewhere)]
 
     def differences(self, metric: str) -> list[Difference]:
-        """What keeps this metric of the two from being compared."""
+        """Differences that make this metric incomparable."""
         of_the_machine = metric.rpartition("/")[2] in OF_THE_MACHINE
         return [*self.conditions, *(self.machines if of_the_machine else ())]
 
 
 def closest(candidate: Sequence[Measurement], champion: Sequence[Measurement]) -> Pair:
-    """The newest pair under the same conditions, and on the same machine if there is one; else the newest of each.
+    """The newest pair measured under the same conditions, preferably on the same machine; else the newest of each.
 
     Args:
         candidate: measurements of the candidate, newest first; at least one.
-        champion: those of the champion, newest first.
+        champion: measurements of the champion, newest first; may be empty.
     """
     pairs = [Pair(*both) for both in product(candidate, champion)] or [Pair(candidate[0], None)]
     return min(pairs, key=lambda pair: (bool(pair.conditions), bool(pair.conditions or pair.machines)))
 
 
 def as_setting(value: object) -> str:
-    """A value as `--set` takes it."""
+    """A value in the form that `--set` takes."""
     return value if isinstance(value, str) else json.dumps(value)
 
 

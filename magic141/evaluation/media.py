@@ -1,4 +1,4 @@
-"""Pictures and videos of generated frames for people."""
+"""Writes generated frames as pictures and videos for viewing, small ones enlarged."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def save_video(path: Path, frames: Frames, fps: float) -> None:
 
 
 def first_clips(path: Path, num: int) -> Frames:
-    """The first `num` clips of a safetensors file's `frames`, uint8 [N, F, H, W, 3]; only they are read."""
+    """The first `num` clips of a safetensors file's `frames`, uint8 [N, F, H, W, 3]; reads only these."""
     with safe_open(str(path), framework="np") as tensors:
         stored = tensors.get_slice("frames")
         clips: Frames = stored[: min(num, stored.get_shape()[0])]

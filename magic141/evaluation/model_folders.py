@@ -1,4 +1,4 @@
-"""The networks that are compared, from where their stages left them."""
+"""Loads the compared networks from their stages' artifacts."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class ModelFolders:
         return ModelFolders(self.teacher.resolve(), self.cfg.resolve(), self.student.resolve(), self.int8.resolve())
 
     def refuse_days_on_cpu(self, config: GenerateConfig) -> None:
-        """Stops before a network is loaded that is too large for a CPU, where there is no GPU.
+        """Refuses networks that are too large for a CPU if there is no GPU, before any is loaded.
 
         Raises:
-            UserError: it is, and generate.allow_cpu is false.
+            UserError: if there is such a network and generate.allow_cpu is false.
         """
         remedy = "run the flow on a node with a GPU, or set generate.allow_cpu=true and make the suite smaller"
         for folder in () if config.allow_cpu else (self.teacher, self.cfg, self.student, self.int8):

@@ -1,4 +1,4 @@
-"""HTML pages that are one file, nothing to fetch, nothing to install; and what they read from artifacts."""
+"""Renders self-contained HTML pages and reads what they show from artifacts."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ import jinja2
 from magic141.data.video import shrunk_video
 from magic141.text_files import read_json_lines
 
-MAX_TILE = 240  # screen pixels of a shown video's width
-PREVIEW_CRF = 23  # of those that are made smaller
+MAX_TILE = 240  # largest width of a shown video, in screen pixels
+PREVIEW_CRF = 23  # H.264 quality of videos that are shrunk
 MIME = {".mp4": "video/mp4", ".png": "image/png"}
 
 
 def render_page(template: str, **values: Any) -> str:
-    """Renders a template of this folder; everything in it is escaped."""
+    """Renders a template of this folder; values are escaped."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.get_template(template).render(values)
 
 
 def media_uri(file: Path) -> str:
-    """A video or picture as a data URI; a video no wider than twice the largest tile that shows it."""
+    """A video or picture as a data URI; videos are shrunk to at most twice the largest shown width."""
     content = shrunk_video(file, 2 * MAX_TILE, PREVIEW_CRF) if file.suffix == ".mp4" else file.read_bytes()
     return f"data:{MIME[file.suffix]};base64,{base64.b64encode(content).decode()}"
 
 
 def media_of(folder: Path, stem: str) -> dict[str, str] | None:
-    """The video or picture of a name, ready for a template; none if neither is there."""
+    """The video or picture with this stem, ready for a template; None if there is neither."""
     for suffix, kind in ((".mp4", "video"), (".png", "image")):
         file = folder / f"{stem}{suffix}"
         if file.is_file():
@@ -41,12 +41,12 @@ def media_of(folder: Path, stem: str) -> dict[str, str] | None:
 
 
 def read_json(parts: Mapping[str, Path], stage: str, name: str) -> Any:
-    """The JSON file of a stage's artifact; none if the stage or the file is not there."""
+    """The content of a JSON file in a stage's artifact; None if the stage or the file is missing."""
     file = parts[stage] / name if stage in parts else None
     return json.loads(file.read_text()) if file is not None and file.is_file() else None
 
 
 def read_lines(parts: Mapping[str, Path], stage: str, name: str) -> list[dict[str, Any]]:
-    """The JSON lines of a stage's file; empty if the stage or the file is not there."""
+    """The rows of a JSON-lines file in a stage's artifact; empty if the stage or the file is missing."""
     file = parts[stage] / name if stage in parts else None
     return read_json_lines(file) if file is not None and file.is_file() else []

@@ -1,4 +1,4 @@
-"""Time and memory of a piece of work: wall clock, CPU time, peak memory, bytes of weights."""
+"""Measures a piece of work: wall time, CPU time, peak memory, size of weights."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ SAMPLE_INTERVAL_S = 0.02
 
 @dataclass
 class Usage:
-    """What a measured block took; filled in when it ends.
+    """Time and memory that a measured block took; filled in when it ends.
 
     Attributes:
         wall_s: elapsed seconds.
-        cpu_s: CPU seconds of all threads of this process, which other processes on the machine do not change.
-        added_memory_mb: on a GPU its peak allocation, else the peak resident memory of this process, each less what was
-            there when the block began: a long-lived process does not count against the work it does last.
+        cpu_s: CPU seconds of all threads of this process, unaffected by other processes on the machine.
+        added_memory_mb: peak allocation on the GPU, or else peak resident memory of this process, minus what was in use
+            when the block began, so that earlier work of the process does not count.
     """
 
     wall_s: float = 0.0
@@ -50,7 +50,7 @@ def measure() -> Iterator[Usage]:
 
 
 def weight_megabytes(model: nn.Module) -> float:
-    """MiB of parameters and buffers as they are stored."""
+    """MiB of parameters and buffers in their own dtypes."""
     tensors = [*model.parameters(), *model.buffers()]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / MIB
 
@@ -61,7 +61,7 @@ def resident_megabytes() -> float:
 
 
 class _PeakMemory:
-    """Samples the resident memory in a thread; CUDA counts its own peak."""
+    """Samples the resident memory in a thread; on a GPU, CUDA records the peak itself."""
 
     def __init__(self) -> None:
         self._cuda = torch.cuda.is_available()
@@ -76,7 +76,7 @@ class _PeakMemory:
             self._thread.start()
 
     def stop(self) -> float:
-        """MiB at the peak beyond those at the start."""
+        """MiB by which the peak exceeds the start."""
         if self._cuda:
             self._peak = torch.cuda.max_memory_allocated() / MIB
         else:

@@ -1,4 +1,4 @@
-"""The pieces of stage `generate`, each finished or not there: a variant's short clips, or its long videos."""
+"""The pieces of stage `generate`, each complete or absent: a variant's short clips, or its long videos."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Piece:
     """A variant's short clips, or its long videos.
 
     Attributes:
-        variant: how they are sampled.
-        is_long: which of the two.
-        folder: holds, once it is finished, its part of the artifact, and what it took in record.json.
+        variant: model and sampling settings.
+        is_long: whether these are the long videos.
+        folder: exists once the piece is finished; holds its part of the artifact, and record.json.
     """
 
     variant: Variant
@@ -39,27 +39,27 @@ class Piece:
 
     @property
     def is_finished(self) -> bool:
-        """Whether it was made, by this process or an earlier one."""
+        """Whether this process or an earlier one has made it."""
         return self.folder.is_dir()
 
     @property
     def record(self) -> Any:
-        """What `run_short` or `run_long` returned when it was made."""
+        """What `run_short` or `run_long` returned for it."""
         return json.loads((self.folder / RECORD).read_text())
 
     def num_evaluations(self, work: Workload) -> int:
-        """Network evaluations, times clips."""
+        """Network evaluations that it takes, counted per clip."""
         return (long_evaluations if self.is_long else short_evaluations)(work, self.variant)
 
     def make(self, work: Workload, network: Any, advance: Advance) -> None:
-        """Samples it aside; the folder appears when all is there."""
+        """Samples it into a temporary folder, which becomes `folder` once complete."""
         generator = self.variant.generator(network, work.null_text, work.latent_frames)
         with written_aside(self.folder) as aside:
             record = (run_long if self.is_long else run_short)(work, self.variant, generator, aside, advance)
             (aside / RECORD).write_text(json.dumps(record))
 
     def deliver(self, work: Workload, out: Path, log: StageLog) -> None:
-        """Puts its part into the artifact, which leaves the folder as it is, and shows it."""
+        """Links or copies its part into the artifact and logs it; `folder` stays as it is."""
         ignored = shutil.ignore_patterns(RECORD)
         shutil.copytree(self.folder, out, copy_function=link_or_copy, ignore=ignored, dirs_exist_ok=True)
         if self.is_long:
@@ -69,7 +69,7 @@ class Piece:
 
 
 def list_pieces(variants: Sequence[Variant], long_variants: Sequence[Variant], folder: Path) -> list[Piece]:
-    """All pieces below `folder`, those of one model after another, as they are made."""
+    """All pieces below `folder` in the order in which they are made, grouped by model."""
     pieces = [Piece(variant, False, folder / variant.name) for variant in variants]
     pieces += [Piece(variant, True, folder / f"long-{variant.name}") for variant in long_variants]
     models = list(dict.fromkeys(piece.variant.model for piece in pieces))

@@ -1,4 +1,4 @@
-"""Pieces of stage `generate` on Ray workers, each with a network of its own."""
+"""Makes pieces of stage `generate` on Ray workers, each with its own network."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from magic141.fingerprint import CodeStamp
 
 
 def make_on_ray(work: Workload, folders: ModelFolders, pieces: Sequence[Piece], advance: Advance) -> None:
-    """Makes pieces as Ray tasks, `generate.num_workers` at a time; the longest first, so that none is left for the end.
+    """Makes pieces as Ray tasks, `generate.num_workers` at a time, longest first, so that no long one comes last.
 
-    Workers read and write the workspace, which must be one that all of them see, as in training.
+    Workers read and write the workspace, which all of them must see, as in training.
 
     Raises:
-        UserError: a user's mistake that a worker met, or more GPUs asked for than this machine has.
+        UserError: if a worker met a user's mistake, or more GPUs are asked for than there are.
     """
     from magic141.raysession import ensure_ray, require_room
 
@@ -27,7 +27,7 @@ def make_on_ray(work: Workload, folders: ModelFolders, pieces: Sequence[Piece], 
     import ray
 
     code = CodeStamp.of(["magic141.evaluation.generate"])
-    # once, not with every task; as bytes, which a worker loads when it knows that its code is the same
+    # sent once, not with every task; pickled, so that a worker checks that it has the same code before loading it
     shared = ray.put(pickle.dumps((work.closed(), folders)))
     task = ray.remote(num_cpus=1, num_gpus=work.config.gpus_per_worker)(_make)
     waiting = sorted(pieces, key=lambda piece: piece.num_evaluations(work))
@@ -42,13 +42,13 @@ def make_on_ray(work: Workload, folders: ModelFolders, pieces: Sequence[Piece], 
                 if mistake := ray.get(done):
                     raise UserError(mistake)
                 advance(piece.num_evaluations(work))
-    finally:  # after a failure or Ctrl-C: nobody may go on writing into the pieces' folders
+    finally:  # after a failure or Ctrl-C, no task may go on writing into the pieces' folders
         for left in running:
             ray.cancel(left, force=True)
 
 
 def _make(code: CodeStamp, shared: bytes, piece: bytes) -> str | None:
-    """Runs on a Ray worker; returns a user's mistake, which as an exception would lose its class on the way."""
+    """Runs on a Ray worker; returns the message of a user's mistake, as an exception would lose its class in Ray."""
     try:
         code.require()
         work, folders = pickle.loads(shared)

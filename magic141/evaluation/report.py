@@ -31,19 +31,19 @@ QUANTIZED = {
     "weight_mb_after": ("weights after, MB", ".2f"),
     "linear_weight_ratio": ("size of those layers, of before", ".0%"),
 }
-MIN_TILE = 112  # screen pixels of a shown video's width, as MAX_TILE
+MIN_TILE = 112  # smallest width of a shown video, in screen pixels
 
 
 def write_report(
     config: ReportConfig, settings: Mapping[str, Any], parts: Mapping[str, Path], out: Path, log: StageLog
 ) -> None:
-    """Writes `report.html` from the artifacts that are there; sections without theirs are left out.
+    """Writes `report.html` from the artifacts given; sections whose artifacts are missing are left out.
 
-    The same settings and artifacts give the same file: no date, no commit.
+    The same settings and artifacts give the same file: it contains no date and no commit.
 
     Args:
         config: heading and sizes.
-        settings: seed and config sections that decided what is shown, as plain values.
+        settings: seed and config sections that determined what is shown, as plain values.
         parts: stage name -> artifact folder.
         out: receives report.html.
         log: receives the file.
@@ -81,7 +81,7 @@ def write_report(
 
 
 def _facts(parts: Mapping[str, Path]) -> list[tuple[str, str]]:
-    """What the run is, in a few words each."""
+    """Facts about the run as (name, value)."""
     facts: list[tuple[str, str]] = []
     if info := read_json(parts, "prepare_data", "dataset.json"):
         facts.append(("data", f"{info['source']}: {sum(info['num_clips'].values())} clips"))
@@ -138,7 +138,7 @@ def _comparison(parts: Mapping[str, Path], config: ReportConfig) -> dict[str, An
 
 
 def _is_shown(variant: Mapping[str, Any], variants: Sequence[Mapping[str, Any]]) -> bool:
-    """Many steps and the most few steps of teacher and CFG-distilled; all students but those between."""
+    """Whether to show a variant: of the teacher the two with most steps, of others only some step counts."""
     steps = [v["num_steps"] for v in variants if v["model"] == variant["model"] and v["sampler"] == variant["sampler"]]
     ordered = sorted(set(steps), reverse=True)
     if variant["model"] == "teacher":
@@ -188,7 +188,7 @@ def _quantization(parts: Mapping[str, Path]) -> list[tuple[str, str]]:
 
 
 def _tile(parts: Mapping[str, Path], config: ReportConfig) -> dict[str, Any]:
-    """Screen pixels of a video's width, and whether its pixels are shown as squares."""
+    """The width of videos in screen pixels, and whether they are enlarged without smoothing."""
     info = read_json(parts, "prepare_data", "dataset.json")
     width = info["width"] if info else 32
     return {"tile": max(MIN_TILE, min(MAX_TILE, width * config.zoom)), "pixelated": width < MIN_TILE}

@@ -1,4 +1,4 @@
-"""The report's charts: training and its collapse watch, what long videos keep, what everything cost."""
+"""The report's charts of training, collapse watch and long videos, and its table of costs."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ WATCHED = ("variance_ratio", "motion_ratio", "diversity_ratio", "mode_coverage")
 COST_CHARTS = {"cpu_ms_per_clip": "CPU ms per window and clip", "rss_mb": "resident memory, MB"}
 LONG_VIDEO_SCHEMES = {
     "chained": "Windows are generated one after the other. Each after the first knows the video's first latent frame, "
-    "the anchor, and the last latent frames of the window before (carried: {carried}); nothing is decoded in between.",
+    "the anchor, and the last latent frames of the previous one (carried: {carried}); nothing is decoded in between.",
     "fused": "All windows are generated together. At every step each after the first knows the video's first latent "
-    "frame, the anchor, and what the windows before make of the latent frames that it shares with them (carried: "
-    "{carried}); where windows overlap, their mean counts. The cost of a window is its share of the whole.",
+    "frame, the anchor, and the previous windows' estimate of the latent frames that it shares with them (carried: "
+    "{carried}); where windows overlap, their mean is used. The cost of a window is its share of the total.",
 }
 
 
@@ -55,7 +55,7 @@ def training_curves(parts: Mapping[str, Path], collapse: Mapping[str, Any] | Non
 
 
 def _watch(parts: Mapping[str, Path], collapse: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What the collapse watch saw: the student relative to the many-step model."""
+    """The chart of the collapse watch: the student's metrics relative to the many-step model's."""
     record = read_json(parts, "distill_dmd2", "watch.json")
     if record is None:
         return []
@@ -73,7 +73,7 @@ def _watch(parts: Mapping[str, Path], collapse: Mapping[str, Any]) -> list[dict[
 
 
 def long_video(parts: Mapping[str, Path], generate: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Long videos with what drifts from window to window and what each window costs; `generate`: its settings."""
+    """Long videos, with charts of drift and cost per window; `generate`: the settings of that stage."""
     folder, scores = parts.get("generate"), read_json(parts, "evaluate", "scores.json")
     if folder is None or not (folder / "long" / "windows.json").is_file():
         return None
@@ -108,7 +108,7 @@ def long_video(parts: Mapping[str, Path], generate: Mapping[str, Any]) -> dict[s
 
 
 def _window_chart(title: str, values: Mapping[str, Sequence[float]], top: float | None) -> dict[str, str]:
-    """A figure per window and variant, from zero to `top`, or to the largest value."""
+    """A chart of one value per window and variant, from zero to `top` or to the largest value."""
     series = [Series(_variant_label(name), list(enumerate(line, start=1)), dots=True) for name, line in values.items()]
     highest = max((value for line in values.values() for value in line), default=1.0)
     return {"title": title, "chart": line_chart(series, "window", y_range=(0, top or 1.1 * highest), title=title)}
@@ -120,7 +120,7 @@ def _variant_label(name: str) -> str:
 
 
 def training_costs(parts: Mapping[str, Path]) -> list[dict[str, Any]]:
-    """Evaluations, time and memory of every variant, beside the first one's."""
+    """Evaluations, time and memory of every variant, with its speed-up over the first one."""
     variants = read_json(parts, "generate", "variants.json")
     if variants is None:
         return []

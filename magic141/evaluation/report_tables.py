@@ -1,4 +1,4 @@
-"""The report's score tables: a row per variant, the best value of a column marked, rows and columns explained."""
+"""The report's score tables: one row per variant, the best value of each column marked, with explanations."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from magic141.evaluation.scores import AVERAGE, EXACT, FRECHET, VBENCH, Dimensio
 STUDENTS = ("student", "int8")  # models that stand out in tables
 FEW_COLUMNS = 2  # of VBench, that need no table of their own
 VARIANTS = {
-    "teacher": "the undistilled model, called the teacher: Euler steps along its flow, each two evaluations, "
+    "teacher": "the undistilled model, called the teacher: Euler steps along its flow, each of two evaluations, "
     "with and without the caption (classifier-free guidance)",
-    "CFG-distilled": "the teacher's copy that has learned to give the guided answer in one evaluation",
-    "student's chain": "sampled as the student is, by its sampler, shift and guidance: the student beside it shows "
-    "what step distillation adds",
+    "CFG-distilled": "a copy of the teacher that has learned to predict its guided velocity in one evaluation",
+    "student's chain": "sampled like the student, with its sampler, shift and guidance: the student, compared with it, "
+    "shows what step distillation adds",
     "student": "the CFG-distilled model, distilled once more, so that its clips of few steps are distributed like "
     "those of many (distribution matching distillation, DMD2)",
-    "int8": "the student, its weights stored in 8 bits",
+    "int8": "the student with weights stored in 8 bits",
 }
 
 
@@ -62,7 +62,7 @@ def result(parts: Mapping[str, Path]) -> dict[str, Any] | None:
 
 
 def variant_terms(parts: Mapping[str, Path]) -> list[tuple[str, str]]:
-    """What the words in the variants' labels mean, as far as they occur."""
+    """Terms that occur in the variants' labels, with their meanings."""
     scores = read_json(parts, "evaluate", "scores.json") or {"variants": []}
     names = [row["label"] for row in scores["variants"]]
     return [(term, meaning) for term, meaning in VARIANTS.items() if any(term in name for name in names)]
@@ -84,7 +84,7 @@ def _shown(dimensions: Sequence[Dimension], rows: Sequence[Mapping[str, Any]]) -
 
 
 def _frechet(num_dimensions: int) -> Dimension:
-    """The distance with its number of dimensions: with another number it is another figure."""
+    """The Fréchet dimension, labelled with its number of components, as another number gives another metric."""
     return replace(
         FRECHET,
         label=f"{FRECHET.label}, {num_dimensions} dims",
@@ -94,7 +94,7 @@ def _frechet(num_dimensions: int) -> Dimension:
 
 
 def _table(title: str, dimensions: Sequence[Dimension], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Columns in which no row has a value are only named."""
+    """A table for the template; columns without any value are only named."""
     shown = _shown(dimensions, rows)
     best = {dimension.key: _best(dimension, rows) for dimension in shown}
     body = [
@@ -117,7 +117,7 @@ def _table(title: str, dimensions: Sequence[Dimension], rows: Sequence[Mapping[s
 
 
 def _meaning(dimension: Dimension, rows: Sequence[Mapping[str, Any]]) -> str:
-    """What a column says, and why values are missing in it."""
+    """The meaning of a column, and why values are missing in it."""
     reasons = dict.fromkeys(row["scores"][dimension.key]["reason"] for row in rows)
     known = [reason for reason in reasons if reason]
     return dimension.help + (f" (n/a: {'; '.join(known)})" if known else "")

@@ -1,4 +1,4 @@
-"""The dimensions on which variants are compared, and one score: a value, or the reason that there is none."""
+"""The dimensions on which variants are compared; a score is a value, or the reason why there is none."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 @dataclass(frozen=True)
 class Score:
-    """A value with the standard error of its mean, or the reason that it is missing; never a silent zero."""
+    """A value with the standard error of its mean, or the reason why it is missing; never a silent zero."""
 
     value: float | None
     reason: str | None = None
@@ -22,7 +22,7 @@ class Score:
 
     @classmethod
     def missing(cls, reason: str) -> Score:
-        """No value, because of `reason`."""
+        """A score without a value, for `reason`."""
         return cls(None, reason)
 
     @classmethod
@@ -64,21 +64,21 @@ EXACT = (
         "exact",
         "high",
         3,
-        "whole, even motion from the true start in an allowed direction, at a speed of the world",
+        "the object moves whole and evenly from its true start, in an allowed direction and at an allowed speed",
     ),
     Dimension(
         "direction", "direction", "exact", "high", 3, "within 22.5 degrees of a direction that the caption allows"
     ),
-    Dimension("iou", "subject", "exact", "high", 3, "the subject is kept: overlap with the object drawn anew"),
+    Dimension("iou", "subject", "exact", "high", 3, "the subject is kept: overlap with the true object"),
     Dimension("colour", "colour", "exact", "high", 3, "the object has the caption's colour"),
-    Dimension("shape", "shape", "exact", "high", 3, "share of the made frames with the caption's shape"),
+    Dimension("shape", "shape", "exact", "high", 3, "share of generated frames with the caption's shape"),
     Dimension("background_psnr_db", "background dB", "exact", "high", 1, "PSNR to the true background"),
-    Dimension("psnr_db", "PSNR dB", "exact", "high", 1, "PSNR to the clip drawn anew along the measured path"),
+    Dimension("psnr_db", "PSNR dB", "exact", "high", 1, "PSNR to the clip redrawn along the measured path"),
     Dimension(
-        "continuation_psnr_db", "continu. dB", "exact", "high", 1, "PSNR to the only true future of three latent frames"
+        "continuation_psnr_db", "continu. dB", "exact", "high", 1, "PSNR to the one future that 3 latent frames allow"
     ),
-    Dimension("speed_std", "speed std", "exact", "none", 2, "spread of the speed, pixels per frame; compare with real"),
-    Dimension("plus", "mode share", "exact", "none", 2, "share of the first of the two senses of an axis; truth 0.5"),
+    Dimension("speed_std", "speed std", "exact", "none", 2, "spread of the speed, pixels per frame; should match real"),
+    Dimension("plus", "mode share", "exact", "none", 2, "axis captions: share of the first of 2 directions; truth 0.5"),
 )
 FRECHET = Dimension(
     "frechet",
@@ -86,7 +86,8 @@ FRECHET = Dimension(
     "distribution",
     "low",
     2,
-    "distance to valid futures of the same conditions, or to the real ones: what each place goes through in time",
+    "Fréchet distance to valid futures of the same conditions (without ground truth: to the real clips), over each "
+    "latent position's values through time",
 )
 VBENCH = (
     Dimension("i2v_subject", "i2v subject", "vbench", "high", 4, "similarity of the frames to the input image"),
@@ -99,16 +100,16 @@ VBENCH = (
 )
 COSTS = (
     Dimension("nfe", "evaluations", "cost", "low", 0, "network evaluations per clip"),
-    Dimension("latency_ms", "latency, ms", "cost", "low", 1, "one clip alone"),
-    Dimension("cpu_ms_per_clip", "CPU ms per clip", "cost", "low", 1, "in batches"),
-    Dimension("peak_memory_mb", "peak memory, MB", "cost", "low", 0, "weights and what sampling takes beside them"),
-    Dimension("weight_mb", "weights, MB", "cost", "low", 2, "as stored"),
+    Dimension("latency_ms", "latency, ms", "cost", "low", 1, "time to sample one clip alone"),
+    Dimension("cpu_ms_per_clip", "CPU ms per clip", "cost", "low", 1, "CPU time, sampled in batches"),
+    Dimension("peak_memory_mb", "peak memory, MB", "cost", "low", 0, "weights, and what sampling needs in addition"),
+    Dimension("weight_mb", "weights, MB", "cost", "low", 2, "size of the weights as stored"),
 )
-AVERAGE = Dimension("average", "average", "vbench", "high", 4, "plain mean of the seven, as in the paper's Table 1")
+AVERAGE = Dimension("average", "average", "vbench", "high", 4, "mean of the seven dimensions of the paper's Table 1")
 
 
 def average(scores: dict[str, Score]) -> Score:
-    """The mean of the seven dimensions of Table 1; missing when one of them is."""
+    """The mean of the seven dimensions of Table 1; missing if one of them is."""
     values = [scores[dimension.key].value for dimension in VBENCH]
     missing = [dimension.label for dimension, value in zip(VBENCH, values, strict=True) if value is None]
     if missing:

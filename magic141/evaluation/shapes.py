@@ -1,7 +1,7 @@
-"""Exact scores of the shapes world: every valid future of a first frame and caption is accepted, nothing else.
+"""Exact scores of the shapes world: any valid future of a first frame and caption is accepted, and nothing else.
 
-The object is measured in each frame, not matched against one stored continuation: the caption leaves speed, and for
-axis captions the sense of motion, open. Where it starts the first frame shows.
+The object is measured in each frame, not compared with one stored continuation, because the caption leaves open the
+speed and, for axis captions, which of two opposite directions it takes. Its start is known from the first frame.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from magic141.data.shapes import (
 )
 
 MAX_ANGLE_ERROR = np.deg2rad(22.5)  # half of the angle between two directions
-MAX_PATH_ERROR = 1.0  # world pixels, root mean square distance of the centre from a straight, even path
+MAX_PATH_ERROR = 1.0  # world pixels, root mean square distance of the centres from a straight, even path
 MAX_START_ERROR = MAX_PATH_ERROR  # world pixels, distance of the first centre from the true one
-SPEED_TOLERANCE = 0.25  # share below the slowest and above the fastest speed of the world
+SPEED_TOLERANCE = 0.25  # relative margin below the slowest and above the fastest speed of the world
 AREA_RANGE = (0.5, 1.6)  # visible area relative to the true one, in every frame
 
 Array = NDArray[np.float64]
@@ -38,17 +38,17 @@ Pixels = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class Track:
-    """The object as measured in the frames of one clip. A world pixel is 1/REFERENCE_SIZE of the frame, each way."""
+    """The object as measured in the frames of one clip. A world pixel is 1/REFERENCE_SIZE of a frame's side."""
 
     centres: Array  # [F, 2], pixels of the frame, unwrapped along the path
     area: Array  # [F], relative to the true area
     line: Array  # [F, 2], the best straight, even path through the centres
     velocity: Array  # [2], world pixels per frame, along that line
-    path_error: float  # root mean square distance from it, world pixels
+    path_error: float  # root mean square distance of the centres from that line, world pixels
 
 
 def measure_track(frames: NDArray[np.uint8], clip: ShapeClip) -> Track:
-    """Finds the object in `frames` [F, H, W, 3] as what differs from the known background, on the torus."""
+    """Finds the object in `frames` [F, H, W, 3] by its difference from the known background, on the torus."""
     height, width = frames.shape[1:3]
     alpha = _alpha(frames, clip)
     sizes, scale = np.array([width, height]), _scale(height, width)
@@ -64,21 +64,22 @@ def measure_track(frames: NDArray[np.uint8], clip: ShapeClip) -> Track:
 
 
 def score_clip(frames: NDArray[np.uint8], clip: ShapeClip, from_start: bool = True) -> dict[str, float]:
-    """Scores one clip, uint8 [F, H, W, 3]; `from_start`: its first frame is the condition, not a later one.
+    """Scores one clip, uint8 [F, H, W, 3].
 
-    Of a clip whose first frame was given only the others say how well the object is kept.
+    If `from_start`, its first frame is the given condition: the object must start there, and that frame does not count
+    in iou, shape, colour and the PSNRs. Otherwise the clip is a later window.
 
     Returns:
         direction: 1 if the object moves within 22.5 degrees of a direction that the caption allows.
-        motion: 1 if, besides, it starts where it should, is whole in every frame, and moves evenly along a line, at a
-            speed of the world.
-        iou: soft overlap with the object drawn anew at the measured centres: the subject is kept.
+        motion: 1 if it also starts where it should, is whole in every frame, and moves evenly along a line, at a speed
+            of the world.
+        iou: soft overlap with the true object, drawn at the measured centres.
         shape: share of the frames in which the caption's shape overlaps best.
         colour: 1 if the nearest palette colour is the caption's.
-        background_psnr_db: against the true background, where the object is not.
-        psnr_db: against the whole clip drawn anew along the measured straight path.
+        background_psnr_db: PSNR to the true background outside the object.
+        psnr_db: PSNR to the whole clip redrawn along the measured straight path.
         speed: world pixels per frame.
-        plus: for axis captions with a right direction, 1 for the first of the two senses.
+        plus: for axis captions with an allowed direction, 1 for the first of the two; otherwise NaN.
     """
     height, width = frames.shape[1:3]
     radius, track = _radius(clip, height, width), measure_track(frames, clip)
@@ -108,7 +109,7 @@ def score_clip(frames: NDArray[np.uint8], clip: ShapeClip, from_start: bool = Tr
 
 
 def score_clips(frames: NDArray[np.uint8], truths: list[dict[str, Any]], from_start: bool = True) -> dict[str, Array]:
-    """Scores clips, uint8 [N, F, H, W, 3], against their specs; one array [N] per score of `score_clip`."""
+    """Scores clips, uint8 [N, F, H, W, 3], by their ground truth; one array [N] per score of `score_clip`."""
     specs = map(ShapeClip.from_dict, truths)
     rows = [score_clip(clip, spec, from_start=from_start) for clip, spec in zip(frames, specs, strict=True)]
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
@@ -126,12 +127,12 @@ def _start_error(track: Track, clip: ShapeClip, height: int, width: int) -> floa
 
 
 def _scale(height: int, width: int) -> Array:
-    """Pixels of the frame per world pixel, to the side and down [2]."""
+    """Pixels of the frame per world pixel, horizontally and vertically, [2]."""
     return np.asarray(np.array([width, height]) / REFERENCE_SIZE)
 
 
 def _alpha(frames: NDArray[np.uint8], clip: ShapeClip) -> Array:
-    """How much of the object each pixel shows: its difference from the background along the object's colour."""
+    """The object's opacity in each pixel: its difference from the background along the object's colour."""
     still = background(clip, *frames.shape[1:3])
     towards = np.asarray(COLOURS[clip.colour], np.float32) - still
     difference = frames.astype(np.float32) / 255 - still
@@ -157,7 +158,7 @@ def _heading(velocity: Array, clip: ShapeClip) -> int | None:
 
 
 def _soft_iou(alpha: Array, mask: NDArray[np.float32]) -> Array:
-    """In each frame, [F]."""
+    """Soft intersection over union of every frame, [F]."""
     union = np.maximum(alpha, mask).sum((1, 2))
     return np.asarray(np.minimum(alpha, mask).sum((1, 2)) / np.maximum(union, 1e-6))
 

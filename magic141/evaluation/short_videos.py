@@ -1,4 +1,4 @@
-"""What a variant generates beside long videos: continued held-out clips, a prompt suite; and what that takes."""
+"""Generates a variant's short videos, continued held-out clips and the prompt suite, and measures their cost."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MAX_LATENCY_CLIPS = 9
 def run_short(
     work: Workload, variant: Variant, generator: VideoGenerator, out: Path, advance: Advance
 ) -> dict[str, Any]:
-    """Everything that one variant generates but long videos, into `out`; returns its entry of variants.json."""
+    """Generates a variant's short videos into `out`; returns its entry of variants.json."""
     conditions = clip_conditions(work.heldout, work.rows)
     latency_s = _latency_s(work, generator, conditions)
     give_back_freed_memory()  # what earlier work holds is not counted, so that it must not be used again here
@@ -64,7 +64,7 @@ def run_short(
 
 
 def show_short(work: Workload, variant: Variant, folder: Path, log: StageLog) -> None:
-    """Logs the showcase that `run_short` has written below `folder`."""
+    """Logs the showcase videos that `run_short` has written below `folder`."""
     for file in sorted((folder / "showcase" / variant.name).iterdir()):
         log.file(file, f"showcase/{variant.name}")
     clips = first_clips(folder / "exact" / f"{variant.name}.safetensors", work.config.num_showcase_clips)
@@ -72,7 +72,7 @@ def show_short(work: Workload, variant: Variant, folder: Path, log: StageLog) ->
 
 
 def short_evaluations(work: Workload, variant: Variant) -> int:
-    """Network evaluations of `run_short`, times clips."""
+    """Network evaluations of `run_short`, counted per clip."""
     clips = len(work.rows) + len(work.prompts) * work.config.num_seeds
     if work.has_continuation:
         clips += len(work.rows[: work.config.num_continuation_clips])
@@ -80,7 +80,7 @@ def short_evaluations(work: Workload, variant: Variant) -> int:
 
 
 def _run_suite(work: Workload, variant: Variant, generator: VideoGenerator, out: Path, advance: Advance) -> None:
-    """Prompts x seeds, each from its retrieved image."""
+    """Generates a video for every prompt and seed, from the prompt's retrieved image."""
     for offset in range(work.config.num_seeds):
         latents, _ = _sample(work, generator, work.suite, work.seed + offset, advance)
         for number, clip in enumerate(work.decode(latents).numpy()):
@@ -88,7 +88,7 @@ def _run_suite(work: Workload, variant: Variant, generator: VideoGenerator, out:
 
 
 def _run_continuation(work: Workload, variant: Variant, generator: VideoGenerator, out: Path, advance: Advance) -> None:
-    """Continues clips from their first latent frames, which show the velocity and so fix the future."""
+    """Continues clips from their first latent frames, which show the velocity and so determine the future."""
     rows = work.rows[: work.config.num_continuation_clips]
     conditions = clip_conditions(work.heldout, rows, num_known=NUM_KNOWN)
     latents, _ = _sample(work, generator, conditions, work.seed, advance)
@@ -100,7 +100,7 @@ def _run_continuation(work: Workload, variant: Variant, generator: VideoGenerato
 
 
 def _true_continuation(work: Workload, rows: list[int], num_frames: int) -> Tensor:
-    """The clips' own frames, or their reconstruction where those were not stored."""
+    """The clips' own frames, or their reconstruction if those were not stored."""
     if work.heldout.frames is not None:
         return work.heldout.frames[rows, :num_frames]
     return work.decode(work.heldout.latents[rows, :, : work.latent_frames])
@@ -109,9 +109,9 @@ def _true_continuation(work: Workload, rows: list[int], num_frames: int) -> Tens
 def _sample(
     work: Workload, generator: VideoGenerator, conditions: Conditions, seed: int, advance: Advance
 ) -> tuple[Tensor, Usage]:
-    """Latents [N, C, T, h, w] on the CPU, and what sampling them took; every batch has its own noise.
+    """Latents [N, C, T, h, w] on the CPU, and the cost of sampling them; every batch has its own noise.
 
-    On CPUs each thread samples a batch of its own: networks this small leave several threads at one batch idle.
+    On a CPU every thread samples a batch of its own: networks this small cannot keep several threads busy on one.
     """
 
     def sample(batch: Conditions, number: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""What is generated from: held-out clips, and prompts with an image prior."""
+"""Conditions to generate from: held-out clips, and prompts with retrieved images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Conditions:
 
     Attributes:
         text: embedded captions.
-        image_tokens: of the first frames, [N, Li, D].
+        image_tokens: tokens of the first frames, [N, Li, D].
         prefix: known latent frames [N, C, k, h, w].
     """
 
@@ -33,7 +33,7 @@ class Conditions:
         return len(self.prefix)
 
     def part(self, start: int, stop: int) -> Conditions:
-        """Rows `start` to `stop`."""
+        """Rows `start` to `stop` - 1."""
         return Conditions(
             self.text.select(slice(start, stop)), self.image_tokens[start:stop].float(), self.prefix[start:stop].float()
         )
@@ -48,7 +48,7 @@ class Conditions:
 
 
 def pick_clips(heldout: ClipDataset, num: int) -> list[int]:
-    """Rows of the clips to continue, of as many videos as there are: with ground truth those with an open future."""
+    """Rows of the clips to continue, from as many videos as possible; with ground truth, those with axis captions."""
     is_open = [truth is None or not truth["exact"] for truth in heldout.truths]
     rows = [row for row, wanted in enumerate(is_open) if wanted] or list(range(len(heldout)))
     return heldout.in_turns(rows)[:num]

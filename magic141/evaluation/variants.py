@@ -1,4 +1,4 @@
-"""The variants that are compared: which model, how many steps, which sampler and guidance."""
+"""The variants that are compared: model, number of steps, sampler and guidance."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Variant:
         return self.num_steps * (2 if self.guidance == "cfg" else 1)
 
     def generator(self, model: Any, null_text: TextEmbedding, latent_frames: int) -> VideoGenerator:
-        """The sampler of this variant around its network."""
-        from magic141.models.generator import VideoGenerator  # torch, which whoever only lists variants does without
+        """A generator that samples the given network with this variant's settings."""
+        from magic141.models.generator import VideoGenerator  # imports torch, which listing variants does not need
 
         return VideoGenerator(
             model=model,
@@ -57,9 +57,10 @@ class Variant:
 
 
 def list_variants(config: GenerateConfig, dmd2: Dmd2Config) -> list[Variant]:
-    """All variants, models in the order of the pipeline: the undistilled ones at many and few steps, then the rest.
+    """All variants, models in the order of the pipeline: teacher, CFG-distilled model, student, int8 student.
 
-    The CFG-distilled model is shown as it is used alone, and in the student's chain: what step distillation adds to it.
+    The CFG-distilled model is sampled as when used alone, and in the student's chain, to show what step distillation
+    adds.
     """
     few = [steps for steps in config.few_steps if steps != config.many_steps]
     teacher = [teacher_variant(config, steps) for steps in (config.many_steps, *few)]
@@ -70,7 +71,7 @@ def list_variants(config: GenerateConfig, dmd2: Dmd2Config) -> list[Variant]:
 
 
 def long_video_variants(config: GenerateConfig, dmd2: Dmd2Config) -> list[Variant]:
-    """The student's chain, and the teacher at fewer steps than usual beside it."""
+    """The variants of the long videos: the teacher, at fewer steps than usual, and the student."""
     return [
         teacher_variant(config, config.long_video_teacher_steps),
         _in_chain(dmd2, dmd2.num_inference_steps, "student"),
@@ -107,7 +108,7 @@ def _cfg(config: GenerateConfig, num_steps: int) -> Variant:
 
 
 def _in_chain(dmd2: Dmd2Config, num_steps: int, model: Literal["cfg", "student", "int8"]) -> Variant:
-    """A model in the student's chain: its sampler, its shift, its guidance."""
+    """A model sampled like the student, with its sampler, shift and guidance."""
     name, label, approach = IN_CHAIN[model]
     return Variant(
         name=f"{name}_{num_steps}",

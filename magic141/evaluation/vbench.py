@@ -1,4 +1,4 @@
-"""The adapter to the real `vbench` package: only what needs no download, everything else with a reason."""
+"""Adapter to the `vbench` package: computes what needs no download, and gives a reason for everything else."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _compute(folder: Path, name: str) -> Score:
                 mode="custom_input",
             )
             return _read_result(Path(out) / "custom_eval_results.json", name)
-    except Exception as error:  # vbench and its models raise whatever they like; one dimension must not stop the rest
+    except Exception as error:  # vbench and its models may raise anything; one dimension must not stop the rest
         return Score.missing(f"vbench failed: {type(error).__name__}: {first_line(str(error))}")
 
 
@@ -64,7 +64,7 @@ def _read_result(file: Path, name: str) -> Score:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps vbench's prints, progress bars and its logging.basicConfig away from ours."""
+    """Hides vbench's prints and progress bars, and undoes its logging.basicConfig."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     sink = io.StringIO()

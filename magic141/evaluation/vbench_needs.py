@@ -1,4 +1,4 @@
-"""What VBench's dimensions need on this machine: packages and weights, nothing of which is ever downloaded."""
+"""The packages and weights that VBench's dimensions need on this machine; nothing is ever downloaded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from magic141.environment import installed_version
 
 HOW_TO_INSTALL = "uv pip install --no-deps vbench==0.1.5 decord opencv-python-headless"
 NEEDED_MODULES = ("vbench", "decord", "cv2")
-# dimension -> files of its weights below $VBENCH_CACHE_DIR, modules that it imports beside vbench's own
+# dimension -> its weight files below $VBENCH_CACHE_DIR, and the modules that it imports besides vbench's own
 NEEDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "temporal_flickering": ((), ()),
     "motion_smoothness": (("amt_model/amt-s.pth",), ("omegaconf",)),
@@ -34,7 +34,7 @@ NOT_SUPPORTED = {
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of the packages behind the scores; none for those that are not installed."""
+    """Versions of the packages behind the scores; None for those that are not installed."""
     return {
         name: installed_version(name)
         for name in ("vbench", "torch", "decord", "opencv-python-headless", "opencv-python")
@@ -42,13 +42,13 @@ def versions() -> dict[str, str | None]:
 
 
 def what_can_be_scored(requested: Sequence[str]) -> str:
-    """The requested dimensions that have all they need here, with VBench's version: an installation may come later."""
+    """The requested dimensions that can be computed here, with VBench's version; changes if more is installed."""
     names = ", ".join(name for name in requested if why_not(name, requested) is None)
     return f"{names or 'nothing'} by vbench {installed_version('vbench') or '(not installed)'}"
 
 
 def why_not(name: str, requested: Sequence[str]) -> str | None:
-    """Why dimension `name` cannot or shall not be computed; none if it can."""
+    """Why dimension `name` cannot or should not be computed; None if it can."""
     if name in NOT_SUPPORTED:
         return NOT_SUPPORTED[name]
     if name not in NEEDS:

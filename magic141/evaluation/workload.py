@@ -1,4 +1,4 @@
-"""What every variant is run on: held-out clips, prompts with their retrieved images, long videos."""
+"""The inputs of every variant: held-out clips, prompts with their retrieved images, clips for long videos."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ from magic141.text_files import json_lines
 NUM_HITS = 5
 NUM_KNOWN = 3  # latent frames that determine a continuation: the first, then two that show position and velocity
 Advance = Callable[[int], None]
-"""Told the network evaluations, times clips, that have just been made."""
+"""Called with the number of network evaluations, counted per clip, that have just been made."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What every variant shares. Clips and codec are opened by the process that uses them."""
+    """The inputs that all variants share; every process opens clips and codec itself."""
 
     config: GenerateConfig
     info: DatasetInfo
@@ -55,7 +55,7 @@ class Workload:
 
     @cached_property
     def device(self) -> torch.device:
-        """Where this process samples."""
+        """The device on which this process samples."""
         return sampling_device()
 
     @cached_property
@@ -76,16 +76,16 @@ class Workload:
         return load_null_text(self.data).to(self.device)
 
     def closed(self) -> Self:
-        """The same with nothing open, to be sent to another process."""
+        """A copy with nothing opened, to be sent to another process."""
         return replace(self)
 
     @property
     def has_continuation(self) -> bool:
-        """Whether stored clips are long enough, and determined enough, to continue them from their middle."""
+        """Whether the first NUM_KNOWN latent frames of a clip determine the rest of its window."""
         return self.info.has_ground_truth and self.latent_frames > NUM_KNOWN
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """uint8 [N, F, H, W, 3] on the CPU, a batch at a time."""
+        """Decodes [N, C, T, h, w], batch by batch, to uint8 [N, F, H, W, 3] on the CPU."""
         return torch.cat([self.codec.decode_video(batch).cpu() for batch in latents.split(self.config.batch_size)])
 
 
@@ -98,7 +98,7 @@ def prepare_workload(
     log: StageLog,
     seed: int,
 ) -> Workload:
-    """Loads data, codec and encoders, and retrieves the prompts' images."""
+    """Chooses clips and prompts, retrieves the prompts' images and encodes both."""
     info, heldout = load_info(data), ClipDataset.open(data, "heldout")
     latent_frames = (model.window_frames - 1) // info.temporal_factor + 1
     codec, encoders = load_codec(data / "codec"), Encoders.load(data / "encoders")
@@ -130,7 +130,7 @@ def prepare_workload(
 
 
 def write_conditions(work: Workload, out: Path) -> None:
-    """Conditions of every part, the showcase's inputs, and what the codec makes of the real clips."""
+    """Writes the conditions of every part, the showcase's inputs, and the codec's reconstruction of the real clips."""
     for folder in ("exact", "suite", "showcase", "long"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     heldout = work.heldout
@@ -148,7 +148,7 @@ def write_conditions(work: Workload, out: Path) -> None:
 
 
 def _write_prompts(work: Workload, out: Path) -> None:
-    """The prompts with the images found for them."""
+    """Writes the prompts with the images found for them."""
     prompts = []
     for number, (prompt, hits) in enumerate(zip(work.prompts, work.hits, strict=True)):
         for rank, hit in enumerate(hits):

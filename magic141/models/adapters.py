@@ -17,9 +17,9 @@ def add_lora(network: HunyuanVideoTransformer3DModel, rank: int, name: str, seed
 
     Args:
         network: the transformer.
-        rank: rows of A.
-        name: of the branch.
-        seed: of the initial A; B starts at zero, so that nothing changes until the first update.
+        rank: rank of the branch, the number of rows of A.
+        name: name of the branch.
+        seed: seed of the initial A; B starts at zero, so that nothing changes until the first update.
     """
     network.requires_grad_(False)
     targets = [
@@ -33,7 +33,7 @@ def add_lora(network: HunyuanVideoTransformer3DModel, rank: int, name: str, seed
 
 
 def merge_lora(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """The state of a network with branch `name` as that of a plain one: `BA` added to the weights, names restored."""
+    """The state of a plain network, from one with branch `name`: `BA` is added to the weights, names are restored."""
     merged = {}
     for key, value in state.items():
         if ".lora_A." in key or ".lora_B." in key:

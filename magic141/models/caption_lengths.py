@@ -27,7 +27,7 @@ def _tiny(captions: Sequence[str], config: EncoderConfig) -> Iterator[str]:
     longer = [length for length in (len(words_of(caption)) for caption in captions) if length > room]
     if longer:
         yield (
-            f"{len(longer)} of {len(captions)} captions are cut after {room} words and signs: "
+            f"{len(longer)} of {len(captions)} captions are cut after {room} words and punctuation marks: "
             f"raise data.encoder.max_text_tokens to {max(longer) + 1} to keep them whole"
         )
 

@@ -13,15 +13,15 @@ Sampler = Literal["renoise", "euler"]
 
 
 class TransformerConfig(FrozenConfig):
-    """Sizes of the DiT; channels and text widths come from the data."""
+    """Sizes of the diffusion transformer; channels and text widths come from the data."""
 
-    num_attention_heads: int = Field(4, ge=1, description="heads")
+    num_attention_heads: int = Field(4, ge=1, description="attention heads")
     attention_head_dim: int = Field(24, ge=8, description="width of a head")
     num_layers: int = Field(2, ge=1, description="double-stream blocks")
     num_single_layers: int = Field(2, ge=0, description="single-stream blocks")
     num_refiner_layers: int = Field(1, ge=1, description="text refiner blocks")
     mlp_ratio: float = Field(4.0, gt=0, description="MLP width over model width")
-    patch_size: int = Field(1, ge=1, description="latent pixels per token, each side")
+    patch_size: int = Field(1, ge=1, description="side of a token in latent pixels")
     patch_size_t: int = Field(1, ge=1, description="latent frames per token")
     rope_axes_dim: tuple[int, int, int] = Field((8, 8, 8), description="rotary widths of time, height, width")
     window_frames: int = Field(9, ge=1, description="pixel frames of one window, temporal_factor * k + 1")
@@ -35,7 +35,7 @@ class TransformerConfig(FrozenConfig):
             )
         if any(width < 2 or width % 2 for width in self.rope_axes_dim):
             raise ValueError(
-                f"model.rope_axes_dim = {list(self.rope_axes_dim)}: expected even widths of 2 or more: what is rotated "
-                "are pairs"
+                f"model.rope_axes_dim = {list(self.rope_axes_dim)}: expected even widths of 2 or more, because rotary "
+                "embeddings rotate pairs"
             )
         return self

@@ -1,4 +1,4 @@
-"""Where networks are run and by how many threads, and that large ones are not sampled where it would take days."""
+"""Device and CPU threads of networks, and the refusal to sample large ones on a CPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_CPU_PARAMETERS = 1e9
 
 
 def sampling_device() -> torch.device:
-    """The GPU of this process, if it sees one."""
+    """The GPU of this process if it sees one, otherwise the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -31,15 +31,15 @@ def cpu_threads(num: int) -> Iterator[None]:
 
 
 def refuse_days_on_cpu(transformer: Path, device: torch.device, remedy: str) -> None:
-    """Stops before a large network is loaded onto a CPU; reads its config only.
+    """Raises UserError before a large network is loaded onto a CPU; reads only its config.
 
     Args:
-        transformer: a diffusers folder; one without config.json is left to the loader.
-        device: where it would be sampled.
-        remedy: what else to do than to find a GPU.
+        transformer: a diffusers folder; one without config.json is left for the loader to refuse.
+        device: device on which it would be sampled.
+        remedy: what to do other than finding a GPU.
 
     Raises:
-        UserError: more than 1e9 parameters, and no GPU.
+        UserError: if it has more than 1e9 parameters and there is no GPU.
     """
     if device.type != "cpu" or not (transformer / "config.json").is_file():
         return

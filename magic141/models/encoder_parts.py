@@ -1,4 +1,4 @@
-"""Models, tokenizers and image processor of a HunyuanVideo-I2V folder: saving, checking, loading."""
+"""Saves, checks and loads the text and image encoders of a HunyuanVideo-I2V folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from magic141.errors import UserError
 
 @dataclass(frozen=True)
 class EncoderParts:
-    """The five parts of a HunyuanVideo-I2V text and image encoder, as in its folder."""
+    """The five parts of HunyuanVideo-I2V's text and image encoders, named like its subfolders."""
 
     text_encoder: Any  # LlavaForConditionalGeneration, or LlamaModel (no image tokens)
     tokenizer: Any
@@ -23,25 +23,25 @@ class EncoderParts:
     image_processor: Any
 
     def save(self, folder: Path) -> None:
-        """Writes one subfolder a part."""
+        """Writes one subfolder per part."""
         for part in fields(self):
             getattr(self, part.name).save_pretrained(folder / part.name)
 
 
 def link_parts(checkpoint: Path, folder: Path) -> None:
-    """Links a checkpoint's subfolders into `folder`: 16 GB are not copied, and no digest depends on their place."""
+    """Links a checkpoint's subfolders into `folder` instead of copying 16 GB; digests do not depend on their place."""
     for part in fields(EncoderParts):
         (folder / part.name).symlink_to((checkpoint / part.name).resolve())
 
 
 def parts_of_checkpoint(folder: Path) -> Callable[[], EncoderParts]:
-    """Checks a checkpoint's folder now, loads it when called: bfloat16 on a GPU, float32 without.
+    """Checks a checkpoint's folder and returns its loader: bfloat16 on a GPU, float32 without one.
 
     Raises:
-        UserError: a part is missing.
+        UserError: if a part is missing.
     """
     for part in fields(EncoderParts):
-        place = (folder / part.name).resolve()  # a link into a checkpoint that is gone: names what is missing
+        place = (folder / part.name).resolve()  # of a broken link, the error names the missing target
         if not place.is_dir():
             raise UserError(
                 f"data.encoder.path = {place.parent}: has no subfolder {place.name}; expected a diffusers "
@@ -53,7 +53,7 @@ def parts_of_checkpoint(folder: Path) -> Callable[[], EncoderParts]:
 
 
 def load_parts(folder: Path, device: torch.device, dtype: torch.dtype) -> EncoderParts:
-    """Loads every part; the text encoder is a Llava or, without image tokens, a Llama."""
+    """Loads all parts; the text encoder is a Llava or, without image tokens, a Llama."""
     from transformers import (
         AutoConfig,
         AutoTokenizer,

@@ -1,8 +1,8 @@
-"""The frozen text and image encoders: tiny ones over the corpus' own words, or those of a HunyuanVideo-I2V folder.
+"""The frozen text and image encoders: tiny ones over the corpus's own words, or those of a HunyuanVideo-I2V folder.
 
-Both kinds are the same transformers classes and go through the same code: text tokens are the Llama hidden state two
-layers before the last, image tokens the same hidden state at the positions of Llava's image features (for the
-two-layer tiny model: the word embeddings, and the projected features themselves), pooled is CLIP's.
+Both kinds use the same transformers classes and the same code. Text tokens are the Llama hidden state two layers before
+the last, image tokens the same hidden state at the positions of Llava's image features (in the two-layer tiny model
+these are the word embeddings and the projected features themselves); the pooled vector is CLIP's.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ ASPECTS = (
 
 @dataclass(frozen=True)
 class Template:
-    """What is put around a prompt or an image for the language model; the part before it is cropped afterwards."""
+    """Text around a prompt or an image for the language model; the tokens of `before` are cropped afterwards."""
 
     before: str = ""
     after: str = ""
 
     @classmethod
     def hunyuan(cls, instruction: str) -> Self:
-        """System turn with `instruction` and the five aspects of HunyuanVideo's training, then the user's turn."""
+        """A system turn with `instruction` and the five aspects of HunyuanVideo's training, then the user's turn."""
         system = f"<|start_header_id|>system<|end_header_id|>\n\n{instruction}{ASPECTS}<|eot_id|>"
         return cls(f"{system}<|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|>")
 
 
-TEXT_TEMPLATE = Template.hunyuan("Describe the video by detailing the following aspects: ")  # 95 tokens before
+TEXT_TEMPLATE = Template.hunyuan("Describe the video by detailing the following aspects: ")  # `before` has 95 tokens
 IMAGE_TEMPLATE = Template.hunyuan(
     "Describe the video by detailing the following aspects according to the reference image: "
 )
@@ -54,7 +54,7 @@ IMAGE_TEMPLATE = Template.hunyuan(
 
 @dataclass(frozen=True)
 class Calibration:
-    """Affine maps, one value a dimension, that bring the tiny encoders' outputs to about unit variance."""
+    """Affine maps, with one value per dimension, that bring the tiny encoders' outputs to about unit variance."""
 
     text_std: Tensor
     image_mean: Tensor
@@ -63,13 +63,13 @@ class Calibration:
     pooled_std: Tensor
 
     def pooled(self, raw: Tensor) -> Tensor:
-        """Standardised, then brought to unit mean square, so that rare prompts (the empty one) are no outliers."""
+        """Standardises, then scales to unit mean square, so that rare prompts (the empty one) are no outliers."""
         z = (raw - self.pooled_mean) / self.pooled_std
         return z / z.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-6)
 
 
 class Encoders:
-    """Text and image encoders of either kind; weights load at first use."""
+    """Text and image encoders of either kind; weights are loaded at first use."""
 
     def __init__(
         self, config: EncoderConfig, load_parts: Callable[[], EncoderParts], calibration: Calibration | None = None
@@ -87,10 +87,10 @@ class Encoders:
         """Makes encoders for a corpus.
 
         Args:
-            captions: All captions; the tiny kind's vocabulary. Kind hunyuan ignores them.
+            captions: All captions, the vocabulary of kind tiny; kind hunyuan ignores them.
             config: Kind and sizes.
-            seed: Of the random weights (tiny).
-            images: uint8 [B, H, W, 3] frames of the corpus to calibrate image tokens on (tiny).
+            seed: Seed of the random weights (tiny).
+            images: uint8 [B, H, W, 3] frames of the corpus on which to calibrate image tokens (tiny).
         """
         if config.kind == "hunyuan":
             return cls(config, parts_of_checkpoint(Path(config.path or "")))
@@ -110,7 +110,7 @@ class Encoders:
         return cls(config, lambda: load_parts(folder, torch.device("cpu"), torch.float32), calibration)
 
     def save(self, folder: Path) -> None:
-        """Writes the folder that `load` opens, in the layout of a HunyuanVideo-I2V folder, whose parts are linked."""
+        """Writes the folder that `load` opens, laid out like HunyuanVideo-I2V's; a checkpoint's parts are linked."""
         folder.mkdir(parents=True, exist_ok=True)
         config = self.config.model_copy(update={"path": None})
         (folder / "encoders.json").write_text(config.model_dump_json(indent=2) + "\n")
@@ -148,11 +148,11 @@ class Encoders:
         return (tokens - self._calibration.image_mean) / self._calibration.image_std
 
     def remarks(self, prompt: str) -> list[str]:
-        """What of the prompt is not understood: its end when it is too long, words that no caption has (tiny kind)."""
+        """Notes on what the encoders ignore: a too long prompt's end, and words that no caption has (kind tiny)."""
         tokenizer, room = self.parts.tokenizer, self.config.max_text_tokens - 1  # the end-of-text token takes one
         found = []
         if len(tokenizer(prompt, add_special_tokens=False).input_ids) > room:
-            found.append(f"only its first {room} words and signs are read")
+            found.append(f"only its first {room} words and punctuation marks are read")
         unknown = [word for word in words_of(prompt) if tokenizer.convert_tokens_to_ids(word) == tokenizer.unk_token_id]
         if self.config.kind == "tiny" and unknown:
             found.append(f"words that the text encoder has never seen: {', '.join(unknown)}")
@@ -189,7 +189,7 @@ class Encoders:
         return torch.as_tensor(output).float().cpu()
 
     def _encode_images(self, images: Tensor) -> Tensor:
-        """Raw image tokens [B, Li, D], every `image_token_stride`-th of all."""
+        """Raw image tokens [B, Li, D], of which every `image_token_stride`-th is kept."""
         parts = self.parts
         llava = parts.text_encoder
         pixels = parts.image_processor(images.permute(0, 3, 1, 2), return_tensors="pt").pixel_values
@@ -207,7 +207,7 @@ class Encoders:
         return torch.as_tensor(tokens[:, :: self.config.image_token_stride]).float().cpu()
 
     def _prefix_ids(self, template: Template) -> list[int]:
-        """Token ids before the prompt: with a begin-of-text token where the tokenizer adds one, never with an end."""
+        """Token ids before the prompt: with a begin-of-text token if the tokenizer adds one, without an end token."""
         if not template.before:
             return []
         ids: list[int] = self.parts.tokenizer(template.before).input_ids
@@ -220,7 +220,7 @@ def _batches(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
 
 @torch.no_grad()
 def _calibrate(raw: Encoders, captions: Sequence[str], images: Tensor) -> Calibration:
-    """Measures the raw encoders' outputs over the corpus."""
+    """Measures mean and standard deviation of the raw encoders' outputs over the corpus."""
     text = raw.encode_text([*captions, ""])
     image = raw.encode_image(images).flatten(0, 1)
     return Calibration(

@@ -1,4 +1,4 @@
-"""A mask without padding, which attention leaves out: FlashAttention takes no masks, and diffusers always makes one."""
+"""An attention mask of ones that attention skips: FlashAttention takes no mask, but diffusers always makes one."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from torch.nn.functional import scaled_dot_product_attention
 
 
 class FullMask(Tensor):
-    """A mask [B, L] of ones whose type says so, also that of the masks which diffusers makes of it.
+    """A mask [B, L] of ones, marked by its type; masks that diffusers derives from it keep the type.
 
-    The type travels with the mask, so that it is still right when checkpointed blocks run again. If it is lost on the
-    way, the ones mask nothing.
+    The type travels with the mask, and is therefore still right when checkpointed blocks run again. If it gets lost,
+    the result is the same: a mask of ones hides nothing.
     """
 
     @classmethod
     def of(cls, tokens: Tensor) -> FullMask:
-        """For tokens [B, L, D] that are all valid."""
+        """The mask of tokens [B, L, D] that are all valid."""
         return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device).as_subclass(cls)
 
     @classmethod
     def __torch_function__(
         cls, func: Any, types: Sequence[Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Attention without the mask; other results that may be masks keep the type, all others are plain tensors."""
+        """Runs attention without the mask; results that may be masks keep the type, others become plain tensors."""
         named = dict(kwargs or {})
         if func is scaled_dot_product_attention:
             named["attn_mask"] = None

@@ -1,4 +1,4 @@
-"""A trained network ready to sample: its sampler, steps and guidance, for single windows and chained long videos."""
+"""Samples a trained network with given sampler, steps and guidance: single windows and long videos."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from magic141.models.transformer import Prefix, condition, make_prefix, velocity
 
 @dataclass(frozen=True)
 class VideoGenerator:
-    """One variant of a model.
+    """A network with its sampling settings: one variant of a model.
 
     Attributes:
         model: the transformer (2C+1 input channels).
         null_text: the empty prompt, batch size 1.
         latent_frames: T of a window.
         num_steps: network steps of a window.
-        shift: of the time grid.
-        guidance_scale: w; 1 is none.
-        guidance: "cfg": two evaluations a step; "embedded": w is an input.
+        shift: shift of the time grid.
+        guidance_scale: w; 1 is no guidance.
+        guidance: "cfg": two evaluations per step; "embedded": w is an input.
         sampler: "euler": deterministic ODE; "renoise": DMD2's chain.
     """
 
@@ -53,9 +53,9 @@ class VideoGenerator:
 
         Args:
             text: embedded captions, batch size B.
-            image_tokens: of the first frame, [B, Li, D].
+            image_tokens: tokens of the first frame, [B, Li, D].
             prefix_latents: known latent frames [B, C, k, h, w], 1 <= k < T.
-            seed: of all noise.
+            seed: seed of all noise.
 
         Returns:
             Latents [B, C, T, h, w]; the first k are the network's own reconstruction of the known ones.
@@ -74,7 +74,7 @@ class VideoGenerator:
     ) -> Tensor:
         """Generates a long video in one loop over all windows (see `diffusion.fused_windows`).
 
-        Args and result as of `chain`; `seed` is of all noise.
+        Arguments and result as for `chain`, but `seed` is the seed of all noise.
         """
 
         def predict_window(x_t: Tensor, sigma: Tensor, known: Tensor) -> Tensor:
@@ -98,11 +98,11 @@ class VideoGenerator:
 
         Args:
             text: embedded captions, batch size B.
-            image_tokens: of the very first frame, [B, Li, D].
+            image_tokens: tokens of the very first frame, [B, Li, D].
             first_latent: [B, C, 1, h, w], known to every window.
-            num_windows: windows in all.
-            num_carried: latent frames carried from each window to the next, beside the first.
-            seed: of the first window; later windows add their number.
+            num_windows: number of windows.
+            num_carried: latent frames carried from each window to the next, besides the first.
+            seed: seed of the first window; later windows add their index.
             on_window: called after each window.
 
         Returns:
@@ -118,20 +118,20 @@ class VideoGenerator:
         return chain_windows(sample_window, first_latent, num_windows, num_carried)
 
     def _prefix(self, known: Tensor) -> Prefix:
-        """Known latent frames [B, C, k, h, w] as the start of a window."""
+        """The prefix of a window that starts with the known latent frames [B, C, k, h, w]."""
         unknown = known.new_zeros(*known.shape[:2], self.latent_frames - known.shape[2], *known.shape[3:])
         return make_prefix(torch.cat([known, unknown], dim=2), known.shape[2])
 
     @torch.no_grad()
     def _integrate(self, predict: PredictVelocity, known: Tensor, num_frames: int, seed: int) -> Tensor:
-        """From noise to `num_frames` latent frames of the size, type and device of the known ones."""
+        """Samples `num_frames` latent frames from noise, with the size, dtype and device of the known ones."""
         rng = torch.Generator().manual_seed(seed)
         shape = (*known.shape[:2], num_frames, *known.shape[3:])
         noise = torch.randn(shape, generator=rng).to(known)
         return sample(predict, noise, sigma_grid(self.num_steps, self.shift), self.sampler, rng)
 
     def _predictor(self, text: TextEmbedding, image_tokens: Tensor, prefix: Prefix) -> PredictVelocity:
-        device = image_tokens.device  # of all three; on a GPU padding ends here
+        device = image_tokens.device  # all three go there; on a GPU, `to` removes padding if it can
         cond = condition(text, image_tokens).to(device)
         uncond = condition(self.null_text.expand(len(image_tokens)), image_tokens).to(device)
         w = torch.full((len(image_tokens),), self.guidance_scale)
@@ -146,6 +146,6 @@ class VideoGenerator:
         return predict
 
     def _autocast(self, device: torch.device) -> torch.autocast:
-        """Products in bfloat16 on a GPU, or where the weights are; states and times stay float32."""
+        """Matrix products in bfloat16 on a GPU or if the weights are; latents and times stay float32."""
         half = device.type == "cuda" or next(self.model.parameters()).dtype == torch.bfloat16
         return torch.autocast(device.type, torch.bfloat16, enabled=half)

@@ -1,7 +1,7 @@
-"""The real and the fake score of DMD2: on one frozen base with a low-rank branch, or as two whole networks.
+"""The real and the fake score of DMD2: one frozen base with a low-rank branch, or two whole networks.
 
-Shared (the paper, section 3.1): `theta_real = theta_0 + a_weak*BA`, `theta_fake = theta_0 + a_strong*BA`. The base
-exists once in memory, only B and A are trained, and the real score is shifted a little towards the fake one, which
+On a shared base (paper, section 3.1), `theta_real = theta_0 + a_weak*BA` and `theta_fake = theta_0 + a_strong*BA`. The
+base is in memory once, only B and A are trained, and the real score is shifted a little towards the fake one, which
 keeps it from judging inputs that it never saw in pretraining. `a_weak = 0` is plain DMD2.
 """
 
@@ -23,13 +23,13 @@ ADAPTER = "fake"
 
 
 class Scores(nn.Module, ABC):
-    """What both kinds share: the network that is trained as the fake score, and its features for a discriminator.
+    """Base class: the network that is trained as the fake score, and its features for a discriminator.
 
     Attributes:
         network: evaluates the fake score; its trained part has gradients.
-        strength: of what the fake score has learnt, in the next evaluation of `network`.
-        head: judges features of the fake score; none unless `add_head` was called.
-        exits: tells the fake score where a clip left the chain; none unless `add_exits` was called.
+        strength: weight, in the next evaluation of `network`, of what the fake score has learnt.
+        head: discriminator on features of the fake score; None unless `add_head` was called.
+        exits: embedding of the step at which a clip left the chain; None unless `add_exits` was called.
     """
 
     def __init__(self, network: HunyuanVideoTransformer3DModel) -> None:
@@ -45,16 +45,16 @@ class Scores(nn.Module, ABC):
     def real(
         self, x_t: Tensor, sigma: Tensor, cond: Conditioning, prefix: Prefix | None, guidance_scale: Tensor | None
     ) -> Tensor:
-        """The real score's velocity, [B, C, T, h, w], never with a gradient."""
+        """The real score's velocity [B, C, T, h, w], without a gradient; x_t: [B, C, T, h, w]; sigma: [B]."""
 
     @abstractmethod
     def base(
         self, x_t: Tensor, sigma: Tensor, cond: Conditioning, prefix: Prefix | None, guidance_scale: Tensor | None
     ) -> Tensor:
-        """The velocity of the untouched pretrained model, without a gradient."""
+        """The velocity [B, C, T, h, w] of the base as it was given, without a gradient; inputs as for `real`."""
 
     def forward(self, **inputs: Any) -> Any:
-        """The fake score's network, as an engine calls it."""
+        """Evaluates the fake score's network; engines call this."""
         return self.network(**inputs)
 
     def enable_gradient_checkpointing(self) -> None:
@@ -62,31 +62,31 @@ class Scores(nn.Module, ABC):
         self.network.enable_gradient_checkpointing()
 
     def add_head(self, seed: int) -> None:
-        """A discriminator on the features after the last double-stream block."""
+        """Adds a discriminator on the features after the last double-stream block."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.head = Head(_width(self.network))
         self.network.transformer_blocks[-1].register_forward_hook(self._keep)
 
     def logits(self) -> Tensor:
-        """How real the last evaluated input looks, [B, tokens]; call it right after that forward pass."""
+        """The head's logits [B, tokens] for the input evaluated last; call it right after that forward pass."""
         features, self._features = self._features, None
         assert self.head is not None
         assert features is not None
         return torch.as_tensor(self.head(features))
 
     def add_exits(self, num_exits: int) -> None:
-        """An embedding of the step at which clips left the student's chain, added to that of the time; zero at first.
+        """Adds an embedding of the step at which clips left the student's chain to that of the time; zero at first.
 
-        Clips that leave early are blurred. A fake score that takes all for one distribution asks late ones to be as
-        much too contrasty.
+        Clips that leave early are blurred. A fake score that cannot tell the exits apart models their mixture, and so
+        pushes late clips towards too much contrast.
         """
         self.exits = nn.Embedding(num_exits, _width(self.network))
         nn.init.zeros_(self.exits.weight)
         self.network.time_text_embed.register_forward_hook(self._add_exit)
 
     def set_exit(self, exit_step: int) -> None:
-        """The step, from 0, at which the clips of the next evaluations left the chain."""
+        """Sets the 0-based step at which the clips of the next evaluations left the chain."""
         self._exit_step = exit_step
 
     def _add_exit(self, _module: nn.Module, _inputs: Any, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -102,7 +102,7 @@ class Scores(nn.Module, ABC):
 
 
 class SharedScores(Scores):
-    """Two velocity networks that share everything but the strength of one adapter."""
+    """Two scores on one network, which differ only in the strength of its adapter."""
 
     def __init__(
         self, base: HunyuanVideoTransformer3DModel, rank: int, a_weak: float, a_strong: float, seed: int = 0
@@ -111,10 +111,10 @@ class SharedScores(Scores):
 
         Args:
             base: the pretrained transformer; changed in place.
-            rank: of the adapter.
-            a_weak: its strength in the real score.
-            a_strong: its strength in the fake score.
-            seed: of the adapter's initial A (B starts at zero).
+            rank: rank of the adapter.
+            a_weak: the adapter's strength in the real score.
+            a_strong: the adapter's strength in the fake score.
+            seed: seed of the adapter's initial A (B starts at zero).
         """
         add_lora(base, rank, ADAPTER, seed)
         super().__init__(base.eval())
@@ -122,7 +122,7 @@ class SharedScores(Scores):
         self.a_strong = a_strong
 
     def set_strength(self, strength: float) -> None:
-        """Scales all that the fake score has learnt; 0 gives the base bit for bit."""
+        """Scales everything that the fake score has learnt; 0 gives the base bit for bit."""
         self.strength = strength
         for module in self.network.modules():
             if isinstance(module, LoraLayer):
@@ -132,7 +132,7 @@ class SharedScores(Scores):
     def real(
         self, x_t: Tensor, sigma: Tensor, cond: Conditioning, prefix: Prefix | None, guidance_scale: Tensor | None
     ) -> Tensor:
-        """The adapter at `a_weak`."""
+        """The velocity with the adapter at `a_weak`."""
         self.set_strength(self.a_weak)
         return velocity(self.network, x_t, sigma, cond, prefix, guidance_scale)
 
@@ -140,21 +140,21 @@ class SharedScores(Scores):
     def base(
         self, x_t: Tensor, sigma: Tensor, cond: Conditioning, prefix: Prefix | None, guidance_scale: Tensor | None
     ) -> Tensor:
-        """The adapter at 0."""
+        """The velocity with the adapter at 0."""
         self.set_strength(0.0)
         return velocity(self.network, x_t, sigma, cond, prefix, guidance_scale)
 
     def forward(self, **inputs: Any) -> Any:
-        """The adapter at `a_strong`."""
+        """Evaluates the network with the adapter at `a_strong`."""
         self.set_strength(self.a_strong)
         return self.network(**inputs)
 
 
 class SeparateScores(Scores):
-    """Plain DMD2: a frozen real score, and a whole copy of it that is trained as the fake one."""
+    """Plain DMD2: a frozen real score, and a full copy of it that is trained as the fake score."""
 
     def __init__(self, base: HunyuanVideoTransformer3DModel) -> None:
-        """Freezes `base`; the copy is made from it."""
+        """Freezes `base` as the real score and copies it as the fake one."""
         super().__init__(copy.deepcopy(base).train())
         self.real_network = base.eval().requires_grad_(False)
 
@@ -162,21 +162,21 @@ class SeparateScores(Scores):
     def real(
         self, x_t: Tensor, sigma: Tensor, cond: Conditioning, prefix: Prefix | None, guidance_scale: Tensor | None
     ) -> Tensor:
-        """The frozen network."""
+        """The velocity of the frozen network."""
         return velocity(self.real_network, x_t, sigma, cond, prefix, guidance_scale)
 
     base = real
 
 
 class Head(nn.Module):
-    """Logits of tokens, from features of the fake score [B, tokens, width]."""
+    """A discriminator head: one logit per token, from the fake score's features."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1))
 
     def forward(self, features: Tensor) -> Tensor:
-        """[B, tokens]."""
+        """Logits [B, tokens] of features [B, tokens, width]."""
         return torch.as_tensor(self.layers(features)[..., 0])
 
 

@@ -1,4 +1,4 @@
-"""How many parameters the transformer has, from its config alone: no torch, so that a plan is made in a moment."""
+"""Counts the transformer's parameters from its config alone; without torch, so that planning is fast."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from magic141.models.config import TransformerConfig
 
-TIME_CHANNELS = 256  # of diffusers' sinusoidal time embedding
+TIME_CHANNELS = 256  # width of diffusers' sinusoidal time embedding
 REFINER_RATIO = 4.0
 
 
@@ -19,15 +19,15 @@ def num_parameters(
     image_condition: bool = False,
     guidance_embeds: bool = False,
 ) -> int:
-    """What `build_transformer` with the same arguments would hold.
+    """Number of parameters of the model that `build_transformer` builds from the same arguments.
 
     Args:
         config: sizes.
         latent_channels: C; the I2V model reads 2C+1 channels.
         text_width: width of the text and image tokens.
         pooled_width: width of the pooled text vector.
-        image_condition: I2V.
-        guidance_embeds: w is an input.
+        image_condition: whether it is an I2V model.
+        guidance_embeds: whether w is an input.
     """
     width = config.num_attention_heads * config.attention_head_dim
     patch = config.patch_size_t * config.patch_size**2
@@ -57,7 +57,7 @@ def num_lora_parameters(config: TransformerConfig, rank: int) -> int:
 
 
 def saved_num_parameters(folder: Path) -> int:
-    """Of the network in a diffusers folder, by its config.json; what is quantised counts like the rest."""
+    """Number of parameters of the network in a diffusers folder, from its config.json; quantised ones count, too."""
     saved = json.loads((folder / "config.json").read_text())
     return num_parameters(
         TransformerConfig.model_validate({k: saved[k] for k in TransformerConfig.model_fields if k in saved}),

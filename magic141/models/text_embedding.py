@@ -1,4 +1,4 @@
-"""Encoded prompts, as stored, batched and given to the network; apart from the encoders, which are heavy to import."""
+"""The type of encoded prompts, in a module of its own because the encoders are slow to import."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class TextEmbedding:
         return TextEmbedding(self.tokens.to(device), self.mask.to(device), self.pooled.to(device))
 
     def select(self, rows: Tensor | slice | Sequence[int]) -> TextEmbedding:
-        """Some of the rows, or rows repeated."""
+        """The given rows, which may repeat."""
         return TextEmbedding(self.tokens[rows], self.mask[rows], self.pooled[rows])
 
     def expand(self, batch_size: int) -> TextEmbedding:
-        """One row repeated `batch_size` times (the null prompt)."""
+        """The first row, repeated `batch_size` times (for the null prompt)."""
         return self.select([0] * batch_size)

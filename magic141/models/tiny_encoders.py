@@ -1,4 +1,4 @@
-"""Random-weight Llava and CLIP text models at tiny size, over the corpus' own words.
+"""Tiny Llava and CLIP text models with random weights, over the corpus's own words.
 
 They are the classes that the 13B configuration loads, in the folder layout of a HunyuanVideo-I2V checkpoint. Random
 weights suffice for a small world: words get nearly orthogonal embeddings, captions distinct pooled vectors.
@@ -28,9 +28,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from magic141.models.encoder_parts import EncoderParts
 
-disable_progress_bar()  # of loading and saving weights: stages show their own
+disable_progress_bar()  # that of loading and saving weights: stages show their own
 
-# The end of a text must not be 2: for 2 CLIPTextModel pools at the largest id instead (an old checkpoint's bug, kept)
+# [EOS] must not have id 2: with that, CLIPTextModel pools at the largest id instead, to support an old checkpoint's bug
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "<image>", "[EOS]")
 EOS = SPECIAL_TOKENS.index("[EOS]")
 IMAGE_SIZE = 32
@@ -41,7 +41,7 @@ CLIP_POSITIONS = 77
 
 
 def words_of(text: str) -> list[str]:
-    """Lower-cased words and punctuation runs, as the tiny tokenizer cuts them."""
+    """Lower-cased words and runs of punctuation, as the tiny tokenizer splits them."""
     return re.findall(r"\w+|[^\w\s]+", text.lower())
 
 

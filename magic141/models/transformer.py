@@ -1,4 +1,4 @@
-"""HunyuanVideo's diffusion transformer: build, load, the I2V surgery, the guidance embedding, one way to call it."""
+"""HunyuanVideo's diffusion transformer: build, load, widen to I2V, add or fold the guidance input, evaluate."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ class Conditioning:
     pooled: Tensor
 
     def to(self, device: torch.device) -> Conditioning:
-        """The same on another device; on GPUs without padding where that needs no mask."""
+        """The same on another device; on a GPU trimmed, if possible."""
         cond = self.trimmed() if device.type == "cuda" else self
         mask = None if cond.mask is None else cond.mask.to(device)
         return Conditioning(cond.tokens.to(device), mask, cond.pooled.to(device))
 
     def part(self, rows: slice | Tensor) -> Conditioning:
-        """Some of the samples."""
+        """The samples `rows`."""
         return Conditioning(self.tokens[rows], None if self.mask is None else self.mask[rows], self.pooled[rows])
 
     def trimmed(self) -> Conditioning:
-        """Without padding and mask, if all samples are equally long (one always is): FlashAttention takes no mask."""
+        """Without padding and mask, if all samples are equally long: FlashAttention takes no mask."""
         lengths = [] if self.mask is None else self.mask.sum(1).tolist()
         if len(set(lengths)) != 1:
             return self
@@ -55,7 +55,7 @@ class Prefix:
     mask: Tensor
 
     def dropped(self, drop: Tensor) -> Prefix:
-        """The prefix with the samples of `drop` [B] (bool) unknown."""
+        """The prefix with nothing known of the samples in `drop` [B] (bool)."""
         keep = (~drop).reshape(-1, 1, 1, 1, 1).to(self.latents.dtype)
         return Prefix(self.latents * keep, self.mask * keep)
 
@@ -69,7 +69,7 @@ def condition(text: TextEmbedding, image_tokens: Tensor | None) -> Conditioning:
 
 
 def make_prefix(latents: Tensor, num_known: Tensor | int) -> Prefix:
-    """Keeps the first `num_known` latent frames (an int, or [B]) of `latents` [B, C, T, h, w]; zero-pads the others."""
+    """Keeps the first `num_known` latent frames (an int, or [B]) of `latents` [B, C, T, h, w] and zeroes the others."""
     batch, _, frames, height, width = latents.shape
     known = torch.as_tensor(num_known, device=latents.device).expand(batch)
     mask = (torch.arange(frames, device=latents.device)[None] < known[:, None]).to(latents.dtype)
@@ -118,15 +118,15 @@ def build_transformer(
 
 
 def sampling_dtype(device: torch.device) -> torch.dtype:
-    """What weights are loaded in for sampling: half the memory on a GPU; CPUs are no faster with bfloat16."""
+    """The weights' dtype for sampling: bfloat16 halves the memory on a GPU; CPUs are no faster with it."""
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
 def load_transformer(folder: Path | str, dtype: torch.dtype = torch.float32) -> HunyuanVideoTransformer3DModel:
-    """Loads a diffusers transformer folder. The model forgets which: what is made of it must not depend on a path.
+    """Loads a diffusers transformer folder; its path is left out of the config, so that artifacts do not depend on it.
 
     Raises:
-        UserError: if the folder is not one.
+        UserError: if the folder is no transformer.
     """
     if not (Path(folder) / "config.json").is_file():
         raise UserError(f"{folder}: not a transformer; expected a diffusers folder with config.json and weights")
@@ -136,9 +136,9 @@ def load_transformer(folder: Path | str, dtype: torch.dtype = torch.float32) -> 
 
 
 def expand_to_i2v(t2v: HunyuanVideoTransformer3DModel) -> HunyuanVideoTransformer3DModel:
-    """The 2C+1 surgery (paper, section 3): input channels grow from C to 2C+1, the new weights are zero.
+    """Widens the input from C to 2C+1 channels (paper, section 3); the new weights are zero.
 
-    The result equals the T2V model bit for bit until the first update, for any first frame. It takes over that model's
+    The result equals the T2V model bit for bit until the first update, for any first frame. It shares that model's
     weights: do not train both.
     """
     channels, state = t2v.config.in_channels, t2v.state_dict()
@@ -150,14 +150,14 @@ def expand_to_i2v(t2v: HunyuanVideoTransformer3DModel) -> HunyuanVideoTransforme
 
 
 def add_guidance_embedding(teacher: HunyuanVideoTransformer3DModel) -> HunyuanVideoTransformer3DModel:
-    """Gives the model the input w; the new branch ends in zeros, so that nothing changes until the first update.
+    """Gives the model an input w; the new branch ends in zeros, so that nothing changes until the first update.
 
-    The result takes over the teacher's weights: do not train both.
+    The result shares the teacher's weights: do not train both.
     """
     if teacher.config.guidance_embeds:
         return teacher
     branch = "time_text_embed.guidance_embedder"
-    # a network without blocks draws the branch's weights as a whole one does: it builds the blocks last
+    # without blocks, which are built last, the branch gets the same random weights as in a whole network
     config = _config(teacher, guidance_embeds=True, num_layers=0, num_single_layers=0)
     new = HunyuanVideoTransformer3DModel(**config).get_submodule(branch).to(teacher.device, teacher.dtype)
     nn.init.zeros_(new.linear_2.weight)
@@ -167,9 +167,9 @@ def add_guidance_embedding(teacher: HunyuanVideoTransformer3DModel) -> HunyuanVi
 
 
 def fold_guidance(model: HunyuanVideoTransformer3DModel, w: float) -> HunyuanVideoTransformer3DModel:
-    """A guidance-distilled model at one guidance scale, without the input w: there its embedding is a constant bias.
+    """Fixes a guidance-distilled model at one w and removes that input: its embedding becomes a constant bias.
 
-    The result takes over that model's weights: do not train both.
+    The result shares that model's weights: do not train both.
     """
     embed = model.time_text_embed
     with torch.no_grad():
@@ -183,7 +183,7 @@ def fold_guidance(model: HunyuanVideoTransformer3DModel, w: float) -> HunyuanVid
 def _rebuild(
     model: HunyuanVideoTransformer3DModel, state: dict[str, Tensor], **changes: Any
 ) -> HunyuanVideoTransformer3DModel:
-    """A network of another config around the tensors of `state` themselves: no second model in memory."""
+    """A network with a changed config that uses the tensors of `state` themselves: no second copy in memory."""
     with torch.device("meta"):
         rebuilt = HunyuanVideoTransformer3DModel(**_config(model, **changes))
     rebuilt.load_state_dict(state, assign=True)
@@ -205,10 +205,10 @@ def velocity(
     """The predicted velocity, float32 [B, C, T, h, w].
 
     Args:
-        model: the transformer, or an engine around it.
+        model: the transformer, or an engine that wraps it.
         x_t: noisy latents [B, C, T, h, w].
         sigma: times in [0, 1], [B]; float32, as bf16 would round 937.5.
-        cond: tokens of image and text.
+        cond: image and text tokens.
         prefix: known latent frames (I2V models).
         guidance_scale: w, [B], float32 (models with a guidance embedding).
     """

@@ -17,11 +17,11 @@ from magic141.errors import UserError
 
 
 class CausalPCACodec(ModelMixin, ConfigMixin):
-    """A linear causal video codec: patches of frame 0 alone, then of groups of frames, onto principal components.
+    """A linear causal video codec: projects patches of frame 0, then of groups of frames, onto principal components.
 
     Frame 0 is encoded alone, whatever follows, so that a single image can be encoded (as with HunyuanVideo's VAE, whose
     convolutions are causal, too, but not its norms). It is fitted in a second instead of trained. Coefficients are
-    divided by the square root of their standard deviation (half-whitened), which keeps the large components larger but
+    divided by the square root of their standard deviation (half-whitened), which keeps the large components larger, but
     not overwhelmingly so.
     """
 
@@ -37,7 +37,7 @@ class CausalPCACodec(ModelMixin, ConfigMixin):
             self.register_buffer(f"{name}_mean", torch.zeros(size))
             self.register_buffer(f"{name}_basis", torch.zeros(size, latent_channels))
             self.register_buffer(f"{name}_scale", torch.ones(latent_channels))
-        # ModelMixin asks for a parameter to tell device and dtype
+        # ModelMixin reads device and dtype from a parameter
         self.anchor = nn.Parameter(torch.zeros(1), requires_grad=False)
 
     @classmethod
@@ -107,7 +107,7 @@ class CausalPCACodec(ModelMixin, ConfigMixin):
 
 
 class VideoCodec:
-    """Frames <-> latents for either codec; latents have about unit variance (the VAE's scaling factor is applied)."""
+    """Encodes frames and decodes latents with either codec; latents have about unit variance (scaling is applied)."""
 
     def __init__(self, vae: Any) -> None:
         self.vae: Any = vae.eval().requires_grad_(False)
@@ -117,7 +117,7 @@ class VideoCodec:
         self.spatial_factor = int(self.vae.spatial_compression_ratio)
 
     def to(self, device: torch.device) -> None:
-        """Onto a device; HunyuanVideo's VAE in float16 on a GPU, as it is released: half the time and memory."""
+        """Moves it to a device; HunyuanVideo's VAE to float16 on a GPU, as released: half the time and memory."""
         half = device.type == "cuda" and not isinstance(self.vae, CausalPCACodec)
         nn.Module.to(self.vae, device, torch.float16 if half else torch.float32)  # diffusers' own warns of nothing
 
@@ -133,7 +133,7 @@ class VideoCodec:
 
     @torch.no_grad()
     def decode_video(self, latents: Tensor) -> Tensor:
-        """Decodes [B, C, T, h, w], which begin with a video's first latent frame, to uint8 [B, F, H, W, 3]."""
+        """Decodes [B, C, T, h, w], which must begin with a video's first latent frame, to uint8 [B, F, H, W, 3]."""
         scale = 1.0 if isinstance(self.vae, CausalPCACodec) else self.vae.config.scaling_factor
         x = self.vae.decode((latents / scale).to(self.vae.device, self.vae.dtype), return_dict=False)[0]
         frames: Tensor = ((x.float() + 1) * 127.5 + 0.5).clamp(0, 255).to(torch.uint8)

@@ -1,4 +1,4 @@
-"""The open_clip model that puts images and captions into one space: trained on the corpus, or loaded."""
+"""The open_clip model that embeds images and captions in one space: trained on the corpus, or loaded."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Images = Rows | Tensor | NDArray[np.uint8]
 
 
 class ClipEmbedder:
-    """Images and texts to unit vectors of the shared space."""
+    """Embeds images and texts as unit vectors of the shared space."""
 
     def __init__(self, model: nn.Module, tokenizer: Any, preprocessing: Preprocessing) -> None:
         self.model: Any = model.eval()
@@ -64,23 +64,23 @@ class ClipEmbedder:
 
     @torch.no_grad()
     def embed_images(self, images: Images) -> Embeddings:
-        """uint8 [N, H, W, 3], of which a batch at a time is read, to unit vectors float32 [N, D]."""
+        """Embeds uint8 [N, H, W, 3], read batch by batch, as unit vectors float32 [N, D]."""
         inputs = (self.preprocessing(batch).to(self.device) for batch in _batches(images))
         return _stack([self.model.encode_image(batch, normalize=True) for batch in inputs])
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Embeddings:
-        """N texts to unit vectors float32 [N, D]."""
+        """Embeds N texts as unit vectors float32 [N, D]."""
         batches = self.tokenizer(list(texts)).split(EMBED_BATCH)
         return _stack([self.model.encode_text(batch.to(self.device), normalize=True) for batch in batches])
 
 
 class TrainingImages:
-    """First frames as the model takes them: of a small corpus all at once, of a large one as they are asked for.
+    """Preprocessed first frames: of a small corpus all at once, of a large one on demand.
 
     Args:
         images: uint8 [N, H, W, 3].
-        preprocessing: what makes float32 [N, 3, size, size] of them, 50 KB each.
+        preprocessing: turns them into float32 [N, 3, size, size], 50 KB each.
     """
 
     def __init__(self, images: Images, preprocessing: Preprocessing) -> None:
@@ -112,7 +112,7 @@ def build_clip(config: ClipConfig, data: Path, out: Path, log: StageLog, seed: i
     torch.manual_seed(seed)
     model = open_clip.CLIP(**architecture)
     images = TrainingImages(dataset.first_frame, _tiny_preprocessing(size))
-    with cpu_threads(1):  # of so small a model: two take a fifth longer
+    with cpu_threads(1):  # for so small a model, two take a fifth longer
         loss = _train(model, config, images, captions, log, seed)
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, out / "model.safetensors")
     num_parameters = sum(p.numel() for p in model.parameters())
@@ -138,9 +138,10 @@ def _pretrained_record(config: ClipConfig, log: StageLog) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Captions:
-    """Tokens of the distinct captions [K, L], no longer than the longest, and for every caption its row [N].
+    """Tokens of the distinct captions [K, L], cut to the longest, and the row [N] of every caption in them.
 
-    What lies behind would cost most of a step, and a text that is longer than all of training is noise there.
+    L becomes the model's context length. Positions beyond it would take most of a training step and yet stay untrained,
+    so that longer texts would only meet noise there.
     """
 
     tokens: Tensor
@@ -148,10 +149,10 @@ class Captions:
 
     @classmethod
     def of(cls, captions: Sequence[str]) -> Captions:
-        """Of a corpus."""
+        """Tokenizes the captions of a corpus."""
         distinct = {caption: row for row, caption in enumerate(dict.fromkeys(captions))}
         tokens = _tokenizer(MAX_CONTEXT_TOKENS)(list(distinct))
-        longest = int(tokens.argmax(1).max()) + 1  # the end of a text has the highest number
+        longest = int(tokens.argmax(1).max()) + 1  # the end-of-text token has the highest id
         return cls(tokens[:, :longest], torch.tensor([distinct[caption] for caption in captions]))
 
 
@@ -187,7 +188,7 @@ def _train(
     model: Any, config: ClipConfig, images: TrainingImages, captions: Captions, log: StageLog, seed: int
 ) -> float:
     """Trains in place; returns the mean loss of the last tenth of the steps."""
-    # fused: most of a step would be the update of open_clip's 49,408 words, of which captions have a few
+    # fused, or most of a step would go into updating open_clip's 49,408 words, of which captions use only a few
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.num_steps)
     generator = torch.Generator().manual_seed(seed)

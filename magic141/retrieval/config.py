@@ -1,4 +1,4 @@
-"""The CLIP model and the index of image priors."""
+"""Configs of the CLIP model and of the image index."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class ClipConfig(FrozenConfig):
     embed_dim: int = Field(64, ge=8, description="width of the shared space (kind train)")
     num_steps: int = Field(800, ge=1, description="contrastive steps (kind train)")
     batch_size: int = Field(64, ge=2, description="image-caption pairs per step")
-    learning_rate: float = Field(1e-3, gt=0, description="AdamW, cosine to zero")
+    learning_rate: float = Field(1e-3, gt=0, description="peak rate of AdamW, decayed to zero by a cosine")
 
     @field_validator("pretrained")
     @classmethod
     def _anywhere(cls, pretrained: str | None) -> str | None:
-        """A file's path is absolute, so that later commands in other folders find the same; a tag has no slash."""
+        """Makes a file's path absolute, so that commands in other folders find the same; a tag has no slash."""
         is_path = pretrained is not None and os.sep in pretrained
         return os.path.abspath(os.path.expanduser(pretrained)) if pretrained and is_path else pretrained
 
@@ -48,9 +48,9 @@ class ClipConfig(FrozenConfig):
 
 
 class IndexConfig(FrozenConfig):
-    """The FAISS index over the images of the corpus."""
+    """The FAISS index over the corpus's images."""
 
-    kind: Literal["flat", "ivf", "hnsw"] = Field("flat", description="flat: exact; ivf or hnsw: approximate, for large")
+    kind: Literal["flat", "ivf", "hnsw"] = Field("flat", description="flat: exact; ivf, hnsw: approximate, if large")
     num_lists: int = Field(64, ge=1, description="inverted lists (ivf)")
     num_probes: int = Field(16, ge=1, description="lists searched per query (ivf)")
     num_neighbours: int = Field(32, ge=4, description="graph degree (hnsw)")

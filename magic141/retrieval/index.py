@@ -1,4 +1,4 @@
-"""The FAISS index over the images of the corpus, and how well captions find them."""
+"""Builds the FAISS index over the corpus's images and measures how well captions find them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from magic141.retrieval.config import IndexConfig
 from magic141.retrieval.recall import Recall, measure_recall
 from magic141.text_files import json_lines
 
-IMAGES_PER_LIST = 39  # what k-means of FAISS asks for
+IMAGES_PER_LIST = 39  # training points per cluster that FAISS's k-means asks for
 NOT_APPLICABLE = {
     "tails": "held-out clips are later parts of training videos, whose captions they share",
     None: "the data set does not say whether its held-out clips are of videos that also train; prepare it again",
@@ -66,7 +66,7 @@ def make_index(config: IndexConfig, vectors: Embeddings, seed: int = 0) -> Any:
 
 
 def contents(dataset: ClipDataset) -> list[Hashable]:
-    """What a first frame of each clip can show of its caption: colour and shape, or the caption itself."""
+    """What each clip's first frame can show of its caption: colour and shape, or the whole caption."""
     return [
         caption if truth is None else (truth["colour"], truth["shape"])
         for caption, truth in zip(dataset.captions, dataset.truths, strict=True)

@@ -18,7 +18,7 @@ from magic141.models.device import sampling_device
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How images become inputs: resized so that the square of `size` is covered, cropped, normalised per channel."""
+    """Turns images into inputs: resize to cover a square of `size`, crop the centre, normalise per channel."""
 
     size: int
     mean: tuple[float, float, float]
@@ -73,7 +73,7 @@ def load_pretrained(name: str, pretrained: str, release: str | None = None) -> P
             force_quick_gelu=bool(trained.get("quick_gelu")),
             force_preprocess_cfg=wanted,
         )
-    except Exception as error:  # whatever the hub client, the file or torch raises
+    except Exception as error:  # any error of the hub client, the file or torch
         reason = first_line(str(error)) or type(error).__name__
         raise UserError(
             f"train_clip.pretrained = {pretrained}: weights of {name} cannot be loaded ({reason}); give the path of a "

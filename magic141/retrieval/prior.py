@@ -21,7 +21,7 @@ from magic141.text_files import read_json_lines
 
 @dataclass(frozen=True)
 class Hit:
-    """A retrieved image, uint8 [H, W, 3], with the clip that it begins and its similarity to the prompt."""
+    """A retrieved image, uint8 [H, W, 3], with its clip, of which it is the first frame, and its similarity."""
 
     clip_id: str
     caption: str
@@ -49,7 +49,7 @@ class ImagePrior:
         """Opens the artifacts of the stages build_index and train_clip, and the data set that they were made from.
 
         Raises:
-            UserError: if the index is not there.
+            UserError: if there is no index.
         """
         if not (index / "index.faiss").is_file():
             raise UserError(

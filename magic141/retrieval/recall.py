@@ -22,12 +22,12 @@ class Recall:
     """Share of queries with a hit among the first k videos, of each of which the best image counts.
 
     Attributes:
-        at: k -> share; none if no query has an image with its content among those searched.
+        at: k -> share; None if no query has an image with its content among those searched.
         chance: k -> the same for k random videos.
         num_queries: queries measured.
-        num_without_match: queries left out, because no image has their content.
-        same_as_exact: share of the first ten neighbours that an exact search returns too; none for exact indexes.
-        reason: why recall says nothing here; none where it was measured.
+        num_without_match: queries left out because no image has their content.
+        same_as_exact: share of the first ten neighbours that an exact search returns, too; None for exact indexes.
+        reason: why recall says nothing here; None where it was measured.
     """
 
     at: dict[int, float] | None
@@ -51,16 +51,16 @@ def measure_recall(
     exact: bool,
     videos: Sequence[Hashable] | None = None,
 ) -> Recall:
-    """Searches with each query's caption; a hit is an image whose content is the query's.
+    """Searches with each query's caption; a hit is an image with the query's content.
 
     Args:
-        index: over `vectors`.
-        embedder: of the captions.
-        vectors: images [N, D].
+        index: the index over `vectors`.
+        embedder: embeds the captions.
+        vectors: embedded images, [N, D].
         corpus: content of each image.
         queries: (caption, content).
         exact: whether the index is exact, so that comparing it with an exact search is pointless.
-        videos: what each image is of; none if every image is a video of its own.
+        videos: what each image is of; None if every image is a video of its own.
     """
     counts = Counter(corpus if videos is None else [content for content, _ in set(zip(corpus, videos, strict=True))])
     asked = [(caption, content) for caption, content in queries if content in counts]
@@ -88,7 +88,7 @@ def _place(is_hit: Sequence[bool]) -> float:
 
 
 def _agreement(index: Any, queries: Embeddings, vectors: Embeddings) -> float:
-    """Share of the rows found that an exact search finds; FAISS keeps only the best of a block of similarities."""
+    """Share of the found rows that an exact search finds, too; FAISS does that block by block, in little memory."""
     depth = min(max(RECALL_AT), len(vectors))
     rows: NDArray[np.int64] = index.search(queries, depth)[1]
     best = faiss.knn(queries, vectors, depth, metric=faiss.METRIC_INNER_PRODUCT)[1]

@@ -1,1 +1,1 @@
-"""The exported student as a service: an MLflow pyfunc model, and a web application on Ray Serve."""
+"""Serves the exported student: as an MLflow pyfunc model, and as a web application on Ray Serve."""

@@ -1,4 +1,4 @@
-"""The web application: one page, one endpoint that makes videos, one that says how it is. Knows nothing of Ray."""
+"""The web application: a page, an endpoint that makes videos, a health check. Independent of Ray."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from magic141.serving.requests import MALFORMED, RequestError, Video, VideoReque
 
 FORM_OVERHEAD_BYTES = 64_000  # boundaries and the other fields
 MAX_FIELDS = 8
-MAX_UNPACKING = 2  # pictures at once: one of the largest takes half a gigabyte
-FIRST_RETRY_SECONDS = 10  # until a video shows how long one takes
+MAX_UNPACKING = 2  # pictures decoded at once: one of the largest takes half a gigabyte
+FIRST_RETRY_SECONDS = 10  # until the first video shows how long one takes
 BUSY, TOO_SLOW, FAILED = 503, 504, 500
 
 Animate = Callable[[VideoRequest], Awaitable[Video]]
@@ -31,7 +31,7 @@ CountReady = Callable[[], Awaitable[int]]
 
 
 class ModelCard(FrozenConfig):
-    """What /health and the page say of the model."""
+    """What /health and the page show of the model."""
 
     model: str
     height: int
@@ -46,12 +46,12 @@ class BusyError(Exception):
 
 
 class Endpoints:
-    """The three answers of the application, and what they share.
+    """The application's three endpoints and their shared state.
 
     Args:
-        animate: makes a video, later if it must wait; raises BusyError when it may not even wait.
-        count_ready: how many copies of the model can work.
-        card: what the model is.
+        animate: makes a video, waiting for its turn; raises BusyError if the queue is full.
+        count_ready: counts the copies of the model that can work.
+        card: description of the model.
         config: limits.
     """
 
@@ -65,7 +65,7 @@ class Endpoints:
         self._last_seconds = float(FIRST_RETRY_SECONDS)
 
     async def page(self) -> HTMLResponse:
-        """GET /: a person uploads a picture, types a prompt and watches the video."""
+        """GET /: the page on which to upload a picture, type a prompt and watch the video."""
         environment = Environment(loader=PackageLoader("magic141", "serving"), autoescape=True)
         html = environment.get_template("page.html.j2").render(card=self._card, config=self._config)
         policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
@@ -73,15 +73,15 @@ class Endpoints:
         return HTMLResponse(html, headers={"Content-Security-Policy": policy})
 
     async def health(self) -> JSONResponse:
-        """GET /health: 200 while a copy of the model can work, else 503."""
+        """GET /health: 200 if a copy of the model can work, else 503."""
         ready = await self._count_ready()
         state = {"status": "ok" if ready else "unavailable", "ready_replicas": ready, "in_work": self._in_work}
         return JSONResponse({**state, **self._card.model_dump()}, 200 if ready else BUSY)
 
     async def generate(self, request: Request) -> Response:
-        """POST /generate: a form with image, prompt and if wanted seconds and seed; the answer is the mp4 file."""
+        """POST /generate: a form with image, prompt and optionally seconds and seed; returns the mp4 file."""
         if self._in_work >= self._config.max_queued + self._config.num_replicas:
-            return self._busy()  # before its picture takes any work
+            return self._busy()  # before any work on its picture
         checked = await self._read(request)
         self._in_work += 1
         try:
@@ -95,7 +95,7 @@ class Endpoints:
         finally:
             self._in_work -= 1
         self._last_seconds = video.seconds
-        # ASCII, as headers must be; JSON, as there may be several
+        # as JSON: headers must be ASCII, and there may be several remarks
         headers = {"X-Magic141-Seconds": f"{video.seconds:.2f}", "X-Magic141-Remarks": json.dumps(video.remarks)}
         return Response(video.mp4, media_type="video/mp4", headers=headers)
 
@@ -107,16 +107,16 @@ class Endpoints:
             image = form.get("image")
             data = await image.read() if isinstance(image, UploadFile) else image
             texts = {name: form.get(name) for name in ("prompt", "seconds", "seed")}
-            async with self._unpacking:  # a large picture takes a while, in which others want an answer
+            async with self._unpacking:  # in a thread, as a large picture takes a while and other requests need answers
                 return await asyncio.to_thread(self._checked, {**texts, "image": data})
 
     def _checked(self, fields: Mapping[str, object]) -> VideoRequest:
-        """The request, its picture as small as the model wants it."""
+        """The checked request, with its picture scaled to the model's size."""
         request = check_request(fields, self._config)
         return replace(request, image=fit_image(request.image, self._card.height, self._card.width))
 
     def _bounded(self, request: Request) -> Request:
-        """The request, of which no more is read than the largest picture needs."""
+        """The request, wrapped so that no more than the largest allowed picture is read."""
         received = 0
 
         async def receive() -> Message:
@@ -129,7 +129,7 @@ class Endpoints:
         return Request(request.scope, receive)
 
     def _busy(self) -> JSONResponse:
-        seconds = max(1, round(self._last_seconds))  # then one of the places is free again
+        seconds = max(1, round(self._last_seconds))  # by then a place should be free
         value, expected = f"{self._in_work} in work", f"at most {self._config.max_queued} waiting"
         answer = _problem(BUSY, "request", value, expected, f"ask again in {seconds} s")
         answer.headers["Retry-After"] = str(seconds)
@@ -160,7 +160,7 @@ async def _answer_http_error(request: Request, error: Any) -> JSONResponse:
 
 
 async def _answer_failure(_: Request, error: Exception) -> JSONResponse:
-    """What nobody foresaw; the server's log has the traceback."""
+    """Answers an unexpected error; the server's log has the traceback."""
     return _problem(FAILED, "request", type(error).__name__, "a video", "ask again; if it stays, read the server's log")
 
 

@@ -1,4 +1,4 @@
-"""What a served model accepts, and where it runs."""
+"""Configs of a served model: limits of requests, queue and replicas."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from magic141.frozen import FrozenConfig
 class Limits(FrozenConfig):
     """The largest request that is answered."""
 
-    max_image_bytes: int = Field(10_000_000, ge=1, description="size of the encoded picture, bytes")
-    max_image_pixels: int = Field(40_000_000, ge=1, description="width x height of the picture")
-    max_prompt_chars: int = Field(1000, ge=1, description="length of the prompt, characters")
-    max_seconds: float = Field(20.0, gt=0, description="length of the video, seconds")
+    max_image_bytes: int = Field(10_000_000, ge=1, description="largest picture file, in bytes")
+    max_image_pixels: int = Field(40_000_000, ge=1, description="largest width x height of the picture")
+    max_prompt_chars: int = Field(1000, ge=1, description="longest prompt, in characters")
+    max_seconds: float = Field(20.0, gt=0, description="longest video, in seconds")
 
 
 class ServingConfig(Limits):
     """The web application: its limits, its queue and its replicas."""
 
     max_queued: int = Field(8, ge=1, description="requests that wait for a replica; more are answered with 503")
-    timeout_seconds: float = Field(600.0, gt=0, description="waiting and generating together; then 504")
-    num_replicas: int = Field(1, ge=1, description="copies of the model, each with one video in work")
+    timeout_seconds: float = Field(600.0, gt=0, description="limit for waiting and generating; then 504")
+    num_replicas: int = Field(1, ge=1, description="copies of the model; each makes one video at a time")
     gpus_per_replica: float | None = Field(
-        None, ge=0, description="GPUs that Ray reserves for a copy; none: 1 where the cluster has GPUs, else 0"
+        None, ge=0, description="GPUs that Ray reserves for a copy; null: 1 if the cluster has GPUs, else 0"
     )
     cpus_per_replica: float = Field(1.0, ge=0, description="CPUs that Ray reserves for a copy")

@@ -1,4 +1,4 @@
-"""The application on Ray Serve: replicas of the model with a bounded queue, and the web application before them."""
+"""Deploys the application on Ray Serve: model replicas with a bounded queue, and the web application."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from magic141.serving.config import ServingConfig
 from magic141.serving.requests import Video, VideoRequest
 
 APP, REPLICA = "magic141", "Student"
-MAX_OPEN_REQUESTS = 200  # that the web application reads or refuses at once; videos are counted in the model's queue
+MAX_OPEN_REQUESTS = 200  # that the web application handles at once; videos wait in the replicas' own queue
 
 
 class Replica:
-    """One copy of the model in a process of its own."""
+    """One copy of the model, in its own process."""
 
     def __init__(self, folder: str) -> None:
-        from magic141.serving.student import Student  # not for the web application's process: torch and diffusers
+        from magic141.serving.student import Student  # not at the top: the web application's process needs no torch
 
         self._student = Student.load(Path(folder))
 
     async def animate(self, request: VideoRequest) -> Video:
-        """Generates in a thread, so that Ray's own checks of this process are answered meanwhile.
+        """Generates in a thread, so that this process can answer Ray's health checks meanwhile.
 
-        A thread cannot be stopped: one whose request was given up keeps its place until it ends, so that the next
-        request waits where it is counted, and where it vanishes if it is given up too.
+        A thread cannot be stopped: if a request is cancelled, this replica stays occupied until its thread ends. The
+        next request therefore waits in Ray's queue, where it is counted and can be cancelled.
         """
         making = asyncio.ensure_future(asyncio.to_thread(self._student.animate, request))
         try:
@@ -50,7 +50,7 @@ class Replica:
 
 
 class Web:
-    """The web application; it hands checked requests to the replicas."""
+    """The web application, which passes checked requests to the replicas."""
 
     def __init__(self, replicas: Any, card: ModelCard, config: ServingConfig) -> None:
         self._replicas = replicas
@@ -58,7 +58,7 @@ class Web:
         self._config = config
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        """Called by Ray in the process that answers."""
+        """Builds the application; Ray calls this in the process that serves it."""
         return build_app(self._animate, _count_ready, self._card, self._config)
 
     async def _animate(self, request: VideoRequest) -> Video:
@@ -67,7 +67,7 @@ class Web:
             video: Video = await response
         except BackPressureError:
             raise BusyError from None
-        except asyncio.CancelledError:  # too slow, or nobody waits any more
+        except asyncio.CancelledError:  # timed out, or the client has gone
             response.cancel()
             raise
         return video
@@ -103,7 +103,7 @@ def _gpus_per_replica(config: ServingConfig) -> float:
 
 
 def describe(model: str, folder: Path) -> ModelCard:
-    """What the application says of a model.
+    """The description of a model that the application shows.
 
     Raises:
         UserError: if the folder is not an exported student.
@@ -133,14 +133,14 @@ def build(args: Mapping[str, Any]) -> Any:
 
 
 def start(folder: Path, card: ModelCard, config: ServingConfig, host: str, port: int) -> float:
-    """Starts the application and returns once it answers: when it was deployed, by which `stop` knows it.
+    """Starts the application; once it answers, returns its deployment time, by which `stop` recognises it.
 
     Raises:
-        UserError: if this machine has no room for the replicas; a cluster may still grow.
+        UserError: if this machine has no room for the replicas (a cluster may still grow).
     """
     each = {"cpus_per_replica": config.cpus_per_replica, "gpus_per_replica": _gpus_per_replica(config)}
     require_room("num_replicas", config.num_replicas, each)
-    logging.getLogger("ray.serve").setLevel(logging.ERROR)  # the caller says what there is to know
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)  # the caller reports what matters
     serve.start(http_options={"host": host, "port": port}, logging_config={"log_level": "WARNING"})
     serve.run(application(folder, card, config), name=APP)
     deployed_s: float = serve.status().applications[APP].last_deployed_time_s
@@ -148,9 +148,9 @@ def start(folder: Path, card: ModelCard, config: ServingConfig, host: str, port:
 
 
 def require_unserved() -> None:
-    """Raises UserError if a cluster that is not ours serves this application already: Ray would put ours in its place.
+    """Raises UserError if the cluster at RAY_ADDRESS already serves this application, which Ray would replace.
 
-    Who ended without taking theirs away, or means to replace it, says so.
+    To replace it on purpose, or if it was left behind, the user passes --replace.
     """
     if ray_cluster() and APP in serve.status().applications:
         raise UserError(
@@ -160,15 +160,16 @@ def require_unserved() -> None:
 
 
 def stop(deployed_s: float | None) -> None:
-    """Takes the application away; on a cluster that is not ours nothing but it, and Serve if it was the last one.
+    """Removes the application; on the cluster at RAY_ADDRESS also Serve, if no other application is left.
 
     Args:
-        deployed_s: what `start` returned: one that has been deployed in its place since stays. None if it never did.
+        deployed_s: what `start` returned; an application deployed in its place since is kept. None if `start` did not
+            return: removes any.
     """
-    with suppress(RayServeException):  # stopped before Serve had started
+    with suppress(RayServeException):  # Serve had not started yet
         served = serve.status().applications.get(APP)
         if served and deployed_s in (None, served.last_deployed_time_s):
             serve.delete(APP)
         if ray_cluster() and not serve.status().applications:
             serve.shutdown()
-    ray.shutdown()  # ends a Ray that was started for us, and leaves any other
+    ray.shutdown()  # ends a local Ray, only disconnects from a cluster

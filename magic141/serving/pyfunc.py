@@ -1,4 +1,4 @@
-"""What MLflow imports to load a published folder as a python function; the folder's MLmodel file names this module."""
+"""The module that MLflow imports to load a published folder as a pyfunc model; the folder's MLmodel names it."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ class PyfuncModel:
     limits: Limits
 
     def predict(self, data: Any) -> list[dict[str, str]]:
-        """Makes a video of every row.
+        """Makes a video for every row.
 
         Args:
             data: DataFrame, dictionary or list of dictionaries with the columns image (bytes of a PNG, JPEG or WebP
-                file, or their base64 text), prompt, and if wanted seconds and seed.
+                file, or their base64 text), prompt, and optionally seconds and seed.
 
         Returns:
-            A row per row, with the column video: an mp4 file as base64 text.
+            One row per input row, with the column video: an mp4 file as base64 text.
 
         Raises:
-            UserError: a row is not right; all rows are checked before the first video is made.
+            UserError: if a row is invalid; all rows are checked before the first video is made.
         """
         requests = [self._checked(number, row) for number, row in enumerate(_rows(data))]
         return [{"video": base64.b64encode(self.student.animate(request).mp4).decode()} for request in requests]
@@ -69,7 +69,7 @@ def _rows(data: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _decoded(image: object) -> object:
-    """The picture's bytes, whether they came as bytes or as base64 text."""
+    """The picture's bytes, which may be given as base64 text."""
     if not isinstance(image, str):
         return image
     try:

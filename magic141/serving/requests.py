@@ -1,4 +1,4 @@
-"""What a request for a video must be, checked before a model sees it, and what answers it."""
+"""Checks requests for a video before they reach a model; types of request and answer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class RequestError(UserError):
     """A mistake in one field of a request.
 
     Attributes:
-        status: of the HTTP answer.
+        status: status of the HTTP answer.
         record: field, value, expected and remedy, for machines.
     """
 
@@ -47,7 +47,7 @@ class VideoRequest:
 
 @dataclass(frozen=True)
 class Video:
-    """An answer: the mp4 file, what of the prompt was not understood, and the seconds of work."""
+    """An answer: the mp4 file, notes on what of the prompt was not understood, and the seconds that it took."""
 
     mp4: bytes
     remarks: tuple[str, ...]
@@ -58,7 +58,7 @@ def check_request(fields: Mapping[str, object], limits: Limits) -> VideoRequest:
     """Reads image, prompt, seconds and seed, given as text or as values; the last two may be left out.
 
     Raises:
-        RequestError: for the first field that is not right.
+        RequestError: for the first invalid field.
     """
     prompt = _prompt(fields.get("prompt"), limits)
     seconds, seed = _seconds(fields.get("seconds"), limits), _seed(fields.get("seed"))
@@ -104,7 +104,7 @@ def _number(value: Any, field: str, expected: str) -> float:
 
 
 def _picture(data: object, limits: Limits) -> npt.NDArray[np.uint8]:
-    """Pixels uint8 [H, W, 3], upright. The size is read from the header, before anything is unpacked."""
+    """Pixels uint8 [H, W, 3], upright. The size is checked in the header, before the picture is decoded."""
     if not isinstance(data, bytes):
         raise RequestError("image", _kind(data), "the bytes of a picture", "send a PNG, JPEG or WebP file", MALFORMED)
     check_image_bytes(len(data), limits)
@@ -121,14 +121,14 @@ def _picture(data: object, limits: Limits) -> npt.NDArray[np.uint8]:
 
 
 def check_image_bytes(size: int, limits: Limits) -> None:
-    """Raises RequestError when the encoded picture is too large."""
+    """Raises RequestError if the encoded picture is too large."""
     if size > limits.max_image_bytes:
         value, expected = f"{size} bytes", f"at most {limits.max_image_bytes}"
         raise RequestError("image", value, expected, "scale it down, or save it as JPEG", TOO_LARGE)
 
 
 def _is_missing(value: object) -> bool:
-    """Left out, left empty in a form, or a hole in a table."""
+    """Whether a value is absent, empty in a form, or NaN in a table."""
     return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 

@@ -1,4 +1,4 @@
-"""The exported student behind every kind of service: a checked request to the bytes of a video."""
+"""The exported student as used by every kind of service: turns a checked request into an encoded video."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from magic141.serving.requests import Video, VideoRequest
 
 
 class Student:
-    """A loaded model that makes one video at a time, whichever thread asks."""
+    """A loaded model that makes one video at a time, even if several threads ask."""
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
@@ -23,9 +23,9 @@ class Student:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Loads an exported folder, all of it: a first request would wait for the encoders."""
+        """Loads an exported folder completely, so that the first request need not wait for the encoders."""
         bundle = load_bundle(folder)
-        _ = bundle.encoders.parts  # read when first asked for
+        _ = bundle.encoders.parts  # loaded on first access
         return cls(bundle)
 
     def animate(self, request: VideoRequest) -> Video:

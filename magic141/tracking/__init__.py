@@ -1,4 +1,4 @@
-"""The one user of MLflow. Bound to explicit run ids throughout: nothing depends on an active run."""
+"""The only package that uses MLflow, always with explicit run ids: nothing depends on an active run."""
 
 import os
 

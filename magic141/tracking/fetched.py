@@ -1,4 +1,4 @@
-"""A published model on a machine that did not make it: fetched from the tracking server, checked, and kept."""
+"""Fetches published models that were made on another machine from the tracking server, and keeps a checked copy."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from magic141.urls import without_credentials
 
 
 def local_folder(tracker: Tracker, ref: ArtifactRef) -> Path:
-    """The folder of a published model: where it was made, or a copy in the workspace from the tracking server.
+    """The folder of a published model: the original, or a copy in the workspace, fetched from the tracking server.
 
     Raises:
-        UserError: it is neither on this machine nor whole on a server.
+        UserError: if it is neither on this machine nor intact on a server.
     """
     if ref.path.is_dir():
         return ref.path
@@ -34,7 +34,7 @@ def local_folder(tracker: Tracker, ref: ArtifactRef) -> Path:
 
 
 def _fetch(tracker: Tracker, ref: ArtifactRef, copy: Path) -> None:
-    """Downloads what `Registry.register` has uploaded."""
+    """Downloads what `Registry.register` has uploaded, and checks its digest."""
     if not tracker.registry.keeps_models:
         raise UserError(_absence(tracker, ref))
     server = without_credentials(tracker.uri)

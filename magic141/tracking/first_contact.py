@@ -1,4 +1,4 @@
-"""The first request to a tracking server: one that refuses or answers nothing but errors is said at once."""
+"""Checks with one request that a tracking server works, so that a broken one is reported at once."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ NUM_RETRIES, TIMEOUT_S = 1, 7
 
 @cache
 def require_answer(uri: str) -> None:
-    """Asks a server once per process; all later requests keep MLflow's patience, to outlive the server's restart.
+    """Asks a server once per process; later requests keep MLflow's long retries, to survive the server's restart.
 
     Raises:
-        UserError: it refuses, or answers with an error of its own; a health check knows nothing of its database.
+        UserError: if it refuses, or answers with a server error (a health check would not notice a lost database).
     """
     if not uri.startswith(("http://", "https://")):
         return

@@ -1,4 +1,4 @@
-"""Whether the process of a run is still there."""
+"""Determines whether the process of a run is still alive."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from mlflow.entities import Run
 
 from magic141.tracking.tags import TAG_HEARTBEAT, TAG_HOST, TAG_PID, TAG_PROCESSES, TAG_STARTED
 
-# Many heartbeats, for a store that is away for a while and clocks that differ. A run that was taken for dead and is not
+# Many heartbeats, because stores may be down for a while and clocks may differ. A living run that was taken for dead
 # gets its true status when it ends.
 STALE_SECONDS = 15 * 60
 _BOOT, _NAMESPACE = Path("/proc/sys/kernel/random/boot_id"), "/proc/self/ns/pid"
 
 
 def process_tags() -> dict[str, str]:
-    """What tells later whether this process is still there."""
+    """Tags by which `is_dead` recognises later whether this process is still alive."""
     return {
         TAG_HOST: socket.gethostname(),
         TAG_PROCESSES: processes(),
@@ -30,7 +30,7 @@ def process_tags() -> dict[str, str]:
 
 
 def processes() -> str:
-    """Where process ids mean the same: a machine until it starts again, and in it a container."""
+    """Identifies the scope in which process ids are valid: a machine since its last boot, and a container in it."""
     try:
         return f"{_BOOT.read_text().strip()} {os.readlink(_NAMESPACE)}"
     except OSError:  # not Linux
@@ -38,9 +38,9 @@ def processes() -> str:
 
 
 def is_dead(run: Run) -> bool:
-    """Whether a run's process is gone: asked of this machine at once, of others by a heartbeat that has stopped."""
+    """Whether a run's process is gone: looked up on this machine, judged by its last heartbeat on others."""
     tags = run.data.tags
-    if tags.get(TAG_PROCESSES) != processes():  # containers may share a host's name, but not its processes
+    if tags.get(TAG_PROCESSES) != processes():  # not the host, as containers may share its name but not its processes
         return TAG_HEARTBEAT in tags and time.time() - float(tags[TAG_HEARTBEAT]) > STALE_SECONDS
     try:
         return abs(float(_start_of(int(tags[TAG_PID]))) - float(tags[TAG_STARTED])) > 2

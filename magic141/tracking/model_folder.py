@@ -1,4 +1,4 @@
-"""The two files that make an exported folder one that MLflow loads: MLmodel and requirements.txt."""
+"""Writes the two files that let MLflow load an exported folder: MLmodel and requirements.txt."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mlflow.types import ColSpec, DataType, Schema
 
 import magic141
 
-_ANY_TIME = "1970-01-01 00:00:00.000000"  # equal folders have equal digests; the run knows when it was
+_ANY_TIME = "1970-01-01 00:00:00.000000"  # so that equal folders have equal digests; the run has the time
 _SIGNATURE = ModelSignature(
     Schema(
         [
@@ -29,7 +29,7 @@ _SIGNATURE = ModelSignature(
 
 
 def write_model_files(folder: Path, loader_module: str, options: Mapping[str, Any]) -> None:
-    """Describes `folder` to MLflow; `options` go to the loader and can be overridden when the model is loaded."""
+    """Describes `folder` to MLflow; `options` are the loader's, and can be overridden when the model is loaded."""
     model = Model(signature=_SIGNATURE, utc_time_created=_ANY_TIME, model_uuid=None)
     add_to_model(model, loader_module=loader_module, model_config=dict(options))
     model.save(folder / MLMODEL_FILE_NAME)

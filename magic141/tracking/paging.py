@@ -1,4 +1,4 @@
-"""MLflow answers in pages; whoever asks for one sees the newest only."""
+"""Iterates over all pages of MLflow's search results; a single request returns only the first page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PAGE = 1000
 
 
 def every(search: Callable[..., Any], page_size: int = PAGE) -> Iterator[Any]:
-    """All results of a client's `search_…` method, page by page as they are asked for."""
+    """All results of a client's `search_…` method; further pages are requested as needed."""
     token = None
     while True:
         page = search(max_results=page_size, page_token=token)

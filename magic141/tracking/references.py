@@ -1,4 +1,4 @@
-"""What runs and registered models refer to: all else that a store knows of in a workspace can go."""
+"""Finds which artifacts and work folders runs and registered models still refer to, for garbage collection."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from magic141.tracking.tracker import default_uri, open_store, tracking_uri
 
 
 class ArtifactName(NamedTuple):
-    """An artifact by its names alone: the same workspace may be mounted elsewhere."""
+    """An artifact by its names only, as the same workspace may be mounted at another path."""
 
     stage: str
     name: str
 
 
 class Work(NamedTuple):
-    """What a stage's run worked on."""
+    """A stage and the key that a run of it worked on."""
 
     stage: str
     key: str
@@ -33,12 +33,12 @@ class Work(NamedTuple):
 
 @dataclass(frozen=True)
 class References:
-    """What the runs of a workspace's stores, and the registered models, refer to.
+    """Artifacts and work that the runs in a workspace's stores and the registered models refer to.
 
     Attributes:
-        folders: artifacts that runs which are not deleted made or reused, and those that are registered.
-        work: what runs which are not deleted worked on.
-        work_ever: the same with deleted runs: of nothing else can be told whether it is needed.
+        folders: artifacts that undeleted runs made or reused, and registered ones.
+        work: work of undeleted runs.
+        work_ever: work of all runs, including deleted ones; whether any other work is needed is unknown.
     """
 
     folders: frozenset[ArtifactName]
@@ -47,10 +47,10 @@ class References:
 
 
 def references(workspace: Path) -> References:
-    """Reads every run's tags, of the store in use and of the workspace's own.
+    """Reads the tags of all runs in the store in use and in the workspace's own store.
 
     Raises:
-        UserError: there is no store.
+        UserError: if there is no store.
     """
     clients = [open_store(workspace).client]
     own = default_uri(workspace)
@@ -64,7 +64,7 @@ def references(workspace: Path) -> References:
 
 
 def _folders(run: Run) -> set[ArtifactName]:
-    """A stage run's artifact, and every stage's in a pipeline run."""
+    """The artifact of a stage run, or the artifacts of all stages of a pipeline run."""
     return {_folder(value) for name, value in run.data.tags.items() if f"{name}.".startswith(f"{TAG_ARTIFACT}.")}
 
 

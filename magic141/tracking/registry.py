@@ -1,4 +1,4 @@
-"""Registered models: versions of artifacts, and the aliases that point at them."""
+"""The model registry: versions of artifacts, the aliases that point at them, and the aliases' history."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from magic141.tracking.paging import all_experiments
 from magic141.tracking.tags import TAG_ARTIFACT, TAG_PROMOTIONS
 from magic141.urls import without_credentials
 
-MODEL_FOLDER = "model"  # of a run's artifacts on a server
-MAX_PROMOTIONS = 80  # what fits into a tag
+MODEL_FOLDER = "model"  # folder of a run's artifacts on a server
+MAX_PROMOTIONS = 80  # as many as fit into a tag
 MAX_RUNS = 200  # that made one model, looked at
 
 
 class Promotion(NamedTuple):
-    """A move of an alias: to which version, when (UTC), and how.
+    """A move of an alias: to which version, when (UTC), and by which action.
 
-    That is `promote`, `forced` (in spite of the gate), `rollback`, or `outside`: by hand, and noted when seen.
+    The action is `promote`, `forced` (despite the gate), `rollback`, or `outside` (by other means, noticed later).
     """
 
     version: str
@@ -42,15 +42,15 @@ class Registry:
     """The model registry of one tracking store.
 
     Attributes:
-        client: talks to the store.
-        uri: of the store.
+        client: client of the store.
+        uri: URI of the store.
     """
 
     client: MlflowClient
     uri: str
 
     def register(self, name: str, ref: ArtifactRef, alias: str, tags: Mapping[str, str]) -> str:
-        """The registered version of an artifact (made once per run), with the alias pointing at it."""
+        """Registers an artifact, once per run, and points the alias at that version; returns the version."""
         versions = self.client.search_model_versions(f"name = '{name}'")
         if not versions:
             with unless_there():
@@ -69,7 +69,7 @@ class Registry:
         return self.client.create_model_version(name, source=source, run_id=ref.run_id, tags=own)
 
     def resolve(self, uri: str) -> ArtifactRef:
-        """The artifact behind `models:/name@alias` or `models:/name/version`.
+        """The artifact that `models:/name@alias` or `models:/name/version` refers to.
 
         Raises:
             UserError: the URI is malformed, or names nothing.
@@ -80,7 +80,7 @@ class Registry:
         return ArtifactRef.model_validate_json(version.tags[TAG_ARTIFACT])
 
     def version(self, uri: str) -> tuple[str, ModelVersion]:
-        """Name and version behind `models:/name@alias` or `models:/name/version`.
+        """Name and version that `models:/name@alias` or `models:/name/version` refers to.
 
         Raises:
             UserError: the URI is malformed, or names nothing.
@@ -96,7 +96,7 @@ class Registry:
             raise UserError(f"model {uri}: not in the registry {self._where}; {self._known_models()}") from None
 
     def alias_version(self, name: str, alias: str) -> ModelVersion | None:
-        """The version that an alias points at, if there is one; a store that does not answer is not a missing alias."""
+        """The version that an alias points at, or None; raises if the store does not answer."""
         try:
             return self.client.get_model_version_by_alias(name, alias)
         except MlflowException as error:
@@ -105,7 +105,7 @@ class Registry:
             return None
 
     def runs_with(self, ref: ArtifactRef) -> list[Run]:
-        """The finished pipelines and evaluations that made an artifact or took an equal one over, newest first."""
+        """The finished pipelines and evaluations that made an artifact or reused an equal one, newest first."""
         tag = f"{TAG_ARTIFACT}.{ref.stage}"
         found = self.client.search_runs(
             all_experiments(self.client),
@@ -116,7 +116,7 @@ class Registry:
         return [run for run in found if ArtifactRef.model_validate_json(run.data.tags[tag]).digest == ref.digest]
 
     def promote(self, name: str, alias: str, version: str, forced: bool = False) -> None:
-        """Moves an alias and writes that down."""
+        """Moves an alias and records the move."""
         before = self._moves(name, alias)
         self.client.set_registered_model_alias(name, alias, version)
         self._write_history(name, alias, [*before, Promotion(str(version), _now(), "forced" if forced else "promote")])
@@ -124,10 +124,10 @@ class Registry:
     def rollback(self, name: str, alias: str) -> str:
         """Moves an alias back to where it pointed before its last move; returns that version.
 
-        Versions that were deleted since are passed over.
+        Versions that have been deleted since are skipped.
 
         Raises:
-            UserError: there is nothing to go back to.
+            UserError: if there is nothing to go back to.
         """
         moves = self._moves(name, alias)
         earlier = [version for version in _path(moves)[:-1] if self._exists(name, version)]
@@ -140,7 +140,7 @@ class Registry:
         return earlier[-1]
 
     def _moves(self, name: str, alias: str) -> list[Promotion]:
-        """The history, and where the alias points now if somebody else moved it there."""
+        """The history, with the alias's present version appended if it was moved by other means."""
         history = self.history(name, alias)
         now = self.alias_version(name, alias)
         if now is None or (history and history[-1].version == str(now.version)):
@@ -172,7 +172,7 @@ class Registry:
 
     @property
     def keeps_models(self) -> bool:
-        """Whether published folders are copied to the store, which a file beside them has no need of."""
+        """Whether published folders are copied to the store; a SQLite file in the workspace does not need that."""
         return not self.uri.startswith("sqlite:")
 
     @property
@@ -185,13 +185,13 @@ class Registry:
 
 
 def names_nothing(error: MlflowException) -> bool:
-    """Whether a store says that there is no such run, model, version or alias, and not that it cannot say."""
+    """Whether an error means that there is no such run, model, version or alias, rather than that the store failed."""
     return error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
 @contextmanager
 def unless_there() -> Iterator[None]:
-    """Inside something is created; that another run has just done so is as good."""
+    """Ignores the error that MLflow raises if another run has just created the same object."""
     try:
         yield
     except MlflowException as error:
@@ -200,7 +200,7 @@ def unless_there() -> Iterator[None]:
 
 
 def parse_uri(uri: str) -> tuple[str, str | None, str | None]:
-    """Name, alias and version, one of the two last, of `models:/name@alias` or `models:/name/version`.
+    """Name, alias and version (one of these two is None) of `models:/name@alias` or `models:/name/version`.
 
     Raises:
         UserError: the URI is malformed.
@@ -213,7 +213,7 @@ def parse_uri(uri: str) -> tuple[str, str | None, str | None]:
 
 
 def _path(moves: Sequence[Promotion]) -> list[str]:
-    """The versions that led to where an alias points: a rollback takes those after its own away."""
+    """The versions that led to the present one; a rollback removes those after the version it returned to."""
     path: list[str] = []
     for move in moves:
         if move.action != "rollback":
@@ -222,7 +222,7 @@ def _path(moves: Sequence[Promotion]) -> list[str]:
         path = path[:-1]
         while path and path[-1] != move.version:
             path.pop()
-        path = path or [move.version]  # the moves before were too many to keep
+        path = path or [move.version]  # earlier moves are no longer in the history
     return path
 
 

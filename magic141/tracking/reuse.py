@@ -1,4 +1,4 @@
-"""What was computed before: the result of a stage key that is still there, and refreshes that are not over."""
+"""Finds earlier results of a stage key that still exist, and refreshes that are not finished."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Reusable:
     """The answer to 'was this key computed before?'.
 
     Attributes:
-        ref: the artifact, still there and unaltered; None when there is none.
-        note: what happened to a result that was there, if something did.
+        ref: the artifact, which exists and is unaltered; None if there is none.
+        note: what happened to an earlier result that can no longer be used, if there was one.
     """
 
     ref: ArtifactRef | None
@@ -29,14 +29,14 @@ class Reusable:
 def find_reusable(tracker: Tracker, stage: str, key: str, *, verify: bool = True) -> Reusable:
     """The newest result of this key, in any experiment, whose artifact still exists and matches its digest.
 
-    Experiments share a workspace's artifacts: what one made again would be gone for the others. A store may be shared
-    by workspaces, too: artifacts that this user cannot reach are passed over.
+    Experiments share a workspace's artifacts, and making one again in one of them would remove it for the others. A
+    store may also be shared by workspaces: artifacts that this user cannot reach are skipped.
 
     Args:
         tracker: the store.
         stage: name of the stage.
         key: its key.
-        verify: read the artifact and compare its digest; False only looks whether it is there (for a plan).
+        verify: read the artifact and compare its digest; if False, only check that it exists (for a plan).
     """
     note = None
     for run, ref in _results(tracker, stage, key):
@@ -48,9 +48,9 @@ def find_reusable(tracker: Tracker, stage: str, key: str, *, verify: bool = True
 
 
 def begun_refresh(tracker: Tracker, stage: str, key: str) -> Run | None:
-    """The newest run of a key if it is a refresh that is not over: no finished pipeline run has its result.
+    """The newest run of a key if it is an unfinished refresh: no finished pipeline run has its result.
 
-    The same command, given again or retried, goes on with it instead of discarding what it has done.
+    The same command, given again or retried, then continues the refresh instead of discarding its work.
     """
     newest = next(iter(tracker.search(f"tags.`{TAG_KEY}` = '{key}'", 1)), None)
     if newest is None or TAG_REFRESH not in newest.data.tags:
@@ -60,9 +60,9 @@ def begun_refresh(tracker: Tracker, stage: str, key: str) -> Run | None:
 
 
 def _results(tracker: Tracker, stage: str, key: str) -> Iterator[tuple[Run, ArtifactRef]]:
-    """Results of a key, with a run that knows of them: first the runs that made one, newest first.
+    """Results of a key, each with a run that records it: first the runs that made one, newest first.
 
-    Where those were deleted, pipeline runs that took the result over still have it, and gc leaves it to them.
+    If those were deleted, pipeline runs that reused the result still record it, and gc keeps it for them.
     """
     finished = f"tags.`{TAG_KEY}` = '{key}' and attributes.status = 'FINISHED'"
     taken = f"tags.`{TAG_ARTIFACT}.{stage}` LIKE '%{key}%'"
@@ -84,7 +84,7 @@ def _state(ref: ArtifactRef, verify: bool) -> str:
 
 
 def _lost(ref: ArtifactRef, state: str, host: str | None) -> str:
-    """Why a result is of no use here."""
+    """Why an earlier result cannot be used here."""
     if state == "closed":
         return f"its artifact {ref.uri}, of run {ref.run_id}, is not readable for this user: computed here"
     if state == "deleted" and host not in (None, socket.gethostname()):

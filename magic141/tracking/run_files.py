@@ -1,4 +1,4 @@
-"""Text files that were logged with a run."""
+"""Reads text files that were logged with a run."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from magic141.tracking.registry import names_nothing
 
 
 def read_text(client: MlflowClient, run_id: str, name: str) -> str | None:
-    """A file at the root of a run's artifacts; None where there is none, or no such run.
+    """The text of a file at the root of a run's artifacts; None if there is no such file or run.
 
     Raises:
-        MlflowException, OSError: the store cannot say.
+        MlflowException, OSError: if the store fails to answer.
     """
     with tempfile.TemporaryDirectory() as folder:
         try:

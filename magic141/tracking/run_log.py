@@ -1,4 +1,4 @@
-"""What is written to one run: metrics, params, media, lineage, and how it ended."""
+"""Writes to one MLflow run: metrics, params, media, lineage, and its final status."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ HEARTBEAT_SECONDS = 60.0
 
 
 class RunLog:
-    """Writes to one run. Metrics are sent in batches; `close` sends the rest and the truthful status."""
+    """Writes to one run. Metrics are sent in batches; `close` sends the rest and the final status."""
 
     def __init__(self, client: MlflowClient, run_id: str) -> None:
         self.client = client
@@ -43,31 +43,31 @@ class RunLog:
         self._closed = threading.Event()
 
     def keep_alive(self) -> None:
-        """Tells the store every minute, until `close`, that this process lives, however little it logs.
+        """Sends a heartbeat to the store every minute until `close`, however little this process logs.
 
-        System metrics do not do for this: parent runs have none, and MLflow's monitor ends at the first lost request.
+        System metrics cannot serve for this: parent runs have none, and MLflow's monitor stops at a failed request.
         """
         threading.Thread(target=self._beat, name=f"heartbeat-{self.run_id}", daemon=True).start()
 
     def _beat(self) -> None:
         while not self._closed.wait(HEARTBEAT_SECONDS):
-            with suppress(MlflowException):  # a store that does not answer now may do so in a minute
+            with suppress(MlflowException):  # the store may answer again in a minute
                 self.client.set_tag(self.run_id, TAG_HEARTBEAT, f"{time.time():.0f}")
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Figures at a step."""
+        """Metrics at a step."""
         now = int(time.time() * 1000)
         self._pending += [Metric(metric_name(name), float(value), now, step) for name, value in values.items()]
         if len(self._pending) >= FLUSH_METRICS or time.monotonic() - self._flushed > FLUSH_SECONDS:
-            with suppress(MlflowException):  # tried again with the next figures, and at the end
+            with suppress(MlflowException):  # tried again with the next metrics, and at the end
                 self.flush()
 
     def flush(self) -> None:
-        """Sends the metrics that wait."""
+        """Sends the metrics that are waiting."""
         self._flushed = time.monotonic()
         while batch := self._pending[:MAX_METRICS]:
             self.client.log_batch(self.run_id, metrics=batch)
-            del self._pending[: len(batch)]  # only now: what the store did not take is sent again
+            del self._pending[: len(batch)]  # only now, so that metrics which the store did not accept are sent again
 
     def params(self, values: Mapping[str, object]) -> None:
         """The fields that people compare between runs, flattened to `section.field`."""
@@ -94,7 +94,7 @@ class RunLog:
         self.client.log_text(self.run_id, without_credentials(content), name)
 
     def table(self, columns: Mapping[str, Sequence[object]], name: str) -> None:
-        """A table, column by column, that MLflow shows as one."""
+        """A table, given by columns, that MLflow shows as a table."""
         self.client.log_table(self.run_id, {column: list(values) for column, values in columns.items()}, name)
 
     def inputs(self, refs: Iterable[ArtifactRef], datasets: Sequence[str], context: str) -> None:
@@ -107,7 +107,7 @@ class RunLog:
             self.client.log_inputs(self.run_id, datasets=data, models=models)
 
     def _model_of(self, ref: ArtifactRef) -> str | None:
-        """The logged model behind an artifact; none if its run was deleted for good, which leaves the artifact."""
+        """The logged model of an artifact; None if its run was deleted permanently, which leaves the artifact."""
         try:
             tags: dict[str, str] = self.client.get_run(ref.run_id).data.tags
         except MlflowException as error:
@@ -130,7 +130,7 @@ class RunLog:
 
     @contextmanager
     def watching_the_machine(self) -> Iterator[None]:
-        """Inside, MLflow also gets CPU, memory, disk, network and GPU use, as `system/…`, every ten seconds."""
+        """Inside, CPU, memory, disk, network and GPU use are logged as `system/…`, every ten seconds."""
         logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
         monitor = SystemMetricsMonitor(self.run_id, tracking_uri=self.client.tracking_uri)
         monitor.start()
@@ -140,7 +140,7 @@ class RunLog:
             monitor.finish()
 
     def close(self, status: Status) -> None:
-        """Ends the run."""
+        """Sends the remaining metrics and ends the run."""
         self._closed.set()
         self.flush()
         self.client.set_terminated(self.run_id, status)
@@ -161,7 +161,7 @@ def closing(run: RunLog) -> Iterator[None]:
 
 
 def metric_name(name: str) -> str:
-    """A name that MLflow takes: letters, digits and `_ - . space : /`."""
+    """The name with characters that MLflow rejects replaced; it allows letters, digits and `_ - . space : /`."""
     return re.sub(r"[^\w\-. :/]", "_", name.replace("@", " at "), flags=re.ASCII)
 
 

@@ -1,4 +1,4 @@
-"""The tags by which runs, models and artifacts find each other."""
+"""The tags that link runs, models and artifacts."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from mlflow.entities import RunTag
 
 TAG_KEY, TAG_STAGE, TAG_ARTIFACT, TAG_MODEL = (f"magic141.{n}" for n in ("key", "stage", "artifact", "model_id"))
 TAG_KIND, TAG_HOST, TAG_PID, TAG_STARTED = (f"magic141.{n}" for n in ("kind", "host", "pid", "process_started"))
-TAG_PROCESSES = "magic141.processes"  # among which TAG_PID means this process
+TAG_PROCESSES = "magic141.processes"  # the scope in which TAG_PID identifies the process
 TAG_HEARTBEAT = "magic141.heartbeat"  # seconds since 1970
 TAG_PROMOTIONS = "magic141.promotions"
-TAG_REFRESH = "magic141.refresh"  # of a stage run
+TAG_REFRESH = "magic141.refresh"  # on stage runs
 TAG_PARENT = "mlflow.parentRunId"
 MAX_TAG_CHARS, MAX_BATCH = 4900, 100
 
 
 def set_tags(client: MlflowClient, run_id: str, values: Mapping[str, str]) -> None:
-    """Sets tags in batches, cut to what MLflow takes; an artifact's record is never cut."""
+    """Sets tags in batches, cut to the length that MLflow accepts; an artifact's record is never cut."""
     whole = {name: v if name.startswith(TAG_ARTIFACT) else v[:MAX_TAG_CHARS] for name, v in values.items()}
     tags = [RunTag(name, value) for name, value in whole.items()]
     for start in range(0, len(tags), MAX_BATCH):

@@ -1,4 +1,4 @@
-"""The tracking store: opening runs, finding what was computed before, closing what died."""
+"""The tracking store: opens runs, finds earlier ones, closes those whose process has died."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Tracker:
 
     Args:
         workspace: folder of the default store, `mlflow.db`; MLFLOW_TRACKING_URI overrides it.
-        experiment: name; created when it is new.
+        experiment: its name; created if it is new.
     """
 
     def __init__(self, workspace: Path, experiment: str) -> None:
@@ -61,7 +61,7 @@ class Tracker:
         """The experiment's id; it is created at first use.
 
         Raises:
-            UserError: there was one, and it is deleted: MLflow gives its name to no other.
+            UserError: if it was deleted in MLflow, which does not let another experiment take its name.
         """
         found = self.client.get_experiment_by_name(self.experiment)
         if found is None:
@@ -79,19 +79,19 @@ class Tracker:
         return str(found.experiment_id)
 
     def _find_experiment(self) -> str | None:
-        """The same, without creating it: looking for something leaves nothing behind."""
+        """The experiment's id if it exists; does not create it."""
         found = self.client.get_experiment_by_name(self.experiment)
         return str(found.experiment_id) if found and found.lifecycle_stage == "active" else None
 
     def start_parent(self, name: str, kind: str, tags: Mapping[str, str]) -> RunLog:
-        """Opens the run of a whole pipeline (or evaluation); closes runs whose process has died."""
+        """Opens the run of a whole pipeline (or evaluation), after closing runs whose process has died."""
         self.close_stale()
         return self._start(name, {TAG_KIND: kind, **tags})
 
     def start_stage(
         self, stage: str, key: str, parent_id: str, tags: Mapping[str, str] | None = None, *, refresh: bool = False
     ) -> RunLog:
-        """Opens a stage's child run; `refresh`: it makes again what may be there."""
+        """Opens a stage's child run; `refresh`: it recomputes a result that may exist."""
         own = {TAG_KIND: "stage", TAG_STAGE: stage, TAG_KEY: key, TAG_PARENT: parent_id}
         asked = {TAG_REFRESH: parent_id} if refresh else {}
         return self._start(stage, {**own, **asked, **(tags or {})})
@@ -103,7 +103,7 @@ class Tracker:
         return log
 
     def records(self, stage: str, limit: int) -> list[dict[str, Any]]:
-        """`stage.json` of the newest finished runs of a stage, newest first; those that cannot be read are left out."""
+        """`stage.json` of the newest finished runs of a stage, newest first; unreadable ones are left out."""
         finished = self.search(f"tags.`{TAG_STAGE}` = '{stage}' and attributes.status = 'FINISHED'", limit)
         return [record for run in finished if (record := self._record(run.info.run_id)) is not None]
 
@@ -142,7 +142,7 @@ class Tracker:
             raise UserError(f"run {run_id}: no such run in {uri}; {page} lists the runs") from None
 
     def pipeline_run(self, run_id: str) -> Run:
-        """The run of a whole pipeline or evaluation that `run_id` is, or is a stage of."""
+        """The run `run_id` if it is a pipeline or evaluation; if it is a stage, the run it belongs to."""
         run = self.get_run(run_id)
         return self.get_run(run.data.tags[TAG_PARENT]) if TAG_STAGE in run.data.tags else run
 
@@ -160,8 +160,8 @@ class Tracker:
         """A text file that was logged with a run.
 
         Raises:
-            UserError: it has none.
-            MlflowException, OSError: the store cannot say.
+            UserError: if the run has no such file.
+            MlflowException, OSError: if the store fails to answer.
         """
         text = read_text(self.client, run_id, name)
         if text is None:
@@ -169,18 +169,18 @@ class Tracker:
         return text
 
     def set_artifact(self, parent_id: str, ref: ArtifactRef, *, reused: bool) -> None:
-        """Notes on the parent run which artifact a stage contributes, and whether it was there before."""
+        """Records on the parent run which artifact a stage contributes, and whether it was reused."""
         tags = {f"{TAG_ARTIFACT}.{ref.stage}": ref.model_dump_json()}
         if reused:
             tags[f"reused.{ref.stage}"] = ref.run_id
         set_tags(self.client, parent_id, tags)
 
     def search(self, condition: str, limit: int = 50, *, everywhere: bool = False) -> list[Run]:
-        """The newest runs, newest first: of the experiment, or of all."""
+        """The newest runs, newest first, of this experiment or (`everywhere`) of all."""
         return list(islice(self.search_all(condition, everywhere=everywhere, page_size=limit), limit))
 
     def search_all(self, condition: str, *, everywhere: bool = False, page_size: int = 50) -> Iterator[Run]:
-        """Every run, newest first, read as far as it is asked for."""
+        """All runs, newest first; pages are requested as needed."""
         within = all_experiments(self.client) if everywhere else list(filter(None, [self._find_experiment()]))
         if within:
             order = ["attributes.start_time DESC"]
@@ -189,27 +189,27 @@ class Tracker:
 
 
 def tracking_uri(workspace: Path) -> str:
-    """The store: MLFLOW_TRACKING_URI, or a SQLite file in the workspace."""
+    """The store's URI: MLFLOW_TRACKING_URI, or a SQLite file in the workspace."""
     settle_credentials("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
     return os.environ.get("MLFLOW_TRACKING_URI") or default_uri(workspace)
 
 
 def default_uri(workspace: Path) -> str:
-    """The workspace's own store."""
+    """The URI of the workspace's own store."""
     return f"sqlite:///{workspace}/mlflow.db"
 
 
 def store_exists(workspace: Path) -> bool:
-    """Whether there is something to ask; a plan must not create a store."""
+    """Whether the store exists, as a plan must not create one; servers are assumed to."""
     uri = tracking_uri(workspace)
     return not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///")).exists()
 
 
 def open_store(workspace: Path) -> Tracker:
-    """The store that earlier runs are looked up in, by their ids or their registered models.
+    """Opens the store to look up earlier runs, by their ids or their registered models.
 
     Raises:
-        UserError: there is none.
+        UserError: if there is no store.
     """
     if not store_exists(workspace):
         where = without_credentials(tracking_uri(workspace))
@@ -218,13 +218,13 @@ def open_store(workspace: Path) -> Tracker:
 
 
 def _alone(workspace: Path) -> AbstractContextManager[object]:
-    """Two processes that create a store at once break it; one that nobody may write to is there already."""
+    """A lock for creating a store, which two processes at once would break; a read-only workspace needs none."""
     return FileLock(workspace / ".store.lock") if os.access(workspace, os.W_OK) else nullcontext()
 
 
 @contextmanager
 def _quiet_migrations() -> Iterator[None]:
-    """Creating a store logs every migration step; nobody needs them."""
+    """Hides the migration steps that MLflow logs when it creates a store."""
     logger = logging.getLogger("mlflow.store.db.utils")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,1 +1,1 @@
-"""Training: the loop and its engines, and one objective a module."""
+"""Training: the loop, its engines, and one module per objective."""

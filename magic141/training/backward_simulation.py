@@ -1,4 +1,4 @@
-"""The student's own chain in training: what it sees at a step of it, and what it makes (DMD2, section 4.5)."""
+"""Backward simulation: the student's own sampling chain provides its training inputs (DMD2, section 4.5)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,14 @@ from magic141.training.engine import Engine
 
 @dataclass(frozen=True)
 class Generated:
-    """A generator batch, without a graph: clean estimates, conditions, guidance, and where it left the chain."""
+    """A batch of generated clips, without a graph.
+
+    Attributes:
+        x0: the generator's clean estimates, [B, C, T, h, w].
+        batch: the conditions that they were generated from.
+        w: their guidance scales.
+        exit_step: the 0-based step of the chain that made them.
+    """
 
     x0: Tensor
     batch: Batch
@@ -29,7 +36,7 @@ class Generated:
 
 @dataclass(frozen=True)
 class BackwardSimulation:
-    """Runs the generator's chain as it is run in use."""
+    """Runs the generator's sampling chain in training as at inference."""
 
     config: Dmd2Config
     generator: Engine
@@ -41,7 +48,7 @@ class BackwardSimulation:
 
     @torch.no_grad()
     def state(self, batch: Batch, w: Guidance, exit_step: int, rng: torch.Generator) -> ChainStep:
-        """What the generator sees at `exit_step`: its own chain up to there, or noised real latents."""
+        """The generator's input at `exit_step`: its own chain up to there, or noised real latents (`noised_real`)."""
         noise = randn_like(batch.x0, rng)
         if self.config.generator_input == "noised_real":
             sigma = self.sigmas[exit_step].to(batch.x0.device).expand(len(batch.x0))
@@ -54,24 +61,28 @@ class BackwardSimulation:
         return chain_input(predict, noise, self.sigmas, exit_step, self.config.sampler, rng)
 
     def clean_estimate(self, generator: Any, state: ChainStep, batch: Batch, w: Guidance) -> Tensor:
-        """The generator's x0 at one step of its chain, [B, C, T, h, w]; of its engine, with a graph."""
+        """The generator's x0 [B, C, T, h, w] at one step of its chain; for a gradient, `generator` is the engine."""
         with self.generator.autocast():
             u = velocity(generator, state.x_t, state.sigma, batch.cond, batch.prefix, w.student)
         return x0_from_velocity(state.x_t, u, state.sigma)
 
     @torch.no_grad()
     def generate(self, state: ChainStep, batch: Batch, w: Guidance, exit_step: int) -> Generated:
-        """What the fake score learns from, without a graph: at 13B one is as large as all that its updates need."""
+        """The clips that the fake score trains on.
+
+        Without a graph: at 13B, keeping it would take as much memory as all that the fake score's updates need.
+        """
         return Generated(self.clean_estimate(self.generator.module, state, batch, w), batch, w, exit_step)
 
     def with_own_frames(self, batch: Batch, w: Guidance, rng: torch.Generator) -> Batch:
-        """The batch with its continued samples going on from a window that the student has made itself.
+        """The batch, with its continued samples continuing a window that the student has generated itself.
 
-        They know the video's first latent frame as before, and in place of a real clip's frames the last ones of the
-        student's whole chain from that first frame: what a second window of a long video is given in use (self
-        forcing: Huang et al. 2025, "Self Forcing: Bridging the Train-Test Gap in Autoregressive Video Diffusion").
+        They still know the video's first latent frame. Their other known frames are no longer a real clip's, but the
+        last ones that the student's whole chain generates from that first frame, as for the second window of a long
+        video (self forcing: Huang et al. 2025, "Self Forcing: Bridging the Train-Test Gap in Autoregressive Video
+        Diffusion").
 
-        On every rank a window is made, needed or not: a network that is split over the ranks takes all of them.
+        Every rank generates a window, needed or not: the forward pass of a network split over the ranks involves all.
         """
         prefix = batch.prefix
         assert prefix is not None
@@ -86,7 +97,7 @@ class BackwardSimulation:
         return replace(batch, prefix=Prefix(latents, prefix.mask))
 
     def _windows(self, batch: Batch, w: Guidance, rng: torch.Generator) -> Tensor:
-        """The student's windows that begin at the first latent frame, [B, C, T, h, w]."""
+        """The windows [B, C, T, h, w] that the student generates from the first latent frame alone."""
         assert batch.prefix is not None
         first = replace(batch, prefix=make_prefix(batch.prefix.latents, 1))
         last = self.config.num_inference_steps - 1

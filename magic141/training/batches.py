@@ -1,4 +1,4 @@
-"""Which clips a worker sees at a step: a pure function of the step, so that resuming needs no state."""
+"""Chooses the clips of every worker's batch, as a pure function of the step, so that resuming needs no state."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from magic141.errors import UserError
 
 @dataclass(frozen=True)
 class BatchSampler:
-    """Shuffled passes over the clips, without replacement within a pass, shared out over the workers.
+    """Shuffled passes over the clips, without replacement within a pass, divided among the workers.
 
     The union of all workers' batches at a step does not depend on how many workers there are.
 
     Attributes:
         num_clips: clips in the data set.
         batch_size_per_worker: clips that one worker takes per step.
-        rank: this worker.
+        rank: this worker's number, from 0.
         world_size: number of workers.
-        seed: of the shuffles.
+        seed: seed of the shuffles.
     """
 
     num_clips: int
@@ -43,9 +43,9 @@ class BatchSampler:
         return self.batch_size_per_worker * self.world_size
 
     def indices(self, step: int) -> Tensor:
-        """The clips [batch_size_per_worker] int64 of this worker at 0-based `step`.
+        """Indices of this worker's clips at 0-based `step`, int64 [batch_size_per_worker].
 
-        Passes run on into each other: a batch at a boundary takes the end of one pass and the start of the next.
+        A batch at a boundary between passes takes the end of one pass and the start of the next.
         """
         start = step * self.batch_size + self.rank * self.batch_size_per_worker
         positions = range(start, start + self.batch_size_per_worker)
@@ -55,6 +55,6 @@ class BatchSampler:
 
 @lru_cache(maxsize=4)
 def _order(num_clips: int, seed: int, epoch: int) -> Tensor:
-    """The shuffle [num_clips] of one pass."""
+    """The order of the clips in one pass, int64 [num_clips]."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     return torch.randperm(num_clips, generator=generator)

@@ -1,4 +1,4 @@
-"""CFG distillation: a student with the guidance scale w as input replaces two evaluations by one (paper, 3.1)."""
+"""CFG distillation: one evaluation of a student with w as an input replaces the teacher's two (paper, 3.1)."""
 
 from __future__ import annotations
 
@@ -21,10 +21,16 @@ from magic141.training.single import SingleNetworkObjective
 
 
 def cfg_distillation_loss(student: Tensor, guided: Tensor, target: Tensor, distillation_weight: float) -> Tensor:
-    """`lambda*||u_s - u_guided||^2 + (1-lambda)*||u_s - (noise - x0)||^2`.
+    """`lambda*||u_s - u_guided||^2 + (1-lambda)*||u_s - (noise - x0)||^2`, squares averaged over all elements.
 
-    The paper names a weighted sum of two terms without giving the second or the weights; flow matching on real data
-    is the natural second one, and lambda is a setting.
+    The paper names a weighted sum of two terms, but neither the second term nor the weights. Flow matching on real data
+    is the natural second term; lambda is a setting.
+
+    Args:
+        student: the student's velocity u_s, [B, ...].
+        guided: the teacher's guided velocity, [B, ...].
+        target: the flow-matching target `noise - x0`, [B, ...].
+        distillation_weight: lambda in [0, 1].
     """
     loss = distillation_weight * mse_loss(student, guided)
     if distillation_weight < 1:
@@ -47,7 +53,7 @@ class CfgDistillationSpec:
 
 
 class CfgDistillation(SingleNetworkObjective):
-    """One step: the frozen teacher's guided velocity at a random w is the target of the student that sees w."""
+    """Trains a student with w as an input to predict the frozen teacher's guided velocity at a random w."""
 
     def __init__(self, spec: CfgDistillationSpec, context: TrainContext) -> None:
         self.config = spec.config
@@ -56,7 +62,7 @@ class CfgDistillation(SingleNetworkObjective):
         )
         student = add_guidance_embedding(load_transformer(spec.teacher))
         super().__init__(student, maker, spec.data, spec.config, context)
-        # autocast rounds its weights anyway, and unless ZeRO-3 splits them every worker has all: 26 GB at 13B, not 52
+        # autocast rounds its weights anyway, and bf16 halves them: at 13B 26 GB per worker, unless ZeRO-3 splits them
         dtype = torch.bfloat16 if spec.config.precision == "bf16" else torch.float32
         self.teacher = make_frozen(load_transformer(spec.teacher, dtype), spec.config.precision, context)
 
@@ -76,7 +82,7 @@ class CfgDistillation(SingleNetworkObjective):
 
     @torch.no_grad()
     def guided(self, x_t: Tensor, sigma: Tensor, batch: Batch, w: Tensor) -> Tensor:
-        """The teacher's `u_unc + w*(u_cond - u_unc)`."""
+        """The teacher's `u_unc + w*(u_cond - u_unc)`; x_t and result [B, C, T, h, w], sigma and w [B]."""
         conditional = velocity(self.teacher, x_t, sigma, batch.cond, batch.prefix)
         unconditional = velocity(self.teacher, x_t, sigma, batch.uncond, batch.prefix)
         return guided_velocity(unconditional, conditional, w)

@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: everything that the next step depends on, and folders that are complete or absent."""
+"""Checkpoints of a training run: the complete training state, in folders that appear only once fully written."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from magic141.training.objective import Objective, TrainContext
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """What a checkpoint is.
+    """Metadata of a checkpoint.
 
     Attributes:
         step: optimizer steps done.
         engine: the engine that wrote it.
-        world_size: its number of workers.
-        zero_stage: of DeepSpeed: what it splits; none where an older version did not note it.
+        world_size: the number of workers that wrote it.
+        zero_stage: DeepSpeed's ZeRO stage; None in checkpoints of older versions, which did not record it.
         seconds: wall time of training up to here, over all attempts.
         cpu_seconds: CPU time of all workers up to here, over all attempts.
     """
@@ -53,7 +53,7 @@ class CheckpointStore(Protocol):
 
 
 class LocalStore:
-    """Checkpoints of a single process under `folder`, written aside and renamed; the newest `num_to_keep` stay."""
+    """Checkpoints of one process in `folder`, written elsewhere and renamed; the newest `num_to_keep` are kept."""
 
     def __init__(self, folder: Path, num_to_keep: int = 2) -> None:
         self.folder, self.num_to_keep = folder, num_to_keep
@@ -65,7 +65,7 @@ class LocalStore:
         yield complete[-1] if complete else None
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
-        """Write aside, rename, delete the oldest."""
+        """Write to a temporary folder, rename it, delete the oldest checkpoints."""
         with written_aside(self.folder / f"step-{step:06d}") as aside:
             write(aside)
         for old in self._complete()[: -self.num_to_keep]:
@@ -76,7 +76,7 @@ class LocalStore:
 
 
 def write_checkpoint(folder: Path, objective: Objective, context: TrainContext, info: CheckpointInfo) -> None:
-    """This worker's part of a checkpoint (collective: the engines may gather)."""
+    """Writes this worker's part of a checkpoint (collective: the engines may gather)."""
     for name, engine in objective.engines.items():
         engine.save(folder / "engines" / name)
     own = objective.state_dict()
@@ -91,8 +91,8 @@ def write_checkpoint(folder: Path, objective: Objective, context: TrainContext, 
 def read_checkpoint(folder: Path, objective: Objective, context: TrainContext) -> CheckpointInfo:
     """Put a checkpoint back into `objective` and the random generators.
 
-    Plain and DDP checkpoints are interchangeable, also between numbers of workers (then the continuation is valid but
-    not the same bits); DeepSpeed's are split over the workers and need the same number again.
+    Plain and DDP checkpoints are interchangeable, and with another number of workers training continues correctly,
+    though not bit for bit. DeepSpeed's are split over the workers and need the same number and ZeRO stage again.
     """
     info = read_info(folder)
     require_compatible(info, context)
@@ -108,12 +108,12 @@ def read_checkpoint(folder: Path, objective: Objective, context: TrainContext) -
 
 
 def read_info(folder: Path) -> CheckpointInfo:
-    """What a checkpoint is."""
+    """Reads a checkpoint's metadata."""
     return CheckpointInfo(**json.loads((folder / "info.json").read_text()))
 
 
 def require_compatible(info: CheckpointInfo, context: TrainContext) -> None:
-    """Raises UserError where DeepSpeed has split a checkpoint otherwise than these workers would."""
+    """Raises UserError if DeepSpeed is involved and split the checkpoint differently from these workers."""
     placement = context.placement
     if "deepspeed" not in (info.engine, placement.engine):
         return
@@ -127,7 +127,7 @@ def require_compatible(info: CheckpointInfo, context: TrainContext) -> None:
 
 
 def random_state() -> dict[str, Any]:
-    """The state of every global generator of this process."""
+    """The state of every global random generator of this process."""
     cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
     return {"torch": torch.get_rng_state(), "cuda": cuda, "numpy": np.random.get_state(), "python": random.getstate()}
 
@@ -150,5 +150,5 @@ def seed_everything(seed: int, rank: int) -> None:
 
 
 def _load(file: Path, device: torch.device) -> Any:
-    """Our own file: objectives keep records of their own classes in it."""
+    """Loads a file of ours; not with weights_only, because objectives store instances of their own classes."""
     return torch.load(file, map_location=device, weights_only=False)

@@ -1,8 +1,8 @@
-"""Notices when a distillation collapses, and keeps the best state that it has seen.
+"""Detects when a distillation collapses, and keeps the best state seen so far.
 
-The losses of DMD2 say nothing about quality: they stay flat while clips lose motion, contrast or their differences.
-So at every validation the student's clips are compared with those of the many-step model on the same prompts, first
-frames and noise, and with real ones.
+The losses of DMD2 say nothing about quality: they stay flat while clips lose motion, contrast or diversity. At every
+validation the student's clips are therefore compared with the many-step model's, generated from the same prompts,
+first frames and noise, and with real clips.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _FASTER_FAKE = "raise fake_updates_per_step or fake_optimizer.learning_rate, low
 
 
 def compare(student: Tensor, reference: Tensor) -> dict[str, float]:
-    """Figures of the student's clips; for a student like the reference ratios and coverage are 1, all others 0.
+    """Metrics of the student's clips; if they equal the reference, ratios and coverage are 1, all others 0.
 
-    One frame has no motion, one seed neither a difference between seeds nor modes: these figures are then left out.
+    With one frame there is no motion, with one seed neither diversity nor mode coverage: these are then left out.
 
     Args:
         student: latents [S, N, C, T, h, w]: S seeds for each of N conditions.
-        reference: the many-step model's, from the same noise.
+        reference: the many-step model's latents from the same noise, of the same shape.
     """
     std = reference.std((0, 1, 3, 4, 5), keepdim=True).clamp_min(1e-6)
     mean = reference.mean((0, 1, 3, 4, 5), keepdim=True)
@@ -56,18 +56,18 @@ def compare(student: Tensor, reference: Tensor) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Symptom:
-    """A figure outside its bounds."""
+    """A metric outside its bounds, in words, and the settings that may cure it."""
 
     text: str
     remedy: str
 
 
 def symptoms(values: Mapping[str, float], growth: Mapping[str, float], limits: CollapseConfig) -> Iterator[Symptom]:
-    """What is wrong with the figures of one validation; nothing if they are healthy.
+    """The symptoms in one validation's metrics; none if they are healthy.
 
     Args:
-        values: the figures.
-        growth: some of them in units of an earlier value, `CollapseWatch.growth`.
+        values: the metrics.
+        growth: ratios of some of them to an earlier value, from `CollapseWatch.growth`.
         limits: the bounds.
     """
     yield from _low(values, "variance_ratio", limits.min_variance_ratio, "variance", _MORE_NOISE)
@@ -114,15 +114,15 @@ def _high(values: Mapping[str, float], name: str, bound: float, what: str, remed
 
 @dataclass
 class CollapseWatch:
-    """Judges every validation of a run and keeps the best state.
+    """Judges every validation of a run and keeps the best state seen.
 
     Attributes:
         config: the bounds.
-        best_step: updates after which the best state was seen; none before the first validation.
-        best: that state, as `judge` was given it.
-        history: the figures of every validation.
+        best_step: updates after which the best state was seen; None before the first validation.
+        best: a copy of that state, as passed to `judge`.
+        history: the metrics of every validation.
         num_bad: validations in a row with a symptom.
-        first: what the first validation said of training, to which later ones are compared.
+        first: training losses and gradients at the first validation, to which later ones are compared.
     """
 
     config: CollapseConfig
@@ -138,15 +138,15 @@ class CollapseWatch:
         return self.num_bad >= self.config.patience
 
     def judge(self, step: int, values: Mapping[str, float], state: dict[str, Any]) -> None:
-        """Takes in one validation; `values` and so the verdict are the same on all workers.
+        """Judges one validation; `values`, and therefore the verdict, are the same on all workers.
 
         Args:
             step: updates done.
-            values: figures of the validation and of training since the last logged step.
+            values: metrics of the validation, and of training since the last logged step.
             state: what to keep if this is the best so far (copied).
 
         Raises:
-            UserError: if the run has collapsed and shall stop.
+            UserError: if the run has collapsed and `config.stop` is set.
         """
         self.first = self.first or {name: values[name] for name in _TRENDS if name in values}
         found = list(symptoms(values, self.growth(values), self.config))
@@ -159,14 +159,14 @@ class CollapseWatch:
             raise UserError(self._message(step, found))
 
     def growth(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Losses and gradients in units of their first value, the Fréchet distance in units of its smallest before."""
+        """Ratios of losses and gradients to their first values, and of the Fréchet distance to its smallest so far."""
         before = dict(self.first)
         if self.history and _FRECHET in values:
             before[_FRECHET] = min(row[_FRECHET] for row in self.history)
         return {name: values[name] / value for name, value in before.items() if value > 0 and name in values}
 
     def write(self, folder: Path, exported_step: int) -> None:
-        """`watch.json` beside the student: the curve, the best step, the exported one, the verdict."""
+        """Writes `watch.json` beside the student: metrics of all validations, best and exported step, verdict."""
         record = {
             "best_step": self.best_step,
             "exported_step": exported_step,
@@ -184,7 +184,7 @@ class CollapseWatch:
         vars(self).update(_copy(state))
 
     def _is_best(self, step: int) -> bool:
-        """Healthy before ill, then the smaller Frechet distance."""
+        """Whether this validation ranks first: those without symptoms before the others, then by Fréchet distance."""
 
         def rank(row: Mapping[str, float]) -> tuple[bool, float]:
             return row["num_symptoms"] > 0, row.get(_FRECHET, 0.0)
@@ -196,8 +196,8 @@ class CollapseWatch:
         remedies = "; ".join(dict.fromkeys(symptom.remedy for symptom in found))
         return (
             f"distill_dmd2 collapsed at step {step}: {seen}; {self.num_bad} validations in a row; {remedies}; "
-            f"best was step {self.best_step}; with any other setting the stage begins anew, with collapse.stop = false "
-            "it goes on from its last checkpoint"
+            f"best was step {self.best_step}; with any other setting the stage starts over, with collapse.stop = false "
+            "it continues from its last checkpoint"
         )
 
 
@@ -206,7 +206,7 @@ def _ratio(value: Tensor, reference: Tensor) -> float:
 
 
 def _change_ratio(name: str, student: Tensor, reference: Tensor, dim: int) -> dict[str, float]:
-    """Ratio of the mean squares of the differences along `dim`; none where there is nothing to tell apart."""
+    """Ratio of the mean squared differences along `dim`; empty if `dim` has only one entry."""
     if reference.shape[dim] == 1:
         return {}
     value, expected = (x.diff(dim=dim).square().mean() for x in (student, reference))
@@ -214,12 +214,12 @@ def _change_ratio(name: str, student: Tensor, reference: Tensor, dim: int) -> di
 
 
 def _coverage(student: Tensor, reference: Tensor) -> dict[str, float]:
-    """Share of the modes; none where there is no other seed to say how wide they are."""
+    """Mode coverage; empty with a single seed, which cannot tell how wide the modes are."""
     return {f"{PREFIX}mode_coverage": mode_coverage(student, reference)} if len(reference) > 1 else {}
 
 
 def _copy(state: Any) -> Any:
-    """A deep copy of nested dictionaries with tensors, in host memory: a device has better use for its own."""
+    """A deep copy of nested dictionaries of tensors, in host memory, to save the device's."""
     if isinstance(state, dict):
         return {name: _copy(value) for name, value in state.items()}
     return state.detach().to("cpu", copy=True) if isinstance(state, torch.Tensor) else state

@@ -12,12 +12,12 @@ from magic141.data.dataset import ClipDataset, load_info, load_null_text
 from magic141.models.text_embedding import TextEmbedding
 from magic141.models.transformer import Conditioning, Prefix, condition, make_prefix
 
-MAX_CARRIED = 2  # latent frames that a continued window knows beside the anchor
+MAX_CARRIED = 2  # most latent frames that a continued window knows besides the anchor
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Clean latents x0 [B, C, T, h, w] with everything that the networks are conditioned on."""
+    """Clean latents x0 [B, C, T, h, w] and everything that the networks are conditioned on."""
 
     x0: Tensor
     cond: Conditioning
@@ -32,7 +32,7 @@ class Batch:
         return Batch(self.x0.to(device), self.cond.to(device), self.uncond.to(device), prefix)
 
     def part(self, rows: slice | Tensor) -> Batch:
-        """Some of the samples."""
+        """The samples `rows` of the batch."""
         prefix = self.prefix
         if prefix is not None:
             prefix = Prefix(prefix.latents[rows], prefix.mask[rows])
@@ -48,10 +48,11 @@ class BatchMaker:
         null_text: the empty prompt, batch size 1.
         num_latent_frames: T of the window.
         image_condition: whether image tokens and known frames are given (I2V) or not (T2V).
-        continued_fraction: share of samples that continue a video, as the later windows of a long one do: they know
+        continued_fraction: share of samples that continue a video, like the later windows of a long one: they know
             the anchor, which is that video's first latent frame, and one or two latent frames from anywhere in the
-            clip; the others know the clip's first latent frame and go on from there.
-        far_anchors: without, continued samples begin at the start of the clip and know one or two frames more.
+            clip. The other samples know only the clip's first latent frame.
+        far_anchors: if False, continued samples instead start with their clip, and know its first latent frame and
+            the one or two that follow.
         text_dropout: share of samples with the empty prompt.
         image_dropout: share of samples without known frames and with zero image tokens.
     """
@@ -113,7 +114,7 @@ class BatchMaker:
         return Batch(x0, condition(text, image), condition(null, image), prefix)
 
     def _windows(self, indices: Tensor, starts: Tensor) -> Tensor:
-        """The clips' first latent frame, then those from `starts` on; no other frames are read from disk."""
+        """The clips' first latent frame, followed by those from `starts` on; reads no other frames from disk."""
         latents, num_following = self.dataset.latents, self.num_latent_frames - 1
         windows = latents[indices, :, : self.num_latent_frames].float()
         for sample in (starts > 1).nonzero().flatten().tolist():
@@ -123,7 +124,7 @@ class BatchMaker:
 
 
 def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
-    """The random numbers of one step on one rank: a pure function, so that a resumed run needs no saved state."""
+    """The random generator of one step on one rank; it depends only on the arguments, so resuming needs no state."""
     mixed = (seed * 1_000_003 + step) * 4099 + rank
     return torch.Generator().manual_seed(mixed % 2**63)
 

@@ -1,4 +1,4 @@
-"""What each training stage minimises, for how long, and where it runs."""
+"""Configs of the training stages: objective, optimizer, length, and where they run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from magic141.frozen import FrozenConfig, placement, source_path
 class PlacementConfig(FrozenConfig):
     """Where a training stage runs: Ray workers, engine, resources. Never part of the stage's key."""
 
-    engine: Literal["plain", "ddp", "deepspeed"] = Field("ddp", description="how gradients and states are shared")
+    engine: Literal["plain", "ddp", "deepspeed"] = Field("ddp", description="how workers share gradients and states")
     launcher: Literal["ray", "local"] = Field("ray", description="ray: Ray Train workers; local: in this process")
     num_workers: int = Field(2, ge=1, description="data-parallel workers")
     threads_per_worker: int = Field(1, ge=1, description="CPU threads of a worker")
@@ -37,8 +37,8 @@ class PlacementConfig(FrozenConfig):
     def _workers_share_no_gpu(self) -> PlacementConfig:
         if self.num_workers > 1 and 0 < self.gpus_per_worker < 1:
             raise ValueError(
-                f"gpus_per_worker = {self.gpus_per_worker}: NCCL, by which {self.num_workers} workers speak, takes one "
-                "process a GPU; use gpus_per_worker = 1, or num_workers = 1"
+                f"gpus_per_worker = {self.gpus_per_worker}: NCCL, which connects the {self.num_workers} workers, needs "
+                "a GPU per process; use gpus_per_worker = 1, or num_workers = 1"
             )
         return self
 
@@ -49,29 +49,29 @@ Beta = Annotated[float, Field(ge=0, lt=1)]  # an average that decays: beyond 1 i
 class OptimizerConfig(FrozenConfig):
     """Optimizer, schedule and clipping."""
 
-    kind: Literal["muon", "adamw"] = Field("muon", description="muon: on the blocks' matrices, AdamW on the rest")
+    kind: Literal["muon", "adamw"] = Field("muon", description="muon: on the blocks' matrices, with AdamW on the rest")
     learning_rate: float = Field(2e-3, gt=0, description="peak rate")
-    betas: tuple[Beta, Beta] = Field((0.9, 0.95), description="AdamW")
-    weight_decay: float = Field(0.0, ge=0, description="decoupled")
-    warmup_steps: int = Field(100, ge=0, description="linear from zero")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.95), description="AdamW's betas")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
+    warmup_steps: int = Field(100, ge=0, description="steps of linear warm-up from zero")
     constant_fraction: float = Field(0.4, ge=0, le=1, description="share of the steps before the decay begins")
     final_fraction: float = Field(0.03, ge=0, le=1, description="rate at the last step, relative to the peak")
-    max_grad_norm: float = Field(1.0, gt=0, description="global gradient clip")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this global norm")
 
 
 class TrainConfig(FrozenConfig):
-    """What every training stage shares."""
+    """Settings that all training stages share."""
 
     num_steps: int = Field(..., ge=1, description="optimizer steps")
     batch_size: int = Field(16, ge=1, description="clips per optimizer step, over all workers")
     optimizer: OptimizerConfig = OptimizerConfig()
-    ema_decay: float = Field(0.995, ge=0, lt=1, description="exponential average of the weights; what is exported")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="autocast type of forward and backward")
+    ema_decay: float = Field(0.995, ge=0, lt=1, description="decay of the weights' average, which is exported")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="autocast dtype of forward and backward pass")
     max_skipped_steps: int = Field(
-        3, ge=0, description="updates in a row left out because their gradient is not finite; more count as divergence"
+        3, ge=0, description="updates that may be skipped in a row for a non-finite gradient; more count as divergence"
     )
     checkpoint_every_steps: int = placement(200, ge=1, description="steps between two checkpoints")
-    validate_every_steps: int = placement(500, ge=1, description="steps between two validation losses")
+    validate_every_steps: int = placement(500, ge=1, description="steps between two validations")
     placement: PlacementConfig = placement(PlacementConfig(), description="workers, engine, resources")
 
     @model_validator(mode="after")
@@ -86,7 +86,7 @@ class TrainConfig(FrozenConfig):
         return self
 
     def require_whole_matrices(self, name: str, optimizer: OptimizerConfig) -> None:
-        """Raises ValueError when an optimizer's Muon would meet what ZeRO has flattened."""
+        """Raises ValueError if `optimizer` is Muon and ZeRO would flatten the matrices that it needs."""
         if self.placement.engine == "deepspeed" and optimizer.kind == "muon" and self.placement.zero_stage > 0:
             raise ValueError(
                 f"{name}.kind = muon: ZeRO stage {self.placement.zero_stage} flattens the matrices that Muon needs; "
@@ -95,21 +95,21 @@ class TrainConfig(FrozenConfig):
 
 
 class FlowMatchingConfig(TrainConfig):
-    """Flow-matching pretraining (sections 5 of the design; paper section 3)."""
+    """Flow-matching pretraining (paper, section 3)."""
 
-    base: str | None = source_path(description="diffusers transformer folder to start from; none: from scratch")
+    base: str | None = source_path(description="diffusers transformer folder to start from; null: from scratch")
     base_guidance_scale: float = Field(
-        1.0, ge=0, description="w that a guidance-distilled base, which has w as an input, is fixed at; else unused"
+        1.0, ge=0, description="w at which a guidance-distilled base (with w as an input) is fixed; else unused"
     )
-    num_steps: int = Field(1000, ge=0, description="optimizer steps; 0 takes `base` as it is")
+    num_steps: int = Field(1000, ge=0, description="optimizer steps; 0 uses `base` as it is")
     shift: float = Field(8.0, gt=0, description="sigma = s*x/(1+(s-1)*x), x uniform")
     text_dropout: float = Field(0.1, ge=0, le=1, description="share of samples trained without text")
-    image_dropout: float = Field(0.0, ge=0, le=1, description="share trained without image tokens and first frame")
+    image_dropout: float = Field(0.0, ge=0, le=1, description="share without image tokens and first frame")
     continued_fraction: float = Field(
-        0.25, ge=0, le=1, description="I2V: share of samples that continue from anywhere in the clip, for long videos"
+        0.25, ge=0, le=1, description="I2V: share of samples that continue a video from anywhere in the clip"
     )
     anchored_from: float = Field(
-        0.7, ge=0, le=1, description="I2V: share of the steps before their anchor may lie far back in the video"
+        0.7, ge=0, le=1, description="I2V: share of the steps after which their anchor may lie far back in the video"
     )
 
     @model_validator(mode="after")
@@ -120,14 +120,14 @@ class FlowMatchingConfig(TrainConfig):
 
 
 class CfgDistillationConfig(TrainConfig):
-    """CFG distillation: one evaluation with w as input replaces two."""
+    """CFG distillation: one evaluation with w as an input replaces two (paper, section 3.1)."""
 
     num_steps: int = Field(400, ge=1, description="optimizer steps")
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-4)
-    ema_decay: float = Field(0.99, ge=0, lt=1, description="exponential average of the weights")
-    shift: float = Field(8.0, gt=0, description="time law, as in pretraining")
-    min_guidance_scale: float = Field(1.0, ge=0, description="w_min; w = 1 is no guidance")
-    max_guidance_scale: float = Field(3.0, ge=0, description="w_max")
+    ema_decay: float = Field(0.99, ge=0, lt=1, description="decay of the weights' exponential average")
+    shift: float = Field(8.0, gt=0, description="shift of the training times, as in pretraining")
+    min_guidance_scale: float = Field(1.0, ge=0, description="smallest w that is trained; 1 is no guidance")
+    max_guidance_scale: float = Field(3.0, ge=0, description="largest w that is trained")
     distillation_weight: float = Field(1.0, ge=0, le=1, description="lambda: 1 is pure distillation, 0 flow matching")
     continued_fraction: float = Field(0.25, ge=0, le=1, description="as in pretrain_i2v")
 

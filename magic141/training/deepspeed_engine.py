@@ -1,4 +1,4 @@
-"""DeepSpeed behind the Engine interface: ZeRO 0 to 3, several engines in one process, with or without a GPU."""
+"""DeepSpeed as an Engine: ZeRO stages 0 to 3, several engines in one process, with or without a GPU."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LIVE_ELEMENTS = 300_000_000
 
 
 class DeepSpeedEngine:
-    """A network whose optimizer states (ZeRO 1), gradients (2), weights (3) are split over the workers."""
+    """A network with optimizer states (from ZeRO 1), gradients (from 2) and weights (3) split over the workers."""
 
     def __init__(
         self, module: nn.Module, config: OptimizerConfig, num_steps: int, precision: Precision, context: TrainContext
@@ -58,12 +58,12 @@ class DeepSpeedEngine:
         self._engine.backward(loss)
 
     def step(self) -> float:
-        """Average, clip, update: DeepSpeed does all three; a gradient that is not finite updates nothing."""
+        """Average, clip and update, all by DeepSpeed; a non-finite gradient updates nothing."""
         rate = self._config.learning_rate * learning_rate_factor(self.num_updates, self._num_steps, self._config)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
         norm = self._unsplit_norm() if self._context.placement.zero_stage == 0 else None
-        if norm is None or torch.isfinite(norm):  # without splitting DeepSpeed would take the step all the same
+        if norm is None or torch.isfinite(norm):  # with ZeRO 0, DeepSpeed would update all the same
             self._engine.step()
         else:
             self._engine.zero_grad()
@@ -96,15 +96,15 @@ class DeepSpeedEngine:
         self.num_updates = counters["num_updates"]
 
     def _unsplit_norm(self) -> Tensor:
-        """ZeRO 0 keeps no norm; after its backward the gradients are already averaged over the workers."""
+        """The gradient norm under ZeRO 0, which keeps none; backward has already averaged over the workers."""
         return torch.nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None])
 
 
 def split_weights(module: nn.Module, precision: Precision, context: TrainContext) -> None:
-    """Leaves every worker its share of the weights, of rank 0's, on its device.
+    """Splits rank 0's weights over the workers: each keeps its share, on its device.
 
-    One parameter after the other, before the engine, which would first put the whole network on the device: one that
-    has to be split may not fit there.
+    This happens one parameter at a time and before the engine is made, which would first move the whole network to the
+    device: a network that has to be split may not fit there.
     """
     deepspeed = import_deepspeed()
     for buffer in module.buffers():
@@ -113,14 +113,14 @@ def split_weights(module: nn.Module, precision: Precision, context: TrainContext
 
 
 def gathering(module: nn.Module, precision: Precision, context: TrainContext) -> nn.Module:
-    """A network that is not trained, whose split weights are brought together where its forward pass needs them."""
+    """Wraps a network that is not trained so that its forward pass gathers the split weights as it needs them."""
     config = deepspeed_config(0.0, precision, context)
     engine: nn.Module = import_deepspeed().initialize(model=module, config=config, dist_init_required=False)[0]
     return engine
 
 
 def import_deepspeed() -> Any:
-    """DeepSpeed, quiet, and without a GPU also without its C++ communication op, which needs a compiler at run time."""
+    """Imports DeepSpeed quietly; without a GPU, disables its C++ communication op, which needs a compiler to run."""
     settle_accelerator()
     import deepspeed
     from deepspeed.utils import logger
@@ -135,27 +135,27 @@ def import_deepspeed() -> Any:
 
 
 def deepspeed_config(max_grad_norm: float, precision: Precision, context: TrainContext) -> dict[str, Any]:
-    """DeepSpeed's own settings; weights stay in fp32 and bf16 is autocast, as in the other engines."""
+    """DeepSpeed's settings; weights stay in fp32 and bf16 means autocast, as in the other engines."""
     zero: dict[str, Any] = {
         "stage": context.placement.zero_stage,
-        # 5e8 by default: a buffer for bf16 and one for fp32 gradients, 2.8 GiB that are held all the time
+        # the default of 5e8 keeps a buffer for bf16 and one for fp32 gradients all the time: 2.8 GiB
         "reduce_bucket_size": REDUCE_ELEMENTS,
     }
     if context.placement.zero_stage == 3:
-        # 1e9 by default, 3.7 GiB in fp32: about three of the 13B network's double-stream blocks; to fetch a block again
-        # for its backward pass takes little beside attention over 67,000 tokens
+        # the default of 1e9 is 3.7 GiB in fp32, about three of the 13B network's double-stream blocks; fetching a block
+        # again for its backward pass takes little time compared with attention over 67,000 tokens
         zero["stage3_max_live_parameters"] = zero["stage3_max_reuse_distance"] = LIVE_ELEMENTS
-        # kept whole, a small parameter would be exported as it is, not as the average that was put into its shard
+        # a small parameter kept whole would be exported as it is, not as the average that was put into its shard
         zero["stage3_param_persistence_threshold"] = 0
     if context.placement.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
     return {
-        "train_micro_batch_size_per_gpu": 1,  # required; batches are the objective's business
+        "train_micro_batch_size_per_gpu": 1,  # required; the objectives make the batches
         "gradient_accumulation_steps": 1,
         "gradient_clipping": max_grad_norm,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,  # torch's AdamW also on offloaded states: nothing to compile
+        "zero_force_ds_cpu_optimizer": False,  # torch's AdamW also updates offloaded states, and needs no compiler
         "torch_autocast": {"enabled": precision == "bf16", "dtype": "bfloat16"},
         "steps_per_print": 1_000_000_000,
     }

@@ -1,8 +1,8 @@
 """DMD2 step distillation with real and fake score (paper, section 3.1; Yin et al. 2024).
 
-The generator's clean estimates are pushed along the difference of two clean estimates: the real score's (by default
-the frozen teacher, shifted a little towards the fake score) and the fake score's (the teacher with a trained low-rank
-branch). `docs/distillation.md` says when to use which option.
+The generator's clean estimates are pushed along the difference between two clean estimates: the real score's (by
+default the frozen teacher, shifted a little towards the fake score) and the fake score's (the teacher with a trained
+low-rank branch). `docs/distillation.md` says when to use which option.
 """
 
 from __future__ import annotations
@@ -41,16 +41,18 @@ from magic141.training.objective import TrainContext
 from magic141.training.single import make_sampler
 
 MIN_NORMALISER = 1e-4
-_NO_RANK = 4095  # random numbers that must be the same on all ranks
+_NO_RANK = 4095  # used in place of the rank where all ranks must draw the same numbers
 
 
 def dmd2_gradient(x: Tensor, x0_real: Tensor, x0_fake: Tensor) -> Tensor:
-    """`g = (x0_fake - x0_real) / mean|x - x0_real|`, the mean per sample, with a floor; NaN counts as zero.
+    """`g = (x0_fake - x0_real) / mean|x - x0_real|`, [B, ...].
+
+    The mean is per sample and has a floor; elements of g that are not finite become zero.
 
     Args:
-        x: the generator's clean estimate [B, ...].
-        x0_real: the real score's clean estimate of the noised x.
-        x0_fake: the fake score's.
+        x: the generator's clean estimate, [B, ...].
+        x0_real: the real score's clean estimate of the noised x, [B, ...].
+        x0_fake: the fake score's clean estimate of the noised x, [B, ...].
     """
     normaliser = (x - x0_real).abs().flatten(1).mean(1).clamp_min(MIN_NORMALISER)
     gradient = (x0_fake - x0_real) / expand(normaliser, x)
@@ -58,13 +60,22 @@ def dmd2_gradient(x: Tensor, x0_real: Tensor, x0_fake: Tensor) -> Tensor:
 
 
 def dmd2_loss(x: Tensor, gradient: Tensor) -> Tensor:
-    """`0.5*||x - stopgrad(x - g)||^2`, whose derivative with respect to x is g over the number of elements."""
+    """`0.5*mean((x - stopgrad(x - g))^2)`, whose derivative by x is g / number of elements; x, gradient: [B, ...]."""
     return 0.5 * mse_loss(x, (x - gradient).detach())
 
 
 @dataclass(frozen=True)
 class Dmd2Spec:
-    """What a worker needs: `student` is the CFG-distilled model. Of a T2V teacher a T2V student is made."""
+    """What a worker needs to build the objective.
+
+    Attributes:
+        config: the stage's settings.
+        model: the transformer's settings.
+        data: the data artifact.
+        teacher: diffusers folder of the undistilled network; a T2V teacher gives a T2V student.
+        student: diffusers folder of the CFG-distilled network from which the student starts, unless `config.start` is
+            "teacher".
+    """
 
     config: Dmd2Config
     model: TransformerConfig
@@ -79,14 +90,14 @@ class Dmd2Spec:
 
 @dataclass(frozen=True)
 class Drawn:
-    """At which step of the chain an update's clips leave, and whether continued ones go on from the student's own."""
+    """An update's exit step, and whether its continued clips continue frames that the student has generated."""
 
     exit_step: int
     own_frames: bool
 
 
 class Dmd2:
-    """One step: several updates of the fake score on generated clips, then one update of the generator."""
+    """The DMD2 objective; a step is several fake-score updates on generated clips, then one generator update."""
 
     def __init__(self, spec: Dmd2Spec, context: TrainContext) -> None:
         config = self.config = spec.config
@@ -95,7 +106,7 @@ class Dmd2:
         self.maker = BatchMaker.open(spec.data, spec.model.window_frames, with_image, config.continued_fraction)
         self.sampler = make_sampler(self.maker, config, context)
         generator = build_generator(config, spec.teacher, spec.student, context.seed)
-        # its engine first: only then may the host drop these weights, before the scores' are loaded beside them
+        # Build this engine before loading the scores: only then can the host copy of these weights be freed.
         self.generator = make_engine(generator, config.optimizer, config.num_steps, config.precision, context)
         self.chain = BackwardSimulation(config, self.generator)
         self.scores = build_scores(config, spec.teacher, spec.student, context.seed)
@@ -113,9 +124,9 @@ class Dmd2:
         return {"generator": self.generator, "fake": self.fake}
 
     def step(self, step: int) -> dict[str, Tensor | float]:
-        """Fake updates, then one generator update.
+        """Several fake-score updates, then one generator update.
 
-        The chain's exit step is taken twice: without a graph for the fake score, and once more for the gradient.
+        The generator is evaluated twice at the exit step: without a graph for the scores, and again for its gradient.
         """
         rng = step_generator(self.context.seed, step, self.context.rank)
         batch = self.maker.make(self.sampler.indices(step), rng).to(self.context.device)
@@ -145,16 +156,16 @@ class Dmd2:
         }
 
     def draw(self, step: int) -> Drawn:
-        """What is random about an update and the same on all ranks."""
+        """Draws what is random about an update but the same on all ranks."""
         rng = step_generator(self.context.seed, step, _NO_RANK)
         exit_step = draw_exit_step(self.config.exit_shares, rng)
         return Drawn(exit_step, bool(torch.rand((), generator=rng) < self.config.own_frames_fraction))
 
     def update_fake(self, num_updates: int, rng: torch.Generator) -> dict[str, Tensor]:
-        """Flow matching of the fake score on replayed generator batches.
+        """Trains the fake score by flow matching on replayed generator batches.
 
         Returns:
-            The losses of the last update, and the largest gradient norm of all: inf or NaN if one was left out.
+            The losses of the last update, and the largest gradient norm of all: inf or NaN if one was skipped.
         """
         values: dict[str, Tensor] = {}
         norms = []
@@ -177,7 +188,7 @@ class Dmd2:
 
     @torch.no_grad()
     def distribution_matching_gradient(self, x: Tensor, batch: Batch, w: Guidance, rng: torch.Generator) -> Tensor:
-        """The DMD2 gradient at the detached clean estimate x [B, C, T, h, w], at random score times."""
+        """The DMD2 gradient at the detached clean estimate x, at random score times; both [B, C, T, h, w]."""
         sigma = self.score_times(x, rng)
         z_t = interpolate(x, randn_like(x, rng), sigma)
         with self.fake.autocast():
@@ -186,7 +197,7 @@ class Dmd2:
         return dmd2_gradient(x, x0_from_velocity(z_t, real, sigma), x0_from_velocity(z_t, fake, sigma))
 
     def other_losses(self, x: Tensor, batch: Batch, w: Guidance, rng: torch.Generator) -> dict[str, Tensor]:
-        """The adversarial and the regression term, weighted, when they are switched on."""
+        """The weighted adversarial and regression losses, if switched on."""
         losses = {}
         if self.config.adversarial_weight > 0:
             losses["adversarial_loss"] = self.config.adversarial_weight * self.adversarial_loss(x, batch, w, rng)
@@ -195,12 +206,12 @@ class Dmd2:
         return losses
 
     def discriminator_loss(self, kept: Generated, rng: torch.Generator) -> Tensor:
-        """How well the head tells the real clips of a batch from the generated ones."""
+        """The head's loss in telling the real clips of a batch from the generated ones."""
         logits = [self.logits(self.fake, x, kept.batch, kept.w, rng) for x in (kept.batch.x0, kept.x0)]
         return discriminator_loss(*logits)
 
     def adversarial_loss(self, x: Tensor, batch: Batch, w: Guidance, rng: torch.Generator) -> Tensor:
-        """The generator's loss, with its gradient with respect to x alone: none reaches the fake score's weights."""
+        """The generator's adversarial loss; its gradient reaches x alone, not the fake score's weights."""
         leaf = x.detach().requires_grad_()
         with self.fake.autocast():
             loss = generator_loss(self.logits(self.scores, leaf, batch, w, rng))
@@ -208,20 +219,20 @@ class Dmd2:
         return loss.detach() + ((x - leaf.detach()) * gradient).sum()
 
     def logits(self, network: Any, x: Tensor, batch: Batch, w: Guidance, rng: torch.Generator) -> Tensor:
-        """The head's logits of clean latents x, noised first or as they are, [B, tokens]."""
+        """The head's logits [B, tokens] for clean latents x [B, C, T, h, w], noised first if so configured."""
         noised = self.config.adversarial_input == "noised"
         sigma = self.score_times(x, rng) if noised else torch.zeros(len(x), device=x.device)
         self.guided.fake(network, interpolate(x, randn_like(x, rng), sigma), sigma, batch, w)
         return self.scores.logits()
 
     def score_times(self, x: Tensor, rng: torch.Generator) -> Tensor:
-        """Times of the scores, shape [B]."""
+        """Random times [B] at which the scores are evaluated."""
         config = self.config
         low, high = config.min_score_time, config.max_score_time
         return sample_sigma(len(x), config.score_shift, rng, low, high).to(x.device)
 
     def validate(self) -> dict[str, float]:
-        """The averaged student's clips beside the many-step model's."""
+        """Metrics of the averaged student's clips, compared with the many-step model's."""
         with self.ema.applied():
             return self.validation.figures()
 
@@ -231,11 +242,11 @@ class Dmd2:
 
     @property
     def replicated(self) -> tuple[str, ...]:
-        """The averages, unless they are split like the generator; replayed batches differ by worker."""
+        """EMA and watch, unless ZeRO-3 splits their weights over the workers; replayed batches always differ."""
         return () if self.generator.sharded else ("ema", "watch")
 
     def state_dict(self) -> dict[str, Any]:
-        """The averages, the watch and the replayed batches; the engines save the rest."""
+        """The EMA, the watch and the replayed batches; the engines save the rest."""
         return {"ema": self.ema.state_dict(), "watch": self.watch.state_dict(), "replay": list(self.replay)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -245,7 +256,7 @@ class Dmd2:
         self.replay.extend(state["replay"])
 
     def export(self, folder: Path) -> None:
-        """Writes the averaged student as a diffusers folder `transformer`, and what the watch saw."""
+        """Writes the averaged student as a diffusers folder `transformer`, and the watch's record."""
         if self.config.keep == "best" and self.watch.best is not None:
             self.ema.load_state_dict(self.watch.best)
         state = self.ema.full_state_dict(self.generator)

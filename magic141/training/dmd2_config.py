@@ -1,4 +1,4 @@
-"""How a student of few steps is made, and when that counts as failed."""
+"""Configs of DMD2 step distillation and of its collapse watch."""
 
 from __future__ import annotations
 
@@ -12,55 +12,57 @@ from magic141.training.config import OptimizerConfig, TrainConfig
 
 
 class CollapseConfig(FrozenConfig):
-    """When a distillation counts as collapsed: its clips beside the many-step model's, from the same noise."""
+    """When a distillation counts as collapsed: bounds on its clips compared with the many-step model's."""
 
-    stop: bool = placement(True, description="stop a collapsed run, and take none; false only records it")
-    patience: int = Field(2, ge=1, description="validations in a row with a symptom that make a collapse")
-    num_clips: int = Field(64, ge=1, description="validation clips, over all workers")
-    num_seeds: int = Field(2, ge=1, description="seeds per clip; what they differ in is watched")
-    reference_steps: int = Field(16, ge=1, description="Euler steps of the many-step model, once per run")
-    num_shown: int = placement(4, ge=0, description="clips shown as student, real score's and fake score's estimate")
-    min_variance_ratio: float = Field(0.5, ge=0, description="of the student's clips to the many-step model's")
-    max_variance_ratio: float = Field(2.0, gt=0, description="the same")
-    min_motion_ratio: float = Field(0.4, ge=0, description="mean square of frame differences, the same")
-    min_diversity_ratio: float = Field(0.2, ge=0, description="mean square of differences between seeds, the same")
-    min_mode_coverage: float = Field(
-        0.1, ge=0, le=1, description="share of the many-step model's clips with a student's nearer than another seed"
+    stop: bool = placement(
+        True, description="stop a run that collapses, and refuse to reuse a collapsed student; false only records it"
     )
-    max_mean_drift: float = Field(1.0, gt=0, description="shift of the channels' means in standard deviations, rms")
-    max_saturation: float = Field(0.1, ge=0, le=1, description="share of values beyond 4 standard deviations")
-    max_fake_loss_growth: float = Field(4.0, gt=1, description="fake loss, relative to that at the first validation")
-    max_gradient_growth: float = Field(4.0, gt=1, description="mean square of the DMD2 gradient, the same")
-    max_frechet_ratio: float = Field(10.0, gt=1, description="Fréchet distance, relative to the many-step model's")
-    max_frechet_growth: float = Field(2.0, gt=1, description="Fréchet distance, relative to the smallest before")
+    patience: int = Field(2, ge=1, description="validations in a row with a symptom that count as collapse")
+    num_clips: int = Field(64, ge=1, description="validation clips, over all workers")
+    num_seeds: int = Field(2, ge=1, description="seeds per clip; diversity is measured between them")
+    reference_steps: int = Field(16, ge=1, description="Euler steps of the many-step model")
+    num_shown: int = placement(4, ge=0, description="clips in the picture of student, real and fake score")
+    min_variance_ratio: float = Field(0.5, ge=0, description="variance relative to the many-step model's: lower bound")
+    max_variance_ratio: float = Field(2.0, gt=0, description="variance relative to the many-step model's: upper bound")
+    min_motion_ratio: float = Field(0.4, ge=0, description="mean square of frame differences, likewise relative")
+    min_diversity_ratio: float = Field(0.2, ge=0, description="mean square of seed differences, likewise relative")
+    min_mode_coverage: float = Field(
+        0.1, ge=0, le=1, description="share of the many-step model's clips nearer to a student's than to another seed"
+    )
+    max_mean_drift: float = Field(1.0, gt=0, description="rms shift of the channels' means, in standard deviations")
+    max_saturation: float = Field(0.1, ge=0, le=1, description="excess share of values beyond 4 standard deviations")
+    max_fake_loss_growth: float = Field(4.0, gt=1, description="fake loss relative to that at the first validation")
+    max_gradient_growth: float = Field(4.0, gt=1, description="mean square of the DMD2 gradient, likewise")
+    max_frechet_ratio: float = Field(10.0, gt=1, description="Fréchet distance relative to the many-step model's")
+    max_frechet_growth: float = Field(2.0, gt=1, description="Fréchet distance relative to the smallest so far")
 
 
 class Dmd2Config(TrainConfig):
-    """DMD2 step distillation; by default with a LoRA fake score on the shared frozen base."""
+    """DMD2 step distillation (paper, section 3.1); by default with a LoRA fake score on the shared frozen base."""
 
     num_steps: int = Field(300, ge=1, description="generator updates")
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4)
     fake_optimizer: OptimizerConfig = OptimizerConfig(
         kind="adamw", learning_rate=2e-3, betas=(0.0, 0.95), warmup_steps=0, constant_fraction=0.5
     )
-    ema_decay: float = Field(0.99, ge=0, lt=1, description="exponential average of the generator")
-    validate_every_steps: int = Field(50, ge=1, description="steps between two looks of the collapse watch")
+    ema_decay: float = Field(0.99, ge=0, lt=1, description="decay of the generator's exponential average")
+    validate_every_steps: int = Field(50, ge=1, description="steps between two validations, for the collapse watch")
     collapse: CollapseConfig = CollapseConfig()
     keep: Literal["best", "last"] = Field(
-        "best", description="what is exported: the best validated average, or the last"
+        "best", description="which average of the weights is exported: the best at a validation, or the last"
     )
     start: Literal["cfg_distilled", "teacher"] = Field(
         "cfg_distilled",
-        description="the generator's start; from the teacher, guidance and steps are distilled together: raise "
+        description="initial generator; from the teacher, guidance and steps are distilled together: raise "
         "real_guidance_scale",
     )
     generator_lora_rank: int = Field(0, ge=0, description="rank of the generator's adapter; 0 trains all its weights")
     num_inference_steps: int = Field(4, ge=1, le=64, description="steps of the student")
     shift: float = Field(5.0, gt=0, description="shift of the student's grid; 5: 1000, 937.5, 833.3, 625 in 4 steps")
     score_shift: float = Field(
-        3.0, gt=0, description="shift of the score times; high ones do not see fine noise, low ones not the modes"
+        3.0, gt=0, description="shift of the score times; too high, they miss fine grain, too low, the modes"
     )
-    sampler: Sampler = Field("renoise", description="the student's chain, in training and after")
+    sampler: Sampler = Field("renoise", description="the student's sampler, in training and after")
     generator_input: Literal["backward_simulation", "noised_real"] = Field(
         "backward_simulation", description="what the generator sees: its own earlier steps, or noised real latents"
     )
@@ -68,16 +70,17 @@ class Dmd2Config(TrainConfig):
         0.6,
         ge=0,
         le=1,
-        description="share of the updates that train the last step of the chain, the rest the others alike",
+        description="share of updates that train the chain's last step; the other steps share the rest equally",
     )
     first_exit_fraction: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="share of the updates that train its first step, all that one step uses; none: as the others",
+        description="share of updates that train the chain's first step, the only one a one-step student uses; null: "
+        "an equal part of what final_exit_fraction leaves",
     )
     exit_embedding: bool = Field(
-        False, description="tells the fake score at which step of the chain a clip left: better clips of few steps"
+        False, description="tell the fake score at which step a clip left the chain: better clips with few steps"
     )
     fake_score: Literal["lora", "full"] = Field("lora", description="an adapter on the shared base, or a whole copy")
     lora_rank: int = Field(64, ge=1, description="rank of the fake score's adapter")
@@ -85,44 +88,43 @@ class Dmd2Config(TrainConfig):
     a_strong: float = Field(1.0, gt=0, description="strength of the adapter in the fake score")
     real_score: Literal["teacher", "cfg_distilled"] = Field(
         "teacher",
-        description="what judges, and the base of the fake score: the undistilled model, or the CFG-distilled one",
+        description="network of the real score and base of the fake: the undistilled or the CFG-distilled model",
     )
     real_guidance_scale: float = Field(
-        1.0, ge=0, description="w of the real score; 1 is none, other values cost the teacher a second evaluation"
+        1.0, ge=0, description="w of the real score; 1: no guidance; others cost the teacher a second evaluation"
     )
-    student_guidance_scale: float = Field(1.2, ge=0, description="w that the student gets, in training and after")
+    student_guidance_scale: float = Field(1.2, ge=0, description="w given to the student, in training and after")
     student_guidance_range: tuple[float, float] | None = Field(
-        None, description="w drawn per clip and given to student and real score alike; none: the two fixed values"
+        None, description="w is drawn per clip from it, for student and real score alike; null: the fixed values"
     )
-    adversarial_weight: float = Field(0.0, ge=0, description="weight of the adversarial term; 0 leaves it out")
+    adversarial_weight: float = Field(0.0, ge=0, description="weight of the adversarial loss; 0 leaves it out")
     adversarial_input: Literal["noised", "clean"] = Field("noised", description="what the discriminator sees")
-    discriminator_weight: float = Field(0.1, ge=0, description="weight of its loss beside the fake score's")
+    discriminator_weight: float = Field(0.1, ge=0, description="weight of the discriminator's loss")
     regression_weight: float = Field(
-        0.0, ge=0, description="pull towards the real clip behind each sample (generator_input noised_real)"
+        0.0, ge=0, description="weight of the loss to each sample's real clip (generator_input noised_real)"
     )
-    min_score_time: float = Field(0.02, ge=0, lt=1, description="lower end of x before the shift")
-    max_score_time: float = Field(0.98, gt=0, le=1, description="upper end of x before the shift")
+    min_score_time: float = Field(0.02, ge=0, lt=1, description="smallest score time before the shift")
+    max_score_time: float = Field(0.98, gt=0, le=1, description="largest score time before the shift")
     fake_updates_per_step: int = Field(5, ge=1, description="fake-score updates per generator update")
     fake_warmup_updates: int = Field(20, ge=0, description="fake-score updates before the first generator update")
-    replay_batches: int = Field(4, ge=1, description="generator batches kept for the fake updates")
+    replay_batches: int = Field(4, ge=1, description="latest generator batches kept for fake updates")
     continued_fraction: float = Field(0.25, ge=0, le=1, description="as in pretrain_i2v")
     own_frames_fraction: float = Field(
-        0.0, ge=0, le=1, description="share of the updates whose continued clips go on from the student's own frames"
+        0.0, ge=0, le=1, description="share of updates whose continued clips continue the student's own frames"
     )
 
     @property
     def is_guided(self) -> bool:
-        """Whether the real score judges with guidance."""
+        """Whether the real score uses guidance."""
         return self.student_guidance_range is not None or self.real_guidance_scale != 1
 
     @property
     def exit_shares(self) -> tuple[float, ...]:
-        """Share of the updates that train each step of the chain, [num_inference_steps], together 1.
+        """Share of the updates that train each step of the chain: num_inference_steps numbers that sum to 1.
 
-        A fake score that is not told the exit knows one distribution, that of clips from all exits together. Those
-        that leave early are blurred; if all exits are as frequent, the last ones learn to be as much too contrasty.
-        The first step is also the whole chain of a student that is used at one step. Of two steps, the first has what
-        the last leaves.
+        Clips that leave early are blurred. A fake score that cannot tell the exits apart models their mixture, and so
+        pushes late clips towards too much contrast: the more, the more often clips leave early. The first step is also
+        the whole chain of a student used with one step. Of two steps, the first gets what the last leaves.
         """
         num, first, last = self.num_inference_steps, self.first_exit_fraction, self.final_exit_fraction
         if num == 1:

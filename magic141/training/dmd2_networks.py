@@ -1,4 +1,4 @@
-"""The networks of a step distillation, and how guidance reaches them."""
+"""Builds the networks of DMD2 step distillation and applies guidance to them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def takes_image(folder: Path) -> bool:
 
 
 def build_generator(config: Dmd2Config, teacher: Path, student: Path, seed: int) -> HunyuanVideoTransformer3DModel:
-    """The few-step student with w as an input, all of it trained or only a low-rank branch."""
+    """The few-step student, with w as an input; all of it is trained, or only a low-rank branch."""
     generator = add_guidance_embedding(load_transformer(teacher if config.start == "teacher" else student))
     if config.generator_lora_rank > 0:
         add_lora(generator, config.generator_lora_rank, GENERATOR, seed)
@@ -36,12 +36,12 @@ def build_generator(config: Dmd2Config, teacher: Path, student: Path, seed: int)
 
 
 def export_generator(network: Any, state: dict[str, Tensor], folder: Path) -> None:
-    """Saves a plain diffusers transformer, the low-rank branch merged into the weights."""
+    """Saves a plain diffusers transformer, with the low-rank branch merged into the weights."""
     save_network(network, merge_lora(state, GENERATOR), folder)
 
 
 def build_scores(config: Dmd2Config, teacher: Path, student: Path, seed: int) -> Scores:
-    """Real and fake score on the model that judges, told the exit or with a discriminator's head if so configured."""
+    """Real and fake score on the configured base, with an exit embedding and a discriminator head if configured."""
     base = load_transformer(teacher if config.real_score == "teacher" else student)
     scores: Scores
     if config.fake_score == "full":
@@ -57,7 +57,12 @@ def build_scores(config: Dmd2Config, teacher: Path, student: Path, seed: int) ->
 
 @dataclass(frozen=True)
 class Guidance:
-    """The guidance scales of a batch, [B] each: the student's input, and what the real score judges by."""
+    """The guidance scales of a batch.
+
+    Attributes:
+        student: w that the student gets as an input, [B].
+        real: w of the real score, [B].
+    """
 
     student: Tensor
     real: Tensor
@@ -73,7 +78,7 @@ class Guidance:
 
     @classmethod
     def fixed(cls, config: Dmd2Config, num: int) -> Guidance:
-        """What the student is validated and sampled with."""
+        """The scales that the student is validated with."""
         real = config.student_guidance_scale if config.student_guidance_range else config.real_guidance_scale
         return cls(torch.full((num,), config.student_guidance_scale), torch.full((num,), real))
 
@@ -82,18 +87,18 @@ class Guidance:
         return Guidance(self.student.to(device), self.real.to(device))
 
     def part(self, rows: slice | Tensor) -> Guidance:
-        """Some of the samples."""
+        """The samples `rows` of the batch."""
         return Guidance(self.student[rows], self.real[rows])
 
 
 @dataclass(frozen=True)
 class GuidedScores:
-    """The scores at a guidance scale: a CFG-distilled base has w as an input, the teacher is guided explicitly.
+    """The scores with guidance: a CFG-distilled base takes w as an input, the teacher is guided by two evaluations.
 
     Attributes:
-        scores: real and fake.
-        kind: what their base is.
-        guided: whether a teacher is evaluated twice: the same on all workers, whatever w each of them has drawn.
+        scores: real and fake score.
+        kind: which network is their base.
+        guided: whether the teacher is evaluated twice; the same on all workers, whatever w each has drawn.
     """
 
     scores: Scores
@@ -101,15 +106,15 @@ class GuidedScores:
     guided: bool
 
     def real(self, z_t: Tensor, sigma: Tensor, batch: Batch, w: Guidance) -> Tensor:
-        """The real score's velocity, without a gradient."""
+        """The real score's velocity [B, C, T, h, w], without a gradient; z_t is as large, sigma [B]."""
         return self._guided(self.scores.real, z_t, sigma, batch, w)
 
     def base(self, z_t: Tensor, sigma: Tensor, batch: Batch, w: Guidance) -> Tensor:
-        """The untouched model's velocity: what the student's clips are compared with."""
+        """The base's velocity, without an adapter: that of the many-step model that the student is compared with."""
         return self._guided(self.scores.base, z_t, sigma, batch, w)
 
     def fake(self, network: Any, z_t: Tensor, sigma: Tensor, batch: Batch, w: Guidance) -> Tensor:
-        """The fake score's velocity; `network` is the scores or the engine around them."""
+        """The fake score's velocity; `network` is the scores or the engine that wraps them."""
         return velocity(network, z_t, sigma, batch.cond, batch.prefix, w.real if self.kind == "cfg_distilled" else None)
 
     def _guided(self, score: Callable[..., Tensor], z_t: Tensor, sigma: Tensor, batch: Batch, w: Guidance) -> Tensor:

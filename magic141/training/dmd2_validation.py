@@ -1,4 +1,4 @@
-"""What a distillation shows of itself: figures of the student's clips, and pictures of student, real and fake."""
+"""Validation of a step distillation: metrics of the student's clips, and pictures beside real and fake score."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from magic141.training.engine import Engine
 from magic141.training.objective import TrainContext, sum_over_workers
 from magic141.training.progress import write_image
 
-SHOWN_SIGMA = 0.7  # time of the noised clips that the scores are shown at: the modes are open, the shapes are not
+SHOWN_SIGMA = 0.7  # time at which the pictures show the scores: the modes are still undecided, the shapes are not
 SHEET = "student_real_fake"
 
 
 class Dmd2Validation:
-    """This worker's share of the validation clips, from the same noise every time."""
+    """Validates the student on this worker's share of the validation clips, with the same noise every time."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Dmd2Validation:
     ) -> None:
         self.scores, self.generator, self.config, self.data, self.context = scores, generator, config, data, context
         self._maker = replace(maker, dataset=ClipDataset.open(data, "validation"), continued_fraction=0.0)
-        self._reference: Tensor | None = None  # of the many-step model, [S, N, C, T, h, w]
+        self._reference: Tensor | None = None  # the many-step model's latents, [S, N, C, T, h, w]
         self._reference_frechet = 1.0
         real, num_frames = self._maker.dataset.latents, maker.num_latent_frames
         self._space = TubeSpace.fit(real, real.shape[1], num_frames)
@@ -55,7 +55,7 @@ class Dmd2Validation:
 
     @torch.no_grad()
     def figures(self) -> dict[str, float]:
-        """The student as the generator's weights are now, beside the many-step model and real clips."""
+        """Metrics of the student with the generator's current weights, against the many-step model and real clips."""
         batch = self._batch()
         w = Guidance.fixed(self.config, len(batch.x0)).to(self.context.device)
         if self._reference is None:
@@ -68,22 +68,22 @@ class Dmd2Validation:
         return distances | compare(student, self._reference)
 
     def _frechet(self, student: Tensor) -> float:
-        """Distance of all workers' clips together to all real validation clips: a few clips alone say little.
+        """Fréchet distance of all workers' clips together to all real validation clips: one worker's are too few.
 
-        Infinite where a clip has a value that is not finite.
+        Infinite if any clip contains a value that is not finite.
         """
         made = self._moments(student.flatten(0, 1))
         return frechet_between(made, self._real_moments) if np.isfinite(made).all() else float("inf")
 
     def _moments(self, clips: Iterable[Tensor]) -> NDArray[np.float64]:
-        """Of all workers' clips, clip by clip: the tubes of a real clip alone fill hundreds of megabytes."""
+        """Moments of all workers' clips, clip by clip: a single real clip's tubes fill hundreds of megabytes."""
         size = 1 + self._space.basis.shape[1]
         parts = (moments(self._space.project(clip[None].float())) for clip in clips)
         own = torch.from_numpy(sum(parts, np.zeros((size, size))))
         return np.asarray(sum_over_workers(own, self.context))
 
     def _batch(self) -> Batch:
-        """As many clips on every worker, different ones as far as there are enough."""
+        """This worker's batch: as many clips on every worker, different ones as far as there are enough."""
         config, context = self.config.collapse, self.context
         num = max(1, config.num_clips // context.world_size)
         order = torch.tensor(self._maker.dataset.in_turns(range(len(self._maker.dataset))))
@@ -91,7 +91,7 @@ class Dmd2Validation:
         return self._maker.make(rows, self._rng(0)).to(context.device)
 
     def _sample_student(self, batch: Batch, w: Guidance) -> Tensor:
-        """The student's own chain."""
+        """The student's clips, from its own chain."""
 
         def predict(x_t: Tensor, sigma: Tensor, batch: Batch, w: Guidance) -> Tensor:
             return velocity(self.generator.module, x_t, sigma, batch.cond, batch.prefix, w.student)
@@ -101,14 +101,14 @@ class Dmd2Validation:
         )
 
     def _sample_reference(self, batch: Batch, w: Guidance) -> Tensor:
-        """Many Euler steps of the untouched model that the real score is."""
+        """The many-step model's clips: many Euler steps of the base, without an adapter."""
         predict = self._in_parts(self.scores.base, batch, w)
         return self._sample(predict, batch, self.config.collapse.reference_steps, "euler")
 
     def _in_parts(self, evaluate: Callable[..., Tensor], batch: Batch, w: Guidance) -> PredictVelocity:
-        """A network on the whole batch, no more clips at once than in training: more may not fit.
+        """Evaluates a network on the batch in parts, no more clips at once than in training: more may not fit.
 
-        The noise is drawn around it, for the whole batch: it does not depend on the size of the parts.
+        Callers draw the noise for the whole batch, so that it does not depend on the size of the parts.
         """
         size = self.config.batch_size // self.context.world_size
         parts = [slice(start, start + size) for start in range(0, len(batch.x0), size)]
@@ -120,7 +120,7 @@ class Dmd2Validation:
         return predict
 
     def _sample(self, predict: PredictVelocity, batch: Batch, num_steps: int, sampler: Sampler) -> Tensor:
-        """All seeds, [S, N, C, T, h, w]."""
+        """The batch's clips from all seeds, [S, N, C, T, h, w]."""
         sigmas, clips = sigma_grid(num_steps, self.config.shift), []
         for seed in range(self.config.collapse.num_seeds):
             rng = self._rng(1 + seed)
@@ -128,7 +128,7 @@ class Dmd2Validation:
         return torch.stack(clips)
 
     def _show(self, student: Tensor, batch: Batch, w: Guidance) -> None:
-        """Writes a sheet: for each clip the student's, and what real and fake score make of it when it is noised."""
+        """Writes a picture: each of the student's clips, and real and fake score's estimates from it when noised."""
         num = self.config.collapse.num_shown
         if num == 0:
             return
@@ -146,7 +146,7 @@ class Dmd2Validation:
     def _decode(self, latents: Tensor) -> NDArray[np.uint8]:
         codec = load_codec(self.data / "codec")
         codec.to(self.context.device)
-        clips = [codec.decode_video(clip).cpu() for clip in latents.split(1)]  # as many as memory surely takes
+        clips = [codec.decode_video(clip).cpu() for clip in latents.split(1)]  # one at a time, to be sure that they fit
         return contact_sheet(torch.cat(clips).numpy())
 
     def _rng(self, stream: int) -> torch.Generator:

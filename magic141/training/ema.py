@@ -1,4 +1,4 @@
-"""Exponential moving average of the trained weights: what is validated and exported."""
+"""Exponential moving average of the trained weights, which is what is validated and exported."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from magic141.training.engine import Engine
 class Ema:
     """Average of a network's trainable parameters in fp32, unbiased from the first update on.
 
-    After n updates the average is sum_k d^(n-k) p_k / sum_k d^(n-k), so that the untrained start weighs nothing and a
-    short run is not held back by a long horizon. Build it after the engine: under ZeRO-3 a worker averages its shard.
+    After n updates the average is sum_k d^(n-k) p_k / sum_k d^(n-k): the untrained start has no weight, so that a long
+    horizon does not hold back a short run. Build it after the engine: under ZeRO-3 a worker averages only its shard.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
@@ -27,25 +27,25 @@ class Ema:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the parameters as they are now."""
+        """Add the current parameters to the average."""
         self.num_updates += 1
         weight = (1 - self.decay) / (1 - self.decay**self.num_updates)
         current = [_local(p).detach().float() for p in self._tracked.values()]
         torch._foreach_lerp_(list(self._shadow.values()), current, weight)
 
     def state_dict(self) -> dict[str, Any]:
-        """The average and its count."""
+        """The average and the number of updates in it."""
         return {"num_updates": self.num_updates, "shadow": self._shadow}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put `state_dict`'s values back."""
+        """The inverse of `state_dict`."""
         self.num_updates = state["num_updates"]
         for name, value in self._shadow.items():
             value.copy_(state["shadow"][name])
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside, the network's parameters are the average (for validation); afterwards what they were, exactly."""
+        """Inside, the network's parameters are the average (for validation); afterwards exactly what they were."""
         kept = {name: _local(p).detach().clone() for name, p in self._tracked.items()}
         self._put(self._shadow)
         try:
@@ -54,7 +54,7 @@ class Ema:
             self._put(kept)
 
     def full_state_dict(self, engine: Engine) -> dict[str, Tensor]:
-        """The whole network's weights with the averaged ones in place: complete on rank 0 (collective under ZeRO-3)."""
+        """All the network's weights, the trained ones averaged; complete on rank 0 (collective under ZeRO-3)."""
         if engine.sharded:
             with self.applied():
                 return engine.full_state_dict()
@@ -70,7 +70,7 @@ class Ema:
 
 
 def _refresh(parameters: list[Any]) -> None:
-    """ZeRO-3 keeps small parameters whole beside their shards: let the wholes follow the shards (collective)."""
+    """Updates the parameters that ZeRO-3 also keeps whole, which are small, from their shards (collective)."""
     whole = [p for p in parameters if hasattr(p, "ds_tensor") and p.ds_status.name == "AVAILABLE"]
     if whole:
         whole[0].partition(whole)

@@ -1,4 +1,4 @@
-"""One trained network with its optimizer: plain, data-parallel, or DeepSpeed, behind one interface."""
+"""A trained network with its optimizer behind one interface: plain, data-parallel or DeepSpeed."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ Precision = Literal["fp32", "bf16"]
 
 @runtime_checkable
 class Engine(Protocol):
-    """A network in training. Every method is called on all workers, in the same order."""
+    """A network in training. Every method must be called on all workers, in the same order."""
 
     @property
     def module(self) -> nn.Module:
-        """The raw network: for forwards without gradient, LoRA strengths, export."""
+        """The network itself: for forward passes without gradient, LoRA strengths, export."""
         ...
 
     @property
@@ -68,7 +68,7 @@ class Engine(Protocol):
 
 
 class PlainEngine:
-    """One process. All gradients are views into one flat buffer per dtype: norm, clip and zero are one call each."""
+    """Training in one process. Gradients are views into one flat buffer per dtype: one call each to clip or zero."""
 
     sharded = False
 
@@ -95,7 +95,7 @@ class PlainEngine:
         loss.backward()
 
     def step(self) -> float:
-        """Average, clip, update, zero; a gradient that is not finite updates nothing."""
+        """Average, clip, update, zero; a non-finite gradient updates nothing."""
         self._average()
         norm = torch.stack([flat.norm() for flat in self._gradients]).norm()
         if torch.isfinite(norm):
@@ -119,7 +119,7 @@ class PlainEngine:
         return {name: value.detach().clone() for name, value in self.module.state_dict().items()}
 
     def save(self, folder: Path) -> None:
-        """The trained weights only: frozen ones come from where the network was built from."""
+        """Writes the trained weights only: the frozen ones come from where the network was built from."""
         if self._context.rank != 0:
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -140,14 +140,14 @@ class PlainEngine:
         self.num_updates = state["num_updates"]
 
     def _average(self) -> None:
-        """Nothing to average in one process."""
+        """Does nothing: one process has nothing to average."""
 
 
 class DdpEngine(PlainEngine):
-    """Data parallel: rank 0's weights at the start, then one all-reduce of the flat gradients per step.
+    """Data-parallel training: starts from rank 0's weights, with one all-reduce of the flat gradients per step.
 
-    Not torch's DistributedDataParallel: a small network has too little backward pass to hide its hooks behind, and one
-    call after the backward pass needs no care for unused or frozen parameters or several forward passes per step.
+    Not torch's DistributedDataParallel: a small network's backward pass is too short to hide the cost of its hooks, and
+    a single call after the backward pass copes with unused and frozen parameters and several forward passes per step.
     """
 
     def __init__(
@@ -175,13 +175,13 @@ def make_engine(
 ) -> Engine:
     """Put `model` on the worker's device and wrap it in the engine of `context.placement`.
 
-    Only parameters with requires_grad enter the optimizer. A second engine in the process (DMD2's fake score) is fine.
+    Only parameters with requires_grad enter the optimizer. A process may hold several engines (DMD2's fake score).
 
     Args:
-        model: the network, the same on every worker or at least in shape (rank 0's weights are used).
+        model: the network; its weights may differ between workers, as rank 0's are used.
         optimizer_config: optimizer, schedule, clipping.
-        num_steps: optimizer steps that THIS engine will take in all: the length of its schedule.
-        precision: autocast type.
+        num_steps: all the optimizer steps that THIS engine will take: the length of its schedule.
+        precision: autocast dtype.
         context: the worker.
     """
     recompute = getattr(model, "enable_gradient_checkpointing", None)
@@ -201,7 +201,7 @@ def make_frozen(model: nn.Module, precision: Precision, context: TrainContext) -
 
     Args:
         model: the network, the same on every worker.
-        precision: autocast type.
+        precision: autocast dtype.
         context: the worker.
     """
     _place(model.eval().requires_grad_(False), precision, context)

@@ -1,4 +1,4 @@
-"""Flow-matching pretraining: T2V from scratch or a base, and I2V from T2V by the 2C+1 surgery (paper, section 3)."""
+"""Flow-matching pretraining: T2V from scratch or a base, I2V from T2V widened to 2C+1 channels (paper, section 3)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def flow_matching_loss(predict: PredictVelocity, x0: Tensor, noise: Tensor, sigm
     Args:
         predict: the network.
         x0: clean latents [B, ...].
-        noise: standard normal, as x0.
+        noise: standard normal, [B, ...].
         sigma: times in [0, 1], shape [B].
     """
     return mse_loss(predict(interpolate(x0, noise, sigma), sigma), velocity_target(x0, noise))
@@ -54,7 +54,7 @@ class FlowMatchingSpec:
 
 
 class FlowMatching(SingleNetworkObjective):
-    """One flow-matching step: window, condition dropout, noise, regression onto the velocity."""
+    """The flow-matching objective: regression onto the velocity of noised windows, with condition dropout."""
 
     def __init__(self, spec: FlowMatchingSpec, context: TrainContext) -> None:
         self.shift = spec.config.shift
@@ -70,7 +70,7 @@ class FlowMatching(SingleNetworkObjective):
         super().__init__(initial_network(spec), maker, spec.data, spec.config, context)
 
     def maker_at(self, step: int) -> BatchMaker:
-        """Far anchors come late: they take long to learn and would hold up everything else."""
+        """Without far anchors early on: they are slow to learn and would delay everything else."""
         return self.maker if step >= self.first_anchored else replace(self.maker, far_anchors=False)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
@@ -83,7 +83,7 @@ class FlowMatching(SingleNetworkObjective):
 
 
 def initial_network(spec: FlowMatchingSpec) -> HunyuanVideoTransformer3DModel:
-    """T2V: the configured base or a new network; I2V: the configured I2V base, or the T2V network after surgery."""
+    """T2V: the configured base or a new network; I2V: the configured I2V base, or the T2V network widened to I2V."""
     folder = spec.config.base or spec.t2v
     if folder is not None:
         base = load_base(folder, spec.config.base_guidance_scale)
@@ -93,6 +93,6 @@ def initial_network(spec: FlowMatchingSpec) -> HunyuanVideoTransformer3DModel:
 
 
 def load_base(folder: Path | str, guidance_scale: float) -> HunyuanVideoTransformer3DModel:
-    """A base without the input w: pretraining, and the teacher's guidance later on, know none."""
+    """Loads a base and folds away an input w, which neither pretraining nor guiding the teacher later on uses."""
     base = load_transformer(folder)
     return fold_guidance(base, guidance_scale) if base.config.guidance_embeds else base

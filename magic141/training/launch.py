@@ -48,18 +48,18 @@ class TrainResult:
 
 
 def launch(spec: ObjectiveSpec, config: TrainConfig, run_dir: Path, log: StageLog, seed: int) -> TrainResult:
-    """Train to the end, from the last checkpoint in `run_dir` if there is one; a complete `run_dir` returns at once.
+    """Train to the end, from the last checkpoint in `run_dir` if there is one; returns at once if it is complete.
 
     Args:
         spec: builds the objective on a worker.
         config: steps, optimizer, placement.
         run_dir: the run's own folder, the same for every attempt; on a shared disk if workers are on other machines.
-        log: gets the progress bar and the metrics.
+        log: receives the progress bar and the metrics.
         seed: the stage's seed.
 
     Raises:
         UserError: for mistakes in config or data, and for diverged training.
-        RuntimeError: when a worker failed more often than allowed, with the end of its traceback.
+        RuntimeError: if a worker failed more often than allowed; contains the end of its traceback.
     """
     run_dir = run_dir.resolve()
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ def _result(run_dir: Path, outcome: LoopResult) -> TrainResult:
 
 
 def _run_here(task: WorkerTask) -> LoopResult:
-    """One worker in this process; its threads and random state are put back afterwards."""
+    """Runs one worker in this process; restores the thread count and the random state afterwards."""
     placement = task.config.placement
     device = torch.device("cuda" if placement.gpus_per_worker > 0 else "cpu")
     context = TrainContext(0, 1, device, task.run_dir, task.seed, placement)
@@ -111,7 +111,7 @@ def _run_here(task: WorkerTask) -> LoopResult:
 
 @contextmanager
 def _process_group(placement: PlacementConfig) -> Iterator[None]:
-    """A process group of one, which DeepSpeed insists on; the other engines need none."""
+    """A process group of one process, which DeepSpeed requires; the other engines need none."""
     if placement.engine != "deepspeed" or dist.is_initialized():
         yield
         return

@@ -1,4 +1,4 @@
-"""The training loop of one worker: resume, step, log, validate, checkpoint, export. The same for every objective."""
+"""The training loop of a worker, the same for every objective: resume, step, log, validate, checkpoint, export."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ EXPORT = "export"
 
 @dataclass(frozen=True)
 class LoopResult:
-    """What a finished loop used.
+    """The resources that a finished loop used.
 
     Attributes:
         seconds: wall time, over all attempts that led to the result.
@@ -50,13 +50,13 @@ class LoopResult:
 def run_training(
     spec: ObjectiveSpec, config: TrainConfig, context: TrainContext, store: CheckpointStore, launch_id: str
 ) -> LoopResult:
-    """Train `spec` to config.num_steps on this worker and export; called on every worker."""
+    """Train `spec` for config.num_steps on this worker and export; called on every worker."""
     usage = _Usage()
     seed_everything(context.seed, context.rank)
     objective = spec.build(context)
     with store.latest() as folder:
         info = read_checkpoint(folder, objective, context) if folder else None
-        barrier(context)  # nobody leaves before all have read: the folder may be temporary
+        barrier(context)  # no worker goes on before all have read: the folder may be temporary
     start = info.step if info else 0
     usage.add(info)
     writer = ProgressWriter(context.run_dir, launch_id, start) if context.is_main else None
@@ -74,7 +74,7 @@ def _steps(
     start: int,
     usage: _Usage,
 ) -> None:
-    """Steps start to num_steps - 1. `done` counts finished steps: what logs and checkpoints are named by."""
+    """Runs steps start to num_steps - 1; logs and checkpoints are numbered by finished steps, `done`."""
     meter, patience = _Meter(), _Patience(config.max_skipped_steps)
     for step in range(start, config.num_steps):
         values = objective.step(step)
@@ -100,7 +100,7 @@ def _steps(
 
 
 def _validate(objective: Objective, context: TrainContext) -> dict[str, float]:
-    """Validation figures averaged over workers; the random state is what it was before."""
+    """Validation metrics averaged over workers; leaves the random state as it was."""
     state = random_state()
     meter = _Meter()
     meter.add(objective.validate())
@@ -116,7 +116,7 @@ def _save(objective: Objective, context: TrainContext, store: CheckpointStore, u
 
 
 def _export(objective: Objective, context: TrainContext) -> None:
-    """The artifact's folders under run_dir/export, which exists only when complete."""
+    """Writes the artifact's folders to run_dir/export, which exists only when complete."""
     target = context.run_dir / EXPORT
     if context.is_main:
         with written_aside(target) as folder:
@@ -132,7 +132,7 @@ def _require_finite(values: Mapping[str, Tensor | float], step: int) -> None:
         if not math.isfinite(value):
             raise UserError(
                 f"{name} = {value} at step {step}: training diverged; lower optimizer.learning_rate or "
-                "optimizer.max_grad_norm, or use precision = fp32: with another value the stage begins anew"
+                "optimizer.max_grad_norm, or use precision = fp32: with another value the stage starts over"
             )
 
 
@@ -144,13 +144,13 @@ def barrier(context: TrainContext) -> None:
 
 @dataclass
 class _Patience:
-    """With gradients that are not finite: engines leave those steps out, on all workers, as the norm is of the mean."""
+    """Counts steps skipped in a row for a non-finite gradient: on all workers alike, as the gradient is averaged."""
 
     max_in_a_row: int
     num_in_a_row: int = 0
 
     def counts(self, values: Mapping[str, Tensor | float], step: int) -> bool:
-        """Whether the step was taken, by all networks in training; raises UserError after too many that were not."""
+        """Whether no network skipped its update; raises UserError after too many skipped steps in a row."""
         if all(math.isfinite(norm) for name, norm in values.items() if name.endswith("grad_norm")):
             self.num_in_a_row = 0
             return True
@@ -162,7 +162,7 @@ class _Patience:
 
 @dataclass
 class _Meter:
-    """Means of scalars since the last time they were asked for, without waiting for the device at every step."""
+    """Means of scalars since the last call of `mean`, without waiting for the device at every step."""
 
     sums: dict[str, Tensor] = field(default_factory=dict)
     count: int = 0
@@ -174,7 +174,7 @@ class _Meter:
         self.count += 1
 
     def mean(self, context: TrainContext) -> dict[str, float]:
-        """Over steps and workers; starts anew."""
+        """Means over steps and workers; then resets."""
         names = sorted(self.sums)
         if not names:
             return {}
@@ -185,14 +185,14 @@ class _Meter:
 
 
 class _Usage:
-    """Wall and CPU time and memory of a worker since its start, plus what earlier attempts used."""
+    """Wall time, CPU time and memory of a worker since its start, plus the times of earlier attempts."""
 
     def __init__(self) -> None:
         self._wall, self._cpu = time.perf_counter(), time.process_time()
         self._earlier_seconds = self._earlier_cpu_seconds = 0.0
 
     def add(self, info: CheckpointInfo | None) -> None:
-        """Count the attempts behind a checkpoint."""
+        """Include the attempts that led to a checkpoint."""
         if info:
             self._earlier_seconds, self._earlier_cpu_seconds = info.seconds, info.cpu_seconds
 
@@ -203,7 +203,7 @@ class _Usage:
         return seconds, self._earlier_cpu_seconds + float(sum_over_workers(cpu, context))
 
     def result(self, context: TrainContext, start: int) -> LoopResult:
-        """The final figures."""
+        """The totals of the finished run."""
         seconds, cpu_seconds = self.so_far(context)
         peak = torch.tensor([_peak_memory_mb(context.device)], dtype=torch.float64)
         return LoopResult(seconds, cpu_seconds, float(sum_over_workers(peak, context)), start)

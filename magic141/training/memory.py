@@ -1,6 +1,6 @@
-"""What weights, gradients, optimizer states and activations need on each worker, before anything is built.
+"""Estimates the memory per worker for weights, gradients, optimizer states and activations.
 
-DeepSpeed's buffers, NCCL and fragmentation come on top, a few GB at the 13B's size.
+DeepSpeed's buffers, NCCL and fragmentation come on top: a few GB at 13B.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ STATES = {"adamw": 2, "muon": 1}  # fp32 numbers per weight
 
 
 def state_bytes(config: TrainConfig, model: TransformerConfig, num_parameters: int) -> int:
-    """Bytes on one worker for a training stage of networks with `num_parameters` weights each.
+    """Bytes on one worker for a training stage whose networks have `num_parameters` weights each.
 
     A trained network or adapter counts weights, gradients, optimizer states and, unless it is a fake score, the
-    average; a frozen network its weights. ZeRO stage 1 splits the optimizer states (and DeepSpeed's copy of the weights
-    that they update), 2 also the gradients, 3 also the average and all weights, trained or frozen. Offloaded states,
-    and from stage 2 on the gradients for them, are in host memory, and not counted.
+    average; a frozen network its weights. ZeRO stage 1 splits the optimizer states (and the copy of the weights that
+    DeepSpeed updates with them), 2 also the gradients, 3 also the average and all weights, trained or frozen. Offloaded
+    states, and from stage 2 on their gradients, are in host memory and not counted.
     """
     placement = config.placement
     frozen = num_parameters // (placement.num_workers if _zero(placement) == 3 else 1)
@@ -48,14 +48,14 @@ def _scores_bytes(config: Dmd2Config, model: TransformerConfig, num_parameters: 
 
 
 def activation_bytes(config: TrainConfig, model: TransformerConfig, num_tokens: int) -> int:
-    """Bytes of a forward and backward pass on one worker, over its clips of `num_tokens` tokens each, with their text.
+    """Bytes of activations in a forward and backward pass on one worker, over its clips of `num_tokens` tokens each.
 
-    With gradient_checkpointing every block keeps its input, and one block at a time all that its backward pass needs;
-    without, each keeps all that, at the paper's MLP ratio about 40 times as much in bf16. The numbers per token and
-    channel are fitted to peaks of the real network's passes over tensors without data, for widths from 96 to 3072, 4
-    to 60 blocks, MLP ratios 2 to 8, fp32 and bf16 (where a GPU computes norms in fp32, so that the precision hardly
-    matters inside a block): 44.2 for 44.4 GiB at the 13B's size, and within a fifth elsewhere, unless the text is as
-    long as the video. Attention is a fused kernel, without its matrix.
+    With gradient_checkpointing every block keeps its input, and one block at a time all that its backward pass needs.
+    Without, every block keeps all of that: in bf16, at the paper's MLP ratio, about 40 times as much. The coefficients
+    are fitted to the peaks of the real network's passes over tensors without data, for widths of 96 to 3072, 4 to 60
+    blocks, MLP ratios of 2 to 8, fp32 and bf16 (where a GPU computes norms in fp32, so that the precision hardly
+    matters inside a block). At 13B they give 44.2 GiB for 44.4, and are within a fifth elsewhere, unless the text is as
+    long as the video. Attention is assumed to be a fused kernel, which does not store its matrix.
     """
     size = BF16 if config.precision == "bf16" else FP32
     blocks, ratio = model.num_layers + model.num_single_layers, model.mlp_ratio

@@ -1,6 +1,6 @@
-"""Muon with all matrices of a shape orthogonalised in one batched product, each matrix by one worker only.
+"""Muon that orthogonalises all matrices of a shape in one batched product, each matrix on one worker only.
 
-The same update as `torch.optim.Muon(adjust_lr_fn="match_rms_adamw")`, which walks over the matrices one by one, on
+The same update as `torch.optim.Muon(adjust_lr_fn="match_rms_adamw")`, which treats the matrices one by one, on
 every worker: for networks of many small matrices that costs a third of a training step on a CPU.
 """
 
@@ -25,9 +25,9 @@ class BatchedMuon(Optimizer):
     Args:
         matrices: the parameters, [rows, columns] each.
         lr: learning rate, as for AdamW.
-        weight_decay: decoupled.
-        momentum: of the gradients, Nesterov's.
-        num_workers: data-parallel workers, each with the same gradients, that share the orthogonalisation.
+        weight_decay: decoupled weight decay.
+        momentum: coefficient of the Nesterov momentum.
+        num_workers: data-parallel workers, all with the same gradients, that share the orthogonalisation.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class BatchedMuon(Optimizer):
 
 
 def _orthogonalize_together(matrices: Sequence[Tensor], num_workers: int) -> list[Tensor]:
-    """`orthogonalize` of every matrix; of several workers each does its share and gets the others' results."""
+    """`orthogonalize` of every matrix; several workers each do a share and exchange the results."""
     if num_workers == 1:
         return _orthogonalize_all(matrices)
     shares = split_work([tuple(matrix.shape) for matrix in matrices], num_workers)
@@ -84,13 +84,13 @@ def _orthogonalize_together(matrices: Sequence[Tensor], num_workers: int) -> lis
 
 
 def split_work(shapes: Sequence[tuple[int, ...]], num_workers: int) -> list[list[int]]:
-    """Which matrices each worker orthogonalises: about equal numbers of multiplications, the same on every worker.
+    """Divides the matrices among the workers, with about equal numbers of multiplications; every worker agrees.
 
     Matrices of a shape stay together as far as that allows: one large batched product is faster than two small ones.
 
     Args:
         shapes: [rows, columns] of each matrix.
-        num_workers: how many share.
+        num_workers: workers that share the work.
 
     Returns:
         A list of indices for each worker.
@@ -125,7 +125,7 @@ def orthogonalize(matrices: Tensor) -> Tensor:
         matrices: [N, rows, columns].
 
     Returns:
-        As given; singular values about 1 (0.7 to 1.2).
+        Matrices of the same shape, with singular values of about 1 (0.7 to 1.2).
     """
     a, b, c = NEWTON_SCHULZ
     x = matrices.to(working_dtype(matrices.device))

@@ -1,4 +1,4 @@
-"""What a training stage hands to the loop: an objective, and the picklable spec that builds it on a worker."""
+"""Interface between a training stage and the loop: an objective, and the picklable spec that builds it."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import torch.distributed as dist
 from magic141.training.config import PlacementConfig
 from magic141.training.engine import Engine
 
-WATCH_FILE = "watch.json"  # what an objective that watches itself leaves in its export
+WATCH_FILE = "watch.json"  # in the export of an objective that judges its own validations
 
 
 @dataclass(frozen=True)
 class TrainContext:
-    """Where one worker stands.
+    """One worker's place in a training run.
 
     Attributes:
         rank: this worker's number, 0 to world_size - 1.
         world_size: number of data-parallel workers.
-        device: where the models of this worker live.
+        device: where this worker's models are.
         run_dir: the run's folder, shared by all workers and kept between attempts.
         seed: the stage's seed, the same on every worker. The loop has already seeded torch, numpy and random with
             (seed, rank) when `ObjectiveSpec.build` is called; engines broadcast rank 0's weights.
@@ -45,11 +45,11 @@ class TrainContext:
 
 @runtime_checkable
 class Objective(Protocol):
-    """One stage's loss with everything it owns. The loop drives it on every worker in step."""
+    """A stage's loss with its networks and state. The loop calls it on all workers in step."""
 
     @property
     def engines(self) -> Mapping[str, Engine]:
-        """Every trained network by name: saved and loaded by the loop (collectively, on all workers)."""
+        """The engine of every trained network, by name; the loop saves and loads them (collective, on all workers)."""
         ...
 
     def step(self, step: int) -> Mapping[str, torch.Tensor | float]:
@@ -60,34 +60,34 @@ class Objective(Protocol):
         ...
 
     def validate(self) -> Mapping[str, float]:
-        """Cheap validation figures; called on every worker.
+        """Cheap validation metrics; called on every worker.
 
         It must not change what the next step computes (the loop puts the global random state back afterwards).
         """
         ...
 
     def judge(self, step: int, values: Mapping[str, float]) -> None:
-        """After a validation: `values`, averaged over workers, hold its figures and those of training.
+        """Called after a validation; `values`, averaged over workers, are its metrics and those of training.
 
         The objective may remember its best state. Raises `UserError`, on every worker alike, to stop a run that has
-        gone wrong in a way that more steps do not cure.
+        gone wrong in a way that more steps cannot repair.
         """
         ...
 
     @property
     def replicated(self) -> Collection[str]:
-        """The entries of `state_dict` that are the same on every worker: rank 0 alone writes them."""
+        """The entries of `state_dict` that are the same on every worker, so that only rank 0 writes them."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What the engines do not hold (EMA, replay, counters).
+        """The state that the engines do not hold (EMA, replay, counters).
 
-        `torch.save` writes it, every worker for itself except for what is `replicated`.
+        Every worker writes its own with `torch.save`, except for what is `replicated`.
         """
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what `state_dict` returned (called after the engines were loaded)."""
+        """Restore what `state_dict` returned (called after the engines were loaded)."""
         ...
 
     def export(self, folder: Path) -> None:

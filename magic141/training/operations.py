@@ -1,6 +1,6 @@
-"""Arithmetic of training updates, before anything is built: matrix products and attention, nearly all there is of it.
+"""Estimates the arithmetic of training updates: matrix products and attention, which are nearly all of it.
 
-An operation is a multiplication or an addition. Validations, the exports and the optimizers are not counted.
+An operation is a multiplication or an addition. Validation, export and optimizers are not counted.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from magic141.training.dmd2_config import Dmd2Config
 
 @dataclass(frozen=True)
 class Passes:
-    """Work on one clip, in forward passes.
+    """Work on one clip, in units of a forward pass.
 
     Attributes:
-        products: of the layers' matrix products, so many forward passes' worth.
-        attention: of attention.
+        products: the layers' matrix products, relative to those of a forward pass.
+        attention: attention, relative to that of a forward pass.
     """
 
     products: float
@@ -34,11 +34,11 @@ class Passes:
 
     @classmethod
     def training(cls, checkpointing: bool, frozen: bool = False) -> Self:
-        """Forward and backward through all blocks.
+        """A forward and a backward pass through all blocks.
 
-        The backward pass takes a product for every layer's input and one for its weight, unless that is frozen under a
-        low-rank branch; of attention it takes five in place of two, as fused kernels compute the scores again. With
-        checkpointing the whole forward pass comes twice.
+        For every layer, the backward pass takes one product for the input's gradient and one for the weight's, unless
+        that is frozen under a low-rank branch; for attention it takes five products instead of two, because fused
+        kernels compute the scores again. With checkpointing the whole forward pass runs twice.
         """
         again = 1 if checkpointing else 0
         return cls(1 + again + (1 if frozen else 2), 1 + again + 5 / 2)
@@ -48,7 +48,7 @@ EVALUATION = Passes(1, 1)
 
 
 def num_operations(passes: Passes, model: TransformerConfig, num_tokens: int) -> float:
-    """Of `passes` over one clip of `num_tokens` tokens, with its text."""
+    """The operations of `passes` over one clip of `num_tokens` tokens, text included."""
     width, num_blocks = model.num_attention_heads * model.attention_head_dim, model.num_layers + model.num_single_layers
     weights = num_blocks * (4 + 2 * model.mlp_ratio) * width**2
     scores = num_blocks * 2 * num_tokens * width  # QK' and PV
@@ -56,7 +56,7 @@ def num_operations(passes: Passes, model: TransformerConfig, num_tokens: int) ->
 
 
 def passes_per_update(config: TrainConfig) -> Passes:
-    """What an update of a training stage takes for every clip of its batch."""
+    """The work of one update of a training stage on each clip of its batch."""
     return sum(_parts(config), Passes(0, 0))
 
 
@@ -67,11 +67,11 @@ def _parts(config: TrainConfig) -> Iterator[Passes]:
         return
     yield Passes.training(checkpointing)
     if isinstance(config, CfgDistillationConfig):
-        yield EVALUATION * 2  # of the teacher
+        yield EVALUATION * 2  # the guided teacher
 
 
 def _dmd2(config: Dmd2Config) -> Iterator[Passes]:
-    """The chain, the generator's own pass, both scores, and the fake score's updates."""
+    """The chain, the generator's training pass, both scores' evaluations, and the fake score's updates."""
     checkpointing = config.placement.gradient_checkpointing
     fake = Passes.training(checkpointing, frozen=config.fake_score == "lora")
     before_exit = sum(step * share for step, share in enumerate(config.exit_shares))

@@ -1,4 +1,4 @@
-"""Muon on the blocks' matrices with AdamW on the rest, and the schedule: warm-up, constant, linear decay."""
+"""Muon for the blocks' matrices with AdamW for the rest, and the schedule: warm-up, constant, linear decay."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _IN_BLOCK = re.compile(r"blocks\.\d+\.")
 class MuonAdamW(Optimizer):
     """Muon for 2-D weights inside blocks, AdamW for everything else, as one optimizer with shared `param_groups`.
 
-    Muon's updates are scaled to AdamW's root mean square, so that one learning rate serves both.
+    Muon's updates are scaled to AdamW's root mean square, so that both use the same learning rate.
     """
 
     def __init__(
@@ -50,13 +50,13 @@ class MuonAdamW(Optimizer):
         return {"parts": [part.state_dict() for part in self._parts]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Put both parts' states back."""
+        """The inverse of `state_dict`."""
         for part, state in zip(self._parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
         self._share()
 
     def _share(self) -> None:
-        """Let whoever sets `param_groups[i]["lr"]` reach the parts' own groups."""
+        """Exposes the parts' own groups, so that setting `param_groups[i]["lr"]` takes effect."""
         self.param_groups = [group for part in self._parts for group in part.param_groups]
 
 
@@ -73,7 +73,7 @@ def make_adamw(parameters: list[nn.Parameter], config: OptimizerConfig, fused: b
 def make_optimizer(
     named_parameters: Mapping[str, nn.Parameter], config: OptimizerConfig, num_workers: int = 1, fused: bool = True
 ) -> Optimizer:
-    """The optimizer of `config.kind` over `named_parameters`, for one of `num_workers` with the same gradients."""
+    """The optimizer of `config.kind` over `named_parameters`, on one of `num_workers` workers with equal gradients."""
     if config.kind == "muon":
         return MuonAdamW(named_parameters, config, num_workers, fused)
     return make_adamw(list(named_parameters.values()), config, fused)

@@ -1,4 +1,4 @@
-"""The pretraining stages: an objective trained, or a finished model taken as it is."""
+"""The pretraining stages: train by flow matching, or use a finished model as it is."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from magic141.training.train import num_parameters, train
 
 
 def pretrain(spec: FlowMatchingSpec, out: Path, log: StageLog, seed: int, run_dir: Path) -> None:
-    """Text or image to video by flow matching, from scratch or from a base; with no steps, the base as it is."""
+    """Pretrains T2V or I2V by flow matching, from scratch or a base; with num_steps = 0 uses the base as it is."""
     if spec.config.num_steps == 0:
         take_base(spec.config, out, log)
     else:
@@ -22,7 +22,7 @@ def pretrain(spec: FlowMatchingSpec, out: Path, log: StageLog, seed: int, run_di
 
 
 def take_base(config: FlowMatchingConfig, out: Path, log: StageLog) -> None:
-    """Fills the artifact with the base model, without training; a guidance-distilled one at its fixed w.
+    """Fills the artifact with the base model, without training; a guidance-distilled base is fixed at one w.
 
     Raises:
         UserError: if the base is not a diffusers transformer folder.

@@ -1,4 +1,4 @@
-"""progress.jsonl: written by worker 0 of a run, followed by the process that a person watches."""
+"""Training progress: worker 0 of a run writes it to progress.jsonl, and the launching process shows and logs it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _IMAGES = "images"
 
 
 class ProgressWriter:
-    """Appends one line per logged step and a heartbeat in between; only worker 0 has one.
+    """Appends one line per logged step, and heartbeats in between; only worker 0 has one.
 
     Lines beyond the step that training (re)starts from are dropped, so that the file has each step once.
     """
@@ -47,7 +47,7 @@ class ProgressWriter:
         self._last_time, self._last_step = now, step
 
     def heartbeat(self, step: int) -> None:
-        """Say that `step` is done, at most once a second."""
+        """Record that `step` is done, at most once a second."""
         if time.time() - self._beat >= _HEARTBEAT_S:
             self._append({"step": step})
 
@@ -58,7 +58,7 @@ class ProgressWriter:
 
 
 def write_image(run_dir: Path, name: str, step: int, image: NDArray[np.uint8]) -> None:
-    """Worker 0 leaves a picture, uint8 [H, W, 3], for whoever follows the run to log."""
+    """Writes a picture, uint8 [H, W, 3], which the process that follows the run logs; worker 0 only."""
     folder = run_dir / _IMAGES
     folder.mkdir(exist_ok=True)
     aside = folder / f"{name}-{step:06d}.aside"
@@ -68,7 +68,7 @@ def write_image(run_dir: Path, name: str, step: int, image: NDArray[np.uint8]) -
 
 @contextmanager
 def follow(run_dir: Path, launch_id: str, num_steps: int, log: StageLog) -> Iterator[None]:
-    """While the block runs, show a bar and pass on the metrics that the workers of `launch_id` write."""
+    """While the block runs, show a progress bar and log the metrics that the workers of `launch_id` write."""
     stop = threading.Event()
     with log.progress(total=num_steps, unit="step") as advance:
         tail = _Tail(run_dir, launch_id, log, advance)
@@ -95,7 +95,7 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
 
 
 def write_metrics(run_dir: Path) -> Path:
-    """metrics.jsonl: the logged steps of the whole run, each once, without wall-clock figures."""
+    """Writes metrics.jsonl: the logged steps of the whole run, each once, without wall-clock times."""
     file = run_dir / "metrics.jsonl"
     hidden = ("time", "steps_per_s")
     rows = [row for row in read_rows(run_dir / FILE) if "time" in row]
@@ -104,9 +104,9 @@ def write_metrics(run_dir: Path) -> Path:
 
 
 class _Tail:
-    """Follows the file through truncation (a restarted worker replaces it) and passes every step on once.
+    """Follows the file, even when a restarted worker replaces it, and logs every step once.
 
-    What earlier launches logged is passed on too, so that the curve of a resumed run begins at step 0.
+    What earlier launches wrote is logged, too, so that the curve of a resumed run begins at step 0.
     """
 
     def __init__(self, run_dir: Path, launch_id: str, log: StageLog, advance: Callable[[int], None]) -> None:
@@ -114,7 +114,7 @@ class _Tail:
         self._launch_id, self._log, self._advance = launch_id, log, advance
         self._inode = self._offset = 0
         self._shown = self._logged = 0
-        self._earlier: list[dict[str, Any]] | None = []  # rows before this launch's; none once it has begun
+        self._earlier: list[dict[str, Any]] | None = []  # rows before this launch's; None once it has begun
         self._seen: set[Path] = set()
 
     def run(self, stop: threading.Event) -> None:
@@ -122,16 +122,16 @@ class _Tail:
         while not stop.wait(_POLL_S):
             try:
                 self._poll()
-            except Exception:  # whatever the store raises: it may answer the next time, and training goes on
-                self._offset = 0  # what is passed on already is known
+            except Exception:  # any error of the store: it may be back at the next poll, and training goes on
+                self._offset = 0  # read all again: steps that were logged are skipped
         self._poll_at_last()
 
     def _poll_at_last(self) -> None:
-        """What the store still does not take is not worth the training that is done."""
+        """Polls once more; an error of the store must not discard the finished training."""
         try:
             self._poll()
         except Exception as error:
-            self._log.note(f"the last figures or pictures did not reach the store: {error}")
+            self._log.note(f"the last metrics or pictures did not reach the store: {error}")
 
     def _poll(self) -> None:
         for row in self._new_rows():

@@ -1,4 +1,4 @@
-"""Training on Ray Train workers: how a run is sent to them, resumed and stopped."""
+"""Runs training on Ray Train workers: start, resume, stop."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 NUM_TO_KEEP = 2
 _TRACEBACK_LINES = 40
-# Read by Ray Train in the driver and passed on. The poll interval is also how long a finished run goes unnoticed.
+# Read by Ray Train in the driver and passed on. The end of a run is noticed only at the next health check.
 _RAY_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_METRICS_ENABLED": "0",
@@ -55,7 +55,7 @@ class WorkerTask:
 
 
 class RayStore:
-    """Checkpoints through Ray Train: every worker's files are merged into run_dir/step-XXXXXX."""
+    """Checkpoints through Ray Train, which merges all workers' files into run_dir/step-XXXXXX."""
 
     @contextmanager
     def latest(self) -> Iterator[Path | None]:
@@ -80,12 +80,12 @@ class RayStore:
 
 
 def run_on_ray(task: WorkerTask) -> LoopResult:
-    """All workers of a Ray Train run whose name and folder are the run's, which is what makes it resume."""
+    """Runs the task on Ray Train workers; the Ray run has our run's name and folder, so that Ray resumes it."""
     _configure_ray_train()
     from magic141.raysession import ensure_ray, require_room
 
     ensure_ray()
-    give_back_freed_memory()  # of a GPU that a worker may get: earlier stages encoded with it, in this process
+    give_back_freed_memory()  # earlier stages may have encoded in this process, on a GPU that a worker may get
     import ray.train
     from ray.train.torch import TorchTrainer
 
@@ -94,7 +94,7 @@ def run_on_ray(task: WorkerTask) -> LoopResult:
     require_room("placement.num_workers", placement.num_workers, each)
     trainer = TorchTrainer(
         _worker,
-        # bytes: Ray's controller need not import the models' code, and workers compare theirs before they load it
+        # pickled, so that Ray's controller need not import the models' code and workers check theirs before loading
         train_loop_config={"code": code_of(task.spec), "task": pickle.dumps(task)},
         scaling_config=_scaling(placement),
         torch_config=_torch_config(placement),
@@ -115,7 +115,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any] | str:
     """Runs on every Ray worker.
 
     Returns:
-        The result, or a user's mistake, which Ray must not retry as it does exceptions.
+        The result, or the message of a user's mistake: an exception Ray would retry.
     """
     import ray.train
     from ray.train.torch import get_device
@@ -133,18 +133,18 @@ def _worker(config: dict[str, Any]) -> dict[str, Any] | str:
         return asdict(run_training(task.spec, task.config, context, RayStore(), task.launch_id))
     except UserError as mistake:
         return str(mistake)
-    except Exception as error:  # Ray passes on the message only: the traceback has to be in it
+    except Exception as error:  # Ray passes on only the message, so the traceback has to be in it
         raise RuntimeError(traceback.format_exc()) from error
 
 
 def code_of(spec: ObjectiveSpec) -> CodeStamp:
-    """The code that decides what training computes; an objective from a script without a package is not followed."""
+    """Stamp of the code that decides what training computes, without an objective's from a script outside a package."""
     objective = type(spec).__module__
     return CodeStamp.of(["magic141.training.loop", *([objective] if "." in objective else [])])
 
 
 def missing_folder(spec: ObjectiveSpec) -> str | None:
-    """What this worker's node does not have of the folders that the objective reads."""
+    """An error message if this worker's node lacks a folder that the objective reads, otherwise None."""
     folders = [value for value in vars(spec).values() if isinstance(value, Path)]
     base = getattr(getattr(spec, "config", None), "base", None)
     folders += [Path(base)] if base else []
@@ -157,7 +157,7 @@ def missing_folder(spec: ObjectiveSpec) -> str | None:
 
 
 def _refusal(mine: str | None, world_size: int) -> str | None:
-    """Every worker's objection, known to all: one alone that stops leaves the others waiting."""
+    """All workers' refusals, exchanged so that all stop: a worker that stopped alone would leave the others waiting."""
     troubles = [mine]
     if world_size > 1:
         troubles = [None] * world_size
@@ -183,15 +183,15 @@ def _torch_config(placement: PlacementConfig) -> TorchConfig:
 
 
 def _configure_ray_train() -> None:
-    """Ray Train's settings are environment variables of the driver, read when it is imported and at fit."""
+    """Sets environment variables that Ray Train reads in the driver, when it is imported and at fit."""
     for name, value in _RAY_SETTINGS.items():
         os.environ.setdefault(name, value)
-    if not ray_cluster():  # one machine: nobody reclaims it with notice
+    if not ray_cluster():  # a single machine of one's own is not preempted
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
 
 def _fit(trainer: Any, run_dir: Path) -> Any:
-    """fit() in a thread of its own: in the main thread Ray would take over Ctrl-C and swallow it."""
+    """Runs fit() in a separate thread: in the main thread Ray would catch Ctrl-C and swallow it."""
     import ray
 
     box: dict[str, Any] = {}
@@ -199,7 +199,7 @@ def _fit(trainer: Any, run_dir: Path) -> Any:
     def run() -> None:
         try:
             box["value"] = trainer.fit().return_value
-        except BaseException as error:  # handed to the waiting thread, which raises it
+        except BaseException as error:  # raised by the waiting thread
             box["error"] = error
 
     logging.getLogger("ray.train").setLevel(logging.ERROR)
@@ -208,7 +208,7 @@ def _fit(trainer: Any, run_dir: Path) -> Any:
     try:
         while thread.is_alive():
             thread.join(0.2)
-    except BaseException:  # Ctrl-C or a cancelled task: the workers must not go on writing into run_dir
+    except BaseException:  # Ctrl-C or a cancelled task: the workers must stop writing into run_dir
         ray.shutdown()
         raise
     if "error" in box:

@@ -1,4 +1,4 @@
-"""What the objectives with one trained network share: batches, validation loss, EMA, state and export."""
+"""Base of the objectives with one trained network: batches, validation loss, EMA, state and export."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAX_VALIDATION_CLIPS = 64  # over all workers
 
 
 class SingleNetworkObjective:
-    """Batch, loss, backward, update, EMA. Subclasses say what the loss of a batch is."""
+    """Batch, loss, backward pass, update, EMA; subclasses define the loss of a batch."""
 
     def __init__(
         self,
@@ -43,11 +43,11 @@ class SingleNetworkObjective:
 
     @property
     def engines(self) -> Mapping[str, Engine]:
-        """The one network."""
+        """The engine of the one network."""
         return {"network": self.engine}
 
     def maker_at(self, step: int) -> BatchMaker:
-        """What makes the batch of a step."""
+        """Makes the batch of `step`; the same for all steps unless a subclass overrides it."""
         return self.maker
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
@@ -67,7 +67,7 @@ class SingleNetworkObjective:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """The averaged network's loss on this worker's validation clips, with the same noise and times every time."""
+        """The averaged network's loss on this worker's validation clips, always with the same noise and times."""
         generator = step_generator(self.context.seed, -1, self.context.rank)
         total, rows = 0.0, self.validation_rows()
         with self.ema.applied(), self.engine.autocast():
@@ -77,21 +77,21 @@ class SingleNetworkObjective:
         return {"validation_loss": total / len(rows)}
 
     def validation_rows(self) -> Tensor:
-        """As many clips on every worker, as sharded networks need; different ones as far as there are enough."""
+        """The same number of clips on every worker (sharded networks need that), different ones if there are enough."""
         available, context = len(self.validation.dataset), self.context
         num = max(1, min(MAX_VALIDATION_CLIPS, available) // context.world_size)
         return (torch.arange(num) + context.rank * num) % available
 
     def judge(self, step: int, values: Mapping[str, float]) -> None:
-        """The last average is the result."""
+        """Does nothing: the last average is the result."""
 
     @property
     def replicated(self) -> tuple[str, ...]:
-        """The average, unless it is split like the network."""
+        """The EMA, unless it is split like the network."""
         return () if self.engine.sharded else ("ema",)
 
     def state_dict(self) -> dict[str, Any]:
-        """The average; the engine saves the rest."""
+        """The EMA; the engine saves the rest."""
         return {"ema": self.ema.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -106,7 +106,7 @@ class SingleNetworkObjective:
 
 
 def make_sampler(maker: BatchMaker, config: TrainConfig, context: TrainContext) -> BatchSampler:
-    """The order of the clips for this worker."""
+    """The sampler of this worker's clips."""
     return BatchSampler(
         num_clips=len(maker.dataset),
         batch_size_per_worker=config.batch_size // context.world_size,
@@ -117,7 +117,7 @@ def make_sampler(maker: BatchMaker, config: TrainConfig, context: TrainContext) 
 
 
 def save_network(network: Any, state: dict[str, Tensor], folder: Path) -> None:
-    """Saves `state` with the config of `network` in diffusers' layout and fp32, whatever engine wraps it."""
+    """Saves `state` with the config of `network` in diffusers' layout and fp32, whichever engine wraps it."""
     with torch.device("meta"):  # no second copy in memory
         clean = HunyuanVideoTransformer3DModel.from_config(network.config)
     clean.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)

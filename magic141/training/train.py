@@ -1,4 +1,4 @@
-"""An objective trained to its end, and what that leaves in the stage's artifact."""
+"""Trains an objective to its end and fills the stage's artifact."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from magic141.training.objective import WATCH_FILE, ObjectiveSpec
 def train(
     spec: ObjectiveSpec, config: TrainConfig, data: Path, out: Path, log: StageLog, seed: int, run_dir: Path
 ) -> None:
-    """Runs an objective to its end, resuming what `run_dir` holds, and fills the artifact.
+    """Trains an objective to its end, resuming from `run_dir`, and fills the artifact.
 
     Raises:
         UserError: if the data holds fewer training clips than a batch.
@@ -51,7 +51,7 @@ def train(
 
 
 def num_parameters(folder: Path) -> int:
-    """Parameters of the exported transformer, counted from the file headers without loading the weights."""
+    """Number of parameters of the exported transformer, from the file headers, without loading the weights."""
     from safetensors import safe_open
 
     total = 0

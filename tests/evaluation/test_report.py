@@ -158,7 +158,7 @@ def test_costs_name_their_device_and_on_a_gpu_the_speed_up_is_one_of_latency(
     gpu = {"device": "GPU 1", "precision": "bfloat16", "cpu_ms_per_clip": 1.0, "latency_ms": 7.0}
     shown = _write(_record(scored, tmp_path, **gpu), tmp_path)
     assert "<h2>Cost on GPU 1, bfloat16</h2>" in shown
-    assert "Speed-up: in latency, from the first row" in shown
+    assert "Speed-up: in latency, over the first row" in shown
 
 
 def test_what_is_within_an_error_of_the_best_is_best_too() -> None:
@@ -191,7 +191,7 @@ def test_frechet_says_over_how_many_dimensions(page: str) -> None:
 
 def test_long_videos_are_described_as_they_were_made(page: str, scored: dict[str, Path], tmp_path: Path) -> None:
     assert "one after the other" in page
-    assert "the anchor, and the last latent frames of the window before (carried: 2)" in page
+    assert "the anchor, and the last latent frames of the previous one (carried: 2)" in page
     generate = {**SETTINGS["generate"], "long_video_scheme": "fused", "long_video_carried": 1}
     fused = _write(scored, tmp_path, settings={**SETTINGS, "generate": generate})
     assert "one after the other" not in fused

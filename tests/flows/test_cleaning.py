@@ -252,7 +252,7 @@ def test_the_command_lists_removes_and_says_how_much(home: Path, make: Callable[
     for options, said in (
         ([], "in all; --delete removes it"),
         (["--delete"], "removed"),
-        ([], "nothing without a run"),
+        ([], "nothing to remove in"),
     ):
         result = CliRunner().invoke(app, ["gc", "--workspace", str(home), *options])
         assert result.exit_code == 0, result.output

@@ -136,12 +136,12 @@ def test_the_log_of_a_server_that_fails_says_more(variable: str, server: str, mo
         (
             "PREFECT_API_URL",
             "/page",
-            "something else than expected to /health; expected a URL such as http://HOST:4200/",
+            "something other than expected to /health; expected a URL such as http://HOST:4200/",
         ),
         (
             "MLFLOW_TRACKING_URI",
             "/api",
-            "something else than expected to /health; expected a URL such as http://HOST:50",
+            "something other than expected to /health; expected a URL such as http://HOST:50",
         ),
     ],
 )

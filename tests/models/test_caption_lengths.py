@@ -15,7 +15,8 @@ LONG, LONGER = "a red ball rolls " * 3, "a red ball rolls " * 20  # 12 and 80 wo
 def test_cut_captions_are_counted_once_each() -> None:
     remarks = remarks_on_cut_captions(["a ball", LONG, LONG, LONGER], EncoderConfig(max_text_tokens=12))
     assert remarks == [
-        "2 of 3 captions are cut after 11 words and signs: raise data.encoder.max_text_tokens to 81 to keep them whole"
+        "2 of 3 captions are cut after 11 words and punctuation marks: raise data.encoder.max_text_tokens to 81 to "
+        "keep them whole"
     ]
     assert remarks_on_cut_captions([LONG], EncoderConfig(max_text_tokens=13)) == []
 
