@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import shutil
@@ -79,6 +80,9 @@ def load(config: Path, overrides: list[str] | None, workspace: Path | None, must
     from magic141.config import load_config, missing_sources
     from magic141.errors import UserError
 
+    home = os.environ.get("MAGIC141_HOME")
+    if home and any(override.partition("=")[0].strip() == "workspace" for override in overrides or []):
+        raise UserError(f"--set workspace: MAGIC141_HOME = {home} decides; give --workspace DIR, or unset it")
     values = load_config(config, overrides or [])
     store(workspace)
     problems = list(missing_sources(values)) if must_exist else []
@@ -98,7 +102,7 @@ def store(workspace: Path | None) -> Path:
 def home_of(workspace: Path | None) -> Path:
     """The workspace; if given on the command line, it is set for this whole process."""
     if workspace:
-        os.environ["MAGIC141_HOME"] = str(workspace.resolve())
+        os.environ["MAGIC141_HOME"] = str(workspace.expanduser().resolve())
     from magic141.config import default_home
 
     return default_home()
@@ -159,6 +163,7 @@ def reporting(debug: bool) -> Iterator[None]:
     """Prints user errors (exit code 2) and other failures (1) as one line; tracebacks only with --debug."""
     from magic141.errors import UserError
 
+    _print_what_can_be()
     try:
         yield
     except UserError as error:
@@ -175,6 +180,13 @@ def reporting(debug: bool) -> Iterator[None]:
         if debug:
             raise
         raise typer.Exit(_say_failure(error)) from None
+
+
+def _print_what_can_be() -> None:
+    """A sign that the terminal's encoding lacks becomes a question mark; it must not end a command half way."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _say_failure(error: Exception) -> int:

@@ -39,6 +39,10 @@ FAULTS = (
         "use a server for many runs at once (infra/README.md)",
     ),
     _fault(
+        "database disk image is malformed|file is not a database",
+        "{home}/mlflow.db is damaged; put a copy of it back, or move it away: without it results are made again",
+    ),
+    _fault(
         "attempt to write a readonly database|unable to open database file",
         "the tracking database cannot be written; give this user the right to, or set MAGIC141_HOME to a folder of "
         "yours",

@@ -59,6 +59,8 @@ def find_model(workspace: Path, model: str) -> Path:
     Raises:
         UserError: if it refers to nothing, or to nothing that still exists.
     """
+    if not model:
+        raise UserError("--model: empty; expected a folder, models:/NAME@ALIAS, models:/NAME/VERSION or a run id")
     if Path(model).is_dir():
         return Path(model)
     from magic141.tracking import local_folder, open_store

@@ -45,6 +45,7 @@ def members_of(vary: Sequence[str], listed: Sequence[str]) -> list[Member]:
         UserError: if there are fewer than two or too many members, or a text cannot be parsed.
     """
     axes = [_axis(text) for text in vary]
+    _refuse_twice("--vary", [axis[0][0] for axis in axes])
     grid = [Member(tuple(settings)) for settings in itertools.product(*axes)] if axes else []
     members = list(dict.fromkeys([*grid, *(_listed(text) for text in listed)]))
     if len(members) < 2:
@@ -99,7 +100,13 @@ def _listed(text: str) -> Member:
             f"--member {text}: expected FIELD=VALUE FIELD=VALUE …, each quote closed, such as "
             "'seed=1 distill_dmd2.a_weak=0'"
         )
+    _refuse_twice(f"--member {text}", [field for field, _, _ in pairs])
     return Member(tuple((field, value) for field, _, value in pairs))
+
+
+def _refuse_twice(where: str, fields: Sequence[str]) -> None:
+    if twice := next((field for field in fields if fields.count(field) > 1), None):
+        raise UserError(f"{where}: {twice} is given twice, and only one value would count; give all its values at once")
 
 
 def _flow(value: Any) -> str:

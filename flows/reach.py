@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import ssl
 from collections.abc import Sequence
 from urllib.error import HTTPError, URLError
@@ -11,7 +12,7 @@ from urllib.request import urlopen
 
 from magic141.errors import UserError
 from magic141.ray_address import VARIABLE as RAY
-from magic141.ray_address import ray_address_trouble
+from magic141.ray_address import ray_address_trouble, ray_cluster
 from magic141.urls import without_credentials
 
 STORE = "MLFLOW_TRACKING_URI"
@@ -32,7 +33,7 @@ def require_servers(variables: Sequence[str] = (*SERVERS, RAY)) -> None:
 def trouble(variable: str) -> str | None:
     """What is wrong with the server that a variable names; None if it answers or is not on the network."""
     if variable == RAY:
-        return ray_address_trouble()
+        return ray_address_trouble() or _ray_is_silent()
     url = without_credentials(os.environ.get(variable, ""))
     if not url.startswith(("http://", "https://")):
         return _not_a_url(variable, url)
@@ -49,6 +50,18 @@ def trouble(variable: str) -> str | None:
         if isinstance(reason, ssl.SSLCertVerificationError):  # it answers; the clients have their own certificates
             return None
         return f"{variable} = {url}: does not answer ({reason}); start the server, or unset {variable} to work without"
+
+
+def _ray_is_silent() -> str | None:
+    """The problem with a cluster that does not answer, which Ray would try to reach for minutes."""
+    host, _, port = ray_cluster().rpartition(":")
+    if not host:
+        return None
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        return f"{RAY} = {host}:{port}: does not answer ({error}); start the cluster, or unset {RAY} for a local Ray"
+    return None
 
 
 def _not_a_url(variable: str, value: str) -> str | None:

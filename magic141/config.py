@@ -170,15 +170,30 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     return _merge(_read(path.parent / base, (*seen, path.resolve())), values)
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a field that is given twice: YAML's own loader silently takes the last one."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key.value} is there twice", problem_mark=key.start_mark)
+            seen |= {key.value} if isinstance(key.value, str) else set()
+        return node
+
+
 def _parse_file(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except FileNotFoundError:
         beside = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         hint = f"beside it: {', '.join(beside)}" if beside else "give a YAML file, such as configs/demo.yaml"
         raise UserError(f"config {path}: no such file; {hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"config {path}: cannot be read ({error}); give the path of a YAML file") from None
+    except RecursionError:
+        raise UserError(f"config {path}: nested too deeply; correct it, see configs/demo.yaml") from None
     except yaml.YAMLError as error:
         raise UserError(f"config {path}: not YAML ({' '.join(str(error).split())}); correct that line") from None
     if not isinstance(values, dict | None):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 from collections.abc import Iterable, Mapping
 from types import UnionType
@@ -38,7 +39,8 @@ def _line(details: ErrorDetails, model: type[BaseModel], source: str) -> str:
         where = f"'{path.rpartition('.')[0] or source}'"
         hint = nearest(str(details["loc"][-1]), owner.model_fields)
         return f"{path} = {_show(details['input'])}: unknown field in {where}; {hint}"
-    remedy = f"change it in {source} or with --set {path}=VALUE"
+    keys = list(itertools.takewhile(lambda part: isinstance(part, str), details["loc"]))  # --set replaces lists whole
+    remedy = f"change it in {source}" + (f" or with --set {'.'.join(map(str, keys))}=VALUE" if keys else "")
     if details["type"] == "value_error":
         message = str(details.get("ctx", {}).get("error", details["msg"]))
         if isinstance(details["input"], Mapping | BaseModel):  # concerns several fields of a section

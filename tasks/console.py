@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -26,8 +26,9 @@ class StageConsole:
         self._known: dict[str, float] = {}
 
     def line(self, mark: str, stage: str, text: str, style: str = "") -> None:
-        """Prints `mark stage  text`."""
-        self.console.print(f"{mark} {stage:<{NAME_WIDTH}} {text}", style=style, markup=False, soft_wrap=True)
+        """Prints `mark stage  text`; a log file that cannot be written to must not end a training."""
+        with suppress(OSError, ValueError):
+            self.console.print(f"{mark} {stage:<{NAME_WIDTH}} {text}", style=style, markup=False, soft_wrap=True)
 
     def started(self, stage: str) -> None:
         """Reports that the stage has begun."""

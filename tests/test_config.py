@@ -125,7 +125,14 @@ def test_two_mistakes_are_two_lines() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "line"), [("a: [", "not YAML"), ("- 1", "expected fields"), ("extends: 3", "expected one file name")]
+    ("text", "line"),
+    [
+        ("a: [", "not YAML"),
+        ("- 1", "expected fields"),
+        ("extends: 3", "expected one file name"),
+        ("seed: 1\nname: a\nseed: 2", r"not YAML \(seed is there twice in .* line 3"),
+        ("a: " + "[" * 5000, "nested too deeply"),
+    ],
 )
 def test_bad_files_are_named(tmp_path: Path, text: str, line: str) -> None:
     (tmp_path / "bad.yaml").write_text(text)

@@ -205,7 +205,7 @@ def parse_uri(uri: str) -> tuple[str, str | None, str | None]:
     Raises:
         UserError: the URI is malformed.
     """
-    match = re.fullmatch(r"models:/([^@/]+)(?:@([^@/]+)|/(\d+))", uri)
+    match = re.fullmatch(r"models:/([^@/]+)(?:@([^@/]+)|/(\d{1,9}))", uri)
     if match is None:
         raise UserError(f"model {uri}: expected models:/NAME@ALIAS or models:/NAME/VERSION")
     name, alias, version = match.groups()

@@ -66,6 +66,7 @@ def test_a_locked_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ("API request to http://host failed with exception HTTPConnectionPool", "does not answer any more"),
         ("No module named 'boto3'", "MLFLOW_TRACKING_URI: its artifact store is on S3, which needs boto3; install the"),
         ("All connection attempts failed", "PREFECT_API_URL: the server does not answer any more"),
+        ("(sqlite3.DatabaseError) database disk image is malformed", "mlflow.db is damaged; put a copy of it back"),
         ("(sqlite3.OperationalError) attempt to write a readonly database", "cannot be written; give this user"),
     ],
 )

@@ -45,6 +45,8 @@ def test_listed_members_follow_the_grid_and_none_is_there_twice() -> None:
         ([], ["seed"], "--member seed: expected FIELD=VALUE"),
         ([], ["'seed=1"], "--member 'seed=1: expected FIELD=VALUE FIELD=VALUE …, each quote closed, such as 'seed=1 "),
         ([], ["seed=1 name=a\\"], "--member seed=1 name=a.: expected FIELD=VALUE"),
+        (["seed=1,2", "seed=3,4"], [], "--vary: seed is given twice"),
+        ([], ["seed=1 seed=2", "seed=3"], "--member seed=1 seed=2: seed is given twice"),
         (["seed='1,2"], [], "--vary seed='1,2: expected FIELD=VALUE,VALUE"),
         (["seed=" + ",".join(map(str, range(300)))], [], "300 members; expected at most 200"),
     ],

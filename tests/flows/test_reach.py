@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from flows.reach import RAY, SERVERS, require_servers, trouble
 from magic141.errors import UserError
+from magic141.ray_address import ray_address_trouble
 
 
 class Health(BaseHTTPRequestHandler):
@@ -163,7 +164,20 @@ def test_a_url_without_its_scheme_is_told(variable: str, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("address", ["10.0.0.1:6379", "head.ray.svc:6379", "[fd00::1]:6379", "auto", "local"])
 def test_an_address_that_ray_takes_is_fine(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
-    require_servers()
+    assert ray_address_trouble() is None
+
+
+def test_a_ray_cluster_that_does_not_answer_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{listening.getsockname()[1]}")
+        require_servers()
+    with pytest.raises(
+        UserError, match=r"^RAY_ADDRESS = 127\.0\.0\.1:\d+: does not answer \(.*refused\); start the cluster"
+    ):
+        require_servers()
+    for here in ("auto", "local"):
+        monkeypatch.setenv("RAY_ADDRESS", here)
+        require_servers()
 
 
 @pytest.mark.parametrize(
