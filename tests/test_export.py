@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from magic141.export import load_bundle
+from magic141.artifacts import NullLog
+from magic141.export import export_pipeline, load_bundle
 from magic141.models.encoders import Encoders
-from tests.models.tiny import tiny_bundle, tiny_checkpoint
+from magic141.training.dmd2_config import Dmd2Config
+from tests.models.tiny import CONFIG, tiny_bundle, tiny_checkpoint
 
 PROMPT = "the cat jumps"
 
@@ -41,3 +43,15 @@ def test_long_videos_carry_as_many_frames_as_was_judged(tmp_path: Path) -> None:
         assert bundle.info.num_carried == carried
         assert bundle._num_windows(13) == 1
         assert (bundle._num_windows(frames), bundle._num_windows(frames + 1)) == (2, 3)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "renoise"])
+def test_a_bundle_is_sampled_as_the_student_was_trained(tmp_path: Path, sampler: str) -> None:
+    tiny_bundle(tiny_checkpoint(tmp_path / "HunyuanVideo-I2V", [PROMPT]), tmp_path)
+    sampling = {"num_inference_steps": 3, "shift": 6.0, "sampler": sampler, "student_guidance_scale": 1.8}
+    dmd2 = Dmd2Config.model_validate({**sampling, "score_shift": 2.0, "real_guidance_scale": 2.5})
+    config = CONFIG.model_copy(update={"window_frames": 13})
+    export_pipeline(config, dmd2, 2, tmp_path / "data", tmp_path / "student", tmp_path / "out", NullLog())
+    made = load_bundle(tmp_path / "out").generator
+    assert (made.num_steps, made.shift, made.sampler, made.guidance_scale) == tuple(sampling.values())
+    assert (made.guidance, made.latent_frames) == ("embedded", 4)

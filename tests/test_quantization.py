@@ -72,3 +72,17 @@ def test_stage_reloads_bit_equal_and_leaves_excluded_layers_alone(tmp_path: Path
 def test_excluding_everything_is_refused() -> None:
     with pytest.raises(UserError, match=r"quantize\.exclude"):
         quantize_linear_layers(torch.nn.Sequential(torch.nn.Linear(2, 2)), ("0",))
+
+
+def test_a_file_that_does_not_read_back_as_it_was_written_is_no_artifact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_transformer().save_pretrained(tmp_path / "transformer")
+    monkeypatch.setattr("magic141.quantization.load_quantized", lambda _: tiny_transformer(seed=1))
+    with pytest.raises(RuntimeError, match=r"int8\.safetensors: \S+ is not bit-equal after reloading"):
+        quantize_student(QuantizeConfig(), tmp_path, tmp_path, NullLog())
+
+
+def test_a_folder_without_a_quantised_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no quantised model; expected quantization\.json; run the quantize stage"):
+        load_quantized(tmp_path)

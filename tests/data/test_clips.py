@@ -20,6 +20,7 @@ from magic141.data.config import DataConfig
 from magic141.data.decoding import BadVideo, StorageError
 from magic141.data.listing import BadFile, VideoFile
 from magic141.data.shapes import ShapeClip, render_clip
+from magic141.data.splits import SPLITS
 from magic141.data.video import write_video
 from tests.data.made import encode, numbered, numbers_of
 
@@ -148,3 +149,14 @@ def test_shapes_are_reproducible_and_splits_differ() -> None:
     assert all(clip.caption == ShapeClip.from_dict(clip.truth or {}).caption for clip in clips)
     again = [Clip.from_dict(json.loads(json.dumps(clip.to_dict()))) for clip in clips]
     np.testing.assert_array_equal(render_chunk(again, config), render_chunk(clips, config))
+
+
+@pytest.mark.parametrize("stride", [1, 3, 4, 12, 13, 14])
+def test_no_frame_of_a_video_is_in_two_splits(stride: int) -> None:
+    config = DataConfig(source="folder", path=Path("videos"), stride_frames=stride)
+    splits: dict[int, set[str]] = {}
+    for clip in cut_windows([VideoFile("a.mp4", "x")], [Probed(600, "0")], config).clips:
+        for frame in range(clip.start_frame, clip.start_frame + config.num_frames):
+            splits.setdefault(frame, set()).add(clip.split)
+    assert {len(found) for found in splits.values()} == {1}
+    assert set.union(*splits.values()) == set(SPLITS)

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from magic141.artifacts import NullLog, digest_folder
-from magic141.data import prepare
-from magic141.data.clips import Clip, Probed
+from magic141.data import fitted, prepare
+from magic141.data.clips import Clip, Probed, render_chunk, sample_shapes
 from magic141.data.config import DataConfig
 from magic141.data.dataset import ClipDataset, load_info, load_null_text
 from magic141.data.decoding import StorageError
@@ -249,3 +249,11 @@ def test_encoders_on_gpus_are_refused_where_there_are_none(tmp_path: Path) -> No
     config = DataConfig.model_validate({**SHAPES, "num_gpus_per_worker": 1})
     with pytest.raises(UserError, match=r"data\.num_workers = 1: with num_gpus_per_worker = 1 more than the 0 GPUs"):
         prepare_dataset(config, tmp_path, NullLog(), seed=0, run_dir=tmp_path / "run")
+
+
+def test_the_codec_is_fitted_on_training_clips_alone() -> None:
+    config = DataConfig.model_validate({"shapes": {"num_train": 3, "num_validation": 4, "num_heldout": 4}})
+    clips = sample_shapes(config, seed=0)
+    found = fitted._sample_frames(clips, config, seed=0)
+    own = render_chunk(clips[:3], config)
+    assert sorted(frames.tobytes() for frames in found) == sorted(frames.tobytes() for frames in own)

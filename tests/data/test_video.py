@@ -2,9 +2,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from magic141.data.video import count_frames, fit_image, read_image, read_video, shrunk_video, write_video
 from magic141.errors import UserError
@@ -107,3 +108,22 @@ def test_a_wide_video_is_shrunk_for_a_page_and_a_small_one_stays(tmp_path: Path)
     (tmp_path / "small.mp4").write_bytes(shrunk_video(tmp_path / "wide.mp4", 50, 23))
     assert read_video(tmp_path / "small.mp4").shape == (6, 30, 50, 3)
     assert read_video(tmp_path / "small.mp4", fps=8).shape[0] == 6
+
+
+def test_a_picture_that_was_taken_upright_is_turned(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # as a phone notes it
+    Image.new("RGB", (40, 20)).save(tmp_path / "a.jpg", exif=exif)
+    assert read_image(tmp_path / "a.jpg").shape == (40, 20, 3)
+
+
+def test_a_video_that_was_taken_upright_is_turned(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        stream.set_display_rotation(90)  # as a phone notes it
+        for pixels in gray_levels(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels)))
+        container.mux(stream.encode())
+    assert read_video(tmp_path / "a.mp4").shape == (3, 48, 32, 3)
+    assert read_video(tmp_path / "a.mp4", size=(24, 16)).shape == (3, 24, 16, 3)

@@ -10,12 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from magic141.data.clips import sample_shapes
+from magic141.data.clips import render_anchors, render_chunk, sample_shapes
 from magic141.data.config import DataConfig, EncoderConfig
 from magic141.data.workers import Encode, Render
 from magic141.fingerprint import CodeStamp
 from magic141.models.encoders import Encoders
 from magic141.models.vae import VideoCodec
+from tests.evaluation.artifacts import make_data
 from tests.models.tiny import tiny_checkpoint, tiny_vae
 
 CODE = CodeStamp(())
@@ -66,3 +67,20 @@ def test_a_first_frame_is_encoded_alone_since_a_vae_that_sees_its_clip_tells_of_
     alone = encode.codec.encode_video(tensors["first_frame"][:, None])
     torch.testing.assert_close(tensors["first_latent"], alone)
     assert (tensors["latents"][:, :, :1] - alone).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("split", ["train", "heldout"])
+def test_an_anchor_is_encoded_from_a_frame_of_its_own(tmp_path: Path, split: str) -> None:
+    config = DataConfig.model_validate({"shapes": {"num_train": 3, "num_validation": 1, "num_heldout": 3}})
+    clips = [clip for clip in sample_shapes(config, seed=0) if clip.split == split]
+    frames, anchors = render_chunk(clips, config), render_anchors(clips, config)
+    encode = Encode(make_data(tmp_path / "data"), use_gpu=False, code=CODE)
+    chunk = json.dumps([clip.to_dict() for clip in clips])
+    row = encode({"number": 0, "clips": chunk, "reasons": json.dumps([""] * 3), "frames": frames, "anchors": anchors})
+    made, codec, encoders = load(row["tensors"]), encode.codec, encode.encoders
+    own, first = torch.from_numpy(anchors), torch.from_numpy(frames[:, 0])
+    torch.testing.assert_close(made["anchor"], codec.encode_video(own[:, None]))
+    torch.testing.assert_close(made["anchor_tokens"], encoders.encode_image(own))
+    torch.testing.assert_close(made["image_tokens"], encoders.encode_image(first))
+    assert torch.equal(made["first_frame"], first)
+    assert ("frames" in made) == (split == "heldout"), "pixels of training clips are not stored"

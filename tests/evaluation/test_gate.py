@@ -148,3 +148,17 @@ def test_a_score_that_could_not_be_computed_fails_and_is_not_taken_for_a_slip() 
     (_, verdict) = judge(pair({"student/motion": 0.9}, None), [flicker], collapsed=False)
     assert not verdict.holds
     assert "has none: its report says why" in verdict.why
+
+
+def test_what_is_just_as_good_as_asked_holds_and_what_is_no_number_does_not() -> None:
+    equal = GateCondition(metric="student/motion", better="higher", tolerance=0.0, limit=0.8)
+    for motion, holds in ((0.8, True), (float("nan"), False)):
+        _, *both = judge(pair({"student/motion": motion}, CHAMPION), [equal], collapsed=False)
+        assert [verdict.holds for verdict in both] == [holds, holds]
+
+
+@pytest.mark.parametrize("cost", ["latency_ms", "cpu_ms_per_clip", "peak_memory_mb"])
+def test_every_cost_that_a_machine_changes_is_of_the_machine(cost: str) -> None:
+    apart = Pair(measured({}, host="a"), measured({}, host="b"))
+    assert [difference.field for difference in apart.differences(f"student/{cost}")] == ["machine"]
+    assert apart.differences("student/weight_mb") == []

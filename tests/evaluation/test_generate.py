@@ -171,3 +171,10 @@ def test_fused_windows_make_a_video_as_long_as_chained_ones(generated: Generated
 def test_the_cost_of_a_window_is_the_mean_over_its_batches_clips() -> None:
     batches = [[{"window": 0, "wall_ms_per_clip": 10.0}], [{"window": 0, "wall_ms_per_clip": 40.0}]]
     assert mean_costs(batches, [2, 1]) == [{"window": 0.0, "wall_ms_per_clip": 20.0}]
+
+
+def test_models_that_are_sampled_alone_have_the_guidance_and_shift_of_the_config() -> None:
+    config = GenerateConfig(many_steps=25, guidance_scale=2.5, shift=7.0)
+    alone = [v for v in list_variants(config, Dmd2Config()) if v.sampler == "euler"]
+    assert {v.model for v in alone} == {"teacher", "cfg"}
+    assert {(v.guidance_scale, v.shift) for v in alone} == {(2.5, 7.0)}

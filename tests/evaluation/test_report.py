@@ -220,8 +220,21 @@ def test_the_same_inputs_give_the_same_file_at_any_time(
     assert _write(scored, tmp_path) == _write(scored, tmp_path)
 
 
-def test_best_values_are_bold(page: str) -> None:
-    assert '<td class=""><b>' in page or "<b>" in page[page.index("Exact scores") :]
+@pytest.mark.parametrize(("score", "bold"), [("motion", "0.700"), ("frechet", "1.50")])
+def test_the_best_value_of_a_column_is_bold_and_ceilings_do_not_compete(
+    scored: dict[str, Path], tmp_path: Path, score: str, bold: str
+) -> None:
+    scores = json.loads((scored["evaluate"] / "scores.json").read_text())
+    ceilings = {"motion": 0.9, "frechet": 0.5}
+    for number, row in enumerate(row for row in scores["variants"] if "nfe" in row):
+        row["scores"]["motion"]["value"], row["scores"]["frechet"]["value"] = 0.7 - 0.01 * number, 1.5 + number
+    for row in scores["variants"]:
+        if "nfe" not in row:
+            row["scores"][score] = {"value": ceilings[score], "reason": None}
+    (tmp_path / "scores.json").write_text(json.dumps(scores))
+    page = _write({**scored, "evaluate": tmp_path}, tmp_path)
+    table = page[page.index("Exact scores of held-out clips</h3>") :]
+    assert f"<b>{bold}</b>" in table[: table.index("</table>")]
 
 
 def test_without_ground_truth_the_exact_columns_are_left_out(

@@ -11,6 +11,7 @@ from torch import Tensor
 from magic141.diffusion.flow import expand, sigma_grid, velocity_from_x0
 from magic141.models.generator import VideoGenerator
 from magic141.models.text_embedding import TextEmbedding
+from magic141.models.transformer import Conditioning
 
 STEPS, SHIFT, W = 4, 5.0, 2.0
 
@@ -61,3 +62,25 @@ def test_every_seed_has_its_own_noise(seen: list[tuple[Tensor, Tensor]]) -> None
     first, other, again = (x_t for x_t, _ in seen[::STEPS])
     assert torch.equal(first, again)
     assert not torch.allclose(first, other)
+
+
+def test_every_window_of_a_long_video_has_its_own_noise(seen: list[tuple[Tensor, Tensor]]) -> None:
+    generator = VideoGenerator(torch.nn.Linear(1, 1), text(1.0, 1), 3, STEPS, SHIFT, W, "embedded", "euler")
+    generator.chain(text(3.0, 2), torch.zeros(2, 1, 1), torch.zeros(2, 1, 1, 2, 2), 2, 1, seed=0)
+    first, second = (x_t for x_t, _ in seen[::STEPS])
+    assert not torch.allclose(first, second)
+
+
+def test_guidance_leaves_out_the_text_and_not_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    conditions: list[Conditioning] = []
+
+    def field(model: Any, x_t: Tensor, sigma: Tensor, cond: Conditioning, *_: Any) -> Tensor:
+        conditions.append(cond)
+        return x_t
+
+    monkeypatch.setattr("magic141.models.generator.velocity", field)
+    generator = VideoGenerator(torch.nn.Linear(1, 1), text(1.0, 1), 3, 1, SHIFT, W, "cfg", "euler")
+    generator.sample(text(3.0, 2), torch.full((2, 1, 1), 7.0), torch.zeros(2, 1, 1, 2, 2), 0)
+    with_text, without = conditions
+    assert with_text.tokens.flatten().tolist() == without.tokens.flatten().tolist() == [7, 0, 7, 0]
+    assert (with_text.pooled.flatten().tolist(), without.pooled.flatten().tolist()) == ([3, 3], [1, 1])

@@ -102,7 +102,9 @@ def test_prefix_is_zero_in_latent_space_where_nothing_is_known() -> None:
     assert prefix.mask[:, 0, :, 0, 0].tolist() == [[1, 0, 0], [1, 1, 0]]
     assert torch.equal(prefix.latents[0, :, :1], latents[0, :, :1])
     assert prefix.latents[0, :, 1:].abs().sum() == 0
-    assert prefix.dropped(torch.tensor([True, False])).mask[0].sum() == 0
+    dropped = prefix.dropped(torch.tensor([True, False]))
+    assert dropped.mask[0].sum() == dropped.latents[0].abs().sum() == 0
+    assert torch.equal(dropped.latents[1], prefix.latents[1])
 
 
 def test_image_tokens_come_before_text_and_padding_stays_last() -> None:

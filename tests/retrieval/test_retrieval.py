@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from magic141.artifacts import NullLog
+from magic141.data.dataset import ClipDataset
 from magic141.data.rows import Rows
 from magic141.errors import UserError
 from magic141.retrieval import clip
@@ -125,7 +126,7 @@ def test_recall_of_an_approximate_index_compares_with_an_exact_search_in_little_
     assert recall.same_as_exact == pytest.approx(expected)
     assert 0.1 < expected < 1
     assert recall.chance
-    assert recall.chance[1] == pytest.approx(0.01)
+    assert [recall.chance[k] for k in (1, 10)] == pytest.approx([0.01, 1 - 0.99**10])
     assert peak < 200 * 40_000 * 4, "less than one similarity of every query and image"
     assert Content.num_compared < 100_000, "not every query with every image"
 
@@ -138,6 +139,11 @@ def test_prior_returns_the_images_of_the_best_rows(artifacts: dict[str, Path]) -
         embedder.embed_texts(["a red circle moves up"]) @ embedder.embed_images(np.stack([h.image for h in hits])).T
     )
     np.testing.assert_allclose(scores[0], [hit.score for hit in hits], atol=1e-5)
+    train = ClipDataset.open(artifacts["data"], "train")
+    for hit in hits:
+        row = train.ids.index(hit.clip_id)
+        assert hit.caption == train.captions[row]
+        np.testing.assert_array_equal(hit.image, train.first_frame[row].numpy())
 
 
 def test_prior_never_returns_more_than_it_has(artifacts: dict[str, Path]) -> None:
@@ -281,3 +287,21 @@ def test_recall_of_captions_that_trained_is_no_number(
     assert reason in recall["reason"]
     assert reason in log.notes[0]
     assert not any(name.startswith("recall") for name in log.summaries)
+
+
+@pytest.mark.parametrize(("num_probes", "exact"), [(1, False), (8, True)])
+def test_as_many_lists_are_searched_as_the_config_says(num_probes: int, exact: bool) -> None:
+    rng = np.random.default_rng(0)
+    vectors, queries = (rng.normal(size=(num, 8)).astype(np.float32) for num in (800, 50))
+    index = make_index(IndexConfig(kind="ivf", num_lists=8, num_probes=num_probes), vectors)
+    best = np.argsort(-queries @ vectors.T, axis=1)[:, :5]
+    assert bool((index.search(queries, 5)[1] == best).all()) == exact
+
+
+def test_images_and_texts_count_alike_in_the_loss() -> None:
+    images, texts = torch.nn.functional.normalize(
+        torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0)), dim=2
+    )
+    scale, same = torch.tensor(10.0), torch.eye(4)
+    one, other = contrastive_loss(images, texts, scale, same), contrastive_loss(texts, images, scale, same)
+    torch.testing.assert_close(one, other)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
+import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
@@ -121,18 +125,19 @@ def test_too_large_a_body_is_not_read_to_its_end(client: TestClient) -> None:
     assert len(list(chunks)) > 980
 
 
-def test_what_cannot_be_queued_is_refused_before_its_picture_is_read(image: bytes) -> None:
+@pytest.mark.parametrize("num_replicas", [1, 2])
+def test_what_cannot_be_queued_is_refused_before_its_picture_is_read(image: bytes, num_replicas: int) -> None:
     """Of a large picture that would take half a gigabyte, for nothing."""
-    config = CONFIG.model_copy(update={"max_queued": 1})
-    refused = []
+    config = CONFIG.model_copy(update={"max_queued": 1, "num_replicas": num_replicas})
+    places, refused = 1 + num_replicas, []
 
     async def animate(request: VideoRequest) -> Video:
-        if request.seed < 2:  # one in work, one waiting; then a third, whose picture is none
+        if request.seed < places:  # in work or waiting; then one more, whose picture is none
             await asyncio.to_thread(post, request.seed + 1)
         return Video(b"mp4", (), 1.0)
 
     def post(seed: int) -> None:
-        picture = image if seed < 2 else b"no picture"
+        picture = image if seed < places else b"no picture"
         answer = client.post("/generate", files={"image": picture}, data={**PROMPT, "seed": str(seed)})
         if answer.status_code != 200:
             refused.append((seed, answer.status_code))
@@ -140,7 +145,7 @@ def test_what_cannot_be_queued_is_refused_before_its_picture_is_read(image: byte
     client = client_of(animate, config)
     with client:  # one event loop for all
         post(0)
-    assert refused == [(2, 503)]
+    assert refused == [(places, 503)]
 
 
 def test_a_full_queue_says_when_to_come_back(image: bytes) -> None:
@@ -188,3 +193,33 @@ def test_health_page_and_unknown_paths(client: TestClient) -> None:
     assert "default-src 'none'" in page.headers["content-security-policy"]
     assert client.get("/nowhere").json()["error"]["value"] == "GET /nowhere"
     assert client.get("/generate").status_code == 405
+
+
+def test_a_place_is_free_again_whatever_became_of_its_request(image: bytes) -> None:
+    async def animate(request: VideoRequest) -> Video:
+        if request.seed:
+            raise BusyError if request.seed == 1 else RuntimeError
+        return Video(b"mp4", (), 1.0)
+
+    client = client_of(animate)
+    for seed, status in (("0", 200), ("1", 503), ("2", 500)):
+        assert client.post("/generate", files={"image": image}, data={**PROMPT, "seed": seed}).status_code == status
+    assert client.get("/health").json()["in_work"] == 0
+
+
+def test_a_model_makes_one_video_at_a_time() -> None:
+    at_once: list[int] = []
+    most: list[int] = []
+
+    def generate(*_: object) -> np.ndarray:
+        at_once.append(1)
+        most.append(len(at_once))
+        time.sleep(0.1)
+        at_once.pop()
+        return np.zeros((1, 32, 32, 3), np.uint8)
+
+    bundle: Any = SimpleNamespace(encoders=SimpleNamespace(remarks=lambda _: []), info=CARD, generate=generate)
+    student, request = Student(bundle), VideoRequest(np.zeros((32, 32, 3), np.uint8), "a prompt")
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(student.animate, [request] * 3))
+    assert most == [1] * 3

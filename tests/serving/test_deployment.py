@@ -27,6 +27,7 @@ from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, Serve
 from flows.serving import parse_settings, require_free, serve
 from magic141.errors import UserError
 from magic141.serving import deployment
+from magic141.serving.config import ServingConfig
 from magic141.serving.requests import Video, VideoRequest
 from tests.serving.conftest import free_port, picture
 
@@ -183,6 +184,11 @@ def test_the_kubernetes_example_builds_this_application(published: Path) -> None
     (student,) = built._bound_deployment.init_args[:1]
     assert student._bound_deployment.num_replicas == application.args["num_replicas"] == 2
     assert student._bound_deployment.ray_actor_options == {"num_cpus": 1, "num_gpus": 1}
+    waiting = application.args.get("max_queued", ServingConfig().max_queued)
+    assert (student._bound_deployment.max_ongoing_requests, student._bound_deployment.max_queued_requests) == (
+        1,
+        waiting,
+    )
 
 
 def test_wrong_arguments_of_a_serve_config(published: Path) -> None:

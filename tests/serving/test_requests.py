@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
+from PIL import ExifTags, Image
 
 from magic141.serving.config import Limits
 from magic141.serving.requests import RequestError, check_request
@@ -59,3 +62,17 @@ def test_one_line_says_what_is_wrong(fields: dict[str, object], status: int, mes
     assert "\n" not in str(caught.value)
     assert caught.value.status == status
     assert set(caught.value.record) == {"field", "value", "expected", "remedy"}
+
+
+def test_what_is_just_within_the_limits_is_taken() -> None:
+    largest = {"image": picture(100, 40), "prompt": "p" * 20, "seconds": 5, "seed": 2**32 - 1}
+    limits = LIMITS.model_copy(update={"max_image_bytes": len(picture(100, 40))})
+    request = check_request(largest, limits)
+    assert (request.image.shape, request.seconds, request.seed) == ((40, 100, 3), 5, 2**32 - 1)
+
+
+def test_a_picture_that_was_taken_upright_is_turned() -> None:
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.Orientation] = 6  # as a phone notes it
+    Image.new("RGB", (48, 40)).save(file, "JPEG", exif=exif)
+    assert check_request({**GOOD, "image": file.getvalue()}, LIMITS).image.shape == (48, 40, 3)

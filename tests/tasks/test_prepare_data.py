@@ -53,3 +53,10 @@ def test_what_is_finished_is_kept_where_the_stage_looks_for_it_again(
 
 def test_batches_that_fit_are_no_matter(tmp_path: Path) -> None:
     count(tmp_path, 16)
+
+
+def test_other_videos_under_the_same_path_are_another_corpus(tmp_path: Path) -> None:
+    config = load_config(DEMO, ["data.source=folder", f"data.path={tmp_path}"])
+    before = STAGE.key(config, {}).digest
+    (tmp_path / "a.mp4").write_bytes(b"video")
+    assert STAGE.key(config, {}).digest != before

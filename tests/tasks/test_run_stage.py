@@ -12,7 +12,9 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -341,3 +343,25 @@ def test_kill_9_leaves_no_result_and_the_next_run_goes_on(start: Callable[..., S
     query = f"tags.`magic141.key` = '{ref.key}'"
     runs = tracker.client.search_runs([tracker.experiment_id], query, order_by=["attributes.start_time ASC"])
     assert [run.info.status for run in runs] == ["KILLED", "FINISHED"]
+
+
+def test_the_version_and_the_content_of_sources_are_in_the_key() -> None:
+    changes: list[dict[str, Any]] = [{}, {"version": 2}, *({"sources": lambda _, d=d: {"path": d}} for d in "ab")]
+    keys = {replace(FIRST, **change).key(PipelineConfig(), {}).digest for change in changes}
+    assert len(keys) == len(changes)
+
+
+def test_a_stage_is_told_of_its_artifact_whether_it_was_made_or_there(start: Callable[..., StageContext]) -> None:
+    told = []
+    stage = replace(FIRST, name="telling", on_ready=lambda _, ref: told.append(ref))
+    assert [run_stage(stage, start("seed=13")) for _ in range(2)] == told
+
+
+def test_a_run_of_the_key_whose_process_is_gone_is_closed_before_the_next_begins(
+    start: Callable[..., StageContext],
+) -> None:
+    context = start("seed=14")
+    dead = context.tracker.start_stage("first", FIRST.key(context.config, {}).digest, context.parent_id)
+    dead.tags({"magic141.pid": "4194304"})  # no process has it: beyond the largest
+    run_stage(FIRST, context)
+    assert context.tracker.get_run(dead.run_id).info.status == "KILLED"

@@ -11,7 +11,7 @@ from mlflow.exceptions import MlflowException
 
 from magic141.tracking import Tracker, run_log
 from magic141.tracking.liveness import STALE_SECONDS
-from magic141.tracking.tags import TAG_HEARTBEAT, TAG_PID, TAG_PROCESSES
+from magic141.tracking.tags import TAG_HEARTBEAT, TAG_PID, TAG_PROCESSES, TAG_STARTED
 
 
 def test_runs_of_dead_processes_are_closed_as_killed(tracker: Tracker) -> None:
@@ -63,3 +63,9 @@ def test_the_heart_beats_until_the_run_is_closed_and_survives_a_store_that_does_
 
 def raising(*_: object) -> None:
     raise MlflowException("no answer")
+
+
+def test_a_process_id_that_another_process_has_by_now_is_no_sign_of_life(tracker: Tracker) -> None:
+    run = tracker.start_stage("train", "key-p", "parent")
+    run.tags({TAG_STARTED: "1000000000"})  # this process's id, but not its start
+    assert tracker.close_stale_stage("key-p") == 1

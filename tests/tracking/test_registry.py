@@ -99,3 +99,26 @@ def test_a_failing_store_is_not_a_missing_champion(tracker: Tracker, monkeypatch
     monkeypatch.setattr(MlflowClient, "get_model_version_by_alias", fail)
     with pytest.raises(MlflowException, match="locked"):
         tracker.registry.alias_version("film", "champion")
+
+
+def test_the_newest_moves_are_kept_and_lead_back_as_far_as_they_go(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("magic141.tracking.registry.MAX_PROMOTIONS", 2)
+    registry = tracker.registry
+    for number in range(3):
+        registry.register("reel", make_artifact(tracker, "publish", f"key-reel{number}"), "candidate", {})
+        registry.promote("reel", "champion", str(number + 1))
+    assert [move.version for move in registry.history("reel", "champion")] == ["2", "3"]
+    assert registry.rollback("reel", "champion") == "2"
+    with pytest.raises(UserError, match="no earlier promotion"):
+        registry.rollback("reel", "champion")
+    registry.promote("reel", "champion", "1")
+    assert registry.rollback("reel", "champion") == "2"
+
+
+def test_a_model_that_somebody_else_registered_is_named(tracker: Tracker) -> None:
+    tracker.client.create_registered_model("foreign")
+    tracker.client.create_model_version("foreign", source="/nowhere")
+    with pytest.raises(UserError, match="models:/foreign/1: was not published by magic141; there are: "):
+        tracker.registry.resolve("models:/foreign/1")

@@ -105,3 +105,13 @@ def test_a_result_is_found_behind_any_number_of_newer_ones_that_are_gone(tracker
         run.artifact(mine.model_copy(update={"uri": f"/gone/{number}", "run_id": run.run_id}))
         run.close("FINISHED")
     assert find_reusable(tracker, "train", "key-many").ref == mine
+
+
+def test_an_artifact_of_a_run_that_did_not_finish_is_not_reused(tracker: Tracker) -> None:
+    ref = make_artifact(tracker, "train", "key-q")
+    for run_id in (tracker.get_run(ref.run_id).data.tags["mlflow.parentRunId"], ref.run_id):
+        tracker.client.delete_run(run_id)
+    killed = tracker.start_stage("train", "key-q", "parent")
+    killed.artifact(ref.model_copy(update={"run_id": killed.run_id}))
+    killed.close("KILLED")
+    assert find_reusable(tracker, "train", "key-q").ref is None

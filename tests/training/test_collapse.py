@@ -98,6 +98,11 @@ def test_two_bad_validations_in_a_row_stop_the_run_with_a_remedy() -> None:
         ("validation_frechet", 5.0, r"Fréchet distance 2.5 x its smallest value .*optimizer.learning_rate"),
         ("validation_mode_coverage", 0.05, r"5% of the many-step model's modes kept \(at least 10%\).*score_shift"),
         ("validation_frechet_ratio", 11.0, r"Fréchet distance 11.00 x that of the many-step model \(at most 10"),
+        ("validation_variance_ratio", 2.5, r"variance 2.50 x that .*at most 2.*learning_rate"),
+        ("validation_motion_ratio", 0.3, r"motion 0.30 x that .*at least 0.4.*score_shift"),
+        ("validation_diversity_ratio", 0.1, r"difference between seeds 0.10 x that .*at least 0.2.*score_shift"),
+        ("validation_mean_drift", 1.5, r"mean off by 1.50 standard deviations \(at most 1"),
+        ("validation_saturation", 0.2, r"20% of the values saturated \(at most 10%"),
     ],
 )
 def test_what_is_beyond_its_bound_is_a_symptom(name: str, value: float, says: str) -> None:

@@ -88,6 +88,8 @@ def test_dropped_conditions_leave_the_rest_alone(maker: BatchMaker) -> None:
     no_image = make(maker, image_dropout=1.0)
     assert no_image.prefix is not None
     assert float(no_image.prefix.mask.sum()) == 0
+    num_image_tokens = maker.dataset.image_tokens.shape[1]
+    assert float(no_image.cond.tokens[:, :num_image_tokens].abs().max()) == 0
 
 
 def test_the_generator_alone_decides(maker: BatchMaker) -> None:

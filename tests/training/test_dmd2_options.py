@@ -24,7 +24,8 @@ from magic141.training.dmd2_config import Dmd2Config
 from magic141.training.dmd2_networks import Guidance, GuidedScores
 from magic141.training.launch import launch
 from magic141.training.objective import TrainContext
-from tests.evaluation.artifacts import CHANNELS
+from magic141.training.train import train
+from tests.evaluation.artifacts import CHANNELS, RecordingLog
 from tests.models.tiny import CONFIG
 
 PLACEMENT = {"engine": "plain", "launcher": "local", "num_workers": 1}
@@ -346,3 +347,103 @@ def test_an_adapter_on_the_teacher_is_not_given_a_w_that_it_cannot_see() -> None
     adapter = {"start": "teacher", "generator_lora_rank": 4, "student_guidance_range": (1.0, 3.0)}
     with pytest.raises(ValueError, match=r"student_guidance_range = .* never learns w.*use start = cfg_distilled"):
         Dmd2Config.model_validate(SHORT | adapter)
+
+
+@pytest.mark.parametrize("start", ["teacher", "cfg_distilled"])
+def test_the_generator_starts_from_the_model_that_the_config_names(folders: Path, tmp_path: Path, start: str) -> None:
+    student = load_transformer(folders / "student")
+    torch.nn.init.normal_(student.proj_out.weight, std=0.1)  # else both have the same weights
+    student.save_pretrained(tmp_path / "student")
+    config = Dmd2Config.model_validate(SHORT | {"start": start})
+    spec = Dmd2Spec(config, CONFIG, folders / "data", folders / "teacher", tmp_path / "student")
+    dmd2 = spec.build(TrainContext(0, 1, torch.device("cpu"), tmp_path, 0, config.placement))
+    expected = load_transformer(folders / "teacher" if start == "teacher" else tmp_path / "student")
+    assert torch.equal(dmd2.generator.module.get_parameter("proj_out.weight"), expected.proj_out.weight)
+
+
+def test_the_scores_are_told_where_the_generators_clips_left(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not where those of the last fake update did."""
+    dmd2, told = build(folders, tmp_path, num_steps=6, exit_embedding=True), []
+    gradient = dmd2.distribution_matching_gradient
+
+    def watched(*inputs: Any) -> Tensor:
+        told.append(dmd2.scores._exit_step)
+        return gradient(*inputs)
+
+    monkeypatch.setattr(dmd2, "distribution_matching_gradient", watched)
+    for step in range(6):
+        dmd2.step(step)
+    assert told == [dmd2.draw(step).exit_step for step in range(6)]
+
+
+def test_the_fake_score_warms_up_before_the_first_generator_update_alone(folders: Path, tmp_path: Path) -> None:
+    dmd2, updates = build(folders, tmp_path, fake_warmup_updates=3), []
+    for step in range(2):
+        dmd2.step(step)
+        updates.append(dmd2.fake.num_updates)
+    assert updates == [3 + 2, 3 + 2 + 2]
+
+
+@pytest.mark.parametrize(("weight", "learns"), [(0.0, False), (0.1, True)])
+def test_the_discriminators_loss_has_its_weight(folders: Path, tmp_path: Path, weight: float, learns: bool) -> None:
+    dmd2 = build(folders, tmp_path, adversarial_weight=1.0, discriminator_weight=weight)
+    assert dmd2.scores.head is not None
+    before = weights(dmd2.scores.head)
+    dmd2.step(0)
+    after = weights(dmd2.scores.head)
+    assert any(not torch.equal(before[name], after[name]) for name in before) == learns
+
+
+def test_the_average_is_validated_and_the_best_one_exported(folders: Path, tmp_path: Path) -> None:
+    fast = {"kind": "adamw", "learning_rate": 0.02, "warmup_steps": 0}
+    dmd2, averages = build(folders, tmp_path, num_steps=3, optimizer=fast), []
+    for step, frechet in enumerate((2.0, 1.0, 3.0)):
+        dmd2.step(step)
+        dmd2.judge(step + 1, {"validation_frechet": frechet})
+        averages.append(dmd2.ema.state_dict()["shadow"]["proj_out.weight"].clone())
+    validated = dmd2.validate()
+    assert validated != dmd2.validation.figures(), "of the weights as they are"
+    with dmd2.ema.applied():
+        assert validated == dmd2.validation.figures()
+    dmd2.export(tmp_path / "out")
+    assert torch.equal(load_transformer(tmp_path / "out" / "transformer").proj_out.weight, averages[1])
+
+
+def test_a_student_of_a_range_is_validated_against_the_score_at_its_own_w() -> None:
+    ranged = Dmd2Config(student_guidance_range=(1.0, 3.0), student_guidance_scale=2.0, real_guidance_scale=1.5)
+    fixed = Dmd2Config(student_guidance_scale=2.0, real_guidance_scale=1.5)
+    for config, real in ((ranged, 2.0), (fixed, 1.5)):
+        w = Guidance.fixed(config, 2)
+        assert (w.student.tolist(), w.real.tolist()) == ([2.0] * 2, [real] * 2)
+
+
+def test_a_distilled_model_judges_at_the_w_of_the_real_score(folders: Path, tmp_path: Path) -> None:
+    dmd2 = build(folders, tmp_path, real_score="cfg_distilled", real_guidance_scale=3.0)
+    network = dmd2.scores.network
+    torch.nn.init.normal_(network.get_parameter("time_text_embed.guidance_embedder.linear_2.weight"))  # zero hides w
+    batch, sigma = dmd2.maker.make(torch.arange(4), step_generator(0, 0)), torch.full((4,), 0.6)
+    w, guided = Guidance(torch.full((4,), 1.2), torch.full((4,), 3.0)), dmd2.guided
+    with torch.no_grad():
+        expected = velocity(network, batch.x0, sigma, batch.cond, batch.prefix, w.real)
+        found = [score(batch.x0, sigma, batch, w) for score in (guided.real, guided.base)]
+        found.append(guided.fake(dmd2.scores, batch.x0, sigma, batch, w))
+    for u in found:
+        torch.testing.assert_close(u, expected)
+
+
+@pytest.mark.parametrize("collapsed", [True, False])
+def test_what_the_watch_saw_at_the_end_reaches_the_stages_figures(
+    folders: Path, tmp_path: Path, collapsed: bool
+) -> None:
+    """A promotion asks for nothing else."""
+    never = {f"max_{name}": 1e9 for name in ("variance_ratio", "mean_drift", "frechet_ratio")}
+    never |= {"min_motion_ratio": 0, "min_diversity_ratio": 0, "min_mode_coverage": 0, "max_saturation": 1}
+    watched = SHORT["collapse"] | never | {"patience": 1, "min_variance_ratio": 1e9 if collapsed else 0}
+    config = Dmd2Config.model_validate(SHORT | {"collapse": watched})
+    spec = Dmd2Spec(config, CONFIG, folders / "data", folders / "teacher", folders / "student")
+    log, out = RecordingLog(), tmp_path / "out"
+    out.mkdir()
+    train(spec, config, folders / "data", out, log, 0, tmp_path / "run")
+    assert log.summaries["collapsed"] == json.loads((out / "training.json").read_text())["collapsed"] == collapsed

@@ -45,3 +45,15 @@ def test_half_precision_weights_are_averaged_in_fp32() -> None:
     for _ in range(10):
         ema.update()
     assert 1.0 < float(ema.state_dict()["shadow"]["weight"]) < 1.0078125
+
+
+def test_an_error_meanwhile_leaves_the_weights_and_not_the_average(tmp_path: Path) -> None:
+    trained = engine(tmp_path)
+    ema = Ema(trained.module, decay=0.9)
+    for seed in range(2):
+        train(trained, seed)
+        ema.update()
+    before = trained.full_state_dict()
+    with pytest.raises(ZeroDivisionError), ema.applied():
+        raise ZeroDivisionError
+    assert all(torch.equal(before[name], value) for name, value in trained.full_state_dict().items())

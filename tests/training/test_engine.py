@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from magic141.training.config import OptimizerConfig, PlacementConfig
 from magic141.training.deepspeed_engine import deepspeed_config
 from magic141.training.engine import Engine, make_engine
 from magic141.training.objective import TrainContext
+from magic141.training.optimizers import learning_rate_factor
 from tests.training.linear import Network
 
 
@@ -29,17 +31,20 @@ def train(trained: Engine, seed: int) -> float:
     return trained.step()
 
 
-def test_equals_torch_with_clipping(tmp_path: Path) -> None:
-    ours = engine(tmp_path, max_grad_norm=0.1, constant_fraction=1.0)
+@pytest.mark.parametrize("max_grad_norm", [0.1, 1000.0])
+def test_equals_torch_with_clipping_schedule_and_decay(tmp_path: Path, max_grad_norm: float) -> None:
+    settings = {"max_grad_norm": max_grad_norm, "warmup_steps": 2, "constant_fraction": 0.5, "weight_decay": 0.1}
+    ours, config = engine(tmp_path, **settings), OptimizerConfig.model_validate(settings)
     theirs = Network()
     theirs.load_state_dict(ours.full_state_dict())
     parameters = [p for p in theirs.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=2e-3, betas=(0.9, 0.95), weight_decay=0.0)
-    for seed in range(5):
+    optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.95), weight_decay=0.1)
+    for seed in range(10):
+        optimizer.param_groups[0]["lr"] = 2e-3 * learning_rate_factor(seed, 10, config)
         norm = train(ours, seed)
         x = torch.randn(4, 8, generator=torch.Generator().manual_seed(seed))
         theirs(x).square().mean().backward()
-        assert norm == pytest.approx(float(torch.nn.utils.clip_grad_norm_(parameters, 0.1)), rel=1e-5)
+        assert norm == pytest.approx(float(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)), rel=1e-5)
         optimizer.step()
         optimizer.zero_grad()
     for name, value in theirs.state_dict().items():
@@ -88,3 +93,12 @@ def test_deepspeeds_buffers_are_small_beside_a_gpu(tmp_path: Path, stage: int) -
     gathered = 4 * max(zero.get(f"stage3_{name}", 0) for name in ("max_live_parameters", "max_reuse_distance"))
     assert buckets + gathered < 2 * 2**30
     assert (gathered > 0) == (stage == 3)  # the others gather no weights
+
+
+def test_a_step_that_is_left_out_changes_nothing_but_its_place_in_the_schedule(tmp_path: Path) -> None:
+    trained = engine(tmp_path)
+    before = trained.full_state_dict()
+    trained.backward(trained(torch.full((4, 8), float("inf"))).sum())
+    assert not math.isfinite(trained.step())
+    assert all(torch.equal(before[name], value) for name, value in trained.full_state_dict().items())
+    assert trained.num_updates == 1

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,15 +15,17 @@ from magic141.artifacts import NullLog
 from magic141.errors import UserError
 from magic141.training.checkpoint import (
     CheckpointInfo,
+    random_state,
     read_checkpoint,
     read_info,
     require_compatible,
+    set_random_state,
     write_checkpoint,
 )
 from magic141.training.config import PlacementConfig
 from magic141.training.launch import launch
 from magic141.training.objective import TrainContext
-from tests.training.linear import LinearSpec, linear_config
+from tests.training.linear import LinearRegression, LinearSpec, linear_config
 
 
 class RecordingLog(NullLog):
@@ -154,3 +158,32 @@ def test_a_checkpoint_that_zero_has_split_otherwise_is_refused(tmp_path: Path) -
     with pytest.raises(UserError, match=r"zero_stage = 3: .* holds step 5 .* and zero_stage 2; use those again"):
         require_compatible(replace(info, engine="deepspeed", zero_stage=2), context)
     require_compatible(replace(info, engine="deepspeed", zero_stage=None), context)  # of an older version
+
+
+def test_every_validation_is_judged_with_all_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged: dict[int, Mapping[str, float]] = {}
+    monkeypatch.setattr(LinearRegression, "judge", lambda _, step, values: judged.update({step: dict(values)}))
+    config = linear_config()
+    launch(LinearSpec(config), config, tmp_path, NullLog(), seed=0)
+    assert list(judged) == [6, 12]
+    assert all(values.keys() == {"loss", "grad_norm", "validation_loss"} for values in judged.values())
+
+
+def test_what_earlier_attempts_took_counts(tmp_path: Path) -> None:
+    config = linear_config()
+    with pytest.raises(ZeroDivisionError):
+        launch(LinearSpec(config, crash_at=8), config, tmp_path, NullLog(), seed=0)
+    file = tmp_path / "checkpoints" / "step-000005" / "info.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"seconds": 1000.0, "cpu_seconds": 2000.0}))
+    result = launch(LinearSpec(config), config, tmp_path, NullLog(), seed=0)
+    assert 1000 < result.seconds < 2000 < result.cpu_seconds
+
+
+def test_a_checkpoint_puts_every_generator_back() -> None:
+    def draw() -> tuple[float, float, float]:
+        return float(torch.rand(())), float(np.random.random()), random.random()
+
+    state = random_state()
+    drawn = draw()
+    set_random_state(state)
+    assert draw() == drawn

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from magic141.data.dataset import ClipDataset
 from magic141.diffusion.flow import interpolate, sample_sigma, shift_sigma, velocity_from_x0
 from magic141.diffusion.samplers import randn_like, sample
+from magic141.evaluation.frechet import TubeSpace, frechet_distance
 from magic141.models.config import Sampler
 from magic141.models.transformer import load_transformer, velocity
 from magic141.training.backward_simulation import Generated
@@ -60,6 +63,7 @@ def test_flow_matching_asks_for_the_velocity_under_the_caption(
     def exact(model: Any, x_t: Tensor, sigma: Tensor, cond: Any, prefix: Any) -> Tensor:
         assert cond is batch.cond
         assert prefix is batch.prefix
+        assert torch.equal(sigma, sample_sigma(4, config.shift, step_generator(0, 1)))
         return velocity_from_x0(x_t, batch.x0, sigma)
 
     monkeypatch.setattr("magic141.training.flow_matching.velocity", exact)
@@ -202,3 +206,76 @@ def test_validation_holds_the_student_against_the_many_step_model(
     assert not torch.allclose(samples[0], samples[1], atol=1e-3), "each sampler has its own chain"
     monkeypatch.setattr(validation, "_sample_reference", lambda *_: 2 * samples[1])
     assert validation.figures()["validation_variance_ratio"] == pytest.approx(0.25, rel=1e-3)
+
+
+def test_the_cfg_student_is_asked_at_the_w_of_its_target_and_pulled_to_the_data(folders: Path, tmp_path: Path) -> None:
+    config = CfgDistillationConfig(num_steps=1, distillation_weight=0.7, placement=placement)
+    objective = CfgDistillationSpec(config, CONFIG, folders / "data", folders / "teacher").build(context(tmp_path))
+    student = objective.engine.module
+    torch.nn.init.normal_(student.get_parameter("time_text_embed.guidance_embedder.linear_2.weight"))  # zero hides w
+    batch, rng = batch_of(objective), step_generator(0, 1)
+    low, high = config.min_guidance_scale, config.max_guidance_scale
+    w, sigma = low + (high - low) * torch.rand(4, generator=rng), sample_sigma(4, config.shift, rng)
+    noise = torch.randn(batch.x0.shape, generator=rng)
+    x_t = interpolate(batch.x0, noise, sigma)
+    with torch.no_grad():
+        u, guided = velocity(student, x_t, sigma, batch.cond, batch.prefix, w), objective.guided(x_t, sigma, batch, w)
+    expected = 0.7 * (u - guided).square().mean() + 0.3 * (u - (noise - batch.x0)).square().mean()
+    torch.testing.assert_close(objective.loss(batch, step_generator(0, 1)).detach(), expected)
+
+
+def test_batches_are_made_as_the_config_says_and_validated_without_dropout(folders: Path, tmp_path: Path) -> None:
+    asked = {"text_dropout": 0.3, "image_dropout": 0.2, "continued_fraction": 0.4}
+    flow = FlowMatchingConfig.model_validate({"num_steps": 1, "placement": placement, **asked})
+    cfg = CfgDistillationConfig(num_steps=1, continued_fraction=0.4, placement=placement)
+    pretraining = FlowMatchingSpec(flow, CONFIG, folders / "data", folders / "teacher").build(context(tmp_path))
+    distillation = CfgDistillationSpec(cfg, CONFIG, folders / "data", folders / "teacher").build(context(tmp_path))
+    assert {name: getattr(pretraining.maker, name) for name in asked} == asked
+    assert distillation.maker.continued_fraction == 0.4
+    validation = pretraining.validation
+    assert (validation.text_dropout, validation.image_dropout, validation.continued_fraction) == (0, 0, 0.4)
+
+
+def test_a_step_trains_and_its_average_is_validated_and_exported(folders: Path, tmp_path: Path) -> None:
+    optimizer = {"kind": "adamw", "learning_rate": 0.02, "warmup_steps": 0}
+    settings = {"num_steps": 3, "batch_size": 4, "ema_decay": 0.5, "optimizer": optimizer, "placement": placement}
+    config = FlowMatchingConfig.model_validate(settings)
+    objective = FlowMatchingSpec(config, CONFIG, folders / "data", folders / "teacher").build(context(tmp_path))
+    network = objective.engine.module
+    weights = [network.get_parameter("proj_out.weight").detach().clone()]
+    for step in range(3):
+        objective.step(step)
+        weights.append(network.get_parameter("proj_out.weight").detach().clone())
+    assert all(not torch.equal(before, after) for before, after in pairwise(weights))
+    objective.export(tmp_path)
+    average = load_transformer(tmp_path / "transformer")
+    expected = (weights[1] + 2 * weights[2] + 4 * weights[3]) / 7
+    torch.testing.assert_close(average.get_parameter("proj_out.weight").detach(), expected)
+    figures = objective.validate()
+    network.load_state_dict(average.state_dict())
+    rng = step_generator(0, -1)
+    clips = objective.validation.make(objective.validation_rows(), rng)
+    assert figures["validation_loss"] == pytest.approx(objective.loss(clips, rng).item(), rel=1e-5)
+
+
+def test_the_frechet_ratio_is_the_students_distance_to_the_many_step_models(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dmd2 = build(folders, tmp_path)
+    validation, rng = dmd2.validation, step_generator(0, 7)
+    shape = (2, 2, *batch_of(dmd2).x0.shape[1:])  # seeds, clips
+    student, reference = 3 * torch.randn(shape, generator=rng), torch.randn(shape, generator=rng)
+    monkeypatch.setattr(validation, "_sample_student", lambda *_: student)
+    monkeypatch.setattr(validation, "_sample_reference", lambda *_: reference)
+    real = ClipDataset.open(folders / "data", "validation").latents[:, :, : shape[3]]
+    space = TubeSpace.fit(real, shape[2])
+    far, near = (
+        frechet_distance(space.project(clips.flatten(0, 1)), space.project(real)) for clips in (student, reference)
+    )
+    figures = validation.figures()
+    assert figures["validation_frechet"] == pytest.approx(far, rel=1e-3)
+    assert figures["validation_frechet_ratio"] == pytest.approx(far / near, rel=1e-3)
+
+
+def test_every_seed_of_a_validation_has_its_own_noise(folders: Path, tmp_path: Path) -> None:
+    assert build(folders, tmp_path).validate()["validation_diversity_ratio"] > 0
