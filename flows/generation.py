@@ -35,7 +35,12 @@ def animate(
     for remark in bundle.encoders.remarks(prompt):
         warn(f"--prompt: {remark}")
     frames = bundle.generate(pixels, prompt, seconds, seed)
-    write_video(output, frames, bundle.info.fps)
+    aside = output.with_name(f".{output.name}")  # a full disk must not cost a video that was there
+    try:
+        write_video(aside, frames, bundle.info.fps)
+        aside.replace(output)
+    finally:
+        aside.unlink(missing_ok=True)
     return f"{len(frames)} frames of {frames.shape[2]}x{frames.shape[1]} at {bundle.info.fps:g} per second"
 
 

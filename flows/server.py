@@ -112,7 +112,8 @@ class PrefectServer:
             except (urllib.error.URLError, OSError):
                 time.sleep(0.05)
         raise UserError(
-            f"Prefect's embedded server did not start: see {self.log_file}; or set PREFECT_API_URL to a running server"
+            f"Prefect's embedded server did not start: see {self.log_file}; if its database is damaged, delete "
+            f"{self.log_file.parent}, which holds no results; or set PREFECT_API_URL to a running server"
         )
 
     def _restart_if_dead(self, port: int) -> None:

@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from magic141.evaluation.comparison_tables import RunParts, config_differences, made_differences, score_rows
 from magic141.evaluation.pages import media_uri, read_lines, render_page
+from magic141.text_files import replace_text
 
 
 def write_comparison(
@@ -47,7 +48,7 @@ def write_comparison(
         files=any("generate" in run.artifacts for run in runs),
     )
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(html, encoding="utf-8")
+    replace_text(file, html)
 
 
 def _label(runs: Sequence[RunParts], variant: str) -> str:

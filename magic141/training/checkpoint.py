@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
@@ -61,8 +62,7 @@ class LocalStore:
     @contextmanager
     def latest(self) -> Iterator[Path | None]:
         """The newest complete checkpoint."""
-        complete = self._complete()
-        yield complete[-1] if complete else None
+        yield next((folder for folder in reversed(self._complete()) if is_whole(folder)), None)
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
         """Write to a temporary folder, rename it, delete the oldest checkpoints."""
@@ -105,6 +105,15 @@ def read_checkpoint(folder: Path, objective: Objective, context: TrainContext) -
     if context.rank < info.world_size:
         set_random_state(_load(folder / f"random-{rank}.pt", torch.device("cpu")))
     return info
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether no file of a checkpoint was cut short, as by a machine that lost its power."""
+    try:
+        read_info(folder)
+    except (OSError, ValueError, TypeError):
+        return False
+    return all(map(zipfile.is_zipfile, folder.rglob("*.pt")))
 
 
 def read_info(folder: Path) -> CheckpointInfo:

@@ -22,6 +22,7 @@ from magic141.accelerator import give_back_freed_memory
 from magic141.errors import UserError
 from magic141.fingerprint import CodeStamp
 from magic141.ray_address import ray_cluster
+from magic141.training.checkpoint import is_whole
 from magic141.training.config import PlacementConfig, TrainConfig
 from magic141.training.loop import LoopResult, run_training
 from magic141.training.objective import ObjectiveSpec, TrainContext
@@ -67,6 +68,8 @@ class RayStore:
             yield None
             return
         with checkpoint.as_directory() as folder:
+            if not is_whole(Path(folder)):
+                raise UserError(f"checkpoint {checkpoint.path}: damaged; delete the folder around it to train anew")
             yield Path(folder)
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:

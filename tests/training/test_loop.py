@@ -64,6 +64,16 @@ def test_resume_is_bit_equal(tmp_path: Path, optimizer: str) -> None:
         assert torch.equal(value, weights(tmp_path / "broken")[name]), name
 
 
+@pytest.mark.parametrize("file", ["engines/network/engine.pt", "objective.pt", "info.json"])
+def test_a_checkpoint_that_was_cut_short_is_passed_over(tmp_path: Path, file: str) -> None:
+    config = linear_config()
+    with pytest.raises(ZeroDivisionError):
+        launch(LinearSpec(config, crash_at=11), config, tmp_path, NullLog(), seed=3)
+    torn = tmp_path / "checkpoints" / "step-000010" / file
+    torn.write_bytes(torn.read_bytes()[: torn.stat().st_size // 2])
+    assert launch(LinearSpec(config), config, tmp_path, NullLog(), seed=3).resumed_from_step == 5
+
+
 def test_finished_run_returns_without_training(tmp_path: Path) -> None:
     config = linear_config()
     first = launch(LinearSpec(config), config, tmp_path, NullLog(), seed=0)
