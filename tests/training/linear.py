@@ -95,7 +95,7 @@ class LinearRegression:
 
     @property
     def replicated(self) -> tuple[str, ...]:
-        return ("ema",)
+        return () if self.engine.sharded else ("ema",)
 
     def state_dict(self) -> dict[str, Any]:
         return {"ema": self.ema.state_dict()}
