@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from magic141.artifacts import canonical_json, sha256_text
+from magic141.text_files import replace_text
 
 PROBES_A_PIECE = 256  # results that a crash may lose at most
 
 
 def write_record(path: Path, value: object) -> None:
-    """Writes a JSON value with its digest, aside and then in place."""
+    """Writes a JSON value with its digest."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}")
     digest = sha256_text(canonical_json(value))
-    aside.write_text(json.dumps({"sha256": digest, "value": value}))  # fields stay in order: they become a manifest's
-    aside.replace(path)
+    replace_text(path, json.dumps({"sha256": digest, "value": value}))  # fields stay in order: they become a manifest's
 
 
 def read_record(path: Path) -> Any:
