@@ -18,6 +18,7 @@ from magic141.config import PipelineConfig, config_digest, to_yaml
 from magic141.evaluation.headline import headline, headline_figures
 from magic141.evaluation.scores import COSTS
 from magic141.frozen import FrozenConfig
+from magic141.models.device import slow_without_gpu
 from magic141.tracking import RunLog, Tracker, closing
 from magic141.tracking.tags import TAG_KIND
 from magic141.urls import without_credentials
@@ -140,6 +141,8 @@ def open_session(
             run.text(to_yaml(config), "config.yaml")
             run.params(config.model_dump(mode="json"))  # for MLflow's compare view of whole runs
             context = StageContext(config, tracker, run.run_id, StageConsole(), frozenset(refresh))
+            if remark := slow_without_gpu(config.data):
+                context.console.note(kind, remark)
             yield Session(context, run, started)
 
 
