@@ -1,9 +1,11 @@
 """The targets of single clips on many fresh ones, on which nothing was chosen: less chance than on a run's own 256.
 
     python benchmarks/fresh_targets.py --workspace runs-table1 --seeds 0 1 2 --write-docs
+    python benchmarks/fresh_targets.py --workspace runs-kept --seeds 3 4 5 --kept-apart --write-docs
 
 A run's Frechet distances are between small sets, which adds nearly the same to all of them and draws their ratios to 1.
-Runs what is missing; about 4 minutes a seed for judging.
+Runs what is missing; about 4 minutes a seed for judging. `--kept-apart` is for seeds on whose runs
+nothing was chosen either; they have a section and a file of their own.
 """
 
 from __future__ import annotations
@@ -77,6 +79,7 @@ def main() -> None:
     """Judges, prints and stores."""
     settle()
     parser = parser_of_seeds(__doc__)
+    parser.add_argument("--kept-apart", action="store_true", help="nothing was chosen on the runs of these seeds")
     parser.add_argument("--write-docs", action="store_true", help="also write the document and benchmarks/results")
     arguments = parser.parse_args()
     homes = {seed: arguments.workspace.resolve() / f"seed{seed}" for seed in arguments.seeds}
@@ -94,8 +97,9 @@ def main() -> None:
     text = f"{head}\n\n{target_table(verdicts)}\n\n{skew_table(found)}"
     print(text)
     if arguments.write_docs:
-        (RESULTS / "fresh_targets.json").write_text(json.dumps(found, indent=1) + "\n")
-        write_section("fresh", text)
+        section, file = ("kept", "fresh_targets_kept_apart") if arguments.kept_apart else ("fresh", "fresh_targets")
+        (RESULTS / f"{file}.json").write_text(json.dumps(found, indent=1) + "\n")
+        write_section(section, text)
     raise SystemExit(not all(target.met for target in verdicts))
 
 
