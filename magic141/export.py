@@ -45,19 +45,27 @@ class BundleInfo(FrozenConfig):
 
 
 def export_pipeline(
-    config: TransformerConfig, dmd2: Dmd2Config, num_carried: int, data: Path, student: Path, out: Path, log: StageLog
+    config: TransformerConfig,
+    dmd2: Dmd2Config,
+    num_carried: int,
+    data: Path,
+    student: Path,
+    out: Path,
+    log: StageLog,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     """Writes transformer, vae, encoders, scheduler, empty prompt and `magic141.json` into `out`.
 
-    Weights are hard links to the stages' artifacts if the file system allows it: artifacts never change.
+    Weights are hard links to the stages' artifacts if the file system allows it: artifacts never change. Only a
+    transformer in another precision than float32, in which it was trained, is written anew.
     """
     info = load_info(data)
-    for source, target in (
-        (student / "transformer", "transformer"),
-        (data / "codec", "vae"),
-        (data / "encoders", "encoders"),
-    ):
+    for source, target in ((data / "codec", "vae"), (data / "encoders", "encoders")):
         shutil.copytree(source, out / target, copy_function=link_or_copy)
+    if dtype == torch.float32:
+        shutil.copytree(student / "transformer", out / "transformer", copy_function=link_or_copy)
+    else:
+        load_transformer(student / "transformer", dtype).save_pretrained(out / "transformer")
     link_or_copy(str(data / "null_text.safetensors"), str(out / "null_text.safetensors"))
     FlowMatchEulerDiscreteScheduler(shift=dmd2.shift).save_pretrained(out / "scheduler")
     bundle = BundleInfo(

@@ -11,13 +11,16 @@ PYFUNC_LOADER = "magic141.serving.pyfunc"
 
 
 def _run(call: StageCall) -> None:
+    import torch
+
     from magic141.export import export_pipeline
     from magic141.tracking.model_folder import write_model_files
 
     config = call.config
     data, student = call.inputs["prepare_data"], call.inputs["distill_dmd2"]
     carried = config.generate.long_video_carried
-    export_pipeline(config.model, config.distill_dmd2, carried, data, student, call.out, call.log)
+    dtype = getattr(torch, config.publish.dtype)
+    export_pipeline(config.model, config.distill_dmd2, carried, data, student, call.out, call.log, dtype)
     write_model_files(call.out, PYFUNC_LOADER, Limits().model_dump())
 
 
@@ -36,6 +39,7 @@ STAGE = Stage(
         "model": config.model,
         "limits": Limits(),
         "long_video_carried": config.generate.long_video_carried,
+        "publish.dtype": config.publish.dtype,
         **student_sampling(config),
     },
     inputs=("prepare_data", "distill_dmd2"),

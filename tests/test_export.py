@@ -12,6 +12,7 @@ import torch
 from magic141.artifacts import NullLog
 from magic141.export import export_pipeline, load_bundle
 from magic141.models.encoders import Encoders
+from magic141.models.transformer import load_transformer
 from magic141.training.dmd2_config import Dmd2Config
 from tests.models.tiny import CONFIG, tiny_bundle, tiny_checkpoint
 
@@ -55,3 +56,14 @@ def test_a_bundle_is_sampled_as_the_student_was_trained(tmp_path: Path, sampler:
     made = load_bundle(tmp_path / "out").generator
     assert (made.num_steps, made.shift, made.sampler, made.guidance_scale) == tuple(sampling.values())
     assert (made.guidance, made.latent_frames) == ("embedded", 4)
+
+
+def test_a_student_in_bfloat16_takes_half_and_is_what_a_gpu_samples(tmp_path: Path) -> None:
+    published = tiny_bundle(tiny_checkpoint(tmp_path / "HunyuanVideo-I2V", [PROMPT]), tmp_path, dtype=torch.bfloat16)
+    trained, written = tmp_path / "student" / "transformer", published / "transformer"
+    sizes = [(folder / "diffusion_pytorch_model.safetensors").stat().st_size for folder in (trained, written)]
+    assert 0.45 < sizes[1] / sizes[0] < 0.6
+    sampled = load_transformer(trained, torch.bfloat16).state_dict()
+    for name, weight in load_transformer(written, torch.bfloat16).state_dict().items():
+        assert torch.equal(weight, sampled[name]), name
+    assert load_bundle(published).generate(np.zeros((40, 40, 3), np.uint8), PROMPT).shape == (13, 32, 32, 3)

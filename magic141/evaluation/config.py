@@ -131,6 +131,10 @@ class PublishConfig(FrozenConfig):
         "candidate", pattern=r"^[A-Za-z][\w-]*$", description="alias set on the new version: a letter, then \\w or -"
     )
     champion: str = Field("champion", pattern=r"^[A-Za-z][\w-]*$", description="alias that `magic141 promote` moves")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="precision of the published transformer; bfloat16: half the size, and what GPUs sample in",
+    )
     gate: tuple[GateCondition, ...] | None = Field(
         None,
         description="conditions for promotion, besides not having collapsed; null: the built-in gate for this kind of "

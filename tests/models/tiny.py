@@ -77,7 +77,7 @@ def fit_encoders(captions: Sequence[str], config: EncoderConfig, seed: int) -> E
     return Encoders.fit(captions, config, seed, noise)
 
 
-def tiny_bundle(checkpoint: Path, folder: Path, num_carried: int = 2) -> Path:
+def tiny_bundle(checkpoint: Path, folder: Path, num_carried: int = 2, dtype: torch.dtype = torch.float32) -> Path:
     """A student of 32 x 32 pixels and 13 frames, published with HunyuanVideo's kind of VAE and encoders."""
     data, student, out = (folder / name for name in ("data", "student", "PUBLISHED"))
     encoders = fit_encoders([], EncoderConfig(kind="hunyuan", path=str(checkpoint), max_text_tokens=8), 0)
@@ -89,7 +89,7 @@ def tiny_bundle(checkpoint: Path, folder: Path, num_carried: int = 2) -> Path:
     network = build_transformer(CONFIG, CHANNELS, 32, 32, image_condition=True, guidance_embeds=True)
     network.save_pretrained(student / "transformer")
     config = CONFIG.model_copy(update={"window_frames": 13})
-    export_pipeline(config, Dmd2Config(sampler="euler", shift=5.0), num_carried, data, student, out, NullLog())
+    export_pipeline(config, Dmd2Config(sampler="euler", shift=5.0), num_carried, data, student, out, NullLog(), dtype)
     return out
 
 
