@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
+from flows.databases import database_trouble
 from magic141.errors import UserError
 from magic141.ray_address import VARIABLE as RAY
 from magic141.ray_address import ray_address_trouble, ray_cluster
@@ -34,9 +35,10 @@ def trouble(variable: str) -> str | None:
     """What is wrong with the server that a variable names; None if it answers or is not on the network."""
     if variable == RAY:
         return ray_address_trouble() or _ray_is_silent()
-    url = without_credentials(os.environ.get(variable, ""))
+    value = os.environ.get(variable, "")
+    url = without_credentials(value)
     if not url.startswith(("http://", "https://")):
-        return _not_a_url(variable, url)
+        return _not_a_url(variable, value)
     try:
         with urlopen(f"{url.rstrip('/')}/health", timeout=TIMEOUT_S) as answer:
             healthy = answer.read(len(_HEALTHY[variable]) + 1).strip() == _HEALTHY[variable]
@@ -65,11 +67,11 @@ def _ray_is_silent() -> str | None:
 
 
 def _not_a_url(variable: str, value: str) -> str | None:
-    """The problem with a value that is not an http URL; MLflow also accepts databases and folders, Prefect does not."""
+    """The problem with a value that is not an http URL; MLflow also accepts databases, Prefect does not."""
     host_and_port = re.match(r"[\w.-]+:\d+(/|$)", value)
     if value and (host_and_port or variable == "PREFECT_API_URL"):
-        return f"{variable} = {value}: not a URL; expected one such as {_EXAMPLES[variable]}"
-    return None
+        return f"{variable} = {without_credentials(value)}: not a URL; expected one such as {_EXAMPLES[variable]}"
+    return database_trouble(variable, value) if value else None
 
 
 def _fails(variable: str, url: str, answer: str) -> str:

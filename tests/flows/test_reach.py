@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import socket
 import ssl
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -17,7 +19,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from flows.reach import RAY, SERVERS, require_servers, trouble
+from flows.reach import RAY, SERVERS, TIMEOUT_S, require_servers, trouble
 from magic141.errors import UserError
 from magic141.ray_address import ray_address_trouble
 
@@ -98,6 +100,31 @@ def test_a_certificate_is_the_clients_business(variable: str, tmp_path: Path, mo
 def test_local_stores_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////nowhere/mlflow.db")
     require_servers()
+
+
+@pytest.mark.parametrize("value", ["mlruns", "file:///data/mlruns", "ftp://files/mlflow"])
+def test_what_mlflow_cannot_keep_runs_in_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", value)
+    with pytest.raises(UserError, match=re.escape(value) + ": MLflow has no such store; expected .*postgresql://"):
+        require_servers()
+
+
+def test_a_database_is_asked_once_and_not_for_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql://ada:s3cret@127.0.0.1:{free_port()}/mlflow")
+    started = time.monotonic()
+    problem = str(trouble("MLFLOW_TRACKING_URI"))
+    assert time.monotonic() - started < TIMEOUT_S
+    assert "does not answer" in problem
+    assert "refused" in problem
+    assert "s3cret" not in problem
+
+
+def test_a_database_without_its_driver_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "mysql+nodriver://ada@127.0.0.1/mlflow")
+    assert "does not answer" in str(trouble("MLFLOW_TRACKING_URI"))  # a driver that there is not
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "mysql+pymysql://ada@127.0.0.1/mlflow")
+    monkeypatch.setitem(sys.modules, "pymysql", None)  # as if it were not installed
+    assert "the module pymysql" in str(trouble("MLFLOW_TRACKING_URI"))
 
 
 def test_every_server_that_is_down_has_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
