@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import select
 import shlex
 import shutil
 import sys
@@ -177,9 +178,21 @@ def reporting(debug: bool) -> Iterator[None]:
     except (typer.Exit, typer.Abort):
         raise
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads_on():
+            raise typer.Exit(FAILURE) from None
         if debug:
             raise
         raise typer.Exit(_say_failure(error)) from None
+
+
+def _nobody_reads_on() -> bool:
+    """Whether stdout is a pipe whose reader has gone, as with `| head`; then nothing more is written to it."""
+    watch = select.poll()
+    watch.register(sys.stdout, 0)
+    if not any(event & select.POLLERR for _, event in watch.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python itself writes what is left when it ends
+    return True
 
 
 def _print_what_can_be() -> None:

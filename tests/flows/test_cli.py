@@ -125,6 +125,26 @@ def test_lengths_and_seeds_have_bounds(option: str, value: str, line: str) -> No
     assert (result.exit_code, f"{option} {value}: {line}" in result.stderr) == (2, True)
 
 
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [("typer.echo('line')", ""), ("server.send(b'?')", "failed: BrokenPipeError: [Errno 32] Broken pipe")],
+)
+def test_only_a_reader_that_has_gone_is_passed_over(lost: str, said: str) -> None:
+    """`| head` ends a command without a word; a connection that a server has closed does not."""
+    script = (
+        "import contextlib, socket, typer; from flows.command_line import reporting\n"
+        "server, peer = socket.socketpair(); peer.close()\n"
+        f"with contextlib.suppress(typer.Exit), reporting(False):\n    while True: {lost}"
+    )
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, text=True, **streams) as command:
+        assert command.stdout
+        assert command.stderr
+        if not said:
+            command.stdout.close()
+        assert next(command.stderr, "").strip() == said
+
+
 @pytest.mark.parametrize("begun", [True, False])
 def test_only_a_run_that_had_begun_has_an_error_file(capsys: pytest.CaptureFixture[str], begun: bool) -> None:
     with pytest.raises(typer.Exit), reporting(debug=False), marking_resumable() if begun else nullcontext():
