@@ -7,21 +7,9 @@ from typing import Annotated
 
 import typer
 
-from flows.command_line import (
-    FAILURE,
-    home_of,
-    prefect_server,
-    reporting,
-    resumable,
-    say_cleaning,
-    say_outcome,
-    say_sweep,
-    selection,
-    start_prefect,
-    store,
-    warn,
-    wide_console,
-)
+from flows.command_line import home_of, prefect_server, selection, start_prefect, store
+from flows.endings import FAILURE, reporting, resumable
+from flows.outcomes import say_cleaning, say_outcome, say_sweep, warn, wide_console
 from flows.startup import uncollected
 
 app = typer.Typer(

@@ -13,7 +13,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 from flows.cli import app
-from flows.command_line import again, reporting, resumable
+from flows.endings import again, reporting, resumable
 from flows.resume import Outage, marking_resumable
 from magic141.errors import UserError
 
@@ -132,7 +132,7 @@ def test_lengths_and_seeds_have_bounds(option: str, value: str, line: str) -> No
 def test_only_a_reader_that_has_gone_is_passed_over(lost: str, said: str) -> None:
     """`| head` ends a command without a word; a connection that a server has closed does not."""
     script = (
-        "import contextlib, socket, typer; from flows.command_line import reporting\n"
+        "import contextlib, socket, typer; from flows.endings import reporting\n"
         "server, peer = socket.socketpair(); peer.close()\n"
         f"with contextlib.suppress(typer.Exit), reporting(False):\n    while True: {lost}"
     )

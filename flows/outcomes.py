@@ -1,0 +1,100 @@
+"""Prints what a command has made: results and where they are, a sweep's table, what can be deleted."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from flows.endings import FAILURE
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from flows.cleaning import Findings, Leftover
+    from flows.session import Outcome
+    from flows.sweep import SweepOutcome
+
+FILE_COLUMNS = 140
+
+
+def warn(text: str) -> None:
+    """Prints a note to stderr."""
+    typer.secho(f"note: {text}", fg="yellow", err=True)
+
+
+def wide_console() -> Console:
+    """A console for tables: as wide as the terminal; in a file, wide enough for run ids and text."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else FILE_COLUMNS)
+
+
+def say_outcome(outcome: Outcome, home: Path) -> None:
+    """Prints where the results of a finished flow are."""
+    if outcome.report:
+        typer.echo(f"report  {outcome.report}")
+    if outcome.headline:
+        typer.echo(f"scores  {outcome.headline}")
+    _say_run(outcome.run_id, outcome.tracking_uri)
+    if outcome.previous:
+        page = shlex.join(
+            ["magic141", "compare", outcome.previous, outcome.run_id, *_elsewhere(home), "-o", "compare.html"]
+        )
+        typer.echo(f"compare {page}")
+    reused = f", {len(outcome.reused)} stages reused" if outcome.reused else ""
+    typer.echo(f"done    in {outcome.seconds:.1f} s{reused}")
+
+
+def _elsewhere(home: Path) -> list[str]:
+    """The option that names the workspace, where it is not the one that commands look in."""
+    return [] if home == Path("runs").resolve() else ["--workspace", str(home)]
+
+
+def _say_run(run_id: str, tracking_uri: str) -> None:
+    """Prints a run's id and how to look at it: on the server, or with `mlflow ui` on the database."""
+    where = tracking_uri if tracking_uri.startswith("http") else f"mlflow ui --backend-store-uri {tracking_uri}"
+    typer.echo(f"mlflow  run {run_id}; {where}")
+
+
+def say_sweep(outcome: SweepOutcome) -> None:
+    """Prints the table of a sweep; the reasons of failures are in the error that ends it."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from flows.sweep import shown
+
+    dimensions = shown(outcome.members)
+    table = Table("member", *(d.label for d in dimensions), box=None, pad_edge=False)
+    table.add_column("run", no_wrap=True)
+    for member in outcome.members:
+        cells = (f"{member.scores[d.key]:.{d.digits}f}" if d.key in member.scores else "-" for d in dimensions)
+        table.add_row(escape(member.label), *cells, member.run_id or "[red]failed[/]")
+    wide_console().print(table)
+    _say_run(outcome.run_id, outcome.tracking_uri)
+    typer.echo(f"done    in {outcome.seconds:.1f} s")
+
+
+def say_cleaning(
+    home: Path, found: Findings, remove: Callable[[Path, Sequence[Leftover]], Iterable[Leftover]] | None
+) -> None:
+    """Prints what no run refers to, listed or removed; exits with 1 if something could not be removed."""
+    freed = failed = 0
+    for leftover in remove(home, found.leftovers) if remove else found.leftovers:
+        freed += 0 if leftover.error else leftover.num_bytes
+        failed += bool(leftover.error)
+        what = f"not removed: {leftover.error}" if leftover.error else leftover.why
+        typer.echo(f"{leftover.num_bytes / 1e6:12,.1f} MB  {leftover.path.relative_to(home)}: {what}")
+    nothing = f"nothing to remove in {home}"
+    how = nothing if not found.leftovers else "removed" if remove else "in all; --delete removes it"
+    typer.echo(f"{freed / 1e6:12,.1f} MB  {how}")
+    if found.num_unknown:
+        typer.echo(
+            f"left alone, because made with another store: {found.num_unknown}; MLFLOW_TRACKING_URI names that to ask"
+        )
+    if failed:
+        raise typer.Exit(FAILURE)
