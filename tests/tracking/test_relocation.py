@@ -1,0 +1,77 @@
+"""A workspace that was moved or copied goes on where it is now."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from magic141.tracking import Tracker, find_reusable
+from magic141.tracking.relocation import former_places
+from tests.tracking.made import make_artifact
+
+
+@pytest.fixture
+def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A workspace whose path is also the end of the one that it moves to."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path / "runs"
+
+
+def made(workspace: Path) -> Tracker:
+    tracker = Tracker(workspace, "film")
+    ref = make_artifact(tracker, "publish", "key")
+    tracker.registry.register("film", ref, "candidate", {})
+    log = tracker.start_parent("demo", "pipeline", {})
+    log.text("a: 1", "config.yaml")
+    log.tags({"note": f"see {workspace}/notes"})
+    log.close("FINISHED")
+    return tracker
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_results_files_and_models_are_found_in_the_new_place(old: Path, tmp_path: Path, moved: bool) -> None:
+    made(old)
+    new = tmp_path / "project" / "runs"
+    (shutil.move if moved else shutil.copytree)(old, new)
+    tracker = Tracker(new, "film")
+    ref = find_reusable(tracker, "publish", "key").ref
+    assert ref
+    assert ref.path == new / "artifacts" / "publish" / "key"
+    assert tracker.registry.resolve("models:/film@candidate").path == ref.path
+    newest = tracker.search("tags.note != ''", 1)[0]
+    assert tracker.read_file(newest.info.run_id, "config.yaml") == "a: 1"
+    assert newest.data.tags["note"] == f"see {old}/notes"  # what is no path of a record stays as it was
+    after = tracker.start_parent("demo", "pipeline", {})
+    after.text("b: 2", "config.yaml")
+    after.close("FINISHED")
+    assert list(new.rglob(f"{after.run_id}/**/config.yaml"))
+    assert old.exists() != moved
+    assert former_places(new / "mlflow.db", new) == []
+
+
+def test_it_is_said_once(old: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made(old)
+    new = old.rename(tmp_path / "elsewhere")
+    for said in (1, 1):
+        Tracker(new, "film")
+        assert caplog.text.count(f"was at {old}: its records now name the new place") == said
+
+
+def test_records_stay_while_somebody_works_there_under_another_path(old: Path, tmp_path: Path) -> None:
+    """As where a container has the same folder under a path of its own."""
+    running = made(old).start_parent("demo", "pipeline", {})
+    new = old.rename(tmp_path / "elsewhere")
+    assert find_reusable(Tracker(new, "film"), "publish", "key").ref is None
+    new.rename(old)
+    running.close("FINISHED")
+    new = old.rename(tmp_path / "elsewhere")
+    assert find_reusable(Tracker(new, "film"), "publish", "key").ref
+
+
+def test_a_store_elsewhere_is_left_alone(old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made(old)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{old}/mlflow.db")
+    Tracker(tmp_path / "another", "film")
+    assert former_places(old / "mlflow.db", old) == []
