@@ -76,6 +76,21 @@ def test_deepspeed_trains_leaves_broken_gradients_out_and_resumes(tmp_path: Path
         torch.testing.assert_close(left[name], right[name], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize(("stage", "offload"), [(0, False), (1, False), (2, False), (2, True), (3, False), (3, True)])
+def test_deepspeed_in_several_passes_trains_as_in_one(tmp_path: Path, stage: int, offload: bool) -> None:
+    """Also where only the first pass of an update is broken."""
+    config = linear_config(launcher="local", engine="plain", num_workers=1)
+    plain = launch(LinearSpec(config, noise=0.0, bad_steps=(3,)), config, tmp_path / "plain", NullLog(), seed=0)
+    split = {"engine": "deepspeed", "zero_stage": stage, "offload_optimizer": offload, "clips_per_pass": 1}
+    config = linear_config(launcher="ray", num_workers=2, **split)
+    parts = launch(LinearSpec(config, noise=0.0, bad_steps=(3,)), config, tmp_path / "parts", NullLog(), seed=0)
+    assert losses(parts) == pytest.approx(losses(plain), rel=1e-4)
+    left, right = (torch.load(result.export / "weights.pt")["ema"] for result in (plain, parts))
+    assert left.keys() == right.keys()
+    for name in left:
+        torch.testing.assert_close(left[name], right[name], rtol=1e-4, atol=1e-5)
+
+
 def test_the_workers_traceback_reaches_the_driver(tmp_path: Path) -> None:
     config = linear_config(launcher="ray", engine="ddp", num_workers=2, max_failures=0)
     with pytest.raises(RuntimeError, match=r"linear\.py(.|\n)*ZeroDivisionError: the objective broke"):

@@ -102,6 +102,22 @@ def test_sharded_step_distillation_is_that_of_whole_networks(folders: Path, tmp_
     assert_same(run("sharded", SHARDED), run("whole", DDP))
 
 
+OWN_FRAMES = {"continued_fraction": 0.5, "own_frames_fraction": 1.0}  # other numbers of clips on each worker
+FULL = {"fake_score": "full", "a_weak": 0.0, "adversarial_weight": 0.1}
+
+
+@pytest.mark.parametrize(("zero_stage", "options"), [(3, OWN_FRAMES), (2, FULL), (1, {})])
+def test_sharded_step_distillation_in_several_passes_is_that_of_whole_networks_in_one(
+    folders: Path, tmp_path: Path, zero_stage: int, options: dict[str, Any]
+) -> None:
+    def run(name: str, placement: dict[str, Any]) -> TrainResult:
+        config = Dmd2Config.model_validate(DMD2 | options | {"num_steps": 2, "placement": placement})
+        spec = Dmd2Spec(config, CONFIG, folders / "data", folders / "teacher", folders / "student")
+        return launch(spec, config, tmp_path / name, NullLog(), seed=0)
+
+    assert_same(run("parts", SHARDED | {"zero_stage": zero_stage, "clips_per_pass": 1}), run("whole", DDP))
+
+
 def test_sharded_step_distillation_in_bf16_is_nearly_that_of_whole_networks(folders: Path, tmp_path: Path) -> None:
     """What the 13B configuration trains with. The loss is of a difference of scores, hardly above the rounding."""
 
