@@ -93,8 +93,8 @@ class TrainConfig(FrozenConfig):
         clips, size = self.batch_size // self.placement.num_workers, self.clips_per_pass
         if clips % size:
             raise ValueError(
-                f"placement.clips_per_pass = {size}: expected to divide the {clips} clips of a worker (batch_size / "
-                f"placement.num_workers); use {max(n for n in range(1, min(size, clips) + 1) if clips % n == 0)}"
+                f"placement.clips_per_pass = {size}: expected a divisor of {clips}, a worker's clips of an update "
+                f"(batch_size / placement.num_workers); use {max(n for n in range(1, size + 1) if clips % n == 0)}"
             )
         return self
 

@@ -158,6 +158,6 @@ def test_the_engine_is_told_the_last_pass(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("size", "remedy"), [(3, 2), (5, 4), (8, 4)])
 def test_passes_of_unequal_size_are_refused(size: int, remedy: int) -> None:
     placement = {"engine": "ddp", "num_workers": 2, "clips_per_pass": size}
-    line = rf"^.*placement.clips_per_pass = {size}: expected to divide the 4 clips of a worker .*; use {remedy}(?!\d)"
+    line = rf"^.*placement.clips_per_pass = {size}: expected a divisor of 4, a worker's clips .*; use {remedy}(?!\d)"
     with pytest.raises(ValueError, match=f"(?s){line}"):
         TrainConfig.model_validate({"num_steps": 1, "batch_size": 8, "placement": placement})
