@@ -136,7 +136,7 @@ def test_several_passes_train_as_one(tmp_path: Path, engine: dict[str, Any]) -> 
     parts = launch(CountsSumsSpec(config, noise=0.0, bad_steps=(3,)), config, tmp_path / "parts", NullLog(), seed=0)
     last = json.loads(parts.metrics_file.read_text().splitlines()[-1])
     assert last["sums"] > 0
-    assert (last["early"] == 0) == (engine.get("zero_stage", 0) < 2)
+    assert last["early"] == 0 or engine.get("zero_stage", 0) >= 2
     assert losses(parts) == pytest.approx(losses(plain), rel=1e-4)
     left, right = (torch.load(result.export / "weights.pt")["ema"] for result in (plain, parts))
     assert left.keys() == right.keys()
