@@ -129,12 +129,14 @@ def _measured_gb(record: Mapping[str, Any]) -> float | None:
 
 
 def _same_size(stage: str, record: Mapping[str, Any], training: TrainConfig | None, config: PipelineConfig) -> bool:
-    """Whether a measured memory still applies: the same network, workers, engine and batch size."""
+    """Whether a measured memory still applies: the same network, workers, engine, batch size and clips per pass."""
     if training is None:
         return False
     summary, then = record.get("summary", {}), record.get("parts", {}).get("config", {})
-    before = (summary.get("num_workers"), summary.get("engine"), then.get(stage, {}).get("batch_size"))
-    now = (training.placement.num_workers, training.placement.engine, training.batch_size)
+    where, all_at_once = training.placement, training.batch_size // training.placement.num_workers
+    batch_size, at_once = then.get(stage, {}).get("batch_size"), summary.get("clips_per_pass", all_at_once)
+    before = (summary.get("num_workers"), summary.get("engine"), batch_size, at_once)
+    now = (where.num_workers, where.engine, training.batch_size, training.clips_per_pass)
     return now == before and then.get("model") == config.model.model_dump(mode="json")
 
 

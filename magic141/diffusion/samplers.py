@@ -49,6 +49,10 @@ class ChainStep:
     x_t: Tensor
     sigma: Tensor  # [B]
 
+    def part(self, rows: slice) -> ChainStep:
+        """The samples `rows` of the batch."""
+        return ChainStep(self.x_t[rows], self.sigma[rows])
+
 
 def chain_input(
     predict: PredictVelocity, noise: Tensor, sigmas: Tensor, exit_step: int, sampler: Sampler, rng: torch.Generator

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from magic141.diffusion.flow import interpolate, sigma_grid, x0_from_velocity
 from magic141.diffusion.samplers import ChainStep, chain_input, randn_like
 from magic141.models.transformer import Prefix, make_prefix, velocity
+from magic141.training.accumulation import Parts
 from magic141.training.conditions import Batch
 from magic141.training.dmd2_config import Dmd2Config
 from magic141.training.dmd2_networks import Guidance
@@ -33,13 +35,24 @@ class Generated:
     w: Guidance
     exit_step: int
 
+    def part(self, rows: slice) -> Generated:
+        """The clips `rows`."""
+        return Generated(self.x0[rows], self.batch.part(rows), self.w.part(rows), self.exit_step)
+
 
 @dataclass(frozen=True)
 class BackwardSimulation:
-    """Runs the generator's sampling chain in training as at inference."""
+    """Runs the generator's sampling chain in training as at inference.
+
+    Attributes:
+        config: the stage's settings.
+        generator: the student's engine.
+        parts: how many clips the chain takes at once.
+    """
 
     config: Dmd2Config
     generator: Engine
+    parts: Parts
 
     @property
     def sigmas(self) -> Tensor:
@@ -53,17 +66,12 @@ class BackwardSimulation:
         if self.config.generator_input == "noised_real":
             sigma = self.sigmas[exit_step].to(batch.x0.device).expand(len(batch.x0))
             return ChainStep(interpolate(batch.x0, noise, sigma), sigma)
-
-        def predict(x_t: Tensor, sigma: Tensor) -> Tensor:
-            with self.generator.autocast():
-                return velocity(self.generator.module, x_t, sigma, batch.cond, batch.prefix, w.student)
-
+        predict = self.parts.over(partial(self._velocity, self.generator.module), batch, w, everywhere=True)
         return chain_input(predict, noise, self.sigmas, exit_step, self.config.sampler, rng)
 
     def clean_estimate(self, generator: Any, state: ChainStep, batch: Batch, w: Guidance) -> Tensor:
         """The generator's x0 [B, C, T, h, w] at one step of its chain; for a gradient, `generator` is the engine."""
-        with self.generator.autocast():
-            u = velocity(generator, state.x_t, state.sigma, batch.cond, batch.prefix, w.student)
+        u = self._velocity(generator, state.x_t, state.sigma, batch, w)
         return x0_from_velocity(state.x_t, u, state.sigma)
 
     @torch.no_grad()
@@ -72,7 +80,9 @@ class BackwardSimulation:
 
         Without a graph: at 13B, keeping it would take as much memory as all that the fake score's updates need.
         """
-        return Generated(self.clean_estimate(self.generator.module, state, batch, w), batch, w, exit_step)
+        predict = self.parts.over(partial(self._velocity, self.generator.module), batch, w, everywhere=True)
+        u = predict(state.x_t, state.sigma)
+        return Generated(x0_from_velocity(state.x_t, u, state.sigma), batch, w, exit_step)
 
     def with_own_frames(self, batch: Batch, w: Guidance, rng: torch.Generator) -> Batch:
         """The batch, with its continued samples continuing a window that the student has generated itself.
@@ -102,3 +112,7 @@ class BackwardSimulation:
         first = replace(batch, prefix=make_prefix(batch.prefix.latents, 1))
         last = self.config.num_inference_steps - 1
         return self.generate(self.state(first, w, last, rng), first, w, last).x0
+
+    def _velocity(self, generator: Any, x_t: Tensor, sigma: Tensor, batch: Batch, w: Guidance) -> Tensor:
+        with self.generator.autocast():
+            return velocity(generator, x_t, sigma, batch.cond, batch.prefix, w.student)

@@ -32,7 +32,16 @@ class Batch:
         return Batch(self.x0.to(device), self.cond.to(device), self.uncond.to(device), prefix)
 
     def part(self, rows: slice | Tensor) -> Batch:
-        """The samples `rows` of the batch."""
+        """The samples `rows` of the batch.
+
+        On a GPU a slice loses the padding and the mask if its samples are equally long, as in `Conditioning.to`.
+        """
+        if isinstance(rows, slice):
+            everything = rows.indices(len(self.x0)) == (0, len(self.x0), 1)
+            return self if everything else self._rows(rows).to(self.x0.device)
+        return self._rows(rows)
+
+    def _rows(self, rows: slice | Tensor) -> Batch:
         prefix = self.prefix
         if prefix is not None:
             prefix = Prefix(prefix.latents[rows], prefix.mask[rows])

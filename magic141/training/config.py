@@ -21,6 +21,9 @@ class PlacementConfig(FrozenConfig):
     zero_stage: int = Field(1, ge=0, le=3, description="DeepSpeed ZeRO stage")
     offload_optimizer: bool = Field(False, description="DeepSpeed: keep optimizer states in host memory")
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
+    clips_per_pass: int | None = Field(
+        None, ge=1, description="clips that a worker takes at once to save memory; null: all of its clips of an update"
+    )
     max_failures: int = Field(1, ge=0, description="worker restarts before the stage fails")
     log_every_steps: int = Field(10, ge=1, description="steps between two logged points")
 
@@ -84,6 +87,21 @@ class TrainConfig(FrozenConfig):
             )
         self.require_whole_matrices("optimizer", self.optimizer)
         return self
+
+    @model_validator(mode="after")
+    def _passes_divide(self) -> TrainConfig:
+        clips, size = self.batch_size // self.placement.num_workers, self.clips_per_pass
+        if clips % size:
+            raise ValueError(
+                f"placement.clips_per_pass = {size}: expected a divisor of {clips}, a worker's clips of an update "
+                f"(batch_size / placement.num_workers); use {max(n for n in range(1, size + 1) if clips % n == 0)}"
+            )
+        return self
+
+    @property
+    def clips_per_pass(self) -> int:
+        """Clips that a worker takes through its networks in one pass."""
+        return self.placement.clips_per_pass or self.batch_size // self.placement.num_workers
 
     def require_whole_matrices(self, name: str, optimizer: OptimizerConfig) -> None:
         """Raises ValueError if `optimizer` is Muon and ZeRO would flatten the matrices that it needs."""

@@ -53,8 +53,9 @@ class DeepSpeedEngine:
         """The mixed-precision context."""
         return autocast(self._context.device, self._precision)
 
-    def backward(self, loss: Tensor) -> None:
-        """Accumulate gradients."""
+    def backward(self, loss: Tensor, last: bool = True) -> None:
+        """Accumulate gradients, averaged over workers after the last pass, or after each if gradients are split."""
+        self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss)
 
     def step(self) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from magic141.diffusion.flow import expand, interpolate, sample_sigma, velocity_target, x0_from_velocity
-from magic141.diffusion.samplers import randn_like
+from magic141.diffusion.flow import velocity_target, x0_from_velocity
+from magic141.diffusion.samplers import ChainStep, randn_like
 from magic141.models.config import TransformerConfig
-from magic141.training.adversarial import discriminator_loss, generator_loss
+from magic141.training.accumulation import LossOfPart, Parts
+from magic141.training.adversarial import Discriminator
 from magic141.training.backward_simulation import BackwardSimulation, Generated
 from magic141.training.collapse import CollapseWatch
 from magic141.training.conditions import Batch, BatchMaker, step_generator
@@ -38,30 +40,10 @@ from magic141.training.ema import Ema
 from magic141.training.engine import Engine, make_engine
 from magic141.training.exit_step import draw_exit_step
 from magic141.training.objective import TrainContext
+from magic141.training.score_matching import Noise, dmd2_gradient, dmd2_loss, score_times
 from magic141.training.single import make_sampler
 
-MIN_NORMALISER = 1e-4
 _NO_RANK = 4095  # used in place of the rank where all ranks must draw the same numbers
-
-
-def dmd2_gradient(x: Tensor, x0_real: Tensor, x0_fake: Tensor) -> Tensor:
-    """`g = (x0_fake - x0_real) / mean|x - x0_real|`, [B, ...].
-
-    The mean is per sample and has a floor; elements of g that are not finite become zero.
-
-    Args:
-        x: the generator's clean estimate, [B, ...].
-        x0_real: the real score's clean estimate of the noised x, [B, ...].
-        x0_fake: the fake score's clean estimate of the noised x, [B, ...].
-    """
-    normaliser = (x - x0_real).abs().flatten(1).mean(1).clamp_min(MIN_NORMALISER)
-    gradient = (x0_fake - x0_real) / expand(normaliser, x)
-    return torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
-
-
-def dmd2_loss(x: Tensor, gradient: Tensor) -> Tensor:
-    """`0.5*mean((x - stopgrad(x - g))^2)`, whose derivative by x is g / number of elements; x, gradient: [B, ...]."""
-    return 0.5 * mse_loss(x, (x - gradient).detach())
 
 
 @dataclass(frozen=True)
@@ -108,11 +90,14 @@ class Dmd2:
         generator = build_generator(config, spec.teacher, spec.student, context.seed)
         # Build this engine before loading the scores: only then can the host copy of these weights be freed.
         self.generator = make_engine(generator, config.optimizer, config.num_steps, config.precision, context)
-        self.chain = BackwardSimulation(config, self.generator)
+        self.parts = Parts.of(config, context)
+        self.chain = BackwardSimulation(config, self.generator, self.parts)
         self.scores = build_scores(config, spec.teacher, spec.student, context.seed)
         num_fake = config.num_steps * config.fake_updates_per_step + config.fake_warmup_updates
         self.fake = make_engine(self.scores, config.fake_optimizer, num_fake, config.precision, context)
         self.guided = GuidedScores(self.scores, config.real_score, config.is_guided)
+        self.discriminator = Discriminator(config, self.guided, self.fake)
+        self.is_adversarial = config.adversarial_weight > 0
         self.ema = Ema(self.generator.module, config.ema_decay)
         self.replay: deque[Generated] = deque(maxlen=config.replay_batches)
         self.validation = Dmd2Validation(self.maker, self.guided, self.generator, config, spec.data, context)
@@ -139,21 +124,9 @@ class Dmd2:
         self.replay.append(made)
         warmup = self.config.fake_warmup_updates if step == 0 else 0
         fake_values = self.update_fake(warmup + self.config.fake_updates_per_step, rng)
-        self.scores.set_exit(drawn.exit_step)
-        gradient = self.distribution_matching_gradient(made.x0, batch, w, rng)
-        x0 = self.chain.clean_estimate(self.generator, state, batch, w)
-        loss, other = dmd2_loss(x0, gradient), self.other_losses(x0, batch, w, rng)
-        self.generator.backward(sum(other.values(), loss))
-        grad_norm = self.generator.step()
+        values = self.update_generator(state, made, rng)
         self.ema.update()
-        return {
-            "loss": loss.detach(),
-            **fake_values,
-            **{name: value.detach() for name, value in other.items()},
-            "grad_norm": grad_norm,
-            "dmd_gradient": gradient.square().mean(),
-            "x0_std": made.x0.std(),
-        }
+        return {**values, **fake_values, "x0_std": made.x0.std()}
 
     def draw(self, step: int) -> Drawn:
         """Draws what is random about an update but the same on all ranks."""
@@ -172,64 +145,64 @@ class Dmd2:
         for _ in range(num_updates):
             kept = self.replay[int(torch.randint(len(self.replay), (), generator=rng))]
             self.scores.set_exit(kept.exit_step)
-            noise = randn_like(kept.x0, rng)
-            sigma = self.score_times(kept.x0, rng)
-            with self.fake.autocast():
-                x_t = interpolate(kept.x0, noise, sigma)
-                u = self.guided.fake(self.fake, x_t, sigma, kept.batch, kept.w)
-                loss = values["fake_loss"] = mse_loss(u, velocity_target(kept.x0, noise))
-                if self.config.adversarial_weight > 0:
-                    values["discriminator_loss"] = self.discriminator_loss(kept, rng)
-                    loss = loss + self.config.discriminator_weight * values["discriminator_loss"]
-            self.fake.backward(loss)
+            values = self.parts.accumulate(self.fake, self.fake_loss(kept, rng))
             norms.append(self.fake.step())
-        values["fake_grad_norm"] = torch.tensor(norms).max()
-        return {name: value.detach() for name, value in values.items()}
+        return {**values, "fake_grad_norm": torch.tensor(norms).max()}
+
+    def fake_loss(self, kept: Generated, rng: torch.Generator) -> LossOfPart:
+        """The fake score's loss on the generated clips, with the discriminator's; draws their noise from `rng`."""
+        own = Noise(randn_like(kept.x0, rng), score_times(kept.x0, self.config, rng))
+        judged = [self.discriminator.noise(kept.x0, rng) for _ in range(2 if self.is_adversarial else 0)]
+
+        def loss_of(rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
+            made, noise = kept.part(rows), own.part(rows)
+            with self.fake.autocast():
+                u = self.guided.fake(self.fake, noise.on(made.x0), noise.sigma, made.batch, made.w)
+                loss = mse_loss(u, velocity_target(made.x0, noise.noise))
+                if not judged:
+                    return loss, {"fake_loss": loss}
+                other = self.discriminator.loss(made, *(noise.part(rows) for noise in judged))
+            total = loss + self.config.discriminator_weight * other
+            return total, {"fake_loss": loss, "discriminator_loss": other}
+
+        return loss_of
+
+    def update_generator(self, state: ChainStep, made: Generated, rng: torch.Generator) -> dict[str, Tensor | float]:
+        """One generator update; `made` are its clips from the chain's `state`."""
+        batch, w = made.batch, made.w
+        self.scores.set_exit(made.exit_step)
+        gradient = self.distribution_matching_gradient(made.x0, batch, w, rng)
+        judged = self.discriminator.noise(made.x0, rng) if self.is_adversarial else None
+
+        def loss_of(rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
+            part = made.part(rows)
+            x0 = self.chain.clean_estimate(self.generator, state.part(rows), part.batch, part.w)
+            loss = dmd2_loss(x0, gradient[rows])
+            other = self.other_losses(x0, part.batch, part.w, judged.part(rows) if judged else None)
+            return sum(other.values(), loss), {"loss": loss, **other}
+
+        losses = self.parts.accumulate(self.generator, loss_of)
+        return {**losses, "grad_norm": self.generator.step(), "dmd_gradient": gradient.square().mean()}
 
     @torch.no_grad()
     def distribution_matching_gradient(self, x: Tensor, batch: Batch, w: Guidance, rng: torch.Generator) -> Tensor:
         """The DMD2 gradient at the detached clean estimate x, at random score times; both [B, C, T, h, w]."""
-        sigma = self.score_times(x, rng)
-        z_t = interpolate(x, randn_like(x, rng), sigma)
+        noise = Noise.draw(x, self.config, rng)
+        z_t, sigma = noise.on(x), noise.sigma
         with self.fake.autocast():
-            fake = self.guided.fake(self.scores, z_t, sigma, batch, w)
-            real = self.guided.real(z_t, sigma, batch, w)
+            fake = self.parts.over(partial(self.guided.fake, self.scores), batch, w)(z_t, sigma)
+            real = self.parts.over(self.guided.real, batch, w)(z_t, sigma)
         return dmd2_gradient(x, x0_from_velocity(z_t, real, sigma), x0_from_velocity(z_t, fake, sigma))
 
-    def other_losses(self, x: Tensor, batch: Batch, w: Guidance, rng: torch.Generator) -> dict[str, Tensor]:
-        """The weighted adversarial and regression losses, if switched on."""
-        losses = {}
-        if self.config.adversarial_weight > 0:
-            losses["adversarial_loss"] = self.config.adversarial_weight * self.adversarial_loss(x, batch, w, rng)
-        if self.config.regression_weight > 0:
-            losses["regression_loss"] = self.config.regression_weight * mse_loss(x, batch.x0)
+    def other_losses(self, x: Tensor, batch: Batch, w: Guidance, judged: Noise | None) -> dict[str, Tensor]:
+        """The weighted adversarial and regression losses, if switched on; the head sees x with the noise `judged`."""
+        config, losses = self.config, {}
+        if judged is not None:
+            adversarial = self.discriminator.generator_loss(x, batch, w, judged)
+            losses["adversarial_loss"] = config.adversarial_weight * adversarial
+        if config.regression_weight > 0:
+            losses["regression_loss"] = config.regression_weight * mse_loss(x, batch.x0)
         return losses
-
-    def discriminator_loss(self, kept: Generated, rng: torch.Generator) -> Tensor:
-        """The head's loss in telling the real clips of a batch from the generated ones."""
-        logits = [self.logits(self.fake, x, kept.batch, kept.w, rng) for x in (kept.batch.x0, kept.x0)]
-        return discriminator_loss(*logits)
-
-    def adversarial_loss(self, x: Tensor, batch: Batch, w: Guidance, rng: torch.Generator) -> Tensor:
-        """The generator's adversarial loss; its gradient reaches x alone, not the fake score's weights."""
-        leaf = x.detach().requires_grad_()
-        with self.fake.autocast():
-            loss = generator_loss(self.logits(self.scores, leaf, batch, w, rng))
-        (gradient,) = torch.autograd.grad(loss, leaf)
-        return loss.detach() + ((x - leaf.detach()) * gradient).sum()
-
-    def logits(self, network: Any, x: Tensor, batch: Batch, w: Guidance, rng: torch.Generator) -> Tensor:
-        """The head's logits [B, tokens] for clean latents x [B, C, T, h, w], noised first if so configured."""
-        noised = self.config.adversarial_input == "noised"
-        sigma = self.score_times(x, rng) if noised else torch.zeros(len(x), device=x.device)
-        self.guided.fake(network, interpolate(x, randn_like(x, rng), sigma), sigma, batch, w)
-        return self.scores.logits()
-
-    def score_times(self, x: Tensor, rng: torch.Generator) -> Tensor:
-        """Random times [B] at which the scores are evaluated."""
-        config = self.config
-        low, high = config.min_score_time, config.max_score_time
-        return sample_sigma(len(x), config.score_shift, rng, low, high).to(x.device)
 
     def validate(self) -> dict[str, float]:
         """Metrics of the averaged student's clips, compared with the many-step model's."""

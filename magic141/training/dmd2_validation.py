@@ -20,6 +20,7 @@ from magic141.evaluation.frechet import TubeSpace, frechet_between, moments
 from magic141.models.config import Sampler
 from magic141.models.transformer import velocity
 from magic141.models.vae import load_codec
+from magic141.training.accumulation import Parts
 from magic141.training.collapse import PREFIX, compare
 from magic141.training.conditions import Batch, BatchMaker, step_generator
 from magic141.training.dmd2_config import Dmd2Config
@@ -110,12 +111,11 @@ class Dmd2Validation:
 
         Callers draw the noise for the whole batch, so that it does not depend on the size of the parts.
         """
-        size = self.config.batch_size // self.context.world_size
-        parts = [slice(start, start + size) for start in range(0, len(batch.x0), size)]
+        parts = Parts.of(self.config, self.context).over(evaluate, batch, w)
 
         def predict(x_t: Tensor, sigma: Tensor) -> Tensor:
             with self.generator.autocast():
-                return torch.cat([evaluate(x_t[rows], sigma[rows], batch.part(rows), w.part(rows)) for rows in parts])
+                return parts(x_t, sigma)
 
         return predict
 

@@ -46,8 +46,13 @@ class Engine(Protocol):
         """The mixed-precision context for forward and loss."""
         ...
 
-    def backward(self, loss: Tensor) -> None:
-        """Accumulate gradients of `loss` (the mean over this worker's clips)."""
+    def backward(self, loss: Tensor, last: bool = True) -> None:
+        """Accumulate gradients of `loss`.
+
+        Args:
+            loss: the mean over this worker's clips, or a summand of it if the clips are taken in several passes.
+            last: whether this is the last pass before `step`.
+        """
         ...
 
     def step(self) -> float:
@@ -90,7 +95,7 @@ class PlainEngine:
         """The mixed-precision context."""
         return autocast(self._context.device, self._precision)
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, last: bool = True) -> None:
         """Accumulate gradients."""
         loss.backward()
 

@@ -48,7 +48,7 @@ def _scores_bytes(config: Dmd2Config, model: TransformerConfig, num_parameters: 
 
 
 def activation_bytes(config: TrainConfig, model: TransformerConfig, num_tokens: int) -> int:
-    """Bytes of activations in a forward and backward pass on one worker, over its clips of `num_tokens` tokens each.
+    """Bytes of activations in one forward and backward pass on one worker; `num_tokens` are those of one clip.
 
     With gradient_checkpointing every block keeps its input, and one block at a time all that its backward pass needs.
     Without, every block keeps all of that: in bf16, at the paper's MLP ratio, about 40 times as much. The coefficients
@@ -63,8 +63,7 @@ def activation_bytes(config: TrainConfig, model: TransformerConfig, num_tokens: 
         per_channel = blocks * size + 60 + 12 * ratio
     else:
         per_channel = blocks * (50 + 8 * ratio) + 40
-    num_clips = config.batch_size // config.placement.num_workers
-    return int(num_clips * num_tokens * model.num_attention_heads * model.attention_head_dim * per_channel)
+    return int(config.clips_per_pass * num_tokens * model.num_attention_heads * model.attention_head_dim * per_channel)
 
 
 def trained_bytes(

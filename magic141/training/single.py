@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from diffusers import HunyuanVideoTransformer3DModel
 from torch import Tensor
 
 from magic141.data.dataset import ClipDataset
+from magic141.training.accumulation import Parts
 from magic141.training.batches import BatchSampler
 from magic141.training.conditions import Batch, BatchMaker, step_generator
 from magic141.training.config import TrainConfig
@@ -20,6 +21,7 @@ from magic141.training.engine import Engine, make_engine
 from magic141.training.objective import TrainContext
 
 MAX_VALIDATION_CLIPS = 64  # over all workers
+Drawn = Sequence[Tensor]  # the random numbers of a batch's loss, [B, ...] each
 
 
 class SingleNetworkObjective:
@@ -37,6 +39,7 @@ class SingleNetworkObjective:
         self.engine = make_engine(network, config.optimizer, config.num_steps, config.precision, context)
         self.ema = Ema(self.engine.module, config.ema_decay)
         self.sampler = make_sampler(maker, config, context)
+        self.parts = Parts.of(config, context)
         self.validation = replace(
             maker, dataset=ClipDataset.open(data, "validation"), text_dropout=0.0, image_dropout=0.0
         )
@@ -50,20 +53,29 @@ class SingleNetworkObjective:
         """Makes the batch of `step`; the same for all steps unless a subclass overrides it."""
         return self.maker
 
-    def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """The loss of a batch, with a gradient for the engine's network."""
+    def draw(self, x0: Tensor, generator: torch.Generator) -> Drawn:
+        """Draws the random numbers of the loss for clips x0 [B, C, T, h, w]."""
+        raise NotImplementedError
+
+    def loss(self, batch: Batch, drawn: Drawn) -> Tensor:
+        """The loss of a batch, or of a part of it, with a gradient for the engine's network."""
         raise NotImplementedError
 
     def step(self, step: int) -> dict[str, Tensor | float]:
         """One optimizer step."""
         generator = step_generator(self.context.seed, step, self.context.rank)
         batch = self.maker_at(step).make(self.sampler.indices(step), generator).to(self.context.device)
-        with self.engine.autocast():
-            loss = self.loss(batch, generator)
-        self.engine.backward(loss)
+        drawn = self.draw(batch.x0, generator)
+
+        def loss_of(rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
+            with self.engine.autocast():
+                loss = self.loss(batch.part(rows), [values[rows] for values in drawn])
+            return loss, {"loss": loss}
+
+        losses = self.parts.accumulate(self.engine, loss_of)
         grad_norm = self.engine.step()
         self.ema.update()
-        return {"loss": loss.detach(), "grad_norm": grad_norm}
+        return {**losses, "grad_norm": grad_norm}
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -71,9 +83,12 @@ class SingleNetworkObjective:
         generator = step_generator(self.context.seed, -1, self.context.rank)
         total, rows = 0.0, self.validation_rows()
         with self.ema.applied(), self.engine.autocast():
-            for part in rows.split(self.sampler.batch_size_per_worker):  # more than in training may not fit
-                batch = self.validation.make(part, generator).to(self.context.device)
-                total += len(part) * float(self.loss(batch, generator))
+            for clips in rows.split(self.sampler.batch_size_per_worker):
+                batch = self.validation.make(clips, generator).to(self.context.device)
+                drawn = self.draw(batch.x0, generator)
+                for part in self.parts.slices(len(clips)):  # more than in training may not fit
+                    loss = self.loss(batch.part(part), [values[part] for values in drawn])
+                    total += len(clips[part]) * float(loss)
         return {"validation_loss": total / len(rows)}
 
     def validation_rows(self) -> Tensor:

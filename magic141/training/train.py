@@ -41,6 +41,7 @@ def train(
         "num_parameters": num_parameters(out / "transformer"),
         "engine": config.placement.engine,
         "num_workers": config.placement.num_workers,
+        "clips_per_pass": config.clips_per_pass,
         "resumed_from_step": result.resumed_from_step or 0,
     }
     if (out / WATCH_FILE).is_file():

@@ -106,9 +106,11 @@ def test_the_evaluations_of_a_suite_are_counted_as_they_are_made(source: str, tm
     assert counted == sum(piece.num_evaluations(work) for piece in pieces)
 
 
-@pytest.mark.parametrize(("batch_size", "measured"), [(16, True), (8, False)])
-def test_memory_is_that_of_an_earlier_run_only_if_that_was_of_the_same_size(batch_size: int, measured: bool) -> None:
-    config = load_config(DEMO, ["distill_dmd2.batch_size=16"])
+@pytest.mark.parametrize(("batch_size", "at_once", "measured"), [(16, 8, True), (8, 8, False), (16, 2, False)])
+def test_memory_is_that_of_an_earlier_run_only_if_that_was_of_the_same_size(
+    batch_size: int, at_once: int, measured: bool
+) -> None:
+    config = load_config(DEMO, ["distill_dmd2.batch_size=16", f"distill_dmd2.placement.clips_per_pass={at_once}"])
     placement = config.distill_dmd2.placement
     earlier = {
         "parts": {

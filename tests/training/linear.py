@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from magic141.errors import UserError
+from magic141.training.accumulation import Parts
 from magic141.training.batches import BatchSampler
 from magic141.training.config import PlacementConfig, TrainConfig
 from magic141.training.ema import Ema
@@ -62,6 +63,7 @@ class LinearRegression:
         config = spec.config
         generator = torch.Generator().manual_seed(0)
         self.x = torch.randn(NUM_POINTS, WIDTH, generator=generator)
+        self.parts = Parts.of(config, context)
         self.engine = make_engine(Network(), config.optimizer, config.num_steps, config.precision, context)
         self.ema = Ema(self.engine.module, config.ema_decay)
         self.sampler = BatchSampler(
@@ -76,13 +78,20 @@ class LinearRegression:
         if step == self.spec.crash_at:
             raise ZeroDivisionError("the objective broke")
         self._kill_once(step)
-        x = self.x[self.sampler.indices(step)] * (float("inf") if step in self.spec.bad_steps else 1.0)
-        with self.engine.autocast():
-            loss = (self.engine(x + self.spec.noise * torch.randn_like(x)) - x.mean(1, keepdim=True)).square().mean()
-        self.engine.backward(loss)
+        x = self.x[self.sampler.indices(step)]
+        if step in self.spec.bad_steps:
+            x[0] = float("inf")
+        noisy = x + self.spec.noise * torch.randn_like(x)
+
+        def loss_of(rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
+            with self.engine.autocast():
+                loss = (self.engine(noisy[rows]) - x[rows].mean(1, keepdim=True)).square().mean()
+            return loss, {"loss": loss}
+
+        values = self.parts.accumulate(self.engine, loss_of)
         norm = self.engine.step()
         self.ema.update()
-        return {"loss": loss, "grad_norm": norm}
+        return {**values, "grad_norm": norm}
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:

@@ -15,7 +15,7 @@ from magic141.training.conditions import Batch, step_generator
 from magic141.training.dmd2 import Dmd2
 from magic141.training.dmd2_config import Dmd2Config
 from magic141.training.dmd2_networks import Guidance
-from tests.training.test_dmd2_options import build
+from tests.training.test_dmd2_options import PLACEMENT, build
 
 NUM = 8
 
@@ -75,9 +75,10 @@ def test_clips_from_the_start_and_the_rest_of_the_batch_stay_as_they_are(folders
     assert own.cond is batch.cond
 
 
-def test_a_batch_without_continued_clips_calls_the_network_as_often(folders: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [NUM, 2])
+def test_a_batch_without_continued_clips_calls_the_network_as_often(folders: Path, tmp_path: Path, size: int) -> None:
     """A network that is split over ranks needs all of them, and ranks see other clips."""
-    dmd2 = build(folders, tmp_path)
+    dmd2 = build(folders, tmp_path, batch_size=NUM, placement=PLACEMENT | {"clips_per_pass": size})
     w, sizes = Guidance.fixed(dmd2.config, NUM), []
     dmd2.generator.module.register_forward_pre_hook(
         lambda _, args, kwargs: sizes.append(len(kwargs["timestep"])), with_kwargs=True
@@ -85,7 +86,8 @@ def test_a_batch_without_continued_clips_calls_the_network_as_often(folders: Pat
     batch = continued(dmd2, 0.0)
     assert torch.equal(prefix_of(dmd2.chain.with_own_frames(batch, w, rng())).latents, prefix_of(batch).latents)
     dmd2.chain.with_own_frames(continued(dmd2, 1.0), w, rng())
-    assert sizes == [1] * 4 + [NUM] * 4
+    num_calls = 4 * NUM // size
+    assert sizes == [1] * num_calls + [size] * num_calls
 
 
 def test_own_frames_are_drawn_for_their_share_of_the_updates_and_alike_on_all_ranks(

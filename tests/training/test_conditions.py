@@ -12,7 +12,7 @@ from magic141.config import LARGEST_SEED
 from magic141.data.dataset import ClipDataset, load_info, load_null_text
 from magic141.data.rows import Rows
 from magic141.evaluation.suite import clip_conditions
-from magic141.models.transformer import build_transformer
+from magic141.models.transformer import Conditioning, build_transformer
 from magic141.training.conditions import MAX_CARRIED, Batch, BatchMaker, step_generator
 from magic141.training.config import FlowMatchingConfig, PlacementConfig
 from magic141.training.flow_matching import FlowMatchingSpec
@@ -45,6 +45,28 @@ def test_the_random_numbers_of_two_seeds_that_a_config_takes_never_meet() -> Non
 
 def frames(batch: Batch) -> list[tuple[float, ...]]:
     return [tuple(row.tolist()) for row in batch.x0[:, 0, :, 0, 0]]
+
+
+def test_one_pass_is_the_batch_itself_and_a_part_of_it_goes_without_padding_on_a_gpu(
+    maker: BatchMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attention is fastest without a mask, which samples of other lengths need."""
+    moved: list[torch.device] = []
+    monkeypatch.setattr(Conditioning, "to", lambda self, device: moved.append(device) or self.trimmed())
+    batch = make(maker)
+    mask = torch.ones(NUM, 4, dtype=torch.bool)
+    mask[0, 3] = False
+    text = Conditioning(torch.randn(NUM, 4, 2), mask, torch.randn(NUM, 3))
+    batch = replace(batch, cond=text, uncond=text)
+    assert batch.part(slice(0, NUM)) is batch
+    assert batch.part(slice(0, 2)).cond.mask is not None
+    assert moved == 2 * [batch.x0.device]
+    first, rest = batch.part(slice(0, 1)), batch.part(slice(1, 3))
+    assert first.cond.mask is None
+    assert rest.uncond.mask is None
+    assert torch.equal(first.cond.tokens, text.tokens[:1, :3])
+    assert torch.equal(rest.uncond.tokens, text.tokens[1:3])
+    assert torch.equal(rest.x0, batch.x0[1:3])
 
 
 def test_a_window_from_the_start_knows_the_first_frame(maker: BatchMaker) -> None:

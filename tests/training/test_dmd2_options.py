@@ -148,9 +148,10 @@ def test_w_is_drawn_from_its_range_for_student_and_real_score_alike() -> None:
 def test_adversarial_loss_reaches_the_clip_and_leaves_no_trace_in_the_fake_score(folders: Path, tmp_path: Path) -> None:
     dmd2 = build(folders, tmp_path, adversarial_weight=1.0)
     batch, w = dmd2.maker.make(torch.arange(4), step_generator(0, 0)), Guidance.fixed(dmd2.config, 4)
+    noise = dmd2.discriminator.noise(batch.x0, step_generator(0, 0))
 
     def loss(x: Tensor) -> Tensor:
-        return dmd2.adversarial_loss(x, batch, w, step_generator(0, 0))
+        return dmd2.discriminator.generator_loss(x, batch, w, noise)
 
     x = batch.x0.clone().requires_grad_()
     loss(x).backward()
@@ -210,7 +211,8 @@ def test_noised_real_clips_are_what_the_generator_sees_in_place_of_its_own_steps
 def test_the_discriminator_sees_clips_as_they_are_or_with_noise(folders: Path, tmp_path: Path, seen: str) -> None:
     dmd2 = build(folders, tmp_path, adversarial_weight=1.0, adversarial_input=seen)
     batch, w = dmd2.maker.make(torch.arange(4), step_generator(0, 0)), Guidance.fixed(dmd2.config, 4)
-    one, other = (dmd2.logits(dmd2.scores, batch.x0, batch, w, step_generator(0, step)) for step in (1, 2))
+    noises = [dmd2.discriminator.noise(batch.x0, step_generator(0, step)) for step in (1, 2)]
+    one, other = (dmd2.discriminator.logits(dmd2.scores, batch.x0, batch, w, noise) for noise in noises)
     assert torch.equal(one, other) == (seen == "clean")
 
 

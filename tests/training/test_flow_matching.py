@@ -18,6 +18,7 @@ from magic141.training.config import FlowMatchingConfig, PlacementConfig
 from magic141.training.flow_matching import FlowMatching, FlowMatchingSpec, initial_network
 from magic141.training.objective import TrainContext
 from magic141.training.pretraining import take_base
+from magic141.training.single import Drawn
 from tests.evaluation.artifacts import CHANNELS, make_data
 from tests.models.tiny import CONFIG, tiny_inputs, tiny_transformer
 
@@ -77,9 +78,9 @@ def test_validation_takes_no_more_clips_at_once_than_training(folder: Path, monk
     losses: list[float] = []
     loss = worker.loss
 
-    def watched(batch: Batch, generator: torch.Generator) -> Tensor:
+    def watched(batch: Batch, drawn: Drawn) -> Tensor:
         sizes.append(len(batch.x0))
-        losses.append(float(loss(batch, generator)))
+        losses.append(float(loss(batch, drawn)))
         return torch.tensor(losses[-1])
 
     monkeypatch.setattr(worker, "loss", watched)

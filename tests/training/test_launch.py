@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from torch import Tensor
 
 from magic141.artifacts import NullLog
 from magic141.errors import UserError
@@ -22,7 +24,8 @@ from magic141.training import ray_launch
 from magic141.training.config import FlowMatchingConfig
 from magic141.training.flow_matching import FlowMatchingSpec
 from magic141.training.launch import TrainResult, launch
-from tests.training.linear import LinearSpec, linear_config
+from magic141.training.objective import TrainContext
+from tests.training.linear import LinearRegression, LinearSpec, linear_config
 
 pytestmark = pytest.mark.slow
 
@@ -74,6 +77,71 @@ def test_deepspeed_trains_leaves_broken_gradients_out_and_resumes(tmp_path: Path
     assert left.keys() == right.keys()
     for name in left:
         torch.testing.assert_close(left[name], right[name], rtol=1e-3, atol=1e-4)
+
+
+ENGINES: dict[str, dict[str, Any]] = {
+    "DDP": {"engine": "ddp"},
+    "ZeRO 0": {"engine": "deepspeed", "zero_stage": 0},
+    "ZeRO 1": {"engine": "deepspeed", "zero_stage": 1},
+    "ZeRO 1, offloaded": {"engine": "deepspeed", "zero_stage": 1, "offload_optimizer": True},
+    "ZeRO 2": {"engine": "deepspeed", "zero_stage": 2},
+    "ZeRO 2, offloaded": {"engine": "deepspeed", "zero_stage": 2, "offload_optimizer": True},
+    "ZeRO 3": {"engine": "deepspeed", "zero_stage": 3},
+    "ZeRO 3, offloaded": {"engine": "deepspeed", "zero_stage": 3, "offload_optimizer": True},
+}
+
+
+class CountsSums(LinearRegression):
+    """Counts how often gradients are summed over the workers before the last pass of an update."""
+
+    def __init__(self, spec: LinearSpec, context: TrainContext) -> None:
+        super().__init__(spec, context)
+        self.early = self.now = 0
+        for name in ("all_reduce", "reduce", "reduce_scatter_tensor", "all_gather_into_tensor"):
+            setattr(torch.distributed, name, self.counted(getattr(torch.distributed, name)))
+        backward = self.engine.backward
+
+        def watched(loss: Tensor, last: bool = True) -> None:
+            before = self.now
+            backward(loss, last)
+            self.early += 0 if last else self.now - before
+
+        self.engine.backward = watched  # type: ignore[method-assign]
+
+    def counted(self, collective: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.now += 1
+            return collective(*args, **kwargs)
+
+        return call
+
+    def step(self, step: int) -> dict[str, Tensor | float]:
+        return {**super().step(step), "early": float(self.early), "sums": float(self.now)}
+
+
+@dataclass(frozen=True)
+class CountsSumsSpec(LinearSpec):
+    """Builds `CountsSums`."""
+
+    def build(self, context: TrainContext) -> CountsSums:
+        return CountsSums(self, context)
+
+
+@pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
+def test_several_passes_train_as_one(tmp_path: Path, engine: dict[str, Any]) -> None:
+    """Even if only the first pass of an update is broken; whole gradients are averaged after the last pass only."""
+    config = linear_config(launcher="local", engine="plain", num_workers=1)
+    plain = launch(LinearSpec(config, noise=0.0, bad_steps=(3,)), config, tmp_path / "plain", NullLog(), seed=0)
+    config = linear_config(launcher="ray", num_workers=2, clips_per_pass=1, **engine)
+    parts = launch(CountsSumsSpec(config, noise=0.0, bad_steps=(3,)), config, tmp_path / "parts", NullLog(), seed=0)
+    last = json.loads(parts.metrics_file.read_text().splitlines()[-1])
+    assert last["sums"] > 0
+    assert last["early"] == 0 or engine.get("zero_stage", 0) >= 2
+    assert losses(parts) == pytest.approx(losses(plain), rel=1e-4)
+    left, right = (torch.load(result.export / "weights.pt")["ema"] for result in (plain, parts))
+    assert left.keys() == right.keys()
+    for name in left:
+        torch.testing.assert_close(left[name], right[name], rtol=1e-4, atol=1e-5)
 
 
 def test_the_workers_traceback_reaches_the_driver(tmp_path: Path) -> None:

@@ -81,6 +81,13 @@ def test_distillation_holds_more_than_one_network() -> None:
     assert state_bytes(both, SIZES, NUM) == NUM * 2 * share + adapter * (trained + not_averaged)
 
 
+@pytest.mark.parametrize(("clips_per_pass", "clips"), [(None, 4), (4, 4), (2, 2), (1, 1)])
+def test_activations_are_of_the_clips_of_one_pass(clips_per_pass: int | None, clips: int) -> None:
+    config = FlowMatchingConfig(batch_size=16, optimizer=ADAMW, placement=placed(clips_per_pass=clips_per_pass))
+    one = FlowMatchingConfig(batch_size=4, optimizer=ADAMW, placement=placed())
+    assert activation_bytes(config, SIZES, NUM) == clips * activation_bytes(one, SIZES, NUM)
+
+
 class Held(TorchDispatchMode):
     """Follows the bytes of the tensors that operations return, while these are alive; those of `model` do not count."""
 

@@ -21,9 +21,11 @@ from magic141.training.cfg_distillation import CfgDistillation, CfgDistillationS
 from magic141.training.conditions import Batch, step_generator
 from magic141.training.config import CfgDistillationConfig, FlowMatchingConfig, PlacementConfig
 from magic141.training.dmd2 import Dmd2
+from magic141.training.dmd2_config import Dmd2Config
 from magic141.training.dmd2_networks import Guidance
 from magic141.training.flow_matching import FlowMatching, FlowMatchingSpec
 from magic141.training.objective import TrainContext
+from magic141.training.score_matching import score_times
 from tests.models.tiny import CONFIG
 from tests.training.test_dmd2_options import PLACEMENT, build
 
@@ -67,7 +69,7 @@ def test_flow_matching_asks_for_the_velocity_under_the_caption(
         return velocity_from_x0(x_t, batch.x0, sigma)
 
     monkeypatch.setattr("magic141.training.flow_matching.velocity", exact)
-    assert float(objective.loss(batch, step_generator(0, 1))) < 1e-8
+    assert float(objective.loss(batch, objective.draw(batch.x0, step_generator(0, 1)))) < 1e-8
 
 
 def test_cfg_distillation_starts_at_the_guidance_that_the_student_lacks(folders: Path, tmp_path: Path) -> None:
@@ -85,7 +87,8 @@ def test_cfg_distillation_starts_at_the_guidance_that_the_student_lacks(folders:
             teacher, x_t, sigma, batch.uncond, batch.prefix
         )
     expected = ((w - 1) ** 2 * apart.square().flatten(1).mean(1)).mean()
-    torch.testing.assert_close(objective.loss(batch, step_generator(0, 1)).detach(), expected, rtol=1e-3, atol=0)
+    loss = objective.loss(batch, objective.draw(batch.x0, step_generator(0, 1)))
+    torch.testing.assert_close(loss.detach(), expected, rtol=1e-3, atol=0)
 
 
 def test_the_gradient_leads_from_the_fake_clip_to_the_real_one(folders: Path, tmp_path: Path) -> None:
@@ -149,8 +152,9 @@ def test_a_step_with_the_regression_term_alone_approaches_the_real_clips(
 def test_the_other_terms_have_their_weights_and_signs(folders: Path, tmp_path: Path) -> None:
     dmd2 = build(folders, tmp_path, generator_input="noised_real", regression_weight=0.5, adversarial_weight=0.25)
     batch, w = batch_of(dmd2), Guidance.fixed(dmd2.config, 4)
-    losses = dmd2.other_losses(batch.x0 + 2, batch, w, step_generator(0, 1))
-    adversarial = dmd2.adversarial_loss(batch.x0 + 2, batch, w, step_generator(0, 1))
+    noise = dmd2.discriminator.noise(batch.x0, step_generator(0, 1))
+    losses = dmd2.other_losses(batch.x0 + 2, batch, w, noise)
+    adversarial = dmd2.discriminator.generator_loss(batch.x0 + 2, batch, w, noise)
     assert float(losses["regression_loss"]) == pytest.approx(0.5 * 4, rel=1e-5)
     assert float(losses["adversarial_loss"]) == pytest.approx(0.25 * float(adversarial))
     assert float(adversarial) > 0
@@ -163,8 +167,9 @@ def test_the_discriminator_prefers_real_clips(folders: Path, tmp_path: Path) -> 
     made = 1 - batch.x0
     dmd2.replay.append(Generated(made, batch, w, exit_step=0))
     dmd2.update_fake(30, step_generator(0, 1))
+    head, noise = dmd2.discriminator, dmd2.discriminator.noise(made, step_generator(0, 2))
     with torch.no_grad():
-        real, generated = (dmd2.logits(dmd2.scores, x, batch, w, step_generator(0, 2)).mean() for x in (batch.x0, made))
+        real, generated = (head.logits(dmd2.scores, x, batch, w, noise).mean() for x in (batch.x0, made))
     assert float(real) > float(generated)
 
 
@@ -186,9 +191,9 @@ def test_the_generator_sees_what_its_sampler_shows_it(folders: Path, tmp_path: P
         torch.testing.assert_close(state.x_t, seen[exit_step])
 
 
-def test_score_times_keep_to_their_range_and_shift(folders: Path, tmp_path: Path) -> None:
-    dmd2 = build(folders, tmp_path, min_score_time=0.2, max_score_time=0.4, score_shift=3.0)
-    times = dmd2.score_times(torch.zeros(1000), step_generator(0, 1))
+def test_score_times_keep_to_their_range_and_shift() -> None:
+    config = Dmd2Config(min_score_time=0.2, max_score_time=0.4, score_shift=3.0)
+    times = score_times(torch.zeros(1000), config, step_generator(0, 1))
     low, high = shift_sigma(torch.tensor([0.2, 0.4]), 3.0)
     assert float(low) <= float(times.min()) < float(low) + 0.01
     assert float(high) - 0.01 < float(times.max()) <= float(high)
@@ -221,7 +226,8 @@ def test_the_cfg_student_is_asked_at_the_w_of_its_target_and_pulled_to_the_data(
     with torch.no_grad():
         u, guided = velocity(student, x_t, sigma, batch.cond, batch.prefix, w), objective.guided(x_t, sigma, batch, w)
     expected = 0.7 * (u - guided).square().mean() + 0.3 * (u - (noise - batch.x0)).square().mean()
-    torch.testing.assert_close(objective.loss(batch, step_generator(0, 1)).detach(), expected)
+    loss = objective.loss(batch, objective.draw(batch.x0, step_generator(0, 1)))
+    torch.testing.assert_close(loss.detach(), expected)
 
 
 def test_batches_are_made_as_the_config_says_and_validated_without_dropout(folders: Path, tmp_path: Path) -> None:
@@ -255,7 +261,8 @@ def test_a_step_trains_and_its_average_is_validated_and_exported(folders: Path, 
     network.load_state_dict(average.state_dict())
     rng = step_generator(0, -1)
     clips = objective.validation.make(objective.validation_rows(), rng)
-    assert figures["validation_loss"] == pytest.approx(objective.loss(clips, rng).item(), rel=1e-5)
+    loss = objective.loss(clips, objective.draw(clips.x0, rng))
+    assert figures["validation_loss"] == pytest.approx(loss.item(), rel=1e-5)
 
 
 def test_the_frechet_ratio_is_the_students_distance_to_the_many_step_models(
