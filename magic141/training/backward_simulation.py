@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from magic141.diffusion.flow import interpolate, sigma_grid, x0_from_velocity
-from magic141.diffusion.samplers import ChainStep, chain_input, randn_like
+from magic141.diffusion.samplers import ChainStep, PredictVelocity, chain_input, randn_like
 from magic141.models.transformer import Prefix, make_prefix, velocity
 from magic141.training.accumulation import Parts
 from magic141.training.conditions import Batch
@@ -66,8 +66,7 @@ class BackwardSimulation:
         if self.config.generator_input == "noised_real":
             sigma = self.sigmas[exit_step].to(batch.x0.device).expand(len(batch.x0))
             return ChainStep(interpolate(batch.x0, noise, sigma), sigma)
-        predict = self.parts.over(partial(self._velocity, self.generator.module), batch, w, everywhere=True)
-        return chain_input(predict, noise, self.sigmas, exit_step, self.config.sampler, rng)
+        return chain_input(self._in_parts(batch, w), noise, self.sigmas, exit_step, self.config.sampler, rng)
 
     def clean_estimate(self, generator: Any, state: ChainStep, batch: Batch, w: Guidance) -> Tensor:
         """The generator's x0 [B, C, T, h, w] at one step of its chain; for a gradient, `generator` is the engine."""
@@ -80,8 +79,7 @@ class BackwardSimulation:
 
         Without a graph: at 13B, keeping it would take as much memory as all that the fake score's updates need.
         """
-        predict = self.parts.over(partial(self._velocity, self.generator.module), batch, w, everywhere=True)
-        u = predict(state.x_t, state.sigma)
+        u = self._in_parts(batch, w)(state.x_t, state.sigma)
         return Generated(x0_from_velocity(state.x_t, u, state.sigma), batch, w, exit_step)
 
     def with_own_frames(self, batch: Batch, w: Guidance, rng: torch.Generator) -> Batch:
@@ -112,6 +110,11 @@ class BackwardSimulation:
         first = replace(batch, prefix=make_prefix(batch.prefix.latents, 1))
         last = self.config.num_inference_steps - 1
         return self.generate(self.state(first, w, last, rng), first, w, last).x0
+
+    def _in_parts(self, batch: Batch, w: Guidance) -> PredictVelocity:
+        """The generator without a graph; one that is split over the ranks is called equally often on all of them."""
+        evaluate = partial(self._velocity, self.generator.module)
+        return self.parts.over(evaluate, batch, w, everywhere=self.generator.sharded)
 
     def _velocity(self, generator: Any, x_t: Tensor, sigma: Tensor, batch: Batch, w: Guidance) -> Tensor:
         with self.generator.autocast():

@@ -76,9 +76,13 @@ def test_clips_from_the_start_and_the_rest_of_the_batch_stay_as_they_are(folders
 
 
 @pytest.mark.parametrize("size", [NUM, 2])
-def test_a_batch_without_continued_clips_calls_the_network_as_often(folders: Path, tmp_path: Path, size: int) -> None:
+@pytest.mark.parametrize("split", [True, False])
+def test_a_batch_without_continued_clips_calls_a_split_network_as_often(
+    folders: Path, tmp_path: Path, size: int, split: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A network that is split over ranks needs all of them, and ranks see other clips."""
     dmd2 = build(folders, tmp_path, batch_size=NUM, placement=PLACEMENT | {"clips_per_pass": size})
+    monkeypatch.setattr(dmd2.generator, "sharded", split)
     w, sizes = Guidance.fixed(dmd2.config, NUM), []
     dmd2.generator.module.register_forward_pre_hook(
         lambda _, args, kwargs: sizes.append(len(kwargs["timestep"])), with_kwargs=True
@@ -87,7 +91,7 @@ def test_a_batch_without_continued_clips_calls_the_network_as_often(folders: Pat
     assert torch.equal(prefix_of(dmd2.chain.with_own_frames(batch, w, rng())).latents, prefix_of(batch).latents)
     dmd2.chain.with_own_frames(continued(dmd2, 1.0), w, rng())
     num_calls = 4 * NUM // size
-    assert sizes == [1] * num_calls + [size] * num_calls
+    assert sizes == [1] * (num_calls if split else 4) + [size] * num_calls
 
 
 def test_own_frames_are_drawn_for_their_share_of_the_updates_and_alike_on_all_ranks(
