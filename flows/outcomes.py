@@ -57,7 +57,8 @@ def _elsewhere(home: Path) -> list[str]:
 
 def _say_run(run_id: str, tracking_uri: str) -> None:
     """Prints a run's id and how to look at it: on the server, or with `mlflow ui` on the database."""
-    where = tracking_uri if tracking_uri.startswith("http") else f"mlflow ui --backend-store-uri {tracking_uri}"
+    page = f"mlflow ui --backend-store-uri {shlex.quote(tracking_uri)}"
+    where = tracking_uri if tracking_uri.startswith("http") else page
     typer.echo(f"mlflow  run {run_id}; {where}")
 
 

@@ -13,6 +13,8 @@ OTHER_WORKSPACE = "set --workspace or MAGIC141_HOME to a folder of yours"
 
 def require_workspace(home: Path) -> None:
     """Raises UserError unless runs can be written into a workspace, which need not exist yet."""
+    if "?" in str(home):
+        raise UserError(f"workspace {home}: SQLite's URLs cannot name a folder with a ?; {OTHER_WORKSPACE}")
     if trouble := folder_trouble(home):
         raise UserError(f"workspace {home}: {trouble}; {OTHER_WORKSPACE}")
 

@@ -24,6 +24,7 @@ def test_what_is_there_or_can_be_made_is_accepted_and_nothing_made(tmp_path: Pat
         ("file", "cannot write into .*file (Not a directory); set --workspace or MAGIC141_HOME"),
         ("file/runs", "cannot write into .*file (Not a directory)"),
         ("link", "cannot write into .*link (No such file or directory)"),
+        ("runs?", "SQLite.s URLs cannot name a folder with a .; set --workspace"),
         ("/proc/nope", "cannot write into /proc (No such file or directory)"),
     ],
 )
