@@ -85,8 +85,6 @@ ENGINES: dict[str, dict[str, Any]] = {
     "ZeRO 1": {"engine": "deepspeed", "zero_stage": 1},
     "ZeRO 1, offloaded": {"engine": "deepspeed", "zero_stage": 1, "offload_optimizer": True},
     "ZeRO 2": {"engine": "deepspeed", "zero_stage": 2},
-    "ZeRO 2, offloaded": {"engine": "deepspeed", "zero_stage": 2, "offload_optimizer": True},
-    "ZeRO 3": {"engine": "deepspeed", "zero_stage": 3},
     "ZeRO 3, offloaded": {"engine": "deepspeed", "zero_stage": 3, "offload_optimizer": True},
 }
 
