@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
-from flows.databases import database_trouble
+from flows.databases import TIMEOUT_S, database_trouble
 from magic141.errors import UserError
 from magic141.ray_address import VARIABLE as RAY
 from magic141.ray_address import ray_address_trouble, ray_cluster
@@ -18,7 +18,6 @@ from magic141.urls import without_credentials
 
 STORE = "MLFLOW_TRACKING_URI"
 SERVERS = (STORE, "PREFECT_API_URL")
-TIMEOUT_S = 10
 _EXAMPLES = {"PREFECT_API_URL": "http://HOST:4200/api", "MLFLOW_TRACKING_URI": "http://HOST:5000"}
 _HEALTHY = {"PREFECT_API_URL": b"true", "MLFLOW_TRACKING_URI": b"OK"}  # other servers have a /health, too
 _REFUSED = (401, 403)  # it answers; credentials are checked by its client

@@ -24,7 +24,7 @@ from magic141.tracking.first_contact import require_answer
 from magic141.tracking.liveness import is_dead, process_tags
 from magic141.tracking.paging import all_experiments, every
 from magic141.tracking.registry import Registry, names_nothing, unless_there
-from magic141.tracking.relocation import former_places, relocate
+from magic141.tracking.relocation import FILES, former_places, relocate
 from magic141.tracking.run_files import read_text
 from magic141.tracking.run_log import RunLog
 from magic141.tracking.tags import (
@@ -81,7 +81,7 @@ class Tracker:
         """
         found = self.client.get_experiment_by_name(self.experiment)
         if found is None:
-            root = f"{self.workspace}/mlflow-artifacts/{_slug(self.experiment)}"
+            root = f"{self.workspace}{FILES}{_slug(self.experiment)}"
             location = root if self.uri.startswith("sqlite:") else None
             with unless_there():
                 self.client.create_experiment(self.experiment, artifact_location=location)

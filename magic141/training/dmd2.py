@@ -26,6 +26,7 @@ from magic141.training.adversarial import Discriminator
 from magic141.training.backward_simulation import BackwardSimulation, Generated
 from magic141.training.collapse import CollapseWatch
 from magic141.training.conditions import Batch, BatchMaker, step_generator
+from magic141.training.distribution_matching import Noise, dmd2_gradient, dmd2_loss, score_times
 from magic141.training.dmd2_config import Dmd2Config
 from magic141.training.dmd2_networks import (
     Guidance,
@@ -40,7 +41,6 @@ from magic141.training.ema import Ema
 from magic141.training.engine import Engine, make_engine
 from magic141.training.exit_step import draw_exit_step
 from magic141.training.objective import TrainContext
-from magic141.training.score_matching import Noise, dmd2_gradient, dmd2_loss, score_times
 from magic141.training.single import make_sampler
 
 _NO_RANK = 4095  # used in place of the rank where all ranks must draw the same numbers

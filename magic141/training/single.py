@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,10 +22,10 @@ from magic141.training.engine import Engine, make_engine
 from magic141.training.objective import TrainContext
 
 MAX_VALIDATION_CLIPS = 64  # over all workers
-Drawn = Sequence[Tensor]  # the random numbers of a batch's loss, [B, ...] each
+RandomNumbers = Sequence[Tensor]  # of a batch's loss: times, noise and what else is random, [B, ...] each
 
 
-class SingleNetworkObjective:
+class SingleNetworkObjective(ABC):
     """Batch, loss, backward pass, update, EMA; subclasses define the loss of a batch."""
 
     def __init__(
@@ -53,13 +54,13 @@ class SingleNetworkObjective:
         """Makes the batch of `step`; the same for all steps unless a subclass overrides it."""
         return self.maker
 
-    def draw(self, x0: Tensor, generator: torch.Generator) -> Drawn:
+    @abstractmethod
+    def draw(self, x0: Tensor, generator: torch.Generator) -> RandomNumbers:
         """Draws the random numbers of the loss for clips x0 [B, C, T, h, w]."""
-        raise NotImplementedError
 
-    def loss(self, batch: Batch, drawn: Drawn) -> Tensor:
+    @abstractmethod
+    def loss(self, batch: Batch, drawn: RandomNumbers) -> Tensor:
         """The loss of a batch, or of a part of it, with a gradient for the engine's network."""
-        raise NotImplementedError
 
     def step(self, step: int) -> dict[str, Tensor | float]:
         """One optimizer step."""
@@ -97,7 +98,7 @@ class SingleNetworkObjective:
         num = max(1, min(MAX_VALIDATION_CLIPS, available) // context.world_size)
         return (torch.arange(num) + context.rank * num) % available
 
-    def judge(self, step: int, values: Mapping[str, float]) -> None:
+    def judge(self, step: int, values: Mapping[str, float]) -> None:  # noqa: B027 (a hook)
         """Does nothing: the last average is the result."""
 
     @property

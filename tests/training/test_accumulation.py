@@ -24,7 +24,7 @@ from magic141.training.objective import Objective, TrainContext
 from magic141.training.single import SingleNetworkObjective
 from tests.models.tiny import CONFIG
 from tests.training.linear import LinearSpec, linear_config
-from tests.training.test_dmd2_options import OPTIONS, PLACEMENT, build
+from tests.training.tiny_dmd2 import OPTIONS, PLACEMENT, build
 
 ADAMW = {"kind": "adamw", "learning_rate": 1e-3, "warmup_steps": 0}
 REAL = {"generator_input": "noised_real", "regression_weight": 0.5}

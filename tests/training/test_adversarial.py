@@ -1,12 +1,18 @@
-"""The adversarial losses at their known points."""
+"""The adversarial losses at their known points, and the discriminator of a tiny run."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
+import pytest
 import torch
+from torch import Tensor
 
 from magic141.training.adversarial import discriminator_loss, generator_loss
+from magic141.training.conditions import step_generator
+from magic141.training.dmd2_networks import Guidance
+from tests.training.tiny_dmd2 import build, weights
 
 
 def test_a_head_that_knows_nothing_pays_two_bits() -> None:
@@ -30,3 +36,39 @@ def test_optimal_logits_of_two_gaussians() -> None:
     assert min(losses, key=losses.__getitem__) in (1.8, 2.0, 2.2)
     assert losses[2.0] < losses[1.0] - 0.02
     assert losses[2.0] < losses[3.0] - 0.02
+
+
+def test_adversarial_loss_reaches_the_clip_and_leaves_no_trace_in_the_fake_score(folders: Path, tmp_path: Path) -> None:
+    dmd2 = build(folders, tmp_path, adversarial_weight=1.0)
+    batch, w = dmd2.maker.make(torch.arange(4), step_generator(0, 0)), Guidance.fixed(dmd2.config, 4)
+    noise = dmd2.discriminator.noise(batch.x0, step_generator(0, 0))
+
+    def loss(x: Tensor) -> Tensor:
+        return dmd2.discriminator.generator_loss(x, batch, w, noise)
+
+    x = batch.x0.clone().requires_grad_()
+    loss(x).backward()
+    assert x.grad is not None
+    towards = x.grad / x.grad.norm()
+    slope = (loss(batch.x0 + 0.01 * towards) - loss(batch.x0 - 0.01 * towards)) / 0.02  # of the loss' own values
+    torch.testing.assert_close(slope, x.grad.norm(), rtol=0.02, atol=1e-6)
+    assert all(p.grad is None or float(p.grad.abs().max()) == 0 for p in dmd2.scores.parameters())
+
+
+@pytest.mark.parametrize("seen", ["clean", "noised"])
+def test_the_discriminator_sees_clips_as_they_are_or_with_noise(folders: Path, tmp_path: Path, seen: str) -> None:
+    dmd2 = build(folders, tmp_path, adversarial_weight=1.0, adversarial_input=seen)
+    batch, w = dmd2.maker.make(torch.arange(4), step_generator(0, 0)), Guidance.fixed(dmd2.config, 4)
+    noises = [dmd2.discriminator.noise(batch.x0, step_generator(0, step)) for step in (1, 2)]
+    one, other = (dmd2.discriminator.logits(dmd2.scores, batch.x0, batch, w, noise) for noise in noises)
+    assert torch.equal(one, other) == (seen == "clean")
+
+
+@pytest.mark.parametrize(("weight", "learns"), [(0.0, False), (0.1, True)])
+def test_the_discriminators_loss_has_its_weight(folders: Path, tmp_path: Path, weight: float, learns: bool) -> None:
+    dmd2 = build(folders, tmp_path, adversarial_weight=1.0, discriminator_weight=weight)
+    assert dmd2.scores.head is not None
+    before = weights(dmd2.scores.head)
+    dmd2.step(0)
+    after = weights(dmd2.scores.head)
+    assert any(not torch.equal(before[name], after[name]) for name in before) == learns

@@ -15,7 +15,7 @@ from magic141.training.conditions import Batch, step_generator
 from magic141.training.dmd2 import Dmd2
 from magic141.training.dmd2_config import Dmd2Config
 from magic141.training.dmd2_networks import Guidance
-from tests.training.test_dmd2_options import PLACEMENT, build
+from tests.training.tiny_dmd2 import PLACEMENT, build
 
 NUM = 8
 

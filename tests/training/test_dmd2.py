@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from magic141.diffusion.flow import expand, interpolate, sample_sigma, x0_from_velocity
-from magic141.training.score_matching import MIN_NORMALISER, dmd2_gradient, dmd2_loss
+from magic141.training.distribution_matching import MIN_NORMALISER, dmd2_gradient, dmd2_loss
 
 
 def gaussian_velocity(x_t: Tensor, sigma: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:

@@ -14,75 +14,18 @@ from torch import Tensor
 
 from magic141.artifacts import NullLog
 from magic141.diffusion.flow import interpolate
-from magic141.diffusion.guidance import guided_velocity
 from magic141.diffusion.samplers import randn_like
-from magic141.models.transformer import build_transformer, load_transformer, velocity
+from magic141.models.transformer import load_transformer
 from magic141.training.backward_simulation import Generated
 from magic141.training.conditions import Batch, step_generator
 from magic141.training.dmd2 import Dmd2, Dmd2Spec
 from magic141.training.dmd2_config import Dmd2Config
 from magic141.training.dmd2_networks import Guidance, GuidedScores
 from magic141.training.launch import launch
-from magic141.training.objective import TrainContext
 from magic141.training.train import train
-from tests.evaluation.artifacts import CHANNELS, RecordingLog
+from tests.evaluation.artifacts import RecordingLog
 from tests.models.tiny import CONFIG
-
-PLACEMENT = {"engine": "plain", "launcher": "local", "num_workers": 1}
-SHORT: dict[str, Any] = {
-    "num_steps": 2,
-    "batch_size": 4,
-    "fake_updates_per_step": 2,
-    "fake_warmup_updates": 1,
-    "lora_rank": 4,
-    "collapse": {"num_clips": 2, "reference_steps": 2, "num_shown": 1, "stop": False},
-    "placement": PLACEMENT,
-}
-OPTIONS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "one step": {"num_inference_steps": 1},
-    "eight steps, Euler": {"num_inference_steps": 8, "sampler": "euler"},
-    "CFG-distilled real score": {"real_score": "cfg_distilled", "real_guidance_scale": 1.5},
-    "CFG inside the real score": {"real_guidance_scale": 2.0},
-    "CFG and steps together": {"start": "teacher", "real_guidance_scale": 2.0},
-    "range of w": {"student_guidance_range": (1.0, 3.0)},
-    "LoRA generator": {"generator_lora_rank": 4},
-    "full fake score": {"fake_score": "full", "a_weak": 0.0},
-    "noised real latents": {"generator_input": "noised_real"},
-    "regression": {"generator_input": "noised_real", "regression_weight": 0.5},
-    "the fake score knows the exit": {"exit_embedding": True},
-    "own frames": {"continued_fraction": 0.5, "own_frames_fraction": 1.0},
-    "adversarial": {"adversarial_weight": 0.01},
-    "adversarial on clean latents": {"adversarial_weight": 0.01, "adversarial_input": "clean"},
-    "adversarial, full fake score": {"adversarial_weight": 0.01, "fake_score": "full", "a_weak": 0.0},
-    "last average": {"keep": "last"},
-}
-
-
-def build(folders: Path, run_dir: Path, **options: Any) -> Dmd2:
-    config = Dmd2Config.model_validate(SHORT | options)
-    spec = Dmd2Spec(config, CONFIG, folders / "data", folders / "teacher", folders / "student")
-    return spec.build(TrainContext(0, 1, torch.device("cpu"), run_dir, 0, config.placement))
-
-
-def test_a_t2v_teacher_makes_a_t2v_student(folders: Path, tmp_path: Path) -> None:
-    info = json.loads((folders / "data" / "dataset.json").read_text())
-    teacher = build_transformer(CONFIG, CHANNELS, info["text_width"], info["pooled_width"])
-    torch.nn.init.normal_(teacher.proj_out.weight, std=0.05)
-    teacher.save_pretrained(tmp_path / "t2v")
-    config = Dmd2Config.model_validate(SHORT | {"start": "teacher"})
-    spec = Dmd2Spec(config, CONFIG, folders / "data", tmp_path / "t2v", tmp_path / "no student")
-    dmd2 = spec.build(TrainContext(0, 1, torch.device("cpu"), tmp_path, 0, config.placement))
-    before = weights(dmd2.generator.module)
-    dmd2.step(0)
-    assert any(not torch.equal(before[name], value) for name, value in weights(dmd2.generator.module).items())
-    assert dmd2.validate()["validation_frechet_ratio"] > 0
-    dmd2.export(tmp_path / "out")
-    assert load_transformer(tmp_path / "out" / "transformer").config.in_channels == CHANNELS
-
-
-def weights(network: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in network.state_dict().items()}
+from tests.training.tiny_dmd2 import OPTIONS, SHORT, build, weights
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -122,44 +65,6 @@ def test_real_score_is_frozen_and_the_generator_does_not_learn_from_fake_updates
     assert all(torch.equal(after[name], value) for name, value in weights(dmd2.generator.module).items())
     assert any(not torch.equal(generator[name], value) for name, value in after.items())
     assert torch.equal(dmd2.guided.base(batch.x0, torch.full((4,), 0.5), batch, w), base)
-
-
-def test_guidance_in_the_real_score_is_the_guided_teacher(folders: Path, tmp_path: Path) -> None:
-    dmd2 = build(folders, tmp_path, real_guidance_scale=2.5, a_weak=0.0)
-    batch, sigma = dmd2.maker.make(torch.arange(4), step_generator(0, 0)), torch.full((4,), 0.6)
-    teacher = load_transformer(folders / "teacher").eval()
-    with torch.no_grad():
-        conditional = velocity(teacher, batch.x0, sigma, batch.cond, batch.prefix)
-        unconditional = velocity(teacher, batch.x0, sigma, batch.uncond, batch.prefix)
-    for scale in (1.0, 2.5):
-        w = torch.full((4,), scale)
-        expected = guided_velocity(unconditional, conditional, w)
-        torch.testing.assert_close(dmd2.guided.real(batch.x0, sigma, batch, Guidance(w, w)), expected)
-
-
-def test_w_is_drawn_from_its_range_for_student_and_real_score_alike() -> None:
-    config = Dmd2Config(student_guidance_range=(1.0, 3.0))
-    w = Guidance.draw(config, 1000, torch.Generator().manual_seed(0))
-    assert torch.equal(w.student, w.real)
-    assert 1.0 <= float(w.student.min()) < 1.1
-    assert 2.9 < float(w.student.max()) <= 3.0
-
-
-def test_adversarial_loss_reaches_the_clip_and_leaves_no_trace_in_the_fake_score(folders: Path, tmp_path: Path) -> None:
-    dmd2 = build(folders, tmp_path, adversarial_weight=1.0)
-    batch, w = dmd2.maker.make(torch.arange(4), step_generator(0, 0)), Guidance.fixed(dmd2.config, 4)
-    noise = dmd2.discriminator.noise(batch.x0, step_generator(0, 0))
-
-    def loss(x: Tensor) -> Tensor:
-        return dmd2.discriminator.generator_loss(x, batch, w, noise)
-
-    x = batch.x0.clone().requires_grad_()
-    loss(x).backward()
-    assert x.grad is not None
-    towards = x.grad / x.grad.norm()
-    slope = (loss(batch.x0 + 0.01 * towards) - loss(batch.x0 - 0.01 * towards)) / 0.02  # of the loss' own values
-    torch.testing.assert_close(slope, x.grad.norm(), rtol=0.02, atol=1e-6)
-    assert all(p.grad is None or float(p.grad.abs().max()) == 0 for p in dmd2.scores.parameters())
 
 
 def test_the_exit_step_is_the_same_on_all_ranks(folders: Path, tmp_path: Path) -> None:
@@ -205,15 +110,6 @@ def test_noised_real_clips_are_what_the_generator_sees_in_place_of_its_own_steps
     sigma = dmd2.chain.sigmas[2].expand(4)
     noised = interpolate(batch.x0, randn_like(batch.x0, step_generator(0, 1)), sigma)
     torch.testing.assert_close((state.x_t, state.sigma), (noised, sigma))
-
-
-@pytest.mark.parametrize("seen", ["clean", "noised"])
-def test_the_discriminator_sees_clips_as_they_are_or_with_noise(folders: Path, tmp_path: Path, seen: str) -> None:
-    dmd2 = build(folders, tmp_path, adversarial_weight=1.0, adversarial_input=seen)
-    batch, w = dmd2.maker.make(torch.arange(4), step_generator(0, 0)), Guidance.fixed(dmd2.config, 4)
-    noises = [dmd2.discriminator.noise(batch.x0, step_generator(0, step)) for step in (1, 2)]
-    one, other = (dmd2.discriminator.logits(dmd2.scores, batch.x0, batch, w, noise) for noise in noises)
-    assert torch.equal(one, other) == (seen == "clean")
 
 
 def test_the_fake_score_learns_from_all_kept_batches(
@@ -333,34 +229,10 @@ def test_a_fake_update_that_was_left_out_shows(folders: Path, tmp_path: Path, br
     assert not math.isfinite(values["fake_grad_norm"])
 
 
-def test_whether_a_teacher_is_guided_does_not_depend_on_the_w_that_was_drawn(folders: Path, tmp_path: Path) -> None:
-    """Where its weights are split, all workers have to call it as often."""
-    calls: list[Any] = []
-    dmd2 = build(folders, tmp_path, student_guidance_range=(1.0, 3.0))
-    dmd2.scores.real = lambda *inputs: calls.append(inputs) or inputs[0]  # type: ignore[method-assign]
-    batch = dmd2.maker.make(torch.arange(2), step_generator(0, 0, 0))
-    for w in (torch.ones(2), torch.tensor([1.0, 2.0])):
-        calls.clear()
-        dmd2.guided.real(batch.x0, torch.full((2,), 0.5), batch, Guidance(w, w))
-        assert len(calls) == 2
-
-
 def test_an_adapter_on_the_teacher_is_not_given_a_w_that_it_cannot_see() -> None:
     adapter = {"start": "teacher", "generator_lora_rank": 4, "student_guidance_range": (1.0, 3.0)}
     with pytest.raises(ValueError, match=r"student_guidance_range = .* never learns w.*use start = cfg_distilled"):
         Dmd2Config.model_validate(SHORT | adapter)
-
-
-@pytest.mark.parametrize("start", ["teacher", "cfg_distilled"])
-def test_the_generator_starts_from_the_model_that_the_config_names(folders: Path, tmp_path: Path, start: str) -> None:
-    student = load_transformer(folders / "student")
-    torch.nn.init.normal_(student.proj_out.weight, std=0.1)  # else both have the same weights
-    student.save_pretrained(tmp_path / "student")
-    config = Dmd2Config.model_validate(SHORT | {"start": start})
-    spec = Dmd2Spec(config, CONFIG, folders / "data", folders / "teacher", tmp_path / "student")
-    dmd2 = spec.build(TrainContext(0, 1, torch.device("cpu"), tmp_path, 0, config.placement))
-    expected = load_transformer(folders / "teacher" if start == "teacher" else tmp_path / "student")
-    assert torch.equal(dmd2.generator.module.get_parameter("proj_out.weight"), expected.proj_out.weight)
 
 
 def test_the_scores_are_told_where_the_generators_clips_left(
@@ -388,16 +260,6 @@ def test_the_fake_score_warms_up_before_the_first_generator_update_alone(folders
     assert updates == [3 + 2, 3 + 2 + 2]
 
 
-@pytest.mark.parametrize(("weight", "learns"), [(0.0, False), (0.1, True)])
-def test_the_discriminators_loss_has_its_weight(folders: Path, tmp_path: Path, weight: float, learns: bool) -> None:
-    dmd2 = build(folders, tmp_path, adversarial_weight=1.0, discriminator_weight=weight)
-    assert dmd2.scores.head is not None
-    before = weights(dmd2.scores.head)
-    dmd2.step(0)
-    after = weights(dmd2.scores.head)
-    assert any(not torch.equal(before[name], after[name]) for name in before) == learns
-
-
 def test_the_average_is_validated_and_the_best_one_exported(folders: Path, tmp_path: Path) -> None:
     fast = {"kind": "adamw", "learning_rate": 0.02, "warmup_steps": 0}
     dmd2, averages = build(folders, tmp_path, num_steps=3, optimizer=fast), []
@@ -411,28 +273,6 @@ def test_the_average_is_validated_and_the_best_one_exported(folders: Path, tmp_p
         assert validated == dmd2.validation.figures()
     dmd2.export(tmp_path / "out")
     assert torch.equal(load_transformer(tmp_path / "out" / "transformer").proj_out.weight, averages[1])
-
-
-def test_a_student_of_a_range_is_validated_against_the_score_at_its_own_w() -> None:
-    ranged = Dmd2Config(student_guidance_range=(1.0, 3.0), student_guidance_scale=2.0, real_guidance_scale=1.5)
-    fixed = Dmd2Config(student_guidance_scale=2.0, real_guidance_scale=1.5)
-    for config, real in ((ranged, 2.0), (fixed, 1.5)):
-        w = Guidance.fixed(config, 2)
-        assert (w.student.tolist(), w.real.tolist()) == ([2.0] * 2, [real] * 2)
-
-
-def test_a_distilled_model_judges_at_the_w_of_the_real_score(folders: Path, tmp_path: Path) -> None:
-    dmd2 = build(folders, tmp_path, real_score="cfg_distilled", real_guidance_scale=3.0)
-    network = dmd2.scores.network
-    torch.nn.init.normal_(network.get_parameter("time_text_embed.guidance_embedder.linear_2.weight"))  # zero hides w
-    batch, sigma = dmd2.maker.make(torch.arange(4), step_generator(0, 0)), torch.full((4,), 0.6)
-    w, guided = Guidance(torch.full((4,), 1.2), torch.full((4,), 3.0)), dmd2.guided
-    with torch.no_grad():
-        expected = velocity(network, batch.x0, sigma, batch.cond, batch.prefix, w.real)
-        found = [score(batch.x0, sigma, batch, w) for score in (guided.real, guided.base)]
-        found.append(guided.fake(dmd2.scores, batch.x0, sigma, batch, w))
-    for u in found:
-        torch.testing.assert_close(u, expected)
 
 
 @pytest.mark.parametrize("collapsed", [True, False])

@@ -18,7 +18,7 @@ from magic141.training.config import FlowMatchingConfig, PlacementConfig
 from magic141.training.flow_matching import FlowMatching, FlowMatchingSpec, initial_network
 from magic141.training.objective import TrainContext
 from magic141.training.pretraining import take_base
-from magic141.training.single import Drawn
+from magic141.training.single import RandomNumbers
 from tests.evaluation.artifacts import CHANNELS, make_data
 from tests.models.tiny import CONFIG, tiny_inputs, tiny_transformer
 
@@ -78,7 +78,7 @@ def test_validation_takes_no_more_clips_at_once_than_training(folder: Path, monk
     losses: list[float] = []
     loss = worker.loss
 
-    def watched(batch: Batch, drawn: Drawn) -> Tensor:
+    def watched(batch: Batch, drawn: RandomNumbers) -> Tensor:
         sizes.append(len(batch.x0))
         losses.append(float(loss(batch, drawn)))
         return torch.tensor(losses[-1])

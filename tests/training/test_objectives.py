@@ -20,14 +20,14 @@ from magic141.training.backward_simulation import Generated
 from magic141.training.cfg_distillation import CfgDistillation, CfgDistillationSpec
 from magic141.training.conditions import Batch, step_generator
 from magic141.training.config import CfgDistillationConfig, FlowMatchingConfig, PlacementConfig
+from magic141.training.distribution_matching import score_times
 from magic141.training.dmd2 import Dmd2
 from magic141.training.dmd2_config import Dmd2Config
 from magic141.training.dmd2_networks import Guidance
 from magic141.training.flow_matching import FlowMatching, FlowMatchingSpec
 from magic141.training.objective import TrainContext
-from magic141.training.score_matching import score_times
 from tests.models.tiny import CONFIG
-from tests.training.test_dmd2_options import PLACEMENT, build
+from tests.training.tiny_dmd2 import PLACEMENT, build
 
 placement = PlacementConfig.model_validate(PLACEMENT)
 FAST = {"kind": "adamw", "learning_rate": 0.01}

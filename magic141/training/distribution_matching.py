@@ -1,4 +1,4 @@
-"""The noised clips on which DMD2 evaluates its scores, and the gradient that it computes from their estimates."""
+"""Distribution matching: the noised clips on which DMD2 evaluates its scores, the gradient of their difference."""
 
 from __future__ import annotations
 
