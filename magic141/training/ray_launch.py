@@ -6,11 +6,8 @@ import logging
 import os
 import pickle
 import socket
-import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,10 +19,10 @@ from magic141.accelerator import give_back_freed_memory
 from magic141.errors import UserError
 from magic141.fingerprint import CodeStamp
 from magic141.ray_address import ray_cluster
-from magic141.training.checkpoint import is_whole
 from magic141.training.config import PlacementConfig, TrainConfig
 from magic141.training.loop import LoopResult, run_training
 from magic141.training.objective import ObjectiveSpec, TrainContext
+from magic141.training.ray_checkpoints import RayStore
 
 if TYPE_CHECKING:
     from ray.train import ScalingConfig
@@ -53,33 +50,6 @@ class WorkerTask:
     run_dir: Path
     seed: int
     launch_id: str
-
-
-class RayStore:
-    """Checkpoints through Ray Train, which merges all workers' files into run_dir/step-XXXXXX."""
-
-    @contextmanager
-    def latest(self) -> Iterator[Path | None]:
-        """The newest checkpoint that Ray has committed."""
-        import ray.train
-
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            yield None
-            return
-        with checkpoint.as_directory() as folder:
-            if not is_whole(Path(folder)):
-                raise UserError(f"checkpoint {checkpoint.path}: damaged; delete the folder around it to train anew")
-            yield Path(folder)
-
-    def save(self, step: int, write: Callable[[Path], None]) -> None:
-        """Write this worker's part and report it (a barrier)."""
-        import ray.train
-
-        with tempfile.TemporaryDirectory() as folder:
-            write(Path(folder))
-            checkpoint = ray.train.Checkpoint.from_directory(folder)
-            ray.train.report({"step": step}, checkpoint=checkpoint, checkpoint_dir_name=f"step-{step:06d}")
 
 
 def run_on_ray(task: WorkerTask) -> LoopResult:
@@ -133,7 +103,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any] | str:
     torch.set_num_threads(task.config.placement.threads_per_worker)
     context = TrainContext(rank, world_size, get_device(), task.run_dir, task.seed, task.config.placement)
     try:
-        return asdict(run_training(task.spec, task.config, context, RayStore(), task.launch_id))
+        return asdict(run_training(task.spec, task.config, context, RayStore(task.launch_id), task.launch_id))
     except UserError as mistake:
         return str(mistake)
     except Exception as error:  # Ray passes on only the message, so the traceback has to be in it
