@@ -66,7 +66,10 @@ class Dmd2Validation:
         self._show(student[0], batch, w)
         frechet = self._frechet(student)
         distances = {f"{PREFIX}frechet": frechet, f"{PREFIX}frechet_ratio": frechet / self._reference_frechet}
-        return distances | compare(student, self._reference)
+        return distances | compare(student, self._reference, self._mean_over_workers)
+
+    def _mean_over_workers(self, own: Tensor) -> Tensor:
+        return sum_over_workers(own, self.context) / self.context.world_size
 
     def _frechet(self, student: Tensor) -> float:
         """Fréchet distance of all workers' clips together to all real validation clips: one worker's are too few.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,29 @@ def figures(student: Tensor) -> dict[str, float]:
     return {name.removeprefix("validation_"): value for name, value in compared.items()}
 
 
+class Pools:
+    """Means over workers that are threads of this process."""
+
+    def __init__(self, num_workers: int) -> None:
+        self._barrier, self._values = threading.Barrier(num_workers), [torch.zeros(())] * num_workers
+        self._number = threading.local()
+
+    def mean(self, own: Tensor) -> Tensor:
+        self._values[self._number.value] = own
+        self._barrier.wait()
+        mean = torch.stack(self._values).mean(0)
+        self._barrier.wait()
+        return mean
+
+    def run(self, work: Callable[[int], dict[str, float]]) -> dict[str, float]:
+        def numbered(number: int) -> dict[str, float]:
+            self._number.value = number
+            return work(number)
+
+        with ThreadPoolExecutor(len(self._values)) as pool:
+            return next(iter(pool.map(numbered, range(len(self._values)))))
+
+
 def test_a_student_like_the_reference_has_ratios_and_coverage_of_one() -> None:
     seen = figures(clips(0))
     for name in ("variance_ratio", "motion_ratio", "diversity_ratio", "mode_coverage"):
@@ -61,6 +86,19 @@ def test_a_student_like_the_reference_has_ratios_and_coverage_of_one() -> None:
 )
 def test_each_kind_of_collapse_shows(collapsed, figure: str, value: float) -> None:
     assert figures(collapsed(clips(0)))[figure] == pytest.approx(value, abs=0.03)
+
+
+def test_workers_clips_are_judged_together() -> None:
+    """The many-step model's clips hardly move, but for one worker's, and the student's not at all."""
+    reference = clips(0, num=8)[:, :, :, :1] + 0.02 * clips(1, num=8)
+    reference[:, 7:] += clips(2, num=1)
+    student = reference[:, :, :, :1] + 0.01 * clips(3, num=8)
+    together = compare(student, reference)
+    pools = Pools(8)
+    apart = pools.run(lambda n: compare(student[:, n : n + 1], reference[:, n : n + 1], pools.mean))
+    for name, value in together.items():
+        assert apart[name] == pytest.approx(value, rel=1e-6), name
+    assert together["validation_motion_ratio"] < 0.01
 
 
 @pytest.mark.parametrize(
