@@ -10,13 +10,14 @@ import sys
 import torch
 
 
-def settle_accelerator() -> None:
-    """Sets DeepSpeed's accelerator to the CPU if there is no GPU; otherwise every process prints that it guesses.
+def settle_accelerator(device: torch.device | None = None) -> None:
+    """Makes DeepSpeed compute on the CPU if `device` is one, by default if there is no GPU.
 
+    DeepSpeed would guess, and say so in every process: a GPU wherever there is one, also for a stage that has none.
     Call it before DeepSpeed is imported and before workers start.
     """
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if device.type == "cpu" if device else not torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"
 
 
 def finish_gpu_work() -> None:

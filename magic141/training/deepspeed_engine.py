@@ -30,7 +30,7 @@ class DeepSpeedEngine:
     def __init__(
         self, module: nn.Module, config: OptimizerConfig, num_steps: int, precision: Precision, context: TrainContext
     ) -> None:
-        deepspeed = import_deepspeed()
+        deepspeed = import_deepspeed(context.device)
         self.module = module
         self.num_updates = 0
         self.sharded = context.placement.zero_stage == 3
@@ -72,15 +72,12 @@ class DeepSpeedEngine:
         return float(self._engine.get_global_grad_norm() if norm is None else norm)
 
     def full_state_dict(self) -> dict[str, Tensor]:
-        """All weights, as copies."""
+        """All weights on rank 0, as copies in host memory; none elsewhere."""
         state: dict[str, Tensor] = {}
         for name, value in self.module.state_dict(keep_vars=True).items():
-            if hasattr(value, "ds_id"):
-                with self._deepspeed.zero.GatheredParameters([value]):
-                    if self._context.rank == 0:
-                        state[name] = value.detach().cpu().clone()
-            else:
-                state[name] = value.detach().clone()
+            with self._deepspeed.zero.GatheredParameters([value] if hasattr(value, "ds_id") else []):
+                if self._context.rank == 0:
+                    state[name] = value.detach().to("cpu", copy=True)
         return state
 
     def save(self, folder: Path) -> None:
@@ -107,7 +104,7 @@ def split_weights(module: nn.Module, precision: Precision, context: TrainContext
     This happens one parameter at a time and before the engine is made, which would first move the whole network to the
     device: a network that has to be split may not fit there.
     """
-    deepspeed = import_deepspeed()
+    deepspeed = import_deepspeed(context.device)
     for buffer in module.buffers():
         buffer.data = buffer.to(context.device)
     deepspeed.zero.Init(module=module, config_dict_or_path=deepspeed_config(0.0, precision, context))
@@ -116,19 +113,23 @@ def split_weights(module: nn.Module, precision: Precision, context: TrainContext
 def gathering(module: nn.Module, precision: Precision, context: TrainContext) -> nn.Module:
     """Wraps a network that is not trained so that its forward pass gathers the split weights as it needs them."""
     config = deepspeed_config(0.0, precision, context)
-    engine: nn.Module = import_deepspeed().initialize(model=module, config=config, dist_init_required=False)[0]
+    deepspeed = import_deepspeed(context.device)
+    engine: nn.Module = deepspeed.initialize(model=module, config=config, dist_init_required=False)[0]
     return engine
 
 
-def import_deepspeed() -> Any:
-    """Imports DeepSpeed quietly; without a GPU, disables its C++ communication op, which needs a compiler to run."""
-    settle_accelerator()
+def import_deepspeed(device: torch.device) -> Any:
+    """Imports DeepSpeed quietly for a network on `device`; on CPUs without its C++ communication op.
+
+    That op needs a compiler to run.
+    """
+    settle_accelerator(device)
     import deepspeed
     from deepspeed.utils import logger
 
     logger.setLevel(logging.ERROR)
     ops = getattr(deepspeed.ops, "__compatible_ops__", None)
-    if not torch.cuda.is_available() and isinstance(ops, dict):
+    if device.type == "cpu" and isinstance(ops, dict):
         ops["deepspeed_shm_comm"] = False  # not public; plain gloo does the same work
     if not deepspeed.comm.is_initialized():
         deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
