@@ -46,7 +46,7 @@ class Ema:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Inside, the network's parameters are the average (for validation); afterwards exactly what they were."""
-        kept = {name: _local(p).detach().clone() for name, p in self._tracked.items()}
+        kept = {name: _local(p).detach().to("cpu", copy=True) for name, p in self._tracked.items()}
         self._put(self._shadow)
         try:
             yield
@@ -54,11 +54,15 @@ class Ema:
             self._put(kept)
 
     def full_state_dict(self, engine: Engine) -> dict[str, Tensor]:
-        """All the network's weights, the trained ones averaged; complete on rank 0 (collective under ZeRO-3)."""
+        """All the network's weights on rank 0, the trained ones averaged; copies in host memory.
+
+        Collective under ZeRO-3. On other ranks there is nothing of use in it.
+        """
         if engine.sharded:
             with self.applied():
                 return engine.full_state_dict()
-        return {**engine.full_state_dict(), **{name: value.clone() for name, value in self._shadow.items()}}
+        state = engine.full_state_dict()
+        return {name: self._shadow[name].cpu().clone() if name in self._shadow else state[name] for name in state}
 
     @torch.no_grad()
     def _put(self, values: Mapping[str, Tensor]) -> None:

@@ -120,8 +120,9 @@ class PlainEngine:
         self._optimizer.step()
 
     def full_state_dict(self) -> dict[str, Tensor]:
-        """All weights, as copies."""
-        return {name: value.detach().clone() for name, value in self.module.state_dict().items()}
+        """All weights on rank 0, as copies in host memory; none elsewhere."""
+        state = self.module.state_dict() if self._context.rank == 0 else {}
+        return {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
 
     def save(self, folder: Path) -> None:
         """Writes the trained weights only: the frozen ones come from where the network was built from."""
