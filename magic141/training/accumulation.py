@@ -49,6 +49,11 @@ class Parts:
         assert clips % size == 0, f"{clips} clips do not divide into passes of {size}"
         return cls(size, clips // size)
 
+    @property
+    def num_clips(self) -> int:
+        """Clips of a worker in an update."""
+        return self.size * self.num
+
     def slices(self, num_clips: int) -> list[slice]:
         """The parts of `num_clips` clips; the last may be smaller."""
         return [slice(start, min(start + self.size, num_clips)) for start in range(0, num_clips, self.size)]
@@ -62,9 +67,9 @@ class Parts:
             The metrics' means over the whole batch, without a graph.
         """
         means: dict[str, Tensor] = {}
-        for rows in self.slices(self.size * self.num):
+        for rows in self.slices(self.num_clips):
             loss, metrics = loss_of(rows)
-            engine.backward(loss / self.num, last=rows.stop == self.size * self.num)
+            engine.backward(loss / self.num, last=rows.stop == self.num_clips)
             for name, value in metrics.items():
                 share = value.detach() / self.num
                 means[name] = means[name] + share if name in means else share

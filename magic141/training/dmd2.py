@@ -226,7 +226,8 @@ class Dmd2:
         """The inverse of `state_dict`."""
         self.ema.load_state_dict(state["ema"])
         self.watch.load_state_dict(state["watch"])
-        self.replay.extend(state["replay"])
+        # those of another number of workers do not divide into today's parts, and are soon replaced anyway
+        self.replay.extend(made for made in state["replay"] if len(made.x0) == self.parts.num_clips)
 
     def export(self, folder: Path) -> None:
         """Writes the averaged student as a diffusers folder `transformer`, and the watch's record."""

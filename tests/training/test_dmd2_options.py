@@ -25,7 +25,7 @@ from magic141.training.launch import launch
 from magic141.training.train import train
 from tests.evaluation.artifacts import RecordingLog
 from tests.models.tiny import CONFIG
-from tests.training.tiny_dmd2 import OPTIONS, SHORT, build, weights
+from tests.training.tiny_dmd2 import OPTIONS, PLACEMENT, SHORT, build, weights
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -173,6 +173,18 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(
         assert straight == killed, name
 
 
+def test_batches_kept_by_other_workers_are_not_replayed(folders: Path, tmp_path: Path) -> None:
+    """A run that goes on with fewer workers: a worker's old batches have fewer clips than its new ones."""
+    alone = {**PLACEMENT, "clips_per_pass": 2}
+    before, after = (build(folders, tmp_path, batch_size=size, placement=alone) for size in (2, 4))
+    before.step(0)
+    after.load_state_dict({**before.state_dict(), "ema": after.ema.state_dict()})
+    assert len(before.replay) == 1
+    assert len(after.replay) == 0
+    after.step(1)
+    assert len(after.replay[0].x0) == 4
+
+
 def test_validation_takes_no_more_clips_at_once_than_training(folders: Path, tmp_path: Path) -> None:
     watched = {**SHORT["collapse"], "num_clips": 3}
     sizes: set[int] = set()
@@ -211,6 +223,7 @@ def test_validation_takes_no_more_clips_at_once_than_training(folders: Path, tmp
             },
             "placement.zero_stage <= 2",
         ),
+        ({"adversarial_weight": 0.1, "discriminator_weight": 0}, "adversarial_weight = 0.1: with discriminator_weight"),
     ],
 )
 def test_options_that_do_not_fit_together_are_refused(options: dict[str, Any], line: str) -> None:
