@@ -21,6 +21,7 @@ HUNYUAN_CHANNELS, HUNYUAN_TEXT, HUNYUAN_POOLED = 16, 4096, 768
 HUNYUAN_SPATIAL_FACTOR = 8
 IMAGE_TOKENS = {"tiny": (32 // 8) ** 2, "hunyuan": (336 // 14) ** 2}  # (side // patch) ** 2, before the stride
 GPU_OPERATIONS_PER_S = 450e12  # speed of the 13B network in bf16 on an H200: docs/results.md
+SIZED_BY = ("batch_size", "precision", "fake_score", "lora_rank", "generator_lora_rank", "adversarial_weight")
 STARTING_S = 60.0  # anything shorter is mostly start-up
 HERE = "this process"
 
@@ -129,15 +130,22 @@ def _measured_gb(record: Mapping[str, Any]) -> float | None:
 
 
 def _same_size(stage: str, record: Mapping[str, Any], training: TrainConfig | None, config: PipelineConfig) -> bool:
-    """Whether a measured memory still applies: the same network, workers, engine, batch size and clips per pass."""
+    """Whether a measured memory still applies: the same network, options, splitting and clips."""
     if training is None:
         return False
     summary, then = record.get("summary", {}), record.get("parts", {}).get("config", {})
     where, all_at_once = training.placement, training.batch_size // training.placement.num_workers
-    batch_size, at_once = then.get(stage, {}).get("batch_size"), summary.get("clips_per_pass", all_at_once)
-    before = (summary.get("num_workers"), summary.get("engine"), batch_size, at_once)
-    now = (where.num_workers, where.engine, training.batch_size, training.clips_per_pass)
+    at_once = summary.get("clips_per_pass", all_at_once)
+    before = (summary.get("num_workers"), summary.get("splitting"), at_once, *_sized_by(then.get(stage, {})))
+    options = _sized_by(training.model_dump(mode="json"))
+    now = (where.num_workers, where.splitting, training.clips_per_pass, *options)
     return now == before and then.get("model") == config.model.model_dump(mode="json")
+
+
+def _sized_by(options: Mapping[str, Any]) -> list[Any]:
+    """A training stage's options that decide its memory."""
+    kinds = [options.get(name, {}).get("kind") for name in ("optimizer", "fake_optimizer")]
+    return [*kinds, *(options.get(name) for name in SIZED_BY)]
 
 
 def calculated_gb(stage: str, config: PipelineConfig, training: TrainConfig) -> float:

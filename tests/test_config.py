@@ -64,6 +64,8 @@ MISTAKES = {
     "distill_cfg.num_steps=0": "distill_cfg.num_steps = 0: expected greater than or equal to 1",
     "pretrain_i2v.num_steps=abc": "pretrain_i2v.num_steps = 'abc': expected a valid integer",
     "pretrain_i2v.placement.engine=dpp": "expected 'plain', 'ddp' or 'deepspeed'",
+    "pretrain_i2v.placement.gpus_per_worker=2": "expected less than or equal to 1",
+    "pretrain_i2v.placement.offload_optimizer=true": "only DeepSpeed's ZeRO stages 1 to 3 offload, not engine = ddp",
     "pretrain_i2v.placement.gpus_per_worker=0.5": "NCCL, which connects the 2 workers, needs a GPU per process",
     "data.num_frames=12": "data.num_frames = 12: expected 2*k+1; use 11 or 13",
     "data.num_frames=9": "data.num_frames = 9: windows that continue",

@@ -16,7 +16,7 @@ class PlacementConfig(FrozenConfig):
     launcher: Literal["ray", "local"] = Field("ray", description="ray: Ray Train workers; local: in this process")
     num_workers: int = Field(2, ge=1, description="data-parallel workers")
     threads_per_worker: int = Field(1, ge=1, description="CPU threads of a worker")
-    gpus_per_worker: float = Field(0, ge=0, description="GPUs of a worker")
+    gpus_per_worker: float = Field(0, ge=0, le=1, description="GPUs of a worker, which computes on one at most")
     cpus_per_worker: float = Field(1, gt=0, description="CPUs that Ray reserves for a worker")
     zero_stage: int = Field(1, ge=0, le=3, description="DeepSpeed ZeRO stage")
     offload_optimizer: bool = Field(False, description="DeepSpeed: keep optimizer states in host memory")
@@ -26,6 +26,13 @@ class PlacementConfig(FrozenConfig):
     )
     max_failures: int = Field(1, ge=0, description="worker restarts before the stage fails")
     log_every_steps: int = Field(10, ge=1, description="steps between two logged points")
+
+    @property
+    def splitting(self) -> str:
+        """Everything here that decides a worker's memory beside the number of its clips, in words."""
+        zero = [f"ZeRO {self.zero_stage}"] if self.engine == "deepspeed" else []
+        more = {"offloaded": self.offload_optimizer, "checkpointing": self.gradient_checkpointing}
+        return ", ".join([self.engine, *zero, *(word for word, is_on in more.items() if is_on)])
 
     @model_validator(mode="after")
     def _plain_is_single(self) -> PlacementConfig:
@@ -42,6 +49,15 @@ class PlacementConfig(FrozenConfig):
             raise ValueError(
                 f"gpus_per_worker = {self.gpus_per_worker}: NCCL, which connects the {self.num_workers} workers, needs "
                 "a GPU per process; use gpus_per_worker = 1, or num_workers = 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _offloads_what_is_split(self) -> PlacementConfig:
+        if self.offload_optimizer and (self.engine != "deepspeed" or self.zero_stage == 0):
+            raise ValueError(
+                f"offload_optimizer = true: only DeepSpeed's ZeRO stages 1 to 3 offload, not engine = {self.engine} "
+                f"with zero_stage = {self.zero_stage}; use those, or offload_optimizer = false"
             )
         return self
 

@@ -164,6 +164,11 @@ class Dmd2Config(TrainConfig):
                 f"regression_weight = {self.regression_weight}: backward simulation has no real clip behind a sample; "
                 "use generator_input = noised_real, or regression_weight = 0"
             )
+        if self.adversarial_weight > 0 and self.discriminator_weight == 0:
+            raise ValueError(
+                f"adversarial_weight = {self.adversarial_weight}: with discriminator_weight = 0 a discriminator that "
+                "never learns would push the student; raise that, or use adversarial_weight = 0"
+            )
         if self.adversarial_weight > 0 and self.placement.engine == "deepspeed" and self.placement.zero_stage == 3:
             raise ValueError(
                 f"adversarial_weight = {self.adversarial_weight}: the generator's gradient cannot pass through a fake "

@@ -40,6 +40,7 @@ def train(
         "peak_memory_mb": result.peak_memory_mb,
         "num_parameters": num_parameters(out / "transformer"),
         "engine": config.placement.engine,
+        "splitting": config.placement.splitting,
         "num_workers": config.placement.num_workers,
         "clips_per_pass": config.clips_per_pass,
         "resumed_from_step": result.resumed_from_step or 0,

@@ -106,18 +106,23 @@ def test_the_evaluations_of_a_suite_are_counted_as_they_are_made(source: str, tm
     assert counted == sum(piece.num_evaluations(work) for piece in pieces)
 
 
-@pytest.mark.parametrize(("batch_size", "at_once", "measured"), [(16, 8, True), (8, 8, False), (16, 2, False)])
-def test_memory_is_that_of_an_earlier_run_only_if_that_was_of_the_same_size(
-    batch_size: int, at_once: int, measured: bool
-) -> None:
-    config = load_config(DEMO, ["distill_dmd2.batch_size=16", f"distill_dmd2.placement.clips_per_pass={at_once}"])
-    placement = config.distill_dmd2.placement
-    earlier = {
-        "parts": {
-            "config": {"distill_dmd2": {"batch_size": batch_size}, "model": config.model.model_dump(mode="json")}
-        },
-        "summary": {"num_workers": placement.num_workers, "engine": placement.engine, "peak_memory_mb": 7.0 * 2**20},
-    }
+@pytest.mark.parametrize(
+    ("change", "measured"),
+    [
+        ("distill_dmd2.optimizer.learning_rate=1e-5", True),
+        ("distill_dmd2.batch_size=8", False),
+        ("distill_dmd2.placement.clips_per_pass=2", False),
+        ("distill_dmd2.placement.gradient_checkpointing=true", False),
+        ("distill_dmd2.precision=bf16", False),
+        ("distill_dmd2.lora_rank=8", False),
+        ("model.num_layers=3", False),
+    ],
+)
+def test_memory_is_that_of_an_earlier_run_only_if_that_was_of_the_same_size(change: str, measured: bool) -> None:
+    before, config = (load_config(DEMO, ["distill_dmd2.batch_size=16", *more]) for more in ((), (change,)))
+    placement = before.distill_dmd2.placement
+    summary = {"num_workers": 2, "splitting": placement.splitting, "clips_per_pass": 8, "peak_memory_mb": 7.0 * 2**20}
+    earlier = {"parts": {"config": before.model_dump(mode="json")}, "summary": summary}
     tracker: Any = SimpleNamespace(records=lambda stage, limit: [earlier])
     wants = estimate("distill_dmd2", config, tracker)
     assert wants.measured == measured

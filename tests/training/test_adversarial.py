@@ -64,11 +64,11 @@ def test_the_discriminator_sees_clips_as_they_are_or_with_noise(folders: Path, t
     assert torch.equal(one, other) == (seen == "clean")
 
 
-@pytest.mark.parametrize(("weight", "learns"), [(0.0, False), (0.1, True)])
+@pytest.mark.parametrize(("weight", "learns"), [(1e-30, False), (0.1, True)])
 def test_the_discriminators_loss_has_its_weight(folders: Path, tmp_path: Path, weight: float, learns: bool) -> None:
     dmd2 = build(folders, tmp_path, adversarial_weight=1.0, discriminator_weight=weight)
     assert dmd2.scores.head is not None
     before = weights(dmd2.scores.head)
     dmd2.step(0)
     after = weights(dmd2.scores.head)
-    assert any(not torch.equal(before[name], after[name]) for name in before) == learns
+    assert any(not torch.allclose(before[name], after[name], rtol=0, atol=1e-9) for name in before) == learns
