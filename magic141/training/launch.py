@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from magic141.artifacts import StageLog
+from magic141.errors import UserError
 from magic141.text_files import replace_text
 from magic141.training.checkpoint import LocalStore, random_state, set_random_state
 from magic141.training.config import PlacementConfig, TrainConfig
@@ -24,6 +25,7 @@ from magic141.training.progress import follow, write_metrics
 from magic141.training.ray_launch import NUM_TO_KEEP, WorkerTask, run_on_ray
 
 _RESULT = "result.json"
+_LOCAL = "checkpoints"  # of the local launcher; Ray's lie in the run's folder itself
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ def launch(spec: ObjectiveSpec, config: TrainConfig, run_dir: Path, log: StageLo
     finished = _finished(run_dir, config)
     if finished:
         return finished
+    _require_own_checkpoints(run_dir, config.placement.launcher)
     task = WorkerTask(spec, config, run_dir, seed, uuid.uuid4().hex)
     run = run_on_ray if config.placement.launcher == "ray" else _run_here
     with follow(run_dir, task.launch_id, config.num_steps, log):
@@ -89,6 +92,20 @@ def _finished(run_dir: Path, config: TrainConfig) -> TrainResult | None:
     return _result(run_dir, LoopResult(**record))
 
 
+def _require_own_checkpoints(run_dir: Path, launcher: str) -> None:
+    """Refuses to go on after another launcher, whose checkpoints lie elsewhere: training would silently start over."""
+    newest = {
+        name: max((int(path.name.split("-")[1]) for path in folder.glob("step-*")), default=0)
+        for name, folder in {"ray": run_dir, "local": run_dir / _LOCAL}.items()
+    }
+    other = "local" if launcher == "ray" else "ray"
+    if newest[other] > newest[launcher]:
+        raise UserError(
+            f"placement.launcher = {launcher}: {run_dir} has a checkpoint of step {newest[other]} written with "
+            f"launcher = {other}, from which this one cannot continue; use that, or delete the folder to train anew"
+        )
+
+
 def _result(run_dir: Path, outcome: LoopResult) -> TrainResult:
     return TrainResult(run_dir / EXPORT, run_dir / "metrics.jsonl", **asdict(outcome))
 
@@ -98,7 +115,7 @@ def _run_here(task: WorkerTask) -> LoopResult:
     placement = task.config.placement
     device = torch.device("cuda" if placement.gpus_per_worker > 0 else "cpu")
     context = TrainContext(0, 1, device, task.run_dir, task.seed, placement)
-    store = LocalStore(task.run_dir / "checkpoints", NUM_TO_KEEP)
+    store = LocalStore(task.run_dir / _LOCAL, NUM_TO_KEEP)
     threads, state = torch.get_num_threads(), random_state()
     torch.set_num_threads(placement.threads_per_worker)
     try:

@@ -44,6 +44,17 @@ def weights(run_dir: Path) -> dict[str, Any]:
     return torch.load(run_dir / "export" / "weights.pt")["ema"]
 
 
+def test_what_one_launcher_has_begun_the_other_does_not_begin_anew(tmp_path: Path) -> None:
+    """Their checkpoints lie in different places."""
+    config = linear_config()
+    with pytest.raises(ZeroDivisionError):
+        launch(LinearSpec(config, crash_at=8), config, tmp_path, NullLog(), seed=3)
+    on_ray = linear_config(launcher="ray")
+    with pytest.raises(UserError, match=r"^placement.launcher = ray: \S+ has a checkpoint of step 5 written with l"):
+        launch(LinearSpec(on_ray), on_ray, tmp_path, NullLog(), seed=3)
+    assert launch(LinearSpec(config), config, tmp_path, NullLog(), seed=3).resumed_from_step == 5
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_resume_is_bit_equal(tmp_path: Path, optimizer: str) -> None:
     config = linear_config()
