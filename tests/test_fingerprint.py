@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from magic141.errors import UserError
-from magic141.fingerprint import CodeStamp, edited_modules, fingerprint_modules
+from magic141.fingerprint import CodeStamp, edited_modules, fingerprint_modules, module_digests
 
 
 @pytest.fixture
@@ -39,6 +39,12 @@ def test_fingerprint_ignores_comments_docstrings_and_ignored_modules(package: Pa
     assert fingerprint_modules(["fakelib.entry"]) == before
     _rewrite(package / "helper.py", "VALUE = 2\n")
     assert fingerprint_modules(["fakelib.entry"], ["helper"]) == narrow
+
+
+def test_every_python_gives_the_same_digest(package: Path) -> None:
+    """Python 3.12 parses functions, classes and joined f-strings into more than 3.11 does."""
+    _rewrite(package / "helper.py", 'class Shown:\n    def text(self, x):\n        return f"{x}" ""\n')
+    assert module_digests(["fakelib.helper"])["fakelib.helper"].startswith("1a4534c5f635ee77")
 
 
 def test_fingerprint_covers_files_beside_modules(package: Path) -> None:
