@@ -60,14 +60,14 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# One thread a process: the tests start several. The slow ones use all cores by themselves.
+# One thread a process: the tests start several. The slow ones wait for Ray and servers half of the time.
 unit slow: export OMP_NUM_THREADS ?= 1
 
 unit: $(READY)
 	$(BIN)/pytest -m "not slow" -n logical --maxprocesses 8 --dist loadfile --durations 10
 
 slow: $(READY)
-	$(BIN)/pytest -m slow --durations 10
+	$(BIN)/pytest -m slow -n logical --maxprocesses 2 --dist loadfile --durations 10
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
