@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import os
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 from magic141.tracking.tags import TAG_ARTIFACT
 
+_LOG = logging.getLogger(__name__)
 FILES = "/mlflow-artifacts/"  # below the workspace, one folder per experiment
 TIMEOUT_S = 30
 _PATHS = (
@@ -25,8 +30,40 @@ _JSON_WITH_PATHS = (
 )
 
 
+def settle_place(store: Path, workspace: Path, is_busy: Callable[[], bool]) -> None:
+    """Corrects the store's paths if the workspace was moved or copied.
+
+    Not while somebody works in the same folder under its other path, as in a container: his files would be missed.
+
+    Args:
+        store: MLflow's SQLite file in the workspace.
+        workspace: where both are now.
+        is_busy: whether a run of the store is still at work.
+    """
+    places = former_places(store, workspace)
+    if not places or not os.access(store, os.W_OK):
+        return
+    busy = is_busy()
+    for place in places:
+        if busy and not _is_copy(store, Path(place) / store.name):
+            _LOG.warning("%s was at %s, and a run still works there: its records stay as they are", workspace, place)
+        else:
+            relocate(store, place, workspace)
+            _LOG.warning("%s was at %s: its records now name the new place", workspace, place)
+
+
+def _is_copy(store: Path, other: Path) -> bool:
+    """Whether both files exist and are not one; mounts of one folder may call its device differently."""
+    if not other.exists():
+        return False
+    here, there = store.stat(), other.stat()
+    return (here.st_ino, here.st_size) != (there.st_ino, there.st_size)
+
+
 def former_places(store: Path, workspace: Path) -> list[str]:
-    """Other workspaces in which the store's experiments and runs have their files.
+    """Other workspaces in which the store's experiments and runs had their files, which came along to this one.
+
+    Those of another workspace that uses the store did not come along.
 
     Args:
         store: MLflow's SQLite file in the workspace.
@@ -39,9 +76,14 @@ def former_places(store: Path, workspace: Path) -> list[str]:
             path
             for column in _PATHS[:2]
             for (path,) in database.execute(elsewhere.format(*column), (len(here), here))
-            if path.startswith("/") and FILES in path
+            if path.startswith("/") and FILES in path and _came_along(path, workspace)
         ]
     return sorted({path.rpartition(FILES)[0] for path in found})
+
+
+def _came_along(path: str, workspace: Path) -> bool:
+    experiment = path.rpartition(FILES)[2].partition("/")[0]
+    return Path(f"{workspace}{FILES}{experiment}").is_dir()
 
 
 def relocate(store: Path, old: str, workspace: Path) -> None:
@@ -54,6 +96,6 @@ def relocate(store: Path, old: str, workspace: Path) -> None:
                 (now, len(before) + 1, len(before), before),
             )
         for table, column, condition in _JSON_WITH_PATHS:
-            database.execute(
-                f"UPDATE {table} SET {column} = replace({column}, ?, ?) WHERE {condition}", (f'"{before}', f'"{now}')
-            )
+            for ascii in (True, False):
+                quoted = [json.dumps(path, ensure_ascii=ascii).removesuffix('"') for path in (before, now)]
+                database.execute(f"UPDATE {table} SET {column} = replace({column}, ?, ?) WHERE {condition}", quoted)

@@ -24,9 +24,10 @@ from magic141.tracking.first_contact import require_answer
 from magic141.tracking.liveness import is_dead, process_tags
 from magic141.tracking.paging import all_experiments, every
 from magic141.tracking.registry import Registry, names_nothing, unless_there
-from magic141.tracking.relocation import FILES, former_places, relocate
+from magic141.tracking.relocation import FILES, settle_place
 from magic141.tracking.run_files import read_text
 from magic141.tracking.run_log import RunLog
+from magic141.tracking.stores import note_store
 from magic141.tracking.tags import (
     TAG_ARTIFACT,
     TAG_KEY,
@@ -37,8 +38,6 @@ from magic141.tracking.tags import (
     set_tags,
 )
 from magic141.urls import settle_credentials, without_credentials
-
-_LOG = logging.getLogger(__name__)
 
 
 class Tracker:
@@ -58,19 +57,15 @@ class Tracker:
         with _alone(workspace), _quiet_migrations():
             self.client = MlflowClient(self.uri)
             if self.uri == default_uri(workspace):
-                self._settle_place(workspace / "mlflow.db")
+                settle_place(workspace / "mlflow.db", workspace, self._is_busy)
+            else:
+                note_store(workspace, self.uri)
         self.registry = Registry(self.client, self.uri)
 
-    def _settle_place(self, store: Path) -> None:
-        """Corrects the store's paths if the workspace was moved, unless somebody works in it under its other path."""
-        places = former_places(store, self.workspace)
-        if not places or not os.access(store, os.W_OK):
-            return
-        running = self.search_all("attributes.status = 'RUNNING'", everywhere=True)
-        if all(is_dead(run) for run in running):
-            for place in places:
-                relocate(store, place, self.workspace)
-                _LOG.warning("%s was at %s: its records now name the new place", self.workspace, place)
+    def _is_busy(self) -> bool:
+        """Whether one of our runs in the store is still at work; others have no files of a workspace."""
+        running = f"attributes.status = 'RUNNING' and tags.`{TAG_KIND}` != ''"
+        return not all(is_dead(run) for run in self.search_all(running, everywhere=True))
 
     @cached_property
     def experiment_id(self) -> str:

@@ -70,6 +70,43 @@ def test_records_stay_while_somebody_works_there_under_another_path(old: Path, t
     assert find_reusable(Tracker(new, "film"), "publish", "key").ref
 
 
+def test_a_copy_of_a_workspace_in_use_is_one_of_its_own(old: Path, tmp_path: Path) -> None:
+    running = made(old).start_parent("demo", "pipeline", {})
+    new = shutil.copytree(old, tmp_path / "copy")
+    ref = find_reusable(Tracker(new, "film"), "publish", "key").ref
+    assert ref
+    assert ref.path.is_relative_to(new)
+    running.close("FINISHED")
+
+
+def test_runs_of_others_in_the_store_hold_nothing_back(old: Path, tmp_path: Path) -> None:
+    client = made(old).client
+    client.create_run(client.create_experiment("a notebook's"))
+    new = old.rename(tmp_path / "elsewhere")
+    assert find_reusable(Tracker(new, "film"), "publish", "key").ref
+
+
+def test_records_of_another_workspace_in_the_same_store_stay(
+    old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(old)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{old}/mlflow.db")
+    guest = Tracker(tmp_path / "guest", "guest")
+    make_artifact(guest, "publish", "other")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    new = old.rename(tmp_path / "elsewhere")
+    assert find_reusable(Tracker(new, "film"), "publish", "key").ref
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{new}/mlflow.db")
+    assert find_reusable(Tracker(tmp_path / "guest", "guest"), "publish", "other").ref
+
+
+@pytest.mark.parametrize("name", ["it's", 'say "so"', "back\\slash", "münchen"])
+def test_any_name_of_a_folder_is_found(old: Path, tmp_path: Path, name: str) -> None:
+    made(tmp_path / name / "runs")
+    new = (tmp_path / name).rename(tmp_path / f"{name} 2") / "runs"
+    assert find_reusable(Tracker(new, "film"), "publish", "key").ref
+
+
 def test_a_store_elsewhere_is_left_alone(old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made(old)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{old}/mlflow.db")
