@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from magic141.file_records import record_path
 from magic141.publication import DIGEST_CHARS
-from magic141.tracking import ArtifactName, References, Work, references
+from magic141.tracking import ArtifactName, References, Work, references, unasked_stores
 from tasks.run_stage import KEY_CHARS, lock_file
 from tasks.stage import RUN_DIR_CHARS
 
@@ -60,10 +60,17 @@ class Leftover:
 
 @dataclass(frozen=True)
 class Findings:
-    """Folders that can go, and the number of those left alone because no store of this workspace knows their keys."""
+    """What was found.
+
+    Attributes:
+        leftovers: folders that can go.
+        num_unknown: folders left alone because another store may need them.
+        unasked: stores that were used with the workspace and were not asked.
+    """
 
     leftovers: tuple[Leftover, ...]
     num_unknown: int
+    unasked: tuple[str, ...] = ()
 
 
 def find_leftovers(workspace: Path) -> Findings:
@@ -76,8 +83,11 @@ def find_leftovers(workspace: Path) -> Findings:
     """
     known = references(workspace)
     candidates = list(_candidates(workspace, known))
-    found = (_leftover(workspace, candidate, known) for candidate in candidates if candidate.work)
-    return Findings(tuple(filter(None, found)), sum(not candidate.work for candidate in candidates))
+    found = [leftover for one in candidates if one.work and (leftover := _leftover(workspace, one, known))]
+    num_unknown = sum(not candidate.work for candidate in candidates)
+    if unasked := unasked_stores(workspace):
+        return Findings((), num_unknown + len(found), unasked)
+    return Findings(tuple(found), num_unknown)
 
 
 def remove(workspace: Path, leftovers: Sequence[Leftover]) -> Iterator[Leftover]:

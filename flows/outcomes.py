@@ -94,8 +94,12 @@ def say_cleaning(
     how = nothing if not found.leftovers else "removed" if remove else "in all; --delete removes it"
     typer.echo(f"{freed / 1e6:12,.1f} MB  {how}")
     if found.num_unknown:
+        from magic141.tracking import STORES
+
+        whose = f"{' and '.join(found.unasked)} may need it" if found.unasked else "made with another store"
+        gone = f", and {home / STORES} those that count: delete what is gone" if found.unasked else ""
         typer.echo(
-            f"left alone, because made with another store: {found.num_unknown}; MLFLOW_TRACKING_URI names that to ask"
+            f"left alone, because {whose}: {found.num_unknown}; MLFLOW_TRACKING_URI names the store to ask{gone}"
         )
     if failed:
         raise typer.Exit(FAILURE)

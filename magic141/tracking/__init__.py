@@ -9,14 +9,16 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the c
 from mlflow.entities import Run
 
 from magic141.tracking.fetched import local_folder
-from magic141.tracking.references import ArtifactName, References, Work, references
+from magic141.tracking.references import ArtifactName, References, Work, references, unasked_stores
 from magic141.tracking.registry import parse_uri
 from magic141.tracking.reuse import begun_refresh, find_reusable
 from magic141.tracking.run_log import RunLog, closing
+from magic141.tracking.stores import STORES
 from magic141.tracking.tags import TAG_PARENT
 from magic141.tracking.tracker import Tracker, open_store, store_exists
 
 __all__ = [
+    "STORES",
     "TAG_PARENT",
     "ArtifactName",
     "References",
@@ -32,4 +34,5 @@ __all__ = [
     "parse_uri",
     "references",
     "store_exists",
+    "unasked_stores",
 ]

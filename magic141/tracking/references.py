@@ -13,8 +13,10 @@ from mlflow.entities import Run, ViewType
 
 from magic141.artifacts import ArtifactRef
 from magic141.tracking.paging import all_experiments, every
+from magic141.tracking.stores import noted_stores
 from magic141.tracking.tags import TAG_ARTIFACT, TAG_KEY, TAG_KIND, TAG_STAGE
 from magic141.tracking.tracker import default_uri, open_store, tracking_uri
+from magic141.urls import without_credentials
 
 
 class ArtifactName(NamedTuple):
@@ -61,6 +63,12 @@ def references(workspace: Path) -> References:
     models = (version.tags for client in clients for version in every(client.search_model_versions))
     registered = {_folder(tags[TAG_ARTIFACT]) for tags in models if TAG_ARTIFACT in tags}
     return References(frozenset(registered.union(*map(_folders, active))), _work(active), _work(runs))
+
+
+def unasked_stores(workspace: Path) -> tuple[str, ...]:
+    """Stores that were used with the workspace and that `references` does not read: their runs may need its files."""
+    in_use = without_credentials(tracking_uri(workspace))
+    return tuple(store for store in noted_stores(workspace) if store != in_use)
 
 
 def _folders(run: Run) -> set[ArtifactName]:

@@ -229,7 +229,7 @@ def test_what_another_store_made_is_left_alone_and_counted(
     folder(home / "training" / f"first-{made.key[:12]}")
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     make(2)
-    assert find_leftovers(home) == Findings((), 2)
+    assert find_leftovers(home) == Findings((), 2, (f"sqlite:///{tmp_path}/other.db",))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
     assert find_leftovers(home) == Findings((), 0)  # of both stores together
 
@@ -243,6 +243,22 @@ def test_an_artifact_whose_runs_are_deleted_in_one_store_stays_for_those_in_the_
     assert again.path == made.path
     delete_runs_with(home, again)
     assert paths(home) == []
+
+
+def test_an_artifact_stays_that_a_store_may_need_which_is_not_asked(
+    home: Path, make: Callable[[int], ArtifactRef], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = f"sqlite:///{tmp_path}/other.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", other)
+    make(1)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    delete_runs_with(home, make(1))
+    assert find_leftovers(home) == Findings((), 1, (other,))
+    monkeypatch.setenv("MAGIC141_HOME", str(home))  # the command sets it for its process
+    said = CliRunner().invoke(app, ["gc", "--workspace", str(home), "--delete"]).output
+    assert f"left alone, because {other} may need it: 1; MLFLOW_TRACKING_URI names the store to ask" in said
+    (home / ".stores").unlink()
+    assert len(find_leftovers(home).leftovers) == 1
 
 
 def test_the_command_lists_removes_and_says_how_much(home: Path, make: Callable[[int], ArtifactRef]) -> None:
