@@ -44,8 +44,8 @@ FAULTS = (
     ),
     _fault(
         "attempt to write a readonly database|unable to open database file",
-        "the tracking database cannot be written; give this user the right to, or set MAGIC141_HOME to a folder of "
-        "yours",
+        "the tracking database cannot be written; give this user the right to, or set MLFLOW_TRACKING_URI if that "
+        "names it, otherwise MAGIC141_HOME, to a place of yours",
     ),
     _fault(
         r"\b5\d\d\b.*mlflow-artifacts",

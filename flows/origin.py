@@ -97,6 +97,8 @@ def stages_between(first: str | None, last: str | None) -> tuple[Stage, ...]:
 
 def _refuse_changes(origin: Origin, config: PipelineConfig, before: Iterable[Stage], running: set[str]) -> None:
     """Refuses overrides of stages that are kept or do not run: kept artifacts must match the new run's config."""
+    if config.workspace != origin.config.workspace:
+        raise UserError("--set workspace: an earlier run goes on in its own; --workspace says where that is")
     for stage in before:
         old, new = (dict(flatten(stage.settings_in(values))) for values in (origin.config, config))
         changed = next((field for field in new if old.get(field) != new[field]), None)

@@ -17,6 +17,7 @@ from magic141.ray_address import ray_address_trouble, ray_cluster
 from magic141.urls import without_credentials
 
 STORE = "MLFLOW_TRACKING_URI"
+REGISTRY = "MLFLOW_REGISTRY_URI"
 SERVERS = (STORE, "PREFECT_API_URL")
 _EXAMPLES = {"PREFECT_API_URL": "http://HOST:4200/api", "MLFLOW_TRACKING_URI": "http://HOST:5000"}
 _HEALTHY = {"PREFECT_API_URL": b"true", "MLFLOW_TRACKING_URI": b"OK"}  # other servers have a /health, too
@@ -26,6 +27,8 @@ _REFUSED = (401, 403)  # it answers; credentials are checked by its client
 def require_servers(variables: Sequence[str] = (*SERVERS, RAY)) -> None:
     """Raises UserError with a line for every variable whose server does not answer or whose value is invalid."""
     problems = [problem for variable in variables if (problem := trouble(variable))]
+    if STORE in variables and os.environ.get(REGISTRY, os.environ.get(STORE)) != os.environ.get(STORE):
+        problems.append(f"{REGISTRY} is set: models are registered where their runs are, in {STORE}; unset it")
     if problems:
         raise UserError("\n".join(problems))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from urllib.parse import unquote
 
 from magic141.errors import UserError
 
@@ -15,6 +16,10 @@ def require_workspace(home: Path) -> None:
     """Raises UserError unless runs can be written into a workspace, which need not exist yet."""
     if "?" in str(home):
         raise UserError(f"workspace {home}: SQLite's URLs cannot name a folder with a ?; {OTHER_WORKSPACE}")
+    if unquote(str(home)) != str(home):
+        raise UserError(
+            f"workspace {home}: MLflow reads the % in it as an escape, and writes elsewhere; {OTHER_WORKSPACE}"
+        )
     if trouble := folder_trouble(home):
         raise UserError(f"workspace {home}: {trouble}; {OTHER_WORKSPACE}")
 

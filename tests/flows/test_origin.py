@@ -31,9 +31,9 @@ def test_a_run_goes_on_from_results_that_are_there_and_as_they_were(
     tracker = Tracker(tmp_path, "origin")
     parent = tracker.start_parent("test", "pipeline", {}).run_id
 
-    def kept() -> tuple[ArtifactRef, ...]:
+    def kept(*overrides: str) -> tuple[ArtifactRef, ...]:
         origin = Origin(tracker.get_run(parent), PipelineConfig(workspace=tmp_path), tracker)
-        return continue_run(origin, [quantize.STAGE]).kept
+        return continue_run(origin, [quantize.STAGE], overrides).kept
 
     with pytest.raises(UserError, match=f"run {parent}: it has no artifact of distill_dmd2; finish it"):
         kept()
@@ -42,6 +42,8 @@ def test_a_run_goes_on_from_results_that_are_there_and_as_they_were(
     ref = ArtifactRef(stage="distill_dmd2", key="k", uri=str(student), digest=digest_folder(student), run_id=parent)
     tracker.set_artifact(parent, ref, reused=False)
     assert kept() == (ref,)
+    with pytest.raises(UserError, match="--set workspace: an earlier run goes on in its own; --workspace says where"):
+        kept(f"workspace={tmp_path}/elsewhere")
     make_file(student, "others")
     with pytest.raises(UserError, match=f"run {parent}: {student} was altered; `magic141 run` makes it again"):
         kept()

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from threading import Thread
 
@@ -97,9 +98,30 @@ def test_a_certificate_is_the_clients_business(variable: str, tmp_path: Path, mo
         require_servers()
 
 
-def test_local_stores_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////nowhere/mlflow.db")
+def test_local_stores_need_their_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     require_servers()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////nowhere/mlflow.db")
+    with pytest.raises(UserError, match=r"sqlite:////nowhere/mlflow.db: there is no folder /nowhere; correct it"):
+        require_servers()
+
+
+def test_stores_that_a_plugin_brings_are_mlflows_business(monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin = EntryPoint("cloud", "cloud.store:Store", "mlflow.tracking_store")
+    monkeypatch.setattr("flows.databases.entry_points", lambda group: EntryPoints([plugin]).select(group=group))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "cloud://region/workspace")
+    require_servers()
+
+
+@pytest.mark.parametrize(("registry", "ok"), [(None, True), ("http://127.0.0.1:1", True), ("http://elsewhere", False)])
+def test_a_registry_of_its_own_is_refused(registry: str | None, ok: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would fail at a run's last stage."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    if registry:
+        monkeypatch.setenv("MLFLOW_REGISTRY_URI", registry)
+    with pytest.raises(UserError) as refused:
+        require_servers()
+    assert ("MLFLOW_REGISTRY_URI is set: models are registered where" in str(refused.value)) != ok
 
 
 @pytest.mark.parametrize("value", ["mlruns", "file:///data/mlruns", "ftp://files/mlflow"])

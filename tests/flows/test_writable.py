@@ -12,7 +12,7 @@ from magic141.errors import UserError
 
 def test_what_is_there_or_can_be_made_is_accepted_and_nothing_made(tmp_path: Path) -> None:
     require_workspace(tmp_path)
-    require_workspace(tmp_path / "a" / "b")
+    require_workspace(tmp_path / "a" / "100%")
     require_output(tmp_path / "a" / "video.mp4")
     require_output(Path("/dev/null"))
     assert not list(tmp_path.iterdir())
@@ -25,6 +25,7 @@ def test_what_is_there_or_can_be_made_is_accepted_and_nothing_made(tmp_path: Pat
         ("file/runs", "cannot write into .*file (Not a directory)"),
         ("link", "cannot write into .*link (No such file or directory)"),
         ("runs?", "SQLite.s URLs cannot name a folder with a .; set --workspace"),
+        ("job%2Fmain", "MLflow reads the % in it as an escape, and writes elsewhere; set --workspace"),
         ("/proc/nope", "cannot write into /proc (No such file or directory)"),
     ],
 )
