@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from prefect.utilities.templating import apply_values
 
 from magic141.config import load_config, missing_sources
 from magic141.evaluation.config import NATURAL_GATE
@@ -79,6 +80,29 @@ def test_every_variable_of_the_kubernetes_template_is_declared_and_used() -> Non
     template = json.loads((INFRA / "kubernetes" / "base-job-template.json").read_text())
     used = set(re.findall(r"\{\{ (\w+) \}\}", json.dumps(template["job_configuration"])))
     assert used == set(template["variables"]["properties"])
+
+
+# What prefect-kubernetes 0.8.0 reads of a job's configuration. It also has fields for time limits and for output, which
+# do nothing: its `run` makes the job and returns.
+READ = {"command", "env", "labels", "name", "namespace", "job_manifest", "cluster_config"}
+
+
+def test_the_kubernetes_template_sets_nothing_that_has_no_effect() -> None:
+    template = json.loads((INFRA / "kubernetes" / "base-job-template.json").read_text())
+    assert template["job_configuration"].keys() == READ
+
+
+def test_a_deployment_says_on_which_nodes_its_pods_run() -> None:
+    template = json.loads((INFRA / "kubernetes" / "base-job-template.json").read_text())
+    defaults = {k: field["default"] for k, field in template["variables"]["properties"].items() if "default" in field}
+    spec = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
+    plain = apply_values(spec, defaults)
+    assert plain["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+    assert (plain["nodeSelector"], plain["imagePullSecrets"]) == ({}, [])
+    chosen = {"node_selector": {"zone": "a"}, "image_pull_secrets": [{"name": "registry"}], "tolerations": []}
+    pod = apply_values(spec, defaults | chosen)
+    assert (pod["nodeSelector"], pod["imagePullSecrets"], pod["tolerations"]) == tuple(chosen.values())
+    assert "serviceAccountName" not in pod  # runs ask Kubernetes for nothing
 
 
 # prefect-kubernetes (0.7.13 to 0.8.0) refuses every run of a manifest that lacks a part of this, or has another value.
