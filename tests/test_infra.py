@@ -189,6 +189,26 @@ def test_pods_train_evaluate_and_serve_one_model_on_the_volume() -> None:
         assert behaviour == "reschedule"
 
 
+def test_the_model_is_fetched_from_the_server_and_with_the_login_that_runs_have() -> None:
+    service = yaml.safe_load((INFRA / "kuberay" / "rayservice.yaml").read_text())
+    template = json.loads((INFRA / "kubernetes" / "base-job-template.json").read_text())
+    defaults = {name: field.get("default") for name, field in template["variables"]["properties"].items()}
+    assert service["metadata"]["namespace"] == defaults["namespace"]  # a secret is seen in its own namespace only
+    cluster = service["spec"]["rayClusterConfig"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        (fetching,) = group["template"]["spec"]["initContainers"]
+        given = {entry["name"]: entry["valueFrom"]["secretKeyRef"] for entry in fetching["env"]}
+        assert all(key == {"name": defaults["secret_name"], "key": name} | key for name, key in given.items())
+        optional = {name: key.get("optional", False) for name, key in given.items()}
+        assert optional == {
+            "MLFLOW_TRACKING_URI": False,
+            "MLFLOW_TRACKING_USERNAME": True,
+            "MLFLOW_TRACKING_PASSWORD": True,
+        }
+    (gpus,) = cluster["workerGroupSpecs"]
+    assert gpus["template"]["spec"]["tolerations"] == defaults["tolerations"]
+
+
 def test_the_image_gets_what_it_copies() -> None:
     """The build's context leaves everything out but what is named; a COPY of anything else fails."""
     lines = (INFRA / "Dockerfile").read_text().splitlines()
