@@ -21,7 +21,7 @@ from documents import store_results
 from environment import machine, settle
 from finished import config_in, finished, run_pipeline
 
-from flows.estimates import GPU_OPERATIONS_PER_S, InputSizes, calculated_gb
+from flows.estimates import GPU_OPERATIONS_PER_S, InputSizes, calculated_gib
 from magic141.config import PipelineConfig
 from magic141.config_checks import TRAINING_SECTIONS
 from magic141.tracking import Tracker
@@ -34,8 +34,8 @@ class Row:
     """A stage on its worker: GiB at the peak and seconds of an update, by calculation and as measured."""
 
     stage: str
-    calculated_gb: float
-    measured_gb: float
+    calculated_gib: float
+    measured_gib: float
     calculated_s: float
     measured_s: float | None
     minutes: float
@@ -50,7 +50,7 @@ def row(stage: str, config: PipelineConfig, folder: Path, speeds: list[float]) -
     operations = num_operations(passes_per_update(training) * training.batch_size, config.model, tokens)
     return Row(
         stage,
-        calculated_gb(stage, config, training),
+        calculated_gib(stage, config, training),
         record["peak_memory_mb"] / training.placement.num_workers / 1024,
         operations / training.placement.num_workers / GPU_OPERATIONS_PER_S,
         statistics.mean(1 / speed for speed in between) if between else None,
@@ -81,7 +81,7 @@ def table(config: PipelineConfig, found: list[Row]) -> str:
     columns = "| stage | GiB calculated | measured | s an update calculated | measured | minutes in all |"
     lines = [head, "", columns, "|---|--:|--:|--:|--:|--:|"]
     for r in found:
-        figures = (r.calculated_gb, r.measured_gb, r.calculated_s, r.measured_s, r.minutes)
+        figures = (r.calculated_gib, r.measured_gib, r.calculated_s, r.measured_s, r.minutes)
         lines.append(f"| `{r.stage}` | {' | '.join('-' if f is None else f'{f:.1f}' for f in figures)} |")
     return "\n".join(lines)
 

@@ -125,8 +125,10 @@ def sweep(
 
 @app.command(name="eval")
 def evaluate(
-    run_id: Annotated[str | None, typer.Option("--run", help="MLflow run id of a pipeline run")] = None,
-    model: Annotated[str | None, typer.Option(help="models:/NAME@ALIAS or models:/NAME/VERSION")] = None,
+    run_id: Annotated[
+        str | None, typer.Option("--run", help="MLflow run id of a pipeline run; this or --model")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="models:/NAME@ALIAS or models:/NAME/VERSION; this or --run")] = None,
     set_: Overrides = None,
     workspace: Workspace = None,
     debug: Debug = False,
@@ -143,7 +145,7 @@ def evaluate(
 
 @app.command()
 def generate(
-    model: Annotated[str, typer.Option(help="models:/NAME@ALIAS, a run id, or a folder")],
+    model: Annotated[str, typer.Option(help="models:/NAME@ALIAS, models:/NAME/VERSION, a run id, or a folder")],
     image: Annotated[Path, typer.Option(help="first frame")],
     prompt: Annotated[str, typer.Option(help="what happens in the video")],
     output: Annotated[Path, typer.Option("--output", "-o", help="video file to write")],
@@ -219,7 +221,9 @@ def promote(
 
 @app.command()
 def serve(
-    model: Annotated[str, typer.Option(help="models:/NAME@ALIAS, a run id, or a folder")] = "models:/magic141@champion",
+    model: Annotated[
+        str, typer.Option(help="models:/NAME@ALIAS, models:/NAME/VERSION, a run id, or a folder")
+    ] = "models:/magic141@champion",
     host: Annotated[str, typer.Option(help="address to listen on; loopback is not reachable from elsewhere")] = (
         "127.0.0.1"
     ),

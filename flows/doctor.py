@@ -62,7 +62,7 @@ def examine(workspace: Path) -> Iterator[Finding]:
 
 
 def _python() -> Finding:
-    remedy = "" if sys.version_info >= (3, 11) else "install Python 3.11 or newer"
+    remedy = "" if (3, 11) <= sys.version_info < (3, 13) else "use Python 3.11 or 3.12: make PYTHON=python3.11 setup"
     return Finding("python", f"{platform.python_version()} on {platform.platform()}", not remedy, remedy)
 
 

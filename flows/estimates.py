@@ -36,8 +36,8 @@ class Estimate:
         seconds: time of its newest run, scaled by the number of steps; if it never ran here, the time of its arithmetic
             on its GPUs; None without GPUs.
         timed: whether `seconds` comes from an earlier run.
-        memory_gb: memory per worker; None if unknown.
-        measured: whether `memory_gb` was measured in the newest run; otherwise calculated from weights, gradients,
+        memory_gib: GiB per worker; None if unknown.
+        measured: whether `memory_gib` was measured in the newest run; otherwise calculated from weights, gradients,
             optimizer states and activations.
     """
 
@@ -45,7 +45,7 @@ class Estimate:
     num_gpus: float
     seconds: float | None
     timed: bool
-    memory_gb: float | None
+    memory_gib: float | None
     measured: bool
 
 
@@ -55,8 +55,8 @@ def estimate(stage: str, config: PipelineConfig, tracker: Tracker | None) -> Est
     record = records[0] if records else {}
     training = getattr(config, stage) if stage in TRAINING_SECTIONS else None
     resources, num_gpus = _resources(stage, config)
-    measured = _measured_gb(record) if _same_size(stage, record, training, config) else None
-    calculated = None if training is None or training.num_steps == 0 else calculated_gb(stage, config, training)
+    measured = _measured_gib(record) if _same_size(stage, record, training, config) else None
+    calculated = None if training is None or training.num_steps == 0 else calculated_gib(stage, config, training)
     memory = calculated if measured is None else measured
     taken = _seconds(record, training)
     seconds = _gpu_seconds(stage, config, num_gpus) if taken is None else taken
@@ -122,7 +122,7 @@ def _num_evaluations(config: GenerateConfig, dmd2: Dmd2Config, has_ground_truth:
     return short * clips + long * windows
 
 
-def _measured_gb(record: Mapping[str, Any]) -> float | None:
+def _measured_gib(record: Mapping[str, Any]) -> float | None:
     summary = record.get("summary", {})
     if "peak_memory_mb" not in summary or not summary.get("num_workers"):
         return None
@@ -148,7 +148,7 @@ def _sized_by(options: Mapping[str, Any]) -> list[Any]:
     return [*kinds, *(options.get(name) for name in SIZED_BY)]
 
 
-def calculated_gb(stage: str, config: PipelineConfig, training: TrainConfig) -> float:
+def calculated_gib(stage: str, config: PipelineConfig, training: TrainConfig) -> float:
     """GiB per worker of a training stage, for weights, gradients, optimizer states and activations."""
     sizes = InputSizes.of(config)
     i2v, guided = stage != "pretrain_t2v", stage.startswith("distill")

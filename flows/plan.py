@@ -183,15 +183,15 @@ def _time(wants: Estimate) -> str:
 def _wishes(wants: Estimate) -> str:
     """Workers and memory; '~' marks calculated memory."""
     resources = "" if wants.resources == HERE else wants.resources
-    if wants.memory_gb is None:
+    if wants.memory_gib is None:
         return resources
-    return f"{resources}, {'' if wants.measured else '~ '}{_size(wants.memory_gb)} each"
+    return f"{resources}, {'' if wants.measured else '~ '}{_size(wants.memory_gib)} each"
 
 
-def _size(gb: float) -> str:
-    if gb < 0.1:
-        return f"{gb * 1024:.0f} MB"
-    return f"{gb:.2g} GB" if gb < 10 else f"{gb:.0f} GB"
+def _size(gib: float) -> str:
+    if gib < 0.1:
+        return f"{gib * 1024:.0f} MiB"
+    return f"{gib:.2g} GiB" if gib < 10 else f"{gib:.0f} GiB"
 
 
 def _duration(seconds: float) -> str:

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 import yaml
+from prefect.events.schemas.automations import AutomationCore
+from prefect.utilities.templating import apply_values
 
 from magic141.config import load_config, missing_sources
 from magic141.evaluation.config import NATURAL_GATE
@@ -79,6 +81,59 @@ def test_every_variable_of_the_kubernetes_template_is_declared_and_used() -> Non
     template = json.loads((INFRA / "kubernetes" / "base-job-template.json").read_text())
     used = set(re.findall(r"\{\{ (\w+) \}\}", json.dumps(template["job_configuration"])))
     assert used == set(template["variables"]["properties"])
+
+
+# What prefect-kubernetes 0.8.0 reads of a job's configuration. It also has fields for time limits and for output, which
+# do nothing: its `run` makes the job and returns.
+READ = {"command", "env", "labels", "name", "namespace", "job_manifest", "cluster_config"}
+
+
+def test_the_kubernetes_template_sets_nothing_that_has_no_effect() -> None:
+    template = json.loads((INFRA / "kubernetes" / "base-job-template.json").read_text())
+    assert template["job_configuration"].keys() == READ
+
+
+def test_a_deployment_says_on_which_nodes_its_pods_run() -> None:
+    template = json.loads((INFRA / "kubernetes" / "base-job-template.json").read_text())
+    defaults = {k: field["default"] for k, field in template["variables"]["properties"].items() if "default" in field}
+    spec = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
+    plain = apply_values(spec, defaults)
+    assert plain["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+    assert (plain["nodeSelector"], plain["imagePullSecrets"]) == ({}, [])
+    chosen = {"node_selector": {"zone": "a"}, "image_pull_secrets": [{"name": "registry"}], "tolerations": []}
+    pod = apply_values(spec, defaults | chosen)
+    assert (pod["nodeSelector"], pod["imagePullSecrets"], pod["tolerations"]) == tuple(chosen.values())
+    assert "serviceAccountName" not in pod  # runs ask Kubernetes for nothing
+
+
+# The calls of prefect-kubernetes 0.8.0, as recorded by a server in Kubernetes' place: its worker's, and its observer's.
+CALLS = {
+    ("batch", "jobs"): {"create", "delete", "get", "list", "watch"},
+    ("", "pods"): {"list", "watch"},
+    ("", "pods/log"): {"get"},
+}
+
+
+def test_the_worker_may_do_what_it_does_and_no_more() -> None:
+    account, role, binding = yaml.safe_load_all((INFRA / "kubernetes" / "worker-rbac.yaml").read_text())
+    template = json.loads((INFRA / "kubernetes" / "base-job-template.json").read_text())
+    namespace = template["variables"]["properties"]["namespace"]["default"]
+    assert {part["metadata"]["namespace"] for part in (account, role, binding)} == {namespace}
+    assert (binding["roleRef"]["kind"], binding["roleRef"]["name"]) == ("Role", role["metadata"]["name"])
+    subject = {"kind": "ServiceAccount", "name": account["metadata"]["name"], "namespace": namespace}
+    assert binding["subjects"] == [subject]
+    allowed = {
+        (group, resource): set(rule["verbs"])
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+    assert allowed == CALLS
+    guide = (INFRA / "README.md").read_text()
+    assert (
+        f"PREFECT_INTEGRATIONS_KUBERNETES_OBSERVER_NAMESPACES={namespace}" in guide
+    )  # else it watches every namespace
+    assert f"set serviceaccount deployment/worker {subject['name']}" in guide
 
 
 # prefect-kubernetes (0.7.13 to 0.8.0) refuses every run of a manifest that lacks a part of this, or has another value.
@@ -147,6 +202,9 @@ def test_every_pod_that_samples_has_a_gpu() -> None:
     assert len(pods) == 3
     for pod in pods:
         assert pod["job_variables"]["num_gpus"] == 1
+        assert (
+            pod["job_variables"]["image"] == "registry.example.org/magic141:COMMIT"
+        )  # a tag that never has other code
         assert pod["job_variables"].keys() <= template["variables"]["properties"].keys()
 
 
@@ -163,6 +221,47 @@ def test_pods_train_evaluate_and_serve_one_model_on_the_volume() -> None:
     for pod in pods.values():
         behaviour = pod["work_pool"]["job_variables"]["env"]["PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR"]
         assert behaviour == "reschedule"
+
+
+def test_automations_are_what_the_server_takes() -> None:
+    shipped = yaml.safe_load((INFRA / "automations.yaml").read_text())["automations"]
+    (shown,) = re.findall(r"```yaml\n(name: .*?)```", (INFRA / "README.md").read_text(), re.DOTALL)
+    for automation in [*shipped, yaml.safe_load(shown)]:
+        taken = AutomationCore.model_validate(automation)
+        assert taken.trigger.model_dump(mode="json")["posture"] == "Proactive"
+    # a pod may wait for a node as long as others train: no run is ended for being Pending
+    assert not any("prefect.flow-run.Pending" in automation["trigger"]["after"] for automation in shipped)
+
+
+def test_the_guide_names_every_deployment_and_the_versions_that_it_was_tried_with() -> None:
+    guide, front = (INFRA / "README.md").read_text(), (INFRA.parent / "README.md").read_text()
+    deployments = yaml.safe_load((INFRA / "prefect.yaml").read_text())["deployments"]
+    assert [d["name"] for d in deployments if f"/{d['name']}` |" not in guide] == []
+    lines = (INFRA.parent / "constraints.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if "==" in line)
+    assert f"Prefect {pinned['prefect']} and MLflow {pinned['mlflow']}" in guide
+    assert f"prefect-kubernetes {pinned['prefect-kubernetes'].removesuffix('.0')}" in guide
+    assert f"PyPI's build of torch {pinned['torch'].removesuffix('.0')}" in front
+
+
+def test_the_model_is_fetched_from_the_server_and_with_the_login_that_runs_have() -> None:
+    service = yaml.safe_load((INFRA / "kuberay" / "rayservice.yaml").read_text())
+    template = json.loads((INFRA / "kubernetes" / "base-job-template.json").read_text())
+    defaults = {name: field.get("default") for name, field in template["variables"]["properties"].items()}
+    assert service["metadata"]["namespace"] == defaults["namespace"]  # a secret is seen in its own namespace only
+    cluster = service["spec"]["rayClusterConfig"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        (fetching,) = group["template"]["spec"]["initContainers"]
+        given = {entry["name"]: entry["valueFrom"]["secretKeyRef"] for entry in fetching["env"]}
+        assert all(key == {"name": defaults["secret_name"], "key": name} | key for name, key in given.items())
+        optional = {name: key.get("optional", False) for name, key in given.items()}
+        assert optional == {
+            "MLFLOW_TRACKING_URI": False,
+            "MLFLOW_TRACKING_USERNAME": True,
+            "MLFLOW_TRACKING_PASSWORD": True,
+        }
+    (gpus,) = cluster["workerGroupSpecs"]
+    assert gpus["template"]["spec"]["tolerations"] == defaults["tolerations"]
 
 
 def test_the_image_gets_what_it_copies() -> None:

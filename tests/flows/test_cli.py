@@ -5,13 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+import tomllib
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import typer
+from packaging.specifiers import SpecifierSet
 from typer.testing import CliRunner, Result
 
+from flows import doctor
 from flows.cli import app
 from flows.endings import again, reporting, resumable
 from flows.resume import Outage, marking_resumable
@@ -216,3 +220,27 @@ def test_doctor_reports_every_package() -> None:
     result = call("doctor")
     assert all(name in result.stdout for name in ("torch", "prefect", "mlflow", "device", "workspace"))
     assert result.exit_code == 0
+
+
+@pytest.mark.parametrize("version", [(3, 10, 14), (3, 11, 7), (3, 12, 1), (3, 13, 0), (3, 14, 0)])
+def test_doctor_takes_the_pythons_that_the_package_can_be_installed_in(
+    version: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    monkeypatch.setattr(doctor, "sys", SimpleNamespace(version_info=version))
+    found = doctor._python()
+    assert found.ok == (".".join(map(str, version)) in SpecifierSet(project["requires-python"]))
+    assert ("3.11 or 3.12" in found.remedy) != found.ok
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("eval", ("this or --model", "this or --run")),
+        ("generate", ("models:/NAME/VERSION",)),
+        ("serve", ("models:/NAME/VERSION",)),
+    ],
+)
+def test_help_says_which_models_a_command_takes(command: str, words: tuple[str, ...]) -> None:
+    said = " ".join(call(command, "--help").stdout.split())
+    assert all(word in said for word in words)

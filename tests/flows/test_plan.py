@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -5,8 +6,9 @@ from typing import Any
 import pytest
 
 from flows.estimates import IMAGE_TOKENS, Estimate, _num_evaluations, estimate
-from flows.plan import _time, _wishes, make_plan
+from flows.plan import _size, _time, _wishes, make_plan
 from magic141.config import load_config
+from magic141.config_checks import TRAINING_SECTIONS
 from magic141.evaluation.pieces import list_pieces
 from magic141.evaluation.variants import list_variants, long_video_variants
 from magic141.evaluation.workload import Workload
@@ -54,11 +56,21 @@ def test_generate_asks_for_gpus_when_workers_sample(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize("stage", ["pretrain_i2v", "distill_cfg", "distill_dmd2"])
 def test_the_papers_size_fits_the_gpus_it_is_for(stage: str) -> None:
-    memory_gb = estimate(stage, load_config(CONFIGS / "hunyuan_13b.yaml"), None).memory_gb
-    assert memory_gb is not None
-    activations_gb = 44.4  # of the real network over a clip's 33 x 34 x 60 patches and 400 tokens, by following tensors
-    assert memory_gb == pytest.approx(activations_gb + 5, rel=0.2)
-    assert memory_gb < 80 - 15  # buffers, gathered weights and fragmentation
+    memory_gib = estimate(stage, load_config(CONFIGS / "hunyuan_13b.yaml"), None).memory_gib
+    assert memory_gib is not None
+    activations_gib = (
+        44.4  # of the real network over a clip's 33 x 34 x 60 patches and 400 tokens, by following tensors
+    )
+    assert memory_gib == pytest.approx(activations_gib + 5, rel=0.2)
+    assert memory_gib < 80 - 15  # buffers, gathered weights and fragmentation
+
+
+@pytest.mark.parametrize("name", ["hunyuan_13b", "smoke_13b"])
+def test_a_config_says_what_its_plan_says(name: str) -> None:
+    config = load_config(CONFIGS / f"{name}.yaml")
+    estimates = [estimate(stage, config, None).memory_gib for stage in TRAINING_SECTIONS]
+    (most,) = re.findall(r"[Aa]t most (\d+) GiB", (CONFIGS / f"{name}.yaml").read_text())
+    assert _size(max(memory for memory in estimates if memory is not None)) == f"{most} GiB"
 
 
 def test_the_tiny_encoder_sees_as_many_image_tokens_as_the_estimate_says() -> None:
@@ -67,11 +79,11 @@ def test_the_tiny_encoder_sees_as_many_image_tokens_as_the_estimate_says() -> No
 
 
 @pytest.mark.parametrize(
-    ("memory_gb", "measured", "words"),
-    [(0.05, True, "51 MB each"), (2.34, False, "~ 2.3 GB each"), (186.4, False, "~ 186 GB each")],
+    ("memory_gib", "measured", "words"),
+    [(0.05, True, "51 MiB each"), (2.34, False, "~ 2.3 GiB each"), (186.4, False, "~ 186 GiB each")],
 )
-def test_calculated_memory_is_marked(memory_gb: float, measured: bool, words: str) -> None:
-    assert _wishes(Estimate("2 x 1 GPU", 2, None, False, memory_gb, measured)) == f"2 x 1 GPU, {words}"
+def test_calculated_memory_is_marked(memory_gib: float, measured: bool, words: str) -> None:
+    assert _wishes(Estimate("2 x 1 GPU", 2, None, False, memory_gib, measured)) == f"2 x 1 GPU, {words}"
 
 
 @pytest.mark.parametrize(
@@ -126,4 +138,4 @@ def test_memory_is_that_of_an_earlier_run_only_if_that_was_of_the_same_size(chan
     tracker: Any = SimpleNamespace(records=lambda stage, limit: [earlier])
     wants = estimate("distill_dmd2", config, tracker)
     assert wants.measured == measured
-    assert (wants.memory_gb == 7 * 1024 / placement.num_workers) == measured
+    assert (wants.memory_gib == 7 * 1024 / placement.num_workers) == measured

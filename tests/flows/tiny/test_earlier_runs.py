@@ -119,5 +119,5 @@ def test_plan_of_a_rerun_says_what_it_asks_for(outcome: Outcome, home: Path) -> 
     assert [row["stage"] for row in rows] == ALL[ALL.index("distill_dmd2") :]
     assert (first["action"], first["changes"]) == ("run", ["distill_dmd2.num_steps: 300 -> 600"])
     assert first["estimate"]["resources"] == "2 x 1 CPU (ddp)"
-    assert first["estimate"]["memory_gb"] > 0
+    assert first["estimate"]["memory_gib"] > 0
     assert last["estimate"]["resources"] == "this process"
