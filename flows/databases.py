@@ -6,6 +6,7 @@ import os
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from flows.writable import folder_trouble
 from magic141.errors import first_line
 from magic141.urls import without_credentials
 
@@ -43,11 +44,13 @@ def database_trouble(variable: str, uri: str) -> str | None:
 
 def _file_trouble(variable: str, uri: str) -> str | None:
     """Why SQLite's file cannot be there; MLflow would create a mistyped folder, and know no run in it."""
-    _, _, path = uri.partition(":///")
-    folder = Path(path.partition("?")[0]).parent
-    if folder.is_dir():
-        return None
-    return f"{variable} = {uri}: there is no folder {folder}; correct it, or create the folder"
+    file = Path(uri.partition(":///")[2].partition("?")[0])
+    if file.is_dir():  # of an empty path, too
+        return f"{variable} = {uri}: expected a file, such as sqlite:////FOLDER/mlflow.db"
+    if not file.parent.is_dir():
+        return f"{variable} = {uri}: there is no folder {file.parent}; correct it, or create the folder"
+    trouble = None if file.exists() else folder_trouble(file.parent)
+    return trouble and f"{variable} = {uri}: {trouble}; correct it, or unset {variable} to work without"
 
 
 def _connect(uri: str, timeout: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,10 @@ MAX_CAUSES = 20
 
 @dataclass(frozen=True)
 class Fault:
-    """A pattern in an error's text, and the line to print instead; `{home}` is the workspace."""
+    """A pattern in an error's text, and the line to print instead.
+
+    In it `{home}` is the workspace, `{store}` the tracking database and `{other}` how to have another.
+    """
 
     pattern: re.Pattern[str]
     line: str
@@ -40,12 +44,11 @@ FAULTS = (
     ),
     _fault(
         "database disk image is malformed|file is not a database",
-        "{home}/mlflow.db is damaged; put a copy of it back, or move it away: without it results are made again",
+        "{store} is damaged, or no database; put a copy of it back, or {other}: without it results are made again",
     ),
     _fault(
         "attempt to write a readonly database|unable to open database file",
-        "the tracking database cannot be written; give this user the right to, or set MLFLOW_TRACKING_URI if that "
-        "names it, otherwise MAGIC141_HOME, to a place of yours",
+        "{store} cannot be written; give this user the right to, or {other}",
     ),
     _fault(
         r"\b5\d\d\b.*mlflow-artifacts",
@@ -101,8 +104,14 @@ def explain(error: BaseException, home: Path) -> str | None:
         text = without_credentials(str(cause))
         for fault in FAULTS:
             if fault.pattern.search(text):
-                return fault.line.format(home=home)
+                return fault.line.format(home=home, **_store(home))
     return None
+
+
+def _store(home: Path) -> dict[str, str]:
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return {"store": f"MLFLOW_TRACKING_URI = {without_credentials(uri)}", "other": "correct that variable"}
+    return {"store": f"{home}/mlflow.db", "other": "move it away, or set MAGIC141_HOME to another folder"}
 
 
 def _is_elsewhere(filename: str | None, home: Path) -> bool:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import errno
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,6 +26,7 @@ EMBEDDED_VARIABLE = "MAGIC141_EMBEDDED_PREFECT"  # set for processes that use su
 START_TIMEOUT_SECONDS = 180.0
 SILENT_SECONDS = 5.0  # waiting time for another command's server before it is reported
 MAX_RESTARTS = 3
+ENOUGH_BYTES = 10_000_000  # of disk, for its database and its log
 # Services that a server for a single flow run does not need.
 IDLE_SERVICES = (
     "SCHEDULER",
@@ -111,6 +114,8 @@ class PrefectServer:
                     return
             except (urllib.error.URLError, OSError):
                 time.sleep(0.05)
+        if shutil.disk_usage(self.log_file.parent).free < ENOUGH_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.log_file))
         raise UserError(
             f"Prefect's embedded server did not start: see {self.log_file}; if its database is damaged, delete "
             f"{self.log_file.parent}, which holds no results; or set PREFECT_API_URL to a running server"
@@ -157,8 +162,12 @@ def _quiet(home: Path) -> None:
 
 def _start_lock() -> FileLock:
     """The lock of the folder with Prefect's database."""
-    home = Path(os.environ["PREFECT_HOME"]).expanduser()
-    home.mkdir(parents=True, exist_ok=True)
+    named = os.environ["PREFECT_HOME"]
+    try:
+        home = Path(named).expanduser()
+        home.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"PREFECT_HOME = {named}: {error}; set it to a folder of yours, or unset it") from None
     return FileLock(home / ".start.lock", thread_local=False)
 
 

@@ -65,8 +65,16 @@ class PipelineConfig(FrozenConfig):
 
     @property
     def home(self) -> Path:
-        """The workspace as an absolute path; MAGIC141_HOME overrides the config."""
-        return Path(os.environ.get(HOME_VARIABLE) or self.workspace).expanduser().resolve()
+        """The workspace as an absolute path; MAGIC141_HOME overrides the config.
+
+        Raises:
+            UserError: if it begins with the home of a user that there is not.
+        """
+        named = Path(os.environ.get(HOME_VARIABLE) or self.workspace)
+        try:
+            return named.expanduser().resolve()
+        except (RuntimeError, OSError, ValueError) as error:
+            raise UserError(f"workspace {named}: {error}; set {HOME_VARIABLE} or workspace to a folder") from None
 
 
 def working_in(home: Path) -> AbstractContextManager[None]:

@@ -30,6 +30,12 @@ def test_shipped_configs_validate_and_round_trip(name: str) -> None:
     assert validate(yaml.safe_load(to_yaml(config)), name) == config
 
 
+def test_a_workspace_of_nobody_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAGIC141_HOME", "~nobody-of-this-name/runs")
+    with pytest.raises(UserError, match=r"^workspace ~nobody-of-this-name/runs: .*; set MAGIC141_HOME or workspace to"):
+        assert PipelineConfig().home
+
+
 def test_extends_and_set_compose(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("name: base\ndistill_dmd2: {num_steps: 7, a_weak: 0.25}\n")
     (tmp_path / "top.yaml").write_text("extends: base.yaml\ndistill_dmd2: {num_steps: 8}\n")

@@ -21,9 +21,12 @@ def local_folder(tracker: Tracker, ref: ArtifactRef) -> Path:
     """The folder of a published model: the original, or a copy in the workspace, fetched from the tracking server.
 
     Raises:
-        UserError: if it is neither on this machine nor intact on a server.
+        UserError: if it is neither on this machine nor on a server, or not what was published.
     """
-    if ref.path.is_dir():
+    state = ref.state()
+    if state == "altered":
+        raise UserError(f"{ref.uri} was altered after it had been published; `magic141 run` makes it again")
+    if state == "intact":
         return ref.path
     copy = tracker.workspace / "fetched" / ref.digest[:16]
     copy.parent.mkdir(parents=True, exist_ok=True)

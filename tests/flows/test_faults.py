@@ -66,12 +66,22 @@ def test_a_locked_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ("API request to http://host failed with exception HTTPConnectionPool", "does not answer any more"),
         ("No module named 'boto3'", "MLFLOW_TRACKING_URI: its artifact store is on S3, which needs boto3; install the"),
         ("All connection attempts failed", "PREFECT_API_URL: the server does not answer any more"),
-        ("(sqlite3.DatabaseError) database disk image is malformed", "mlflow.db is damaged; put a copy of it back"),
+        (
+            "(sqlite3.DatabaseError) database disk image is malformed",
+            "mlflow.db is damaged, or no database; put a",
+        ),
         ("(sqlite3.OperationalError) attempt to write a readonly database", "cannot be written; give this user"),
     ],
 )
 def test_what_libraries_say_is_recognised(text: str, line: str) -> None:
     assert line in line_of(RuntimeError(text))
+
+
+def test_a_broken_database_is_named_that_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = RuntimeError("file is not a database")
+    assert line_of(broken).startswith(f"{HOME}/mlflow.db is damaged")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////else/where.db")
+    assert line_of(broken).startswith("MLFLOW_TRACKING_URI = sqlite:////else/where.db is damaged, or no database")
 
 
 def test_everything_else_passes_as_it_is() -> None:

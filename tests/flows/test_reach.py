@@ -104,6 +104,14 @@ def test_local_stores_need_their_folder(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////nowhere/mlflow.db")
     with pytest.raises(UserError, match=r"sqlite:////nowhere/mlflow.db: there is no folder /nowhere; correct it"):
         require_servers()
+    for value, line in (
+        ("sqlite:////proc/x.db", r"cannot write into /proc"),
+        ("sqlite://", "expected a file"),
+        (f"sqlite:///{tmp_path}", "expected a file"),
+        ("http://a b", "URL can't contain control characters"),
+    ):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", value)
+        assert line in str(trouble("MLFLOW_TRACKING_URI"))
 
 
 def test_stores_that_a_plugin_brings_are_mlflows_business(monkeypatch: pytest.MonkeyPatch) -> None:

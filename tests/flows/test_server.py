@@ -12,6 +12,7 @@ import pytest
 from filelock import FileLock, Timeout
 
 from flows.server import START_TIMEOUT_SECONDS, PrefectServer
+from magic141.errors import UserError
 
 pytestmark = pytest.mark.slow
 
@@ -54,3 +55,11 @@ def test_a_killed_server_comes_back_and_a_stopped_one_does_not(tmp_path: Path, m
     assert second.poll() is not None
     assert server.process is None
     assert not answers(url)
+
+
+@pytest.mark.parametrize("home", ["/proc/nothing", "/etc/passwd", "~nobody-of-this-name/x"])
+def test_a_home_that_cannot_be_is_named(home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setenv("PREFECT_HOME", home)
+    with pytest.raises(UserError, match=f"^PREFECT_HOME = {home}: .*; set it to a folder of yours, or unset it$"):
+        PrefectServer(tmp_path)

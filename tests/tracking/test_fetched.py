@@ -61,6 +61,14 @@ def test_a_model_is_fetched_once_and_kept(tracker: Tracker, monkeypatch: pytest.
     assert local_folder(tracker, ref) == copy
 
 
+def test_a_model_that_was_altered_is_not_loaded(tracker: Tracker) -> None:
+    ref = publish(tracker)
+    (ref.path / "transformer").mkdir(parents=True)
+    (ref.path / "transformer" / "weights").write_text("veights")
+    with pytest.raises(UserError, match="made was altered after it had been published; `magic141 run` makes it again"):
+        local_folder(tracker, ref)
+
+
 def test_a_copy_that_is_not_what_was_published_is_refused(tracker: Tracker) -> None:
     ref = publish(as_server(tracker))
     (kept,) = (tracker.workspace / "mlflow-artifacts").rglob("weights")
