@@ -60,7 +60,7 @@ class Engine(Protocol):
         ...
 
     def full_state_dict(self) -> dict[str, Tensor]:
-        """All weights, unsharded: complete on rank 0 (on every rank unless ZeRO-3); copies, safe to keep."""
+        """All weights, unsharded, on rank 0 and none elsewhere; copies in host memory (collective under ZeRO-3)."""
         ...
 
     def save(self, folder: Path) -> None:
