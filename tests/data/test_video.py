@@ -30,6 +30,18 @@ def test_written_video_reads_back_nearly_equal(tmp_path: Path) -> None:
     assert np.abs(again.astype(int) - frames).max() <= 3
 
 
+@pytest.mark.parametrize("height", [64, 720])
+def test_written_colours_are_those_given_at_every_size(tmp_path: Path, height: int) -> None:
+    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 120, 60)]
+    frames = np.broadcast_to(np.repeat(np.array([colours], np.uint8), 16, axis=1), (2, height, 64, 3))
+    write_video(tmp_path / "a.mp4", frames, fps=8.0)
+    shown = read_video(tmp_path / "a.mp4")[0, height // 2, 8::16]
+    assert np.abs(shown.astype(int) - colours).max() <= 4
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        codec = container.streams.video[0].codec_context
+        assert {codec.colorspace, codec.color_primaries, codec.color_trc} == {1}, "named, so that no player guesses"
+
+
 def test_odd_sides_become_even_and_zoom_repeats(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", gray_levels(2, 15, 17), fps=8.0)
     write_video(tmp_path / "b.mp4", gray_levels(2, 15, 17), fps=7.5, zoom=2)
