@@ -96,7 +96,14 @@ VBENCH = (
     Dimension("dynamic_degree", "dynamic deg.", "vbench", "high", 4, "share of videos with motion"),
     Dimension("aesthetic_quality", "aesthetic", "vbench", "high", 4, "LAION aesthetic predictor"),
     Dimension("imaging_quality", "imaging", "vbench", "high", 4, "MUSIQ"),
-    Dimension("temporal_flickering", "temporal flick.", "vbench", "high", 4, "1 minus the mean difference of frames"),
+    Dimension(
+        "temporal_flickering",
+        "temporal flick.",
+        "vbench",
+        "none",
+        4,
+        "1 minus the mean difference of frames, so that a frozen clip has 1; should match real",
+    ),
 )
 COSTS = (
     Dimension("nfe", "evaluations", "cost", "low", 0, "network evaluations per clip"),
