@@ -16,6 +16,7 @@ from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from magic141.data.decoding import Track, blaming, opened, pixel_aspect, timed_frames
+from magic141.data.pictures import upright_rgb
 from magic141.data.pixels import Frames, check_picture, to_rgb
 from magic141.errors import UserError
 
@@ -140,7 +141,7 @@ def read_image(path: Path) -> Frames:
         raise UserError(f"image {path}: no such file; give the path of a PNG, JPEG or WebP image")
     try:
         with Image.open(path) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            return upright_rgb(image)
     except Image.DecompressionBombError as error:
         raise UserError(f"image {path}: too large ({error}); give a smaller one") from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:

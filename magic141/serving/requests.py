@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from magic141.data.pictures import upright_rgb
 from magic141.errors import UserError
 from magic141.serving.config import Limits
 
@@ -113,7 +114,7 @@ def _picture(data: object, limits: Limits) -> npt.NDArray[np.uint8]:
             if image.width * image.height > limits.max_image_pixels:
                 value, expected = f"{image.width} x {image.height}", f"at most {limits.max_image_pixels} pixels"
                 raise RequestError("image", value, expected, "scale it down")
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            return upright_rgb(image)
     except RequestError:
         raise
     except _UNREADABLE:
