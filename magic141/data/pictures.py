@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import struct
+
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from magic141.data.pixels import Frames
 
+# what PIL raises for a damaged file; struct.error is of damaged EXIF
+UNREADABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError, struct.error)
 _OF_16_BITS = 65535 // 255  # what a level of 8 bits is in 16
 
 

@@ -13,10 +13,10 @@ import av
 import numpy as np
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from magic141.data.decoding import Track, blaming, opened, pixel_aspect, timed_frames
-from magic141.data.pictures import upright_rgb
+from magic141.data.pictures import UNREADABLE, upright_rgb
 from magic141.data.pixels import Frames, check_picture, to_rgb
 from magic141.errors import UserError
 
@@ -144,7 +144,7 @@ def read_image(path: Path) -> Frames:
             return upright_rgb(image)
     except Image.DecompressionBombError as error:
         raise UserError(f"image {path}: too large ({error}); give a smaller one") from error
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+    except UNREADABLE as error:
         raise UserError(f"image {path}: not a readable image; give a PNG, JPEG or WebP image") from error
 
 

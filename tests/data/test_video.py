@@ -9,6 +9,7 @@ from PIL import ExifTags, Image
 
 from magic141.data.video import count_frames, fit_image, read_image, read_video, shrunk_video, write_video
 from magic141.errors import UserError
+from tests.data.made import with_damaged_exif
 
 
 def gray_levels(num_frames: int, height: int = 32, width: int = 48) -> np.ndarray:
@@ -109,6 +110,9 @@ def test_what_is_no_image_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("hello")
     with pytest.raises(UserError, match="not a readable image"):
         read_image(tmp_path / "a.png")
+    (tmp_path / "a.jpg").write_bytes(with_damaged_exif())
+    with pytest.raises(UserError, match="not a readable image"):
+        read_image(tmp_path / "a.jpg")
     with pytest.raises(UserError, match="no such file"):
         read_image(tmp_path / "b.png")
 
