@@ -54,7 +54,7 @@ class Row:
         what: the pass.
         seconds: wall time.
         weights_gb: GiB of the network's weights, where there is one.
-        added_gb: GiB that the pass takes beside them, at its peak.
+        added_gb: GiB of a GPU that the pass takes beside them, at its peak.
         tflops: tera-operations in a second, of matrix products and attention; none where they are not counted.
         note: what else is to be said; of a pass that did not fit, only this.
     """
@@ -176,7 +176,8 @@ class Scale:
         except torch.OutOfMemoryError:
             return Row(what, note="does not fit")
         seconds = statistics.median(usage.wall_s for usage in usages[1:] or usages)
-        added_gb = max(usage.added_memory_mb for usage in usages) / 1024
+        added_mb = [usage.added_memory_mb for usage in usages if usage.added_memory_mb is not None]
+        added_gb = max(added_mb) / 1024 if added_mb else None
         tflops = operations / seconds / 1e12 if operations else None
         weights_gb = weight_megabytes(model) / 1024 if model else None
         return Row(what, seconds, weights_gb, added_gb, tflops, note)

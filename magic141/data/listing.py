@@ -63,7 +63,7 @@ def list_videos(folder: Path) -> Listing:
         raise UserError(f"data.path = {folder}: {what}; expected a folder of videos with {CAPTIONS_FILE}")
     listed = source_files(folder)
     table = _read_table(folder)
-    texts = {_composed(str(path.with_suffix(""))): path for path in listed if path.suffix.lower() == ".txt"}
+    texts = {_stem(path): path for path in listed if path.suffix.lower() == ".txt"}
     files = {path.relative_to(folder).as_posix(): path for path in listed if _is_video(path)}
     if not files and not table.captions and not table.bad_lines:
         known = " ".join(sorted(VIDEO_SUFFIXES))
@@ -71,8 +71,7 @@ def list_videos(folder: Path) -> Listing:
     written = {_composed(name): name for name in table.captions}
     rows = {name: name if name in table.captions else written.get(_composed(name), name) for name in files}
     judged = [
-        _judge(name, path, table.captions.get(rows[name]), texts.get(_composed(str(path.with_suffix("")))))
-        for name, path in files.items()
+        _judge(name, path, table.captions.get(rows[name]), texts.get(_stem(path))) for name, path in files.items()
     ]
     lost = sorted(set(table.captions) - set(rows.values()))
     missing = [BadFile(_shown(name), f"named in {CAPTIONS_FILE}, but there is no such video") for name in lost]
@@ -82,13 +81,13 @@ def list_videos(folder: Path) -> Listing:
 
 def corpus_files(folder: Path, files: Sequence[Path]) -> list[Path]:
     """Those of a folder's files that `list_videos` reads or names: videos and captions, but not a README."""
-    videos = {path.with_suffix("") for path in files if _is_video(path)}
+    videos = {_stem(path) for path in files if _is_video(path)}
     return [
         path
         for path in files
         if _is_video(path)
         or path == folder / CAPTIONS_FILE
-        or (path.suffix.lower() == ".txt" and path.with_suffix("") in videos)
+        or (path.suffix.lower() == ".txt" and _stem(path) in videos)
     ]
 
 
@@ -129,6 +128,11 @@ def _shown(name: str) -> str:
 def _composed(name: str) -> str:
     """The form in which é is one sign: macOS writes names with two, a table from elsewhere does not."""
     return unicodedata.normalize("NFC", name)
+
+
+def _stem(path: Path) -> str:
+    """What a video and its .txt have in common."""
+    return _composed(str(path.with_suffix("")))
 
 
 def _read_utf8(path: Path) -> str | None:

@@ -47,14 +47,25 @@ def to_rgb(frame: VideoFrame, size: tuple[int, int] | None, pixel_aspect: float 
         size: None keeps the stored size, but for pixels that are not square.
         pixel_aspect: width of a pixel divided by its height.
     """
-    quarter_turns = round(frame.rotation / 90) % 4
+    is_mirrored = _is_mirrored(frame)
+    quarter_turns = (round(frame.rotation / 90) + 2 * is_mirrored) % 4  # of a mirrored axis the turn is half one more
     shown = (frame.height, frame.width * pixel_aspect)
     height, width = (frame.height, round(shown[1])) if size is None else size[:: -1 if quarter_turns % 2 else 1]
     scale = max(height / shown[0], width / shown[1]) if size is not None else 1.0
     covering = (max(height, round(shown[0] * scale)), max(width, round(shown[1] * scale)))
     scaled = _scaled(frame, covering, Interpolation.AREA if scale < 1 else Interpolation.BICUBIC)
     top, left = (covering[0] - height) // 2, (covering[1] - width) // 2
-    return np.ascontiguousarray(np.rot90(scaled[top : top + height, left : left + width], quarter_turns))
+    cropped = scaled[top : top + height, left : left + width]
+    return np.ascontiguousarray(np.rot90(np.fliplr(cropped) if is_mirrored else cropped, quarter_turns))
+
+
+def _is_mirrored(frame: VideoFrame) -> bool:
+    """Whether its display matrix mirrors: `rotation` is of the matrix's turn, and of the first axis as it is stored."""
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return False
+    a, b, _, c, d = (int(value) for value in np.frombuffer(matrix, np.int32)[:5])
+    return a * d - b * c < 0
 
 
 def _scaled(frame: VideoFrame, size: tuple[int, int], method: Interpolation) -> Frames:

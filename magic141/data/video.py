@@ -12,13 +12,16 @@ from typing import NamedTuple
 import av
 import numpy as np
 from av.video.frame import VideoFrame
-from PIL import Image, ImageOps, UnidentifiedImageError
+from av.video.reformatter import ColorRange, Colorspace
+from PIL import Image, ImageOps
 
 from magic141.data.decoding import Track, blaming, opened, pixel_aspect, timed_frames
+from magic141.data.pictures import UNREADABLE, upright_rgb
 from magic141.data.pixels import Frames, check_picture, to_rgb
 from magic141.errors import UserError
 
 _TIME_EPS = 1e-6
+_BT709 = 1  # FFmpeg's number of the standard, for space, primaries and curve alike
 
 
 class Measured(NamedTuple):
@@ -98,7 +101,7 @@ def read_frames(path: Path, fps: float, size: tuple[int, int], wanted: Collectio
 
 
 def write_video(path: Path, frames: Frames, fps: float, zoom: int = 1, crf: int = 12) -> None:
-    """Writes uint8 [F, H, W, 3] as H.264 (yuv420p); `crf` is its quality: 12 is hard to tell from the original.
+    """Writes uint8 [F, H, W, 3] as H.264 (yuv420p, BT.709); `crf`: quality, 12 is hard to tell from the original.
 
     `zoom` repeats pixels; odd sides gain one repeated row or column, because yuv420p needs even sides.
     """
@@ -111,8 +114,11 @@ def write_video(path: Path, frames: Frames, fps: float, zoom: int = 1, crf: int 
         stream.height, stream.width = even.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.options = {"crf": str(crf), "preset": "veryfast"}
+        codec = stream.codec_context
+        codec.color_range = int(ColorRange.MPEG)
+        codec.colorspace = codec.color_primaries = codec.color_trc = _BT709
         for frame in even:
-            container.mux(stream.encode(VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+            container.mux(stream.encode(_in_bt709(frame)))
         container.mux(stream.encode())
 
 
@@ -135,10 +141,10 @@ def read_image(path: Path) -> Frames:
         raise UserError(f"image {path}: no such file; give the path of a PNG, JPEG or WebP image")
     try:
         with Image.open(path) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            return upright_rgb(image)
     except Image.DecompressionBombError as error:
         raise UserError(f"image {path}: too large ({error}); give a smaller one") from error
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+    except UNREADABLE as error:
         raise UserError(f"image {path}: not a readable image; give a PNG, JPEG or WebP image") from error
 
 
@@ -148,6 +154,12 @@ def fit_image(image: Frames, height: int, width: int) -> Frames:
         return image
     fitted = ImageOps.fit(Image.fromarray(image), (width, height), method=Image.Resampling.BICUBIC)
     return np.asarray(fitted)
+
+
+def _in_bt709(rgb: Frames) -> VideoFrame:
+    """In the space that the file names: of files that name none players guess it by their size."""
+    frame = VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
+    return frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
 
 
 def _stacked(path: Path, shown: Iterable[_Shown], size: tuple[int, int] | None) -> Frames:

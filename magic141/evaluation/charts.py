@@ -37,11 +37,16 @@ class _Axis:
         return (value - self.low) / (self.high - self.low)
 
     def ticks(self) -> list[float]:
-        """Round values inside the axis."""
-        if self.log:
-            powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            candidates = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
-            return [value for value in candidates if self.low <= value <= self.high]
+        """Round values inside the axis, on a logarithmic one the roundest of which it has two."""
+        rounded = (self._log_ticks(factors) for factors in ((1, 2, 5), range(1, 10))) if self.log else ()
+        return next((ticks for ticks in rounded if len(ticks) > 1), None) or self._even_ticks()
+
+    def _log_ticks(self, factors: Sequence[int]) -> list[float]:
+        powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+        candidates = [factor * 10.0**power for power in powers for factor in factors]
+        return [value for value in candidates if self.low <= value <= self.high]
+
+    def _even_ticks(self) -> list[float]:
         raw = (self.high - self.low) / NUM_TICKS
         step = 10.0 ** math.floor(math.log10(raw))
         step = next(step * factor for factor in (1, 2, 5, 10) if step * factor >= raw)

@@ -112,7 +112,6 @@ EXACT_GATE = (
     GateCondition(metric="student/motion", better="higher", tolerance=0.05),
     GateCondition(metric="student/background_psnr_db", better="higher", tolerance=1.0),
 )
-NATURAL_GATE = (GateCondition(metric="student/temporal_flickering", better="higher", tolerance=0.01),)
 COMMON_GATE = (
     GateCondition(metric="student/frechet", better="lower", tolerance=0.3),
     GateCondition(metric="student/peak_memory_mb", better="lower", tolerance=100.0),
@@ -145,7 +144,7 @@ class PublishConfig(FrozenConfig):
         """The configured gate, or else the built-in one for data with or without ground truth."""
         if self.gate is not None:
             return self.gate
-        return (*(EXACT_GATE if has_ground_truth else NATURAL_GATE), *COMMON_GATE)
+        return (*(EXACT_GATE if has_ground_truth else ()), *COMMON_GATE)
 
     @field_validator("alias", "champion")
     @classmethod

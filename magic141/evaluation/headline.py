@@ -22,9 +22,12 @@ def many_step_row(rows: Sequence[Row]) -> Row | None:
 
 
 def headline_dimensions(rows: Sequence[Row]) -> list[Dimension]:
-    """The scores that are named first: motion and Fréchet distance, or of what has neither, what VBench says."""
-    known = [d for d in (EXACT[0], FRECHET, *VBENCH) if any(value_of(row, d) is not None for row in rows)]
-    return known[:MAX_SCORES]
+    """The scores that are named first: motion and Fréchet distance, or of what has neither, what VBench says.
+
+    Those of which more is neither better nor worse are none: a student that moves less would shine.
+    """
+    judging = [d for d in (EXACT[0], FRECHET, *VBENCH) if d.better != "none"]
+    return [d for d in judging if any(value_of(row, d) is not None for row in rows)][:MAX_SCORES]
 
 
 def value_of(row: Row, dimension: Dimension) -> float | None:

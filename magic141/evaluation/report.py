@@ -115,8 +115,17 @@ def _notes(parts: Mapping[str, Path]) -> list[str]:
             "collapse, has 0 or 1."
         )
     if version := scores["vbench"]["versions"]["vbench"]:
-        notes.append(f"VBench {version}, custom videos, on the CPU.")
+        notes.append(
+            f"VBench {version}, custom videos, on the CPU: on {_num_showcase(parts)} clips per variant. Its temporal "
+            "flickering is the higher the less moves, and 1 if nothing does: it should match the real clips'."
+        )
     return notes
+
+
+def _num_showcase(parts: Mapping[str, Path]) -> int:
+    """Clips of each variant that VBench has seen."""
+    (first, *_) = read_json(parts, "generate", "variants.json")
+    return len(list((parts["generate"] / "showcase" / first["name"]).glob("*.mp4")))
 
 
 def _comparison(parts: Mapping[str, Path], config: ReportConfig) -> dict[str, Any] | None:

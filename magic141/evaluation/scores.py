@@ -96,13 +96,27 @@ VBENCH = (
     Dimension("dynamic_degree", "dynamic deg.", "vbench", "high", 4, "share of videos with motion"),
     Dimension("aesthetic_quality", "aesthetic", "vbench", "high", 4, "LAION aesthetic predictor"),
     Dimension("imaging_quality", "imaging", "vbench", "high", 4, "MUSIQ"),
-    Dimension("temporal_flickering", "temporal flick.", "vbench", "high", 4, "1 minus the mean difference of frames"),
+    Dimension(
+        "temporal_flickering",
+        "temporal flick.",
+        "vbench",
+        "none",
+        4,
+        "1 minus the mean difference of frames, so that a frozen clip has 1; should match real",
+    ),
 )
 COSTS = (
     Dimension("nfe", "evaluations", "cost", "low", 0, "network evaluations per clip"),
     Dimension("latency_ms", "latency, ms", "cost", "low", 1, "time to sample one clip alone"),
     Dimension("cpu_ms_per_clip", "CPU ms per clip", "cost", "low", 1, "CPU time, sampled in batches"),
-    Dimension("peak_memory_mb", "peak memory, MB", "cost", "low", 0, "weights, and what sampling needs in addition"),
+    Dimension(
+        "peak_memory_mb",
+        "peak memory, MB",
+        "cost",
+        "low",
+        0,
+        "weights, and what sampling a batch needs in addition (on a CPU: the tensors alive at once)",
+    ),
     Dimension("weight_mb", "weights, MB", "cost", "low", 2, "size of the weights as stored"),
 )
 AVERAGE = Dimension("average", "average", "vbench", "high", 4, "mean of the seven dimensions of the paper's Table 1")

@@ -13,16 +13,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from magic141.accelerator import give_back_freed_memory
 from magic141.artifacts import StageLog
 from magic141.data.sheets import contact_sheet
 from magic141.evaluation.media import first_clips, save_video
-from magic141.evaluation.performance import (
-    Usage,
-    measure,
-    weight_megabytes,
-)
+from magic141.evaluation.performance import Usage, measure, weight_megabytes
 from magic141.evaluation.suite import Conditions, clip_conditions
+from magic141.evaluation.tensor_memory import TensorMemory
 from magic141.evaluation.variants import Variant
 from magic141.evaluation.workload import NUM_KNOWN, Advance, Workload
 from magic141.models.device import cpu_threads
@@ -38,9 +34,10 @@ def run_short(
     """Generates a variant's short videos into `out`; returns its entry of variants.json."""
     conditions = clip_conditions(work.heldout, work.rows)
     latency_s = _latency_s(work, generator, conditions)
-    give_back_freed_memory()  # what earlier work holds is not counted, so that it must not be used again here
     latents, usage = _sample(work, generator, conditions, work.seed, advance)
-    weight_mb = weight_megabytes(generator.model)
+    weight_mb, added_mb = weight_megabytes(generator.model), usage.added_memory_mb
+    if added_mb is None:
+        added_mb = _tensors_mb(work, generator, conditions)
     frames = work.decode(latents)
     (out / "exact").mkdir()
     save_file({"frames": frames, "latents": latents}, out / "exact" / f"{variant.name}.safetensors")
@@ -56,7 +53,7 @@ def run_short(
         "cpu_ms_per_clip": 1000 * usage.cpu_s / len(conditions),
         "wall_ms_per_clip": 1000 * usage.wall_s / len(conditions),
         "latency_ms": 1000 * latency_s,
-        "peak_memory_mb": weight_mb + usage.added_memory_mb,
+        "peak_memory_mb": weight_mb + added_mb,
         "weight_mb": weight_mb,
         "device": torch.cuda.get_device_name(work.device) if work.device.type == "cuda" else "cpu",
         "precision": str(next(generator.model.parameters()).dtype).removeprefix("torch."),
@@ -126,6 +123,16 @@ def _sample(
             parts.append(latents)
             advance(generator.num_evaluations * len(latents))
     return torch.cat(parts), usage
+
+
+def _tensors_mb(work: Workload, generator: VideoGenerator, conditions: Conditions) -> float:
+    """MiB of the tensors that sampling a batch makes, counted in one that is not timed."""
+    batch = conditions.part(0, work.config.batch_size).to(work.device)
+    repeated = replace(generator, num_steps=min(generator.num_steps, 2))  # later steps hold what the second does
+    memory = TensorMemory()
+    with memory:
+        repeated.sample(batch.text, batch.image_tokens, batch.prefix, work.seed)
+    return memory.peak_mb
 
 
 def _latency_s(work: Workload, generator: VideoGenerator, conditions: Conditions) -> float:

@@ -15,25 +15,44 @@ from torch import Tensor, nn
 from magic141.errors import UserError, first_line
 from magic141.models.device import sampling_device
 
+RESIZE_MODES = ("shortest", "squash")
+INTERPOLATIONS = ("bicubic", "bilinear")
+
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Turns images into inputs: resize to cover a square of `size`, crop the centre, normalise per channel."""
+    """Turns images into inputs: resize to a square of `size`, normalise per channel.
+
+    Attributes:
+        size: of a side.
+        mean: per channel.
+        std: per channel.
+        resize_mode: "shortest": cover the square and crop the centre; "squash": stretch the image to it.
+        interpolation: "bicubic" or "bilinear".
+    """
 
     size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    resize_mode: str = "shortest"
+    interpolation: str = "bicubic"
 
     def __call__(self, images: Tensor) -> Tensor:
         """uint8 [N, H, W, 3] to float32 [N, 3, size, size]."""
         x = images.permute(0, 3, 1, 2).float() / 255
-        scale = self.size / min(x.shape[2:])
-        if scale != 1:
-            sides = [max(self.size, round(side * scale)) for side in x.shape[2:]]
-            x = F.interpolate(x, sides, mode="bicubic", antialias=True).clamp(0, 1)
+        sides = self._sides(*x.shape[2:])
+        if sides != list(x.shape[2:]):
+            x = F.interpolate(x, sides, mode=self.interpolation, antialias=True).clamp(0, 1)
         top, left = ((side - self.size) // 2 for side in x.shape[2:])
         x = x[:, :, top : top + self.size, left : left + self.size]
         return (x - torch.tensor(self.mean).reshape(1, 3, 1, 1)) / torch.tensor(self.std).reshape(1, 3, 1, 1)
+
+    def _sides(self, height: int, width: int) -> list[int]:
+        """Those that an image is resized to."""
+        if self.resize_mode == "squash":
+            return [self.size, self.size]
+        scale = self.size / min(height, width)
+        return [max(self.size, round(side * scale)) for side in (height, width)]
 
 
 class Pretrained(NamedTuple):
@@ -91,4 +110,11 @@ def _require_tag(name: str, field: str, tag: str, reason: str) -> None:
 def _preprocessing(model: nn.Module) -> Preprocessing:
     wanted = open_clip.get_model_preprocess_cfg(model)
     size = wanted["size"][0] if isinstance(wanted["size"], (tuple, list)) else wanted["size"]
-    return Preprocessing(size, tuple(wanted["mean"]), tuple(wanted["std"]))
+    for field, known in (("resize_mode", RESIZE_MODES), ("interpolation", INTERPOLATIONS)):
+        if wanted[field] not in known:
+            raise UserError(
+                f"train_clip.model: it was trained on images with {field} = {wanted[field]}, expected one of "
+                f"{', '.join(known)}; use another model"
+            )
+    mean, std = tuple(wanted["mean"]), tuple(wanted["std"])
+    return Preprocessing(size, mean, std, wanted["resize_mode"], wanted["interpolation"])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
-import binascii
+import string
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,11 +70,18 @@ def _rows(data: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _decoded(image: object) -> object:
-    """The picture's bytes, which may be given as base64 text."""
-    if not isinstance(image, str):
-        return image
-    try:
-        return base64.b64decode(image, validate=True)
-    except (binascii.Error, ValueError):
-        expected = "bytes, or their base64 text"
-        raise RequestError("image", f"{len(image)} characters", expected, "encode the file, not its name") from None
+    """The picture's bytes, which may be given as base64: as text or, by MLflow's server, as the bytes of the text."""
+    if isinstance(image, str):
+        try:
+            return _from_base64(image.encode())
+        except ValueError:
+            expected = "bytes, or their base64 text"
+            raise RequestError("image", f"{len(image)} characters", expected, "encode the file, not its name") from None
+    if isinstance(image, bytes):
+        with suppress(ValueError):  # a picture has bytes that no base64 has
+            return _from_base64(image)
+    return image
+
+
+def _from_base64(text: bytes) -> bytes:
+    return base64.b64decode(text.translate(None, string.whitespace.encode()), validate=True)

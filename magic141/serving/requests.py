@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from magic141.data.pictures import UNREADABLE, upright_rgb
 from magic141.errors import UserError
 from magic141.serving.config import Limits
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_SEED = 2**32 - 1
 MALFORMED, TOO_LARGE, INVALID = 400, 413, 422
-_UNREADABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError)
 
 
 class RequestError(UserError):
@@ -113,10 +113,10 @@ def _picture(data: object, limits: Limits) -> npt.NDArray[np.uint8]:
             if image.width * image.height > limits.max_image_pixels:
                 value, expected = f"{image.width} x {image.height}", f"at most {limits.max_image_pixels} pixels"
                 raise RequestError("image", value, expected, "scale it down")
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            return upright_rgb(image)
     except RequestError:
         raise
-    except _UNREADABLE:
+    except UNREADABLE:
         raise RequestError("image", f"{len(data)} bytes", "a readable picture", "send a PNG, JPEG or WebP") from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 from av.video.frame import VideoFrame
+from PIL import ExifTags, Image
 
 NUM_BITS = 8
 CODECS = {  # of a suffix, where it is not H.264 with B-frames
@@ -66,3 +68,11 @@ def encode(
             frame.pts, frame.time_base = times[index] if times else index, 1 / rate
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+
+
+def with_damaged_exif() -> bytes:
+    """A JPEG to be turned, whose EXIF calls a number a text."""
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.Orientation], exif[ExifTags.Base.ImageWidth] = 6, 48
+    Image.new("RGB", (48, 40)).save(file, "JPEG", exif=exif)
+    return file.getvalue().replace(b"\x01\x00\x00\x04\x00\x00\x00\x01", b"\x01\x00\x00\x02\x00\x00\x00\x01")

@@ -137,6 +137,9 @@ def test_accents_of_one_sign_and_of_two_are_the_same_name(tmp_path: Path, forms:
     (tmp_path / TABLE).unlink()
     (tmp_path / in_table).with_suffix(".txt").write_text("y")
     assert list_videos(tmp_path) == ([VideoFile(on_disk, "y")], [])
+    before = digest_source(tmp_path, corpus_files)
+    (tmp_path / in_table).with_suffix(".txt").write_text("z")
+    assert digest_source(tmp_path, corpus_files) != before, "its caption counts in the key, too"
 
 
 def test_videos_that_are_not_read_are_named(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import struct
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,6 +17,15 @@ RED = (200, 40, 90)
 
 def plain(height: int, width: int, colour: tuple[int, int, int] = RED, num_frames: int = 2) -> np.ndarray:
     return np.full((num_frames, height, width, 3), colour, np.uint8)
+
+
+def shown_by(path: Path, matrix: tuple[int, int, int, int]) -> None:
+    """Writes where an mp4's pixel (x, y) is shown: at (a x + c y, b x + d y), moved into view."""
+    a, b, c, d = (value << 16 for value in matrix)
+    whole = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    stored = path.read_bytes()
+    place = stored.index(whole, stored.index(b"tkhd"))  # the track's, not the file's
+    path.write_bytes(stored[:place] + struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30) + stored[place + 36 :])
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mpg", "a.ts"])
@@ -54,6 +64,33 @@ def test_of_interlaced_frames_one_moment_is_taken(tmp_path: Path) -> None:
     assert shown.shape == (64, 96)
     assert np.abs(shown[2:-2, 22:34] - 255).max() < 40, "the upper field's bar"
     assert shown[2:-2, 46:58].max() < 40, "nothing of the lower field's"
+
+
+@pytest.mark.parametrize(
+    ("matrix", "corners"),
+    [
+        ((1, 0, 0, 1), ("red", "green", "blue", "white")),
+        ((0, 1, -1, 0), ("blue", "red", "white", "green")),  # as a phone notes it
+        ((-1, 0, 0, 1), ("green", "red", "white", "blue")),  # as one notes it that films its owner
+        ((1, 0, 0, -1), ("blue", "white", "red", "green")),
+        ((0, 1, 1, 0), ("red", "blue", "green", "white")),
+        ((0, -1, -1, 0), ("white", "green", "blue", "red")),
+    ],
+)
+@pytest.mark.parametrize("size", [None, (32, 32)])
+def test_pictures_are_turned_and_mirrored_as_browsers_do(
+    tmp_path: Path, matrix: tuple[int, int, int, int], corners: tuple[str, ...], size: tuple[int, int] | None
+) -> None:
+    colours = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
+    frames = np.array(list(colours.values()), np.uint8).reshape(1, 2, 2, 3).repeat(32, 1).repeat(48, 2).repeat(2, 0)
+    encode(tmp_path / "a.mp4", frames)
+    shown_by(tmp_path / "a.mp4", matrix)
+    picture = read_video(tmp_path / "a.mp4", 24.0, size)[0].astype(int)
+    height, width = picture.shape[:2]
+    assert (width > height) == (size is None and matrix[0] != 0)
+    quarters = (picture[y * height // 4, x * width // 4] for y in (1, 3) for x in (1, 3))
+    named = [min(colours, key=lambda name: int(np.abs(pixel - colours[name]).sum())) for pixel in quarters]
+    assert named == list(corners)
 
 
 @pytest.mark.parametrize("size", [None, (32, 32)])

@@ -9,6 +9,7 @@ from PIL import ExifTags, Image
 
 from magic141.data.video import count_frames, fit_image, read_image, read_video, shrunk_video, write_video
 from magic141.errors import UserError
+from tests.data.made import with_damaged_exif
 
 
 def gray_levels(num_frames: int, height: int = 32, width: int = 48) -> np.ndarray:
@@ -28,6 +29,18 @@ def test_written_video_reads_back_nearly_equal(tmp_path: Path) -> None:
     assert again.shape == frames.shape
     assert again.dtype == np.uint8
     assert np.abs(again.astype(int) - frames).max() <= 3
+
+
+@pytest.mark.parametrize("height", [64, 720])
+def test_written_colours_are_those_given_at_every_size(tmp_path: Path, height: int) -> None:
+    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 120, 60)]
+    frames = np.broadcast_to(np.repeat(np.array([colours], np.uint8), 16, axis=1), (2, height, 64, 3))
+    write_video(tmp_path / "a.mp4", frames, fps=8.0)
+    shown = read_video(tmp_path / "a.mp4")[0, height // 2, 8::16]
+    assert np.abs(shown.astype(int) - colours).max() <= 4
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        codec = container.streams.video[0].codec_context
+        assert {codec.colorspace, codec.color_primaries, codec.color_trc} == {1}, "named, so that no player guesses"
 
 
 def test_odd_sides_become_even_and_zoom_repeats(tmp_path: Path) -> None:
@@ -97,6 +110,9 @@ def test_what_is_no_image_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("hello")
     with pytest.raises(UserError, match="not a readable image"):
         read_image(tmp_path / "a.png")
+    (tmp_path / "a.jpg").write_bytes(with_damaged_exif())
+    with pytest.raises(UserError, match="not a readable image"):
+        read_image(tmp_path / "a.jpg")
     with pytest.raises(UserError, match="no such file"):
         read_image(tmp_path / "b.png")
 

@@ -43,6 +43,21 @@ def test_every_range_can_be_drawn_on_a_log_axis_or_falls_back(values: tuple[floa
     assert "nan" not in chart
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "marks"),
+    [
+        (0.01, 8.0, ["0.01", "0.02", "0.05", "0.1", "0.2", "0.5", "1", "2", "5"]),
+        (0.9, 2.1, ["1", "2"]),
+        (0.23, 0.44, ["0.3", "0.4"]),
+        (0.55, 0.9, ["0.5", "0.6", "0.7", "0.8", "0.9"]),
+        (0.31, 0.34, ["0.3", "0.35"]),
+    ],
+)
+def test_a_log_axis_has_marks_however_short_it_is(low: float, high: float, marks: list[str]) -> None:
+    texts = _svg(line_chart([Series("a", [(0, low), (1, high)])], "step", log_y=True)).findall("text")
+    assert [text.text for text in texts if text.get("x") == "46"] == marks
+
+
 def test_smoothing_keeps_constants_and_limits_points() -> None:
     smoothed = smooth([(step, 2.0) for step in range(1000)])
     assert len(smoothed) <= 200

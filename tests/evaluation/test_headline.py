@@ -28,6 +28,12 @@ def test_the_student_stands_beside_the_model_of_many_steps() -> None:
     assert headline([{"name": "student_4", "scores": {}}]) == "student_4: no scores"
 
 
+def test_a_score_that_is_best_where_nothing_moves_is_no_headline() -> None:
+    frozen = {"frechet": {"value": 9.0}, "temporal_flickering": {"value": 1.0}, "i2v_subject": {"value": 0.9}}
+    assert headline([{"name": "student_4", "scores": frozen}]) == "student_4: Fréchet 9.00, i2v subject 0.9000"
+    assert headline_figures([{"name": "student_4", "scores": frozen}]) == {"frechet": 9.0, "i2v_subject": 0.9}
+
+
 def test_its_figures_come_with_errors_and_ratios() -> None:
     assert headline_figures(ROWS) == {
         **{"motion": 0.75, "motion_stderr": 0.01, "frechet": 1.0},

@@ -128,7 +128,7 @@ def test_table_1_shows_what_was_computed_and_names_the_rest(scored: dict[str, Pa
     missing = "subject cons., motion smooth., dynamic deg., temporal flick., average"
     assert f"Not computed: {missing};" in page
     assert "<dt>dynamic deg.</dt><dd>share of videos with motion (n/a: not requested: add it to evaluate." in page
-    assert "<dt>temporal flick.</dt><dd>1 minus the mean difference of frames (n/a: not installed: vbench)</dd>" in page
+    assert "so that a frozen clip has 1; should match real (n/a: not installed: vbench)</dd>" in page
 
 
 def test_few_vbench_columns_stand_in_the_first_table(page: str) -> None:
@@ -169,6 +169,20 @@ def test_what_is_within_an_error_of_the_best_is_best_too() -> None:
     assert [(cell["text"], cell["error"], cell["best"]) for cell in cells] == [
         *(("0.900", "±.020", True), ("0.885", "±.020", True), ("0.870", "±.020", False))
     ]
+
+
+def test_the_steadiest_clips_are_not_the_best(scored: dict[str, Path], tmp_path: Path) -> None:
+    """VBench saw some clips only, and gives a frozen one the highest score."""
+    scores = json.loads((scored["evaluate"] / "scores.json").read_text())
+    for number, row in enumerate(scores["variants"]):
+        row["scores"]["temporal_flickering"] = {"value": 1 - 0.1 * number, "reason": None}
+    scores["vbench"]["versions"]["vbench"] = "0.1.5"
+    (tmp_path / "scores.json").write_text(json.dumps(scores))
+    page = _write({**scored, "evaluate": tmp_path}, tmp_path)
+    assert "temporal flick." in _headings(page, "held-out clips"), "without an arrow"
+    assert not re.search(r"<b>0\.\d{4}</b>", page)
+    assert f"VBench 0.1.5, custom videos, on the CPU: on {GENERATE.num_showcase_clips} clips per variant" in page
+    assert "and 1 if nothing does" in page
 
 
 def test_missing_scores_say_why(page: str) -> None:

@@ -21,6 +21,10 @@ NAME = "tiny-for-tests"
 RELEASES = {
     "like_openai": {"mean": (0.4, 0.3, 0.2), "std": (0.2, 0.3, 0.4), "quick_gelu": True},
     "like_laion": {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
+    "like_siglip": {
+        **{"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
+        **{"resize_mode": "squash", "interpolation": "bilinear"},
+    },
 }
 
 
@@ -52,6 +56,16 @@ def test_a_files_release_says_normalisation_and_activation(weights: str, release
     assert activation(loaded.model) == ("QuickGELU" if release == "like_openai" else "GELU")
 
 
+def test_a_release_says_how_images_become_squares(weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    squashing = load_pretrained(NAME, weights, "like_siglip").preprocessing
+    assert (squashing.resize_mode, squashing.interpolation) == ("squash", "bilinear")
+    cropping = load_pretrained(NAME, weights, "like_openai").preprocessing
+    assert (cropping.resize_mode, cropping.interpolation) == ("shortest", "bicubic")
+    monkeypatch.setitem(RELEASES["like_siglip"], "resize_mode", "longest")
+    with pytest.raises(UserError, match="resize_mode = longest, expected one of shortest, squash"):
+        load_pretrained(NAME, weights, "like_siglip")
+
+
 def test_a_tag_says_them_too(weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("open_clip.factory.download_pretrained", lambda *_, **__: weights)
     loaded = load_pretrained(NAME, "like_openai")
@@ -60,7 +74,9 @@ def test_a_tag_says_them_too(weights: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_an_unknown_release_is_refused_with_the_known_ones(weights: str) -> None:
-    with pytest.raises(UserError, match=r"train_clip\.release = laion: no tag .*\['like_openai', 'like_laion'\]"):
+    with pytest.raises(
+        UserError, match=r"train_clip\.release = laion: no tag .*\['like_openai', 'like_laion', 'like_siglip'\]"
+    ):
         load_pretrained(NAME, weights, "laion")
 
 

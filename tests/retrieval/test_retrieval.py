@@ -178,6 +178,16 @@ def test_preprocessing_covers_the_square_and_keeps_the_centre() -> None:
     assert out.min() == out.max() == 1
 
 
+def test_preprocessing_stretches_the_whole_image_to_the_square_if_so_trained() -> None:
+    images = torch.zeros(1, 20, 60, 3, dtype=torch.uint8)
+    images[:, :, :30] = 255
+    for interpolation in ("bicubic", "bilinear"):
+        out = Preprocessing(20, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "squash", interpolation)(images)
+        assert out.shape == (1, 3, 20, 20)
+        assert out[..., :8].min() == 1, "the left half"
+        assert out[..., 12:].max() == -1, "the right half"
+
+
 def test_other_weights_under_the_same_path_are_another_artifact(
     tmp_path: Path, artifacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,7 +64,7 @@ def test_rows_of_every_kind_become_videos(model: mlflow.pyfunc.PyFuncModel, imag
     ("row", "message"),
     [
         ({"image": "cat.png!"}, "row 1: image = 8 characters: expected bytes, or their base64 text"),
-        ({"image": b"nonsense"}, "row 1: image = 8 bytes: expected a readable picture"),
+        ({"image": b"no picture"}, "row 1: image = 10 bytes: expected a readable picture"),
         ({"prompt": " "}, "row 1: prompt = (empty)"),
         ({"seconds": 60.0}, "row 1: seconds = 60.0: expected a number above 0, at most 20"),
     ],
@@ -97,6 +97,14 @@ def test_mlflows_own_scoring_server(model: mlflow.pyfunc.PyFuncModel, image: byt
     answer = client.post("/invocations", json={"dataframe_records": [row]})
     assert answer.status_code == 200, answer.text
     assert num_frames(answer.json()["predictions"][0]["video"]) == 8
+    for payload in (
+        {"dataframe_records": [{**row, "image": base64.encodebytes(image).decode()}]},  # with line breaks
+        {"dataframe_split": {"columns": list(row), "data": [list(row.values())]}},
+        {"instances": [row]},
+        {"inputs": {name: [value] for name, value in row.items()}},
+    ):
+        same = client.post("/invocations", json=payload)
+        assert same.json() == answer.json(), same.text
     bad = client.post("/invocations", json={"dataframe_records": [{**row, "prompt": ""}]})
     assert bad.status_code == 400
     assert "prompt = (empty)" in bad.text

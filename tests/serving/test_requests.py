@@ -8,6 +8,7 @@ from PIL import ExifTags, Image
 
 from magic141.serving.config import Limits
 from magic141.serving.requests import RequestError, check_request
+from tests.data.made import with_damaged_exif
 from tests.serving.conftest import picture
 
 LIMITS = Limits(max_image_bytes=20_000, max_image_pixels=4000, max_prompt_chars=20, max_seconds=5)
@@ -51,6 +52,7 @@ def test_formats(kind: str) -> None:
         ({"image": b"GIF89a, or so"}, 422, "image = 13 bytes: expected a readable picture"),
         ({"image": picture(kind="BMP")}, 422, "expected a readable picture; send a PNG, JPEG or WebP"),
         ({"image": picture()[:-2000]}, 422, "expected a readable picture"),
+        ({"image": with_damaged_exif()}, 422, "expected a readable picture"),
         ({"image": picture(100, 41)}, 422, "image = 100 x 41: expected at most 4000 pixels; scale it down"),
         ({"image": bytes(20_001)}, 413, "image = 20001 bytes: expected at most 20000"),
     ],
