@@ -113,6 +113,11 @@ def _result(run_dir: Path, outcome: LoopResult) -> TrainResult:
 def _run_here(task: WorkerTask) -> LoopResult:
     """Runs one worker in this process; restores the thread count and the random state afterwards."""
     placement = task.config.placement
+    if placement.gpus_per_worker > 0 and not torch.cuda.is_available():
+        raise UserError(
+            f"placement.gpus_per_worker = {placement.gpus_per_worker:g}: this machine has no GPU that torch can use "
+            "(`magic141 doctor`); use 0, or launcher = ray with RAY_ADDRESS of a cluster"
+        )
     device = torch.device("cuda" if placement.gpus_per_worker > 0 else "cpu")
     context = TrainContext(0, 1, device, task.run_dir, task.seed, placement)
     store = LocalStore(task.run_dir / _LOCAL, NUM_TO_KEEP)

@@ -55,6 +55,13 @@ def test_what_one_launcher_has_begun_the_other_does_not_begin_anew(tmp_path: Pat
     assert launch(LinearSpec(config), config, tmp_path, NullLog(), seed=3).resumed_from_step == 5
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_that_there_is_not_is_said(tmp_path: Path) -> None:
+    config = linear_config(gpus_per_worker=1)
+    with pytest.raises(UserError, match=r"^placement.gpus_per_worker = 1: this machine has no GPU that torch can use"):
+        launch(LinearSpec(config), config, tmp_path, NullLog(), seed=3)
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_resume_is_bit_equal(tmp_path: Path, optimizer: str) -> None:
     config = linear_config()
