@@ -149,6 +149,8 @@ def opened(path: Path) -> Iterator[Video]:
         if not container.streams.video:
             raise Unusable("has no video stream, expected a video file")
         stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise Unusable("in a codec that FFmpeg does not know, expected one such as H.264")
         stream.codec_context.thread_count = 1
         yield Video(container, stream)
 
