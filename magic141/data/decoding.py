@@ -53,6 +53,9 @@ class Video(NamedTuple):
     stream: VideoStream
 
 
+Decode = Callable[[Video], Iterator[VideoFrame]]
+
+
 class TimedFrame(NamedTuple):
     """A frame and when it is on screen, in seconds after the video's start."""
 
@@ -73,7 +76,7 @@ class Track(NamedTuple):
     @classmethod
     def of(cls, video: Video, first: VideoFrame) -> Track:
         """The track whose first frame is `first`: before it nothing can be shown."""
-        stream, by_decoding_time = video.stream, _is_of(video, _BY_DECODING_TIME)
+        stream, by_decoding_time = video.stream, is_of(video, _BY_DECODING_TIME)
         base = Fraction(stream.time_base or 0)
         rate = Fraction(stream.average_rate or stream.guessed_rate or 24)
         is_exact = not base or (1 / (rate * base)).denominator == 1  # a frame lasts whole ticks: no time is rounded
@@ -146,6 +149,8 @@ def opened(path: Path) -> Iterator[Video]:
         if not container.streams.video:
             raise Unusable("has no video stream, expected a video file")
         stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise Unusable("in a codec that FFmpeg does not know, expected one such as H.264")
         stream.codec_context.thread_count = 1
         yield Video(container, stream)
 
@@ -158,13 +163,16 @@ def storage_error(what: str, error: OSError) -> StorageError:
     )
 
 
-def timed_frames(path: Path, start: Callable[[Track], float] | None = None) -> Iterator[tuple[Track, TimedFrame]]:
+def timed_frames(
+    path: Path, start: Callable[[Track], float] | None = None, decode: Decode | None = None
+) -> Iterator[tuple[Track, TimedFrame]]:
     """The frames of a video in order of time.
 
     Args:
         path: The file.
         start: Seconds after the video's start, given its track: the frames from the one on screen then, or an earlier
             one, are wanted. None: from the first frame on.
+        decode: Gives the frames from the first one on. None: as FFmpeg does, which patches damaged ones up.
     """
     if start is not None:
         track = _track_of(path)
@@ -177,7 +185,7 @@ def timed_frames(path: Path, start: Callable[[Track], float] | None = None) -> I
                     yield from ((track, timed) for timed in track.timed(chain((first,), frames)))
                     return
     with opened(path) as video:
-        frames = video.container.decode(video.stream)
+        frames = decode(video) if decode else video.container.decode(video.stream)
         for first in frames:  # once, if at all: the rest follows it at once
             track = Track.of(video, first)
             yield from ((track, timed) for timed in track.timed(chain((first,), frames)))
@@ -205,7 +213,7 @@ def _track_of(path: Path) -> Track:
 
 def _sought(video: Video, track: Track, time: float) -> Iterator[VideoFrame]:
     """Frames from the key frame before `time` on, if the file has an index of them."""
-    if not _is_of(video, _EXACT_INDEX) or not video.stream.time_base:
+    if not is_of(video, _EXACT_INDEX) or not video.stream.time_base:
         return
     try:
         video.container.seek(int((track.origin + time) / video.stream.time_base), stream=video.stream)
@@ -234,5 +242,6 @@ def _skimmed(video: Video, track: Track, time: float) -> Iterator[VideoFrame]:
         yield from (frame for frame in packet.decode() if isinstance(frame, VideoFrame))
 
 
-def _is_of(video: Video, formats: tuple[str, ...]) -> bool:
+def is_of(video: Video, formats: tuple[str, ...]) -> bool:
+    """Whether a file has one of the formats, as FFmpeg calls them."""
     return not set(formats).isdisjoint(video.container.format.name.split(","))

@@ -15,9 +15,10 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image, ImageOps
 
-from magic141.data.decoding import Track, blaming, opened, pixel_aspect, timed_frames
+from magic141.data.decoding import Decode, Track, blaming, opened, pixel_aspect, timed_frames
 from magic141.data.pictures import UNREADABLE, upright_rgb
 from magic141.data.pixels import Frames, check_picture, to_rgb
+from magic141.data.soundness import sound_frames
 from magic141.errors import UserError
 
 _TIME_EPS = 1e-6
@@ -48,12 +49,14 @@ def measure_video(path: Path, fps: float) -> Measured:
     """Decodes the whole video and looks at every frame that resampling to `fps` shows.
 
     Raises:
-        BadVideo: it cannot be decoded, or has pictures that cannot be used.
+        BadVideo: it is damaged, or has pictures that cannot be used.
         StorageError: it cannot be read.
     """
     num_frames = num_distinct = 0
     last: VideoFrame | None = None
-    for _, frame, aspect in _indexed_frames(path, fps, 0):
+    for place, frame, aspect in _resampled(path, fps, 0, sound_frames):
+        if place < 0:
+            continue
         if frame is not last:
             check_picture(path, frame, aspect)
         num_frames, num_distinct, last = num_frames + 1, num_distinct + (frame is not last), frame
@@ -196,9 +199,9 @@ def _stored(path: Path) -> Iterator[_Shown]:
             yield _Shown(index, frame, aspect)
 
 
-def _resampled(path: Path, fps: float, first: int) -> Iterator[_Shown]:
+def _resampled(path: Path, fps: float, first: int, decode: Decode | None = None) -> Iterator[_Shown]:
     """At index k the frame on screen at k / fps seconds after the video's start; may begin before `first`."""
-    frames = timed_frames(path, (lambda track: (first + _tolerance(track, fps)) / fps) if first else None)
+    frames = timed_frames(path, (lambda track: (first + _tolerance(track, fps)) / fps) if first else None, decode)
     for track, (begin, end, frame) in frames:
         yield from (_Shown(index, frame, track.pixel_aspect) for index in _shown_at(begin, end, fps, track))
 

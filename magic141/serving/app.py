@@ -18,12 +18,21 @@ from starlette.types import Message
 from magic141.data.video import fit_image
 from magic141.frozen import FrozenConfig
 from magic141.serving.config import ServingConfig
-from magic141.serving.requests import MALFORMED, RequestError, Video, VideoRequest, check_image_bytes, check_request
+from magic141.serving.requests import (
+    MALFORMED,
+    RequestError,
+    Video,
+    VideoRequest,
+    check_image_bytes,
+    check_request,
+    shortened,
+)
 
 FORM_OVERHEAD_BYTES = 64_000  # boundaries and the other fields
 MAX_FIELDS = 8
 MAX_UNPACKING = 2  # pictures decoded at once: one of the largest takes half a gigabyte
 FIRST_RETRY_SECONDS = 10  # until the first video shows how long one takes
+MAX_REMARK_CHARS = 200  # twelve bytes each at most in JSON; clients refuse headers of more than about 8,000
 BUSY, TOO_SLOW, FAILED = 503, 504, 500
 
 Animate = Callable[[VideoRequest], Awaitable[Video]]
@@ -96,7 +105,8 @@ class Endpoints:
             self._in_work -= 1
         self._last_seconds = video.seconds
         # as JSON: headers must be ASCII, and there may be several remarks
-        headers = {"X-Magic141-Seconds": f"{video.seconds:.2f}", "X-Magic141-Remarks": json.dumps(video.remarks)}
+        remarks = json.dumps([shortened(remark, MAX_REMARK_CHARS) for remark in video.remarks])
+        headers = {"X-Magic141-Seconds": f"{video.seconds:.2f}", "X-Magic141-Remarks": remarks}
         return Response(video.mp4, media_type="video/mp4", headers=headers)
 
     async def _read(self, request: Request) -> VideoRequest:

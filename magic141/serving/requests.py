@@ -137,5 +137,9 @@ def _kind(value: object) -> str:
 
 
 def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else f"{text[:39]}…"
+    return shortened(str(value), 40)
+
+
+def shortened(text: str, max_chars: int) -> str:
+    """The text, or its beginning with a mark that there is more."""
+    return text if len(text) <= max_chars else f"{text[: max_chars - 1]}…"

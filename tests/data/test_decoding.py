@@ -99,6 +99,14 @@ def test_a_damaged_file_is_its_own_fault_and_the_error_travels(tmp_path: Path) -
     assert again.reason.startswith("cannot be decoded (")
 
 
+def test_a_codec_that_is_not_known_is_its_file_s_fault(tmp_path: Path) -> None:
+    encode(tmp_path / "a.mp4", numbered(9))
+    content = (tmp_path / "a.mp4").read_bytes()
+    (tmp_path / "a.mp4").write_bytes(content.replace(b"avc1", b"zzzz").replace(b"avcC", b"zzzC"))
+    with pytest.raises(BadVideo, match="in a codec that FFmpeg does not know"):
+        count_frames(tmp_path / "a.mp4", 24.0)
+
+
 def test_frames_that_cannot_be_scaled_are_their_file_s_fault(tmp_path: Path) -> None:
     encode(tmp_path / "a.mp4", np.zeros((2, 2, 3000, 3), np.uint8))
     with pytest.raises(BadVideo, match=r"a\.mp4: cannot be decoded \(Invalid argument\)"):

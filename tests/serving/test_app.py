@@ -75,6 +75,9 @@ def test_what_the_model_does_not_understand_is_said(client: TestClient, image: b
     answer = client.post("/generate", files={"image": image}, data={"prompt": "a crème brûlée moves up"})
     assert num_frames(answer.content) == 9
     assert "crème, brûlée" in json.loads(answer.headers["x-magic141-remarks"])[0]
+    answer = client.post("/generate", files={"image": image}, data={"prompt": "\N{CAT FACE}" * 900})
+    assert json.loads(answer.headers["x-magic141-remarks"])[0].endswith("…")
+    assert len(answer.headers["x-magic141-remarks"]) < 6000, "clients refuse longer headers"
 
 
 @pytest.mark.parametrize(
