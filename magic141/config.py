@@ -16,6 +16,7 @@ from magic141.artifacts import canonical_json, sha256_text
 from magic141.base_checks import misfits
 from magic141.config_checks import problems
 from magic141.config_errors import explain
+from magic141.config_files import merge, parse_override, read_config
 from magic141.data.config import DataConfig
 from magic141.environment import temporary_environment
 from magic141.errors import UserError
@@ -93,9 +94,9 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> PipelineConfig:
     Raises:
         UserError: one line per problem.
     """
-    values = _read(Path(path), ())
+    values = read_config(Path(path))
     for override in overrides:
-        values = _merge(values, _parse_override(override))
+        values = merge(values, parse_override(override))
     return validate(values, Path(path).name)
 
 
@@ -105,6 +106,8 @@ def validate(values: Mapping[str, Any], source: str) -> PipelineConfig:
         return PipelineConfig.model_validate(values)
     except ValidationError as error:
         raise UserError(explain(error, PipelineConfig, source)) from None
+    except RecursionError:
+        raise UserError(f"{source}: nested too deeply, or in itself; correct it, see configs/demo.yaml") from None
 
 
 def validate_stored(values: Mapping[str, Any], source: str) -> PipelineConfig:
@@ -126,7 +129,7 @@ def with_overrides(config: PipelineConfig, overrides: Sequence[str], source: str
     """A copy of `config` with `a.b=c` overrides applied."""
     values: dict[str, Any] = config.model_dump(mode="json")
     for override in overrides:
-        values = _merge(values, _parse_override(override))
+        values = merge(values, parse_override(override))
     return validate(values, source)
 
 
@@ -164,69 +167,3 @@ def missing_sources(config: PipelineConfig) -> Iterator[str]:
 def config_digest(config: PipelineConfig) -> str:
     """Short name of the config's content."""
     return sha256_text(canonical_json(config.model_dump(mode="json")))[:12]
-
-
-def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    if path.resolve() in seen:
-        raise UserError(f"{path}: extends itself through {' -> '.join(p.name for p in seen)}; remove one `extends`")
-    values = _parse_file(path)
-    base = values.pop("extends", None)
-    if base is None:
-        return values
-    if not isinstance(base, str):
-        raise UserError(f"{path}: extends = {base!r}: expected one file name, relative to this file")
-    return _merge(_read(path.parent / base, (*seen, path.resolve())), values)
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a field that is given twice: YAML's own loader silently takes the last one."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"{key.value} is there twice", problem_mark=key.start_mark)
-            seen |= {key.value} if isinstance(key.value, str) else set()
-        return node
-
-
-def _parse_file(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
-    except FileNotFoundError:
-        beside = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        hint = f"beside it: {', '.join(beside)}" if beside else "give a YAML file, such as configs/demo.yaml"
-        raise UserError(f"config {path}: no such file; {hint}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"config {path}: cannot be read ({error}); give the path of a YAML file") from None
-    except RecursionError:
-        raise UserError(f"config {path}: nested too deeply; correct it, see configs/demo.yaml") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"config {path}: not YAML ({' '.join(str(error).split())}); correct that line") from None
-    if not isinstance(values, dict | None):
-        kind = type(values).__name__
-        raise UserError(f"config {path}: expected fields with values, got {kind}; see configs/demo.yaml")
-    return values or {}
-
-
-def _parse_override(text: str) -> dict[str, Any]:
-    path, equals, value = text.partition("=")
-    names = [name.strip() for name in path.split(".")]
-    if not equals or not all(names):
-        raise UserError(f"--set {text}: expected SECTION.FIELD=VALUE, such as --set distill_dmd2.num_steps=100")
-    try:
-        parsed: Any = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise UserError(f"--set {text}: the value is not YAML; put it in quotes") from None
-    for name in reversed(names):
-        parsed = {name: parsed}
-    return dict(parsed)
-
-
-def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for name, value in top.items():
-        old = merged.get(name)
-        merged[name] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return merged

@@ -103,6 +103,9 @@ MISTAKES = {
     "generate.prompts=[a cat, ' ']": "generate.prompts = ('a cat', ' '): one of them is empty",
     "generate.few_steps=[4, 2, 4]": "generate.few_steps = (4, 2, 4): a number occurs twice",
     "seed=2147483648": "seed = 2147483648: expected less than or equal to 2147483647",
+    "name=2024-02-30": "--set name=2024-02-30: not YAML (day is out of range for month",
+    "seed=" + "[" * 3000: "[[[[…: nested too deeply",
+    "data={fps: 1, fps: 2}": "--set data={fps: 1, fps: 2}: not YAML (fps is there twice",
     "data": "--set data: expected SECTION.FIELD=VALUE",
 }
 
@@ -140,12 +143,33 @@ def test_two_mistakes_are_two_lines() -> None:
         ("extends: 3", "expected one file name"),
         ("seed: 1\nname: a\nseed: 2", r"not YAML \(seed is there twice in .* line 3"),
         ("a: " + "[" * 5000, "nested too deeply"),
+        ("name: 2024-13-45", r"config .*bad.yaml: not YAML \(month must be in 1..12 .* line 1, .*name: 2024-13-45"),
+        ("name: a\nseed: 0x_", "line 2, .*seed: 0x_"),
+        ("seed: !!int abc", "line 1, .*seed: !!int abc"),
+        ("seed: !!bool abc", "line 1, .*seed: !!bool abc"),
+        ("seed: " + "9" * 5000, "5000 digits.* line 1"),
+        ("seed: 0x" + "f" * 5000, "4300 digits.* line 1"),
+        ("data: &a {shapes: *a}", r"\*a stands inside of what it names .* line 1"),
+        ("seed: 1\ngenerate: {few_steps: &a [1, *a]}", r"\*a stands inside of what it names .* line 2"),
+        ("? [a, b]\n: 1", "a list or section where a field's name is expected .* line 1"),
+        ('name: "\\UFFFFFFFF"', "config .*bad.yaml: not YAML"),
+        ('extends: "a\\0b"', r"extends = 'a\\x00b': expected one file name"),
     ],
 )
 def test_bad_files_are_named(tmp_path: Path, text: str, line: str) -> None:
     (tmp_path / "bad.yaml").write_text(text)
     with pytest.raises(UserError, match=line):
         load_config(tmp_path / "bad.yaml")
+
+
+def test_a_file_that_only_links_to_itself_and_values_inside_themselves_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "loop.yaml").symlink_to("loop.yaml")
+    with pytest.raises(UserError, match=r"config .*loop.yaml: cannot be read"):
+        load_config(tmp_path / "loop.yaml")
+    endless: list[object] = []
+    endless.append(endless)
+    with pytest.raises(UserError, match="a run: nested too deeply, or in itself"):
+        validate({"generate": {"few_steps": endless}}, "a run")
 
 
 def test_missing_file_and_endless_extends(tmp_path: Path) -> None:
