@@ -106,6 +106,15 @@ MISTAKES = {
     "name=2024-02-30": "--set name=2024-02-30: not YAML (day is out of range for month",
     "seed=" + "[" * 3000: "[[[[…: nested too deeply",
     "data={fps: 1, fps: 2}": "--set data={fps: 1, fps: 2}: not YAML (fps is there twice",
+    "publish.gate=[{better: lower}]": "gate.0.metric: not set, but required; set it in demo.yaml or with --set publish."
+    "gate=[…], the whole list",
+    "model.rope_axes_dim=[1,2]": "model.rope_axes_dim.2: not set, but required; set it in demo.yaml or with --set "
+    "model.rope_axes_dim=[…], the whole list",
+    "model.window_frames=1": "model.window_frames = 1: long videos need windows of an anchor, generate.long_video_"
+    "carried = 2 and a new latent frame; use at least 7",
+    "model.window_frames=3": "a new latent frame; use at least 7",
+    "data.shapes.num_train=1": "data.shapes.num_train = 1: too few for the smallest batch of train_clip; use at",
+    "data={~: 2}": "data: null is no name of a field, expected a text; rename it in demo.yaml; known: codec, encoder",
     "data": "--set data: expected SECTION.FIELD=VALUE",
 }
 
