@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from magic141.artifacts import canonical_json, sha256_text
 from magic141.base_checks import misfits
@@ -21,7 +21,7 @@ from magic141.data.config import DataConfig
 from magic141.environment import temporary_environment
 from magic141.errors import UserError
 from magic141.evaluation.config import EvaluateConfig, GenerateConfig, PublishConfig, QuantizeConfig, ReportConfig
-from magic141.frozen import FrozenConfig, placement
+from magic141.frozen import FrozenConfig, is_address, placement
 from magic141.models.config import TransformerConfig
 from magic141.retrieval.config import ClipConfig, IndexConfig
 from magic141.training.config import CfgDistillationConfig, FlowMatchingConfig
@@ -53,6 +53,15 @@ class PipelineConfig(FrozenConfig):
     report: ReportConfig = ReportConfig()
     publish: PublishConfig = PublishConfig()
 
+    @field_validator("workspace", mode="before")
+    @classmethod
+    def _a_folder(cls, workspace: Any) -> Any:
+        if isinstance(workspace, str | Path) and is_address(workspace):
+            raise ValueError("an address, expected a folder on this machine; mount it")
+        if isinstance(workspace, str) and not workspace.strip():  # as a path, it would be the current folder
+            raise ValueError("empty, expected a folder")
+        return workspace
+
     @model_validator(mode="after")
     def _stages_fit(self) -> PipelineConfig:
         if found := problems(self):
@@ -69,18 +78,23 @@ class PipelineConfig(FrozenConfig):
         """The workspace as an absolute path; MAGIC141_HOME overrides the config.
 
         Raises:
-            UserError: if it begins with the home of a user that there is not.
+            UserError: if it is an address, or begins with the home of a user that there is not.
         """
-        named = Path(os.environ.get(HOME_VARIABLE) or self.workspace)
-        try:
-            return named.expanduser().resolve()
-        except (RuntimeError, OSError, ValueError) as error:
-            raise UserError(f"workspace {named}: {error}; set {HOME_VARIABLE} or workspace to a folder") from None
+        return _folder(os.environ.get(HOME_VARIABLE) or self.workspace)
+
+
+def _folder(named: str | Path) -> Path:
+    if is_address(named):
+        raise UserError(f"workspace {named}: an address, expected a folder on this machine; mount it, or use another")
+    try:
+        return Path(named).expanduser().resolve()
+    except (RuntimeError, OSError, ValueError) as error:
+        raise UserError(f"workspace {named}: {error}; set {HOME_VARIABLE} or workspace to a folder") from None
 
 
 def working_in(home: Path) -> AbstractContextManager[None]:
     """Inside, `home` is the workspace of every config, whatever environment or config say."""
-    return temporary_environment({HOME_VARIABLE: str(home.resolve())})
+    return temporary_environment({HOME_VARIABLE: str(_folder(home))})
 
 
 def default_home() -> Path:

@@ -43,9 +43,14 @@ class FrozenConfig(BaseModel):
         """Makes a source's path absolute, so that processes in other folders find the same files."""
         name = str(info.field_name)
         is_path = _in_key(cls.model_fields[name]) == BY_CONTENT and isinstance(value, str | Path)
-        if is_path and _URL.match(str(value)):  # it would become a folder `s3:` of the current one
+        if is_path and is_address(value):  # it would become a folder `s3:` of the current one
             raise ValueError("an address, expected a path on this machine; mount it or copy it here")
         return os.path.abspath(os.path.expanduser(value)) if is_path else value
+
+
+def is_address(path: str | Path) -> bool:
+    """Whether a path is really an address, such as s3://bucket: as a path, it would be a folder `s3:`."""
+    return bool(_URL.match(str(path)))
 
 
 def _has_bool(value: Any) -> bool:

@@ -16,6 +16,7 @@ from magic141.config import (
     validate,
     validate_stored,
     with_overrides,
+    working_in,
 )
 from magic141.errors import UserError
 from magic141.frozen import key_fields
@@ -34,6 +35,14 @@ def test_a_workspace_of_nobody_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("MAGIC141_HOME", "~nobody-of-this-name/runs")
     with pytest.raises(UserError, match=r"^workspace ~nobody-of-this-name/runs: .*; set MAGIC141_HOME or workspace to"):
         assert PipelineConfig().home
+
+
+def test_a_home_that_is_an_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAGIC141_HOME", "s3://bucket/runs")
+    with pytest.raises(UserError, match=r"^workspace s3://bucket/runs: an address, expected a folder on this machine"):
+        assert PipelineConfig().home
+    with pytest.raises(UserError, match=r"^workspace gs:/bucket: an address"):
+        working_in(Path("gs://bucket"))
 
 
 def test_extends_and_set_compose(tmp_path: Path) -> None:
@@ -115,6 +124,8 @@ MISTAKES = {
     "model.window_frames=3": "a new latent frame; use at least 7",
     "data.shapes.num_train=1": "data.shapes.num_train = 1: too few for the smallest batch of train_clip; use at",
     "data={~: 2}": "data: null is no name of a field, expected a text; rename it in demo.yaml; known: codec, encoder",
+    "workspace=s3://b/x": "workspace = 's3://b/x': an address, expected a folder on this machine; mount it; change it",
+    "workspace=''": "workspace = '': empty, expected a folder; change it in demo.yaml",
     "data": "--set data: expected SECTION.FIELD=VALUE",
 }
 
