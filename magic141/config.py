@@ -21,7 +21,7 @@ from magic141.data.config import DataConfig
 from magic141.environment import temporary_environment
 from magic141.errors import UserError
 from magic141.evaluation.config import EvaluateConfig, GenerateConfig, PublishConfig, QuantizeConfig, ReportConfig
-from magic141.frozen import FrozenConfig, is_address, placement
+from magic141.frozen import FrozenConfig, Name, is_address, placement
 from magic141.models.config import TransformerConfig
 from magic141.retrieval.config import ClipConfig, IndexConfig
 from magic141.training.config import CfgDistillationConfig, FlowMatchingConfig
@@ -35,10 +35,10 @@ LARGEST_SEED = 2**31 - 1  # FAISS takes a C int; `step_generator` mixes larger o
 class PipelineConfig(FrozenConfig):
     """The configs of all stages, and where the run is kept."""
 
-    name: str = Field("magic141", min_length=1, description="name of the parent run")
+    name: Name = Field("magic141", description="name of the parent run")
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="seed of every stage")
     workspace: Path = placement(Path("runs"), description="folder of artifacts, checkpoints and the tracking store")
-    experiment: str = placement("magic141", min_length=1, description="MLflow experiment")
+    experiment: Name = placement("magic141", description="MLflow experiment")
     data: DataConfig = DataConfig()
     model: TransformerConfig = TransformerConfig()
     train_clip: ClipConfig = ClipConfig()

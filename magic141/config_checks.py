@@ -14,7 +14,7 @@ TRAINING_SECTIONS = ("pretrain_t2v", "pretrain_i2v", "distill_cfg", "distill_dmd
 
 def problems(config: PipelineConfig) -> list[str]:
     """Everything that keeps `config` from being run; empty if nothing does."""
-    return [*_geometry(config), *_amounts(config), *_guidance(config), *_weak_shift(config)]
+    return [*_geometry(config), *_amounts(config), *_frechet(config), *_guidance(config), *_weak_shift(config)]
 
 
 def _geometry(config: PipelineConfig) -> Iterator[str]:
@@ -90,6 +90,20 @@ def _amounts(config: PipelineConfig) -> Iterator[str]:
                 f"generate.{name} = {clips}: data.shapes.num_heldout = {shapes.num_heldout} clips are held out; "
                 f"use at most {shapes.num_heldout}"
             )
+
+
+def _frechet(config: PipelineConfig) -> Iterator[str]:
+    """Its samples are latent positions, of which there must be more than the dimensions that they have."""
+    data, pca = config.data, config.data.codec.kind == "pca"
+    channels, side = (data.codec.num_channels, data.codec.spatial_factor) if pca else (16, 8)
+    clips, asked = config.generate.num_exact_clips, config.evaluate.frechet_dimensions
+    samples = clips * (data.height // side) * (data.width // side)
+    numbers = channels * ((config.model.window_frames - 1) // config.temporal_factor + 1)
+    if samples <= min(asked, numbers):
+        yield (
+            f"evaluate.frechet_dimensions = {asked}: generate.num_exact_clips = {clips} have {samples} latent "
+            f"positions; use at most {samples - 1}, or more clips"
+        )
 
 
 def oversized_batches(config: PipelineConfig, names: Iterable[str], num_train: int, why: str) -> Iterator[str]:

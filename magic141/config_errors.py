@@ -75,9 +75,7 @@ def _no_name(details: ErrorDetails, model: type[BaseModel], source: str) -> str:
 
 
 def _show(value: object) -> str:
-    if isinstance(value, str | float):
-        return repr(value)
-    text = json.dumps(value, default=str)
+    text = repr(value) if isinstance(value, str | float) else json.dumps(value, default=str)
     return text if len(text) < 60 else text[:57] + "..."
 
 

@@ -126,6 +126,14 @@ MISTAKES = {
     "data={~: 2}": "data: null is no name of a field, expected a text; rename it in demo.yaml; known: codec, encoder",
     "workspace=s3://b/x": "workspace = 's3://b/x': an address, expected a folder on this machine; mount it; change it",
     "workspace=''": "workspace = '': empty, expected a folder; change it in demo.yaml",
+    "name='  '": "name = '  ': expected a text of 1 to 250 characters on one line, not only blanks; change it in demo",
+    'experiment="a\\nb"': r"experiment = 'a\nb': expected a text of 1 to 250 characters on one line",
+    "publish.model_name=" + "m" * 251: "mmm...: expected a text of 1 to 250 characters on one line",
+    "data.fps=1.0e-300": "data.fps = 1e-300: expected greater than or equal to 0.01",
+    "data.fps=1.0e+300": "data.fps = 1e+300: expected less than or equal to 1000",
+    "data.height=100000000": "data.height = 100000000: expected less than or equal to 16384",
+    "train_clip.num_steps=1" + "0" * 40: "expected less than or equal to 1000000000",
+    "distill_dmd2.num_steps=1" + "0" * 40: "expected less than or equal to 1000000000",
     "data": "--set data: expected SECTION.FIELD=VALUE",
 }
 
@@ -136,6 +144,11 @@ def test_a_mistake_is_one_line(override: str, line: str) -> None:
         load_config(CONFIGS / "demo.yaml", ["model.patch_size=2", override])
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_frechet_distance_needs_more_positions_than_dimensions() -> None:
+    with pytest.raises(UserError, match=r"evaluate.frechet_dimensions = 100000: generate.num_exact_clips = 8 have 128"):
+        load_config(CONFIGS / "smoke.yaml", ["evaluate.frechet_dimensions=100000"])
 
 
 def test_a_stored_config_may_have_fields_that_are_gone_since() -> None:
