@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.command_line import home_of, prefect_server, selection, start_prefect, store
+from flows.command_line import home_of, prefect_server, refuse_second_workspace, selection, start_prefect, store
 from flows.endings import FAILURE, reporting, resumable
 from flows.outcomes import say_cleaning, say_outcome, say_sweep, warn, wide_console
 from flows.startup import uncollected
@@ -29,7 +29,9 @@ From = Annotated[str | None, typer.Option("--from", help="first stage to run, on
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="SECTION.FIELD=VALUE; may be repeated")]
 Until = Annotated[str | None, typer.Option(help="last stage to run")]
 Refresh = Annotated[list[str] | None, typer.Option(help="stage to compute again; may be repeated")]
-Workspace = Annotated[Path | None, typer.Option(help="folder of runs (default: MAGIC141_HOME, or runs)")]
+Workspace = Annotated[  # not a Path, in which an empty text is the current folder, and `//` one slash
+    str | None, typer.Option(metavar="PATH", help="folder of runs (default: MAGIC141_HOME, or runs)")
+]
 Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks and Prefect's log")]
 
 
@@ -109,6 +111,7 @@ def sweep(
     with reporting(debug):
         from flows.grid import check_members, members_of
 
+        refuse_second_workspace(set_, workspace)
         store(workspace)
         values, *_ = check_members(config, members_of(vary or (), member or ()), set_ or ())
         with resumable(), prefect_server(values.home, debug):

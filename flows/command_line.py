@@ -36,7 +36,7 @@ def selection(
     until: str | None,
     refresh: list[str] | None,
     overrides: list[str] | None,
-    workspace: Path | None,
+    workspace: str | None,
     must_exist: bool = True,
 ) -> Selection:
     """Checks the options of `run` and `plan` as far as possible before anything starts."""
@@ -61,14 +61,12 @@ def selection(
     return Selection(home, config.resolve() if config else None, values)
 
 
-def load(config: Path, overrides: list[str] | None, workspace: Path | None, must_exist: bool = True) -> PipelineConfig:
+def load(config: Path, overrides: list[str] | None, workspace: str | None, must_exist: bool = True) -> PipelineConfig:
     """The validated config; `must_exist`: also checks that the files and folders it names exist."""
     from magic141.config import load_config, missing_sources
     from magic141.errors import UserError
 
-    home = os.environ.get("MAGIC141_HOME")
-    if home and any(override.partition("=")[0].strip() == "workspace" for override in overrides or []):
-        raise UserError(f"--set workspace: MAGIC141_HOME = {home} decides; give --workspace DIR, or unset it")
+    refuse_second_workspace(overrides, workspace)
     values = load_config(config, overrides or [])
     store(workspace)
     problems = list(missing_sources(values)) if must_exist else []
@@ -77,7 +75,19 @@ def load(config: Path, overrides: list[str] | None, workspace: Path | None, must
     return values
 
 
-def store(workspace: Path | None) -> Path:
+def refuse_second_workspace(overrides: list[str] | None, workspace: str | None) -> None:
+    """Refuses `--set workspace` where something else decides, and would do so in silence."""
+    from magic141.errors import UserError
+
+    if not any(override.partition("=")[0].strip() == "workspace" for override in overrides or []):
+        return
+    if workspace is not None:
+        raise UserError(f"--set workspace: --workspace {workspace} decides; give one of the two")
+    if home := os.environ.get("MAGIC141_HOME"):
+        raise UserError(f"--set workspace: MAGIC141_HOME = {home} decides; give --workspace DIR, or unset it")
+
+
+def store(workspace: str | None) -> Path:
     """The workspace, after checking that the servers named in the environment answer."""
     from flows.reach import require_servers
 
@@ -85,13 +95,18 @@ def store(workspace: Path | None) -> Path:
     return home_of(workspace)
 
 
-def home_of(workspace: Path | None) -> Path:
+def home_of(workspace: str | None) -> Path:
     """The workspace; if given on the command line, it is set for this whole process."""
-    if workspace:
-        os.environ["MAGIC141_HOME"] = str(workspace.expanduser().resolve())
     from magic141.config import default_home
+    from magic141.errors import UserError
 
-    return default_home()
+    if workspace is None:
+        return default_home()
+    if not workspace.strip():  # as a path, it would be the current folder
+        raise UserError("--workspace is empty, expected a folder; without it, runs are in MAGIC141_HOME, or in runs")
+    os.environ["MAGIC141_HOME"] = workspace
+    os.environ["MAGIC141_HOME"] = str(home := default_home())  # absolute, for processes in other folders
+    return home
 
 
 def start_prefect(home: Path, debug: bool) -> PrefectServer:

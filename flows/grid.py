@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from magic141.config import PipelineConfig, load_config, missing_sources
+from magic141.config_files import load_yaml, shown
 from magic141.errors import UserError
 
 MAX_MEMBERS = 200
@@ -81,12 +82,10 @@ def number_at(config: PipelineConfig, field: str) -> float | None:
 
 def _axis(text: str) -> list[tuple[str, str]]:
     field, equals, values = text.partition("=")
-    try:
-        parsed = yaml.safe_load(f"[{values}]")
-    except yaml.YAMLError:
-        parsed = []
+    where, remedy = f"--vary {shown(text)}", "expected FIELD=VALUE,VALUE,… such as distill_dmd2.a_weak=0,0.25,0.5"
+    parsed = load_yaml(f"[{values}]", where, remedy)
     if not equals or not field.strip() or not parsed:
-        raise UserError(f"--vary {text}: expected FIELD=VALUE,VALUE,… such as distill_dmd2.a_weak=0,0.25,0.5")
+        raise UserError(f"{where}: {remedy}")
     return [(field.strip(), _flow(value)) for value in parsed]
 
 

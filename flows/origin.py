@@ -104,8 +104,8 @@ def _refuse_changes(origin: Origin, config: PipelineConfig, before: Iterable[Sta
         changed = next((field for field in new if old.get(field) != new[field]), None)
         if changed:
             raise UserError(
-                f"--set {changed}: {stage.name} is kept from run {origin.run.info.run_id}; what runs here is "
-                f"{', '.join(sorted(running))}; start with --from {stage.name}, or use `magic141 run CONFIG`"
+                f"--set {changed}: {stage.name} is kept from run {(run_id := origin.run.info.run_id)}; what runs here "
+                f"is {', '.join(sorted(running))}; use `magic141 run --run {run_id} --from {stage.name}`"
             )
     idle = {stage.name for stage in stages_of.STAGES} - running
     for section in set(type(config).model_fields) & {"data" if name == "prepare_data" else name for name in idle}:

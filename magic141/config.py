@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from magic141.artifacts import canonical_json, sha256_text
 from magic141.base_checks import misfits
 from magic141.config_checks import problems
 from magic141.config_errors import explain
+from magic141.config_files import merge, parse_override, read_config
 from magic141.data.config import DataConfig
 from magic141.environment import temporary_environment
 from magic141.errors import UserError
 from magic141.evaluation.config import EvaluateConfig, GenerateConfig, PublishConfig, QuantizeConfig, ReportConfig
-from magic141.frozen import FrozenConfig, placement
+from magic141.frozen import FrozenConfig, Name, is_address, placement
 from magic141.models.config import TransformerConfig
 from magic141.retrieval.config import ClipConfig, IndexConfig
 from magic141.training.config import CfgDistillationConfig, FlowMatchingConfig
@@ -34,10 +35,10 @@ LARGEST_SEED = 2**31 - 1  # FAISS takes a C int; `step_generator` mixes larger o
 class PipelineConfig(FrozenConfig):
     """The configs of all stages, and where the run is kept."""
 
-    name: str = Field("magic141", min_length=1, description="name of the parent run")
+    name: Name = Field("magic141", description="name of the parent run")
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="seed of every stage")
     workspace: Path = placement(Path("runs"), description="folder of artifacts, checkpoints and the tracking store")
-    experiment: str = placement("magic141", min_length=1, description="MLflow experiment")
+    experiment: Name = placement("magic141", description="MLflow experiment")
     data: DataConfig = DataConfig()
     model: TransformerConfig = TransformerConfig()
     train_clip: ClipConfig = ClipConfig()
@@ -51,6 +52,15 @@ class PipelineConfig(FrozenConfig):
     evaluate: EvaluateConfig = EvaluateConfig()
     report: ReportConfig = ReportConfig()
     publish: PublishConfig = PublishConfig()
+
+    @field_validator("workspace", mode="before")
+    @classmethod
+    def _a_folder(cls, workspace: Any) -> Any:
+        if isinstance(workspace, str | Path) and is_address(workspace):
+            raise ValueError("an address, expected a folder on this machine; mount it")
+        if isinstance(workspace, str) and not workspace.strip():  # as a path, it would be the current folder
+            raise ValueError("empty, expected a folder")
+        return workspace
 
     @model_validator(mode="after")
     def _stages_fit(self) -> PipelineConfig:
@@ -68,18 +78,23 @@ class PipelineConfig(FrozenConfig):
         """The workspace as an absolute path; MAGIC141_HOME overrides the config.
 
         Raises:
-            UserError: if it begins with the home of a user that there is not.
+            UserError: if it is an address, or begins with the home of a user that there is not.
         """
-        named = Path(os.environ.get(HOME_VARIABLE) or self.workspace)
-        try:
-            return named.expanduser().resolve()
-        except (RuntimeError, OSError, ValueError) as error:
-            raise UserError(f"workspace {named}: {error}; set {HOME_VARIABLE} or workspace to a folder") from None
+        return _folder(os.environ.get(HOME_VARIABLE) or self.workspace)
+
+
+def _folder(named: str | Path) -> Path:
+    if is_address(named):
+        raise UserError(f"workspace {named}: an address, expected a folder on this machine; mount it, or use another")
+    try:
+        return Path(named).expanduser().resolve()
+    except (RuntimeError, OSError, ValueError) as error:
+        raise UserError(f"workspace {named}: {error}; set {HOME_VARIABLE} or workspace to a folder") from None
 
 
 def working_in(home: Path) -> AbstractContextManager[None]:
     """Inside, `home` is the workspace of every config, whatever environment or config say."""
-    return temporary_environment({HOME_VARIABLE: str(home.resolve())})
+    return temporary_environment({HOME_VARIABLE: str(_folder(home))})
 
 
 def default_home() -> Path:
@@ -93,9 +108,9 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> PipelineConfig:
     Raises:
         UserError: one line per problem.
     """
-    values = _read(Path(path), ())
+    values = read_config(Path(path))
     for override in overrides:
-        values = _merge(values, _parse_override(override))
+        values = merge(values, parse_override(override))
     return validate(values, Path(path).name)
 
 
@@ -105,6 +120,8 @@ def validate(values: Mapping[str, Any], source: str) -> PipelineConfig:
         return PipelineConfig.model_validate(values)
     except ValidationError as error:
         raise UserError(explain(error, PipelineConfig, source)) from None
+    except RecursionError:
+        raise UserError(f"{source}: nested too deeply, or in itself; correct it, see configs/demo.yaml") from None
 
 
 def validate_stored(values: Mapping[str, Any], source: str) -> PipelineConfig:
@@ -126,7 +143,7 @@ def with_overrides(config: PipelineConfig, overrides: Sequence[str], source: str
     """A copy of `config` with `a.b=c` overrides applied."""
     values: dict[str, Any] = config.model_dump(mode="json")
     for override in overrides:
-        values = _merge(values, _parse_override(override))
+        values = merge(values, parse_override(override))
     return validate(values, source)
 
 
@@ -164,69 +181,3 @@ def missing_sources(config: PipelineConfig) -> Iterator[str]:
 def config_digest(config: PipelineConfig) -> str:
     """Short name of the config's content."""
     return sha256_text(canonical_json(config.model_dump(mode="json")))[:12]
-
-
-def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    if path.resolve() in seen:
-        raise UserError(f"{path}: extends itself through {' -> '.join(p.name for p in seen)}; remove one `extends`")
-    values = _parse_file(path)
-    base = values.pop("extends", None)
-    if base is None:
-        return values
-    if not isinstance(base, str):
-        raise UserError(f"{path}: extends = {base!r}: expected one file name, relative to this file")
-    return _merge(_read(path.parent / base, (*seen, path.resolve())), values)
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a field that is given twice: YAML's own loader silently takes the last one."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"{key.value} is there twice", problem_mark=key.start_mark)
-            seen |= {key.value} if isinstance(key.value, str) else set()
-        return node
-
-
-def _parse_file(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
-    except FileNotFoundError:
-        beside = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        hint = f"beside it: {', '.join(beside)}" if beside else "give a YAML file, such as configs/demo.yaml"
-        raise UserError(f"config {path}: no such file; {hint}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"config {path}: cannot be read ({error}); give the path of a YAML file") from None
-    except RecursionError:
-        raise UserError(f"config {path}: nested too deeply; correct it, see configs/demo.yaml") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"config {path}: not YAML ({' '.join(str(error).split())}); correct that line") from None
-    if not isinstance(values, dict | None):
-        kind = type(values).__name__
-        raise UserError(f"config {path}: expected fields with values, got {kind}; see configs/demo.yaml")
-    return values or {}
-
-
-def _parse_override(text: str) -> dict[str, Any]:
-    path, equals, value = text.partition("=")
-    names = [name.strip() for name in path.split(".")]
-    if not equals or not all(names):
-        raise UserError(f"--set {text}: expected SECTION.FIELD=VALUE, such as --set distill_dmd2.num_steps=100")
-    try:
-        parsed: Any = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise UserError(f"--set {text}: the value is not YAML; put it in quotes") from None
-    for name in reversed(names):
-        parsed = {name: parsed}
-    return dict(parsed)
-
-
-def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for name, value in top.items():
-        old = merged.get(name)
-        merged[name] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return merged

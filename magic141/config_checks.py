@@ -14,7 +14,7 @@ TRAINING_SECTIONS = ("pretrain_t2v", "pretrain_i2v", "distill_cfg", "distill_dmd
 
 def problems(config: PipelineConfig) -> list[str]:
     """Everything that keeps `config` from being run; empty if nothing does."""
-    return [*_geometry(config), *_amounts(config), *_guidance(config), *_weak_shift(config)]
+    return [*_geometry(config), *_amounts(config), *_frechet(config), *_guidance(config), *_weak_shift(config)]
 
 
 def _geometry(config: PipelineConfig) -> Iterator[str]:
@@ -41,9 +41,20 @@ def _geometry(config: PipelineConfig) -> Iterator[str]:
     latent_frames = (window - 1) // factor + 1
     if latent_frames % config.model.patch_size_t:
         yield f"model.patch_size_t = {config.model.patch_size_t}: does not divide the {latent_frames} latent frames"
-    if config.generate.long_video_carried > latent_frames - 2:
+    yield from _carried(config, latent_frames)
+
+
+def _carried(config: PipelineConfig, latent_frames: int) -> Iterator[str]:
+    """A window of a long video consists of its anchor, the frames carried into it, and at least one new frame."""
+    carried, factor = config.generate.long_video_carried, config.temporal_factor
+    if latent_frames < 3:  # none is left to carry
         yield (
-            f"generate.long_video_carried = {config.generate.long_video_carried}: a window has {latent_frames} latent "
+            f"model.window_frames = {config.model.window_frames}: long videos need windows of an anchor, "
+            f"generate.long_video_carried = {carried} and a new latent frame; use at least {(carried + 1) * factor + 1}"
+        )
+    elif carried > latent_frames - 2:
+        yield (
+            f"generate.long_video_carried = {carried}: a window has {latent_frames} latent "
             f"frames, one of them the anchor; use at most {latent_frames - 2}"
         )
 
@@ -68,7 +79,10 @@ def _amounts(config: PipelineConfig) -> Iterator[str]:
     shapes = config.data.shapes
     num_train = shapes.num_train
     why = f"the corpus has data.shapes.num_train = {num_train} clips; use a batch of at most {num_train}, or more clips"
-    yield from oversized_batches(config, ("train_clip", *TRAINING_SECTIONS), num_train, why)
+    if num_train < 2:
+        yield f"data.shapes.num_train = {num_train}: too few for the smallest batch of train_clip; use at least 2"
+    else:
+        yield from oversized_batches(config, ("train_clip", *TRAINING_SECTIONS), num_train, why)
     for name in ("num_exact_clips", "long_video_clips"):
         clips = getattr(generate, name)
         if clips > shapes.num_heldout:
@@ -76,6 +90,20 @@ def _amounts(config: PipelineConfig) -> Iterator[str]:
                 f"generate.{name} = {clips}: data.shapes.num_heldout = {shapes.num_heldout} clips are held out; "
                 f"use at most {shapes.num_heldout}"
             )
+
+
+def _frechet(config: PipelineConfig) -> Iterator[str]:
+    """Its samples are latent positions, of which there must be more than the dimensions that they have."""
+    data, pca = config.data, config.data.codec.kind == "pca"
+    channels, side = (data.codec.num_channels, data.codec.spatial_factor) if pca else (16, 8)
+    clips, asked = config.generate.num_exact_clips, config.evaluate.frechet_dimensions
+    samples = clips * (data.height // side) * (data.width // side)
+    numbers = channels * ((config.model.window_frames - 1) // config.temporal_factor + 1)
+    if samples <= min(asked, numbers):
+        yield (
+            f"evaluate.frechet_dimensions = {asked}: generate.num_exact_clips = {clips} have {samples} latent "
+            f"positions; use at most {samples - 1}, or more clips"
+        )
 
 
 def oversized_batches(config: PipelineConfig, names: Iterable[str], num_train: int, why: str) -> Iterator[str]:

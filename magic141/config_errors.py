@@ -39,15 +39,17 @@ def _line(details: ErrorDetails, model: type[BaseModel], source: str) -> str:
         where = f"'{path.rpartition('.')[0] or source}'"
         hint = nearest(str(details["loc"][-1]), owner.model_fields)
         return f"{path} = {_show(details['input'])}: unknown field in {where}; {hint}"
-    keys = list(itertools.takewhile(lambda part: isinstance(part, str), details["loc"]))  # --set replaces lists whole
-    remedy = f"change it in {source}" + (f" or with --set {'.'.join(map(str, keys))}=VALUE" if keys else "")
+    if details["type"] == "invalid_key":
+        return _no_name(details, model, source)
+    option = _option(details["loc"])
+    remedy = f"change it in {source}" + (f" or with {option}" if option else "")
     if details["type"] == "value_error":
         message = str(details.get("ctx", {}).get("error", details["msg"]))
         if isinstance(details["input"], Mapping | BaseModel):  # concerns several fields of a section
             return message if not path or message.startswith(path) else f"{path}.{message}"
         return f"{path} = {_show(details['input'])}: {message}; {remedy}"
     if details["type"] == "missing":
-        return f"{path}: not set, but required; set it in {source} or with --set {path}=VALUE"
+        return f"{path}: not set, but required; set it in {source} or with {option}"
     expected = (
         details["msg"]
         .replace("Input should be", "expected")
@@ -57,10 +59,23 @@ def _line(details: ErrorDetails, model: type[BaseModel], source: str) -> str:
     return f"{path} = {_show(details['input'])}: {expected}{_meaning(model, details['loc'])}; {remedy}"
 
 
+def _option(loc: tuple[int | str, ...]) -> str:
+    """The option that changes what `loc` names: of a list, `--set` only replaces the whole."""
+    keys = ".".join(map(str, itertools.takewhile(lambda part: isinstance(part, str), loc)))
+    is_item = any(isinstance(part, int) for part in loc)
+    return f"--set {keys}={'[…], the whole list' if is_item else 'VALUE'}" if keys else ""
+
+
+def _no_name(details: ErrorDetails, model: type[BaseModel], source: str) -> str:
+    """YAML reads ~, 1 and yes as other things than texts, and only a text can name a field."""
+    section = ".".join(str(part) for part in details["loc"][:-1])
+    known = ", ".join(sorted(_model_at(model, details["loc"][:-1]).model_fields))
+    name = _show(details["input"])
+    return f"{section or source}: {name} is no name of a field, expected a text; rename it in {source}; known: {known}"
+
+
 def _show(value: object) -> str:
-    if isinstance(value, str | float):
-        return repr(value)
-    text = json.dumps(value, default=str)
+    text = repr(value) if isinstance(value, str | float) else json.dumps(value, default=str)
     return text if len(text) < 60 else text[:57] + "..."
 
 

@@ -6,13 +6,17 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 BY_CONTENT = "(by its content)"
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # Path has made one slash of two; two letters: no drive
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+MOST_STEPS = 10**9  # of a training: months, even at a hundred a second
+MAX_NAME_CHARS = 250  # the name of a run in MLflow is not longer
 
 
 class FrozenConfig(BaseModel):
@@ -43,9 +47,23 @@ class FrozenConfig(BaseModel):
         """Makes a source's path absolute, so that processes in other folders find the same files."""
         name = str(info.field_name)
         is_path = _in_key(cls.model_fields[name]) == BY_CONTENT and isinstance(value, str | Path)
-        if is_path and _URL.match(str(value)):  # it would become a folder `s3:` of the current one
+        if is_path and is_address(value):  # it would become a folder `s3:` of the current one
             raise ValueError("an address, expected a path on this machine; mount it or copy it here")
         return os.path.abspath(os.path.expanduser(value)) if is_path else value
+
+
+def is_address(path: str | Path) -> bool:
+    """Whether a path is really an address, such as s3://bucket: as a path, it would be a folder `s3:`."""
+    return bool(_URL.match(str(path)))
+
+
+def _on_one_line(name: str) -> str:
+    if not name.strip() or len(name) > MAX_NAME_CHARS or _CONTROL.search(name):
+        raise ValueError(f"expected a text of 1 to {MAX_NAME_CHARS} characters on one line, not only blanks")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_on_one_line)]  # of something that MLflow keeps
 
 
 def _has_bool(value: Any) -> bool:

@@ -16,6 +16,7 @@ from magic141.config import (
     validate,
     validate_stored,
     with_overrides,
+    working_in,
 )
 from magic141.errors import UserError
 from magic141.frozen import key_fields
@@ -34,6 +35,14 @@ def test_a_workspace_of_nobody_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("MAGIC141_HOME", "~nobody-of-this-name/runs")
     with pytest.raises(UserError, match=r"^workspace ~nobody-of-this-name/runs: .*; set MAGIC141_HOME or workspace to"):
         assert PipelineConfig().home
+
+
+def test_a_home_that_is_an_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAGIC141_HOME", "s3://bucket/runs")
+    with pytest.raises(UserError, match=r"^workspace s3://bucket/runs: an address, expected a folder on this machine"):
+        assert PipelineConfig().home
+    with pytest.raises(UserError, match=r"^workspace gs:/bucket: an address"):
+        working_in(Path("gs://bucket"))
 
 
 def test_extends_and_set_compose(tmp_path: Path) -> None:
@@ -103,6 +112,28 @@ MISTAKES = {
     "generate.prompts=[a cat, ' ']": "generate.prompts = ('a cat', ' '): one of them is empty",
     "generate.few_steps=[4, 2, 4]": "generate.few_steps = (4, 2, 4): a number occurs twice",
     "seed=2147483648": "seed = 2147483648: expected less than or equal to 2147483647",
+    "name=2024-02-30": "--set name=2024-02-30: not YAML (day is out of range for month",
+    "seed=" + "[" * 3000: "[[[[…: nested too deeply",
+    "data={fps: 1, fps: 2}": "--set data={fps: 1, fps: 2}: not YAML (fps is there twice",
+    "publish.gate=[{better: lower}]": "gate.0.metric: not set, but required; set it in demo.yaml or with --set publish."
+    "gate=[…], the whole list",
+    "model.rope_axes_dim=[1,2]": "model.rope_axes_dim.2: not set, but required; set it in demo.yaml or with --set "
+    "model.rope_axes_dim=[…], the whole list",
+    "model.window_frames=1": "model.window_frames = 1: long videos need windows of an anchor, generate.long_video_"
+    "carried = 2 and a new latent frame; use at least 7",
+    "model.window_frames=3": "a new latent frame; use at least 7",
+    "data.shapes.num_train=1": "data.shapes.num_train = 1: too few for the smallest batch of train_clip; use at",
+    "data={~: 2}": "data: null is no name of a field, expected a text; rename it in demo.yaml; known: codec, encoder",
+    "workspace=s3://b/x": "workspace = 's3://b/x': an address, expected a folder on this machine; mount it; change it",
+    "workspace=''": "workspace = '': empty, expected a folder; change it in demo.yaml",
+    "name='  '": "name = '  ': expected a text of 1 to 250 characters on one line, not only blanks; change it in demo",
+    'experiment="a\\nb"': r"experiment = 'a\nb': expected a text of 1 to 250 characters on one line",
+    "publish.model_name=" + "m" * 251: "mmm...: expected a text of 1 to 250 characters on one line",
+    "data.fps=1.0e-300": "data.fps = 1e-300: expected greater than or equal to 0.01",
+    "data.fps=1.0e+300": "data.fps = 1e+300: expected less than or equal to 1000",
+    "data.height=100000000": "data.height = 100000000: expected less than or equal to 16384",
+    "train_clip.num_steps=1" + "0" * 40: "expected less than or equal to 1000000000",
+    "distill_dmd2.num_steps=1" + "0" * 40: "expected less than or equal to 1000000000",
     "data": "--set data: expected SECTION.FIELD=VALUE",
 }
 
@@ -113,6 +144,11 @@ def test_a_mistake_is_one_line(override: str, line: str) -> None:
         load_config(CONFIGS / "demo.yaml", ["model.patch_size=2", override])
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_frechet_distance_needs_more_positions_than_dimensions() -> None:
+    with pytest.raises(UserError, match=r"evaluate.frechet_dimensions = 100000: generate.num_exact_clips = 8 have 128"):
+        load_config(CONFIGS / "smoke.yaml", ["evaluate.frechet_dimensions=100000"])
 
 
 def test_a_stored_config_may_have_fields_that_are_gone_since() -> None:
@@ -140,12 +176,33 @@ def test_two_mistakes_are_two_lines() -> None:
         ("extends: 3", "expected one file name"),
         ("seed: 1\nname: a\nseed: 2", r"not YAML \(seed is there twice in .* line 3"),
         ("a: " + "[" * 5000, "nested too deeply"),
+        ("name: 2024-13-45", r"config .*bad.yaml: not YAML \(month must be in 1..12 .* line 1, .*name: 2024-13-45"),
+        ("name: a\nseed: 0x_", "line 2, .*seed: 0x_"),
+        ("seed: !!int abc", "line 1, .*seed: !!int abc"),
+        ("seed: !!bool abc", "line 1, .*seed: !!bool abc"),
+        ("seed: " + "9" * 5000, "5000 digits.* line 1"),
+        ("seed: 0x" + "f" * 5000, "4300 digits.* line 1"),
+        ("data: &a {shapes: *a}", r"\*a stands inside of what it names .* line 1"),
+        ("seed: 1\ngenerate: {few_steps: &a [1, *a]}", r"\*a stands inside of what it names .* line 2"),
+        ("? [a, b]\n: 1", "a list or section where a field's name is expected .* line 1"),
+        ('name: "\\UFFFFFFFF"', "config .*bad.yaml: not YAML"),
+        ('extends: "a\\0b"', r"extends = 'a\\x00b': expected one file name"),
     ],
 )
 def test_bad_files_are_named(tmp_path: Path, text: str, line: str) -> None:
     (tmp_path / "bad.yaml").write_text(text)
     with pytest.raises(UserError, match=line):
         load_config(tmp_path / "bad.yaml")
+
+
+def test_a_file_that_only_links_to_itself_and_values_inside_themselves_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "loop.yaml").symlink_to("loop.yaml")
+    with pytest.raises(UserError, match=r"config .*loop.yaml: cannot be read"):
+        load_config(tmp_path / "loop.yaml")
+    endless: list[object] = []
+    endless.append(endless)
+    with pytest.raises(UserError, match="a run: nested too deeply, or in itself"):
+        validate({"generate": {"few_steps": endless}}, "a run")
 
 
 def test_missing_file_and_endless_extends(tmp_path: Path) -> None:

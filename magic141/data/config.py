@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 
 from magic141.frozen import FrozenConfig, placement, source_path
 
+LARGEST_SIDE = 16384  # pixels: twice that of 8K video
+
 
 class ShapesConfig(FrozenConfig):
     """The demo's procedural world: one captioned shape moving over a plain background, with exact ground truth."""
@@ -57,9 +59,9 @@ class DataConfig(FrozenConfig):
         description="folder of videos with captions.jsonl (file, caption), or a .txt beside each video"
     )
     num_frames: int = Field(13, ge=1, description="frames of a stored clip, temporal_factor * k + 1")
-    height: int = Field(32, ge=8, description="frame height in pixels")
-    width: int = Field(32, ge=8, description="frame width in pixels")
-    fps: float = Field(8.0, gt=0, description="frames per second after resampling")
+    height: int = Field(32, ge=8, le=LARGEST_SIDE, description="frame height in pixels")
+    width: int = Field(32, ge=8, le=LARGEST_SIDE, description="frame width in pixels")
+    fps: float = Field(8.0, ge=0.01, le=1000, description="frames per second after resampling")
     stride_frames: int = Field(4, ge=1, description="frames between the starts of two windows of a video (folder)")
     heldout_fraction: float = Field(
         0.15,

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from magic141.frozen import FrozenConfig, placement
+from magic141.frozen import FrozenConfig, Name, placement
 
 VBenchDimension = Literal[
     "temporal_flickering",
@@ -121,7 +121,7 @@ COMMON_GATE = (
 class PublishConfig(FrozenConfig):
     """The registered model, and the conditions for becoming the champion."""
 
-    model_name: str = Field(
+    model_name: Name = Field(
         "magic141",
         pattern=r"^[\w.-]([\w. -]*[\w.-])?$",
         description="name of the registered model in MLflow: words . -",

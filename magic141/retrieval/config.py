@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from magic141.frozen import FrozenConfig, placement
+from magic141.frozen import MOST_STEPS, FrozenConfig, placement
 
 
 class ClipConfig(FrozenConfig):
@@ -21,7 +21,7 @@ class ClipConfig(FrozenConfig):
         description="open_clip tag of the weights that the file `pretrained` holds: its normalisation and activation",
     )
     embed_dim: int = Field(64, ge=8, description="width of the shared space (kind train)")
-    num_steps: int = Field(800, ge=1, description="contrastive steps (kind train)")
+    num_steps: int = Field(800, ge=1, le=MOST_STEPS, description="contrastive steps (kind train)")
     batch_size: int = Field(64, ge=2, description="image-caption pairs per step")
     learning_rate: float = Field(1e-3, gt=0, description="peak rate of AdamW, decayed to zero by a cosine")
 

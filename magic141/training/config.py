@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from magic141.frozen import FrozenConfig, placement, source_path
+from magic141.frozen import MOST_STEPS, FrozenConfig, placement, source_path
 
 
 class PlacementConfig(FrozenConfig):
@@ -81,7 +81,7 @@ class OptimizerConfig(FrozenConfig):
 class TrainConfig(FrozenConfig):
     """Settings that all training stages share."""
 
-    num_steps: int = Field(..., ge=1, description="optimizer steps")
+    num_steps: int = Field(..., ge=1, le=MOST_STEPS, description="optimizer steps")
     batch_size: int = Field(16, ge=1, description="clips per optimizer step, over all workers")
     optimizer: OptimizerConfig = OptimizerConfig()
     ema_decay: float = Field(0.995, ge=0, lt=1, description="decay of the weights' average, which is exported")
@@ -135,7 +135,7 @@ class FlowMatchingConfig(TrainConfig):
     base_guidance_scale: float = Field(
         1.0, ge=0, description="w at which a guidance-distilled base (with w as an input) is fixed; else unused"
     )
-    num_steps: int = Field(1000, ge=0, description="optimizer steps; 0 uses `base` as it is")
+    num_steps: int = Field(1000, ge=0, le=MOST_STEPS, description="optimizer steps; 0 uses `base` as it is")
     shift: float = Field(8.0, gt=0, description="sigma = s*x/(1+(s-1)*x), x uniform")
     text_dropout: float = Field(0.1, ge=0, le=1, description="share of samples trained without text")
     image_dropout: float = Field(0.0, ge=0, le=1, description="share without image tokens and first frame")
@@ -156,7 +156,7 @@ class FlowMatchingConfig(TrainConfig):
 class CfgDistillationConfig(TrainConfig):
     """CFG distillation: one evaluation with w as an input replaces two (paper, section 3.1)."""
 
-    num_steps: int = Field(400, ge=1, description="optimizer steps")
+    num_steps: int = Field(400, ge=1, le=MOST_STEPS, description="optimizer steps")
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-4)
     ema_decay: float = Field(0.99, ge=0, lt=1, description="decay of the weights' exponential average")
     shift: float = Field(8.0, gt=0, description="shift of the training times, as in pretraining")

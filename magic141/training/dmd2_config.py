@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from magic141.frozen import FrozenConfig, placement
+from magic141.frozen import MOST_STEPS, FrozenConfig, placement
 from magic141.models.config import Sampler
 from magic141.training.config import OptimizerConfig, TrainConfig
 
@@ -40,7 +40,7 @@ class CollapseConfig(FrozenConfig):
 class Dmd2Config(TrainConfig):
     """DMD2 step distillation (paper, section 3.1); by default with a LoRA fake score on the shared frozen base."""
 
-    num_steps: int = Field(300, ge=1, description="generator updates")
+    num_steps: int = Field(300, ge=1, le=MOST_STEPS, description="generator updates")
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4)
     fake_optimizer: OptimizerConfig = OptimizerConfig(
         kind="adamw", learning_rate=2e-3, betas=(0.0, 0.95), warmup_steps=0, constant_fraction=0.5

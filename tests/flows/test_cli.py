@@ -91,6 +91,15 @@ def test_help_is_fast() -> None:
             ("sweep", DEMO, "--member", "'seed=1"),
             "--member 'seed=1: expected FIELD=VALUE FIELD=VALUE …, each quote closed",
         ),
+        *(
+            ((*command, "--workspace", "s3://b/x"), "workspace s3://b/x: an address, expected a folder on this machine")
+            for command in [("run", DEMO), ("plan", DEMO), ("eval", "--run", "abc"), ("gc",)]
+        ),
+        (("plan", DEMO, "--workspace", ""), "--workspace is empty, expected a folder"),
+        *(
+            ((*command, "--workspace", "w", "--set", "workspace=v"), "--set workspace: --workspace w decides; give one")
+            for command in [("run", DEMO), ("sweep", DEMO, "--vary", "seed=1,2")]
+        ),
         (("eval", "--run", "abc", "--workspace", DEMO), f"workspace {DEMO}: cannot write into"),
     ],
 )

@@ -99,7 +99,10 @@ def test_any_stage_runs_again_on_an_earlier_run(outcome: Outcome, home: Path) ->
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (("distill_dmd2", ["pretrain_i2v.num_steps=3"]), "pretrain_i2v is kept from run .*; start with --from"),
+        (
+            ("distill_dmd2", ["pretrain_i2v.num_steps=3"]),
+            "pretrain_i2v is kept from run .*; use `magic141 run --run .* --from pretrain_i2v`",
+        ),
         (("distill_dmd2", ["model.num_layers=3"]), "pretrain_t2v is kept from run"),
         (("quantize", [], "distill_cfg"), "--from quantize: comes after --until distill_cfg"),
         (("quantise", []), "did you mean 'quantize'"),
