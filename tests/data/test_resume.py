@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from ray.exceptions import ActorDiedError
 from safetensors.torch import load_file
 
@@ -65,6 +66,7 @@ class Here:
 def without_ray(patch: pytest.MonkeyPatch) -> Here:
     """Work in this process, on chunks of three clips, so that shards of four end inside of them."""
     here = Here()
+    torch.set_num_threads(1)  # as `Encode` does, after the first attempt has fitted the codec with other kernels
     patch.setattr(prepare, "_start_ray", lambda config: None)
     patch.setattr(prepare, "_encoded_chunks", here.encode)
     patch.setattr(prepare, "_probe_results", here.probe)
