@@ -67,7 +67,7 @@ unit: $(READY)
 	$(BIN)/pytest -m "not slow" -n logical --maxprocesses 8 --dist loadfile --durations 10
 
 slow: $(READY)
-	$(BIN)/pytest -m slow -n logical --maxprocesses 2 --dist loadfile --durations 10
+	$(BIN)/pytest -m slow -n logical --maxprocesses 2 --max-worker-restart 0 --dist loadfile --durations 10
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

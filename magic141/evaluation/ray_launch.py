@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from magic141.errors import UserError
 from magic141.evaluation.model_folders import ModelFolders
 from magic141.evaluation.pieces import Piece, make_pieces
 from magic141.evaluation.workload import Advance, Workload
 from magic141.fingerprint import CodeStamp
+
+if TYPE_CHECKING:
+    import ray
+
+STOP_SECONDS = 30
 
 
 def make_on_ray(work: Workload, folders: ModelFolders, pieces: Sequence[Piece], advance: Advance) -> None:
@@ -43,8 +49,21 @@ def make_on_ray(work: Workload, folders: ModelFolders, pieces: Sequence[Piece], 
                     raise UserError(mistake)
                 advance(piece.num_evaluations(work))
     finally:  # after a failure or Ctrl-C, no task may go on writing into the pieces' folders
-        for left in running:
-            ray.cancel(left, force=True)
+        _stop(list(running))
+
+
+def _stop(tasks: Sequence[ray.ObjectRef]) -> None:
+    """Interrupts tasks, and ends by force only those that do not stop.
+
+    Ray aborts this process if a task is ended by force in the moment in which it ends by itself.
+    """
+    import ray
+
+    for task in tasks:
+        ray.cancel(task)
+    stopped = ray.wait(list(tasks), num_returns=len(tasks), timeout=STOP_SECONDS)[0] if tasks else []
+    for task in set(tasks).difference(stopped):
+        ray.cancel(task, force=True)
 
 
 def _make(code: CodeStamp, shared: bytes, piece: bytes) -> str | None:
