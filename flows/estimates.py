@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from flows.needs import needs_of
 from magic141.config import PipelineConfig
 from magic141.config_checks import TRAINING_SECTIONS
 from magic141.evaluation.config import GenerateConfig
 from magic141.evaluation.variants import list_variants, long_video_variants
 from magic141.models.size import num_parameters
 from magic141.tracking import Tracker
-from magic141.training.config import PlacementConfig, TrainConfig
+from magic141.training.config import TrainConfig
 from magic141.training.dmd2_config import Dmd2Config
 from magic141.training.memory import activation_bytes, state_bytes
 from magic141.training.operations import EVALUATION, num_operations, passes_per_update
@@ -23,7 +24,6 @@ IMAGE_TOKENS = {"tiny": (32 // 8) ** 2, "hunyuan": (336 // 14) ** 2}  # (side //
 GPU_OPERATIONS_PER_S = 450e12  # speed of the 13B network in bf16 on an H200: docs/results.md
 SIZED_BY = ("batch_size", "precision", "fake_score", "lora_rank", "generator_lora_rank", "adversarial_weight")
 STARTING_S = 60.0  # anything shorter is mostly start-up
-HERE = "this process"
 
 
 @dataclass(frozen=True)
@@ -54,35 +54,13 @@ def estimate(stage: str, config: PipelineConfig, tracker: Tracker | None) -> Est
     records = tracker.records(stage, limit=1) if tracker else []
     record = records[0] if records else {}
     training = getattr(config, stage) if stage in TRAINING_SECTIONS else None
-    resources, num_gpus = _resources(stage, config)
+    needs = needs_of(stage, config)
     measured = _measured_gib(record) if _same_size(stage, record, training, config) else None
     calculated = None if training is None or training.num_steps == 0 else calculated_gib(stage, config, training)
     memory = calculated if measured is None else measured
     taken = _seconds(record, training)
-    seconds = _gpu_seconds(stage, config, num_gpus) if taken is None else taken
-    return Estimate(resources, num_gpus, seconds, taken is not None, memory, measured is not None)
-
-
-def _resources(stage: str, config: PipelineConfig) -> tuple[str, float]:
-    if stage == "prepare_data":
-        workers, gpus = config.data.num_workers, config.data.num_gpus_per_worker
-        return _words(workers, "Ray Data", 1, gpus), workers * gpus
-    if stage == "generate" and config.generate.num_workers > 1:
-        workers, gpus = config.generate.num_workers, config.generate.gpus_per_worker
-        return _words(workers, "Ray tasks", 1, gpus), workers * gpus
-    if stage not in TRAINING_SECTIONS or getattr(config, stage).num_steps == 0:
-        return HERE, 0
-    where: PlacementConfig = getattr(config, stage).placement
-    if where.launcher == "local":
-        return f"{HERE}, {where.engine}", where.gpus_per_worker
-    zero = f" ZeRO-{where.zero_stage}" if where.engine == "deepspeed" else ""
-    words = _words(where.num_workers, f"{where.engine}{zero}", where.cpus_per_worker, where.gpus_per_worker)
-    return words, where.num_workers * where.gpus_per_worker
-
-
-def _words(workers: int, what: str, cpus: float, gpus: float) -> str:
-    each = f"{cpus:g} CPU" + (f" + {gpus:g} GPU" if gpus else "")
-    return f"{workers} x {each} ({what})"
+    seconds = _gpu_seconds(stage, config, needs.num_gpus) if taken is None else taken
+    return Estimate(needs.words, needs.num_gpus, seconds, taken is not None, memory, measured is not None)
 
 
 def _seconds(record: Mapping[str, Any], training: TrainConfig | None) -> float | None:

@@ -9,6 +9,7 @@ from prefect import flow
 from flows.notify import notify
 from flows.orchestrated import carry_on, flow_tags, run_as_tasks
 from flows.origin import continue_run, find_origin, stages_between
+from flows.room import require_room
 from flows.session import Outcome, open_session
 from magic141.config import load_config, missing_sources, working_in
 from magic141.errors import UserError
@@ -35,10 +36,11 @@ def pipeline(
     """
     values = load_config(Path(config), overrides or ())
     _refuse(list(missing_sources(values)))
-    again = [known_stage(name, "--refresh") for name in refresh or ()]
+    again, stages = [known_stage(name, "--refresh") for name in refresh or ()], stages_between(None, until)
+    require_room(values, stages, again)
     tags = flow_tags() | ({TAG_PARENT: parent} if parent else {})
     with open_session(values, "pipeline", tags, again, overrides or ()) as session:
-        return run_as_tasks(session, stages_between(None, until))
+        return run_as_tasks(session, stages)
 
 
 @flow(name="magic141-rerun", retries=0, validate_parameters=False, on_failure=[notify], on_crashed=[notify])

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
-from flows.estimates import HERE, Estimate, estimate
+from flows.estimates import Estimate, estimate
+from flows.needs import HERE
 from flows.origin import continue_run, find_origin, stages_between
 from magic141.artifacts import ArtifactRef, StageKey
 from magic141.config import PipelineConfig

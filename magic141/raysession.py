@@ -16,6 +16,7 @@ from magic141.accelerator import settle_accelerator
 from magic141.environment import temporary_environment
 from magic141.errors import UserError
 from magic141.ray_address import ray_address_trouble, ray_cluster
+from magic141.room import shortage, this_machine
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
 _MIN_OBJECT_STORE_BYTES = 500_000_000
@@ -61,14 +62,10 @@ def require_room(field: str, number: int, each: Mapping[str, float]) -> None:
     Raises:
         UserError: if this machine has less.
     """
-    present = {} if ray_cluster() else ray.cluster_resources()
-    for share, amount in each.items() if present else ():
-        kind = "GPU" if "gpu" in share else "CPU"
-        if number * amount > present.get(kind, 0):
-            raise UserError(
-                f"{field} = {number}: with {share} = {amount:g} more than the {present.get(kind, 0):g} {kind}s of this "
-                "machine; lower one of them, or set RAY_ADDRESS to a cluster"
-            )
+    if ray_cluster():
+        return
+    if lacking := shortage(field, number, each, ray.cluster_resources()):
+        raise UserError(lacking)
 
 
 def _is_alive() -> bool:
@@ -98,7 +95,7 @@ def _start_local() -> None:
 def _init_local() -> None:
     ray.init(
         address="local",
-        num_cpus=max(2, os.cpu_count() or 2),
+        num_cpus=this_machine()["CPU"],
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,

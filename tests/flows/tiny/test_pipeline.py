@@ -9,7 +9,7 @@ import pytest
 from mlflow import MlflowClient
 
 import tasks.pipeline
-from flows.pipeline import pipeline
+from flows.pipeline import pipeline, rerun
 from flows.plan import make_plan
 from flows.session import Outcome
 from flows.unchanged import run_unchanged
@@ -105,3 +105,18 @@ def test_a_failed_stage_fails_the_parent_run(
     experiment = client.get_run(outcome.run_id).info.experiment_id
     newest = client.search_runs([experiment], "tags.`magic141.kind` = 'pipeline'", max_results=1)[0]
     assert newest.info.status == "FAILED"
+
+
+def test_a_run_is_refused_what_a_later_stage_would_be_refused_hours_later(outcome: Outcome, config: str) -> None:
+    gpus = ["distill_cfg.placement.gpus_per_worker=1", "generate.num_workers=3", "generate.gpus_per_worker=1"]
+    assert pipeline(config, gpus).reused == tuple(ALL)  # stages that are reused ask for nothing
+    with pytest.raises(UserError) as refused:
+        pipeline(config, [*gpus, "seed=11"])
+    first, second = str(refused.value).splitlines()
+    assert first.startswith("distill_cfg.placement.num_workers = 2: with gpus_per_worker = 1 more than the 0 GPUs of th")
+    assert second.startswith("generate.num_workers = 3: with gpus_per_worker = 1 more than the 0 GPUs of this machine")
+    with pytest.raises(UserError, match=r"^generate\.num_workers = 3: "):
+        rerun(str(Path(config).parent), outcome.run_id, "generate", gpus[1:], refresh=["generate"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # a cluster may have them, or grow
+        assert pipeline(config, [*gpus, "seed=11"], until="build_index").reused == ()

@@ -1,0 +1,35 @@
+"""Refuses a run that would come to a stage which this machine has no room for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from flows.needs import needs_of
+from flows.plan import make_plan
+from magic141.artifacts import ArtifactRef
+from magic141.config import PipelineConfig
+from magic141.errors import UserError
+from magic141.ray_address import ray_cluster
+from tasks.stage import Stage
+
+
+def require_room(
+    config: PipelineConfig, stages: Sequence[Stage], refresh: Sequence[str] = (), kept: Sequence[ArtifactRef] = ()
+) -> None:
+    """Refuses now what a later stage would be refused at its turn, hours later; stages that are reused ask for nothing.
+
+    Args:
+        config: the config that is to run.
+        stages: the stages in order.
+        refresh: stages to compute again.
+        kept: artifacts of earlier stages, reused from an earlier run.
+
+    Raises:
+        UserError: a line per stage that asks for more CPUs or GPUs than this machine has, if no cluster is set.
+    """
+    lines = {stage.name: needs_of(stage.name, config).lacking_here() for stage in stages}
+    if ray_cluster() or not any(lines.values()):
+        return
+    running = (row.stage for row in make_plan(config, stages, refresh, kept) if row.action == "run")
+    if lacking := [line for stage in running if (line := lines[stage])]:
+        raise UserError("\n".join(lacking))

@@ -1,0 +1,37 @@
+"""Compares the CPUs and GPUs that workers ask for with those of a machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import torch
+
+TO_A_CLUSTER = "lower one of them, or set RAY_ADDRESS to a cluster"
+
+
+def this_machine() -> dict[str, float]:
+    """The CPUs and GPUs that a Ray started here has; at least two CPUs, so that two workers always fit."""
+    return {"CPU": max(2, os.cpu_count() or 2), "GPU": torch.cuda.device_count()}
+
+
+def shortage(
+    field: str, number: int, each: Mapping[str, float], present: Mapping[str, float], remedy: str = TO_A_CLUSTER
+) -> str | None:
+    """A line on what is asked for in vain; None if everything is there.
+
+    Args:
+        field: config field that sets `number`.
+        number: workers or replicas.
+        each: config field -> CPUs or GPUs that one of them takes.
+        present: `CPU` and `GPU` -> how many there are.
+        remedy: what to do about it.
+    """
+    for share, amount in each.items():
+        kind = "GPU" if "gpu" in share else "CPU"
+        if number * amount > present.get(kind, 0):
+            return (
+                f"{field} = {number}: with {share} = {amount:g} more than the {present.get(kind, 0):g} {kind}s of this "
+                f"machine; {remedy}"
+            )
+    return None
