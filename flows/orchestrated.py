@@ -12,7 +12,7 @@ from prefect.runtime import flow_run
 
 from flows.events import announcing_candidate
 from flows.origin import Continuation
-from flows.room import require_room
+from flows.readiness import require_ready
 from flows.server import EMBEDDED_VARIABLE
 from flows.session import Outcome, Session, open_session
 from magic141.artifacts import ArtifactRef
@@ -55,7 +55,7 @@ def run_link(tracking_uri: str, run_id: str) -> str:
 
 def carry_on(going_on: Continuation, kind: str, refresh: Sequence[str] = (), overrides: Sequence[str] = ()) -> Outcome:
     """Runs stages on an earlier run's artifacts, under a parent run that names its origin."""
-    require_room(going_on.config, going_on.stages, refresh, going_on.kept)
+    require_ready(going_on.config, going_on.stages, refresh, going_on.kept)
     tags = {"origin_run": going_on.origin.run.info.run_id, **flow_tags()}
     with open_session(going_on.config, kind, tags, refresh, overrides) as session:
         for ref in going_on.kept:

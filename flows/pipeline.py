@@ -9,7 +9,7 @@ from prefect import flow
 from flows.notify import notify
 from flows.orchestrated import carry_on, flow_tags, run_as_tasks
 from flows.origin import continue_run, find_origin, stages_between
-from flows.room import require_room
+from flows.readiness import require_ready
 from flows.session import Outcome, open_session
 from magic141.config import load_config, missing_sources, working_in
 from magic141.errors import UserError
@@ -37,7 +37,7 @@ def pipeline(
     values = load_config(Path(config), overrides or ())
     _refuse(list(missing_sources(values)))
     again, stages = [known_stage(name, "--refresh") for name in refresh or ()], stages_between(None, until)
-    require_room(values, stages, again)
+    require_ready(values, stages, again)
     tags = flow_tags() | ({TAG_PARENT: parent} if parent else {})
     with open_session(values, "pipeline", tags, again, overrides or ()) as session:
         return run_as_tasks(session, stages)

@@ -87,6 +87,10 @@ def _no_sources(config: PipelineConfig) -> Mapping[str, str]:
     return {}
 
 
+def _accept(config: PipelineConfig) -> None:
+    return None
+
+
 @dataclass(frozen=True)
 class Stage:
     """One stage of the pipeline.
@@ -101,6 +105,8 @@ class Stage:
         sources: digests of the user's files that the stage reads.
         volatile: files of the artifact that hold timings, not results.
         model_type: kind of model for the lineage; None if the artifact is no model.
+        check: raises UserError for settings that it cannot work with, where that needs the library; asked before any
+            stage starts.
         on_ready: called with the artifact whenever it is made or reused.
     """
 
@@ -113,6 +119,7 @@ class Stage:
     sources: Sources = _no_sources
     volatile: tuple[str, ...] = ()
     model_type: str | None = None
+    check: Callable[[PipelineConfig], None] = _accept
     on_ready: Callable[[StageContext, ArtifactRef], None] | None = None
 
     def key(self, config: PipelineConfig, artifacts: Mapping[str, ArtifactRef]) -> StageKey:

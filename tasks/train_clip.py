@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from magic141.config import PipelineConfig
 from tasks.stage import Stage, StageCall, sources_in
 
 
@@ -11,6 +12,14 @@ def _run(call: StageCall) -> None:
     build_clip(call.config.train_clip, call.inputs["prepare_data"], call.out, call.log, call.seed)
 
 
+def _check(config: PipelineConfig) -> None:
+    clip = config.train_clip
+    if clip.kind == "pretrained" and clip.pretrained:
+        from magic141.retrieval.pretrained import require_known  # imports open_clip, which takes seconds
+
+        require_known(clip.model, clip.pretrained, clip.release)
+
+
 STAGE = Stage(
     name="train_clip",
     modules=("magic141.retrieval.clip",),
@@ -18,5 +27,6 @@ STAGE = Stage(
     inputs=("prepare_data",),
     sources=sources_in("train_clip"),
     run=_run,
+    check=_check,
     model_type="open_clip",
 )

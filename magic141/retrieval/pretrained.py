@@ -74,14 +74,8 @@ def load_pretrained(name: str, pretrained: str, release: str | None = None) -> P
     Raises:
         UserError: if open_clip does not know the model or the release, or the weights cannot be loaded.
     """
-    if name not in open_clip.list_models():
-        raise UserError(f"train_clip.model = {name}: open_clip does not know it; use one of open_clip.list_models()")
-    is_file = os.sep in pretrained and Path(pretrained).is_file()  # without a slash it is a tag, also in a stage's key
-    if not is_file:
-        _require_tag(name, "pretrained", pretrained, "neither a file (./NAME if it is in this folder) nor a tag of")
-    elif release is not None:
-        _require_tag(name, "release", release, "no tag of")
-    tag = release if is_file else pretrained
+    require_known(name, pretrained, release)
+    tag = release if _is_file(pretrained) else pretrained
     # open_clip takes both from a tag only where it downloads the weights, and of the activation it merely warns
     trained = open_clip.get_pretrained_cfg(name, tag) if tag else {}
     wanted = {key: trained[key] for key in ("mean", "std", "interpolation", "resize_mode") if trained.get(key)}
@@ -99,6 +93,21 @@ def load_pretrained(name: str, pretrained: str, release: str | None = None) -> P
             "state dict"
         ) from error
     return Pretrained(model.to(sampling_device()), open_clip.get_tokenizer(name), _preprocessing(model))
+
+
+def require_known(name: str, pretrained: str, release: str | None = None) -> None:
+    """Raises UserError if open_clip does not know the model, the tag or the release that `load_pretrained` is given."""
+    if name not in open_clip.list_models():
+        raise UserError(f"train_clip.model = {name}: open_clip does not know it; use one of open_clip.list_models()")
+    if not _is_file(pretrained):
+        _require_tag(name, "pretrained", pretrained, "neither a file (./NAME if it is in this folder) nor a tag of")
+    elif release is not None:
+        _require_tag(name, "release", release, "no tag of")
+
+
+def _is_file(pretrained: str) -> bool:
+    """Whether it names a file; without a slash it is a tag, also in a stage's key."""
+    return os.sep in pretrained and Path(pretrained).is_file()
 
 
 def _require_tag(name: str, field: str, tag: str, reason: str) -> None:

@@ -1,4 +1,4 @@
-"""Refuses a run that would come to a stage which this machine has no room for."""
+"""Refuses a run some stage of which would refuse its config, or has no room on this machine."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from magic141.ray_address import ray_cluster
 from tasks.stage import Stage
 
 
-def require_room(
+def require_ready(
     config: PipelineConfig, stages: Sequence[Stage], refresh: Sequence[str] = (), kept: Sequence[ArtifactRef] = ()
 ) -> None:
-    """Refuses now what a later stage would be refused at its turn, hours later; stages that are reused ask for nothing.
+    """Refuses now what a later stage would refuse at its turn, hours later.
 
     Args:
         config: the config that is to run.
@@ -25,8 +25,11 @@ def require_room(
         kept: artifacts of earlier stages, reused from an earlier run.
 
     Raises:
-        UserError: a line per stage that asks for more CPUs or GPUs than this machine has, if no cluster is set.
+        UserError: for a setting that a stage cannot work with, or with a line per stage that asks for more CPUs or
+            GPUs than this machine has, if no cluster is set; stages that are reused ask for none.
     """
+    for stage in stages:
+        stage.check(config)
     lines = {stage.name: needs_of(stage.name, config).lacking_here() for stage in stages}
     if ray_cluster() or not any(lines.values()):
         return
