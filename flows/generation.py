@@ -8,6 +8,7 @@ from pathlib import Path
 from flows.writable import require_output
 from magic141.errors import UserError
 from magic141.serving.requests import MAX_SEED
+from magic141.text_files import name_aside
 
 MIN_SECONDS, MAX_SECONDS = 0.1, 86_400
 
@@ -35,7 +36,7 @@ def animate(
     for remark in bundle.encoders.remarks(prompt):
         warn(f"--prompt: {remark}")
     frames = bundle.generate(pixels, prompt, seconds, seed)
-    aside = output.with_name(f".{output.name}")  # a full disk must not cost a video that was there
+    aside = name_aside(output)  # a full disk must not cost a video that was there
     try:
         write_video(aside, frames, bundle.info.fps)
         aside.replace(output)

@@ -62,6 +62,8 @@ def check_members(config: Path, members: Sequence[Member], overrides: Sequence[s
     """Validates all members' configs, and that their sources exist, before the first one runs."""
     configs = []
     for member in members:
+        if "workspace" in dict(member.settings):
+            raise UserError(f"member {member.label}: all members of a sweep share a workspace; give it as --workspace")
         try:
             values = load_config(config, [*overrides, *member.overrides])
         except UserError as error:

@@ -93,16 +93,19 @@ def _amounts(config: PipelineConfig) -> Iterator[str]:
 
 
 def _frechet(config: PipelineConfig) -> Iterator[str]:
-    """Its samples are latent positions, of which there must be more than the dimensions that they have."""
+    """Its samples are latent positions, of which there must be more than the dimensions that are compared."""
     data, pca = config.data, config.data.codec.kind == "pca"
     channels, side = (data.codec.num_channels, data.codec.spatial_factor) if pca else (16, 8)
     clips, asked = config.generate.num_exact_clips, config.evaluate.frechet_dimensions
     samples = clips * (data.height // side) * (data.width // side)
     numbers = channels * ((config.model.window_frames - 1) // config.temporal_factor + 1)
-    if samples <= min(asked, numbers):
+    field = f"evaluate.frechet_dimensions = {asked}"
+    if asked > numbers:
+        yield f"{field}: a latent position of a window has only {numbers} numbers; use at most that"
+    elif asked >= samples:
         yield (
-            f"evaluate.frechet_dimensions = {asked}: generate.num_exact_clips = {clips} have {samples} latent "
-            f"positions; use at most {samples - 1}, or more clips"
+            f"{field}: generate.num_exact_clips = {clips} have {samples} latent positions; use at most {samples - 1}, "
+            "or more clips"
         )
 
 

@@ -11,9 +11,14 @@ from uuid import uuid4
 
 def replace_text(file: Path, text: str) -> None:
     """Writes a file aside and renames it: who reads it meanwhile, or after a kill, finds the old one or the new."""
-    aside = file.with_name(f".{file.name}-{uuid4().hex}")
+    aside = name_aside(file)
     aside.write_text(text, encoding="utf-8")
     aside.replace(file)
+
+
+def name_aside(file: Path) -> Path:
+    """A name beside `file`, of its type, that no other file has and every file system takes."""
+    return file.with_name(f".{uuid4().hex}{file.suffix[:8]}")
 
 
 def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:

@@ -141,14 +141,22 @@ MISTAKES = {
 @pytest.mark.parametrize(("override", "line"), MISTAKES.items())
 def test_a_mistake_is_one_line(override: str, line: str) -> None:
     with pytest.raises(UserError) as caught:
-        load_config(CONFIGS / "demo.yaml", ["model.patch_size=2", override])
+        load_config(CONFIGS / "demo.yaml", ["model.patch_size=2", "evaluate.frechet_dimensions=32", override])
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_the_frechet_distance_needs_more_positions_than_dimensions() -> None:
-    with pytest.raises(UserError, match=r"evaluate.frechet_dimensions = 100000: generate.num_exact_clips = 8 have 128"):
-        load_config(CONFIGS / "smoke.yaml", ["evaluate.frechet_dimensions=100000"])
+@pytest.mark.parametrize(
+    ("num_clips", "line"),
+    [
+        (8, "150: generate.num_exact_clips = 8 have 128"),
+        (64, "201: a latent position of a window has only 200 numbers"),
+    ],
+)
+def test_the_frechet_distance_needs_numbers_and_positions(num_clips: int, line: str) -> None:
+    overrides = [f"generate.num_exact_clips={num_clips}", f"evaluate.frechet_dimensions={line.partition(':')[0]}"]
+    with pytest.raises(UserError, match=f"evaluate.frechet_dimensions = {line}"):
+        load_config(CONFIGS / "smoke.yaml", overrides)
 
 
 def test_a_stored_config_may_have_fields_that_are_gone_since() -> None:

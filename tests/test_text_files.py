@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from magic141.text_files import json_lines, read_json_lines, replace_text
+from magic141.text_files import json_lines, name_aside, read_json_lines, replace_text
 
 
 def test_json_lines_give_back_what_was_written(tmp_path: Path) -> None:
@@ -24,3 +24,12 @@ def test_a_text_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(pytest.fail.Exception, match="killed"):
         replace_text(file, "second")
     assert file.read_text() == "first"
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "x" * 251 + ".mp4", "scores"])
+def test_every_file_has_a_name_aside(tmp_path: Path, name: str) -> None:
+    aside = name_aside(tmp_path / name)
+    assert aside.suffix == Path(name).suffix
+    assert aside != name_aside(tmp_path / name)
+    replace_text(tmp_path / name, "whole")
+    assert [file.name for file in tmp_path.iterdir()] == [name]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.grid import members_of, number_at
+from flows.grid import check_members, members_of, number_at
 from magic141.config import load_config
 from magic141.errors import UserError
 
@@ -56,6 +56,11 @@ def test_listed_members_follow_the_grid_and_none_is_there_twice() -> None:
 def test_mistakes_are_named(vary: list[str], listed: list[str], line: str) -> None:
     with pytest.raises(UserError, match=line):
         members_of(vary, listed)
+
+
+def test_members_share_a_workspace() -> None:
+    with pytest.raises(UserError, match="member workspace a: all members of a sweep share a workspace; give it as --"):
+        check_members(DEMO, members_of(["workspace=a,b"], []), [])
 
 
 def test_numbers_for_the_axis_of_a_chart() -> None:
