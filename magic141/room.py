@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-import torch
-
 TO_A_CLUSTER = "lower one of them, or set RAY_ADDRESS to a cluster"
 
 
 def this_machine() -> dict[str, float]:
     """The CPUs and GPUs that a Ray started here has; at least two CPUs, so that two workers always fit."""
+    import torch  # takes seconds, which `plan` does without
+
     return {"CPU": max(2, os.cpu_count() or 2), "GPU": torch.cuda.device_count()}
 
 

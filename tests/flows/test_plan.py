@@ -1,4 +1,6 @@
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +33,13 @@ def test_a_stage_whose_source_is_missing_is_blocked(tmp_path: Path, monkeypatch:
 
     videos.mkdir()
     assert next(make_plan(config, STAGES)).action == "run"
+
+
+def test_a_plan_does_without_what_takes_seconds_to_import() -> None:
+    heavy = "{'torch', 'ray', 'diffusers', 'prefect', 'open_clip'}"
+    code = f"import flows.plan, tasks.pipeline, sys; print({heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 def test_all_that_is_missing_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
