@@ -18,7 +18,7 @@ from magic141.config import PipelineConfig, config_digest, to_yaml
 from magic141.evaluation.headline import headline, headline_figures
 from magic141.evaluation.scores import COSTS
 from magic141.frozen import FrozenConfig
-from magic141.models.device import slow_without_gpu
+from magic141.room import slow_without_gpu
 from magic141.tracking import RunLog, Tracker, closing
 from magic141.tracking.tags import TAG_KIND
 from magic141.urls import without_credentials

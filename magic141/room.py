@@ -1,11 +1,17 @@
-"""Compares the CPUs and GPUs that workers ask for with those of a machine."""
+"""What this machine has, and what of that a config asks for in vain."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 
+from magic141.data.config import DataConfig
+
 TO_A_CLUSTER = "lower one of them, or set RAY_ADDRESS to a cluster"
+NO_GPU_HERE = (
+    "this process has no GPU: beside the workers, prompts are encoded and held-out clips decoded on its CPU, which "
+    "with this codec and these encoders takes hours; start the same command on a node with a GPU"
+)
 
 
 def this_machine() -> dict[str, float]:
@@ -35,3 +41,9 @@ def shortage(
                 f"machine; {remedy}"
             )
     return None
+
+
+def slow_without_gpu(data: DataConfig) -> str | None:
+    """What to tell before a run whose own process would encode and decode with HunyuanVideo's networks on a CPU."""
+    large = "hunyuan" in (data.codec.kind, data.encoder.kind)
+    return NO_GPU_HERE if large and not this_machine()["GPU"] else None

@@ -1,4 +1,4 @@
-"""Device and CPU threads of networks, and what is said before large ones would run on a CPU."""
+"""Device and CPU threads of networks, and the refusal of large ones on a CPU."""
 
 from __future__ import annotations
 
@@ -8,26 +8,15 @@ from pathlib import Path
 
 import torch
 
-from magic141.data.config import DataConfig
 from magic141.errors import UserError
 from magic141.models.size import saved_num_parameters
 
 MAX_CPU_PARAMETERS = 1e9
-NO_GPU_HERE = (
-    "this process has no GPU: beside the workers, prompts are encoded and held-out clips decoded on its CPU, which "
-    "with this codec and these encoders takes hours; start the same command on a node with a GPU"
-)
 
 
 def sampling_device() -> torch.device:
     """The GPU of this process if it sees one, otherwise the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def slow_without_gpu(data: DataConfig) -> str | None:
-    """What to tell before a run whose own process would encode and decode with HunyuanVideo's networks on a CPU."""
-    large = "hunyuan" in (data.codec.kind, data.encoder.kind)
-    return NO_GPU_HERE if large and sampling_device().type == "cpu" else None
 
 
 @contextmanager

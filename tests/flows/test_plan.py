@@ -35,9 +35,10 @@ def test_a_stage_whose_source_is_missing_is_blocked(tmp_path: Path, monkeypatch:
     assert next(make_plan(config, STAGES)).action == "run"
 
 
-def test_a_plan_does_without_what_takes_seconds_to_import() -> None:
+@pytest.mark.parametrize("module", ["flows.plan", "flows.unchanged"])
+def test_where_nothing_runs_nothing_that_takes_seconds_is_imported(module: str) -> None:
     heavy = "{'torch', 'ray', 'diffusers', 'prefect', 'open_clip'}"
-    code = f"import flows.plan, tasks.pipeline, sys; print({heavy} & set(sys.modules))"
+    code = f"import {module}, tasks.pipeline, sys; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 

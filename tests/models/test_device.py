@@ -10,7 +10,7 @@ import torch
 from magic141.config import load_config
 from magic141.errors import UserError
 from magic141.export import BUNDLE_FILE, BundleInfo, load_bundle
-from magic141.models.device import refuse_days_on_cpu, slow_without_gpu
+from magic141.models.device import refuse_days_on_cpu
 from magic141.models.transformer import build_transformer
 from tests.models.tiny import tiny_transformer
 
@@ -56,12 +56,3 @@ def test_13b_on_a_gpu_and_a_small_network_anywhere_are_not(tmp_path: Path) -> No
     refuse_days_on_cpu(tmp_path / "large", torch.device("cuda"), "")
     refuse_days_on_cpu(tmp_path / "small", CPU, "")
     refuse_days_on_cpu(tmp_path / "nowhere", CPU, "the loader says what is missing")
-
-
-def test_a_run_with_hunyuans_codec_is_told_where_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    large, small = load_config(CONFIGS / "hunyuan_13b.yaml").data, load_config(CONFIGS / "smoke_gpu.yaml").data
-    assert "on a node with a GPU" in str(slow_without_gpu(large))
-    assert slow_without_gpu(small) is None
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert slow_without_gpu(large) is None

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from magic141.config import load_config
+from magic141.room import shortage, slow_without_gpu, this_machine
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@pytest.mark.parametrize(
+    ("number", "each", "line"),
+    [
+        (2, {"cpus": 2, "gpus": 0.5}, None),
+        (3, {"cpus": 2, "gpus": 0}, "n = 3: with cpus = 2 more than the 4 CPUs of this machine; lower one of them, or"),
+        (2, {"gpus": 1}, "n = 2: with gpus = 1 more than the 1 GPUs of this machine; lower one of them, or set RAY_"),
+    ],
+)
+def test_what_is_asked_for_in_vain_is_named(number: int, each: dict[str, float], line: str | None) -> None:
+    found = shortage("n", number, each, {"CPU": 4, "GPU": 1})
+    assert found == line if line is None else str(found).startswith(line)
+
+
+def test_two_workers_always_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    assert this_machine()["CPU"] == 2
+
+
+def test_a_run_with_hunyuans_codec_is_told_where_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    large, small = load_config(CONFIGS / "hunyuan_13b.yaml").data, load_config(CONFIGS / "smoke_gpu.yaml").data
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert "on a node with a GPU" in str(slow_without_gpu(large))
+    assert slow_without_gpu(small) is None
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert slow_without_gpu(large) is None
