@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from magic141.config import PipelineConfig
-from magic141.data.dataset import ClipDataset, load_info, load_null_text
+from magic141.data.dataset import ClipDataset, load_null_text
+from magic141.data.info import load_info
 from magic141.data.shapes import ShapeClip, render_clip, sample_clip
 from magic141.evaluation.evaluate import valid_futures
 from magic141.evaluation.frechet import TubeSpace, frechet_distance

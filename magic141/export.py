@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from magic141.artifacts import StageLog
-from magic141.data.dataset import load_info, load_null_text
+from magic141.data.dataset import load_null_text
+from magic141.data.info import load_info
 from magic141.data.video import fit_image
 from magic141.diffusion.long_video import num_windows_for
 from magic141.errors import UserError

@@ -22,7 +22,7 @@ def _run(call: StageCall) -> None:
 
 def _refuse_collapsed(context: StageContext, ref: ArtifactRef) -> None:
     """Refuses to reuse a student that ended collapsed, unless this run also sets collapse.stop = false."""
-    from magic141.training.objective import WATCH_FILE
+    from magic141.training.config import WATCH_FILE
 
     watched = json.loads((ref.path / WATCH_FILE).read_text())
     if watched["collapsed"] and context.config.distill_dmd2.collapse.stop:

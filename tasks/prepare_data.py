@@ -21,7 +21,7 @@ def _require_batches(context: StageContext, ref: ArtifactRef) -> None:
     Raises:
         UserError: with a line for each.
     """
-    from magic141.data.dataset import load_info
+    from magic141.data.info import load_info
 
     num_train = load_info(ref.path).num_clips["train"]
     why = (

@@ -8,52 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file
 from torch import Tensor
 
+from magic141.data.info import existing
 from magic141.data.rows import Rows
-from magic141.data.splits import HeldOut
 from magic141.errors import UserError
 from magic141.models.text_embedding import TextEmbedding
 from magic141.text_files import read_json_lines
 
-INFO_FILE = "dataset.json"
 MANIFEST_FILE = "manifest.jsonl"
 NULL_TEXT_FILE = "null_text.safetensors"
-
-
-class BadFileInfo(BaseModel):
-    """A file that was not used, and why."""
-
-    file: str
-    reason: str
-
-
-class DatasetInfo(BaseModel):
-    """Sizes, versions and quality of a prepared corpus."""
-
-    model_config = ConfigDict(frozen=True)
-
-    num_clips: dict[str, int]
-    source: str
-    fps: float
-    num_frames: int
-    height: int
-    width: int
-    latent_shape: tuple[int, int, int, int]  # C, T, h, w
-    num_text_tokens: int
-    num_image_tokens: int
-    text_width: int
-    pooled_width: int
-    temporal_factor: int
-    spatial_factor: int
-    codec_version: str
-    encoder_version: str
-    has_ground_truth: bool
-    bad_files: tuple[BadFileInfo, ...]
-    codec_psnr_db: float
-    heldout: HeldOut | None = None  # by which rule clips are held out; none where they are drawn apart (shapes)
 
 
 @dataclass(frozen=True)
@@ -83,11 +48,11 @@ class ClipDataset:
             folder: artifact of `prepare_data`.
             split: name of the split.
         """
-        rows = [row for row in read_json_lines(_existing(folder / MANIFEST_FILE)) if row["split"] == split]
+        rows = [row for row in read_json_lines(existing(folder / MANIFEST_FILE)) if row["split"] == split]
         if not rows:
             raise UserError(f"data set {folder}: no clips of split {split!r}; expected train, validation or heldout")
         # load_file maps the file: nothing is read yet, and later reads share the page cache between all workers
-        shards = [load_file(_existing(folder / shard)) for shard in dict.fromkeys(row["shard"] for row in rows)]
+        shards = [load_file(existing(folder / shard)) for shard in dict.fromkeys(row["shard"] for row in rows)]
         fields: dict[str, Any] = {name: Rows([shard[name] for shard in shards]) for name in shards[0]}
         fields.setdefault("frames", None)
         fields.setdefault("first_latent", None)
@@ -129,18 +94,7 @@ class ClipDataset:
         return TextEmbedding(self.text_tokens[rows], self.text_mask[rows], self.pooled[rows])
 
 
-def load_info(folder: Path) -> DatasetInfo:
-    """Reads dataset.json."""
-    return DatasetInfo.model_validate_json(_existing(folder / INFO_FILE).read_text())
-
-
 def load_null_text(folder: Path) -> TextEmbedding:
     """Reads the embedding of the empty prompt, one row."""
-    fields = load_file(_existing(folder / NULL_TEXT_FILE))
+    fields = load_file(existing(folder / NULL_TEXT_FILE))
     return TextEmbedding(fields["text_tokens"], fields["text_mask"], fields["pooled"])
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise UserError(f"data set file {path}: no such file; expected a folder from prepare_data; prepare it again")
-    return path

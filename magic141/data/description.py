@@ -10,8 +10,9 @@ import torch
 
 from magic141.artifacts import StageLog, digest_folder
 from magic141.data.config import DataConfig
-from magic141.data.dataset import BadFileInfo, ClipDataset, DatasetInfo
+from magic141.data.dataset import ClipDataset
 from magic141.data.fitted import NUM_SHEET_CLIPS, Fitted
+from magic141.data.info import BadFileInfo, DatasetInfo
 from magic141.data.listing import BadFile
 from magic141.data.psnr import psnr_db
 from magic141.data.sheets import comparison_sheet, contact_sheet

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from magic141.artifacts import StageLog
-from magic141.data.dataset import ClipDataset, load_info
+from magic141.data.dataset import ClipDataset
+from magic141.data.info import load_info
 from magic141.data.psnr import psnr_db
 from magic141.data.shapes import ShapeClip, other_future, render_clip
 from magic141.data.splits import MEANING

@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from magic141.artifacts import StageLog
-from magic141.data.dataset import ClipDataset, DatasetInfo, load_info, load_null_text
+from magic141.data.dataset import ClipDataset, load_null_text
+from magic141.data.info import DatasetInfo, load_info
 from magic141.evaluation.config import GenerateConfig
 from magic141.evaluation.media import save_image, save_video
 from magic141.evaluation.suite import (

@@ -11,7 +11,8 @@ import faiss
 import numpy as np
 
 from magic141.artifacts import StageLog
-from magic141.data.dataset import ClipDataset, load_info
+from magic141.data.dataset import ClipDataset
+from magic141.data.info import load_info
 from magic141.retrieval.clip import ClipEmbedder, Embeddings
 from magic141.retrieval.config import IndexConfig
 from magic141.retrieval.recall import Recall, measure_recall

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from magic141.errors import UserError
+from magic141.training.config import WATCH_FILE
 from magic141.training.dmd2_config import CollapseConfig
 from magic141.training.mode_coverage import mode_coverage
-from magic141.training.objective import WATCH_FILE
 
 SATURATED_STDS = 4.0
 PREFIX = "validation_"

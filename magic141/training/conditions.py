@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from magic141.data.dataset import ClipDataset, load_info, load_null_text
+from magic141.data.dataset import ClipDataset, load_null_text
+from magic141.data.info import load_info
 from magic141.models.text_embedding import TextEmbedding
 from magic141.models.transformer import Conditioning, Prefix, condition, make_prefix
 

@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from magic141.frozen import MOST_STEPS, FrozenConfig, placement, source_path
 
+WATCH_FILE = "watch.json"  # in the artifact of a stage that judges its own validations
+
 
 class PlacementConfig(FrozenConfig):
     """Where a training stage runs: Ray workers, engine, resources. Never part of the stage's key."""

@@ -10,7 +10,7 @@ from diffusers import HunyuanVideoTransformer3DModel
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from magic141.data.dataset import load_info
+from magic141.data.info import load_info
 from magic141.diffusion.flow import interpolate, sample_sigma, velocity_target
 from magic141.diffusion.samplers import PredictVelocity
 from magic141.models.config import TransformerConfig

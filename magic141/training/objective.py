@@ -13,8 +13,6 @@ import torch.distributed as dist
 from magic141.training.config import PlacementConfig
 from magic141.training.engine import Engine
 
-WATCH_FILE = "watch.json"  # in the export of an objective that judges its own validations
-
 
 @dataclass(frozen=True)
 class TrainContext:

@@ -13,8 +13,9 @@ from magic141.artifacts import NullLog, digest_folder
 from magic141.data import fitted, prepare
 from magic141.data.clips import Clip, Probed, render_chunk, sample_shapes
 from magic141.data.config import DataConfig
-from magic141.data.dataset import ClipDataset, load_info, load_null_text
+from magic141.data.dataset import ClipDataset, load_null_text
 from magic141.data.decoding import StorageError
+from magic141.data.info import load_info
 from magic141.data.listing import list_videos
 from magic141.data.prepare import prepare_dataset
 from magic141.data.shapes import ShapeClip, render_clip

@@ -19,8 +19,9 @@ from magic141.data import fitted, prepare, workers
 from magic141.data.chunks import Chunk
 from magic141.data.clips import Clip, VideoFile
 from magic141.data.config import DataConfig
-from magic141.data.dataset import ClipDataset, load_info
+from magic141.data.dataset import ClipDataset
 from magic141.data.decoding import BadVideo, StorageError
+from magic141.data.info import load_info
 from magic141.data.kept import ProbeRecords, read_record, write_record
 from magic141.data.prepare import MAX_LOSSES, prepare_dataset
 from magic141.data.video import write_video

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from magic141.artifacts import NullLog
 from magic141.data.config import CodecConfig, EncoderConfig, ShapesConfig
-from magic141.data.dataset import DatasetInfo
+from magic141.data.info import DatasetInfo
 from magic141.data.shapes import ShapeClip, render_clip, sample_clip
 from magic141.evaluation.config import GenerateConfig, QuantizeConfig
 from magic141.evaluation.generate import generate_suite

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 
 from magic141.artifacts import NullLog
 from magic141.data.config import EncoderConfig
-from magic141.data.dataset import INFO_FILE, NULL_TEXT_FILE, DatasetInfo
+from magic141.data.dataset import NULL_TEXT_FILE
+from magic141.data.info import INFO_FILE, DatasetInfo
 from magic141.export import export_pipeline
 from magic141.models.config import TransformerConfig
 from magic141.models.encoders import IMAGE_TEMPLATE, TEXT_TEMPLATE, Encoders

@@ -15,8 +15,8 @@ from torch import Tensor
 from magic141.errors import UserError
 from magic141.frozen import key_fields
 from magic141.training.collapse import CollapseWatch, compare, symptoms
+from magic141.training.config import WATCH_FILE
 from magic141.training.dmd2_config import CollapseConfig
-from magic141.training.objective import WATCH_FILE
 
 HEALTHY = {
     "validation_frechet": 2.0,

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from magic141.config import LARGEST_SEED
-from magic141.data.dataset import ClipDataset, load_info, load_null_text
+from magic141.data.dataset import ClipDataset, load_null_text
+from magic141.data.info import load_info
 from magic141.data.rows import Rows
 from magic141.evaluation.suite import clip_conditions
 from magic141.models.transformer import Conditioning, build_transformer

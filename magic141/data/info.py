@@ -1,0 +1,61 @@
+"""What a prepared corpus says of itself: sizes, versions, bad files. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from magic141.data.splits import HeldOut
+from magic141.errors import UserError
+
+INFO_FILE = "dataset.json"
+
+
+class BadFileInfo(BaseModel):
+    """A file that was not used, and why."""
+
+    file: str
+    reason: str
+
+
+class DatasetInfo(BaseModel):
+    """Sizes, versions and quality of a prepared corpus."""
+
+    model_config = ConfigDict(frozen=True)
+
+    num_clips: dict[str, int]
+    source: str
+    fps: float
+    num_frames: int
+    height: int
+    width: int
+    latent_shape: tuple[int, int, int, int]  # C, T, h, w
+    num_text_tokens: int
+    num_image_tokens: int
+    text_width: int
+    pooled_width: int
+    temporal_factor: int
+    spatial_factor: int
+    codec_version: str
+    encoder_version: str
+    has_ground_truth: bool
+    bad_files: tuple[BadFileInfo, ...]
+    codec_psnr_db: float
+    heldout: HeldOut | None = None  # by which rule clips are held out; none where they are drawn apart (shapes)
+
+
+def load_info(folder: Path) -> DatasetInfo:
+    """Reads dataset.json."""
+    return DatasetInfo.model_validate_json(existing(folder / INFO_FILE).read_text())
+
+
+def existing(path: Path) -> Path:
+    """The path of a file of a prepared corpus.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if not path.is_file():
+        raise UserError(f"data set file {path}: no such file; expected a folder from prepare_data; prepare it again")
+    return path
