@@ -107,11 +107,17 @@ def test_a_killed_run_goes_on_where_it_was(workspace: Path, completed: Finished)
     assert steps == sorted(set(steps)), "a step is recorded twice"
 
 
-def test_the_same_config_again_reuses_everything(workspace: Path, completed: Finished) -> None:
+def test_the_same_config_again_reuses_everything_and_imports_nothing_to_compute_with(
+    workspace: Path, completed: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
     again = finish(workspace, "run", "configs/smoke.yaml")
     assert again.code == 0, again.output
     assert again.stages("↺") == list(STAGES)
     assert again.stages("✓") == []
+    imported = {line.rpartition("|")[2].strip() for line in again.output.splitlines() if "import time:" in line}
+    assert "mlflow" in imported
+    assert not {"torch", "ray", "diffusers"} & imported
 
 
 def test_changing_the_evaluation_repeats_only_evaluation_and_report(workspace: Path, completed: Finished) -> None:
