@@ -1,4 +1,4 @@
-"""The flow-matching path, its time schedule, and conversions between velocity, clean and noise estimates.
+"""The flow-matching path, its time schedule, and conversions between velocity and clean estimate.
 
 Conventions of the paper (section 3.1): `x_t = sigma*noise + (1-sigma)*x0`; the network predicts the velocity
 `u = noise - x0`; time is `sigma` in [0, 1], 1 is pure noise. The network itself sees `1000*sigma`.
@@ -31,24 +31,14 @@ def x0_from_velocity(x_t: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
     return x_t - expand(sigma, x_t) * velocity
 
 
-def noise_from_velocity(x_t: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
-    """The noise estimate `noise = x_t + (1-sigma)*u`, [B, ...]; x_t, velocity: [B, ...]; sigma: [B] in [0, 1]."""
-    return x_t + (1 - expand(sigma, x_t)) * velocity
-
-
 def velocity_from_x0(x_t: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
     """The velocity that leads from `x_t` to `x0`: `(x_t - x0)/sigma`; x_t, x0: [B, ...]; sigma: [B] in (0, 1]."""
     return (x_t - x0) / expand(sigma, x_t)
 
 
 def shift_sigma(x: Tensor, shift: float) -> Tensor:
-    """`s(x) = shift*x/(1+(shift-1)*x)`: moves times in [0, 1] towards noise for shift > 1; 0 and 1 stay."""
+    """`s(x) = shift*x/(1+(shift-1)*x)`: moves times in [0, 1] towards noise for shift > 1; 1/shift moves them back."""
     return shift * x / (1 + (shift - 1) * x)
-
-
-def unshift_sigma(sigma: Tensor, shift: float) -> Tensor:
-    """The inverse of `shift_sigma`: a shift by 1/shift."""
-    return shift_sigma(sigma, 1 / shift)
 
 
 def sigma_grid(num_steps: int, shift: float) -> Tensor:

@@ -155,10 +155,6 @@ class Tracker:
         run = self.get_run(run_id)
         return self.get_run(run.data.tags[TAG_PARENT]) if TAG_STAGE in run.data.tags else run
 
-    def artifact_of(self, stage_run: Run) -> ArtifactRef:
-        """The artifact that a finished stage run made."""
-        return ArtifactRef.model_validate_json(stage_run.data.tags[TAG_ARTIFACT])
-
     def artifacts_of(self, parent: Run) -> dict[str, ArtifactRef]:
         """Every stage's artifact in a pipeline run, made there or reused."""
         prefix = f"{TAG_ARTIFACT}."
