@@ -23,6 +23,7 @@ from magic141.evaluation.scores import AVERAGE, EXACT, FRECHET, Score, average
 from magic141.evaluation.shapes import score_clips
 from magic141.evaluation.vbench import score_folder
 from magic141.models.device import sampling_device
+from magic141.models.frames import num_pixel_frames
 from magic141.models.vae import CausalPCACodec, VideoCodec, load_codec
 from magic141.text_files import read_json_lines
 
@@ -74,7 +75,7 @@ class Scorer:
         space = TubeSpace.fit(train.latents, config.frechet_dimensions, frames)
         real, floor = space.project(heldout.latents[rows, :, :frames]), Score.missing("distances are to these clips")
         if truths is not None:
-            num_frames = 1 + (frames - 1) * info.temporal_factor
+            num_frames = num_pixel_frames(frames, info.temporal_factor)
             futures = space.project(valid_futures(truths, num_frames, info.height, info.width, codec))
             real, floor = futures, frechet_score(real, futures)
         return cls(config, codec, generated, heldout, rows, truths, space, real, floor, num_latent_frames=frames)
@@ -99,7 +100,7 @@ class Scorer:
         """The held-out clips' pixels, uint8 [N, F, H, W, 3]; decoded ones if none are stored."""
         if self.heldout.frames is None:
             return self._decoded()
-        num_frames = 1 + (self.num_latent_frames - 1) * self.codec.temporal_factor
+        num_frames = num_pixel_frames(self.num_latent_frames, self.codec.temporal_factor)
         return self.heldout.frames[self.rows, :num_frames]
 
     def variant(self, name: str) -> dict[str, Score]:
