@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flows.plan import make_plan
+from magic141.artifacts import ArtifactRef
 from magic141.config import HOME_VARIABLE, PipelineConfig, load_config
 from magic141.tracking import Tracker
+from magic141.tracking.tags import TAG_ARTIFACT
 from tasks.pipeline import stages_until
 
 MAGIC141 = str(Path(sys.executable).parent / "magic141")
@@ -30,7 +32,7 @@ def finished(config: PipelineConfig, until: str) -> dict[str, Path]:
     for row in make_plan(config, stages_until(until)):
         if row.run_id is None:
             raise SystemExit(f"{config.home}: {row.stage} is not finished ({row.why}); run the config there first")
-        found[row.stage] = tracker.artifact_of(tracker.get_run(row.run_id)).path
+        found[row.stage] = ArtifactRef.model_validate_json(tracker.get_run(row.run_id).data.tags[TAG_ARTIFACT]).path
     return found
 
 

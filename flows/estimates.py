@@ -11,6 +11,7 @@ from magic141.config import PipelineConfig
 from magic141.config_checks import TRAINING_SECTIONS
 from magic141.evaluation.config import GenerateConfig
 from magic141.evaluation.variants import list_variants, long_video_variants
+from magic141.models.frames import num_latent_frames
 from magic141.models.size import num_parameters
 from magic141.tracking import Tracker
 from magic141.training.config import TrainConfig
@@ -170,5 +171,5 @@ class InputSizes:
         """Tokens of one clip: patches of its window, text, and the first frame's image tokens."""
         data, model = config.data, config.model
         patch = model.patch_size * self.factor
-        frames = ((model.window_frames - 1) // config.temporal_factor + 1) // model.patch_size_t
+        frames = num_latent_frames(model.window_frames, config.temporal_factor) // model.patch_size_t
         return frames * (data.height // patch) * (data.width // patch) + self.num_text(config, image_condition)

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from flows.naming import workspace_option
 from magic141.artifacts import flatten
 from magic141.errors import UserError
 from magic141.evaluation.measurement import Difference, Measurement, as_setting
@@ -77,8 +78,8 @@ def command_like(words: Sequence[str], settings: Mapping[str, Any], like: Measur
     wanted = {**like.conditions, **like.machine}
     texts = {field: as_setting(value) for field, value in wanted.items() if _can_be_set(field)}
     changed = [f"{field}={text}" for field, text in texts.items() if as_setting(settings.get(field)) != text]
-    place = [] if workspace == Path("runs").resolve() else ["--workspace", str(workspace)]
-    return shlex.join(["magic141", *words, *(word for text in changed for word in ("--set", text)), *place])
+    given = (word for text in changed for word in ("--set", text))
+    return shlex.join(["magic141", *words, *given, *workspace_option(workspace)])
 
 
 def measurement_of(tracker: Tracker, run: Run) -> Measurement | None:

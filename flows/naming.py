@@ -1,13 +1,16 @@
-"""What a parent run is called, and what its page in MLflow says first."""
+"""What a parent run is called, what its page in MLflow says first, and how commands name its workspace."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from magic141.artifacts import ArtifactRef
 from magic141.urls import without_credentials
+
+if TYPE_CHECKING:
+    from magic141.artifacts import ArtifactRef
 
 TAG_OVERRIDES, TAG_DESCRIPTION = "magic141.overrides", "mlflow.note.content"
 NOT_NAMED = ("name", "workspace", "experiment")  # stand elsewhere on the page
@@ -39,8 +42,7 @@ def description(
     made: Collection[str],
 ) -> str:
     """Markdown for the run's page: what came out, how to run it again, and the run that made each stage's result."""
-    place = [] if workspace == Path("runs").resolve() else ["--workspace", str(workspace)]
-    again = shlex.join(["magic141", "run", "--run", run_id, *place])
+    again = shlex.join(["magic141", "run", "--run", run_id, *workspace_option(workspace)])
     rows = [
         f"| {stage} | [{ref.run_id[:8]}](#/experiments/{experiment_id}/runs/{ref.run_id}) | "
         f"{'made' if stage in made else 'reused'} |"
@@ -48,6 +50,11 @@ def description(
     ]
     first = [f"**{headline}**"] if headline else []
     return "\n".join([*first, "", f"Again: `{again}`", "", "| stage | made by run | here |", "|---|---|---|", *rows])
+
+
+def workspace_option(workspace: Path) -> list[str]:
+    """The option that names the workspace, where it is not the one that commands look in."""
+    return [] if workspace == Path("runs").resolve() else ["--workspace", str(workspace)]
 
 
 def _short(override: str) -> str:

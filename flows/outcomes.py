@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from flows.endings import FAILURE
+from flows.naming import workspace_option
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,17 +43,11 @@ def say_outcome(outcome: Outcome, home: Path) -> None:
         typer.echo(f"scores  {outcome.headline}")
     _say_run(outcome.run_id, outcome.tracking_uri)
     if outcome.previous:
-        page = shlex.join(
-            ["magic141", "compare", outcome.previous, outcome.run_id, *_elsewhere(home), "-o", "compare.html"]
-        )
+        runs = (outcome.previous, outcome.run_id)
+        page = shlex.join(["magic141", "compare", *runs, *workspace_option(home), "-o", "compare.html"])
         typer.echo(f"compare {page}")
     reused = f", {len(outcome.reused)} stages reused" if outcome.reused else ""
     typer.echo(f"done    in {outcome.seconds:.1f} s{reused}")
-
-
-def _elsewhere(home: Path) -> list[str]:
-    """The option that names the workspace, where it is not the one that commands look in."""
-    return [] if home == Path("runs").resolve() else ["--workspace", str(home)]
 
 
 def _say_run(run_id: str, tracking_uri: str) -> None:

@@ -22,6 +22,7 @@ from magic141.frozen import FrozenConfig
 from magic141.models.config import Sampler, TransformerConfig
 from magic141.models.device import refuse_days_on_cpu, sampling_device
 from magic141.models.encoders import Encoders
+from magic141.models.frames import num_latent_frames
 from magic141.models.generator import VideoGenerator
 from magic141.models.transformer import load_transformer, sampling_dtype
 from magic141.models.vae import VideoCodec, load_codec
@@ -130,7 +131,7 @@ class Bundle:
         return frames[:num_frames]
 
     def _num_windows(self, num_frames: int) -> int:
-        latent_frames = -(-(num_frames - 1) // self.codec.temporal_factor) + 1
+        latent_frames = num_latent_frames(num_frames, self.codec.temporal_factor)
         return num_windows_for(latent_frames, self.generator.latent_frames, self.info.num_carried)
 
 
@@ -159,7 +160,7 @@ def load_bundle(folder: Path) -> Bundle:
     generator = VideoGenerator(
         model=load_transformer(folder / "transformer", sampling_dtype(device)).to(device).eval(),
         null_text=load_null_text(folder).to(device),
-        latent_frames=(info.window_frames - 1) // codec.temporal_factor + 1,
+        latent_frames=num_latent_frames(info.window_frames, codec.temporal_factor),
         num_steps=info.num_steps,
         shift=info.shift,
         guidance_scale=info.guidance_scale,

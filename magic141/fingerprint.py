@@ -9,12 +9,20 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 from magic141.artifacts import digest_file, sha256_text
 from magic141.errors import UserError
 
 NUM_NAMED = 5  # differing modules that a message names
 _first_seen: dict[Path, str] = {}
+
+
+class Code(NamedTuple):
+    """Digest of a file's code, and the names that it imports: modules, or things in modules."""
+
+    digest: str
+    imports: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -69,14 +77,14 @@ def fingerprint_modules(names: Iterable[str], ignore: Iterable[str] = ()) -> str
 def module_digests(names: Iterable[str], ignore: Iterable[str] = ()) -> dict[str, str]:
     """The digest of each module's code, from which `fingerprint_modules` is computed."""
     found = module_closure(names, set(ignore))
-    return {name: _read_code(path, path.stat().st_mtime_ns)[0] for name, path in found.items()}
+    return {name: _code_of(path).digest for name, path in found.items()}
 
 
 def edited_modules(names: Iterable[str], ignore: Iterable[str] = ()) -> list[str]:
     """Modules that were edited since this process first asked, so that it may be running older code."""
     found = module_closure(names, set(ignore))
-    now = {path: (name, _read_code(path, path.stat().st_mtime_ns)[0]) for name, path in found.items()}
-    return [name for path, (name, digest) in now.items() if _first_seen.setdefault(path, digest) != digest]
+    now = [(name, path, _code_of(path).digest) for name, path in found.items()]
+    return [name for name, path, digest in now if _first_seen.setdefault(path, digest) != digest]
 
 
 def module_closure(names: Iterable[str], ignore: set[str]) -> dict[str, Path]:
@@ -91,7 +99,7 @@ def module_closure(names: Iterable[str], ignore: set[str]) -> dict[str, Path]:
             continue
         found[name] = path
         top = name.partition(".")[0]
-        imported = {n for n in _read_code(path, path.stat().st_mtime_ns)[1] if n.partition(".")[0] == top}
+        imported = [n for n in _code_of(path).imports if n.partition(".")[0] == top]
         candidates = [n for n in imported if not {n, n.rpartition(".")[2]} & ignore]
         waiting += [(n, file) for n in candidates if (file := _locate(n)) is not None]
     return dict(sorted(found.items()))
@@ -101,9 +109,7 @@ def module_closure(names: Iterable[str], ignore: set[str]) -> dict[str, Path]:
 def _differing(stamp: CodeStamp) -> tuple[str, ...]:
     """Modules that differ or are missing here; cached, as it is asked for every row of data."""
     here = ((name, _locate(name), digest) for name, digest in stamp.digests)
-    return tuple(
-        name for name, path, digest in here if path is None or _read_code(path, path.stat().st_mtime_ns)[0] != digest
-    )
+    return tuple(name for name, path, digest in here if path is None or _code_of(path).digest != digest)
 
 
 def _locate(name: str) -> Path | None:
@@ -118,11 +124,15 @@ def _locate(name: str) -> Path | None:
     return next((option for option in options if option.is_file()), None)
 
 
+def _code_of(path: Path) -> Code:
+    return _read_code(path, path.stat().st_mtime_ns)
+
+
 @lru_cache(maxsize=1024)
-def _read_code(path: Path, _modified_ns: int) -> tuple[str, tuple[str, ...]]:
-    """Digest of a file's code, and the names that it imports (modules, or things in modules)."""
+def _read_code(path: Path, _modified_ns: int) -> Code:
+    """Parses a file once for as long as it is not changed."""
     if path.suffix != ".py":
-        return digest_file(path), ()
+        return Code(digest_file(path), ())
     tree = ast.parse(path.read_text(encoding="utf-8"))
     imported: set[str] = set()
     for node in ast.walk(tree):
@@ -133,7 +143,7 @@ def _read_code(path: Path, _modified_ns: int) -> tuple[str, tuple[str, ...]]:
         elif isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             _drop_docstring(node)
         _drop_what_only_newer_pythons_write(node)
-    return sha256_text(ast.dump(tree)), tuple(sorted(imported))
+    return Code(sha256_text(ast.dump(tree)), tuple(sorted(imported)))
 
 
 def _drop_what_only_newer_pythons_write(node: ast.AST) -> None:

@@ -10,7 +10,6 @@ import pytest
 from magic141 import file_records
 from magic141.artifacts import (
     ArtifactRef,
-    NullLog,
     StageKey,
     digest_file,
     digest_folder,
@@ -151,11 +150,3 @@ def test_every_part_changes_the_key(change: dict[str, object]) -> None:
 def test_difference_names_the_field() -> None:
     other = KEY.model_copy(update={"config": {"a": {"b": 2}}})
     assert other.difference(KEY) == ["config.a.b: 1 -> 2"]
-
-
-def test_null_log_takes_everything() -> None:
-    log = NullLog()
-    log.metrics({"loss": 1.0}, 1)
-    log.summary({"a": 1})
-    with log.progress(2, "step") as advance:
-        advance(1)

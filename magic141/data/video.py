@@ -40,11 +40,6 @@ class _Shown(NamedTuple):
     pixel_aspect: float
 
 
-def count_frames(path: Path, fps: float) -> int:
-    """Decodes the whole video and counts its frames after resampling to `fps`."""
-    return sum(1 for _ in _indexed_frames(path, fps, 0))
-
-
 def measure_video(path: Path, fps: float) -> Measured:
     """Decodes the whole video and looks at every frame that resampling to `fps` shows.
 
@@ -54,45 +49,34 @@ def measure_video(path: Path, fps: float) -> Measured:
     """
     num_frames = num_distinct = 0
     last: VideoFrame | None = None
-    for place, frame, aspect in _resampled(path, fps, 0, sound_frames):
-        if place < 0:
-            continue
+    for _, frame, aspect in _indexed_frames(path, fps, 0, decode=sound_frames):
         if frame is not last:
             check_picture(path, frame, aspect)
         num_frames, num_distinct, last = num_frames + 1, num_distinct + (frame is not last), frame
     return Measured(num_frames, num_distinct)
 
 
-def read_video(
-    path: Path,
-    fps: float | None = None,
-    size: tuple[int, int] | None = None,
-    first: int = 0,
-    count: int | None = None,
-) -> Frames:
-    """Decodes a video.
+def read_video(path: Path, fps: float | None = None, size: tuple[int, int] | None = None) -> Frames:
+    """Decodes a whole video.
 
     Args:
         path: The file.
         fps: Resample to this rate: output frame k is what is on screen at k / fps seconds. None keeps every frame.
         size: (height, width) to scale and centre-crop to; None keeps the stored size.
-        first: Index of the first wanted frame, after resampling.
-        count: Number of wanted frames; None reads to the end.
 
     Returns:
-        uint8 [F, H, W, 3]; fewer than `count` frames when the video ends early.
+        uint8 [F, H, W, 3].
     """
-    stop = None if count is None else first + count
-    return _stacked(path, _indexed_frames(path, fps, first, stop), size)
+    return _stacked(path, _stored(path) if fps is None else _indexed_frames(path, fps, 0), size)
 
 
-def read_frames(path: Path, fps: float, size: tuple[int, int], wanted: Collection[int]) -> Frames:
+def read_frames(path: Path, fps: float, size: tuple[int, int] | None, wanted: Collection[int]) -> Frames:
     """Decodes some frames of a video, in order; those in between are neither converted nor kept.
 
     Args:
         path: The file.
         fps: Resample to this rate, as in `read_video`.
-        size: (height, width) to scale and centre-crop to.
+        size: As in `read_video`.
         wanted: Indices after resampling.
 
     Returns:
@@ -178,14 +162,16 @@ def _stacked(path: Path, shown: Iterable[_Shown], size: tuple[int, int] | None) 
     return np.stack(frames) if frames else np.zeros((0, *(size or (0, 0)), 3), np.uint8)
 
 
-def _indexed_frames(path: Path, fps: float | None, first: int, stop: int | None = None) -> Iterator[_Shown]:
+def _indexed_frames(
+    path: Path, fps: float, first: int, stop: int | None = None, decode: Decode | None = None
+) -> Iterator[_Shown]:
     """Output frames from index `first` on, before `stop`.
 
     Raises:
         BadVideo: the file cannot be decoded.
         StorageError: it cannot be read.
     """
-    for shown in _stored(path) if fps is None else _resampled(path, fps, first):
+    for shown in _resampled(path, fps, first, decode):
         if stop is not None and shown.place >= stop:
             return
         if shown.place >= first:
@@ -199,7 +185,7 @@ def _stored(path: Path) -> Iterator[_Shown]:
             yield _Shown(index, frame, aspect)
 
 
-def _resampled(path: Path, fps: float, first: int, decode: Decode | None = None) -> Iterator[_Shown]:
+def _resampled(path: Path, fps: float, first: int, decode: Decode | None) -> Iterator[_Shown]:
     """At index k the frame on screen at k / fps seconds after the video's start; may begin before `first`."""
     frames = timed_frames(path, (lambda track: (first + _tolerance(track, fps)) / fps) if first else None, decode)
     for track, (begin, end, frame) in frames:

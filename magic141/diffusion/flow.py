@@ -42,13 +42,8 @@ def velocity_from_x0(x_t: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
 
 
 def shift_sigma(x: Tensor, shift: float) -> Tensor:
-    """`s(x) = shift*x/(1+(shift-1)*x)`: moves times in [0, 1] towards noise for shift > 1; 0 and 1 stay."""
+    """`s(x) = shift*x/(1+(shift-1)*x)`: moves times in [0, 1] towards noise for shift > 1; 1/shift moves them back."""
     return shift * x / (1 + (shift - 1) * x)
-
-
-def unshift_sigma(sigma: Tensor, shift: float) -> Tensor:
-    """The inverse of `shift_sigma`: a shift by 1/shift."""
-    return shift_sigma(sigma, 1 / shift)
 
 
 def sigma_grid(num_steps: int, shift: float) -> Tensor:

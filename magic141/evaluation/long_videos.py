@@ -22,6 +22,7 @@ from magic141.evaluation.performance import resident_megabytes
 from magic141.evaluation.suite import Conditions, clip_conditions
 from magic141.evaluation.variants import Variant
 from magic141.evaluation.workload import Advance, Workload
+from magic141.models.frames import num_pixel_frames
 from magic141.models.generator import VideoGenerator
 
 NUM_LONG_VIDEOS_SHOWN = 3
@@ -118,8 +119,9 @@ def write_windows(work: Workload, windows: dict[str, list[dict[str, float]]], ou
 def frame_spans(num_windows: int, latent_frames: int, carried: int, temporal_factor: int) -> list[tuple[int, int]]:
     """First and one-past-last pixel frame of each window, including its carried frames but not the anchor."""
     fresh = latent_frames - 1 - carried
-    spans = [(0, 1 + (latent_frames - 1) * temporal_factor)]
+    spans = [(0, num_pixel_frames(latent_frames, temporal_factor))]
     for window in range(1, num_windows):
         stop = latent_frames + window * fresh
-        spans.append((1 + (stop - fresh - carried - 1) * temporal_factor, 1 + (stop - 1) * temporal_factor))
+        start, end = (num_pixel_frames(latent, temporal_factor) for latent in (stop - fresh - carried, stop))
+        spans.append((start, end))
     return spans

@@ -22,6 +22,7 @@ from magic141.evaluation.tensor_memory import TensorMemory
 from magic141.evaluation.variants import Variant
 from magic141.evaluation.workload import NUM_KNOWN, Advance, Workload
 from magic141.models.device import cpu_threads
+from magic141.models.frames import num_pixel_frames
 from magic141.models.generator import VideoGenerator
 
 LATENCY_BUDGET_S = 2.0
@@ -90,7 +91,7 @@ def _run_continuation(work: Workload, variant: Variant, generator: VideoGenerato
     conditions = clip_conditions(work.heldout, rows, num_known=NUM_KNOWN)
     latents, _ = _sample(work, generator, conditions, work.seed, advance)
     frames = work.decode(latents)
-    known = 1 + (NUM_KNOWN - 1) * work.info.temporal_factor
+    known = num_pixel_frames(NUM_KNOWN, work.info.temporal_factor)
     truth = _true_continuation(work, rows, frames.shape[1])
     tensors = {"frames": frames[:, known:].contiguous(), "truth": truth[:, known:].contiguous()}
     save_file(tensors, out / "exact" / f"continuation-{variant.name}.safetensors")

@@ -28,6 +28,7 @@ from magic141.evaluation.suite import (
 from magic141.models.config import TransformerConfig
 from magic141.models.device import sampling_device
 from magic141.models.encoders import Encoders
+from magic141.models.frames import num_latent_frames, num_pixel_frames
 from magic141.models.text_embedding import TextEmbedding
 from magic141.models.vae import VideoCodec, load_codec
 from magic141.retrieval.prior import Hit, ImagePrior
@@ -101,7 +102,7 @@ def prepare_workload(
 ) -> Workload:
     """Chooses clips and prompts, retrieves the prompts' images and encodes both."""
     info, heldout = load_info(data), ClipDataset.open(data, "heldout")
-    latent_frames = (model.window_frames - 1) // info.temporal_factor + 1
+    latent_frames = num_latent_frames(model.window_frames, info.temporal_factor)
     codec, encoders = load_codec(data / "codec"), Encoders.load(data / "encoders")
     codec.to(sampling_device())
     prompts = pick_prompts(config.prompts, heldout, config.num_prompts)
@@ -137,7 +138,7 @@ def write_conditions(work: Workload, out: Path) -> None:
     heldout = work.heldout
     clips = [{"id": heldout.ids[r], "caption": heldout.captions[r], "truth": heldout.truths[r]} for r in work.rows]
     (out / "exact" / "conditions.jsonl").write_text(json_lines(clips))
-    num_frames = 1 + (work.latent_frames - 1) * work.info.temporal_factor
+    num_frames = num_pixel_frames(work.latent_frames, work.info.temporal_factor)
     for number, row in enumerate(work.rows[: work.config.num_showcase_clips]):
         save_image(out / "showcase" / "input" / f"{number:02d}.png", heldout.first_frame[row].numpy())
         if heldout.frames is not None:

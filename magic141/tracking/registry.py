@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -21,6 +21,7 @@ from magic141.tracking.paging import all_experiments
 from magic141.tracking.tags import TAG_ARTIFACT, TAG_PROMOTIONS
 from magic141.urls import without_credentials
 
+Found = TypeVar("Found")
 MODEL_FOLDER = "model"  # folder of a run's artifacts on a server
 MAX_PROMOTIONS = 80  # as many as fit into a tag
 MAX_RUNS = 200  # that made one model, looked at
@@ -85,24 +86,18 @@ class Registry:
         Raises:
             UserError: the URI is malformed, or names nothing.
         """
-        name, alias, version = parse_uri(uri)
-        try:
-            if alias:
-                return name, self.client.get_model_version_by_alias(name, alias)
-            return name, self.client.get_model_version(name, version)
-        except MlflowException as error:
-            if not names_nothing(error):
-                raise
-            raise UserError(f"model {uri}: not in the registry {self._where}; {self._known_models()}") from None
+        name, alias, number = parse_uri(uri)
+        found = self.alias_version(name, alias) if alias else self._numbered(name, str(number))
+        if found is None:
+            raise self._unknown(uri)
+        return name, found
 
     def alias_version(self, name: str, alias: str) -> ModelVersion | None:
         """The version that an alias points at, or None; raises if the store does not answer."""
-        try:
-            return self.client.get_model_version_by_alias(name, alias)
-        except MlflowException as error:
-            if not names_nothing(error):
-                raise
-            return None
+        return look_up(lambda: self.client.get_model_version_by_alias(name, alias))
+
+    def _numbered(self, name: str, version: str) -> ModelVersion | None:
+        return look_up(lambda: self.client.get_model_version(name, version))
 
     def runs_with(self, ref: ArtifactRef) -> list[Run]:
         """The finished pipelines and evaluations that made an artifact or reused an equal one, newest first."""
@@ -130,7 +125,7 @@ class Registry:
             UserError: if there is nothing to go back to.
         """
         moves = self._moves(name, alias)
-        earlier = [version for version in _path(moves)[:-1] if self._exists(name, version)]
+        earlier = [version for version in _path(moves)[:-1] if self._numbered(name, version)]
         if not earlier:
             raise UserError(
                 f"models:/{name}@{alias}: no earlier promotion whose version is still there; see `magic141 promote`"
@@ -147,24 +142,13 @@ class Registry:
             return history
         return [*history, Promotion(str(now.version), _now(), "outside")]
 
-    def _exists(self, name: str, version: str) -> bool:
-        try:
-            self.client.get_model_version(name, version)
-        except MlflowException as error:
-            if not names_nothing(error):
-                raise
-            return False
-        return True
-
     def history(self, name: str, alias: str) -> list[Promotion]:
         """Every move of an alias, oldest first."""
-        try:
-            text = self.client.get_registered_model(name).tags.get(f"{TAG_PROMOTIONS}.{alias}", "[]")
-        except MlflowException as error:
-            if not names_nothing(error):
-                raise
-            raise UserError(f"model {name}: not in the registry {self._where}; {self._known_models()}") from None
-        return [Promotion(str(version), at, action) for version, at, action in json.loads(text)]
+        model = look_up(lambda: self.client.get_registered_model(name))
+        if model is None:
+            raise self._unknown(name)
+        moves = json.loads(model.tags.get(f"{TAG_PROMOTIONS}.{alias}", "[]"))
+        return [Promotion(str(version), at, action) for version, at, action in moves]
 
     def _write_history(self, name: str, alias: str, history: Sequence[Promotion]) -> None:
         kept = [tuple(entry) for entry in history[-MAX_PROMOTIONS:]]
@@ -175,9 +159,9 @@ class Registry:
         """Whether published folders are copied to the store; a SQLite file in the workspace does not need that."""
         return not self.uri.startswith("sqlite:")
 
-    @property
-    def _where(self) -> str:
-        return without_credentials(self.uri)
+    def _unknown(self, model: str) -> UserError:
+        where = without_credentials(self.uri)
+        return UserError(f"model {model}: not in the registry {where}; {self._known_models()}")
 
     def _known_models(self) -> str:
         names = [f"models:/{m.name}@{alias}" for m in self.client.search_registered_models() for alias in m.aliases]
@@ -187,6 +171,16 @@ class Registry:
 def names_nothing(error: MlflowException) -> bool:
     """Whether an error means that there is no such run, model, version or alias, rather than that the store failed."""
     return error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+
+
+def look_up(ask: Callable[[], Found]) -> Found | None:
+    """The store's answer; None if what is asked for is not there. Raises if the store does not answer."""
+    try:
+        return ask()
+    except MlflowException as error:
+        if not names_nothing(error):
+            raise
+        return None
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from magic141.artifacts import ArtifactRef, flatten
+from magic141.tracking.registry import look_up
 from magic141.tracking.tags import MAX_BATCH, TAG_ARTIFACT, TAG_HEARTBEAT, TAG_MODEL, set_tags
 from magic141.urls import without_credentials
 
@@ -108,13 +109,8 @@ class RunLog:
 
     def _model_of(self, ref: ArtifactRef) -> str | None:
         """The logged model of an artifact; None if its run was deleted permanently, which leaves the artifact."""
-        try:
-            tags: dict[str, str] = self.client.get_run(ref.run_id).data.tags
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            return None
-        return tags.get(TAG_MODEL)
+        run = look_up(lambda: self.client.get_run(ref.run_id))
+        return run.data.tags.get(TAG_MODEL) if run else None
 
     def model(self, ref: ArtifactRef, experiment_id: str, kind: str) -> None:
         """Lineage: this run made a model whose weights are the artifact."""

@@ -23,7 +23,7 @@ from magic141.errors import UserError
 from magic141.tracking.first_contact import require_answer
 from magic141.tracking.liveness import is_dead, process_tags
 from magic141.tracking.paging import all_experiments, every
-from magic141.tracking.registry import Registry, names_nothing, unless_there
+from magic141.tracking.registry import Registry, look_up, unless_there
 from magic141.tracking.relocation import FILES, settle_place
 from magic141.tracking.run_files import read_text
 from magic141.tracking.run_log import RunLog
@@ -143,23 +143,17 @@ class Tracker:
         Raises:
             UserError: there is no such run.
         """
-        try:
-            return self.client.get_run(run_id)
-        except MlflowException as error:
-            if not names_nothing(error):
-                raise
+        run = look_up(lambda: self.client.get_run(run_id))
+        if run is None:
             uri = without_credentials(self.uri)
             page = uri if uri.startswith("http") else f"`mlflow ui --backend-store-uri {uri}`"
-            raise UserError(f"run {run_id}: no such run in {uri}; {page} lists the runs") from None
+            raise UserError(f"run {run_id}: no such run in {uri}; {page} lists the runs")
+        return run
 
     def pipeline_run(self, run_id: str) -> Run:
         """The run `run_id` if it is a pipeline or evaluation; if it is a stage, the run it belongs to."""
         run = self.get_run(run_id)
         return self.get_run(run.data.tags[TAG_PARENT]) if TAG_STAGE in run.data.tags else run
-
-    def artifact_of(self, stage_run: Run) -> ArtifactRef:
-        """The artifact that a finished stage run made."""
-        return ArtifactRef.model_validate_json(stage_run.data.tags[TAG_ARTIFACT])
 
     def artifacts_of(self, parent: Run) -> dict[str, ArtifactRef]:
         """Every stage's artifact in a pipeline run, made there or reused."""

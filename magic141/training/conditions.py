@@ -10,6 +10,7 @@ from torch import Tensor
 
 from magic141.data.dataset import ClipDataset, load_null_text
 from magic141.data.info import load_info
+from magic141.models.frames import num_latent_frames
 from magic141.models.text_embedding import TextEmbedding
 from magic141.models.transformer import Conditioning, Prefix, condition, make_prefix
 
@@ -90,7 +91,7 @@ class BatchMaker:
         return cls(
             dataset=ClipDataset.open(data, "train"),
             null_text=load_null_text(data),
-            num_latent_frames=(window_frames - 1) // load_info(data).temporal_factor + 1,
+            num_latent_frames=num_latent_frames(window_frames, load_info(data).temporal_factor),
             image_condition=image_condition,
             continued_fraction=continued_fraction,
             text_dropout=text_dropout,

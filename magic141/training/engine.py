@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 import torch.distributed as dist
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 Precision = Literal["fp32", "bf16"]
 
 
-@runtime_checkable
 class Engine(Protocol):
     """A network in training. Every method must be called on all workers, in the same order."""
 

@@ -29,24 +29,16 @@ _LOCAL = "checkpoints"  # of the local launcher; Ray's lie in the run's folder i
 
 
 @dataclass(frozen=True)
-class TrainResult:
-    """A finished training run.
+class TrainResult(LoopResult):
+    """A finished training run: what it used, and what it made.
 
     Attributes:
         export: the folder that the objective exported.
         metrics_file: metrics.jsonl, each logged step once.
-        seconds: wall time inside the workers (not their start-up), over all attempts that led to the result.
-        cpu_seconds: CPU time, summed over workers and attempts.
-        peak_memory_mb: largest allocation on the GPU, or resident memory, of each worker, SUMMED over workers.
-        resumed_from_step: where the last attempt began; 0 is the start.
     """
 
     export: Path
     metrics_file: Path
-    seconds: float
-    cpu_seconds: float
-    peak_memory_mb: float
-    resumed_from_step: int
 
 
 def launch(spec: ObjectiveSpec, config: TrainConfig, run_dir: Path, log: StageLog, seed: int) -> TrainResult:
@@ -107,7 +99,7 @@ def _require_own_checkpoints(run_dir: Path, launcher: str) -> None:
 
 
 def _result(run_dir: Path, outcome: LoopResult) -> TrainResult:
-    return TrainResult(run_dir / EXPORT, run_dir / "metrics.jsonl", **asdict(outcome))
+    return TrainResult(**asdict(outcome), export=run_dir / EXPORT, metrics_file=run_dir / "metrics.jsonl")
 
 
 def _run_here(task: WorkerTask) -> LoopResult:

@@ -35,10 +35,10 @@ class LoopResult:
     """The resources that a finished loop used.
 
     Attributes:
-        seconds: wall time, over all attempts that led to the result.
+        seconds: wall time inside the workers (not their start-up), over all attempts that led to the result.
         cpu_seconds: CPU time, summed over workers and attempts.
         peak_memory_mb: largest allocation on the GPU, or largest resident memory, of each worker, summed over workers.
-        resumed_from_step: where this attempt began; 0 is the start.
+        resumed_from_step: where the last attempt began; 0 is the start.
     """
 
     seconds: float

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -41,7 +41,6 @@ class TrainContext:
         return self.rank == 0
 
 
-@runtime_checkable
 class Objective(Protocol):
     """A stage's loss with its networks and state. The loop calls it on all workers in step."""
 
@@ -97,7 +96,6 @@ class Objective(Protocol):
         ...
 
 
-@runtime_checkable
 class ObjectiveSpec(Protocol):
     """A picklable frozen dataclass (paths, configs, numbers) that builds the objective on a worker."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def train(
         "splitting": config.placement.splitting,
         "num_workers": config.placement.num_workers,
         "clips_per_pass": config.clips_per_pass,
-        "resumed_from_step": result.resumed_from_step or 0,
+        "resumed_from_step": result.resumed_from_step,
     }
     if (out / WATCH_FILE).is_file():
         watched = json.loads((out / WATCH_FILE).read_text())
@@ -57,11 +58,8 @@ def num_parameters(folder: Path) -> int:
     from safetensors import safe_open
 
     total = 0
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in folder.glob("*.safetensors"):
         with safe_open(str(file), framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (safe_open is not iterable)
-                size = 1
-                for length in tensors.get_slice(name).get_shape():
-                    size *= length
-                total += size
+            names = tensors.keys()
+            total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)
     return total

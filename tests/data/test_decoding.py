@@ -13,7 +13,7 @@ import pytest
 from magic141.data import decoding
 from magic141.data.decoding import BadVideo, StorageError
 from magic141.data.listing import VIDEO_SUFFIXES
-from magic141.data.video import count_frames, read_frames, read_video
+from magic141.data.video import measure_video, read_frames, read_video
 from tests.data.made import encode, numbered, numbers_of
 
 PARTS = ((1, 5), (5, 13), (23, 4), (24, 4), (25, 4), (49, 13), (77, 13))
@@ -26,10 +26,12 @@ def test_a_part_of_a_video_equals_that_part_of_the_whole(tmp_path: Path, suffix:
     encode(path, numbered(NUM_FRAMES), fps)
     whole = read_video(path, fps)
     assert numbers_of(whole) == list(range(NUM_FRAMES))
-    assert count_frames(path, fps) == NUM_FRAMES
+    assert measure_video(path, fps).num_frames == NUM_FRAMES
     for first, count in PARTS:
-        np.testing.assert_array_equal(read_video(path, fps, None, first, count), whole[first : first + count])
-    assert numbers_of(read_video(path, 10.0, None, 7, 5)) == numbers_of(read_video(path, 10.0))[7:12]
+        np.testing.assert_array_equal(
+            read_frames(path, fps, None, range(first, first + count)), whole[first : first + count]
+        )
+    assert numbers_of(read_frames(path, 10.0, None, range(7, 12))) == numbers_of(read_video(path, 10.0))[7:12]
 
 
 @pytest.mark.parametrize(
@@ -41,7 +43,9 @@ def test_other_codecs_in_containers_without_an_index(tmp_path: Path, name: str, 
     whole = read_video(path, 24.0)
     assert numbers_of(whole) == list(range(NUM_FRAMES))
     for first, count in PARTS:
-        np.testing.assert_array_equal(read_video(path, 24.0, None, first, count), whole[first : first + count])
+        np.testing.assert_array_equal(
+            read_frames(path, 24.0, None, range(first, first + count)), whole[first : first + count]
+        )
 
 
 def test_a_recording_that_begins_between_key_frames(tmp_path: Path) -> None:
@@ -51,7 +55,7 @@ def test_a_recording_that_begins_between_key_frames(tmp_path: Path) -> None:
     whole = read_video(tmp_path / "cut.ts", 24.0)
     assert numbers_of(whole) == list(range(NUM_FRAMES - len(whole), NUM_FRAMES))
     for first in (0, 1, 20, 40):
-        part = read_video(tmp_path / "cut.ts", 24.0, None, first, 9)
+        part = read_frames(tmp_path / "cut.ts", 24.0, None, range(first, first + 9))
         np.testing.assert_array_equal(part, whole[first : first + 9])
 
 
@@ -75,10 +79,10 @@ def test_times_that_jump_are_refused(tmp_path: Path) -> None:
     times = [index + (24 * 600 if index >= 40 else 0) for index in range(60)]
     encode(tmp_path / "gap.mp4", numbered(60), times=times)
     with pytest.raises(BadVideo, match=r"gap\.mp4: the frame at 1\.625 s stays for 600\.0 s, expected at most"):
-        count_frames(tmp_path / "gap.mp4", 24.0)
-    assert numbers_of(read_video(tmp_path / "gap.mp4", 24.0, None, 0, 30)) == list(range(30))
+        measure_video(tmp_path / "gap.mp4", 24.0)
+    assert numbers_of(read_frames(tmp_path / "gap.mp4", 24.0, None, range(0, 30))) == list(range(30))
     encode(tmp_path / "slow.mp4", numbered(9), fps=Fraction(1, 2))
-    assert count_frames(tmp_path / "slow.mp4", 1.0) == 18
+    assert measure_video(tmp_path / "slow.mp4", 1.0).num_frames == 18
 
 
 def test_times_that_go_back_are_refused(tmp_path: Path) -> None:
@@ -87,13 +91,13 @@ def test_times_that_go_back_are_refused(tmp_path: Path) -> None:
     first, second = ((tmp_path / name).read_bytes() for name in ("a.flv", "b.flv"))
     (tmp_path / "both.flv").write_bytes(first + second[13:])  # joined as they are: the second begins at 0 again
     with pytest.raises(BadVideo, match="its times go back from"):
-        count_frames(tmp_path / "both.flv", 24.0)
+        measure_video(tmp_path / "both.flv", 24.0)
 
 
 def test_a_damaged_file_is_its_own_fault_and_the_error_travels(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"\1" * 5000)
     with pytest.raises(BadVideo) as caught:
-        count_frames(tmp_path / "a.mp4", 24.0)
+        measure_video(tmp_path / "a.mp4", 24.0)
     again = pickle.loads(pickle.dumps(caught.value))
     assert str(again) == str(caught.value)
     assert again.reason.startswith("cannot be decoded (")
@@ -104,7 +108,7 @@ def test_a_codec_that_is_not_known_is_its_file_s_fault(tmp_path: Path) -> None:
     content = (tmp_path / "a.mp4").read_bytes()
     (tmp_path / "a.mp4").write_bytes(content.replace(b"avc1", b"zzzz").replace(b"avcC", b"zzzC"))
     with pytest.raises(BadVideo, match="in a codec that FFmpeg does not know"):
-        count_frames(tmp_path / "a.mp4", 24.0)
+        measure_video(tmp_path / "a.mp4", 24.0)
 
 
 def test_frames_that_cannot_be_scaled_are_their_file_s_fault(tmp_path: Path) -> None:
@@ -116,12 +120,12 @@ def test_frames_that_cannot_be_scaled_are_their_file_s_fault(tmp_path: Path) -> 
 def test_an_index_that_is_broken_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encode(tmp_path / "a.mkv", numbered(60))
     monkeypatch.setattr(decoding, "_sought", lambda *_: iter(()))
-    assert numbers_of(read_video(tmp_path / "a.mkv", 24.0, None, 30, 9)) == list(range(30, 39))
+    assert numbers_of(read_frames(tmp_path / "a.mkv", 24.0, None, range(30, 39))) == list(range(30, 39))
 
 
 def test_missing_files_and_too_many_open_ones_are_no_faults_of_a_video(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"video .*gone\.mp4: machine \S+ cannot read it \(No such file"):
-        count_frames(tmp_path / "gone.mp4", 24.0)
+        measure_video(tmp_path / "gone.mp4", 24.0)
     encode(tmp_path / "a.mp4", numbered(4))
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     highest = max(map(int, os.listdir("/proc/self/fd")))
@@ -131,7 +135,7 @@ def test_missing_files_and_too_many_open_ones_are_no_faults_of_a_video(tmp_path:
         with pytest.raises(OSError, match="Too many open files"):
             held.extend(iter(lambda: os.open("/dev/null", os.O_RDONLY), -1))
         with pytest.raises(StorageError, match="Too many open files"):
-            count_frames(tmp_path / "a.mp4", 24.0)
+            measure_video(tmp_path / "a.mp4", 24.0)
     finally:
         for descriptor in held:
             os.close(descriptor)
@@ -151,7 +155,7 @@ def test_a_disk_that_fails_while_a_video_is_read(
 
     monkeypatch.setattr(decoding.av, "open", failing)
     with pytest.raises(StorageError, match="Input/output error"):
-        count_frames(tmp_path / name, 24.0)
+        measure_video(tmp_path / name, 24.0)
 
 
 class FailingFile:

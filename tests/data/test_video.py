@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from magic141.data.video import count_frames, fit_image, read_image, read_video, shrunk_video, write_video
+from magic141.data.video import fit_image, measure_video, read_frames, read_image, read_video, shrunk_video, write_video
 from magic141.errors import UserError
 from tests.data.made import with_damaged_exif
 
@@ -57,7 +57,7 @@ def test_odd_sides_become_even_and_zoom_repeats(tmp_path: Path) -> None:
 def test_resampling_shows_the_frame_of_its_time(tmp_path: Path, fps: float, expected: list[int]) -> None:
     write_video(tmp_path / "a.mp4", gray_levels(18), fps=24)
     assert levels_of(read_video(tmp_path / "a.mp4", fps)) == expected
-    assert count_frames(tmp_path / "a.mp4", fps) == len(expected)
+    assert measure_video(tmp_path / "a.mp4", fps).num_frames == len(expected)
 
 
 def test_upsampling_repeats_frames(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_a_part_equals_that_part_of_the_whole(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", rng.integers(0, 255, (300, 16, 16, 3), np.uint8), fps=24)  # several key frames
     whole = read_video(tmp_path / "a.mp4", 10.0)
     for first, count in ((0, 5), (17, 13), (110, 13)):
-        part = read_video(tmp_path / "a.mp4", 10.0, first=first, count=count)
+        part = read_frames(tmp_path / "a.mp4", 10.0, None, range(first, first + count))
         np.testing.assert_array_equal(part, whole[first : first + count])
 
 
