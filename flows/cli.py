@@ -7,9 +7,18 @@ from typing import Annotated
 
 import typer
 
-from flows.command_line import home_of, prefect_server, refuse_second_workspace, selection, start_prefect, store
-from flows.endings import FAILURE, reporting, resumable
-from flows.outcomes import say_cleaning, say_outcome, say_sweep, warn, wide_console
+from flows.command_line import home_of, prefect_server, refuse_second_workspace, run_selected, selection, store
+from flows.endings import reporting, resumable
+from flows.outcomes import (
+    say_cleaning,
+    say_comparison,
+    say_decision,
+    say_findings,
+    say_outcome,
+    say_sweep,
+    warn,
+    wide_console,
+)
 from flows.startup import uncollected
 
 app = typer.Typer(
@@ -50,22 +59,7 @@ def run(
     with reporting(debug):
         chosen = selection(config, origin, first, until, refresh, set_, workspace)
         with resumable():
-            server = start_prefect(chosen.home, debug)
-            outcome = None
-            if server.embedded and chosen.values and not refresh:
-                with uncollected():
-                    from flows.unchanged import run_unchanged
-                    from tasks.pipeline import stages_until
-
-                outcome = run_unchanged(chosen.values, stages_until(until), server.stop, set_ or ())
-            if outcome is None:
-                server.wait()
-                from flows.pipeline import pipeline, rerun
-
-                if origin:
-                    outcome = rerun(str(chosen.home), origin, first, set_ or [], until, refresh or [])
-                else:
-                    outcome = pipeline(str(chosen.config), set_ or [], until, refresh or [])
+            outcome = run_selected(chosen, debug)
         say_outcome(outcome, chosen.home)
 
 
@@ -88,7 +82,9 @@ def plan(
         from flows.writable import require_workspace
 
         require_workspace(chosen.home)
-        rows = list(planning.plan_of(chosen.home, chosen.values, origin, first, until, refresh or (), set_ or ()))
+        rows = list(
+            planning.plan_of(chosen.home, chosen.values, origin, first, until, chosen.refresh, chosen.overrides)
+        )
         if as_json:
             typer.echo(planning.as_json(rows))
             return
@@ -177,14 +173,7 @@ def compare(
     with reporting(debug):
         from flows.comparison import compare as compared
 
-        found = compared(store(workspace), runs, variant, output)
-        for remark in found.remarks:
-            warn(remark)
-        for table in found.tables:
-            if table.row_count:
-                wide_console().print(table, "")
-        if output:
-            typer.echo(f"page  {output}")
+        say_comparison(compared(store(workspace), runs, variant, output), output)
 
 
 @app.command()
@@ -210,16 +199,7 @@ def promote(
             uri, version = promotion.rollback(store(workspace), model, alias)
             typer.echo(f"{uri} is version {version} again")
             return
-        decision = promotion.promote(store(workspace), model, set_ or [], force)
-        typer.echo(decision.runs.text)
-        for verdict in decision.verdicts:
-            typer.echo(f"{'✓' if verdict.holds else '✗'} {verdict.what:<32} {verdict.why}")
-        if not decision.promoted:
-            for remedy in decision.remedies:
-                typer.echo(f"→ {remedy}", err=True)
-            typer.secho(f"not promoted: {decision.champion} stays where it is; --force moves it", fg="red", err=True)
-            raise typer.Exit(FAILURE)
-        typer.echo(f"{decision.champion} is version {decision.version}")
+        say_decision(promotion.promote(store(workspace), model, set_ or [], force))
 
 
 @app.command()
@@ -263,11 +243,4 @@ def doctor(workspace: Workspace = None, debug: Debug = False) -> None:
     with reporting(debug):
         from flows.doctor import examine
 
-        findings = []
-        for finding in examine(home_of(workspace)):
-            findings.append(finding)
-            typer.echo(f"{'✓' if finding.ok else '✗'} {finding.name:<20} {finding.state}")
-            if finding.remedy:
-                typer.echo(f"  → {finding.remedy}")
-        if not all(finding.ok for finding in findings):
-            raise typer.Exit(FAILURE)
+        say_findings(examine(home_of(workspace)))
