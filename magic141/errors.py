@@ -13,3 +13,8 @@ class UserError(ValueError):
 def first_line(text: str, max_chars: int | None = None) -> str:
     """The first line of an error's text, cut at `max_chars`; empty if it has none."""
     return next(iter(text.strip().splitlines()), "")[:max_chars]
+
+
+def shortened(text: str, max_chars: int) -> str:
+    """The text, or its beginning with a mark that there is more."""
+    return text if len(text) <= max_chars else f"{text[: max_chars - 1]}…"
