@@ -99,13 +99,14 @@ def _refuse_changes(origin: Origin, config: PipelineConfig, before: Iterable[Sta
     """Refuses overrides of stages that are kept or do not run: kept artifacts must match the new run's config."""
     if config.workspace != origin.config.workspace:
         raise UserError("--set workspace: an earlier run goes on in its own; --workspace says where that is")
+    run_id = origin.run.info.run_id
     for stage in before:
         old, new = (dict(flatten(stage.settings_in(values))) for values in (origin.config, config))
         changed = next((field for field in new if old.get(field) != new[field]), None)
         if changed:
             raise UserError(
-                f"--set {changed}: {stage.name} is kept from run {(run_id := origin.run.info.run_id)}; what runs here "
-                f"is {', '.join(sorted(running))}; use `magic141 run --run {run_id} --from {stage.name}`"
+                f"--set {changed}: {stage.name} is kept from run {run_id}; what runs here is "
+                f"{', '.join(sorted(running))}; use `magic141 run --run {run_id} --from {stage.name}`"
             )
     idle = {stage.name for stage in stages_of.STAGES} - running
     for section in set(type(config).model_fields) & {"data" if name == "prepare_data" else name for name in idle}:
