@@ -6,6 +6,7 @@ half), and none names the speed. With a fully determined future, few-step sampli
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
@@ -61,7 +62,7 @@ class ShapeClip:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The inverse of `to_dict`, also after a JSON round trip."""
         return cls(**{**values, "corners": tuple(tuple(corner) for corner in values["corners"])})
 
