@@ -34,9 +34,8 @@ class Conditions:
 
     def part(self, start: int, stop: int) -> Conditions:
         """Rows `start` to `stop` - 1."""
-        return Conditions(
-            self.text.select(slice(start, stop)), self.image_tokens[start:stop].float(), self.prefix[start:stop].float()
-        )
+        rows = slice(start, stop)
+        return Conditions(self.text.select(rows), self.image_tokens[rows], self.prefix[rows])
 
     def batches(self, size: int) -> Iterator[Conditions]:
         """The rows in batches."""
