@@ -34,7 +34,7 @@ def run_stage(stage: Stage, context: StageContext) -> ArtifactRef:
     key = stage.key(context.config, context.artifacts)
     stage.require_unedited()
     with _only_worker(stage.name, key.digest, context):
-        context.tracker.close_stale_stage(key.digest)
+        context.tracker.close_stale(key.digest)
         ref = (_refreshed if stage.name in context.refresh else _reuse)(stage, key.digest, context)
         if ref:
             context.reused.append(stage.name)
