@@ -21,7 +21,6 @@ from magic141.evaluation.suite import (
     pick_clips,
     pick_prompts,
     prompt_conditions,
-    retrieve_images,
     shows_own_video,
 )
 from magic141.models.config import TransformerConfig
@@ -105,7 +104,8 @@ def prepare_workload(
     codec, encoders = load_codec(data / "codec"), Encoders.load(data / "encoders")
     codec.to(sampling_device())
     prompts = pick_prompts(config.prompts, heldout, config.num_prompts)
-    hits = retrieve_images(prompts, ImagePrior.open(index, clip, data), NUM_HITS)
+    prior = ImagePrior.open(index, clip, data)
+    hits = [prior.retrieve(prompt, NUM_HITS) for prompt in prompts]
     for remark in _remarks(prompts, hits, heldout, encoders):
         log.note(remark)
     images = torch.from_numpy(np.stack([found[0].image for found in hits]))
