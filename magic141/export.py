@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from magic141.artifacts import StageLog
-from magic141.data.dataset import load_info, load_null_text
+from magic141.data.dataset import NULL_TEXT_FILE, load_info, load_null_text
 from magic141.data.video import fit_image
 from magic141.diffusion.long_video import num_windows_for
 from magic141.errors import UserError
@@ -67,7 +67,7 @@ def export_pipeline(
         shutil.copytree(student / "transformer", out / "transformer", copy_function=link_or_copy)
     else:
         load_transformer(student / "transformer", dtype).save_pretrained(out / "transformer")
-    link_or_copy(str(data / "null_text.safetensors"), str(out / "null_text.safetensors"))
+    link_or_copy(str(data / NULL_TEXT_FILE), str(out / NULL_TEXT_FILE))
     FlowMatchEulerDiscreteScheduler(shift=dmd2.shift).save_pretrained(out / "scheduler")
     bundle = BundleInfo(
         height=info.height,
