@@ -8,12 +8,12 @@ from typing import Annotated
 import typer
 
 from flows.command_line import (
+    checked_home,
     home_of,
     prefect_server,
     refuse_second_workspace,
     run_selected,
     selection,
-    store,
 )
 from flows.endings import reporting, resumable
 from flows.options import ConfigFile, Debug, From, Origin, Overrides, Refresh, Until, Workspace
@@ -103,7 +103,7 @@ def sweep(
         from flows.grid import check_members, members_of
 
         refuse_second_workspace(set_, workspace)
-        store(workspace)
+        checked_home(workspace)
         values, *_ = check_members(config, members_of(vary or (), member or ()), set_ or ())
         with resumable(), prefect_server(values.home, debug):
             from flows.sweep import SweepFailed
@@ -129,7 +129,7 @@ def evaluate(
 ) -> None:
     """Generate, evaluate and report again with the models of an earlier run."""
     with reporting(debug):
-        home = store(workspace)
+        home = checked_home(workspace)
         with resumable(), prefect_server(home, debug):
             from flows.evaluation import evaluation
 
@@ -152,7 +152,7 @@ def generate(
     with reporting(debug):
         from flows.generation import animate
 
-        made = animate(store(workspace), model, image, prompt, output, seconds, seed, warn=warn)
+        made = animate(checked_home(workspace), model, image, prompt, output, seconds, seed, warn=warn)
         typer.echo(f"{output}: {made}")
 
 
@@ -168,7 +168,7 @@ def compare(
     with reporting(debug):
         from flows.comparison import compare as compared
 
-        say_comparison(compared(store(workspace), runs, variant, output), output)
+        say_comparison(compared(checked_home(workspace), runs, variant, output), output)
 
 
 @app.command()
@@ -191,10 +191,10 @@ def promote(
 
         promotion.require_fitting(rollback, alias, set_ or [])
         if rollback:
-            uri, version = promotion.rollback(store(workspace), model, alias)
+            uri, version = promotion.rollback(checked_home(workspace), model, alias)
             typer.echo(f"{uri} is version {version} again")
             return
-        say_decision(promotion.promote(store(workspace), model, set_ or [], force))
+        say_decision(promotion.promote(checked_home(workspace), model, set_ or [], force))
 
 
 @app.command()
@@ -215,7 +215,7 @@ def serve(
     with reporting(debug):
         from flows.serving import serve as serving
 
-        serving(store(workspace), model, host, port, set_ or (), replace, say=typer.echo)
+        serving(checked_home(workspace), model, host, port, set_ or (), replace, say=typer.echo)
 
 
 @app.command()
@@ -228,7 +228,7 @@ def gc(
     with reporting(debug):
         from flows.cleaning import find_leftovers, remove
 
-        home = store(workspace)
+        home = checked_home(workspace)
         say_cleaning(home, find_leftovers(home), remove if delete else None)
 
 

@@ -60,7 +60,7 @@ def selection(
         raise UserError("expected either a config, such as configs/demo.yaml, or --run with the id of an earlier run")
     if first and origin is None:
         raise UserError(f"--from {first}: expected --run with the id of an earlier run, whose results it goes on from")
-    values = load(config, overrides, workspace, must_exist) if config else None
+    values = _load(config, overrides, workspace, must_exist) if config else None
     for stage, option in [(first, "--from"), (until, "--until"), *((name, "--refresh") for name in refresh or ())]:
         if stage:
             known_stage(stage, option)
@@ -70,19 +70,19 @@ def selection(
     if idle := [name for name in refresh or () if name not in running]:
         between = " ".join(f"{option} {name}" for option, name in (("--from", first), ("--until", until)) if name)
         raise UserError(f"--refresh {idle[0]}: would not run with {between}; give one of the two")
-    home = values.home if values else store(workspace)
+    home = values.home if values else checked_home(workspace)
     file = config.resolve() if config else None
     return Selection(home, file, values, origin, first, until, tuple(refresh or ()), tuple(overrides or ()))
 
 
-def load(config: Path, overrides: list[str] | None, workspace: str | None, must_exist: bool = True) -> PipelineConfig:
+def _load(config: Path, overrides: list[str] | None, workspace: str | None, must_exist: bool) -> PipelineConfig:
     """The validated config; `must_exist`: also checks that the files and folders it names exist."""
     from magic141.config import load_config, missing_sources
     from magic141.errors import UserError
 
     refuse_second_workspace(overrides, workspace)
     values = load_config(config, overrides or [])
-    store(workspace)
+    checked_home(workspace)
     problems = list(missing_sources(values)) if must_exist else []
     if problems:
         raise UserError("\n".join(problems))
@@ -101,7 +101,7 @@ def refuse_second_workspace(overrides: list[str] | None, workspace: str | None) 
         raise UserError(f"--set workspace: MAGIC141_HOME = {home} decides; give --workspace DIR, or unset it")
 
 
-def store(workspace: str | None) -> Path:
+def checked_home(workspace: str | None) -> Path:
     """The workspace, after checking that the servers named in the environment answer."""
     from flows.reach import require_servers
 
