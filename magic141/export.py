@@ -23,7 +23,7 @@ from magic141.models.device import refuse_days_on_cpu, sampling_device
 from magic141.models.encoders import Encoders
 from magic141.models.frames import num_latent_frames
 from magic141.models.generator import VideoGenerator
-from magic141.models.transformer import load_transformer, sampling_dtype
+from magic141.models.transformer import load_for_sampling, load_transformer
 from magic141.models.vae import VideoCodec, load_codec
 from magic141.publication import link_or_copy
 from magic141.training.dmd2_config import Dmd2Config
@@ -157,7 +157,7 @@ def load_bundle(folder: Path) -> Bundle:
     codec = load_codec(folder / "vae")
     codec.to(device)
     generator = VideoGenerator(
-        model=load_transformer(folder / "transformer", sampling_dtype(device)).to(device).eval(),
+        model=load_for_sampling(folder / "transformer", device),
         null_text=load_null_text(folder).to(device),
         latent_frames=num_latent_frames(info.window_frames, codec.temporal_factor),
         num_steps=info.num_steps,
