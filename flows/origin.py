@@ -6,8 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from flows.reach import require_servers
 from magic141.artifacts import ArtifactRef, flatten
 from magic141.config import PipelineConfig, validate_stored, with_overrides
@@ -50,8 +48,8 @@ def find_origin(workspace: Path, source: str) -> Origin:
 
 def config_of(run: Run, tracker: Tracker, workspace: Path) -> PipelineConfig:
     """The config that a pipeline run ran with."""
-    values = yaml.safe_load(tracker.read_file(run.info.run_id, "config.yaml"))
-    return validate_stored({**values, "workspace": str(workspace)}, f"config.yaml of run {run.info.run_id}")
+    values = {**tracker.stored_config(run), "workspace": str(workspace)}
+    return validate_stored(values, f"config.yaml of run {run.info.run_id}")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import yaml
 from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -166,6 +167,10 @@ class Tracker:
         if text is None:
             raise UserError(f"run {run_id}: has no file {name}; give the id of a run of `magic141 run`")
         return text
+
+    def stored_config(self, run: Run) -> dict[str, Any]:
+        """The config that a pipeline run ran with, as plain values; raises as `read_file` does."""
+        return dict(yaml.safe_load(self.read_file(run.info.run_id, "config.yaml")))
 
     def set_artifact(self, parent_id: str, ref: ArtifactRef, *, reused: bool) -> None:
         """Records on the parent run which artifact a stage contributes, and whether it was reused."""
