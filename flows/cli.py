@@ -7,9 +7,26 @@ from typing import Annotated
 
 import typer
 
-from flows.command_line import home_of, prefect_server, refuse_second_workspace, selection, start_prefect, store
-from flows.endings import FAILURE, reporting, resumable
-from flows.outcomes import say_cleaning, say_outcome, say_sweep, warn, wide_console
+from flows.command_line import (
+    checked_home,
+    home_of,
+    prefect_server,
+    refuse_second_workspace,
+    run_selected,
+    selection,
+)
+from flows.endings import reporting, resumable
+from flows.options import ConfigFile, Debug, From, Origin, Overrides, Refresh, Until, Workspace
+from flows.outcomes import (
+    say_cleaning,
+    say_comparison,
+    say_decision,
+    say_findings,
+    say_outcome,
+    say_sweep,
+    warn,
+    wide_console,
+)
 from flows.startup import uncollected
 
 app = typer.Typer(
@@ -20,19 +37,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-ConfigFile = Annotated[Path | None, typer.Argument(help="YAML config, such as configs/demo.yaml; or give --run")]
-Origin = Annotated[
-    str | None, typer.Option("--run", help="instead of a config: an earlier run's id, or models:/NAME@ALIAS")
-]
-From = Annotated[str | None, typer.Option("--from", help="first stage to run, on the earlier results of --run")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="SECTION.FIELD=VALUE; may be repeated")]
-Until = Annotated[str | None, typer.Option(help="last stage to run")]
-Refresh = Annotated[list[str] | None, typer.Option(help="stage to compute again; may be repeated")]
-Workspace = Annotated[  # not a Path, in which an empty text is the current folder, and `//` one slash
-    str | None, typer.Option(metavar="PATH", help="folder of runs (default: MAGIC141_HOME, or runs)")
-]
-Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks and Prefect's log")]
 
 
 @app.command()
@@ -50,22 +54,7 @@ def run(
     with reporting(debug):
         chosen = selection(config, origin, first, until, refresh, set_, workspace)
         with resumable():
-            server = start_prefect(chosen.home, debug)
-            outcome = None
-            if server.embedded and chosen.values and not refresh:
-                with uncollected():
-                    from flows.unchanged import run_unchanged
-                    from tasks.pipeline import stages_until
-
-                outcome = run_unchanged(chosen.values, stages_until(until), server.stop, set_ or ())
-            if outcome is None:
-                server.wait()
-                from flows.pipeline import pipeline, rerun
-
-                if origin:
-                    outcome = rerun(str(chosen.home), origin, first, set_ or [], until, refresh or [])
-                else:
-                    outcome = pipeline(str(chosen.config), set_ or [], until, refresh or [])
+            outcome = run_selected(chosen, debug)
         say_outcome(outcome, chosen.home)
 
 
@@ -88,7 +77,9 @@ def plan(
         from flows.writable import require_workspace
 
         require_workspace(chosen.home)
-        rows = list(planning.plan_of(chosen.home, chosen.values, origin, first, until, refresh or (), set_ or ()))
+        rows = list(
+            planning.plan_of(chosen.home, chosen.values, origin, first, until, chosen.refresh, chosen.overrides)
+        )
         if as_json:
             typer.echo(planning.as_json(rows))
             return
@@ -112,7 +103,7 @@ def sweep(
         from flows.grid import check_members, members_of
 
         refuse_second_workspace(set_, workspace)
-        store(workspace)
+        checked_home(workspace)
         values, *_ = check_members(config, members_of(vary or (), member or ()), set_ or ())
         with resumable(), prefect_server(values.home, debug):
             from flows.sweep import SweepFailed
@@ -138,7 +129,7 @@ def evaluate(
 ) -> None:
     """Generate, evaluate and report again with the models of an earlier run."""
     with reporting(debug):
-        home = store(workspace)
+        home = checked_home(workspace)
         with resumable(), prefect_server(home, debug):
             from flows.evaluation import evaluation
 
@@ -161,7 +152,7 @@ def generate(
     with reporting(debug):
         from flows.generation import animate
 
-        made = animate(store(workspace), model, image, prompt, output, seconds, seed, warn=warn)
+        made = animate(checked_home(workspace), model, image, prompt, output, seconds, seed, warn=warn)
         typer.echo(f"{output}: {made}")
 
 
@@ -177,14 +168,7 @@ def compare(
     with reporting(debug):
         from flows.comparison import compare as compared
 
-        found = compared(store(workspace), runs, variant, output)
-        for remark in found.remarks:
-            warn(remark)
-        for table in found.tables:
-            if table.row_count:
-                wide_console().print(table, "")
-        if output:
-            typer.echo(f"page  {output}")
+        say_comparison(compared(checked_home(workspace), runs, variant, output), output)
 
 
 @app.command()
@@ -207,19 +191,10 @@ def promote(
 
         promotion.require_fitting(rollback, alias, set_ or [])
         if rollback:
-            uri, version = promotion.rollback(store(workspace), model, alias)
+            uri, version = promotion.rollback(checked_home(workspace), model, alias)
             typer.echo(f"{uri} is version {version} again")
             return
-        decision = promotion.promote(store(workspace), model, set_ or [], force)
-        typer.echo(decision.runs.text)
-        for verdict in decision.verdicts:
-            typer.echo(f"{'✓' if verdict.holds else '✗'} {verdict.what:<32} {verdict.why}")
-        if not decision.promoted:
-            for remedy in decision.remedies:
-                typer.echo(f"→ {remedy}", err=True)
-            typer.secho(f"not promoted: {decision.champion} stays where it is; --force moves it", fg="red", err=True)
-            raise typer.Exit(FAILURE)
-        typer.echo(f"{decision.champion} is version {decision.version}")
+        say_decision(promotion.promote(checked_home(workspace), model, set_ or [], force))
 
 
 @app.command()
@@ -240,7 +215,7 @@ def serve(
     with reporting(debug):
         from flows.serving import serve as serving
 
-        serving(store(workspace), model, host, port, set_ or (), replace, say=typer.echo)
+        serving(checked_home(workspace), model, host, port, set_ or (), replace, say=typer.echo)
 
 
 @app.command()
@@ -253,7 +228,7 @@ def gc(
     with reporting(debug):
         from flows.cleaning import find_leftovers, remove
 
-        home = store(workspace)
+        home = checked_home(workspace)
         say_cleaning(home, find_leftovers(home), remove if delete else None)
 
 
@@ -263,11 +238,4 @@ def doctor(workspace: Workspace = None, debug: Debug = False) -> None:
     with reporting(debug):
         from flows.doctor import examine
 
-        findings = []
-        for finding in examine(home_of(workspace)):
-            findings.append(finding)
-            typer.echo(f"{'✓' if finding.ok else '✗'} {finding.name:<20} {finding.state}")
-            if finding.remedy:
-                typer.echo(f"  → {finding.remedy}")
-        if not all(finding.ok for finding in findings):
-            raise typer.Exit(FAILURE)
+        say_findings(examine(home_of(workspace)))

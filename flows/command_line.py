@@ -1,4 +1,4 @@
-"""What a command works on: its config or earlier run, the workspace, Prefect's server."""
+"""What a command works on and runs: its config or earlier run, the workspace, Prefect's server."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flows.startup import uncollected
+
 if TYPE_CHECKING:
     from flows.server import PrefectServer
+    from flows.session import Outcome
     from magic141.config import PipelineConfig
 
 
@@ -22,11 +25,21 @@ class Selection:
         home: the workspace.
         config: the file; None if an earlier run is continued.
         values: the file's validated config; None if an earlier run is continued.
+        origin: the earlier run.
+        first: first stage to run.
+        until: last stage to run.
+        refresh: stages to compute again.
+        overrides: `a.b=c` overrides of the file or the earlier run's config.
     """
 
     home: Path
     config: Path | None
     values: PipelineConfig | None
+    origin: str | None
+    first: str | None
+    until: str | None
+    refresh: tuple[str, ...]
+    overrides: tuple[str, ...]
 
 
 def selection(
@@ -47,7 +60,7 @@ def selection(
         raise UserError("expected either a config, such as configs/demo.yaml, or --run with the id of an earlier run")
     if first and origin is None:
         raise UserError(f"--from {first}: expected --run with the id of an earlier run, whose results it goes on from")
-    values = load(config, overrides, workspace, must_exist) if config else None
+    values = _load(config, overrides, workspace, must_exist) if config else None
     for stage, option in [(first, "--from"), (until, "--until"), *((name, "--refresh") for name in refresh or ())]:
         if stage:
             known_stage(stage, option)
@@ -57,18 +70,19 @@ def selection(
     if idle := [name for name in refresh or () if name not in running]:
         between = " ".join(f"{option} {name}" for option, name in (("--from", first), ("--until", until)) if name)
         raise UserError(f"--refresh {idle[0]}: would not run with {between}; give one of the two")
-    home = values.home if values else store(workspace)
-    return Selection(home, config.resolve() if config else None, values)
+    home = values.home if values else checked_home(workspace)
+    file = config.resolve() if config else None
+    return Selection(home, file, values, origin, first, until, tuple(refresh or ()), tuple(overrides or ()))
 
 
-def load(config: Path, overrides: list[str] | None, workspace: str | None, must_exist: bool = True) -> PipelineConfig:
+def _load(config: Path, overrides: list[str] | None, workspace: str | None, must_exist: bool) -> PipelineConfig:
     """The validated config; `must_exist`: also checks that the files and folders it names exist."""
     from magic141.config import load_config, missing_sources
     from magic141.errors import UserError
 
     refuse_second_workspace(overrides, workspace)
     values = load_config(config, overrides or [])
-    store(workspace)
+    checked_home(workspace)
     problems = list(missing_sources(values)) if must_exist else []
     if problems:
         raise UserError("\n".join(problems))
@@ -87,7 +101,7 @@ def refuse_second_workspace(overrides: list[str] | None, workspace: str | None) 
         raise UserError(f"--set workspace: MAGIC141_HOME = {home} decides; give --workspace DIR, or unset it")
 
 
-def store(workspace: str | None) -> Path:
+def checked_home(workspace: str | None) -> Path:
     """The workspace, after checking that the servers named in the environment answer."""
     from flows.reach import require_servers
 
@@ -107,6 +121,26 @@ def home_of(workspace: str | None) -> Path:
     os.environ["MAGIC141_HOME"] = workspace
     os.environ["MAGIC141_HOME"] = str(home := default_home())  # absolute, for processes in other folders
     return home
+
+
+def run_selected(chosen: Selection, debug: bool) -> Outcome:
+    """Runs what was selected; without Prefect if all of it is reused."""
+    server = start_prefect(chosen.home, debug)
+    if server.embedded and chosen.values and not chosen.refresh:
+        with uncollected():
+            from flows.unchanged import run_unchanged
+            from tasks.pipeline import stages_until
+
+        stages = stages_until(chosen.until)
+        if outcome := run_unchanged(chosen.values, stages, server.stop, chosen.overrides):
+            return outcome
+    server.wait()
+    from flows.pipeline import pipeline, rerun
+
+    overrides, refresh = list(chosen.overrides), list(chosen.refresh)
+    if chosen.origin:
+        return rerun(str(chosen.home), chosen.origin, chosen.first, overrides, chosen.until, refresh)
+    return pipeline(str(chosen.config), overrides, chosen.until, refresh)
 
 
 def start_prefect(home: Path, debug: bool) -> PrefectServer:

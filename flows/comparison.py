@@ -9,8 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from flows.judgements import CODE, TRAINED_IN, command_like, measurement_of
 from flows.writable import require_output
 from magic141.artifacts import ArtifactRef, flatten
@@ -125,7 +123,7 @@ def _made(run: Run, refs: Mapping[str, ArtifactRef]) -> dict[str, str]:
 def _config(tracker: Tracker, run: Run) -> Mapping[str, Any]:
     """The run's config: its file, or its params if the file is on another machine."""
     try:
-        return dict(yaml.safe_load(tracker.read_file(run.info.run_id, "config.yaml")))
+        return tracker.stored_config(run)
     except UserError:
         if not run.data.params:
             raise

@@ -19,8 +19,7 @@ from magic141.training.dmd2_config import Dmd2Config
 from magic141.training.memory import activation_bytes, state_bytes
 from magic141.training.operations import EVALUATION, num_operations, passes_per_update
 
-HUNYUAN_CHANNELS, HUNYUAN_TEXT, HUNYUAN_POOLED = 16, 4096, 768
-HUNYUAN_SPATIAL_FACTOR = 8
+HUNYUAN_TEXT, HUNYUAN_POOLED = 4096, 768
 IMAGE_TOKENS = {"tiny": (32 // 8) ** 2, "hunyuan": (336 // 14) ** 2}  # (side // patch) ** 2, before the stride
 GPU_OPERATIONS_PER_S = 450e12  # speed of the 13B network in bf16 on an H200: docs/results.md
 SIZED_BY = ("batch_size", "precision", "fake_score", "lora_rank", "generator_lora_rank", "adversarial_weight")
@@ -155,11 +154,9 @@ class InputSizes:
     @classmethod
     def of(cls, config: PipelineConfig) -> InputSizes:
         """The sizes that follow from a config."""
-        codec, encoder = config.data.codec, config.data.encoder
-        pca = codec.kind == "pca"
-        video = (codec.num_channels, codec.spatial_factor) if pca else (HUNYUAN_CHANNELS, HUNYUAN_SPATIAL_FACTOR)
+        video, encoder = config.data.codec.sizes, config.data.encoder
         text = (encoder.width,) * 2 if encoder.kind == "tiny" else (HUNYUAN_TEXT, HUNYUAN_POOLED)
-        return cls(*video, *text)
+        return cls(video.channels, video.spatial_factor, *text)
 
     def num_text(self, config: PipelineConfig, image_condition: bool = True) -> int:
         """Tokens of one clip's text and first frame."""

@@ -64,7 +64,7 @@ def judged(tracker: Tracker, uri: str) -> Judged:
     """
     _, version = tracker.registry.version(uri)
     run = tracker.pipeline_run(version.run_id)
-    settings = dict(flatten(yaml.safe_load(tracker.read_file(run.info.run_id, "config.yaml"))))
+    settings = dict(flatten(tracker.stored_config(run)))
     student = tracker.artifacts_of(run).get("distill_dmd2")
     runs = tracker.registry.runs_with(student) if student else []
     measurements = tuple(_measurements(tracker, runs, settings))

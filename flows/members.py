@@ -7,7 +7,7 @@ import pickle
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
@@ -93,7 +93,7 @@ def run_members(
     """
     console = StageConsole()
     if num_parallel == 1:
-        return [_in_turn(run, number, members, configs, console) for number in range(len(members))]
+        return list(_in_turn(run, members, configs, console))
     folder = configs[0].home / "sweeps" / run.parent
     folder.mkdir(parents=True, exist_ok=True)
     console.note(NAME, f"{len(members)} members, {num_parallel} at once; their output: {folder}")
@@ -112,11 +112,12 @@ def run_members(
 
 
 def _in_turn(
-    run: MemberRun, number: int, members: Sequence[Member], configs: Sequence[PipelineConfig], console: StageConsole
-) -> MemberOutcome:
-    """One member in this process, announced."""
-    console.note(NAME, f"{number + 1} of {len(members)}: {members[number].label}")
-    return run(members[number], configs[number])
+    run: MemberRun, members: Sequence[Member], configs: Sequence[PipelineConfig], console: StageConsole
+) -> Iterator[MemberOutcome]:
+    """The members one after the other in this process, each announced."""
+    for number, (member, values) in enumerate(zip(members, configs, strict=True), 1):
+        console.note(NAME, f"{number} of {len(members)}: {member.label}")
+        yield run(member, values)
 
 
 class MemberProcess:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from magic141.errors import shortened
 from magic141.urls import without_credentials
 
 if TYPE_CHECKING:
@@ -60,5 +61,4 @@ def workspace_option(workspace: Path) -> list[str]:
 def _short(override: str) -> str:
     """`distill_dmd2.a_weak=0.25` as `a_weak=0.25`."""
     field, _, value = without_credentials(override).partition("=")
-    text = f"{field.rpartition('.')[2]}={value}"
-    return text if len(text) <= MAX_CHARS else f"{text[: MAX_CHARS - 1]}…"
+    return shortened(f"{field.rpartition('.')[2]}={value}", MAX_CHARS)

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from flows.reach import require_servers
 from magic141.artifacts import ArtifactRef, flatten
 from magic141.config import PipelineConfig, validate_stored, with_overrides
@@ -50,8 +48,8 @@ def find_origin(workspace: Path, source: str) -> Origin:
 
 def config_of(run: Run, tracker: Tracker, workspace: Path) -> PipelineConfig:
     """The config that a pipeline run ran with."""
-    values = yaml.safe_load(tracker.read_file(run.info.run_id, "config.yaml"))
-    return validate_stored({**values, "workspace": str(workspace)}, f"config.yaml of run {run.info.run_id}")
+    values = {**tracker.stored_config(run), "workspace": str(workspace)}
+    return validate_stored(values, f"config.yaml of run {run.info.run_id}")
 
 
 @dataclass(frozen=True)
@@ -99,13 +97,14 @@ def _refuse_changes(origin: Origin, config: PipelineConfig, before: Iterable[Sta
     """Refuses overrides of stages that are kept or do not run: kept artifacts must match the new run's config."""
     if config.workspace != origin.config.workspace:
         raise UserError("--set workspace: an earlier run goes on in its own; --workspace says where that is")
+    run_id = origin.run.info.run_id
     for stage in before:
         old, new = (dict(flatten(stage.settings_in(values))) for values in (origin.config, config))
         changed = next((field for field in new if old.get(field) != new[field]), None)
         if changed:
             raise UserError(
-                f"--set {changed}: {stage.name} is kept from run {(run_id := origin.run.info.run_id)}; what runs here "
-                f"is {', '.join(sorted(running))}; use `magic141 run --run {run_id} --from {stage.name}`"
+                f"--set {changed}: {stage.name} is kept from run {run_id}; what runs here is "
+                f"{', '.join(sorted(running))}; use `magic141 run --run {run_id} --from {stage.name}`"
             )
     idle = {stage.name for stage in stages_of.STAGES} - running
     for section in set(type(config).model_fields) & {"data" if name == "prepare_data" else name for name in idle}:

@@ -1,4 +1,4 @@
-"""Prints what a command has made: results and where they are, a sweep's table, what can be deleted."""
+"""Prints what a command has made or found: results and where they are, tables, verdicts, what can be deleted."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from flows.cleaning import Findings, Leftover
+    from flows.comparison import Comparison
+    from flows.doctor import Finding
+    from flows.promotion import Decision
     from flows.session import Outcome
     from flows.sweep import SweepOutcome
 
@@ -73,6 +76,46 @@ def say_sweep(outcome: SweepOutcome) -> None:
     wide_console().print(table)
     _say_run(outcome.run_id, outcome.tracking_uri)
     typer.echo(f"done    in {outcome.seconds:.1f} s")
+
+
+def say_comparison(found: Comparison, page: Path | None) -> None:
+    """Prints how runs differ, and where the page is."""
+    for remark in found.remarks:
+        warn(remark)
+    for table in found.tables:
+        if table.row_count:
+            wide_console().print(table, "")
+    if page:
+        typer.echo(f"page  {page}")
+
+
+def say_decision(decision: Decision) -> None:
+    """Prints the gate's verdicts; exits with 1 if the model was not promoted."""
+    typer.echo(decision.runs.text)
+    for verdict in decision.verdicts:
+        typer.echo(f"{_mark(verdict.holds)} {verdict.what:<32} {verdict.why}")
+    if not decision.promoted:
+        for remedy in decision.remedies:
+            typer.echo(f"→ {remedy}", err=True)
+        typer.secho(f"not promoted: {decision.champion} stays where it is; --force moves it", fg="red", err=True)
+        raise typer.Exit(FAILURE)
+    typer.echo(f"{decision.champion} is version {decision.version}")
+
+
+def say_findings(findings: Iterable[Finding]) -> None:
+    """Prints the diagnosis line by line as it is made; exits with 1 if something is wrong."""
+    ok = True
+    for finding in findings:
+        ok &= finding.ok
+        typer.echo(f"{_mark(finding.ok)} {finding.name:<20} {finding.state}")
+        if finding.remedy:
+            typer.echo(f"  → {finding.remedy}")
+    if not ok:
+        raise typer.Exit(FAILURE)
+
+
+def _mark(ok: bool) -> str:
+    return "✓" if ok else "✗"
 
 
 def say_cleaning(

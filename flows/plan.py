@@ -15,6 +15,7 @@ from flows.needs import HERE
 from flows.origin import continue_run, find_origin, stages_between
 from magic141.artifacts import ArtifactRef, StageKey
 from magic141.config import PipelineConfig
+from magic141.errors import first_few
 from magic141.tracking import Tracker, begun_refresh, find_reusable, store_exists
 from tasks.pipeline import missing_by_stage
 from tasks.stage import Stage
@@ -132,10 +133,8 @@ def _changed(stage: Stage, key: StageKey, tracker: Tracker | None) -> PlannedSta
     changes = min(options, key=len)
     if not changes:
         return PlannedStage(stage.name, "run", "its artifact is gone")
-    more = f" and {len(changes) - SHOWN_CHANGES} more" if len(changes) > SHOWN_CHANGES else ""
-    return PlannedStage(
-        stage.name, "run", "changed: " + "; ".join(changes[:SHOWN_CHANGES]) + more, changes=tuple(changes)
-    )
+    shown = first_few(changes, SHOWN_CHANGES, between="; ")
+    return PlannedStage(stage.name, "run", f"changed: {shown}", changes=tuple(changes))
 
 
 def _differences(stage: Stage, key: StageKey, record: Mapping[str, Any]) -> list[str] | None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from flows.faults import explaining
@@ -16,7 +14,7 @@ from flows.reach import STORE, require_servers
 from flows.resume import marking_resumable
 from magic141.config import PipelineConfig, config_digest, to_yaml
 from magic141.evaluation.headline import headline, headline_figures
-from magic141.evaluation.scores import COSTS
+from magic141.evaluation.scores import COSTS, read_variants
 from magic141.frozen import FrozenConfig
 from magic141.room import slow_without_gpu
 from magic141.tracking import RunLog, Tracker, closing
@@ -70,8 +68,7 @@ class Session:
 
     def scores(self) -> list[dict[str, Any]]:
         """The score table, one row per variant; empty before evaluation."""
-        ref = self.context.artifacts.get("evaluate")
-        return read_scores(ref.path) if ref else []
+        return [score_row(variant) for variant in self._variants()]
 
     def _publish_scores(self) -> None:
         table = self.scores()
@@ -146,24 +143,14 @@ def open_session(
             yield Session(context, run, started)
 
 
-def read_scores(folder: Path) -> list[dict[str, Any]]:
-    """The score table: a row per variant, a column per dimension and cost; missing scores give their reason."""
-    return [
-        {
-            "variant": variant["name"],
-            **{
-                name: score["value"] if score["value"] is not None else f"- ({score['reason']})"
-                for name, score in variant["scores"].items()
-            },
-            **{cost.key: variant[cost.key] for cost in COSTS if cost.key in variant},
-        }
-        for variant in read_variants(folder)
-    ]
-
-
-def read_variants(folder: Path) -> list[dict[str, Any]]:
-    """The entries of scores.json."""
-    return list(json.loads((folder / "scores.json").read_text(encoding="utf-8"))["variants"])
+def score_row(variant: Mapping[str, Any]) -> dict[str, Any]:
+    """A variant's row of the score table: a column per dimension and cost; missing scores give their reason."""
+    scores = {
+        name: score["value"] if score["value"] is not None else f"- ({score['reason']})"
+        for name, score in variant["scores"].items()
+    }
+    costs = {cost.key: variant[cost.key] for cost in COSTS if cost.key in variant}
+    return {"variant": variant["name"], **scores, **costs}
 
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, float]:

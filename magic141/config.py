@@ -71,7 +71,7 @@ class PipelineConfig(FrozenConfig):
     @property
     def temporal_factor(self) -> int:
         """Pixel frames per latent frame after the first."""
-        return self.data.codec.temporal_factor if self.data.codec.kind == "pca" else 4
+        return self.data.codec.sizes.temporal_factor
 
     @property
     def home(self) -> Path:

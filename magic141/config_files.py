@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from magic141.errors import UserError
+from magic141.errors import UserError, shortened
 
 # What YAML's constructors let through, apart from their own errors: for `0x_`, `!!bool x`, `!!timestamp x`, a 30th
 # of February, a time before the year 1.
@@ -81,8 +81,7 @@ def load_yaml(text: str, where: str, remedy: str) -> Any:
 
 def shown(text: str) -> str:
     """What the user typed, as one line of bounded length."""
-    line = " ".join(text.split())
-    return line if len(line) <= MAX_SHOWN_CHARS else line[: MAX_SHOWN_CHARS - 1] + "…"
+    return shortened(" ".join(text.split()), MAX_SHOWN_CHARS)
 
 
 def _text_of(path: Path) -> tuple[Path, str]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from magic141.artifacts import StageLog
-from magic141.data.dataset import load_null_text
+from magic141.data.dataset import NULL_TEXT_FILE, load_null_text
 from magic141.data.info import load_info
 from magic141.data.video import fit_image
 from magic141.diffusion.long_video import num_windows_for
@@ -24,7 +24,7 @@ from magic141.models.device import refuse_days_on_cpu, sampling_device
 from magic141.models.encoders import Encoders
 from magic141.models.frames import num_latent_frames
 from magic141.models.generator import VideoGenerator
-from magic141.models.transformer import load_transformer, sampling_dtype
+from magic141.models.transformer import load_for_sampling, load_transformer
 from magic141.models.vae import VideoCodec, load_codec
 from magic141.publication import link_or_copy
 from magic141.training.dmd2_config import Dmd2Config
@@ -68,7 +68,7 @@ def export_pipeline(
         shutil.copytree(student / "transformer", out / "transformer", copy_function=link_or_copy)
     else:
         load_transformer(student / "transformer", dtype).save_pretrained(out / "transformer")
-    link_or_copy(str(data / "null_text.safetensors"), str(out / "null_text.safetensors"))
+    link_or_copy(str(data / NULL_TEXT_FILE), str(out / NULL_TEXT_FILE))
     FlowMatchEulerDiscreteScheduler(shift=dmd2.shift).save_pretrained(out / "scheduler")
     bundle = BundleInfo(
         height=info.height,
@@ -158,7 +158,7 @@ def load_bundle(folder: Path) -> Bundle:
     codec = load_codec(folder / "vae")
     codec.to(device)
     generator = VideoGenerator(
-        model=load_transformer(folder / "transformer", sampling_dtype(device)).to(device).eval(),
+        model=load_for_sampling(folder / "transformer", device),
         null_text=load_null_text(folder).to(device),
         latent_frames=num_latent_frames(info.window_frames, codec.temporal_factor),
         num_steps=info.num_steps,

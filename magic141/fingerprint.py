@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from magic141.artifacts import digest_file, sha256_text
-from magic141.errors import UserError
+from magic141.errors import UserError, first_few
 
 NUM_NAMED = 5  # differing modules that a message names
 _first_seen: dict[Path, str] = {}
@@ -44,9 +44,8 @@ class CodeStamp:
         differing = _differing(self)
         if not differing:
             return None
-        more = f" and {len(differing) - NUM_NAMED} more" if len(differing) > NUM_NAMED else ""
         return (
-            f"machine {socket.gethostname()}: {', '.join(differing[:NUM_NAMED])}{more} differ from the driver's, "
+            f"machine {socket.gethostname()}: {first_few(differing, NUM_NAMED)} differ from the driver's, "
             "expected the same code everywhere; rebuild the nodes' image or install the driver's commit on them "
             "(if the code was edited during the run: run it again)"
         )

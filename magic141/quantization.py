@@ -125,7 +125,7 @@ def quantize_student(config: QuantizeConfig, student: Path, out: Path, log: Stag
     for name, value in model.state_dict().items():
         if not torch.equal(value, reloaded.state_dict()[name]):
             raise RuntimeError(f"{out / WEIGHTS_FILE}: {name} is not bit-equal after reloading")
-    layers = [_get(model, name) for name in errors]
+    layers: list[Any] = [model.get_submodule(name) for name in errors]
     linear_before = sum(layer.weight.numel() * 4 for layer in layers)
     linear_after = sum(layer.weight.numel() + layer.scale.numel() * 4 for layer in layers)
     figures: dict[str, float] = {
@@ -139,12 +139,8 @@ def quantize_student(config: QuantizeConfig, student: Path, out: Path, log: Stag
     log.summary(figures)
 
 
-def _relative_error(weight: Tensor, layer: Any) -> float:
+def _relative_error(weight: Tensor, layer: Int8Linear) -> float:
     return float((layer.dequantized(torch.float32) - weight).norm() / weight.norm().clamp_min(1e-12))
-
-
-def _get(model: nn.Module, name: str) -> Any:
-    return model.get_submodule(name)
 
 
 def _get_linear(model: nn.Module, name: str) -> nn.Linear:

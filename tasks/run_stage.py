@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from magic141.artifacts import ArtifactRef, StageKey
 from magic141.errors import UserError, first_line
-from magic141.publication import publish_by_content, staging
+from magic141.publication import Published, publish_by_content, staging
 from magic141.tracking import begun_refresh, closing, find_reusable
 from magic141.urls import without_credentials
 from tasks.provenance import environment, source_tags
@@ -34,7 +34,7 @@ def run_stage(stage: Stage, context: StageContext) -> ArtifactRef:
     key = stage.key(context.config, context.artifacts)
     stage.require_unedited()
     with _only_worker(stage.name, key.digest, context):
-        context.tracker.close_stale_stage(key.digest)
+        context.tracker.close_stale(key.digest)
         ref = (_refreshed if stage.name in context.refresh else _reuse)(stage, key.digest, context)
         if ref:
             context.reused.append(stage.name)
@@ -77,7 +77,6 @@ def _reuse(stage: Stage, key: str, context: StageContext) -> ArtifactRef | None:
 
 
 def _compute(stage: Stage, key: StageKey, context: StageContext) -> ArtifactRef:
-    run_dir = context.run_dir(stage.name, key.digest)
     refresh = stage.name in context.refresh
     run = context.tracker.start_stage(stage.name, key.digest, context.parent_id, source_tags(), refresh=refresh)
     log = TaskLog(stage.name, run, context.console)
@@ -85,13 +84,7 @@ def _compute(stage: Stage, key: StageKey, context: StageContext) -> ArtifactRef:
     start = time.monotonic()
     with closing(run), _telling_of_failure(stage.name, run, context):
         _record_start(stage, key, run, context)
-        place = context.home / "artifacts" / stage.name / key.digest[:KEY_CHARS]
-        inputs = {name: context.artifacts[name].path for name in stage.inputs}
-        with staging(place) as out:
-            with run.watching_the_machine():
-                stage.run(StageCall(context.config, inputs, out, log, run_dir))
-            stage.require_unedited()
-            made = publish_by_content(out, place, stage.volatile)
+        made = _make(stage, key.digest, log, context)
         ref = ArtifactRef(
             stage=stage.name,
             key=key.digest,
@@ -104,6 +97,17 @@ def _compute(stage: Stage, key: StageKey, context: StageContext) -> ArtifactRef:
         run.artifact(ref)
     context.console.finished(stage.name, time.monotonic() - start, made.digest)
     return ref
+
+
+def _make(stage: Stage, key: str, log: TaskLog, context: StageContext) -> Published:
+    """Runs the stage's function in a staging folder and publishes what it wrote."""
+    place = context.home / "artifacts" / stage.name / key[:KEY_CHARS]
+    inputs = {name: context.artifacts[name].path for name in stage.inputs}
+    with staging(place) as out:
+        with log.run.watching_the_machine():
+            stage.run(StageCall(context.config, inputs, out, log, context.run_dir(stage.name, key)))
+        stage.require_unedited()
+        return publish_by_content(out, place, stage.volatile)
 
 
 @contextmanager

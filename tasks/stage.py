@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from magic141.artifacts import ArtifactRef, FileSelection, StageKey, StageLog, digest_source
 from magic141.config import PipelineConfig, named_sources
-from magic141.errors import UserError
+from magic141.errors import UserError, first_few
 from magic141.fingerprint import NUM_NAMED, edited_modules, fingerprint_modules, module_digests
 from magic141.frozen import key_fields
 from tasks.console import StageConsole
@@ -152,10 +152,9 @@ class Stage:
             UserError: if code was edited since this process first asked.
         """
         if edited := edited_modules(self.modules, NOT_CODE):
-            more = f" and {len(edited) - NUM_NAMED} more" if len(edited) > NUM_NAMED else ""
             raise UserError(
-                f"{self.name}: {', '.join(edited[:NUM_NAMED])}{more} edited during the run; expected the code that it "
-                "began with; give the same command again (undo the edit first to go on from its checkpoints)"
+                f"{self.name}: {first_few(edited, NUM_NAMED)} edited during the run; expected the code that it began "
+                "with; give the same command again (undo the edit first to go on from its checkpoints)"
             )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
@@ -136,8 +136,7 @@ def render_chunk(chunk: Sequence[Clip], config: DataConfig) -> Frames:
     """
     length, height, width = config.num_frames, config.height, config.width
     if config.path is None or chunk[0].truth is not None:
-        truths: Iterator[Mapping[str, Any]] = (clip.truth or {} for clip in chunk)
-        return np.stack([render_clip(ShapeClip.from_dict(dict(truth)), length, height, width) for truth in truths])
+        return np.stack([render_clip(_shape_of(clip), length, height, width) for clip in chunk])
     path = config.path / chunk[0].source
     windows = [range(clip.start_frame, clip.start_frame + length) for clip in chunk]
     wanted = sorted({frame for window in windows for frame in window})
@@ -152,7 +151,11 @@ def render_anchors(chunk: Sequence[Clip], config: DataConfig) -> Frames:
     """The anchor frames of a chunk, uint8 [N, H, W, 3]."""
     height, width = config.height, config.width
     if config.path is None or chunk[0].truth is not None:
-        shapes = ((ShapeClip.from_dict(dict(clip.truth or {})), clip.anchor_frame) for clip in chunk)
-        return np.concatenate([render_clip(shape, 1, height, width, first) for shape, first in shapes])
+        return np.concatenate([render_clip(_shape_of(clip), 1, height, width, clip.anchor_frame) for clip in chunk])
     first = read_frames(config.path / chunk[0].source, config.fps, (height, width), [0])
     return np.repeat(first, len(chunk), axis=0)
+
+
+def _shape_of(clip: Clip) -> ShapeClip:
+    assert clip.truth is not None, "only clips of the shapes world have no video"
+    return ShapeClip.from_dict(clip.truth)

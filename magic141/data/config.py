@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -23,6 +23,17 @@ class ShapesConfig(FrozenConfig):
     )
 
 
+class CodecSizes(NamedTuple):
+    """Channels of the latents, frames per latent frame after the first, and the side of a latent pixel in pixels."""
+
+    channels: int
+    temporal_factor: int
+    spatial_factor: int
+
+
+HUNYUAN_SIZES = CodecSizes(16, 4, 8)
+
+
 class CodecConfig(FrozenConfig):
     """The video codec between pixels and latents."""
 
@@ -32,6 +43,13 @@ class CodecConfig(FrozenConfig):
     temporal_factor: int = Field(2, ge=1, description="frames per latent frame, after the first (kind pca)")
     spatial_factor: int = Field(8, ge=1, description="side of a latent pixel, in pixels (kind pca)")
     num_fit_clips: int = Field(512, ge=2, description="clips that the codec is fitted on (kind pca)")
+
+    @property
+    def sizes(self) -> CodecSizes:
+        """The sizes of the latents, of either kind."""
+        if self.kind == "hunyuan":
+            return HUNYUAN_SIZES
+        return CodecSizes(self.num_channels, self.temporal_factor, self.spatial_factor)
 
 
 class EncoderConfig(FrozenConfig):
@@ -82,13 +100,12 @@ class DataConfig(FrozenConfig):
 
     @model_validator(mode="after")
     def _geometry(self) -> DataConfig:
-        factor = self.codec.temporal_factor if self.codec.kind == "pca" else 4
+        _, factor, spatial = self.codec.sizes
         if (self.num_frames - 1) % factor:
             near = (self.num_frames - 1) // factor * factor + 1
             raise ValueError(
                 f"data.num_frames = {self.num_frames}: expected {factor}*k+1; use {near} or {near + factor}"
             )
-        spatial = self.codec.spatial_factor if self.codec.kind == "pca" else 8
         for side in ("height", "width"):
             if getattr(self, side) % spatial:
                 raise ValueError(

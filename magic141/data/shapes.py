@@ -6,6 +6,7 @@ half), and none names the speed. With a fully determined future, few-step sampli
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
@@ -61,7 +62,7 @@ class ShapeClip:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The inverse of `to_dict`, also after a JSON round trip."""
         return cls(**{**values, "corners": tuple(tuple(corner) for corner in values["corners"])})
 
@@ -143,12 +144,21 @@ def coverage(
     return np.asarray(1 / (1 + np.exp(-EDGE_SLOPE / scale * distance)), np.float32)
 
 
+def frame_scale(height: int, width: int) -> NDArray[np.float64]:
+    """Pixels of a frame per pixel of the reference frame, horizontally and vertically, [2]."""
+    return np.asarray(np.array([width, height]) / REFERENCE_SIZE)
+
+
+def frame_radius(clip: ShapeClip, height: int, width: int) -> float:
+    """The object's radius in pixels of a frame."""
+    return clip.radius * min(height, width) / REFERENCE_SIZE
+
+
 def path(clip: ShapeClip, num_frames: int, height: int, width: int, first: int = 0) -> NDArray[np.float64]:
     """Centres (x, y) [F, 2] from frame `first` on, in pixels of this frame size, not wrapped around the torus."""
-    scale = np.array([width, height]) / REFERENCE_SIZE
     times = np.arange(first, first + num_frames)[:, None]
     start = np.array([clip.x, clip.y])
-    return np.asarray((start + clip.speed * times * direction_vectors()[clip.direction]) * scale)
+    return np.asarray((start + clip.speed * times * direction_vectors()[clip.direction]) * frame_scale(height, width))
 
 
 def compose(clip: ShapeClip, mask: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -161,6 +171,5 @@ def compose(clip: ShapeClip, mask: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 def render_clip(clip: ShapeClip, num_frames: int, height: int, width: int, first: int = 0) -> NDArray[np.uint8]:
     """The clip's frames, uint8 [F, H, W, 3], from frame `first` on; a negative `first` is before its start."""
-    radius = clip.radius * min(height, width) / REFERENCE_SIZE
     centres = path(clip, num_frames, height, width, first)
-    return compose(clip, coverage(clip.shape, radius, centres, height, width))
+    return compose(clip, coverage(clip.shape, frame_radius(clip, height, width), centres, height, width))

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
+from magic141.errors import first_few
+
 
 class VideoGroup(NamedTuple):
     """A video with its copies.
@@ -47,9 +49,8 @@ def group_videos(files: Sequence[str], digests: Sequence[str], counts: Sequence[
 def note_copies(files: Sequence[str], groups: Sequence[VideoGroup]) -> list[str]:
     """A remark for the log, if there are copies."""
     copies = [files[number] for group in groups for number in group.videos[1:]]
-    more = f" and {len(copies) - 3} more" if len(copies) > 3 else ""
     remark = "copies of other videos (by content, or name but for the suffix): they train where these do, else not"
-    return [f"{', '.join(copies[:3])}{more}: {remark}"] if copies else []
+    return [f"{first_few(copies, 3)}: {remark}"] if copies else []
 
 
 def _first(number: int, leaders: Sequence[int]) -> int:

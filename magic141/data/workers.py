@@ -10,7 +10,7 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from magic141.data.decoding import BadVideo, storage_error
 from magic141.data.listing import BadFile, VideoFile
 from magic141.data.pixels import Frames
 from magic141.fingerprint import CodeStamp
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Row = dict[str, Any]
 MAX_ENCODE_VALUES = 2**24  # pixels times channels in one forward pass of the codec
@@ -38,10 +41,10 @@ class Probe:
         self.code.require()
         require_folder(self.folder)
         result = probe_video(self.folder, VideoFile(row["file"], row["caption"]), self.config)
-        bad = isinstance(result, BadFile)
-        digest = "" if bad else digest_file(self.folder / row["file"])  # little beside decoding, which just read it
-        reason = result.reason if isinstance(result, BadFile) else ""
-        return {"num_frames": 0 if bad else result, "digest": digest, "reason": reason}
+        if isinstance(result, BadFile):
+            return {"num_frames": 0, "digest": "", "reason": result.reason}
+        digest = digest_file(self.folder / row["file"])  # little beside decoding, which just read it
+        return {"num_frames": result, "digest": digest, "reason": ""}
 
 
 class Rendered(NamedTuple):
@@ -128,7 +131,7 @@ class Encode:
         ]
         return {"number": row["number"], "rows": json.dumps(rows), "tensors": save(tensors)}
 
-    def _encode(self, frames: Frames, anchor_frames: Frames, clips: list[Clip]) -> dict[str, Any]:
+    def _encode(self, frames: Frames, anchor_frames: Frames, clips: list[Clip]) -> dict[str, Tensor]:
         import torch
 
         pixels, anchors = torch.from_numpy(frames.copy()), torch.from_numpy(anchor_frames.copy())
@@ -147,7 +150,7 @@ class Encode:
         }
         return tensors if clips[0].split == "train" else {**tensors, "frames": pixels}
 
-    def _encode_videos(self, pixels: Any) -> Any:
+    def _encode_videos(self, pixels: Tensor) -> Tensor:
         """Latents of uint8 [N, F, H, W, 3] in the codec's precision, as many clips at once as memory allows."""
         import torch
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from magic141.artifacts import flatten
 from magic141.evaluation.measurement import OF_THE_MACHINE, Measurement, Pair, as_setting
-from magic141.evaluation.scores import COSTS, EXACT, FRECHET, VBENCH, Dimension, error_text
+from magic141.evaluation.scores import COSTS, EXACT, FRECHET, SCORES_FILE, VBENCH, Dimension, error_text, read_variants
 
 MEASURED_ONCE = 0.3  # share by which times and memory of the same model may differ from run to run
 CEILINGS = ("real", "codec")  # rows of the score table that no model made
@@ -40,23 +40,22 @@ class RunParts:
 
     def variant(self, name: str) -> Mapping[str, Any]:
         """Scores and costs of one variant; empty if the run does not have that variant."""
-        file = self.artifacts.get("evaluate", Path()) / "scores.json"
-        if not file.is_file():
-            return scores_in(self.metrics, name)
-        return next((row for row in _judged_rows(file) if row["name"] == name), {})
+        rows = self._judged
+        return scores_in(self.metrics, name) if rows is None else next((row for row in rows if row["name"] == name), {})
 
     @property
     def variants(self) -> list[str]:
         """Names of the variants that it has scores of."""
-        file = self.artifacts.get("evaluate", Path()) / "scores.json"
-        if file.is_file():
-            return [str(row["name"]) for row in _judged_rows(file) if row["name"] not in CEILINGS]
+        if (rows := self._judged) is not None:
+            return [str(row["name"]) for row in rows if row["name"] not in CEILINGS]
         scored = (name.split("/") for name in self.metrics if name.startswith("scores/"))
         return list(dict.fromkeys(variant for _, variant, *_ in scored if variant not in CEILINGS))
 
-
-def _judged_rows(file: Path) -> list[dict[str, Any]]:
-    return list(json.loads(file.read_text())["variants"])
+    @property
+    def _judged(self) -> list[dict[str, Any]] | None:
+        """The entries of its scores.json; None if that is not on this machine."""
+        folder = self.artifacts.get("evaluate")
+        return read_variants(folder) if folder and (folder / SCORES_FILE).is_file() else None
 
 
 def scores_in(metrics: Mapping[str, float], variant: str) -> dict[str, float]:

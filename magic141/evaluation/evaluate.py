@@ -16,7 +16,7 @@ from magic141.data.info import load_info
 from magic141.data.splits import MEANING
 from magic141.evaluation.config import EvaluateConfig
 from magic141.evaluation.scorer import NO_TRUTH, Scorer
-from magic141.evaluation.scores import AVERAGE, EXACT, FRECHET, VBENCH, Score
+from magic141.evaluation.scores import AVERAGE, EXACT, FRECHET, SCORES_FILE, VBENCH, Score
 from magic141.evaluation.shapes import score_clips
 from magic141.evaluation.vbench_needs import versions
 
@@ -42,7 +42,7 @@ def evaluate_suite(config: EvaluateConfig, data: Path, generated: Path, out: Pat
     if rule := load_info(data).heldout:
         result["heldout"] = MEANING[rule]
         log.note(MEANING[rule])
-    (out / "scores.json").write_text(json.dumps(result, indent=1))
+    (out / SCORES_FILE).write_text(json.dumps(result, indent=1))
     _report(records, out, log)
 
 

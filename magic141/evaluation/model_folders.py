@@ -11,7 +11,7 @@ import torch
 from magic141.evaluation.config import GenerateConfig
 from magic141.evaluation.variants import ModelName
 from magic141.models.device import refuse_days_on_cpu, sampling_device
-from magic141.models.transformer import load_transformer, sampling_dtype
+from magic141.models.transformer import load_for_sampling
 from magic141.quantization import load_quantized
 
 
@@ -43,4 +43,4 @@ class ModelFolders:
         folder: Path = getattr(self, name)
         if name == "int8":
             return load_quantized(folder).to(device).eval()
-        return load_transformer(folder / "transformer", sampling_dtype(device)).to(device).eval()
+        return load_for_sampling(folder / "transformer", device)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,18 @@ TRAINING_STAGES = {
     "distill_cfg": "CFG distillation",
     "distill_dmd2": "DMD2 step distillation",
 }
-DRIFT_CHARTS = {
+ChartTitle = tuple[str, float | None]  # with the y axis's end, if that does not follow the values
+DRIFT_CHARTS: dict[str, ChartTitle] = {
     "motion": ("motion", 1.0),
     "colour": ("colour", 1.0),
     "iou": ("subject", 1.0),
     "background_psnr_db": ("background PSNR, dB", None),
 }
 WATCHED = ("variance_ratio", "motion_ratio", "diversity_ratio", "mode_coverage")
-COST_CHARTS = {"cpu_ms_per_clip": "CPU ms per window and clip", "rss_mb": "resident memory, MB"}
+COST_CHARTS: dict[str, ChartTitle] = {
+    "cpu_ms_per_clip": ("CPU ms per window and clip", None),
+    "rss_mb": ("resident memory, MB", None),
+}
 LONG_VIDEO_SCHEMES = {
     "chained": "Windows are generated one after the other. Each after the first knows the video's first latent frame, "
     "the anchor, and the last latent frames of the previous one (carried: {carried}); nothing is decoded in between.",
@@ -74,37 +77,37 @@ def _watch(parts: Mapping[str, Path], collapse: Mapping[str, Any]) -> list[dict[
 
 def long_video(parts: Mapping[str, Path], generate: Mapping[str, Any]) -> dict[str, Any] | None:
     """Long videos, with charts of drift and cost per window; `generate`: the settings of that stage."""
-    folder, scores = parts.get("generate"), read_json(parts, "evaluate", "scores.json")
-    if folder is None or not (folder / "long" / "windows.json").is_file():
+    record = read_json(parts, "generate", "long/windows.json")
+    if record is None:
         return None
-    record = json.loads((folder / "long" / "windows.json").read_text())
-    captions = [clip.get("caption", clip["id"]) for clip in record["clips"]]
     names = sorted(record["variants"], key=lambda name: not name.startswith("student"))
-    videos = [
-        {
-            "label": _variant_label(name),
-            "name": name,
-            "videos": [
-                {"src": media_uri(file), "caption": caption}
-                for file, caption in zip(sorted((folder / "long" / name).glob("*.mp4")), captions, strict=False)
-            ],
-        }
-        for name in names
-    ]
-    drift = (scores or {}).get("long_video", {}).get("drift") or {}
-    charts = [
-        _window_chart(label, {n: [window[key] for window in drift[n]] for n in names if n in drift}, top)
-        for key, (label, top) in DRIFT_CHARTS.items()
-    ]
-    charts += [
-        _window_chart(label, {n: [window[key] for window in record["variants"][n]] for n in names}, None)
-        for key, label in COST_CHARTS.items()
-    ]
+    scores = read_json(parts, "evaluate", "scores.json") or {}
+    drift = scores.get("long_video", {}).get("drift") or {}
+    charts = [*_window_charts(names, drift, DRIFT_CHARTS), *_window_charts(names, record["variants"], COST_CHARTS)]
     windows, num_frames, fps = len(record["frames"]), record["frames"][-1][1], record["fps"]
     facts = f"{windows} windows, {num_frames} frames, {num_frames / fps:.1f} s at {fps:g} fps."
     scheme = LONG_VIDEO_SCHEMES[generate["long_video_scheme"]].format(carried=generate["long_video_carried"])
-    shown = [chart for chart in charts if chart["chart"]]
-    return {"videos": videos, "charts": shown, "facts": f"{facts} {scheme}"}
+    captions = [clip.get("caption", clip["id"]) for clip in record["clips"]]
+    videos = [_long_videos(name, parts["generate"] / "long" / name, captions) for name in names]
+    return {"videos": videos, "charts": charts, "facts": f"{facts} {scheme}"}
+
+
+def _long_videos(name: str, folder: Path, captions: Sequence[str]) -> dict[str, Any]:
+    """A variant's videos, as many as were kept for viewing."""
+    shown = zip(sorted(folder.glob("*.mp4")), captions, strict=False)
+    videos = [{"src": media_uri(file), "caption": caption} for file, caption in shown]
+    return {"label": _variant_label(name), "name": name, "videos": videos}
+
+
+def _window_charts(
+    names: Sequence[str], windows: Mapping[str, Sequence[Mapping[str, float]]], charts: Mapping[str, ChartTitle]
+) -> Iterator[dict[str, str]]:
+    """A chart of every value that is known of some variant's windows."""
+    for key, (title, top) in charts.items():
+        values = {name: [window[key] for window in windows[name]] for name in names if name in windows}
+        chart = _window_chart(title, values, top)
+        if chart["chart"]:
+            yield chart
 
 
 def _window_chart(title: str, values: Mapping[str, Sequence[float]], top: float | None) -> dict[str, str]:

@@ -150,7 +150,7 @@ def valid_futures(
     Every future moves in a direction that the caption allows, at the speed of a randomly chosen clip.
     """
     rng = np.random.default_rng(0)
-    clips = [ShapeClip.from_dict(dict(truth)) for truth in truths]
+    clips = [ShapeClip.from_dict(truth) for truth in truths]
     batch, latents = codec_batch(codec), []
     for _ in range(NUM_FUTURES):
         speeds = rng.permutation([clip.speed for clip in clips])

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
+
+SCORES_FILE = "scores.json"
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,11 @@ def average(scores: dict[str, Score]) -> Score:
     if missing:
         return Score.missing(f"{len(missing)} of {len(VBENCH)} dimensions are missing: {', '.join(missing)}")
     return Score(float(np.mean([value for value in values if value is not None])))
+
+
+def read_variants(folder: Path) -> list[dict[str, Any]]:
+    """The entries of scores.json in an artifact of stage `evaluate`: each variant with its scores and costs."""
+    return list(json.loads((folder / SCORES_FILE).read_text(encoding="utf-8"))["variants"])
 
 
 def error_text(error: float | None, digits: int) -> str:

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from magic141.data.psnr import psnr_db
 from magic141.data.shapes import (
     COLOURS,
-    REFERENCE_SIZE,
     SHAPES,
     SPEEDS,
     ShapeClip,
@@ -23,6 +22,8 @@ from magic141.data.shapes import (
     compose,
     coverage,
     direction_vectors,
+    frame_radius,
+    frame_scale,
     path,
 )
 
@@ -51,7 +52,7 @@ def measure_track(frames: NDArray[np.uint8], clip: ShapeClip) -> Track:
     """Finds the object in `frames` [F, H, W, 3] by its difference from the known background, on the torus."""
     height, width = frames.shape[1:3]
     alpha = _alpha(frames, clip)
-    sizes, scale = np.array([width, height]), _scale(height, width)
+    sizes, scale = np.array([width, height]), frame_scale(height, width)
     centres = np.stack([_circular_mean(alpha.sum(1), width), _circular_mean(alpha.sum(2), height)], axis=1)
     steps = (np.diff(centres, axis=0) + sizes / 2) % sizes - sizes / 2
     centres = np.concatenate([centres[:1], centres[:1] + np.cumsum(steps, axis=0)])
@@ -59,7 +60,7 @@ def measure_track(frames: NDArray[np.uint8], clip: ShapeClip) -> Track:
     velocity = (times[:, None] * centres).sum(0) / (times**2).sum()
     line = centres.mean(0) + times[:, None] * velocity
     error = float(np.sqrt((((centres - line) / scale) ** 2).sum(1).mean()))
-    true_area = coverage(clip.shape, _radius(clip, height, width), sizes[None] / 2, height, width).sum()
+    true_area = coverage(clip.shape, frame_radius(clip, height, width), sizes[None] / 2, height, width).sum()
     return Track(centres, alpha.sum((1, 2)) / true_area, line, velocity / scale, error)
 
 
@@ -82,7 +83,7 @@ def score_clip(frames: NDArray[np.uint8], clip: ShapeClip, from_start: bool = Tr
         plus: for axis captions with an allowed direction, 1 for the first of the two; otherwise NaN.
     """
     height, width = frames.shape[1:3]
-    radius, track = _radius(clip, height, width), measure_track(frames, clip)
+    radius, track = frame_radius(clip, height, width), measure_track(frames, clip)
     made = slice(1 if from_start and len(frames) > 1 else 0, None)
     pixels, alpha = frames[made].astype(np.float32) / 255, _alpha(frames[made], clip)
     masks = {shape: coverage(shape, radius, track.centres[made], height, width) for shape in SHAPES}
@@ -115,20 +116,11 @@ def score_clips(frames: NDArray[np.uint8], truths: list[dict[str, Any]], from_st
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
-def _radius(clip: ShapeClip, height: int, width: int) -> float:
-    return clip.radius * min(height, width) / REFERENCE_SIZE
-
-
 def _start_error(track: Track, clip: ShapeClip, height: int, width: int) -> float:
     """Distance of the first centre from the true one, on the torus, in world pixels."""
     sizes = np.array([width, height])
     apart = track.centres[0] - path(clip, 1, height, width)[0]
-    return float(np.hypot(*(((apart + sizes / 2) % sizes - sizes / 2) / _scale(height, width))))
-
-
-def _scale(height: int, width: int) -> Array:
-    """Pixels of the frame per world pixel, horizontally and vertically, [2]."""
-    return np.asarray(np.array([width, height]) / REFERENCE_SIZE)
+    return float(np.hypot(*(((apart + sizes / 2) % sizes - sizes / 2) / frame_scale(height, width))))
 
 
 def _alpha(frames: NDArray[np.uint8], clip: ShapeClip) -> Array:

@@ -39,11 +39,7 @@ def run_short(
     weight_mb, added_mb = weight_megabytes(generator.model), usage.added_memory_mb
     if added_mb is None:
         added_mb = _tensors_mb(work, generator, conditions)
-    frames = work.decode(latents)
-    (out / "exact").mkdir()
-    save_file({"frames": frames, "latents": latents}, out / "exact" / f"{variant.name}.safetensors")
-    for number, clip in enumerate(frames[: work.config.num_showcase_clips].numpy()):
-        save_video(out / "showcase" / variant.name / f"{number:02d}.mp4", clip, work.info.fps)
+    _write_clips(work, variant, latents, out)
     _run_suite(work, variant, generator, out, advance)
     if work.has_continuation:
         _run_continuation(work, variant, generator, out, advance)
@@ -75,6 +71,15 @@ def short_evaluations(work: Workload, variant: Variant) -> int:
     if work.has_continuation:
         clips += len(work.rows[: work.config.num_continuation_clips])
     return variant.num_evaluations * clips
+
+
+def _write_clips(work: Workload, variant: Variant, latents: Tensor, out: Path) -> None:
+    """Writes the continued held-out clips for the exact scores, and some of them as videos."""
+    frames = work.decode(latents)
+    (out / "exact").mkdir()
+    save_file({"frames": frames, "latents": latents}, out / "exact" / f"{variant.name}.safetensors")
+    for number, clip in enumerate(frames[: work.config.num_showcase_clips].numpy()):
+        save_video(out / "showcase" / variant.name / f"{number:02d}.mp4", clip, work.info.fps)
 
 
 def _run_suite(work: Workload, variant: Variant, generator: VideoGenerator, out: Path, advance: Advance) -> None:

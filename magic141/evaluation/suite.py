@@ -12,7 +12,7 @@ from magic141.data.dataset import ClipDataset
 from magic141.models.encoders import Encoders
 from magic141.models.text_embedding import TextEmbedding
 from magic141.models.vae import VideoCodec
-from magic141.retrieval.prior import Hit, ImagePrior
+from magic141.retrieval.prior import Hit
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,8 @@ class Conditions:
 
     def part(self, start: int, stop: int) -> Conditions:
         """Rows `start` to `stop` - 1."""
-        return Conditions(
-            self.text.select(slice(start, stop)), self.image_tokens[start:stop].float(), self.prefix[start:stop].float()
-        )
+        rows = slice(start, stop)
+        return Conditions(self.text.select(rows), self.image_tokens[rows], self.prefix[rows])
 
     def batches(self, size: int) -> Iterator[Conditions]:
         """The rows in batches."""
@@ -65,11 +64,6 @@ def pick_prompts(prompts: Sequence[str], heldout: ClipDataset, num: int) -> list
     """The configured prompts, or distinct captions of held-out clips."""
     captions = (heldout.captions[row] for row in heldout.in_turns(range(len(heldout))))
     return list(prompts) or list(dict.fromkeys(captions))[:num]
-
-
-def retrieve_images(prompts: Sequence[str], prior: ImagePrior, num: int) -> list[list[Hit]]:
-    """The best images for every prompt, best first."""
-    return [prior.retrieve(prompt, num) for prompt in prompts]
 
 
 def shows_own_video(prompt: str, hit: Hit, heldout: ClipDataset) -> bool:

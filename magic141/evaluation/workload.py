@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,6 @@ from magic141.evaluation.suite import (
     pick_clips,
     pick_prompts,
     prompt_conditions,
-    retrieve_images,
     shows_own_video,
 )
 from magic141.models.config import TransformerConfig
@@ -106,15 +105,10 @@ def prepare_workload(
     codec, encoders = load_codec(data / "codec"), Encoders.load(data / "encoders")
     codec.to(sampling_device())
     prompts = pick_prompts(config.prompts, heldout, config.num_prompts)
-    for prompt in prompts:
-        for remark in encoders.remarks(prompt):
-            log.note(f"prompt {prompt!r}: {remark}")
-    hits = retrieve_images(prompts, ImagePrior.open(index, clip, data), NUM_HITS)
-    if own := sum(shows_own_video(prompt, found[0], heldout) for prompt, found in zip(prompts, hits, strict=True)):
-        log.note(
-            f"the image retrieved for {own} of {len(prompts)} prompts is of the very video that the prompt describes, "
-            "from its training part: no test of retrieval"
-        )
+    prior = ImagePrior.open(index, clip, data)
+    hits = [prior.retrieve(prompt, NUM_HITS) for prompt in prompts]
+    for remark in _remarks(prompts, hits, heldout, encoders):
+        log.note(remark)
     images = torch.from_numpy(np.stack([found[0].image for found in hits]))
     rows = pick_clips(heldout, config.num_exact_clips)
     return Workload(
@@ -129,6 +123,18 @@ def prepare_workload(
         long_rows=rows[: config.long_video_clips],
         seed=seed,
     )
+
+
+def _remarks(
+    prompts: Sequence[str], hits: Sequence[Sequence[Hit]], heldout: ClipDataset, encoders: Encoders
+) -> Iterator[str]:
+    """What the encoders do not understand of the prompts, and retrieved images that are no test of retrieval."""
+    yield from (f"prompt {prompt!r}: {remark}" for prompt in prompts for remark in encoders.remarks(prompt))
+    if own := sum(shows_own_video(prompt, found[0], heldout) for prompt, found in zip(prompts, hits, strict=True)):
+        yield (
+            f"the image retrieved for {own} of {len(prompts)} prompts is of the very video that the prompt describes, "
+            "from its training part: no test of retrieval"
+        )
 
 
 def write_conditions(work: Workload, out: Path) -> None:

@@ -135,6 +135,11 @@ def load_transformer(folder: Path | str, dtype: torch.dtype = torch.float32) -> 
     return model
 
 
+def load_for_sampling(folder: Path, device: torch.device) -> HunyuanVideoTransformer3DModel:
+    """Loads a diffusers transformer folder onto the device that samples, in the dtype for it."""
+    return load_transformer(folder, sampling_dtype(device)).to(device).eval()
+
+
 def expand_to_i2v(t2v: HunyuanVideoTransformer3DModel) -> HunyuanVideoTransformer3DModel:
     """Widens the input from C to 2C+1 channels (paper, section 3); the new weights are zero.
 

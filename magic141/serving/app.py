@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Message
 
 from magic141.data.video import fit_image
+from magic141.errors import shortened
 from magic141.frozen import FrozenConfig
 from magic141.serving.config import ServingConfig
 from magic141.serving.requests import (
@@ -25,7 +26,6 @@ from magic141.serving.requests import (
     VideoRequest,
     check_image_bytes,
     check_request,
-    shortened,
 )
 
 FORM_OVERHEAD_BYTES = 64_000  # boundaries and the other fields

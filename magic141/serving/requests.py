@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from magic141.data.pictures import UNREADABLE, upright_rgb
-from magic141.errors import UserError
+from magic141.errors import UserError, shortened
 from magic141.serving.config import Limits
 
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -138,8 +138,3 @@ def _kind(value: object) -> str:
 
 def _short(value: object) -> str:
     return shortened(str(value), 40)
-
-
-def shortened(text: str, max_chars: int) -> str:
-    """The text, or its beginning with a mark that there is more."""
-    return text if len(text) <= max_chars else f"{text[: max_chars - 1]}…"

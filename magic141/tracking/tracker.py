@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import yaml
 from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -125,17 +126,11 @@ class Tracker:
         except (MlflowException, OSError, ValueError):
             return None
 
-    def close_stale(self, *conditions: str) -> int:
-        """Marks RUNNING runs of dead processes as KILLED; returns how many."""
-        running = self.search_all(" and ".join(("attributes.status = 'RUNNING'", *conditions)))
-        stale = [run for run in running if is_dead(run)]
-        for run in stale:
+    def close_stale(self, key: str | None = None) -> None:
+        """Marks RUNNING runs of dead processes as KILLED, all of them or those of one stage key."""
+        of_key = f" and tags.`{TAG_KEY}` = '{key}'" if key else ""
+        for run in list(filter(is_dead, self.search_all(f"attributes.status = 'RUNNING'{of_key}"))):
             self.client.set_terminated(run.info.run_id, "KILLED")
-        return len(stale)
-
-    def close_stale_stage(self, key: str) -> int:
-        """`close_stale` for the runs of one stage key."""
-        return self.close_stale(f"tags.`{TAG_KEY}` = '{key}'")
 
     def get_run(self, run_id: str) -> Run:
         """A run by id.
@@ -172,6 +167,10 @@ class Tracker:
         if text is None:
             raise UserError(f"run {run_id}: has no file {name}; give the id of a run of `magic141 run`")
         return text
+
+    def stored_config(self, run: Run) -> dict[str, Any]:
+        """The config that a pipeline run ran with, as plain values; raises as `read_file` does."""
+        return dict(yaml.safe_load(self.read_file(run.info.run_id, "config.yaml")))
 
     def set_artifact(self, parent_id: str, ref: ArtifactRef, *, reused: bool) -> None:
         """Records on the parent run which artifact a stage contributes, and whether it was reused."""

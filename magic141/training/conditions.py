@@ -108,17 +108,16 @@ class BatchMaker:
         carried = torch.randint(1, MAX_CARRIED + 1, (num,), generator=generator)
         anchored = continued & self.far_anchors
         x0 = self._windows(indices, torch.where(anchored, anywhere, 1))
-        known_first = data.known_first(indices).float()
-        x0[anchored, :, :1] = known_first[anchored] = data.anchor[indices[anchored]].float()
+        known_first = data.known_first(indices)
+        x0[anchored, :, :1] = known_first[anchored] = data.anchor[indices[anchored]]
         null = self.null_text.expand(num)
         no_text = torch.rand(num, generator=generator) < self.text_dropout
-        text = data.text(indices)
-        text = _where(no_text, null, TextEmbedding(text.tokens.float(), text.mask, text.pooled.float()))
+        text = _where(no_text, null, data.text(indices))
         if not self.image_condition:
             return Batch(x0, condition(text, None), condition(null, None), None)
         no_image = torch.rand(num, generator=generator) < self.image_dropout
-        image = data.image_tokens[indices].float()
-        image[anchored] = data.anchor_tokens[indices[anchored]].float()
+        image = data.image_tokens[indices]
+        image[anchored] = data.anchor_tokens[indices[anchored]]
         image = image * (~no_image).float()[:, None, None]
         known = torch.cat([known_first, x0[:, :, 1:]], dim=2)
         prefix = make_prefix(known, 1 + torch.where(continued, carried, 0)).dropped(no_image)
@@ -127,7 +126,7 @@ class BatchMaker:
     def _windows(self, indices: Tensor, starts: Tensor) -> Tensor:
         """The clips' first latent frame, followed by those from `starts` on; reads no other frames from disk."""
         latents, num_following = self.dataset.latents, self.num_latent_frames - 1
-        windows = latents[indices, :, : self.num_latent_frames].float()
+        windows = latents[indices, :, : self.num_latent_frames]
         for sample in (starts > 1).nonzero().flatten().tolist():
             start = int(starts[sample])
             windows[sample, :, 1:] = latents[int(indices[sample]), :, start : start + num_following]

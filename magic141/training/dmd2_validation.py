@@ -82,7 +82,7 @@ class Dmd2Validation:
     def _moments(self, clips: Iterable[Tensor]) -> NDArray[np.float64]:
         """Moments of all workers' clips, clip by clip: a single real clip's tubes fill hundreds of megabytes."""
         size = 1 + self._space.basis.shape[1]
-        parts = (moments(self._space.project(clip[None].float())) for clip in clips)
+        parts = (moments(self._space.project(clip[None])) for clip in clips)
         own = torch.from_numpy(sum(parts, np.zeros((size, size))))
         return np.asarray(sum_over_workers(own, self.context))
 

@@ -135,15 +135,13 @@ class _Tail:
 
     def _poll(self) -> None:
         for row in self._new_rows():
-            if self._earlier is None:
-                self._take(row)
-            elif row.get("launch") == self._launch_id:
-                for kept in self._earlier:
-                    self._log_metrics(kept)
-                self._earlier = None
-                self._take(row)
-            else:
+            if self._earlier is not None and row.get("launch") != self._launch_id:
                 self._earlier.append(row)
+                continue
+            for kept in self._earlier or ():
+                self._log_metrics(kept)
+            self._earlier = None
+            self._take(row)
         if self._earlier is None:
             self._show_images()
 

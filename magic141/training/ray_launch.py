@@ -185,10 +185,10 @@ def _fit(trainer: Any, run_dir: Path) -> Any:
         ray.shutdown()
         raise
     if "error" in box:
-        raise RuntimeError(f"training in {run_dir} failed: {describe(box['error'])}") from box["error"]
+        raise RuntimeError(f"training in {run_dir} failed: {_end_of(box['error'])}") from box["error"]
     return box["value"]
 
 
-def describe(error: BaseException) -> str:
+def _end_of(error: BaseException) -> str:
     """The end of Ray's message, which is where the workers' tracebacks are."""
     return "\n".join(str(error).strip().splitlines()[-_TRACEBACK_LINES:])

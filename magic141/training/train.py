@@ -12,7 +12,7 @@ from magic141.data.info import load_info
 from magic141.errors import UserError
 from magic141.publication import link_or_copy
 from magic141.training.config import WATCH_FILE, TrainConfig
-from magic141.training.launch import launch
+from magic141.training.launch import TrainResult, launch
 from magic141.training.objective import ObjectiveSpec
 
 
@@ -34,7 +34,14 @@ def train(
     # linked, not copied: of 13B each network is 52 GB; `run_dir` keeps its names until the artifact is published
     shutil.copytree(result.export, out, copy_function=link_or_copy, dirs_exist_ok=True)
     shutil.copy2(result.metrics_file, out / "metrics.jsonl")
-    record: dict[str, float | int | str] = {
+    record = {**_usage(config, result, out), **_verdict(out)}
+    (out / "training.json").write_text(json.dumps(record, indent=1))
+    log.summary(record)
+
+
+def _usage(config: TrainConfig, result: TrainResult, out: Path) -> dict[str, float | int | str]:
+    """What the training took, and how it was placed."""
+    return {
         "steps": config.num_steps,
         "seconds": result.seconds,
         "cpu_seconds": result.cpu_seconds,
@@ -46,11 +53,14 @@ def train(
         "clips_per_pass": config.clips_per_pass,
         "resumed_from_step": result.resumed_from_step,
     }
-    if (out / WATCH_FILE).is_file():
-        watched = json.loads((out / WATCH_FILE).read_text())
-        record |= {"best_step": watched["best_step"] or 0, "collapsed": int(watched["collapsed"])}
-    (out / "training.json").write_text(json.dumps(record, indent=1))
-    log.summary(record)
+
+
+def _verdict(out: Path) -> dict[str, int]:
+    """What the objective's own watch found; empty for one without."""
+    if not (out / WATCH_FILE).is_file():
+        return {}
+    watched = json.loads((out / WATCH_FILE).read_text())
+    return {"best_step": watched["best_step"] or 0, "collapsed": int(watched["collapsed"])}
 
 
 def num_parameters(folder: Path) -> int:
