@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from magic141.models.frames import num_latent_frames
+
 if TYPE_CHECKING:
     from magic141.config import PipelineConfig
 
@@ -94,11 +96,10 @@ def _amounts(config: PipelineConfig) -> Iterator[str]:
 
 def _frechet(config: PipelineConfig) -> Iterator[str]:
     """Its samples are latent positions, of which there must be more than the dimensions that are compared."""
-    data, pca = config.data, config.data.codec.kind == "pca"
-    channels, side = (data.codec.num_channels, data.codec.spatial_factor) if pca else (16, 8)
+    channels, factor, side = config.data.codec.sizes
     clips, asked = config.generate.num_exact_clips, config.evaluate.frechet_dimensions
-    samples = clips * (data.height // side) * (data.width // side)
-    numbers = channels * ((config.model.window_frames - 1) // config.temporal_factor + 1)
+    samples = clips * (config.data.height // side) * (config.data.width // side)
+    numbers = channels * num_latent_frames(config.model.window_frames, factor)
     field = f"evaluate.frechet_dimensions = {asked}"
     if asked > numbers:
         yield f"{field}: a latent position of a window has only {numbers} numbers; use at most that"
