@@ -13,6 +13,7 @@ from torch import Tensor
 
 from magic141.artifacts import NullLog
 from magic141.data.dataset import load_null_text
+from magic141.data.rows import Rows
 from magic141.models.text_embedding import TextEmbedding
 from magic141.training.accumulation import Parts
 from magic141.training.cfg_distillation import CfgDistillationSpec
@@ -50,12 +51,18 @@ def null_text(data: Path) -> TextEmbedding:
     return TextEmbedding(text.tokens.double(), text.mask, text.pooled.double())
 
 
+def doubled(values: Tensor) -> Tensor:
+    return values.double() if values.is_floating_point() else values
+
+
 @pytest.fixture
 def _exact(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Double precision throughout, so that anything beyond rounding shows, although Adam magnifies rounding."""
     load = HunyuanVideoTransformer3DModel.from_pretrained
     monkeypatch.setattr(HunyuanVideoTransformer3DModel, "from_pretrained", lambda *a, **kw: load(*a, **kw).double())
     monkeypatch.setattr("magic141.training.conditions.load_null_text", null_text)
+    read = Rows.__getitem__
+    monkeypatch.setattr(Rows, "__getitem__", lambda rows, index: doubled(read(rows, index)))
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     torch.set_default_dtype(torch.float64)
     yield
