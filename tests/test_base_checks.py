@@ -17,6 +17,7 @@ FITS = (
     "data.encoder.width=8",
     "model.attention_head_dim=12",
     "model.rope_axes_dim=[4,4,4]",
+    "evaluate.frechet_dimensions=20",
 )
 TAKEN = "pretrain_i2v.num_steps=0"
 
