@@ -32,7 +32,7 @@ def _geometry(config: PipelineConfig) -> Iterator[str]:
             f"data.num_frames = {stored}: windows that continue must start inside the clip; use at least "
             f"{window + factor} (model.window_frames + {factor}), or set every continued_fraction to 0"
         )
-    spatial = config.data.codec.spatial_factor if config.data.codec.kind == "pca" else 8
+    spatial = config.data.codec.sizes.spatial_factor
     for side in ("height", "width"):
         pixels, unit = getattr(config.data, side), spatial * config.model.patch_size
         if pixels % unit:
