@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from magic141.config import PipelineConfig
 from magic141.config_checks import TRAINING_SECTIONS
+from magic141.ray_address import ray_cluster
 from magic141.room import TO_A_CLUSTER, shortage, this_machine
 from magic141.training.config import PlacementConfig
 
@@ -41,13 +42,20 @@ class Needs:
     @property
     def words(self) -> str:
         """Workers, CPUs and GPUs in words."""
-        if self.kind.startswith(HERE):
+        if self.is_here:
             return self.kind
         each = f"{self.cpus[1]:g} CPU" + (f" + {self.gpus[1]:g} GPU" if self.gpus[1] else "")
         return f"{self.num_workers} x {each} ({self.kind})"
 
+    @property
+    def is_here(self) -> bool:
+        """Whether this process does the work itself, even if there is a cluster."""
+        return self.kind.startswith(HERE)
+
     def lacking_here(self) -> str | None:
-        """A line on what this machine has too little of, if anything."""
+        """A line on what this machine has too little of, if anything; a cluster that does the work may still grow."""
+        if ray_cluster() and not self.is_here:
+            return None
         each = {field: amount for field, amount in (self.cpus, self.gpus) if field}
         return shortage(self.field, self.num_workers, each, this_machine(), self.remedy)
 

@@ -9,7 +9,6 @@ from flows.plan import make_plan
 from magic141.artifacts import ArtifactRef
 from magic141.config import PipelineConfig
 from magic141.errors import UserError
-from magic141.ray_address import ray_cluster
 from tasks.stage import Stage
 
 
@@ -26,12 +25,12 @@ def require_ready(
 
     Raises:
         UserError: for a setting that a stage cannot work with, or with a line per stage that asks for more CPUs or
-            GPUs than this machine has, if no cluster is set; stages that are reused ask for none.
+            GPUs than this machine has, unless a cluster does its work; stages that are reused ask for none.
     """
     for stage in stages:
         stage.check(config)
     lines = {stage.name: needs_of(stage.name, config).lacking_here() for stage in stages}
-    if ray_cluster() or not any(lines.values()):
+    if not any(lines.values()):
         return
     running = (row.stage for row in make_plan(config, stages, refresh, kept) if row.action == "run")
     if lacking := [line for stage in running if (line := lines[stage])]:
