@@ -14,8 +14,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from magic141.artifacts import NullLog
 from magic141.config import PipelineConfig
+from magic141.stage_log import NullLog
 from magic141.training.config import PlacementConfig
 from magic141.training.dmd2 import Dmd2Spec
 from magic141.training.dmd2_config import Dmd2Config

@@ -1,4 +1,4 @@
-"""Artifacts with content digests, stage keys, and the interface of the log that a stage writes to."""
+"""Artifacts with content digests, and the keys of stages."""
 
 from __future__ import annotations
 
@@ -6,15 +6,11 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 from magic141.file_records import file_digests, record_path
 from magic141.frozen import FrozenConfig
-
-if TYPE_CHECKING:
-    import numpy as np
 
 CHUNK_BYTES = 1 << 20
 FileSelection = Callable[[Path, list[Path]], list[Path]]  # of the files in a folder
@@ -71,51 +67,6 @@ class StageKey(FrozenConfig):
     def difference(self, other: StageKey) -> list[str]:
         """The fields that differ, as `path: other's value -> own value`."""
         return list(_differences("", other.model_dump(mode="json"), self.model_dump(mode="json")))
-
-
-class StageLog(Protocol):
-    """Where a stage reports while it runs."""
-
-    def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Metrics at a step; the newest are also shown beside the progress bar."""
-
-    def image(self, key: str, image: np.ndarray[Any, Any], step: int = 0) -> None:
-        """A picture, uint8 [H, W, 3]."""
-
-    def file(self, path: Path, folder: str = "") -> None:
-        """A file to keep with the run."""
-
-    def note(self, text: str) -> None:
-        """A sentence for people: shown on the console and kept in the stage's record."""
-
-    def summary(self, values: Mapping[str, float | int | str]) -> None:
-        """The stage's final metrics (numbers) and facts (strings)."""
-
-    def progress(self, total: int, unit: str) -> AbstractContextManager[Callable[[int], None]]:
-        """A progress bar over `total` units; call its result with how many *more* units are done."""
-
-
-class NullLog:
-    """A log that keeps nothing; for tests and benchmarks."""
-
-    def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Drops them."""
-
-    def image(self, key: str, image: np.ndarray[Any, Any], step: int = 0) -> None:
-        """Drops it."""
-
-    def file(self, path: Path, folder: str = "") -> None:
-        """Drops it."""
-
-    def note(self, text: str) -> None:
-        """Drops it."""
-
-    def summary(self, values: Mapping[str, float | int | str]) -> None:
-        """Drops them."""
-
-    def progress(self, total: int, unit: str) -> AbstractContextManager[Callable[[int], None]]:
-        """A bar that is not shown."""
-        return nullcontext(lambda done: None)
 
 
 def canonical_json(value: object) -> str:

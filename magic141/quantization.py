@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from magic141.artifacts import StageLog
 from magic141.errors import UserError
 from magic141.evaluation.config import QuantizeConfig
 from magic141.evaluation.performance import weight_megabytes
 from magic141.models.transformer import load_transformer
+from magic141.stage_log import StageLog
 
 WEIGHTS_FILE = "int8.safetensors"
 

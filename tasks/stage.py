@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from magic141.artifacts import ArtifactRef, FileSelection, StageKey, StageLog, digest_source
+from magic141.artifacts import ArtifactRef, FileSelection, StageKey, digest_source
 from magic141.config import PipelineConfig, named_sources
 from magic141.errors import UserError, first_few
 from magic141.fingerprint import NUM_NAMED, edited_modules, fingerprint_modules, module_digests
 from magic141.frozen import key_fields
+from magic141.stage_log import StageLog
 from tasks.console import StageConsole
 
 if TYPE_CHECKING:

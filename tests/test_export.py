@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from magic141.artifacts import NullLog
 from magic141.export import export_pipeline, load_bundle
 from magic141.models.encoders import Encoders
 from magic141.models.transformer import load_transformer
+from magic141.stage_log import NullLog
 from magic141.training.dmd2_config import Dmd2Config
 from tests.models.tiny import CONFIG, tiny_bundle, tiny_checkpoint
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from magic141.artifacts import NullLog, digest_folder
+from magic141.artifacts import digest_folder
 from magic141.errors import UserError
 from magic141.evaluation.config import QuantizeConfig
 from magic141.models.transformer import make_prefix, velocity
 from magic141.quantization import Int8Linear, load_quantized, quantize_linear_layers, quantize_student
+from magic141.stage_log import NullLog
 from tests.models.tiny import tiny_inputs, tiny_transformer
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

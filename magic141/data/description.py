@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from magic141.artifacts import StageLog, digest_folder
+from magic141.artifacts import digest_folder
 from magic141.data.config import DataConfig
 from magic141.data.dataset import ClipDataset
 from magic141.data.fitted import NUM_SHEET_CLIPS, Fitted
@@ -18,6 +18,7 @@ from magic141.data.psnr import psnr_db
 from magic141.data.sheets import comparison_sheet, contact_sheet
 from magic141.models.device import sampling_device
 from magic141.models.vae import CausalPCACodec, VideoCodec
+from magic141.stage_log import StageLog
 
 NUM_QUALITY_CLIPS = 64
 MIN_CODEC_ERROR = 1e-3 / 255**2  # nothing decodes better: 78 dB

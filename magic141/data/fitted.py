@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from magic141.artifacts import StageLog, digest_folder
+from magic141.artifacts import digest_folder
 from magic141.data.clips import Clip, make_chunks
 from magic141.data.config import DataConfig
 from magic141.data.dataset import NULL_TEXT_FILE, load_null_text
@@ -27,6 +27,7 @@ from magic141.models.encoders import Encoders
 from magic141.models.text_embedding import TextEmbedding
 from magic141.models.vae import CausalPCACodec, VideoCodec, load_codec
 from magic141.publication import link_or_copy, publish, staging
+from magic141.stage_log import StageLog
 
 NUM_SHEET_CLIPS = 6
 

@@ -19,7 +19,6 @@ import ray.data
 import ray.exceptions
 from safetensors.torch import load
 
-from magic141.artifacts import StageLog
 from magic141.data.chunks import Chunk, place_chunks, stamp_of
 from magic141.data.clips import Clip, Probed, Windows, cut_windows, make_chunks, sample_shapes
 from magic141.data.config import DataConfig
@@ -36,6 +35,7 @@ from magic141.errors import UserError, first_line
 from magic141.fingerprint import CodeStamp
 from magic141.ray_address import ray_cluster
 from magic141.raysession import ensure_ray, require_room
+from magic141.stage_log import StageLog
 
 PROBE_BLOCK_VIDEOS = 16  # that one task decodes; what it has found is kept when it ends
 RESTARTS = {"max_restarts": 8, "max_task_retries": 2}  # of a GPU's worker: the others need not load models again

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from safetensors.torch import load_file
 
-from magic141.artifacts import StageLog
 from magic141.data.dataset import ClipDataset
 from magic141.data.info import load_info
 from magic141.data.splits import MEANING
@@ -19,6 +18,7 @@ from magic141.evaluation.scorer import NO_TRUTH, Scorer
 from magic141.evaluation.scores import AVERAGE, EXACT, FRECHET, SCORES_FILE, VBENCH, Score
 from magic141.evaluation.shapes import score_clips
 from magic141.evaluation.vbench_needs import versions
+from magic141.stage_log import StageLog
 
 DRIFT = ("motion", "colour", "iou", "background_psnr_db", "psnr_db")
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from magic141.accelerator import give_back_freed_memory
-from magic141.artifacts import StageLog
 from magic141.evaluation.config import GenerateConfig
 from magic141.evaluation.long_videos import write_windows
 from magic141.evaluation.model_folders import ModelFolders
@@ -18,6 +17,7 @@ from magic141.evaluation.variants import list_variants, long_video_variants
 from magic141.evaluation.workload import Workload, prepare_workload, write_conditions
 from magic141.models.config import TransformerConfig
 from magic141.models.device import cpu_threads
+from magic141.stage_log import StageLog
 from magic141.training.dmd2_config import Dmd2Config
 
 

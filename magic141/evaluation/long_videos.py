@@ -14,7 +14,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from magic141.accelerator import finish_gpu_work
-from magic141.artifacts import StageLog
 from magic141.data.sheets import contact_sheet
 from magic141.evaluation.config import GenerateConfig
 from magic141.evaluation.media import first_clips, save_video
@@ -24,6 +23,7 @@ from magic141.evaluation.variants import Variant
 from magic141.evaluation.workload import Advance, Workload
 from magic141.models.frames import num_pixel_frames
 from magic141.models.generator import VideoGenerator
+from magic141.stage_log import StageLog
 
 NUM_LONG_VIDEOS_SHOWN = 3
 SEEDS_APART = 1009  # between batches: a window's seed is that of its batch plus its index

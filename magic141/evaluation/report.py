@@ -9,7 +9,6 @@ from typing import Any
 
 import yaml
 
-from magic141.artifacts import StageLog
 from magic141.evaluation.config import ReportConfig
 from magic141.evaluation.pages import MAX_TILE, media_of, media_uri, read_json, read_lines, render_page
 from magic141.evaluation.report_curves import (
@@ -21,6 +20,7 @@ from magic141.evaluation.report_curves import (
 )
 from magic141.evaluation.report_tables import STUDENTS, result, score_tables, variant_terms
 from magic141.evaluation.scores import COSTS
+from magic141.stage_log import StageLog
 from magic141.urls import without_credentials
 
 DIGITS_OF_STUDENT = 8  # of its key, behind the page's title

@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from magic141.artifacts import StageLog
 from magic141.data.sheets import contact_sheet
 from magic141.evaluation.media import first_clips, save_video
 from magic141.evaluation.performance import Usage, measure, weight_megabytes
@@ -24,6 +23,7 @@ from magic141.evaluation.workload import NUM_KNOWN, Advance, Workload
 from magic141.models.device import cpu_threads
 from magic141.models.frames import num_pixel_frames
 from magic141.models.generator import VideoGenerator
+from magic141.stage_log import StageLog
 
 LATENCY_BUDGET_S = 2.0
 MAX_LATENCY_CLIPS = 9

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from magic141.artifacts import StageLog
 from magic141.data.dataset import ClipDataset, load_null_text
 from magic141.data.info import DatasetInfo, load_info
 from magic141.evaluation.config import GenerateConfig
@@ -31,6 +30,7 @@ from magic141.models.frames import num_latent_frames, num_pixel_frames
 from magic141.models.text_embedding import TextEmbedding
 from magic141.models.vae import VideoCodec, load_codec
 from magic141.retrieval.prior import Hit, ImagePrior
+from magic141.stage_log import StageLog
 from magic141.text_files import json_lines
 
 NUM_HITS = 5

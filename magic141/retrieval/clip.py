@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from magic141.artifacts import StageLog, digest_file
+from magic141.artifacts import digest_file
 from magic141.data.dataset import ClipDataset
 from magic141.data.rows import Rows
 from magic141.errors import UserError
 from magic141.models.device import cpu_threads
 from magic141.retrieval.config import ClipConfig
 from magic141.retrieval.pretrained import Preprocessing, load_pretrained
+from magic141.stage_log import StageLog
 
 MAX_CONTEXT_TOKENS = 32
 MAX_IMAGE_SIZE = 64

@@ -10,12 +10,12 @@ from typing import Any
 import faiss
 import numpy as np
 
-from magic141.artifacts import StageLog
 from magic141.data.dataset import ClipDataset
 from magic141.data.info import load_info
 from magic141.retrieval.clip import ClipEmbedder, Embeddings
 from magic141.retrieval.config import IndexConfig
 from magic141.retrieval.recall import Recall, measure_recall
+from magic141.stage_log import StageLog
 from magic141.text_files import json_lines
 
 IMAGES_PER_LIST = 39  # training points per cluster that FAISS's k-means asks for

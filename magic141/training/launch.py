@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from magic141.artifacts import StageLog
 from magic141.errors import UserError
+from magic141.stage_log import StageLog
 from magic141.text_files import replace_text
 from magic141.training.checkpoint import LocalStore, random_state, set_random_state
 from magic141.training.config import PlacementConfig, TrainConfig

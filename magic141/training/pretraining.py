@@ -6,8 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
-from magic141.artifacts import StageLog
 from magic141.errors import UserError
+from magic141.stage_log import StageLog
 from magic141.training.config import FlowMatchingConfig
 from magic141.training.flow_matching import FlowMatchingSpec, load_base
 from magic141.training.train import num_parameters, train

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from magic141.artifacts import StageLog
+from magic141.stage_log import StageLog
 from magic141.text_files import json_lines, replace_text
 
 FILE = "progress.jsonl"

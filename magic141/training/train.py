@@ -7,10 +7,10 @@ import math
 import shutil
 from pathlib import Path
 
-from magic141.artifacts import StageLog
 from magic141.data.info import load_info
 from magic141.errors import UserError
 from magic141.publication import link_or_copy
+from magic141.stage_log import StageLog
 from magic141.training.config import WATCH_FILE, TrainConfig
 from magic141.training.launch import TrainResult, launch
 from magic141.training.objective import ObjectiveSpec

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from magic141.artifacts import NullLog, digest_folder
+from magic141.artifacts import digest_folder
 from magic141.data import fitted, prepare
 from magic141.data.clips import Clip, Probed, render_chunk, sample_shapes
 from magic141.data.config import DataConfig
@@ -25,6 +25,7 @@ from magic141.errors import UserError
 from magic141.fingerprint import CodeStamp
 from magic141.models.encoders import Encoders
 from magic141.models.vae import load_codec
+from magic141.stage_log import NullLog
 
 SHAPES = {"shapes": {"num_train": 300, "num_validation": 8, "num_heldout": 12}, "shard_size": 100}
 

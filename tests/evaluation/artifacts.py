@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from magic141.artifacts import NullLog
 from magic141.data.config import CodecConfig, EncoderConfig, ShapesConfig
 from magic141.data.info import DatasetInfo
 from magic141.data.shapes import ShapeClip, render_clip, sample_clip
@@ -27,6 +26,7 @@ from magic141.quantization import quantize_student
 from magic141.retrieval.clip import build_clip
 from magic141.retrieval.config import ClipConfig, IndexConfig
 from magic141.retrieval.index import build_index
+from magic141.stage_log import NullLog
 from magic141.training.dmd2_config import Dmd2Config
 from tests.models.tiny import CONFIG, INFO, fit_encoders
 

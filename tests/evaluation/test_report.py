@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import yaml
 
-from magic141.artifacts import NullLog
 from magic141.evaluation.config import EvaluateConfig, ReportConfig
 from magic141.evaluation.evaluate import evaluate_suite
 from magic141.evaluation.report import write_report
 from magic141.evaluation.report_curves import training_curves
 from magic141.evaluation.report_tables import _table
 from magic141.evaluation.scores import EXACT
+from magic141.stage_log import NullLog
 from tests.evaluation.artifacts import GENERATE, RecordingLog
 
 SETTINGS: dict[str, Any] = {

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.browser import BrowserError, Page, find_browser, open_page
-from magic141.artifacts import NullLog
 from magic141.evaluation.config import EvaluateConfig, ReportConfig
 from magic141.evaluation.report import write_report
+from magic141.stage_log import NullLog
 from tests.evaluation.artifacts import GENERATE, RecordingLog
 
 pytestmark = [

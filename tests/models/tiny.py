@@ -9,7 +9,6 @@ import torch
 from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoTransformer3DModel
 from safetensors.torch import save_file
 
-from magic141.artifacts import NullLog
 from magic141.data.config import EncoderConfig
 from magic141.data.dataset import NULL_TEXT_FILE
 from magic141.data.info import INFO_FILE, DatasetInfo
@@ -19,6 +18,7 @@ from magic141.models.encoders import IMAGE_TEMPLATE, TEXT_TEMPLATE, Encoders
 from magic141.models.tiny_encoders import build_tiny_parts
 from magic141.models.transformer import Conditioning, build_transformer
 from magic141.models.vae import VideoCodec
+from magic141.stage_log import NullLog
 from magic141.training.dmd2_config import Dmd2Config
 
 CHANNELS, TEXT, POOLED = 4, 8, 8

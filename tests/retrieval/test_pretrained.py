@@ -9,12 +9,12 @@ import pytest
 import torch
 from open_clip import pretrained as registry
 
-from magic141.artifacts import NullLog
 from magic141.config import load_config
 from magic141.errors import UserError
 from magic141.retrieval.clip import ClipEmbedder, build_clip
 from magic141.retrieval.config import ClipConfig
 from magic141.retrieval.pretrained import load_pretrained
+from magic141.stage_log import NullLog
 from tests.evaluation.artifacts import RecordingLog
 
 NAME = "tiny-for-tests"

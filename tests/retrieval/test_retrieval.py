@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from magic141.artifacts import NullLog
 from magic141.data.dataset import ClipDataset
 from magic141.data.rows import Rows
 from magic141.errors import UserError
@@ -24,6 +23,7 @@ from magic141.retrieval.pretrained import Preprocessing, load_pretrained
 from magic141.retrieval.prior import ImagePrior
 from magic141.retrieval.recall import measure_recall
 from magic141.retrieval.search import search_videos
+from magic141.stage_log import NullLog
 from tests.evaluation.artifacts import RecordingLog, make_data, make_retrieval
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from magic141.artifacts import NullLog
 from magic141.config import PipelineConfig
+from magic141.stage_log import NullLog
 from tasks.publish import STAGE
 from tasks.stage import StageCall
 from tests.evaluation.artifacts import DMD2, make_data, make_models

@@ -7,9 +7,10 @@ from typing import cast
 
 import pytest
 
-from magic141.artifacts import ArtifactRef, NullLog
+from magic141.artifacts import ArtifactRef
 from magic141.config import load_config
 from magic141.errors import UserError
+from magic141.stage_log import NullLog
 from tasks.prepare_data import STAGE
 from tasks.stage import StageCall, StageContext
 from tests.models.tiny import INFO

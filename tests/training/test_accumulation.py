@@ -11,10 +11,10 @@ import torch
 from diffusers import HunyuanVideoTransformer3DModel
 from torch import Tensor
 
-from magic141.artifacts import NullLog
 from magic141.data.dataset import load_null_text
 from magic141.data.rows import Rows
 from magic141.models.text_embedding import TextEmbedding
+from magic141.stage_log import NullLog
 from magic141.training.accumulation import Parts
 from magic141.training.cfg_distillation import CfgDistillationSpec
 from magic141.training.config import CfgDistillationConfig, FlowMatchingConfig, TrainConfig

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from magic141.artifacts import NullLog
 from magic141.diffusion.flow import interpolate
 from magic141.diffusion.samplers import randn_like
 from magic141.models.transformer import load_transformer
+from magic141.stage_log import NullLog
 from magic141.training.backward_simulation import Generated
 from magic141.training.conditions import Batch, step_generator
 from magic141.training.dmd2 import Dmd2, Dmd2Spec

@@ -10,9 +10,9 @@ import torch
 from diffusers import HunyuanVideoTransformer3DModel
 from torch import Tensor
 
-from magic141.artifacts import NullLog
 from magic141.data.info import load_info
 from magic141.models.transformer import build_transformer, load_transformer, make_prefix, velocity
+from magic141.stage_log import NullLog
 from magic141.training.conditions import Batch
 from magic141.training.config import FlowMatchingConfig, PlacementConfig
 from magic141.training.flow_matching import FlowMatching, FlowMatchingSpec, initial_network

@@ -15,11 +15,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from magic141.artifacts import NullLog
 from magic141.errors import UserError
 from magic141.fingerprint import CodeStamp
 from magic141.models.config import TransformerConfig
 from magic141.raysession import ensure_ray
+from magic141.stage_log import NullLog
 from magic141.training import ray_launch
 from magic141.training.config import FlowMatchingConfig
 from magic141.training.flow_matching import FlowMatchingSpec

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from magic141.artifacts import NullLog
 from magic141.errors import UserError
+from magic141.stage_log import NullLog
 from magic141.training.checkpoint import (
     CheckpointInfo,
     random_state,

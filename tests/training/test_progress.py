@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from magic141.artifacts import NullLog
+from magic141.stage_log import NullLog
 from magic141.training.progress import FILE, ProgressWriter, follow, read_rows, write_image, write_metrics
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from magic141.artifacts import NullLog
 from magic141.models.transformer import add_guidance_embedding, build_transformer, load_transformer
 from magic141.raysession import ensure_ray
+from magic141.stage_log import NullLog
 from magic141.training.cfg_distillation import CfgDistillation, CfgDistillationSpec
 from magic141.training.config import CfgDistillationConfig
 from magic141.training.dmd2 import Dmd2Spec

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from magic141.artifacts import NullLog
 from magic141.data.info import INFO_FILE
+from magic141.stage_log import NullLog
 from magic141.training import train as training
 from magic141.training.launch import TrainResult
 from tests.models.tiny import INFO
