@@ -46,13 +46,10 @@ class Campaign:
 
     Args:
         arguments: of the command line.
-        servers: those that are used, killed and restarted.
-        environment: by which runs find them.
     """
 
-    def __init__(self, arguments: argparse.Namespace, servers: Sequence[Server], environment: dict[str, str]) -> None:
-        self.options, self.environment = arguments, environment
-        self.servers = {server.name: server for server in servers}
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.options = arguments
         self.folder: Path = arguments.workspace.resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.file = self.folder / "progress.json"
@@ -63,7 +60,8 @@ class Campaign:
         reference = self.reference()
         while len(self.record.kills) < self.options.kills:
             name = f"pipeline-{len(self.record.finished):03d}"
-            self.record.finished[name] = Pipeline(self, name, reference).run()
+            with _servers(self.options.servers, self.folder / name / "servers") as servers:
+                self.record.finished[name] = Pipeline(self, name, reference, servers).run()
             self.record.save(self.file)
             print(f"{name}: {'; '.join(self.record.finished[name]) or 'as undisturbed'}", flush=True)
 
@@ -82,7 +80,7 @@ class Campaign:
         return read_result(tracker)
 
     def command(self, name: str) -> list[str]:
-        """Arguments of `magic141`: every pipeline has an experiment of its own, so that none reuses another's work."""
+        """Arguments of `magic141`."""
         settings = [f"experiment={name}", *self.options.overrides]
         until = ["--until", self.options.until] if self.options.until else []
         return ["run", self.options.config, *(word for value in settings for word in ("--set", value)), *until]
@@ -95,10 +93,18 @@ class Campaign:
 
 
 class Pipeline:
-    """One pipeline run, killed several times, resumed until it finishes."""
+    """One pipeline run, killed several times, resumed until it finishes.
 
-    def __init__(self, campaign: Campaign, name: str, reference: Result) -> None:
+    Args:
+        campaign: the campaign that it belongs to.
+        name: of its experiment and folder.
+        reference: the undisturbed run.
+        servers: those that it uses, killed and restarted. Its store is its own: it must not reuse another's work.
+    """
+
+    def __init__(self, campaign: Campaign, name: str, reference: Result, servers: Sequence[Server]) -> None:
         self.campaign, self.name, self.reference = campaign, name, reference
+        self.servers = {server.name: server for server in servers}
         self.home = campaign.folder / name
         self.home.mkdir(exist_ok=True)
         self.problems: list[str] = []
@@ -126,7 +132,8 @@ class Pipeline:
     def _start(self, arguments: Sequence[str]) -> Attempt:
         number = len(list(self.home.glob("attempt-*.log")))
         log = self.home / f"attempt-{number:02d}.log"
-        self.attempts.append(Attempt(arguments, self.home, self.campaign.environment, log))
+        found = {server.variable: server.url for server in self.servers.values()}
+        self.attempts.append(Attempt(arguments, self.home, found, log))
         return self.attempts[-1]
 
     def _torment(self, attempt: Attempt) -> int:
@@ -149,10 +156,13 @@ class Pipeline:
     def _next_draw(self) -> random.Random | None:
         """The random numbers of the next kill; none when there are enough of them."""
         record, options = self.campaign.record, self.campaign.options
-        mine = sum(kill.pipeline == self.name for kill in record.kills)
+        mine = self._num_kills()
         if mine >= options.kills_per_pipeline or len(record.kills) >= options.kills:
             return None
         return random.Random(f"{options.seed} {self.name} {mine}")
+
+    def _num_kills(self) -> int:
+        return sum(kill.pipeline == self.name for kill in self.campaign.record.kills)
 
     def _wait_for_moment(self, attempt: Attempt, rng: random.Random) -> None:
         """Until somewhere within one of the next stages, or within the first seconds of the process."""
@@ -167,13 +177,13 @@ class Pipeline:
 
     def _kill(self, attempt: Attempt, rng: random.Random, begun: float) -> None:
         """Whoever was hit least often so far."""
-        targets = attempt.targets() | {name: [] for name in self.campaign.servers}
+        targets = attempt.targets() | {name: [] for name in self.servers}
         hit = Counter(kill.target for kill in self.campaign.record.kills)
         fewest = min(hit[target] for target in targets)
         target = rng.choice(sorted(name for name in targets if hit[name] == fewest))
         stage = attempt.stage() or STARTING
-        if target in self.campaign.servers:
-            server = self.campaign.servers[target]
+        if target in self.servers:
+            server = self.servers[target]
             server.kill()
             attempt.wait(lambda: False, rng.uniform(*RESTART_SECONDS))
             server.start()
@@ -184,6 +194,8 @@ class Pipeline:
         self.campaign.done(Kill(self.name, stage, target, round(time.monotonic() - begun, 1), ended))
 
     def _inspect(self) -> Iterator[str]:
+        if not self._num_kills():
+            yield "finished without a kill"
         tracker = Tracker(self.home, self.name)
         yield from problems(tracker, self.home, self.reference)
         family = set().union(*(attempt.family for attempt in self.attempts))
@@ -201,11 +213,11 @@ def _last_line(attempt: Attempt) -> str:
 
 
 @contextmanager
-def _servers(wanted: bool, folder: Path) -> Iterator[tuple[list[Server], dict[str, str]]]:
+def _servers(wanted: bool, folder: Path) -> Iterator[list[Server]]:
     made = [mlflow_server(folder), prefect_server(folder)] if wanted else []
     with running(*made) as environment:
         os.environ.update(environment)  # for the checks, which ask the same store
-        yield made, environment
+        yield made
 
 
 def main() -> None:
@@ -224,9 +236,8 @@ def main() -> None:
     parser.add_argument("--workspace", type=Path, default=Path("runs-chaos"), help="kept")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(INTERRUPTED))  # as Ctrl-C: what it started ends with it
-    with _servers(arguments.servers, arguments.workspace.resolve() / "servers") as (servers, environment):
-        campaign = Campaign(arguments, servers, environment)
-        campaign.run()
+    campaign = Campaign(arguments)
+    campaign.run()
     text = summary(campaign.record)
     print("\n" + text)
     name = "chaos_servers" if arguments.servers else "chaos"
