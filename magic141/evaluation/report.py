@@ -92,9 +92,9 @@ def _facts(parts: Mapping[str, Path]) -> list[tuple[str, str]]:
     records = [record for stage in TRAINING_STAGES if (record := read_json(parts, stage, "training.json"))]
     if records:
         facts.append(("parameters", f"{records[-1]['num_parameters'] / 1e6:.2f} M"))
-        facts.append(
-            ("training", f"{sum(r['steps'] for r in records)} steps, {sum(r['seconds'] for r in records):.0f} s")
-        )
+    if trained := [record for record in records if record["steps"]]:  # not a base that is used as it is
+        steps, seconds = (sum(record[name] for record in trained) for name in ("steps", "seconds"))
+        facts.append(("training", f"{steps} steps, {seconds:.0f} s"))
     if clips := read_lines(parts, "generate", "exact/conditions.jsonl"):
         facts.append(("judged on", f"{len(clips)} held-out clips"))
     return facts

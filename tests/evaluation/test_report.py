@@ -17,11 +17,14 @@ import yaml
 from magic141.evaluation.config import EvaluateConfig, ReportConfig
 from magic141.evaluation.evaluate import evaluate_suite
 from magic141.evaluation.report import write_report
-from magic141.evaluation.report_curves import training_curves
+from magic141.evaluation.report_curves import TRAINING_STAGES, training_curves
 from magic141.evaluation.report_tables import _table
 from magic141.evaluation.scores import EXACT
 from magic141.stage_log import NullLog
+from magic141.training.config import FlowMatchingConfig
+from magic141.training.pretraining import take_base
 from tests.evaluation.artifacts import GENERATE, RecordingLog
+from tests.models.tiny import tiny_transformer
 
 SETTINGS: dict[str, Any] = {
     "seed": 7,
@@ -219,6 +222,17 @@ def test_seed_stages_and_settings_are_shown(page: str, scored: dict[str, Path]) 
     [uri] = re.findall(r'href="data:text/yaml;base64,([^"]+)" download', section)
     assert yaml.safe_load(base64.b64decode(uri)) == SETTINGS
     assert yaml.safe_load(section[section.index("<pre>") + 5 : section.index("</pre>")]) == SETTINGS
+
+
+def test_a_base_that_is_used_as_it_is_has_no_training_to_tell_of(scored: dict[str, Path], tmp_path: Path) -> None:
+    base, taken = tmp_path / "base", tmp_path / "pretrain_t2v"
+    tiny_transformer().save_pretrained(base)
+    taken.mkdir()
+    take_base(FlowMatchingConfig(base=str(base), num_steps=0), taken, NullLog())
+    page = _write({**scored, "pretrain_t2v": taken}, tmp_path)
+    assert "600 steps, 36 s" in page, "of the three other stages"
+    assert TRAINING_STAGES["pretrain_t2v"] not in page
+    assert TRAINING_STAGES["pretrain_i2v"] in page
 
 
 def test_settings_quote_no_password(scored: dict[str, Path], tmp_path: Path) -> None:
