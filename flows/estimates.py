@@ -33,8 +33,8 @@ class Estimate:
     Attributes:
         resources: workers, CPUs and GPUs in words.
         num_gpus: GPUs of all workers together.
-        seconds: time of its newest run, scaled by the number of steps; if it never ran here, the time of its arithmetic
-            on its GPUs; None without GPUs.
+        seconds: time of its newest run if that was of the same network, its steps scaled to their number; otherwise the
+            time of its arithmetic on its GPUs; None without GPUs.
         timed: whether `seconds` comes from an earlier run.
         memory_gib: GiB per worker; None if unknown.
         measured: whether `memory_gib` was measured in the newest run; otherwise calculated from weights, gradients,
@@ -58,16 +58,29 @@ def estimate(stage: str, config: PipelineConfig, tracker: Tracker | None) -> Est
     measured = _measured_gib(record) if _same_size(stage, record, training, config) else None
     calculated = None if training is None or training.num_steps == 0 else calculated_gib(stage, config, training)
     memory = calculated if measured is None else measured
-    taken = _seconds(record, training)
+    taken = _seconds(record, training, config)
     seconds = _gpu_seconds(stage, config, needs.num_gpus) if taken is None else taken
     return Estimate(needs.words, needs.num_gpus, seconds, taken is not None, memory, measured is not None)
 
 
-def _seconds(record: Mapping[str, Any], training: TrainConfig | None) -> float | None:
-    seconds, steps = record.get("seconds"), record.get("summary", {}).get("steps")
-    if seconds is None or training is None or not steps:
-        return seconds
-    return float(seconds) * training.num_steps / float(steps)
+def _seconds(record: Mapping[str, Any], training: TrainConfig | None, config: PipelineConfig) -> float | None:
+    """Time of an earlier run of the same network, with the steps of its training scaled, but not its start."""
+    seconds, summary = record.get("seconds"), record.get("summary", {})
+    if seconds is None or not _same_network(record, config):
+        return None
+    if training is None or training.num_steps == summary.get("steps"):
+        return float(seconds)
+    if not summary.get("steps"):
+        return None
+    stepping = float(summary["seconds"])  # of all attempts, `seconds` only of the last one
+    start = max(float(seconds) - stepping, 0.0)
+    return start + stepping * training.num_steps / float(summary["steps"])
+
+
+def _same_network(record: Mapping[str, Any], config: PipelineConfig) -> bool:
+    """Whether an earlier run was of a network like the config's, or of none."""
+    now = config.model.model_dump(mode="json")
+    return bool(record.get("parts", {}).get("config", {}).get("model", now) == now)
 
 
 def _gpu_seconds(stage: str, config: PipelineConfig, num_gpus: float) -> float | None:
@@ -117,7 +130,7 @@ def _same_size(stage: str, record: Mapping[str, Any], training: TrainConfig | No
     before = (summary.get("num_workers"), summary.get("splitting"), at_once, *_sized_by(then.get(stage, {})))
     options = _sized_by(training.model_dump(mode="json"))
     now = (where.num_workers, where.splitting, training.clips_per_pass, *options)
-    return now == before and then.get("model") == config.model.model_dump(mode="json")
+    return now == before and _same_network(record, config)
 
 
 def _sized_by(options: Mapping[str, Any]) -> list[Any]:

@@ -113,6 +113,32 @@ def test_time_on_gpus_is_calculated_from_a_measured_pass_and_on_cpus_it_is_not()
     assert estimate("distill_dmd2", load_config(CONFIGS / "smoke_gpu.yaml"), None).seconds is None  # mostly to start
 
 
+@pytest.mark.parametrize(
+    ("change", "seconds"),
+    [
+        ("distill_dmd2.lora_rank=8", 100.0),
+        ("distill_dmd2.num_steps=680", 30.0 + 2 * 70.0),
+        ("distill_dmd2.num_steps=170", 30.0 + 70.0 / 2),
+        ("model.num_layers=3", None),
+    ],
+)
+def test_time_is_that_of_an_earlier_run_of_the_same_network_with_its_steps_scaled(
+    change: str, seconds: float | None
+) -> None:
+    before = load_config(DEMO).model_dump(mode="json")
+    summary = {"steps": before["distill_dmd2"]["num_steps"], "seconds": 70.0}
+    tracker: Any = SimpleNamespace(
+        records=lambda stage, limit: [{"parts": {"config": before}, "seconds": 100.0, "summary": summary}]
+    )
+    wants = estimate("distill_dmd2", load_config(DEMO, [change]), tracker)
+    assert (wants.seconds, wants.timed) == (seconds, seconds is not None)
+
+
+def test_what_a_base_took_that_was_used_as_it_is_says_nothing_of_its_training() -> None:
+    taken: Any = SimpleNamespace(records=lambda stage, limit: [{"seconds": 0.5, "summary": {"steps": 0}}])
+    assert estimate("pretrain_t2v", load_config(DEMO), taken).seconds is None
+
+
 @pytest.mark.parametrize("source", ["shapes", "folder"])
 def test_the_evaluations_of_a_suite_are_counted_as_they_are_made(source: str, tmp_path: Path) -> None:
     config = load_config(DEMO, [f"data.source={source}", f"data.path={tmp_path}", "generate.num_exact_clips=7"])
