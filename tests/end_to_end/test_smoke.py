@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).parents[2]
+from tests.end_to_end.commands import TIMEOUT_S, Finished, artifact, finish, start
+
 STAGES = (
     "prepare_data",
     "train_clip",
@@ -31,36 +28,8 @@ STAGES = (
     "report",
     "publish",
 )
-TIMEOUT_S = 900
 
 pytestmark = pytest.mark.slow
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A command that came to its end."""
-
-    code: int
-    output: str
-
-    def stages(self, mark: str) -> list[str]:
-        """The stages on lines that begin with `mark`: ✓ made, ↺ reused."""
-        lines = [line.split() for line in self.output.splitlines()]
-        return [words[1] for words in lines if len(words) > 1 and words[0] == mark]
-
-
-def start(workspace: Path, *args: str) -> subprocess.Popen[str]:
-    """`magic141 args…` in a process group of its own."""
-    environment = {**os.environ, "MAGIC141_HOME": str(workspace), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", "from flows.cli import app; app()", *args]
-    output = (workspace.parent / "output.txt").open("w")
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output, text=True)
-
-
-def finish(workspace: Path, *args: str) -> Finished:
-    """Runs the command to its end."""
-    code = start(workspace, *args).wait(TIMEOUT_S)
-    return Finished(code, (workspace.parent / "output.txt").read_text())
 
 
 def kill_when(workspace: Path, ready: Callable[[], bool], *args: str) -> None:
@@ -73,12 +42,6 @@ def kill_when(workspace: Path, ready: Callable[[], bool], *args: str) -> None:
         time.sleep(0.1)
     process.send_signal(signal.SIGKILL)
     process.wait()
-
-
-def artifact(workspace: Path, stage: str) -> Path:
-    """The one artifact of a stage."""
-    (folder,) = (workspace / "artifacts" / stage).glob("[!.]*")
-    return folder
 
 
 @pytest.fixture(scope="module")

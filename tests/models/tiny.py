@@ -57,11 +57,11 @@ def tiny_transformer(
     return model.eval()
 
 
-def tiny_vae() -> AutoencoderKLHunyuanVideo:
+def tiny_vae(num_channels: int = CHANNELS) -> AutoencoderKLHunyuanVideo:
     """HunyuanVideo's own VAE class, with random weights."""
     torch.manual_seed(0)
     return AutoencoderKLHunyuanVideo(
-        latent_channels=CHANNELS, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4
+        latent_channels=num_channels, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4
     )
 
 

@@ -1,0 +1,85 @@
+"""The 13B configuration from its checkpoints to a published model: every class and option of it, with tiny sizes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from magic141.config import load_config
+from magic141.data.config import HUNYUAN_SIZES, ShapesConfig
+from magic141.data.shapes import ShapeClip, render_clip, sample_clip
+from magic141.data.video import write_video
+from magic141.models.transformer import build_transformer, load_transformer
+from tasks.pipeline import STAGES
+from tests.end_to_end.commands import Finished, artifact, finish
+from tests.models.tiny import tiny_checkpoint, tiny_vae
+
+CONFIG = Path(__file__).with_name("hunyuan_tiny.yaml")
+NUM_VIDEOS = 24  # whole ones are held out
+WIDTH = 32  # of the tiny checkpoint's encoders
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with videos and checkpoints where configs/hunyuan_13b.yaml looks for them."""
+    folder = tmp_path_factory.mktemp("hunyuan")
+    captions = [clip.caption for clip in make_videos(folder / "videos")]
+    checkpoint = tiny_checkpoint(folder / "checkpoints" / "HunyuanVideo-I2V", captions)
+    tiny_vae(HUNYUAN_SIZES.channels).save_pretrained(checkpoint / "vae")
+    base = build_transformer(load_config(CONFIG).model, HUNYUAN_SIZES.channels, WIDTH, WIDTH, False, True)
+    torch.nn.init.normal_(base.proj_out.weight, std=0.02)
+    base.save_pretrained(folder / "checkpoints" / "HunyuanVideo" / "transformer")
+    clip = open_clip.create_model("ViT-S-32-alt")
+    save_file(clip.state_dict(), folder / "checkpoints" / "open_clip_vit_l_14.safetensors")
+    return folder
+
+
+def make_videos(folder: Path) -> list[ShapeClip]:
+    """Captioned videos of the shapes world, 20 frames each."""
+    clips = [sample_clip(rng, ShapesConfig()) for rng in map(np.random.default_rng, range(NUM_VIDEOS))]
+    for number, clip in enumerate(clips):
+        write_video(folder / f"{number}.mp4", render_clip(clip, 20, 32, 48), fps=24)
+        (folder / f"{number}.txt").write_text(clip.caption)
+    return clips
+
+
+@pytest.fixture(scope="module")
+def completed(place: Path) -> Finished:
+    return finish(place / "runs", "run", str(CONFIG), cwd=place)
+
+
+def test_every_stage_is_made(completed: Finished) -> None:
+    assert completed.code == 0, completed.output
+    assert completed.stages("✓") == [stage.name for stage in STAGES]
+
+
+def test_the_base_is_the_teacher_of_text_to_video_with_its_guidance_folded_in(place: Path, completed: Finished) -> None:
+    taken = load_transformer(artifact(place / "runs", "pretrain_t2v") / "transformer")
+    assert not taken.config.guidance_embeds
+    assert json.loads((artifact(place / "runs", "pretrain_t2v") / "training.json").read_text())["steps"] == 0
+
+
+@pytest.mark.parametrize("stage", ["pretrain_i2v", "distill_cfg", "distill_dmd2"])
+def test_trainings_are_split_and_recompute_as_the_config_says(place: Path, completed: Finished, stage: str) -> None:
+    record = json.loads((artifact(place / "runs", stage) / "training.json").read_text())
+    assert (record["steps"], record["splitting"]) == (2, "deepspeed, ZeRO 3, checkpointing")
+
+
+def test_the_published_student_is_in_bfloat16(place: Path, completed: Finished) -> None:
+    (weights,) = (artifact(place / "runs", "publish")).rglob("transformer/*.safetensors")
+    assert {tensor.dtype for tensor in load_file(weights).values()} == {torch.bfloat16}
+
+
+def test_the_report_tells_what_cannot_be_known(place: Path, completed: Finished) -> None:
+    page = (artifact(place / "runs", "report") / "report.html").read_text()
+    assert "Exact scores are not applicable" in page
+    assert "DMD2 step distillation" in page
+    assert "Text to video (flow matching)" not in page, "nothing was trained"
