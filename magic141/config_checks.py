@@ -16,7 +16,8 @@ TRAINING_SECTIONS = ("pretrain_t2v", "pretrain_i2v", "distill_cfg", "distill_dmd
 
 def problems(config: PipelineConfig) -> list[str]:
     """Everything that keeps `config` from being run; empty if nothing does."""
-    return [*_geometry(config), *_amounts(config), *_frechet(config), *_guidance(config), *_weak_shift(config)]
+    checks = (_geometry, _amounts, _bases, _frechet, _guidance, _weak_shift)
+    return [problem for check in checks for problem in check(config)]
 
 
 def _geometry(config: PipelineConfig) -> Iterator[str]:
@@ -92,6 +93,16 @@ def _amounts(config: PipelineConfig) -> Iterator[str]:
                 f"generate.{name} = {clips}: data.shapes.num_heldout = {shapes.num_heldout} clips are held out; "
                 f"use at most {shapes.num_heldout}"
             )
+
+
+def _bases(config: PipelineConfig) -> Iterator[str]:
+    """A stage without steps takes its base as it is; T2V needs none if nothing is made from it."""
+    t2v, i2v = config.pretrain_t2v, config.pretrain_i2v
+    taken = "num_steps = 0 takes a base as it is, but base is not set; set base, or train"
+    if not i2v.num_steps and i2v.base is None:
+        yield f"pretrain_i2v.{taken}"
+    if not t2v.num_steps and t2v.base is None and i2v.base is None:
+        yield f"pretrain_t2v.{taken}, or set pretrain_i2v.base, so that no T2V model is needed"
 
 
 def _frechet(config: PipelineConfig) -> Iterator[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from tasks.stage import Stage, StageCall, sources_in
 from tasks.training import TRAINING_CODE, VOLATILE
 
@@ -10,8 +12,9 @@ def _run(call: StageCall) -> None:
     from magic141.training.flow_matching import FlowMatchingSpec
     from magic141.training.pretraining import pretrain
 
-    t2v = call.inputs["pretrain_t2v"] / "transformer"
-    spec = FlowMatchingSpec(call.config.pretrain_i2v, call.config.model, call.inputs["prepare_data"], t2v)
+    base = call.config.pretrain_i2v.base
+    start = Path(base) if base else call.inputs["pretrain_t2v"] / "transformer"
+    spec = FlowMatchingSpec(call.config.pretrain_i2v, call.config.model, call.inputs["prepare_data"], start)
     pretrain(spec, call.out, call.log, call.seed, call.run_dir)
 
 

@@ -77,6 +77,8 @@ MISTAKES = {
     "distill_dmd2.num_stepz=3": "distill_dmd2.num_stepz = 3: unknown field in 'distill_dmd2'; did you mean 'num_s",
     "dota.x=1": "dota = {\"x\": 1}: unknown field in 'demo.yaml'; did you mean 'data'?",
     "distill_cfg.num_steps=0": "distill_cfg.num_steps = 0: expected greater than or equal to 1",
+    "pretrain_t2v.num_steps=0": "pretrain_t2v.num_steps = 0 takes a base as it is, but base is not set",
+    "pretrain_i2v.num_steps=0": "pretrain_i2v.num_steps = 0 takes a base as it is, but base is not set",
     "pretrain_i2v.num_steps=abc": "pretrain_i2v.num_steps = 'abc': expected a valid integer",
     "pretrain_i2v.placement.engine=dpp": "expected 'plain', 'ddp' or 'deepspeed'",
     "pretrain_i2v.placement.gpus_per_worker=2": "expected less than or equal to 1",
@@ -157,6 +159,11 @@ def test_the_frechet_distance_needs_numbers_and_positions(num_clips: int, line: 
     overrides = [f"generate.num_exact_clips={num_clips}", f"evaluate.frechet_dimensions={line.partition(':')[0]}"]
     with pytest.raises(UserError, match=f"evaluate.frechet_dimensions = {line}"):
         load_config(CONFIGS / "smoke.yaml", overrides)
+
+
+def test_a_base_of_image_to_video_needs_no_text_to_video_model() -> None:
+    base = [f"{stage}.num_steps=0" for stage in ("pretrain_t2v", "pretrain_i2v")]
+    assert load_config(CONFIGS / "demo.yaml", [*base, "pretrain_i2v.base=./i2v"]).pretrain_t2v.base is None
 
 
 def test_a_stored_config_may_have_fields_that_are_gone_since() -> None:

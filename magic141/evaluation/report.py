@@ -21,6 +21,7 @@ from magic141.evaluation.report_curves import (
 from magic141.evaluation.report_tables import STUDENTS, result, score_tables, variant_terms
 from magic141.evaluation.scores import COSTS
 from magic141.stage_log import StageLog
+from magic141.training.config import RECORD_FILE
 from magic141.urls import without_credentials
 
 DIGITS_OF_STUDENT = 8  # of its key, behind the page's title
@@ -89,7 +90,7 @@ def _facts(parts: Mapping[str, Path]) -> list[tuple[str, str]]:
         shape = "x".join(map(str, info["latent_shape"]))
         facts.append(("latents (channels x frames x height x width)", shape))
         facts.append(("codec", f"{info['codec_psnr_db']:.1f} dB PSNR"))
-    records = [record for stage in TRAINING_STAGES if (record := read_json(parts, stage, "training.json"))]
+    records = [record for stage in TRAINING_STAGES if (record := read_json(parts, stage, RECORD_FILE))]
     if records:
         facts.append(("parameters", f"{records[-1]['num_parameters'] / 1e6:.2f} M"))
     if trained := [record for record in records if record["steps"]]:  # not a base that is used as it is

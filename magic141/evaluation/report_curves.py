@@ -10,6 +10,7 @@ from magic141.evaluation.charts import Series, line_chart, smooth
 from magic141.evaluation.headline import on_gpu, speedup
 from magic141.evaluation.pages import media_uri, read_json, read_lines
 from magic141.evaluation.report_tables import STUDENTS
+from magic141.training.config import METRICS_FILE, RECORD_FILE
 
 TRAINING_STAGES = {
     "pretrain_t2v": "Text to video (flow matching)",
@@ -42,7 +43,7 @@ def training_curves(parts: Mapping[str, Path], collapse: Mapping[str, Any] | Non
     """Loss curves of the training stages, and the collapse watch with the bounds of its settings."""
     curves = []
     for stage, title in TRAINING_STAGES.items():
-        lines = read_lines(parts, stage, "metrics.jsonl")
+        lines = read_lines(parts, stage, METRICS_FILE)
         names = dict.fromkeys(key for line in lines for key in line if key.endswith("loss"))
         series = []
         for name in names:
@@ -51,7 +52,7 @@ def training_curves(parts: Mapping[str, Path], collapse: Mapping[str, Any] | Non
             label = name.replace("_", " ")
             series.append(Series(label, points if is_validation else smooth(points), dots=is_validation))
         if chart := line_chart(series, "step", log_y=True, title=title):
-            record = read_json(parts, stage, "training.json") or {}
+            record = read_json(parts, stage, RECORD_FILE) or {}
             facts = f"{record['steps']} steps, {record['seconds']:.0f} s" if record else ""
             curves.append({"title": title, "facts": facts, "chart": chart})
     return [*curves, *_watch(parts, collapse or {})]

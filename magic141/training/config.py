@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from magic141.frozen import MOST_STEPS, FrozenConfig, placement, source_path
 
+METRICS_FILE = "metrics.jsonl"  # in the artifact of every training: its curves
+RECORD_FILE = "training.json"  # in the artifact of every training: its size, times and memory
 WATCH_FILE = "watch.json"  # in the artifact of a stage that judges its own validations
 
 
@@ -137,7 +139,9 @@ class FlowMatchingConfig(TrainConfig):
     base_guidance_scale: float = Field(
         1.0, ge=0, description="w at which a guidance-distilled base (with w as an input) is fixed; else unused"
     )
-    num_steps: int = Field(1000, ge=0, le=MOST_STEPS, description="optimizer steps; 0 uses `base` as it is")
+    num_steps: int = Field(
+        1000, ge=0, le=MOST_STEPS, description="optimizer steps; 0 uses `base` as it is, or leaves out an unneeded T2V"
+    )
     shift: float = Field(8.0, gt=0, description="sigma = s*x/(1+(s-1)*x), x uniform")
     text_dropout: float = Field(0.1, ge=0, le=1, description="share of samples trained without text")
     image_dropout: float = Field(0.0, ge=0, le=1, description="share without image tokens and first frame")
@@ -147,12 +151,6 @@ class FlowMatchingConfig(TrainConfig):
     anchored_from: float = Field(
         0.7, ge=0, le=1, description="I2V: share of the steps after which their anchor may lie far back in the video"
     )
-
-    @model_validator(mode="after")
-    def _something_to_take(self) -> FlowMatchingConfig:
-        if self.num_steps == 0 and self.base is None:
-            raise ValueError("num_steps = 0 takes a base as it is, but base is not set; set base, or train")
-        return self
 
 
 class CfgDistillationConfig(TrainConfig):

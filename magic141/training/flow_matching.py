@@ -41,7 +41,7 @@ def flow_matching_loss(predict: PredictVelocity, x0: Tensor, noise: Tensor, sigm
 
 @dataclass(frozen=True)
 class FlowMatchingSpec:
-    """What a worker needs to build the objective; `t2v` is None for T2V pretraining."""
+    """What a worker needs to build the objective; `t2v`: the network that I2V starts from, None for T2V pretraining."""
 
     config: FlowMatchingConfig
     model: TransformerConfig

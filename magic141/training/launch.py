@@ -18,7 +18,7 @@ from magic141.errors import UserError
 from magic141.stage_log import StageLog
 from magic141.text_files import replace_text
 from magic141.training.checkpoint import LocalStore, random_state, set_random_state
-from magic141.training.config import PlacementConfig, TrainConfig
+from magic141.training.config import METRICS_FILE, PlacementConfig, TrainConfig
 from magic141.training.loop import EXPORT, LoopResult, run_training
 from magic141.training.objective import ObjectiveSpec, TrainContext
 from magic141.training.progress import follow, write_metrics
@@ -99,7 +99,7 @@ def _require_own_checkpoints(run_dir: Path, launcher: str) -> None:
 
 
 def _result(run_dir: Path, outcome: LoopResult) -> TrainResult:
-    return TrainResult(**asdict(outcome), export=run_dir / EXPORT, metrics_file=run_dir / "metrics.jsonl")
+    return TrainResult(**asdict(outcome), export=run_dir / EXPORT, metrics_file=run_dir / METRICS_FILE)
 
 
 def _run_here(task: WorkerTask) -> LoopResult:

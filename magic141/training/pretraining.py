@@ -8,17 +8,23 @@ from pathlib import Path
 
 from magic141.errors import UserError
 from magic141.stage_log import StageLog
-from magic141.training.config import FlowMatchingConfig
+from magic141.training.config import METRICS_FILE, RECORD_FILE, FlowMatchingConfig
 from magic141.training.flow_matching import FlowMatchingSpec, load_base
 from magic141.training.train import num_parameters, train
 
 
 def pretrain(spec: FlowMatchingSpec, out: Path, log: StageLog, seed: int, run_dir: Path) -> None:
-    """Pretrains T2V or I2V by flow matching, from scratch or a base; with num_steps = 0 uses the base as it is."""
-    if spec.config.num_steps == 0:
+    """Pretrains T2V or I2V by flow matching, from scratch or a base.
+
+    With num_steps = 0 the base is used as it is; without one, there is no T2V model.
+    """
+    if spec.config.num_steps:
+        train(spec, spec.config, spec.data, out, log, seed, run_dir)
+    elif spec.config.base:
         take_base(spec.config, out, log)
     else:
-        train(spec, spec.config, spec.data, out, log, seed, run_dir)
+        log.note("left out: pretrain_i2v starts from a base of its own")
+        _record(out, log)
 
 
 def take_base(config: FlowMatchingConfig, out: Path, log: StageLog) -> None:
@@ -34,7 +40,12 @@ def take_base(config: FlowMatchingConfig, out: Path, log: StageLog) -> None:
         load_base(config.base, config.base_guidance_scale).save_pretrained(out / "transformer")
     else:
         shutil.copytree(config.base, out / "transformer")
-    (out / "metrics.jsonl").touch()
-    record: dict[str, float | int | str] = {"steps": 0, "num_parameters": num_parameters(out / "transformer")}
-    (out / "training.json").write_text(json.dumps(record, indent=1))
+    _record(out, log, num_parameters=num_parameters(out / "transformer"))
+
+
+def _record(out: Path, log: StageLog, **facts: int) -> None:
+    """Writes the records of a training that took no steps."""
+    record = {"steps": 0, **facts}
+    (out / METRICS_FILE).touch()
+    (out / RECORD_FILE).write_text(json.dumps(record, indent=1))
     log.summary(record)

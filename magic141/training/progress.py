@@ -17,6 +17,7 @@ from PIL import Image
 
 from magic141.stage_log import StageLog
 from magic141.text_files import json_lines, replace_text
+from magic141.training.config import METRICS_FILE
 
 FILE = "progress.jsonl"
 _HEARTBEAT_S = 1.0
@@ -96,7 +97,7 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
 
 def write_metrics(run_dir: Path) -> Path:
     """Writes metrics.jsonl: the logged steps of the whole run, each once, without wall-clock times."""
-    file = run_dir / "metrics.jsonl"
+    file = run_dir / METRICS_FILE
     hidden = ("time", "steps_per_s")
     rows = [row for row in read_rows(run_dir / FILE) if "time" in row]
     file.write_text(json_lines({name: value for name, value in row.items() if name not in hidden} for row in rows))

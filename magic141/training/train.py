@@ -11,7 +11,7 @@ from magic141.data.info import load_info
 from magic141.errors import UserError
 from magic141.publication import link_or_copy
 from magic141.stage_log import StageLog
-from magic141.training.config import WATCH_FILE, TrainConfig
+from magic141.training.config import METRICS_FILE, RECORD_FILE, WATCH_FILE, TrainConfig
 from magic141.training.launch import TrainResult, launch
 from magic141.training.objective import ObjectiveSpec
 
@@ -33,9 +33,9 @@ def train(
     result = launch(spec, config, run_dir, log, seed)
     # linked, not copied: of 13B each network is 52 GB; `run_dir` keeps its names until the artifact is published
     shutil.copytree(result.export, out, copy_function=link_or_copy, dirs_exist_ok=True)
-    shutil.copy2(result.metrics_file, out / "metrics.jsonl")
+    shutil.copy2(result.metrics_file, out / METRICS_FILE)
     record = {**_usage(config, result, out), **_verdict(out)}
-    (out / "training.json").write_text(json.dumps(record, indent=1))
+    (out / RECORD_FILE).write_text(json.dumps(record, indent=1))
     log.summary(record)
 
 
