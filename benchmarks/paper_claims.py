@@ -26,6 +26,7 @@ from training_claims import guidance_tokens, i2v_faster
 from verdicts import FAILS, HOLDS, Evidence, Verdict, all_of, at_least, at_most, mean, share_error
 from weak_shift import weak_shift
 
+from flows.estimates import InputSizes
 from magic141.config import PipelineConfig, load_config
 from magic141.models.size import num_parameters
 from magic141.training.memory import state_bytes
@@ -113,10 +114,9 @@ def _one_sidedness(scores: Scores, variant: str) -> float:
 
 def _dmd2_gb(config: PipelineConfig, fake: str) -> float:
     dmd2 = config.distill_dmd2.model_copy(update={"fake_score": fake})
-    tiny = config.data.encoder.kind == "tiny"
-    channels = config.data.codec.num_channels if config.data.codec.kind == "pca" else 16
-    widths = (config.data.encoder.width, config.data.encoder.width) if tiny else (4096, 768)
-    return state_bytes(dmd2, config.model, num_parameters(config.model, channels, *widths, True, True)) / 2**30
+    sizes = InputSizes.of(config)
+    inputs = (sizes.channels, sizes.text_width, sizes.pooled_width)
+    return state_bytes(dmd2, config.model, num_parameters(config.model, *inputs, True, True)) / 2**30
 
 
 def _later_by_earlier(values: Sequence[float]) -> float:

@@ -41,7 +41,7 @@ def _geometry(config: PipelineConfig) -> Iterator[str]:
                 f"data.{side} = {pixels}: not divisible by codec factor {spatial} x model.patch_size "
                 f"{config.model.patch_size}; use a multiple of {unit}"
             )
-    latent_frames = (window - 1) // factor + 1
+    latent_frames = num_latent_frames(window, factor)
     if latent_frames % config.model.patch_size_t:
         yield f"model.patch_size_t = {config.model.patch_size_t}: does not divide the {latent_frames} latent frames"
     yield from _carried(config, latent_frames)

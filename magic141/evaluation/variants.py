@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from magic141.models.text_embedding import TextEmbedding
 
 ModelName = Literal["teacher", "cfg", "student", "int8"]
-IN_CHAIN = {  # model: name, label and approach of its variants in the student's chain
-    "cfg": ("cfg_chain", "CFG-distilled, student's chain", "CFG-distilled, student's chain"),
-    "student": ("student", "student", "DMD2"),
-    "int8": ("int8", "int8 student", "DMD2, int8"),
+IN_CHAIN = {  # model: name and label of its variants in the student's chain
+    "cfg": ("cfg_chain", "CFG-distilled, student's chain"),
+    "student": ("student", "student"),
+    "int8": ("int8", "int8 student"),
 }
 
 
@@ -27,7 +27,6 @@ class Variant:
 
     name: str
     label: str
-    approach: str
     model: ModelName
     sampler: Sampler
     guidance: Literal["cfg", "embedded"]
@@ -83,7 +82,6 @@ def teacher_variant(config: GenerateConfig, num_steps: int) -> Variant:
     return Variant(
         name=f"teacher_{num_steps}",
         label=f"teacher, {_steps(num_steps)}",
-        approach="Euler, CFG",
         model="teacher",
         sampler="euler",
         guidance="cfg",
@@ -97,7 +95,6 @@ def _cfg(config: GenerateConfig, num_steps: int) -> Variant:
     return Variant(
         name=f"cfg_{num_steps}",
         label=f"CFG-distilled, {_steps(num_steps)}",
-        approach="CFG-distilled, Euler",
         model="cfg",
         sampler="euler",
         guidance="embedded",
@@ -109,11 +106,10 @@ def _cfg(config: GenerateConfig, num_steps: int) -> Variant:
 
 def _in_chain(dmd2: Dmd2Config, num_steps: int, model: Literal["cfg", "student", "int8"]) -> Variant:
     """A model sampled like the student, with its sampler, shift and guidance."""
-    name, label, approach = IN_CHAIN[model]
+    name, label = IN_CHAIN[model]
     return Variant(
         name=f"{name}_{num_steps}",
         label=f"{label}, {_steps(num_steps)}",
-        approach=approach,
         model=model,
         sampler=dmd2.sampler,
         guidance="embedded",
