@@ -18,7 +18,7 @@ from magic141.evaluation.scores import COSTS, read_variants
 from magic141.frozen import FrozenConfig
 from magic141.room import slow_without_gpu
 from magic141.tracking import RunLog, Tracker, closing
-from magic141.tracking.tags import TAG_KIND
+from magic141.tracking.tags import TAG_ARTIFACT
 from magic141.urls import without_credentials
 from tasks.console import StageConsole
 from tasks.provenance import source_tags
@@ -100,8 +100,8 @@ class Session:
 
     def _previous(self) -> str | None:
         """The newest finished run of the experiment that has scores, to compare this one with."""
-        kinds = " and ".join(f"tags.`{TAG_KIND}` != '{kind}'" for kind in ("stage", "sweep"))
-        found = self.context.tracker.search(f"{kinds} and attributes.status = 'FINISHED'", 1)
+        scored = f"tags.`{TAG_ARTIFACT}.evaluate` LIKE '%' and attributes.status = 'FINISHED'"
+        found = self.context.tracker.search(scored, 1)
         return next((run.info.run_id for run in found if run.info.run_id != self.run.run_id), None)
 
     def _outcome(self) -> Outcome:

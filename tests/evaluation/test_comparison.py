@@ -113,6 +113,8 @@ def test_what_runs_were_made_with_is_shown_where_it_differs_and_is_no_setting(ru
     assert [row.label for row in made_differences(made)] == ["commit"]
     other = [made[0], judged(made[1], seed=1)]
     assert [row.label for row in made_differences(other)] == ["commit"], "the seed stands under Config"
+    unjudged = [made[0], replace(made[1], measurement=None)]
+    assert [row.label for row in made_differences(unjudged)] == ["commit"]
 
 
 def test_the_page_shows_the_clips_that_both_runs_have(runs: list[RunParts], tmp_path: Path) -> None:

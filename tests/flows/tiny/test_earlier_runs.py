@@ -40,6 +40,12 @@ def test_evaluation_of_a_run_or_model_runs_only_the_judging_stages(outcome: Outc
     assert newest.info.run_id == judged.run_id  # this is how a promotion finds it
 
 
+def test_a_run_is_compared_with_the_newest_one_that_has_scores(outcome: Outcome, home: Path, config: str) -> None:
+    before = evaluation(str(home), run_id=outcome.run_id)
+    assert pipeline(config, until="distill_cfg").previous is None
+    assert evaluation(str(home), run_id=outcome.run_id).previous == before.run_id
+
+
 def test_an_evaluation_works_in_the_workspace_that_it_is_given(
     outcome: Outcome, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
