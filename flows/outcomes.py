@@ -49,7 +49,8 @@ def say_outcome(outcome: Outcome, home: Path) -> None:
         runs = (outcome.previous, outcome.run_id)
         page = shlex.join(["magic141", "compare", *runs, *workspace_option(home), "-o", "compare.html"])
         typer.echo(f"compare {page}")
-    reused = f", {len(outcome.reused)} stages reused" if outcome.reused else ""
+    num_reused = len(outcome.reused)
+    reused = f", {num_reused} stage{'s' * (num_reused > 1)} reused" if num_reused else ""
     typer.echo(f"done    in {outcome.seconds:.1f} s{reused}")
 
 

@@ -42,6 +42,11 @@ class ArtifactRef(FrozenConfig):
         """The folder."""
         return Path(self.uri)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no file of it counts: the stage was left out."""
+        return self.digest == sha256_text("")
+
     def state(self) -> str:
         """'intact', 'deleted' or 'altered'; reads the folder (of a large one, only files that may have changed)."""
         if not self.path.is_dir():

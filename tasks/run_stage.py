@@ -169,7 +169,7 @@ def _record_end(
     }
     run.text(json.dumps(record, indent=1), "stage.json")
     run.metrics({"stage_seconds": seconds})
-    if stage.model_type:
+    if stage.model_type and not ref.is_empty:
         run.model(ref, context.tracker.experiment_id, stage.model_type)
 
 

@@ -7,10 +7,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from magic141.config import PipelineConfig
 from magic141.tracking import Tracker
+from magic141.tracking.tags import TAG_MODEL
 from tasks.run_stage import run_stage
-from tasks.stage import StageContext
+from tasks.stage import Stage, StageCall, StageContext
 from tests.tasks.stages import FIRST, SECOND, printed
 
 
@@ -24,6 +27,24 @@ def test_same_config_is_reused_and_recorded_on_the_parent(start: Callable[..., S
     tags = again.tracker.get_run(again.parent_id).data.tags
     assert tags["reused.second"] == made[1].run_id
     assert again.tracker.artifacts_of(again.tracker.get_run(again.parent_id))["second"] == made[1]
+
+
+def write_only_times(call: StageCall) -> None:
+    (call.out / "timing.json").write_text("0.1")
+
+
+@pytest.mark.parametrize(
+    ("stage", "makes_a_model"),
+    [(SECOND, True), (replace(SECOND, run=write_only_times, volatile=("timing.json",)), False)],
+)
+def test_a_stage_that_leaves_its_work_out_makes_no_model(
+    stage: Stage, makes_a_model: bool, start: Callable[..., StageContext]
+) -> None:
+    context = start(f"seed={20 + makes_a_model}")
+    run_stage(FIRST, context)
+    made = run_stage(stage, context)
+    assert (TAG_MODEL in context.tracker.get_run(made.run_id).data.tags) == makes_a_model
+    assert made.is_empty != makes_a_model
 
 
 def test_what_another_experiment_made_is_reused_and_stays_as_it_was(
