@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,11 +21,15 @@ SEPARATOR = " · "
 
 
 def run_name(name: str, kind: str, overrides: Sequence[str] = ()) -> str:
-    """The config's name, what kind of run it is unless a pipeline, and what was set: `demo · a_weak=0.25`."""
+    """The config's name, what kind of run it is unless a pipeline, and what was set: `demo · a_weak=0.25`.
+
+    Names that several sections have are given with them, if they were set in more than one.
+    """
     kinds = {"evaluation": ["eval"]}.get(kind, [])
     named = [text for text in overrides if text.partition("=")[0] not in NOT_NAMED]
     more = [f"{len(named) - MAX_NAMED} more"] if len(named) > MAX_NAMED else []
-    settings = ", ".join([*map(_short, named[:MAX_NAMED]), *more])
+    ends = Counter(_end(field) for field in {text.partition("=")[0] for text in named})
+    settings = ", ".join([*(_short(text, ends) for text in named[:MAX_NAMED]), *more])
     return SEPARATOR.join([name, *kinds, *([settings] if settings else [])])
 
 
@@ -58,7 +63,12 @@ def workspace_option(workspace: Path) -> list[str]:
     return [] if workspace == Path("runs").resolve() else ["--workspace", str(workspace)]
 
 
-def _short(override: str) -> str:
-    """`distill_dmd2.a_weak=0.25` as `a_weak=0.25`."""
+def _short(override: str, ends: Mapping[str, int]) -> str:
+    """`distill_dmd2.a_weak=0.25` as `a_weak=0.25`, if no other field that ends so was set."""
     field, _, value = without_credentials(override).partition("=")
-    return shortened(f"{field.rpartition('.')[2]}={value}", MAX_CHARS)
+    end = _end(field)
+    return shortened(f"{end if ends[end] == 1 else field}={value}", MAX_CHARS)
+
+
+def _end(field: str) -> str:
+    return field.rpartition(".")[2]
