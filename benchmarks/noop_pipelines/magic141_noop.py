@@ -45,7 +45,7 @@ def main() -> None:
 
     config = PipelineConfig(name="noop", workspace=WORKSPACE, report=ReportConfig(title=SETTING))
     stages = [make(number) for number in range(1, NUM_STAGES + 1)]
-    if run_unchanged(config, stages):
+    if run_unchanged(config, stages, server.stop):
         return
     from prefect import flow
 
