@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import connect
+from websockets.sync.connection import Connection
 
 EXECUTABLES = ("chromium", "google-chrome", "chromium-browser", "google-chrome-stable")
 START_TIMEOUT_S, CALL_TIMEOUT_S, MAX_MESSAGE_BYTES = 60.0, 120.0, 1 << 28
@@ -30,7 +31,7 @@ class BrowserError(Exception):
 class Page:
     """A tab. Errors that the page prints or throws are kept in `errors`."""
 
-    def __init__(self, connection: ClientConnection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self.errors: list[str] = []
         self._connection, self._number = connection, 0
         for domain in ("Page", "Runtime", "Log"):
@@ -107,8 +108,8 @@ def open_page(width: int = 1600, height: int = 1000) -> Iterator[Page]:
         raise BrowserError(f"no browser on PATH: expected one of {', '.join(EXECUTABLES)}; install Debian's chromium")
     with tempfile.TemporaryDirectory(prefix="browser-", ignore_cleanup_errors=True) as profile:
         place = ["--remote-debugging-port=0", f"--user-data-dir={profile}", f"--window-size={width},{height}"]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        process = subprocess.Popen([executable, *OPTIONS, *QUIET, *place], **quiet)
+        command, nowhere = [executable, *OPTIONS, *QUIET, *place], subprocess.DEVNULL
+        process = subprocess.Popen(command, stdout=nowhere, stderr=nowhere)
         try:
             address = _new_tab(Path(profile), process)
             with connect(address, max_size=MAX_MESSAGE_BYTES) as connection:

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 
 import torch
+from diffusers import HunyuanVideoTransformer3DModel
 from documents import RESULTS, write_section
 from environment import machine
 from torch import nn
@@ -31,7 +32,6 @@ from magic141.evaluation.performance import Usage, measure, weight_megabytes
 from magic141.models.adapters import add_lora
 from magic141.models.transformer import (
     Conditioning,
-    HunyuanVideoTransformer3DModel,
     build_transformer,
     make_prefix,
     velocity,
@@ -114,7 +114,7 @@ class Scale:
         def step() -> None:
             with autocast(self.device, "bf16"):
                 loss = evaluation().square().mean()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
 
         stage = self.config.distill_dmd2
         placement = stage.placement.model_copy(update={"gradient_checkpointing": True, "num_workers": 1})

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from diffusers import HunyuanVideoTransformer3DModel
 from documents import RESULTS, write_section
 from finished import config_in, finished
 from torch import Tensor
@@ -24,7 +25,7 @@ from magic141.data.dataset import ClipDataset, load_null_text
 from magic141.diffusion.flow import sigma_grid
 from magic141.diffusion.samplers import randn_like, sample
 from magic141.models.config import Sampler
-from magic141.models.transformer import HunyuanVideoTransformer3DModel, load_transformer, velocity
+from magic141.models.transformer import load_transformer, velocity
 from magic141.training.collapse import PREFIX, compare
 from magic141.training.conditions import Batch, BatchMaker, step_generator
 

@@ -20,6 +20,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from diffusers import HunyuanVideoTransformer3DModel
 from documents import RESULTS, write_section
 from environment import machine
 from finished import config_in, finished
@@ -29,7 +30,7 @@ from magic141.config import PipelineConfig
 from magic141.data.dataset import ClipDataset, load_null_text
 from magic141.models.generator import VideoGenerator
 from magic141.models.text_embedding import TextEmbedding
-from magic141.models.transformer import HunyuanVideoTransformer3DModel, load_transformer
+from magic141.models.transformer import load_transformer
 from magic141.training.config import PlacementConfig, TrainConfig
 from magic141.training.dmd2 import Dmd2Spec
 from magic141.training.flow_matching import FlowMatchingSpec

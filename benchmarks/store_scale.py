@@ -75,7 +75,7 @@ def write_one_run(config: str, workspace: Path) -> dict[str, str]:
     parent.text(to_yaml(values), "config.yaml")
     context = StageContext(values, tracker, parent.run_id, StageConsole())
     for stage in STAGES:
-        run_stage(replace(stage, run=lambda call, stage=stage: work(stage, call), on_ready=None), context)
+        run_stage(replace(stage, run=partial(work, stage), on_ready=None), context)
     parent.metrics({f"scores/v{v}/d{d}": 0.5 for v in range(NUM_VARIANTS) for d in range(NUM_DIMENSIONS)})
     parent.close("FINISHED")
     return {name: ref.key for name, ref in context.artifacts.items()}
@@ -148,13 +148,13 @@ def measure(config: str, workspace: Path, keys: Mapping[str, str], num_runs: int
     missing = [_timed(partial(find_reusable, tracker, *wanted)) for wanted in absent.items()]
     yield figure("`find_reusable`, key is there", "ms", 200, present)
     yield figure("`find_reusable`, key is not there", "ms", 200, missing)
-    last = [_timed(lambda name=name: tracker.records(name, limit=1)) for name in keys]
+    last = [_timed(partial(tracker.records, name, limit=1)) for name in keys]
     yield figure("`Tracker.records`, newest of a stage", "ms", None, last)
     opened = [_timed(lambda: tracker.start_parent("scale", "pipeline", {}).close("FINISHED")) for _ in range(REPEATS)]
     yield figure("opening and closing a pipeline run", "ms", None, opened)
     plan = ["plan", config]
     for case, arguments in (("all reused", plan), (f"`{CHANGED}`", [*plan, "--set", CHANGED])):
-        timed = [_timed(lambda arguments=arguments: _command(arguments)) for _ in range(REPEATS)]
+        timed = [_timed(partial(_command, arguments)) for _ in range(REPEATS)]
         yield figure(f"`magic141 plan {config}`, {case}", "s", 5, timed)
 
 

@@ -45,7 +45,7 @@ def spread(values: Sequence[float]) -> float:
 def share_error(shares: Sequence[float], num_clips: int) -> float:
     """Standard error of a share of clips, as the mean share over the seeds has it."""
     share = statistics.mean(shares)
-    return (share * (1 - share) / (num_clips * len(shares))) ** 0.5
+    return math.sqrt(share * (1 - share) / (num_clips * len(shares)))
 
 
 def mean(values: Sequence[float], digits: int = 2, error: float = 0.0) -> str:
