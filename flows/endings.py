@@ -35,12 +35,17 @@ def resumable() -> Iterator[None]:
 
 def again() -> str:
     """This command, in a form that works in a shell without this one's PATH and MAGIC141_HOME."""
-    program, found = sys.argv[0], shutil.which("magic141")
-    if not Path(program).is_file() or (found and os.path.samefile(found, program)):
-        program = "magic141"
     home = os.environ.get("MAGIC141_HOME")
     given = any(word.partition("=")[0] == "--workspace" for word in sys.argv)
-    return shlex.join([program, *sys.argv[1:], *(["--workspace", home] if home and not given else [])])
+    return shlex.join([typed("magic141"), *sys.argv[1:], *(["--workspace", home] if home and not given else [])])
+
+
+def typed(tool: str) -> str:
+    """What calls a tool of this environment in the user's shell: its name if it is on PATH, otherwise its file."""
+    own, found = Path(sys.argv[0]).with_name(tool), shutil.which(tool)
+    if not own.is_file() or (found and os.path.samefile(found, own)):
+        return tool
+    return str(own)
 
 
 @contextmanager

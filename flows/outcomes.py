@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from flows.endings import FAILURE
+from flows.endings import FAILURE, typed
 from flows.naming import workspace_option
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def say_outcome(outcome: Outcome, home: Path) -> None:
     _say_run(outcome.run_id, outcome.tracking_uri)
     if outcome.previous:
         runs = (outcome.previous, outcome.run_id)
-        page = shlex.join(["magic141", "compare", *runs, *workspace_option(home), "-o", "compare.html"])
+        page = shlex.join([typed("magic141"), "compare", *runs, *workspace_option(home), "-o", "compare.html"])
         typer.echo(f"compare {page}")
     num_reused = len(outcome.reused)
     reused = f", {num_reused} stage{'s' * (num_reused > 1)} reused" if num_reused else ""
@@ -56,7 +56,7 @@ def say_outcome(outcome: Outcome, home: Path) -> None:
 
 def _say_run(run_id: str, tracking_uri: str) -> None:
     """Prints a run's id and how to look at it: on the server, or with `mlflow ui` on the database."""
-    page = f"mlflow ui --backend-store-uri {shlex.quote(tracking_uri)}"
+    page = shlex.join([typed("mlflow"), "ui", "--backend-store-uri", tracking_uri])
     where = tracking_uri if tracking_uri.startswith("http") else page
     typer.echo(f"mlflow  run {run_id}; {where}")
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 
 from flows import doctor
 from flows.cli import app
-from flows.endings import again, reporting, resumable
+from flows.endings import again, reporting, resumable, typed
 from flows.resume import Outage, marking_resumable
 from magic141.errors import UserError
 
@@ -199,6 +199,16 @@ def test_the_command_that_goes_on_works_in_another_shell(tmp_path: Path, monkeyp
     assert again() == "magic141 run 'my demo.yaml' --workspace /w"
     monkeypatch.setattr(sys, "argv", [str(program), "run", "x.yaml", "--workspace=/v"])
     assert again() == "magic141 run x.yaml --workspace=/v"
+
+
+def test_tools_are_named_as_they_can_be_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "magic141"), "run"])
+    monkeypatch.setenv("PATH", "/usr/bin")
+    assert typed("mlflow") == "mlflow", "not of this environment"
+    (tmp_path / "mlflow").touch(mode=0o755)
+    assert typed("mlflow") == str(tmp_path / "mlflow")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert typed("mlflow") == "mlflow"
 
 
 def test_an_image_that_is_not_an_image(tmp_path: Path) -> None:
