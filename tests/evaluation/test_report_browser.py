@@ -41,9 +41,9 @@ def page(generated: tuple[dict[str, Path], RecordingLog], tmp_path_factory: pyte
 
 def test_the_videos_of_a_row_play_in_step_until_they_are_all_paused(page: Page) -> None:
     page.evaluate("document.querySelector('#videos').scrollIntoView()")
-    page.wait_for(f"{ROW}.every(video => !video.paused && video.currentTime > 0)")
     times = f"{ROW}.map(video => video.currentTime)"
-    assert page.evaluate(f"Math.max(...{times}) - Math.min(...{times})") < 0.2
+    in_step = f"Math.max(...{times}) - Math.min(...{times}) < 0.2"  # on a busy machine not in the first round
+    page.wait_for(f"{ROW}.every(video => !video.paused && video.currentTime > 0) && {in_step}")
     page.wait_for(f"{ROW}.every(video => video.ended)")
     page.wait_for(f"{ROW}.every(video => !video.paused && !video.ended)")
     page.evaluate("document.querySelector('#playback').click()")
