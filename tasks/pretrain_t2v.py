@@ -10,7 +10,7 @@ def _run(call: StageCall) -> None:
     from magic141.training.flow_matching import FlowMatchingSpec
     from magic141.training.pretraining import pretrain
 
-    spec = FlowMatchingSpec(call.config.pretrain_t2v, call.config.model, call.inputs["prepare_data"], t2v=None)
+    spec = FlowMatchingSpec(call.config.pretrain_t2v, call.config.model, call.inputs["prepare_data"], i2v_start=None)
     pretrain(spec, call.out, call.log, call.seed, call.run_dir)
 
 

@@ -41,12 +41,12 @@ def flow_matching_loss(predict: PredictVelocity, x0: Tensor, noise: Tensor, sigm
 
 @dataclass(frozen=True)
 class FlowMatchingSpec:
-    """What a worker needs to build the objective; `t2v`: the network that I2V starts from, None for T2V pretraining."""
+    """What a worker needs to build the objective; `i2v_start`: the T2V network, or I2V's own base; None for T2V."""
 
     config: FlowMatchingConfig
     model: TransformerConfig
     data: Path
-    t2v: Path | None
+    i2v_start: Path | None
 
     def build(self, context: TrainContext) -> FlowMatching:
         """Loads data and builds the network on this worker."""
@@ -62,7 +62,7 @@ class FlowMatching(SingleNetworkObjective):
         maker = BatchMaker.open(
             spec.data,
             spec.model.window_frames,
-            image_condition=spec.t2v is not None,
+            image_condition=spec.i2v_start is not None,
             continued_fraction=spec.config.continued_fraction,
             text_dropout=spec.config.text_dropout,
             image_dropout=spec.config.image_dropout,
@@ -88,10 +88,10 @@ class FlowMatching(SingleNetworkObjective):
 
 def initial_network(spec: FlowMatchingSpec) -> HunyuanVideoTransformer3DModel:
     """T2V: the configured base or a new network; I2V: the configured I2V base, or the T2V network widened to I2V."""
-    folder = spec.config.base or spec.t2v
+    folder = spec.config.base or spec.i2v_start
     if folder is not None:
         base = load_base(folder, spec.config.base_guidance_scale)
-        return base if spec.t2v is None or base.config.image_condition_type else expand_to_i2v(base)
+        return base if spec.i2v_start is None or base.config.image_condition_type else expand_to_i2v(base)
     info = load_info(spec.data)
     return build_transformer(spec.model, info.latent_shape[0], info.text_width, info.pooled_width)
 
