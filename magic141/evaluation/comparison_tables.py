@@ -100,9 +100,11 @@ def config_differences(runs: Sequence[RunParts]) -> list[Row]:
 def made_differences(runs: Sequence[RunParts]) -> list[Row]:
     """What the runs were made with and from, and judged with, where it is not the same; without the config's fields."""
     known = {name for run in runs for name, _ in flatten(run.config)}
-    judged = [_judged_with(run) for run in runs if run.measurement]  # one that was not has nothing that could differ
-    apart = {row.label for row in (*_differing([run.made for run in runs]), *_differing(judged))} - known
-    return [row for row in _differing([{**run.made, **_judged_with(run)} for run in runs]) if row.label in apart]
+    made, conditions = [run.made for run in runs], [_judged_with(run) for run in runs]
+    judged = [values for values in conditions if values]  # a run that was not has nothing that could differ
+    apart = {row.label for row in (*_differing(made), *_differing(judged))} - known
+    rows = _differing([{**origin, **values} for origin, values in zip(made, conditions, strict=True)])
+    return [row for row in rows if row.label in apart]
 
 
 def not_alike(runs: Sequence[RunParts]) -> list[str]:
