@@ -34,7 +34,7 @@ from magic141.config import PipelineConfig, load_config
 from magic141.diffusion.samplers import randn_like
 from magic141.evaluation.long_videos import frame_spans
 from magic141.evaluation.shapes import score_clips
-from magic141.evaluation.suite import Conditions
+from magic141.evaluation.suite import Conditions, long_video_seed
 from magic141.evaluation.variants import Variant, long_video_variants
 from magic141.models.encoders import Encoders
 from magic141.models.generator import VideoGenerator
@@ -213,7 +213,9 @@ def _stored(store: Path, videos: LongVideos, jury: Jury) -> Figures:
 @torch.no_grad()
 def _judge(videos: LongVideos, jury: Jury) -> Figures:
     """Makes the videos of all clips and scores them."""
-    parts = [videos.make(part, 1009 * number) for number, part in enumerate(jury.conditions.batches(BATCH))]
+    parts = [
+        videos.make(part, long_video_seed(0, number)) for number, part in enumerate(jury.conditions.batches(BATCH))
+    ]
     frames = torch.cat([jury.codec.decode_video(part) for part in parts])
     carried, factor = videos.scheme.carried, jury.codec.temporal_factor
     spans = frame_spans(videos.num_windows, jury.latent_frames, carried, factor)

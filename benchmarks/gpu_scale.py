@@ -30,6 +30,7 @@ from magic141.accelerator import give_back_freed_memory
 from magic141.config import PipelineConfig, load_config
 from magic141.evaluation.performance import Usage, measure, weight_megabytes
 from magic141.models.adapters import add_lora
+from magic141.models.frames import num_latent_frames
 from magic141.models.transformer import (
     Conditioning,
     build_transformer,
@@ -161,7 +162,7 @@ class Scale:
     def _latent_size(self) -> tuple[int, ...]:
         """Of one window, [1, C, T, h, w]."""
         data, sizes = self.config.data, self.sizes
-        frames = (self.config.model.window_frames - 1) // self.config.temporal_factor + 1
+        frames = num_latent_frames(self.config.model.window_frames, self.config.temporal_factor)
         return (1, sizes.channels, frames, data.height // sizes.factor, data.width // sizes.factor)
 
     def _operations(self, passes: Passes = EVALUATION) -> float:

@@ -18,9 +18,10 @@ from magic141.data.shapes import ShapeClip, render_clip, sample_clip
 from magic141.evaluation.frechet import TubeSpace, frechet_distance
 from magic141.evaluation.scorer import valid_futures
 from magic141.evaluation.shapes import score_clips
-from magic141.evaluation.suite import Conditions
+from magic141.evaluation.suite import Conditions, clip_seed
 from magic141.evaluation.variants import Variant
 from magic141.models.encoders import Encoders
+from magic141.models.frames import num_latent_frames
 from magic141.models.text_embedding import TextEmbedding
 from magic141.models.vae import VideoCodec, load_codec
 
@@ -44,7 +45,7 @@ class Jury:
     @classmethod
     def open(cls, config: PipelineConfig, data: Path, num_clips: int, stream: int = STREAM) -> Self:
         """Draws and encodes `num_clips` clips with the codec and the encoders of the prepared corpus `data`."""
-        latent_frames = (config.model.window_frames - 1) // load_info(data).temporal_factor + 1
+        latent_frames = num_latent_frames(config.model.window_frames, load_info(data).temporal_factor)
         world = config.data.shapes.model_copy(update={"exact_fraction": 0.0})
         rng = np.random.default_rng([config.seed, stream])
         clips = [sample_clip(rng, world) for _ in range(num_clips)]
@@ -72,7 +73,7 @@ class Jury:
         generator = variant.generator(network, self.null_text, self.latent_frames)
         latents = torch.cat(
             [
-                generator.sample(part.text, part.image_tokens, part.prefix, seed * 1009 + number)
+                generator.sample(part.text, part.image_tokens, part.prefix, clip_seed(seed, number))
                 for number, part in enumerate(self.conditions.batches(BATCH))
             ]
         )

@@ -26,8 +26,9 @@ from magic141.diffusion.flow import sigma_grid
 from magic141.diffusion.samplers import randn_like, sample
 from magic141.models.config import Sampler
 from magic141.models.transformer import load_transformer, velocity
+from magic141.training.batches import Batch, BatchMaker
 from magic141.training.collapse import PREFIX, compare
-from magic141.training.conditions import Batch, BatchMaker, step_generator
+from magic141.training.random_numbers import step_generator
 
 SEEDS, OTHER_SEEDS = (1, 2), (3, 4)
 COLUMNS = ("mode_coverage", "diversity_ratio", "motion_ratio", "variance_ratio", "mean_drift")

@@ -45,7 +45,7 @@ class Student:
     def folder(self) -> Path:
         """Named by all that decides the result: code, config, models (whose names are digests too), seed."""
         spec = self.spec
-        models = [spec.teacher.parent.name, spec.student.parent.name]
+        models = [spec.teacher.parent.name, spec.cfg_distilled.parent.name]
         content = [STAGE.code(), spec.config.model_dump(mode="json"), *models, self.seed]
         return self.home / "students" / hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 

@@ -9,11 +9,11 @@ import typer
 
 from flows.command_line import (
     checked_home,
-    home_of,
     prefect_server,
     refuse_second_workspace,
     run_selected,
     selection,
+    use_workspace,
 )
 from flows.endings import reporting, resumable
 from flows.options import ConfigFile, Debug, From, Origin, Overrides, Refresh, Until, Workspace
@@ -238,4 +238,4 @@ def doctor(workspace: Workspace = None, debug: Debug = False) -> None:
     with reporting(debug):
         from flows.doctor import examine
 
-        say_findings(examine(home_of(workspace)))
+        say_findings(examine(use_workspace(workspace)))

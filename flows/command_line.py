@@ -91,14 +91,15 @@ def _load(config: Path, overrides: list[str] | None, workspace: str | None, must
 
 def refuse_second_workspace(overrides: list[str] | None, workspace: str | None) -> None:
     """Refuses `--set workspace` where something else decides, and would do so in silence."""
+    from magic141.config import HOME_VARIABLE
     from magic141.errors import UserError
 
     if not any(override.partition("=")[0].strip() == "workspace" for override in overrides or []):
         return
     if workspace is not None:
         raise UserError(f"--set workspace: --workspace {workspace} decides; give one of the two")
-    if home := os.environ.get("MAGIC141_HOME"):
-        raise UserError(f"--set workspace: MAGIC141_HOME = {home} decides; give --workspace DIR, or unset it")
+    if home := os.environ.get(HOME_VARIABLE):
+        raise UserError(f"--set workspace: {HOME_VARIABLE} = {home} decides; give --workspace DIR, or unset it")
 
 
 def checked_home(workspace: str | None) -> Path:
@@ -106,21 +107,21 @@ def checked_home(workspace: str | None) -> Path:
     from flows.reach import require_servers
 
     require_servers()
-    return home_of(workspace)
+    return use_workspace(workspace)
 
 
-def home_of(workspace: str | None) -> Path:
-    """The workspace; if given on the command line, it is set for this whole process."""
-    from magic141.config import default_home
+def use_workspace(workspace: str | None) -> Path:
+    """The workspace; if given on the command line, it is that of this process and of those that it starts."""
+    from magic141.config import HOME_VARIABLE, default_home, workspace_folder
     from magic141.errors import UserError
 
-    if workspace is None:
-        return default_home()
-    if not workspace.strip():  # as a path, it would be the current folder
-        raise UserError("--workspace is empty, expected a folder; without it, runs are in MAGIC141_HOME, or in runs")
-    os.environ["MAGIC141_HOME"] = workspace
-    os.environ["MAGIC141_HOME"] = str(home := default_home())  # absolute, for processes in other folders
-    return home
+    if workspace is not None:
+        if not workspace.strip():  # as a path, it would be the current folder
+            raise UserError(
+                f"--workspace is empty, expected a folder; without it, runs are in {HOME_VARIABLE}, or in runs"
+            )
+        os.environ[HOME_VARIABLE] = str(workspace_folder(workspace))
+    return default_home()
 
 
 def run_selected(chosen: Selection, debug: bool) -> Outcome:

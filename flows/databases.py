@@ -33,7 +33,7 @@ def database_trouble(variable: str, uri: str) -> str | None:
     try:
         _connect(uri, _WAITING[kind])
     except ModuleNotFoundError as error:
-        return f"{variable} = {shown}: its driver is not installed; uv pip install what has the module {error.name}"
+        return f"{variable} = {shown}: its driver is not installed; install the package with the module {error.name}"
     except TypeError:  # a driver that calls its time limit otherwise, such as pg8000
         return None
     except Exception as error:  # every driver has exceptions of its own

@@ -85,7 +85,7 @@ def _nobody_reads_on() -> bool:
 
 
 def _print_what_can_be() -> None:
-    """A sign that the terminal's encoding lacks becomes a question mark; it must not end a command half way."""
+    """A character that the terminal's encoding lacks becomes a question mark; it must not end a command half way."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

@@ -43,7 +43,7 @@ def members_of(vary: Sequence[str], listed: Sequence[str]) -> list[Member]:
         listed: each `FIELD=VALUE FIELD=VALUE …`, which is one member.
 
     Raises:
-        UserError: if there are fewer than two or too many members, or a text cannot be parsed.
+        UserError: if there are fewer than two or too many members, or one cannot be parsed.
     """
     axes = [_axis(text) for text in vary]
     _refuse_twice("--vary", [axis[0][0] for axis in axes])

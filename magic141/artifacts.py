@@ -153,7 +153,7 @@ def source_files(folder: Path) -> list[Path]:
 
 
 def sha256_text(text: str) -> str:
-    """sha256 of a text; names of files that are not UTF-8 count by their bytes."""
+    """sha256 of a string; names of files that are not UTF-8 count by their bytes."""
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 

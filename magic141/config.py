@@ -80,10 +80,15 @@ class PipelineConfig(FrozenConfig):
         Raises:
             UserError: if it is an address, or begins with the home of a user that there is not.
         """
-        return _folder(os.environ.get(HOME_VARIABLE) or self.workspace)
+        return workspace_folder(os.environ.get(HOME_VARIABLE) or self.workspace)
 
 
-def _folder(named: str | Path) -> Path:
+def workspace_folder(named: str | Path) -> Path:
+    """A workspace as an absolute path.
+
+    Raises:
+        UserError: if it is an address, or begins with the home of a user that there is not.
+    """
     if is_address(named):
         raise UserError(f"workspace {named}: an address, expected a folder on this machine; mount it, or use another")
     try:
@@ -94,7 +99,7 @@ def _folder(named: str | Path) -> Path:
 
 def working_in(home: Path) -> AbstractContextManager[None]:
     """Inside, `home` is the workspace of every config, whatever environment or config say."""
-    return temporary_environment({HOME_VARIABLE: str(_folder(home))})
+    return temporary_environment({HOME_VARIABLE: str(workspace_folder(home))})
 
 
 def default_home() -> Path:

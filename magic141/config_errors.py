@@ -67,11 +67,11 @@ def _option(loc: tuple[int | str, ...]) -> str:
 
 
 def _no_name(details: ErrorDetails, model: type[BaseModel], source: str) -> str:
-    """YAML reads ~, 1 and yes as other things than texts, and only a text can name a field."""
+    """YAML reads ~, 1 and yes as other things than strings, and only a string can name a field."""
     section = ".".join(str(part) for part in details["loc"][:-1])
     known = ", ".join(sorted(_model_at(model, details["loc"][:-1]).model_fields))
     name = _show(details["input"])
-    return f"{section or source}: {name} is no name of a field, expected a text; rename it in {source}; known: {known}"
+    return f"{section or source}: {name} is not a field name, expected a string; rename it in {source}; known: {known}"
 
 
 def _show(value: object) -> str:

@@ -45,7 +45,7 @@ def parse_override(text: str) -> dict[str, Any]:
     where = f"--set {shown(text)}"
     if not equals or not all(names):
         raise UserError(f"{where}: expected SECTION.FIELD=VALUE, such as --set distill_dmd2.num_steps=100")
-    parsed = load_yaml(value, where, "correct the value, or put a text in quotes")
+    parsed = load_yaml(value, where, "correct the value, or put a string in quotes")
     for name in reversed(names):
         parsed = {name: parsed}
     return dict(parsed)
@@ -97,7 +97,7 @@ def _text_of(path: Path) -> tuple[Path, str]:
 
 
 class _Values(yaml.SafeLoader):
-    """Refuses, with its line, what YAML's own loader fails on, ties into a knot, or takes the last of in silence."""
+    """A SafeLoader that also refuses, with the line: aliases inside what they refer to, duplicate keys, bad values."""
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
@@ -106,7 +106,7 @@ class _Values(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
         event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent) and event.anchor in self._open:
-            raise _marked(f"*{event.anchor} stands inside of what it names", event.start_mark)
+            raise _marked(f"the alias *{event.anchor} stands inside the collection that it refers to", event.start_mark)
         return super().compose_node(parent, index)
 
     def compose_sequence_node(self, anchor: Any) -> yaml.SequenceNode:
@@ -121,7 +121,7 @@ class _Values(yaml.SafeLoader):
             if not isinstance(key.value, str):
                 raise _marked("a list or section where a field's name is expected", key.start_mark)
             if key.value in seen:
-                raise _marked(f"{key.value} is there twice", key.start_mark)
+                raise _marked(f"duplicate key {key.value}", key.start_mark)
             seen.add(key.value)
         return node
 

@@ -1,4 +1,4 @@
-"""What a mistake of the user's is, and how errors are told in a line."""
+"""The error of a user's mistake, and helpers that tell errors in one line."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def fingerprint_modules(names: Iterable[str], ignore: Iterable[str] = ()) -> str
     Args:
         names: dotted modules (`magic141.models.vae`), or a file beside a package's modules
             (`magic141.evaluation:report.html.j2`).
-        ignore: modules, or last parts of module names, that do not determine results; their imports are not followed.
+        ignore: dotted modules that do not determine results; their imports are not followed.
     """
     return sha256_text("\n".join(f"{name}\0{digest}" for name, digest in module_digests(names, ignore).items()))
 
@@ -99,8 +99,7 @@ def module_closure(names: Iterable[str], ignore: set[str]) -> dict[str, Path]:
         found[name] = path
         top = name.partition(".")[0]
         imported = [n for n in _code_of(path).imports if n.partition(".")[0] == top]
-        candidates = [n for n in imported if not {n, n.rpartition(".")[2]} & ignore]
-        waiting += [(n, file) for n in candidates if (file := _locate(n)) is not None]
+        waiting += [(n, file) for n in imported if n not in ignore and (file := _locate(n)) is not None]
     return dict(sorted(found.items()))
 
 

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 from pydantic.fields import FieldInfo
 
 BY_CONTENT = "(by its content)"
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # Path has made one slash of two; two letters: no drive
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # `Path` collapses `//`; at least two letters, as C:/ is a drive
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 MOST_STEPS = 10**9  # of a training: months, even at a hundred a second
@@ -59,7 +59,7 @@ def is_address(path: str | Path) -> bool:
 
 def _on_one_line(name: str) -> str:
     if not name.strip() or len(name) > MAX_NAME_CHARS or _CONTROL.search(name):
-        raise ValueError(f"expected a text of 1 to {MAX_NAME_CHARS} characters on one line, not only blanks")
+        raise ValueError(f"expected a string of 1 to {MAX_NAME_CHARS} characters on one line, not only blanks")
     return name
 
 

@@ -1,4 +1,4 @@
-"""What this machine has, and what of that a config asks for in vain."""
+"""The CPUs and GPUs of this machine, and what to say when a config asks for more."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def this_machine() -> dict[str, float]:
 def shortage(
     field: str, number: int, each: Mapping[str, float], present: Mapping[str, float], remedy: str = TO_A_CLUSTER
 ) -> str | None:
-    """A line on what is asked for in vain; None if everything is there.
+    """A line on what this machine lacks; None if it has everything.
 
     Args:
         field: config field that sets `number`.
@@ -37,8 +37,8 @@ def shortage(
         kind = "GPU" if "gpu" in share else "CPU"
         if number * amount > present.get(kind, 0):
             return (
-                f"{field} = {number}: with {share} = {amount:g} more than the {present.get(kind, 0):g} {kind}s of this "
-                f"machine; {remedy}"
+                f"{field} = {number}: with {share} = {amount:g} they take {number * amount:g} {kind}s, of which this "
+                f"machine has {present.get(kind, 0):g}; {remedy}"
             )
     return None
 

@@ -22,19 +22,26 @@ if TYPE_CHECKING:
     from magic141.tracking import Tracker
 
 RUN_DIR_CHARS = 12  # characters of the key in the name of a run_dir
-# Configs are in the key by value; the others determine how and where work runs, not what it computes.
-NOT_CODE = (
-    "config",
-    "config_errors",
-    "errors",
-    "frozen",
-    "artifacts",
-    "publication",
-    "tracking",
-    "raysession",
-    "launch",
-    "ray_launch",
-    "_torchvision",
+# Settings are in the key by value; the others determine how and where work runs, not what it computes.
+NOT_IN_KEY = (
+    "magic141.config",
+    "magic141.data.config",
+    "magic141.evaluation.config",
+    "magic141.models.config",
+    "magic141.retrieval.config",
+    "magic141.serving.config",
+    "magic141.training.config",
+    "magic141.config_errors",
+    "magic141.errors",
+    "magic141.frozen",
+    "magic141.artifacts",
+    "magic141.publication",
+    "magic141.tracking",
+    "magic141.raysession",
+    "magic141.training.launch",
+    "magic141.training.ray_launch",
+    "magic141.evaluation.ray_launch",
+    "magic141._torchvision",
 )
 
 
@@ -128,7 +135,7 @@ class Stage:
         return StageKey(
             stage=self.name,
             version=self.version,
-            code=fingerprint_modules(self.modules, NOT_CODE),
+            code=fingerprint_modules(self.modules, NOT_IN_KEY),
             config=self.settings_in(config),
             inputs={**{name: artifacts[name].digest for name in self.inputs}, **self.sources(config)},
             seed=config.seed,
@@ -144,7 +151,7 @@ class Stage:
 
     def code(self) -> dict[str, str]:
         """Module -> digest of its code, for every module that determines the result."""
-        return module_digests(self.modules, NOT_CODE)
+        return module_digests(self.modules, NOT_IN_KEY)
 
     def require_unedited(self) -> None:
         """Refuses to run if code was edited after this process may have imported it: the key would name other code.
@@ -152,7 +159,7 @@ class Stage:
         Raises:
             UserError: if code was edited since this process first asked.
         """
-        if edited := edited_modules(self.modules, NOT_CODE):
+        if edited := edited_modules(self.modules, NOT_IN_KEY):
             raise UserError(
                 f"{self.name}: {first_few(edited, NUM_NAMED)} edited during the run; expected the code that it began "
                 "with; give the same command again (undo the edit first to go on from its checkpoints)"

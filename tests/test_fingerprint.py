@@ -34,11 +34,11 @@ def test_fingerprint_follows_imports_without_importing(package: Path) -> None:
 
 
 def test_fingerprint_ignores_comments_docstrings_and_ignored_modules(package: Path) -> None:
-    before, narrow = fingerprint_modules(["fakelib.entry"]), fingerprint_modules(["fakelib.entry"], ["helper"])
+    before, narrow = fingerprint_modules(["fakelib.entry"]), fingerprint_modules(["fakelib.entry"], ["fakelib.helper"])
     _rewrite(package / "helper.py", '"""New."""\n# comment\nVALUE   =   1\n')
     assert fingerprint_modules(["fakelib.entry"]) == before
     _rewrite(package / "helper.py", "VALUE = 2\n")
-    assert fingerprint_modules(["fakelib.entry"], ["helper"]) == narrow
+    assert fingerprint_modules(["fakelib.entry"], ["fakelib.helper"]) == narrow
 
 
 def test_every_python_gives_the_same_digest(package: Path) -> None:
@@ -72,7 +72,7 @@ def test_code_that_was_edited_since_the_first_look_is_named(package: Path) -> No
     assert edited_modules(["fakelib.entry"]) == []
     _rewrite(package / "helper.py", "VALUE = 2\n")
     assert edited_modules(["fakelib.entry"]) == ["fakelib.helper"]
-    assert edited_modules(["fakelib.entry"], ["helper"]) == []
+    assert edited_modules(["fakelib.entry"], ["fakelib.helper"]) == []
     _rewrite(package / "helper.py", original)
     assert edited_modules(["fakelib.entry"]) == []
 

@@ -15,8 +15,8 @@ CONFIGS = Path(__file__).parents[1] / "configs"
     ("number", "each", "line"),
     [
         (2, {"cpus": 2, "gpus": 0.5}, None),
-        (3, {"cpus": 2, "gpus": 0}, "n = 3: with cpus = 2 more than the 4 CPUs of this machine; lower one of them, or"),
-        (2, {"gpus": 1}, "n = 2: with gpus = 1 more than the 1 GPUs of this machine; lower one of them, or set RAY_"),
+        (3, {"cpus": 2, "gpus": 0}, "n = 3: with cpus = 2 they take 6 CPUs, of which this machine has 4; lower one"),
+        (2, {"gpus": 1}, "n = 2: with gpus = 1 they take 2 GPUs, of which this machine has 1; lower one"),
     ],
 )
 def test_what_is_asked_for_in_vain_is_named(number: int, each: dict[str, float], line: str | None) -> None:

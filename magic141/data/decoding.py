@@ -135,7 +135,7 @@ def blaming(path: Path) -> Iterator[None]:
         raise BadVideo(path, f"cannot be decoded ({getattr(error, 'strerror', None) or error})") from error
     except OSError as error:
         if error.errno == errno.EINVAL:  # a damaged file sends the reader before its first byte
-            raise BadVideo(path, "cannot be decoded (it refers to places outside of it)") from error
+            raise BadVideo(path, "cannot be decoded (it refers to offsets outside the file)") from error
         raise storage_error(f"video {path}", error) from error
 
 

@@ -107,7 +107,7 @@ def _judge(name: str, path: Path, caption: str | None, text: Path | None) -> Vid
         return BadFile(name, "empty caption")
     if not _is_text(caption):
         return BadFile(
-            name, f"its caption {caption!r} is not valid text: half of a sign, such as a cut emoji, is in it"
+            name, f"its caption {caption!r} is not valid text: it contains half a character, such as a cut emoji"
         )
     return VideoFile(name, " ".join(caption.split()))
 
@@ -117,8 +117,8 @@ def _is_video(path: Path) -> bool:
 
 
 def _is_text(text: str) -> bool:
-    """Whether it can be written: names that are not UTF-8, and JSON, may have halves of signs in them."""
-    return not any("\ud800" <= sign <= "\udfff" for sign in text)
+    """Whether it can be written: names that are not UTF-8, and JSON, may have halves of characters in them."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _shown(name: str) -> str:
@@ -126,7 +126,7 @@ def _shown(name: str) -> str:
 
 
 def _composed(name: str) -> str:
-    """The form in which é is one sign: macOS writes names with two, a table from elsewhere does not."""
+    """The form in which é is one code point: macOS writes names with two, a table from elsewhere does not."""
     return unicodedata.normalize("NFC", name)
 
 

@@ -120,7 +120,7 @@ class ShardWriter:
             for shard in self._in_order():
                 for index, row in enumerate(shard.good_rows):
                     line = {"id": row["id"], "split": shard.split, "shard": shard.file, "row": index, **row}
-                    manifest.write(json.dumps(line) + "\n")  # in ASCII: no sign of a caption or name can end a line
+                    manifest.write(json.dumps(line) + "\n")  # in ASCII: nothing in a caption or name can end a line
 
     def deliver(self, out: Path) -> None:
         """Puts shards and manifest into an artifact; the folder stays as it is."""

@@ -18,7 +18,7 @@ MEANING: dict[str, str] = {
 }
 MIN_HELD_VIDEOS = 3  # that whole videos are held out: scores of fewer say little about videos that nobody trained on
 MAX_SHARE = 0.25  # of the videos in each of the two splits that do not train, so that half of them does
-SPARED_SHARE = 0.01  # of the videos that may be held out for the sake of more different ones among few windows
+SPARED_SHARE = 0.01  # of the videos may be held out even if `max_windows` is less, which then takes few of each
 
 
 class Split(NamedTuple):
@@ -89,7 +89,7 @@ def rank_of(key: str) -> float:
 
 
 def _share_of_videos(share: float, total: int, num_videos: int, max_windows: int | None) -> float:
-    """Of all videos, those that are held out; it only sinks as the corpus grows: what is held out later was before."""
+    """Share of videos to hold out; it never grows with the corpus, so that no video that trained is held out later."""
     if max_windows is None:
         return share
     one_of_each = min(max_windows / num_videos, SPARED_SHARE)

@@ -51,6 +51,6 @@ def sigma_grid(num_steps: int, shift: float) -> Tensor:
     return shift_sigma(torch.linspace(1, 0, num_steps + 1), shift)
 
 
-def sample_sigma(num: int, shift: float, generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> Tensor:
+def sample_sigma(num: int, shift: float, rng: torch.Generator, low: float = 0.0, high: float = 1.0) -> Tensor:
     """Random training times [num]: uniform in [low, high], then shifted."""
-    return shift_sigma(low + (high - low) * torch.rand(num, generator=generator), shift)
+    return shift_sigma(low + (high - low) * torch.rand(num, generator=rng), shift)

@@ -71,9 +71,9 @@ def chain_input(
     return ChainStep(x_t, _batch(sigmas[exit_step], x_t))
 
 
-def randn_like(x: Tensor, generator: torch.Generator) -> Tensor:
+def randn_like(x: Tensor, rng: torch.Generator) -> Tensor:
     """Standard normal noise like `x`, drawn on the generator's device, so that a seed gives the same everywhere."""
-    return torch.randn(x.shape, generator=generator, device=generator.device, dtype=torch.float32).to(x)
+    return torch.randn(x.shape, generator=rng, device=rng.device, dtype=torch.float32).to(x)
 
 
 def _batch(sigma: Tensor, x: Tensor) -> Tensor:

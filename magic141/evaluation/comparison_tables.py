@@ -70,7 +70,7 @@ class Row:
 
     Attributes:
         label: what it is.
-        values: a text per run.
+        values: a string per run.
         differences: to the first run's, empty where they round to zero.
         better: than the first run; None where that cannot be told.
         errors: standard errors of the values; empty where there is none.
@@ -109,7 +109,7 @@ def made_differences(runs: Sequence[RunParts]) -> list[Row]:
 
 def not_alike(runs: Sequence[RunParts]) -> list[str]:
     """The conditions under which some run was not judged as the first was."""
-    fields = (difference.field for run in runs[1:] for difference in _pair(runs[0], run).of_a_row)
+    fields = (difference.field for run in runs[1:] for difference in _pair(runs[0], run).row_conditions)
     return list(dict.fromkeys(fields))
 
 
@@ -172,7 +172,7 @@ def _comparable(dimension: Dimension, first: RunParts, run: RunParts) -> bool:
     if first.measurement is None or run.measurement is None:
         return False
     pair = _pair(first, run)
-    return not pair.of_a_row and not (dimension.key in OF_THE_MACHINE and pair.machines)
+    return not pair.row_conditions and not (dimension.key in OF_THE_MACHINE and pair.machines)
 
 
 def _is_better(

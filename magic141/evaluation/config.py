@@ -67,7 +67,7 @@ class GenerateConfig(FrozenConfig):
     @model_validator(mode="after")
     def _something_each(self) -> GenerateConfig:
         if any(not prompt.strip() for prompt in self.prompts):
-            raise ValueError(f"prompts = {self.prompts}: one of them is empty, expected a text in each; remove it")
+            raise ValueError(f"prompts = {self.prompts}: one of them is empty, expected a string in each; remove it")
         if len(set(self.few_steps)) < len(self.few_steps):
             once = list(dict.fromkeys(self.few_steps))
             raise ValueError(f"few_steps = {self.few_steps}: a number occurs twice, expected each once; use {once}")

@@ -29,9 +29,9 @@ class TubeSpace:
 
     @classmethod
     def fit(cls, latents: Tensor | Rows, num_components: int, num_frames: int | None = None) -> Self:
-        """Fits on clips of latents [N, C, T, h, w], as many as are enough, spread over all: the first are of one video.
+        """Fits on clips of latents [N, C, T, h, w]: on as many as are enough, and only these are read.
 
-        The others are not even read.
+        They are spread evenly over the set, since neighbours are of the same video.
 
         Args:
             latents: latents of real clips.

@@ -18,7 +18,7 @@ from magic141.data.sheets import contact_sheet
 from magic141.evaluation.config import GenerateConfig
 from magic141.evaluation.media import first_clips, save_video
 from magic141.evaluation.performance import resident_megabytes
-from magic141.evaluation.suite import Conditions, clip_conditions
+from magic141.evaluation.suite import Conditions, clip_conditions, long_video_seed
 from magic141.evaluation.variants import Variant
 from magic141.evaluation.workload import Advance, Workload
 from magic141.models.frames import num_pixel_frames
@@ -26,7 +26,6 @@ from magic141.models.generator import VideoGenerator
 from magic141.stage_log import StageLog
 
 NUM_LONG_VIDEOS_SHOWN = 3
-SEEDS_APART = 1009  # between batches: a window's seed is that of its batch plus its index
 
 
 def run_long(
@@ -35,7 +34,7 @@ def run_long(
     """Generates long videos of all long clips into `out`, batch by batch; returns cost and memory per window."""
     parts, costs = [], []
     for number, batch in enumerate(clip_conditions(work.heldout, work.long_rows).batches(work.config.batch_size)):
-        seed = work.seed + SEEDS_APART * number
+        seed = long_video_seed(work.seed, number)
         latents, taken = long_latents(work.config, generator, batch.to(work.device), seed, advance)
         parts.append(latents.cpu())
         costs.append(taken)

@@ -64,8 +64,8 @@ class Pair:
         return [] if self.champion is None else list(_differences(self.candidate.machine, self.champion.machine))
 
     @property
-    def of_a_row(self) -> list[Difference]:
-        """What of the conditions keeps the figures of one and the same row of the score table from being compared."""
+    def row_conditions(self) -> list[Difference]:
+        """Those of `conditions` that make even a single row of the score table incomparable."""
         elsewhere = tuple(f"generate.{name}" for name in NOT_IN_A_ROW)
         return [difference for difference in self.conditions if not difference.field.startswith(elsewhere)]
 

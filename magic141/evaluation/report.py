@@ -14,11 +14,16 @@ from magic141.evaluation.pages import MAX_TILE, media_of, media_uri, read_json, 
 from magic141.evaluation.report_curves import (
     TRAINING_STAGES,
     long_video,
-    measured_on,
-    training_costs,
     training_curves,
 )
-from magic141.evaluation.report_tables import STUDENTS, result, score_tables, variant_terms
+from magic141.evaluation.report_tables import (
+    STUDENTS,
+    headline_table,
+    measured_on,
+    sampling_costs,
+    score_tables,
+    variant_terms,
+)
 from magic141.evaluation.scores import COSTS
 from magic141.stage_log import StageLog
 from magic141.training.config import RECORD_FILE
@@ -49,12 +54,21 @@ def write_report(
         out: receives report.html.
         log: receives the file.
     """
-    costs = training_costs(parts)
+    html = render_page("report.html.j2", title=config.title, **_sections(config, settings, parts))
+    file = out / "report.html"
+    file.write_text(html, encoding="utf-8")
+    log.file(file)
+    log.summary({"report_mb": file.stat().st_size / 2**20})
+
+
+def _sections(config: ReportConfig, settings: Mapping[str, Any], parts: Mapping[str, Path]) -> dict[str, Any]:
+    """What the page shows, by its names in the template; None or empty where artifacts are missing."""
+    costs = sampling_costs(parts)
     made = {stage: folder.name for stage, folder in parts.items()}
     text = without_credentials(yaml.safe_dump(dict(settings), sort_keys=False))
-    sections = {
+    return {
         "facts": _facts(parts),
-        "result": result(parts),
+        "result": headline_table(parts),
         "student": made.get("distill_dmd2", "")[:DIGITS_OF_STUDENT],
         "tables": score_tables(parts, settings["evaluate"]["frechet_dimensions"]),
         "terms": variant_terms(parts),
@@ -74,11 +88,6 @@ def write_report(
         "settings_uri": f"data:text/yaml;base64,{base64.b64encode(text.encode()).decode()}",
         **_tile(parts, config),
     }
-    html = render_page("report.html.j2", title=config.title, **sections)
-    file = out / "report.html"
-    file.write_text(html, encoding="utf-8")
-    log.file(file)
-    log.summary({"report_mb": file.stat().st_size / 2**20})
 
 
 def _facts(parts: Mapping[str, Path]) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""The report's charts of training, collapse watch and long videos, and its table of costs."""
+"""The report's charts of training, collapse watch and long videos."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from magic141.evaluation.charts import Series, line_chart, smooth
-from magic141.evaluation.headline import on_gpu, speedup
 from magic141.evaluation.pages import media_uri, read_json, read_lines
-from magic141.evaluation.report_tables import STUDENTS
 from magic141.training.config import METRICS_FILE, RECORD_FILE
 
 TRAINING_STAGES = {
@@ -121,19 +119,3 @@ def _window_chart(title: str, values: Mapping[str, Sequence[float]], top: float 
 def _variant_label(name: str) -> str:
     model, _, steps = name.rpartition("_")
     return f"{model}, {steps} {'step' if steps == '1' else 'steps'}"
-
-
-def training_costs(parts: Mapping[str, Path]) -> list[dict[str, Any]]:
-    """Evaluations, time and memory of every variant, with its speed-up over the first one."""
-    variants = read_json(parts, "generate", "variants.json")
-    if variants is None:
-        return []
-    return [{**v, "speedup": speedup(variants[0], v), "is_student": v["model"] in STUDENTS} for v in variants]
-
-
-def measured_on(costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Device and precision of the costs, and what its speed-up is taken from."""
-    first: Mapping[str, Any] = costs[0] if costs else {}
-    device = str(first.get("device", "cpu")).replace("cpu", "CPU")
-    precision = f", {first['precision']}" if "precision" in first else ""
-    return {"device": f"{device}{precision}", "on_gpu": on_gpu(first)}

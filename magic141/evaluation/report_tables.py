@@ -12,7 +12,7 @@ from magic141.evaluation.pages import read_json
 from magic141.evaluation.scores import AVERAGE, EXACT, FRECHET, VBENCH, Dimension, error_text
 
 STUDENTS = ("student", "int8")  # models that stand out in tables
-FEW_COLUMNS = 2  # of VBench, that need no table of their own
+FEW_COLUMNS = 2  # of VBench; up to so many go into the first table
 VARIANTS = {
     "teacher": "the undistilled model, called the teacher: Euler steps along its flow, each of two evaluations, "
     "with and without the caption (classifier-free guidance)",
@@ -40,7 +40,7 @@ def score_tables(parts: Mapping[str, Path], frechet_dimensions: int) -> list[dic
     return [_table(title, first, rows), _table("VBench, in the layout of the paper's Table 1", vbench, rows)]
 
 
-def result(parts: Mapping[str, Path]) -> dict[str, Any] | None:
+def headline_table(parts: Mapping[str, Path]) -> dict[str, Any] | None:
     """The student, the model of many steps and the real clips: their first scores, evaluations and latency."""
     rows = (read_json(parts, "evaluate", "scores.json") or {"variants": []})["variants"]
     student, many = student_row(rows), many_step_row(rows)
@@ -59,6 +59,22 @@ def result(parts: Mapping[str, Path]) -> dict[str, Any] | None:
         if row is not None
     ]
     return {"dimensions": dimensions, "rows": lines, "speedup": speedup(many, student), "on_gpu": on_gpu(many)}
+
+
+def sampling_costs(parts: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """Evaluations, time and memory of every variant, with its speed-up over the first one."""
+    variants = read_json(parts, "generate", "variants.json")
+    if variants is None:
+        return []
+    return [{**v, "speedup": speedup(variants[0], v), "is_student": v["model"] in STUDENTS} for v in variants]
+
+
+def measured_on(costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Device and precision of the costs, and what its speed-up is taken from."""
+    first: Mapping[str, Any] = costs[0] if costs else {}
+    device = str(first.get("device", "cpu")).replace("cpu", "CPU")
+    precision = f", {first['precision']}" if "precision" in first else ""
+    return {"device": f"{device}{precision}", "on_gpu": on_gpu(first)}
 
 
 def variant_terms(parts: Mapping[str, Path]) -> list[tuple[str, str]]:

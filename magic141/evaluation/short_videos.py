@@ -16,7 +16,7 @@ from torch import Tensor
 from magic141.data.sheets import contact_sheet
 from magic141.evaluation.media import first_clips, save_video
 from magic141.evaluation.performance import Usage, measure, weight_megabytes
-from magic141.evaluation.suite import Conditions, clip_conditions
+from magic141.evaluation.suite import Conditions, clip_conditions, clip_seed
 from magic141.evaluation.tensor_memory import TensorMemory
 from magic141.evaluation.variants import Variant
 from magic141.evaluation.workload import NUM_KNOWN, Advance, Workload
@@ -119,7 +119,7 @@ def _sample(
 
     def sample(batch: Conditions, number: int) -> Tensor:
         here = batch.to(work.device)
-        return generator.sample(here.text, here.image_tokens, here.prefix, seed * 1009 + number).cpu()
+        return generator.sample(here.text, here.image_tokens, here.prefix, clip_seed(seed, number)).cpu()
 
     parts: list[Tensor] = []
     threads = work.config.num_threads

@@ -14,6 +14,18 @@ from magic141.models.text_embedding import TextEmbedding
 from magic141.models.vae import VideoCodec
 from magic141.retrieval.prior import Hit
 
+_SEEDS_APART = 1009  # more than a generation has batches, or a long video windows
+
+
+def clip_seed(seed: int, batch: int) -> int:
+    """Seed of the noise of a batch of clips: their generation's is `seed`, `batch` its number."""
+    return seed * _SEEDS_APART + batch
+
+
+def long_video_seed(seed: int, batch: int) -> int:
+    """Seed of the noise of a batch of long videos; their windows have the seeds that follow it."""
+    return seed + batch * _SEEDS_APART
+
 
 @dataclass(frozen=True)
 class Conditions:

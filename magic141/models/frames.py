@@ -1,4 +1,4 @@
-"""How many frames a causal codec makes of others: the first frame has a latent frame of its own, later ones share."""
+"""Frame counts of a causal codec: the first frame has a latent frame of its own, later ones share one in groups."""
 
 from __future__ import annotations
 

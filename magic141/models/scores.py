@@ -76,7 +76,7 @@ class Scores(nn.Module, ABC):
         return torch.as_tensor(self.head(features))
 
     def add_exits(self, num_exits: int) -> None:
-        """Adds an embedding of the step at which clips left the student's chain to that of the time; zero at first.
+        """Adds to the time embedding one, zero at first, of the exit step at which clips left the student's chain.
 
         Clips that leave early are blurred. A fake score that cannot tell the exits apart models their mixture, and so
         pushes late clips towards too much contrast.

@@ -67,7 +67,7 @@ def check_request(fields: Mapping[str, object], limits: Limits) -> VideoRequest:
 
 def _prompt(prompt: object, limits: Limits) -> str:
     if not isinstance(prompt, str):
-        raise RequestError("prompt", _kind(prompt), "a text", "say what happens in the video", MALFORMED)
+        raise RequestError("prompt", _kind(prompt), "a string", "say what happens in the video", MALFORMED)
     if not prompt.strip():
         raise RequestError("prompt", "(empty)", "a description", "say what happens in the video")
     if len(prompt) > limits.max_prompt_chars:

@@ -33,7 +33,7 @@ _JSON_WITH_PATHS = (
 def settle_place(store: Path, workspace: Path, is_busy: Callable[[], bool]) -> None:
     """Corrects the store's paths if the workspace was moved or copied.
 
-    Not while somebody works in the same folder under its other path, as in a container: his files would be missed.
+    Not while somebody works in the same folder under its other path, as in a container: their files would not be found.
 
     Args:
         store: MLflow's SQLite file in the workspace.

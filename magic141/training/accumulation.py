@@ -81,8 +81,8 @@ class Parts:
         Args:
             evaluate: (x_t [B, ...], sigma [B], *told) -> velocity [B, ...].
             told: the conditions of the whole batch.
-            everywhere: evaluate `num` times even if there are fewer clips. A network that is split over the workers
-                needs that where their numbers of clips differ, as all workers must call it equally often.
+            everywhere: evaluate `num` times even if there are fewer clips. A network that is split over workers with
+                different numbers of clips needs this: all of them must call it equally often.
         """
 
         def predict(x_t: Tensor, sigma: Tensor) -> Tensor:

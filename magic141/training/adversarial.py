@@ -15,7 +15,7 @@ from torch.nn.functional import softplus
 
 from magic141.diffusion.samplers import randn_like
 from magic141.training.backward_simulation import Generated
-from magic141.training.conditions import Batch
+from magic141.training.batches import Batch
 from magic141.training.distribution_matching import Noise, score_times
 from magic141.training.dmd2_config import Dmd2Config
 from magic141.training.dmd2_networks import Guidance, GuidedScores

@@ -13,7 +13,7 @@ from magic141.diffusion.flow import interpolate, sigma_grid, x0_from_velocity
 from magic141.diffusion.samplers import ChainStep, PredictVelocity, chain_input, randn_like
 from magic141.models.transformer import Prefix, make_prefix, velocity
 from magic141.training.accumulation import Parts
-from magic141.training.conditions import Batch
+from magic141.training.batches import Batch
 from magic141.training.dmd2_config import Dmd2Config
 from magic141.training.dmd2_networks import Guidance
 from magic141.training.engine import Engine

@@ -1,60 +1,142 @@
-"""Chooses the clips of every worker's batch, as a pure function of the step, so that resuming needs no state."""
+"""Training batches: windows of clips with their text, image tokens and known latent frames."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from magic141.errors import UserError
+from magic141.data.dataset import ClipDataset, load_null_text
+from magic141.data.info import load_info
+from magic141.models.frames import num_latent_frames
+from magic141.models.text_embedding import TextEmbedding
+from magic141.models.transformer import Conditioning, Prefix, condition, make_prefix
+
+MAX_CARRIED = 2  # most latent frames that a continued window knows besides the anchor
 
 
 @dataclass(frozen=True)
-class BatchSampler:
-    """Shuffled passes over the clips, without replacement within a pass, divided among the workers.
+class Batch:
+    """Clean latents x0 [B, C, T, h, w] and everything that the networks are conditioned on."""
 
-    The union of all workers' batches at a step does not depend on how many workers there are.
+    x0: Tensor
+    cond: Conditioning
+    uncond: Conditioning  # without text; the image tokens stay, so that guidance acts on the text only
+    prefix: Prefix | None
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on another device."""
+        prefix = self.prefix
+        if prefix is not None:
+            prefix = Prefix(prefix.latents.to(device), prefix.mask.to(device))
+        return Batch(self.x0.to(device), self.cond.to(device), self.uncond.to(device), prefix)
+
+    def part(self, rows: slice | Tensor) -> Batch:
+        """The samples `rows` of the batch.
+
+        On a GPU a slice loses the padding and the mask if its samples are equally long, as in `Conditioning.to`.
+        """
+        if isinstance(rows, slice):
+            everything = rows.indices(len(self.x0)) == (0, len(self.x0), 1)
+            return self if everything else self._rows(rows).to(self.x0.device)
+        return self._rows(rows)
+
+    def _rows(self, rows: slice | Tensor) -> Batch:
+        prefix = self.prefix
+        if prefix is not None:
+            prefix = Prefix(prefix.latents[rows], prefix.mask[rows])
+        return Batch(self.x0[rows], self.cond.part(rows), self.uncond.part(rows), prefix)
+
+
+@dataclass(frozen=True)
+class BatchMaker:
+    """Cuts windows from clips and drops conditions at random.
 
     Attributes:
-        num_clips: clips in the data set.
-        batch_size_per_worker: clips that one worker takes per step.
-        rank: this worker's number, from 0.
-        world_size: number of workers.
-        seed: seed of the shuffles.
+        dataset: clips, at least as long as the window.
+        null_text: the empty prompt, batch size 1.
+        num_latent_frames: T of the window.
+        image_condition: whether image tokens and known frames are given (I2V) or not (T2V).
+        continued_fraction: share of samples that continue a video, like the later windows of a long one: they know
+            the anchor, which is that video's first latent frame, and one or two latent frames from anywhere in the
+            clip. The other samples know only the clip's first latent frame.
+        far_anchors: if False, continued samples instead start with their clip, and know its first latent frame and
+            the one or two that follow.
+        text_dropout: share of samples with the empty prompt.
+        image_dropout: share of samples without known frames and with zero image tokens.
     """
 
-    num_clips: int
-    batch_size_per_worker: int
-    rank: int = 0
-    world_size: int = 1
-    seed: int = 0
+    dataset: ClipDataset
+    null_text: TextEmbedding
+    num_latent_frames: int
+    image_condition: bool
+    continued_fraction: float = 0.0
+    far_anchors: bool = True
+    text_dropout: float = 0.0
+    image_dropout: float = 0.0
 
-    def __post_init__(self) -> None:
-        if self.num_clips < self.batch_size:
-            raise UserError(
-                f"batch_size = {self.batch_size}: the data has only {self.num_clips} clips; use a smaller batch"
-            )
+    @classmethod
+    def open(
+        cls,
+        data: Path,
+        window_frames: int,
+        image_condition: bool,
+        continued_fraction: float,
+        text_dropout: float = 0.0,
+        image_dropout: float = 0.0,
+    ) -> BatchMaker:
+        """Of the training clips in `data`, an artifact of `prepare_data`; a window has `window_frames` pixel frames."""
+        return cls(
+            dataset=ClipDataset.open(data, "train"),
+            null_text=load_null_text(data),
+            num_latent_frames=num_latent_frames(window_frames, load_info(data).temporal_factor),
+            image_condition=image_condition,
+            continued_fraction=continued_fraction,
+            text_dropout=text_dropout,
+            image_dropout=image_dropout,
+        )
 
-    @property
-    def batch_size(self) -> int:
-        """Clips per step over all workers."""
-        return self.batch_size_per_worker * self.world_size
+    def make(self, indices: Tensor, rng: torch.Generator) -> Batch:
+        """The batch of the clips `indices` [B]; all randomness comes from `rng`."""
+        num = len(indices)
+        data = self.dataset
+        continued = torch.rand(num, generator=rng) < (self.continued_fraction if self.image_condition else 0.0)
+        last_start = data.latents.shape[2] - self.num_latent_frames + 1
+        anywhere = torch.randint(1, last_start + 1, (num,), generator=rng)
+        carried = torch.randint(1, MAX_CARRIED + 1, (num,), generator=rng)
+        anchored = continued & self.far_anchors
+        x0 = self._windows(indices, torch.where(anchored, anywhere, 1))
+        known_first = data.known_first(indices)
+        x0[anchored, :, :1] = known_first[anchored] = data.anchor[indices[anchored]]
+        null = self.null_text.expand(num)
+        no_text = torch.rand(num, generator=rng) < self.text_dropout
+        text = _where(no_text, null, data.text(indices))
+        if not self.image_condition:
+            return Batch(x0, condition(text, None), condition(null, None), None)
+        no_image = torch.rand(num, generator=rng) < self.image_dropout
+        image = data.image_tokens[indices]
+        image[anchored] = data.anchor_tokens[indices[anchored]]
+        image = image * (~no_image).float()[:, None, None]
+        known = torch.cat([known_first, x0[:, :, 1:]], dim=2)
+        prefix = make_prefix(known, 1 + torch.where(continued, carried, 0)).dropped(no_image)
+        return Batch(x0, condition(text, image), condition(null, image), prefix)
 
-    def indices(self, step: int) -> Tensor:
-        """Indices of this worker's clips at 0-based `step`, int64 [batch_size_per_worker].
+    def _windows(self, indices: Tensor, starts: Tensor) -> Tensor:
+        """The clips' first latent frame, followed by those from `starts` on; reads no other frames from disk."""
+        latents, num_following = self.dataset.latents, self.num_latent_frames - 1
+        windows = latents[indices, :, : self.num_latent_frames]
+        for sample in (starts > 1).nonzero().flatten().tolist():
+            start = int(starts[sample])
+            windows[sample, :, 1:] = latents[int(indices[sample]), :, start : start + num_following]
+        return windows
 
-        A batch at a boundary between passes takes the end of one pass and the start of the next.
-        """
-        start = step * self.batch_size + self.rank * self.batch_size_per_worker
-        positions = range(start, start + self.batch_size_per_worker)
-        passes = [divmod(position, self.num_clips) for position in positions]
-        return torch.stack([_order(self.num_clips, self.seed, epoch)[place] for epoch, place in passes])
 
-
-@lru_cache(maxsize=4)
-def _order(num_clips: int, seed: int, epoch: int) -> Tensor:
-    """The order of the clips in one pass, int64 [num_clips]."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    return torch.randperm(num_clips, generator=generator)
+def _where(drop: Tensor, a: TextEmbedding, b: TextEmbedding) -> TextEmbedding:
+    pick = drop.reshape(-1, 1)
+    return TextEmbedding(
+        torch.where(pick[..., None], a.tokens, b.tokens),
+        torch.where(pick, a.mask, b.mask),
+        torch.where(pick, a.pooled, b.pooled),
+    )

@@ -13,11 +13,11 @@ from magic141.diffusion.flow import interpolate, sample_sigma, velocity_target
 from magic141.diffusion.guidance import guided_velocity
 from magic141.models.config import TransformerConfig
 from magic141.models.transformer import add_guidance_embedding, load_transformer, velocity
-from magic141.training.conditions import Batch, BatchMaker
+from magic141.training.batches import Batch, BatchMaker
 from magic141.training.config import CfgDistillationConfig
 from magic141.training.engine import make_frozen
 from magic141.training.objective import TrainContext
-from magic141.training.single import RandomNumbers, SingleNetworkObjective
+from magic141.training.single_network import RandomNumbers, SingleNetworkObjective
 
 
 def cfg_distillation_loss(student: Tensor, guided: Tensor, target: Tensor, distillation_weight: float) -> Tensor:
@@ -66,12 +66,12 @@ class CfgDistillation(SingleNetworkObjective):
         dtype = torch.bfloat16 if spec.config.precision == "bf16" else torch.float32
         self.teacher = make_frozen(load_transformer(spec.teacher, dtype), spec.config.precision, context)
 
-    def draw(self, x0: Tensor, generator: torch.Generator) -> RandomNumbers:
+    def draw(self, x0: Tensor, rng: torch.Generator) -> RandomNumbers:
         """Draws guidance scales w [B], times [B] and noise [B, C, T, h, w]."""
         low, high = self.config.min_guidance_scale, self.config.max_guidance_scale
-        w = (low + (high - low) * torch.rand(len(x0), generator=generator)).to(x0.device)
-        sigma = sample_sigma(len(x0), self.config.shift, generator).to(x0.device)
-        return w, sigma, torch.randn(x0.shape, generator=generator).to(x0)
+        w = (low + (high - low) * torch.rand(len(x0), generator=rng)).to(x0.device)
+        sigma = sample_sigma(len(x0), self.config.shift, rng).to(x0.device)
+        return w, sigma, torch.randn(x0.shape, generator=rng).to(x0)
 
     def loss(self, batch: Batch, drawn: RandomNumbers) -> Tensor:
         """The distillation loss of a batch or a part of it."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
@@ -12,12 +11,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 
 from magic141.errors import UserError
 from magic141.publication import written_aside
 from magic141.training.objective import Objective, TrainContext
+from magic141.training.random_numbers import random_state, set_random_state
 
 
 @dataclass(frozen=True)
@@ -133,29 +132,6 @@ def require_compatible(info: CheckpointInfo, context: TrainContext) -> None:
             f"{placement.zero_stage}: {context.run_dir} holds step {info.step} of engine {info.engine} with "
             f"{info.world_size} workers and zero_stage {stage}; use those again or delete that folder"
         )
-
-
-def random_state() -> dict[str, Any]:
-    """The state of every global random generator of this process."""
-    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-    return {"torch": torch.get_rng_state(), "cuda": cuda, "numpy": np.random.get_state(), "python": random.getstate()}
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    """The inverse of `random_state`."""
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-    np.random.set_state(state["numpy"])
-    random.setstate(state["python"])
-
-
-def seed_everything(seed: int, rank: int) -> None:
-    """Seed all global generators of a worker from (seed, rank)."""
-    mixed = int(np.random.SeedSequence([seed, rank]).generate_state(1)[0])
-    torch.manual_seed(mixed)
-    np.random.seed(mixed)
-    random.seed(mixed)
 
 
 def _load(file: Path, device: torch.device) -> Any:

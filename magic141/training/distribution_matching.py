@@ -1,4 +1,4 @@
-"""Distribution matching: the noised clips on which DMD2 evaluates its scores, the gradient of their difference."""
+"""Distribution matching: noised clips for the scores of DMD2, and the gradient from the scores' difference."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ from magic141.models.config import TransformerConfig
 from magic141.training.accumulation import LossOfPart, Parts
 from magic141.training.adversarial import Discriminator
 from magic141.training.backward_simulation import BackwardSimulation, Generated
+from magic141.training.batches import Batch, BatchMaker
 from magic141.training.collapse import CollapseWatch
-from magic141.training.conditions import Batch, BatchMaker, step_generator
 from magic141.training.distribution_matching import Noise, dmd2_gradient, dmd2_loss, score_times
 from magic141.training.dmd2_config import Dmd2Config
 from magic141.training.dmd2_networks import (
@@ -41,9 +41,8 @@ from magic141.training.ema import Ema
 from magic141.training.engine import Engine, make_engine
 from magic141.training.exit_step import draw_exit_step
 from magic141.training.objective import TrainContext
-from magic141.training.single import make_sampler
-
-_NO_RANK = 4095  # used in place of the rank where all ranks must draw the same numbers
+from magic141.training.random_numbers import shared_generator, step_generator
+from magic141.training.single_network import make_sampler
 
 
 @dataclass(frozen=True)
@@ -55,15 +54,15 @@ class Dmd2Spec:
         model: the transformer's settings.
         data: the data artifact.
         teacher: diffusers folder of the undistilled network; a T2V teacher gives a T2V student.
-        student: diffusers folder of the CFG-distilled network from which the student starts, unless `config.start` is
-            "teacher".
+        cfg_distilled: diffusers folder of the CFG-distilled network. `config.start` says from which of the two the
+            student starts, `config.real_score` which one is the real score.
     """
 
     config: Dmd2Config
     model: TransformerConfig
     data: Path
     teacher: Path
-    student: Path
+    cfg_distilled: Path
 
     def build(self, context: TrainContext) -> Dmd2:
         """Loads data and networks on this worker."""
@@ -87,12 +86,12 @@ class Dmd2:
         with_image = takes_image(spec.teacher)
         self.maker = BatchMaker.open(spec.data, spec.model.window_frames, with_image, config.continued_fraction)
         self.sampler = make_sampler(self.maker, config, context)
-        generator = build_generator(config, spec.teacher, spec.student, context.seed)
+        generator = build_generator(config, spec.teacher, spec.cfg_distilled, context.seed)
         # Build this engine before loading the scores: only then can the host copy of these weights be freed.
         self.generator = make_engine(generator, config.optimizer, config.num_steps, config.precision, context)
         self.parts = Parts.of(config, context)
         self.chain = BackwardSimulation(config, self.generator, self.parts)
-        self.scores = build_scores(config, spec.teacher, spec.student, context.seed)
+        self.scores = build_scores(config, spec.teacher, spec.cfg_distilled, context.seed)
         num_fake = config.num_steps * config.fake_updates_per_step + config.fake_warmup_updates
         self.fake = make_engine(self.scores, config.fake_optimizer, num_fake, config.precision, context)
         self.guided = GuidedScores(self.scores, config.real_score, config.is_guided)
@@ -130,7 +129,7 @@ class Dmd2:
 
     def draw(self, step: int) -> Drawn:
         """Draws what is random about an update but the same on all ranks."""
-        rng = step_generator(self.context.seed, step, _NO_RANK)
+        rng = shared_generator(self.context.seed, step)
         exit_step = draw_exit_step(self.config.exit_shares, rng)
         return Drawn(exit_step, bool(torch.rand((), generator=rng) < self.config.own_frames_fraction))
 
@@ -188,11 +187,11 @@ class Dmd2:
     def distribution_matching_gradient(self, x: Tensor, batch: Batch, w: Guidance, rng: torch.Generator) -> Tensor:
         """The DMD2 gradient at the detached clean estimate x, at random score times; both [B, C, T, h, w]."""
         noise = Noise.draw(x, self.config, rng)
-        z_t, sigma = noise.on(x), noise.sigma
+        x_t, sigma = noise.on(x), noise.sigma
         with self.fake.autocast():
-            fake = self.parts.over(partial(self.guided.fake, self.scores), batch, w)(z_t, sigma)
-            real = self.parts.over(self.guided.real, batch, w)(z_t, sigma)
-        return dmd2_gradient(x, x0_from_velocity(z_t, real, sigma), x0_from_velocity(z_t, fake, sigma))
+            fake = self.parts.over(partial(self.guided.fake, self.scores), batch, w)(x_t, sigma)
+            real = self.parts.over(self.guided.real, batch, w)(x_t, sigma)
+        return dmd2_gradient(x, x0_from_velocity(x_t, real, sigma), x0_from_velocity(x_t, fake, sigma))
 
     def other_losses(self, x: Tensor, batch: Batch, w: Guidance, judged: Noise | None) -> dict[str, Tensor]:
         """The weighted adversarial and regression losses, if switched on; the head sees x with the noise `judged`."""

@@ -15,9 +15,9 @@ from magic141.diffusion.guidance import guided_velocity
 from magic141.models.adapters import add_lora, merge_lora
 from magic141.models.scores import Scores, SeparateScores, SharedScores
 from magic141.models.transformer import add_guidance_embedding, load_transformer, velocity
-from magic141.training.conditions import Batch
+from magic141.training.batches import Batch
 from magic141.training.dmd2_config import Dmd2Config
-from magic141.training.single import save_network
+from magic141.training.single_network import save_network
 
 GENERATOR = "generator"
 
@@ -27,9 +27,11 @@ def takes_image(folder: Path) -> bool:
     return HunyuanVideoTransformer3DModel.load_config(folder).get("image_condition_type") is not None
 
 
-def build_generator(config: Dmd2Config, teacher: Path, student: Path, seed: int) -> HunyuanVideoTransformer3DModel:
+def build_generator(
+    config: Dmd2Config, teacher: Path, cfg_distilled: Path, seed: int
+) -> HunyuanVideoTransformer3DModel:
     """The few-step student, with w as an input; all of it is trained, or only a low-rank branch."""
-    generator = add_guidance_embedding(load_transformer(teacher if config.start == "teacher" else student))
+    generator = add_guidance_embedding(load_transformer(teacher if config.start == "teacher" else cfg_distilled))
     if config.generator_lora_rank > 0:
         add_lora(generator, config.generator_lora_rank, GENERATOR, seed)
     return generator
@@ -40,9 +42,9 @@ def export_generator(network: Any, state: dict[str, Tensor], folder: Path) -> No
     save_network(network, merge_lora(state, GENERATOR), folder)
 
 
-def build_scores(config: Dmd2Config, teacher: Path, student: Path, seed: int) -> Scores:
+def build_scores(config: Dmd2Config, teacher: Path, cfg_distilled: Path, seed: int) -> Scores:
     """Real and fake score on the configured base, with an exit embedding and a discriminator head if configured."""
-    base = load_transformer(teacher if config.real_score == "teacher" else student)
+    base = load_transformer(teacher if config.real_score == "teacher" else cfg_distilled)
     scores: Scores
     if config.fake_score == "full":
         scores = SeparateScores(base)
@@ -98,29 +100,29 @@ class GuidedScores:
     Attributes:
         scores: real and fake score.
         kind: which network is their base.
-        guided: whether the teacher is evaluated twice; the same on all workers, whatever w each has drawn.
+        two_evaluations: whether the teacher is evaluated twice; the same on all workers, whatever w each has drawn.
     """
 
     scores: Scores
     kind: Literal["teacher", "cfg_distilled"]
-    guided: bool
+    two_evaluations: bool
 
-    def real(self, z_t: Tensor, sigma: Tensor, batch: Batch, w: Guidance) -> Tensor:
-        """The real score's velocity [B, C, T, h, w], without a gradient; z_t is as large, sigma [B]."""
-        return self._guided(self.scores.real, z_t, sigma, batch, w)
+    def real(self, x_t: Tensor, sigma: Tensor, batch: Batch, w: Guidance) -> Tensor:
+        """The real score's velocity [B, C, T, h, w], without a gradient; x_t is as large, sigma [B]."""
+        return self._guided(self.scores.real, x_t, sigma, batch, w)
 
-    def base(self, z_t: Tensor, sigma: Tensor, batch: Batch, w: Guidance) -> Tensor:
+    def base(self, x_t: Tensor, sigma: Tensor, batch: Batch, w: Guidance) -> Tensor:
         """The base's velocity, without an adapter: that of the many-step model that the student is compared with."""
-        return self._guided(self.scores.base, z_t, sigma, batch, w)
+        return self._guided(self.scores.base, x_t, sigma, batch, w)
 
-    def fake(self, network: Any, z_t: Tensor, sigma: Tensor, batch: Batch, w: Guidance) -> Tensor:
+    def fake(self, network: Any, x_t: Tensor, sigma: Tensor, batch: Batch, w: Guidance) -> Tensor:
         """The fake score's velocity; `network` is the scores or the engine that wraps them."""
-        return velocity(network, z_t, sigma, batch.cond, batch.prefix, w.real if self.kind == "cfg_distilled" else None)
+        return velocity(network, x_t, sigma, batch.cond, batch.prefix, w.real if self.kind == "cfg_distilled" else None)
 
-    def _guided(self, score: Callable[..., Tensor], z_t: Tensor, sigma: Tensor, batch: Batch, w: Guidance) -> Tensor:
+    def _guided(self, score: Callable[..., Tensor], x_t: Tensor, sigma: Tensor, batch: Batch, w: Guidance) -> Tensor:
         if self.kind == "cfg_distilled":
-            return score(z_t, sigma, batch.cond, batch.prefix, w.real)
-        conditional = score(z_t, sigma, batch.cond, batch.prefix, None)
-        if not self.guided:
+            return score(x_t, sigma, batch.cond, batch.prefix, w.real)
+        conditional = score(x_t, sigma, batch.cond, batch.prefix, None)
+        if not self.two_evaluations:
             return conditional
-        return guided_velocity(score(z_t, sigma, batch.uncond, batch.prefix, None), conditional, w.real)
+        return guided_velocity(score(x_t, sigma, batch.uncond, batch.prefix, None), conditional, w.real)

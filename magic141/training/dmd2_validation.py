@@ -21,13 +21,14 @@ from magic141.models.config import Sampler
 from magic141.models.transformer import velocity
 from magic141.models.vae import load_codec
 from magic141.training.accumulation import Parts
+from magic141.training.batches import Batch, BatchMaker
 from magic141.training.collapse import PREFIX, compare
-from magic141.training.conditions import Batch, BatchMaker, step_generator
 from magic141.training.dmd2_config import Dmd2Config
 from magic141.training.dmd2_networks import Guidance, GuidedScores
 from magic141.training.engine import Engine
 from magic141.training.objective import TrainContext, sum_over_workers
 from magic141.training.progress import write_image
+from magic141.training.random_numbers import step_generator
 
 SHOWN_SIGMA = 0.7  # time at which the pictures show the scores: the modes are still undecided, the shapes are not
 SHEET = "student_real_fake"
@@ -39,13 +40,13 @@ class Dmd2Validation:
     def __init__(
         self,
         maker: BatchMaker,
-        scores: GuidedScores,
+        guided: GuidedScores,
         generator: Engine,
         config: Dmd2Config,
         data: Path,
         context: TrainContext,
     ) -> None:
-        self.scores, self.generator, self.config, self.data, self.context = scores, generator, config, data, context
+        self.guided, self.generator, self.config, self.data, self.context = guided, generator, config, data, context
         self._maker = replace(maker, dataset=ClipDataset.open(data, "validation"), continued_fraction=0.0)
         self._reference: Tensor | None = None  # the many-step model's latents, [S, N, C, T, h, w]
         self._reference_frechet = 1.0
@@ -106,7 +107,7 @@ class Dmd2Validation:
 
     def _sample_reference(self, batch: Batch, w: Guidance) -> Tensor:
         """The many-step model's clips: many Euler steps of the base, without an adapter."""
-        predict = self._in_parts(self.scores.base, batch, w)
+        predict = self._in_parts(self.guided.base, batch, w)
         return self._sample(predict, batch, self.config.collapse.reference_steps, "euler")
 
     def _in_parts(self, evaluate: Callable[..., Tensor], batch: Batch, w: Guidance) -> PredictVelocity:
@@ -136,13 +137,13 @@ class Dmd2Validation:
         if num == 0:
             return
         sigma = torch.full((len(student),), SHOWN_SIGMA, device=student.device)
-        z_t = interpolate(student, randn_like(student, self._rng(-1)), sigma)
-        self.scores.scores.set_exit(self.config.num_inference_steps - 1)
-        fake = self._in_parts(partial(self.scores.fake, self.scores.scores), batch, w)(z_t, sigma)
-        real = self._in_parts(self.scores.real, batch, w)(z_t, sigma)
+        x_t = interpolate(student, randn_like(student, self._rng(-1)), sigma)
+        self.guided.scores.set_exit(self.config.num_inference_steps - 1)
+        fake = self._in_parts(partial(self.guided.fake, self.guided.scores), batch, w)(x_t, sigma)
+        real = self._in_parts(self.guided.real, batch, w)(x_t, sigma)
         if not self.context.is_main:  # the forward passes are collective when the networks are sharded
             return
-        rows = torch.stack([student, *(x0_from_velocity(z_t, u, sigma) for u in (real, fake))], dim=1)
+        rows = torch.stack([student, *(x0_from_velocity(x_t, u, sigma) for u in (real, fake))], dim=1)
         image = self._decode(rows[:num].flatten(0, 1))
         write_image(self.context.run_dir, SHEET, self.generator.num_updates, image)
 

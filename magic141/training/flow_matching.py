@@ -21,10 +21,10 @@ from magic141.models.transformer import (
     load_transformer,
     velocity,
 )
-from magic141.training.conditions import Batch, BatchMaker
+from magic141.training.batches import Batch, BatchMaker
 from magic141.training.config import FlowMatchingConfig
 from magic141.training.objective import TrainContext
-from magic141.training.single import RandomNumbers, SingleNetworkObjective
+from magic141.training.single_network import RandomNumbers, SingleNetworkObjective
 
 
 def flow_matching_loss(predict: PredictVelocity, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
@@ -73,10 +73,10 @@ class FlowMatching(SingleNetworkObjective):
         """Without far anchors early on: they are slow to learn and would delay everything else."""
         return self.maker if step >= self.first_anchored else replace(self.maker, far_anchors=False)
 
-    def draw(self, x0: Tensor, generator: torch.Generator) -> RandomNumbers:
+    def draw(self, x0: Tensor, rng: torch.Generator) -> RandomNumbers:
         """Draws times [B] and noise [B, C, T, h, w]."""
-        sigma = sample_sigma(len(x0), self.shift, generator).to(x0.device)
-        return sigma, torch.randn(x0.shape, generator=generator).to(x0)
+        sigma = sample_sigma(len(x0), self.shift, rng).to(x0.device)
+        return sigma, torch.randn(x0.shape, generator=rng).to(x0)
 
     def loss(self, batch: Batch, drawn: RandomNumbers) -> Tensor:
         """The flow-matching loss of a batch or a part of it."""

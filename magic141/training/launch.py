@@ -17,11 +17,12 @@ import torch.distributed as dist
 from magic141.errors import UserError
 from magic141.stage_log import StageLog
 from magic141.text_files import replace_text
-from magic141.training.checkpoint import LocalStore, random_state, set_random_state
+from magic141.training.checkpoint import LocalStore
 from magic141.training.config import METRICS_FILE, PlacementConfig, TrainConfig
 from magic141.training.loop import EXPORT, LoopResult, run_training
 from magic141.training.objective import ObjectiveSpec, TrainContext
 from magic141.training.progress import follow, write_metrics
+from magic141.training.random_numbers import random_state, set_random_state
 from magic141.training.ray_launch import NUM_TO_KEEP, WorkerTask, run_on_ray
 
 _RESULT = "result.json"

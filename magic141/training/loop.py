@@ -17,15 +17,13 @@ from magic141.publication import written_aside
 from magic141.training.checkpoint import (
     CheckpointInfo,
     CheckpointStore,
-    random_state,
     read_checkpoint,
-    seed_everything,
-    set_random_state,
     write_checkpoint,
 )
 from magic141.training.config import TrainConfig
 from magic141.training.objective import Objective, ObjectiveSpec, TrainContext, sum_over_workers
 from magic141.training.progress import ProgressWriter
+from magic141.training.random_numbers import random_state, seed_everything, set_random_state
 
 EXPORT = "export"
 

@@ -111,7 +111,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any] | str:
 
 
 def code_of(spec: ObjectiveSpec) -> CodeStamp:
-    """Stamp of the code that decides what training computes, without an objective's from a script outside a package."""
+    """Stamp of the code that decides what training computes: the loop, and the objective if it is part of a package."""
     objective = type(spec).__module__
     return CodeStamp.of(["magic141.training.loop", *([objective] if "." in objective else [])])
 

@@ -250,7 +250,9 @@ def test_workers_with_other_code_than_the_drivers_prepare_nothing(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
 def test_encoders_on_gpus_are_refused_where_there_are_none(tmp_path: Path) -> None:
     config = DataConfig.model_validate({**SHAPES, "num_gpus_per_worker": 1})
-    with pytest.raises(UserError, match=r"data\.num_workers = 1: with num_gpus_per_worker = 1 more than the 0 GPUs"):
+    with pytest.raises(
+        UserError, match=r"data\.num_workers = 1: with num_gpus_per_worker = 1 they take 1 GPUs, of which"
+    ):
         prepare_dataset(config, tmp_path, NullLog(), seed=0, run_dir=tmp_path / "run")
 
 

@@ -130,7 +130,7 @@ def test_workers_make_what_one_process_makes(inputs: dict[str, Path], undisturbe
 @NO_GPU
 @pytest.mark.slow
 def test_workers_with_gpus_are_refused_where_there_are_none(inputs: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"generate\.num_workers = 2: with gpus_per_worker = 1 more than the 0 GPUs"):
+    with pytest.raises(UserError, match=r"generate\.num_workers = 2: with gpus_per_worker = 1 they take 2 GPUs"):
         run(inputs, tmp_path, num_workers=2, gpus_per_worker=1)
 
 

@@ -32,8 +32,8 @@ def test_formats(kind: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "status", "message"),
     [
-        ({"prompt": None}, 400, "prompt = (missing): expected a text"),
-        ({"prompt": 3}, 400, "prompt = int: expected a text"),
+        ({"prompt": None}, 400, "prompt = (missing): expected a string"),
+        ({"prompt": 3}, 400, "prompt = int: expected a string"),
         ({"prompt": "  "}, 422, "prompt = (empty): expected a description"),
         ({"prompt": "word " * 9}, 422, "prompt = 45 characters: expected at most 20; shorten it"),
         ({"seconds": "soon"}, 400, "seconds = soon: expected a number above 0, at most 5"),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from magic141.errors import UserError
 from magic141.training.accumulation import Parts
-from magic141.training.batches import BatchSampler
+from magic141.training.batch_sampler import BatchSampler
 from magic141.training.config import PlacementConfig, TrainConfig
 from magic141.training.ema import Ema
 from magic141.training.engine import Engine, make_engine

@@ -22,7 +22,7 @@ from magic141.training.dmd2 import Dmd2
 from magic141.training.flow_matching import FlowMatchingSpec
 from magic141.training.launch import launch
 from magic141.training.objective import Objective, TrainContext
-from magic141.training.single import SingleNetworkObjective
+from magic141.training.single_network import SingleNetworkObjective
 from tests.models.tiny import CONFIG
 from tests.training.linear import LinearSpec, linear_config
 from tests.training.tiny_dmd2 import OPTIONS, PLACEMENT, build
@@ -60,7 +60,7 @@ def _exact(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Double precision throughout, so that anything beyond rounding shows, although Adam magnifies rounding."""
     load = HunyuanVideoTransformer3DModel.from_pretrained
     monkeypatch.setattr(HunyuanVideoTransformer3DModel, "from_pretrained", lambda *a, **kw: load(*a, **kw).double())
-    monkeypatch.setattr("magic141.training.conditions.load_null_text", null_text)
+    monkeypatch.setattr("magic141.training.batches.load_null_text", null_text)
     read = Rows.__getitem__
     monkeypatch.setattr(Rows, "__getitem__", lambda rows, index: doubled(read(rows, index)))
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)

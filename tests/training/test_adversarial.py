@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from magic141.training.adversarial import discriminator_loss, generator_loss
-from magic141.training.conditions import step_generator
 from magic141.training.dmd2_networks import Guidance
+from magic141.training.random_numbers import step_generator
 from tests.training.tiny_dmd2 import build, weights
 
 

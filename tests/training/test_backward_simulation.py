@@ -11,10 +11,11 @@ import torch
 
 from magic141.models.generator import VideoGenerator
 from magic141.models.transformer import Prefix
-from magic141.training.conditions import Batch, step_generator
+from magic141.training.batches import Batch
 from magic141.training.dmd2 import Dmd2
 from magic141.training.dmd2_config import Dmd2Config
 from magic141.training.dmd2_networks import Guidance
+from magic141.training.random_numbers import step_generator
 from tests.training.tiny_dmd2 import PLACEMENT, build
 
 NUM = 8

@@ -54,11 +54,11 @@ def test_normaliser_has_a_floor_and_nan_counts_as_zero() -> None:
 def test_gradient_in_x0_form_equals_the_weighted_score_difference() -> None:
     """x0_fake - x0_real = sigma * (u_real - u_fake), the paper's velocity form of DMD."""
     mean, covariance = torch.zeros(3).double(), torch.eye(3).double()
-    z_t, sigma = torch.randn(5, 3).double(), torch.rand(5).double()
-    real = gaussian_velocity(z_t, sigma, mean + 1, covariance)
-    fake = gaussian_velocity(z_t, sigma, mean, covariance)
-    difference = x0_from_velocity(z_t, fake, sigma) - x0_from_velocity(z_t, real, sigma)
-    torch.testing.assert_close(difference, expand(sigma, z_t) * (real - fake))
+    x_t, sigma = torch.randn(5, 3).double(), torch.rand(5).double()
+    real = gaussian_velocity(x_t, sigma, mean + 1, covariance)
+    fake = gaussian_velocity(x_t, sigma, mean, covariance)
+    difference = x0_from_velocity(x_t, fake, sigma) - x0_from_velocity(x_t, real, sigma)
+    torch.testing.assert_close(difference, expand(sigma, x_t) * (real - fake))
 
 
 COVARIANCES = {
@@ -75,14 +75,14 @@ def test_gradient_is_the_analytic_one_between_gaussians(covariance: Tensor) -> N
     covariances = {"real": covariance, "fake": torch.eye(3).double()}
     x = torch.randn(6, 3, generator=rng).double()
     sigma = 0.1 + 0.8 * torch.rand(6, generator=rng).double()
-    z_t = interpolate(x, torch.randn(6, 3, generator=rng).double(), sigma)
+    x_t = interpolate(x, torch.randn(6, 3, generator=rng).double(), sigma)
 
     def score(kind: str, i: int) -> Tensor:
         noised = (1 - sigma[i]) ** 2 * covariances[kind] + sigma[i] ** 2 * torch.eye(3).double()
-        return -torch.linalg.inv(noised) @ (z_t[i] - (1 - sigma[i]) * means[kind])
+        return -torch.linalg.inv(noised) @ (x_t[i] - (1 - sigma[i]) * means[kind])
 
     x0 = {
-        kind: x0_from_velocity(z_t, gaussian_velocity(z_t, sigma, means[kind], covariances[kind]), sigma)
+        kind: x0_from_velocity(x_t, gaussian_velocity(x_t, sigma, means[kind], covariances[kind]), sigma)
         for kind in means
     }
     gradient = dmd2_gradient(x, x0["real"], x0["fake"])
@@ -105,10 +105,10 @@ def test_training_moves_a_gaussian_generator_onto_the_target() -> None:
             group["lr"] = 0.02 * (1 - step / 900)
         x = mu + torch.randn(256, 2, generator=rng).double() @ factor.T
         sigma = sample_sigma(256, 1.0, rng, 0.02, 0.98).double()
-        z_t = interpolate(x.detach(), torch.randn(256, 2, generator=rng).double(), sigma)
-        real = gaussian_velocity(z_t, sigma, target_mean, target)
-        fake = gaussian_velocity(z_t, sigma, mu.detach(), (factor @ factor.T).detach())
-        gradient = dmd2_gradient(x.detach(), x0_from_velocity(z_t, real, sigma), x0_from_velocity(z_t, fake, sigma))
+        x_t = interpolate(x.detach(), torch.randn(256, 2, generator=rng).double(), sigma)
+        real = gaussian_velocity(x_t, sigma, target_mean, target)
+        fake = gaussian_velocity(x_t, sigma, mu.detach(), (factor @ factor.T).detach())
+        gradient = dmd2_gradient(x.detach(), x0_from_velocity(x_t, real, sigma), x0_from_velocity(x_t, fake, sigma))
         optimizer.zero_grad()
         dmd2_loss(x, gradient).backward()
         optimizer.step()
@@ -127,13 +127,13 @@ def test_a_fake_score_that_is_not_told_the_exit_makes_late_clips_too_contrasty(t
     for _ in range(150):
         x = late * torch.randn(512, 1, generator=rng).double()
         sigma = sample_sigma(512, 1.0, rng, 0.02, 0.98).double()
-        z_t = interpolate(x.detach(), torch.randn(512, 1, generator=rng).double(), sigma)
+        x_t = interpolate(x.detach(), torch.randn(512, 1, generator=rng).double(), sigma)
         spreads = [late.detach().expand(512)] if told else [early, late.detach().expand(512)]
         noised = torch.stack([((1 - sigma) * spread) ** 2 + sigma**2 for spread in spreads])
-        share = torch.softmax(-0.5 * (z_t[:, 0] ** 2 / noised + noised.log()), 0)  # whose clip z_t may be
-        estimates = torch.stack([(1 - sigma) * s**2 / n * z_t[:, 0] for s, n in zip(spreads, noised, strict=True)])
+        share = torch.softmax(-0.5 * (x_t[:, 0] ** 2 / noised + noised.log()), 0)  # whose clip x_t may be
+        estimates = torch.stack([(1 - sigma) * s**2 / n * x_t[:, 0] for s, n in zip(spreads, noised, strict=True)])
         fake = (share * estimates).sum(0)[:, None]
-        real = x0_from_velocity(z_t, gaussian_velocity(z_t, sigma, zero, one), sigma)
+        real = x0_from_velocity(x_t, gaussian_velocity(x_t, sigma, zero, one), sigma)
         optimizer.zero_grad()
         dmd2_loss(x, dmd2_gradient(x.detach(), real, fake)).backward()
         optimizer.step()

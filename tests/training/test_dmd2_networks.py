@@ -11,11 +11,11 @@ import torch
 
 from magic141.diffusion.guidance import guided_velocity
 from magic141.models.transformer import build_transformer, load_transformer, velocity
-from magic141.training.conditions import step_generator
 from magic141.training.dmd2 import Dmd2Spec
 from magic141.training.dmd2_config import Dmd2Config
 from magic141.training.dmd2_networks import Guidance
 from magic141.training.objective import TrainContext
+from magic141.training.random_numbers import step_generator
 from tests.evaluation.artifacts import CHANNELS
 from tests.models.tiny import CONFIG
 from tests.training.tiny_dmd2 import SHORT, build, weights

@@ -13,12 +13,12 @@ from torch import Tensor
 from magic141.data.info import load_info
 from magic141.models.transformer import build_transformer, load_transformer, make_prefix, velocity
 from magic141.stage_log import NullLog
-from magic141.training.conditions import Batch
+from magic141.training.batches import Batch
 from magic141.training.config import FlowMatchingConfig, PlacementConfig
 from magic141.training.flow_matching import FlowMatching, FlowMatchingSpec, initial_network
 from magic141.training.objective import TrainContext
 from magic141.training.pretraining import take_base
-from magic141.training.single import RandomNumbers
+from magic141.training.single_network import RandomNumbers
 from tests.evaluation.artifacts import CHANNELS, make_data
 from tests.models.tiny import CONFIG, tiny_inputs, tiny_transformer
 

@@ -15,16 +15,15 @@ from magic141.errors import UserError
 from magic141.stage_log import NullLog
 from magic141.training.checkpoint import (
     CheckpointInfo,
-    random_state,
     read_checkpoint,
     read_info,
     require_compatible,
-    set_random_state,
     write_checkpoint,
 )
 from magic141.training.config import PlacementConfig
 from magic141.training.launch import launch
 from magic141.training.objective import TrainContext
+from magic141.training.random_numbers import random_state, set_random_state
 from tests.training.linear import LinearRegression, LinearSpec, linear_config
 
 

@@ -17,8 +17,8 @@ from magic141.evaluation.frechet import TubeSpace, frechet_distance
 from magic141.models.config import Sampler
 from magic141.models.transformer import load_transformer, velocity
 from magic141.training.backward_simulation import Generated
+from magic141.training.batches import Batch
 from magic141.training.cfg_distillation import CfgDistillation, CfgDistillationSpec
-from magic141.training.conditions import Batch, step_generator
 from magic141.training.config import CfgDistillationConfig, FlowMatchingConfig, PlacementConfig
 from magic141.training.distribution_matching import score_times
 from magic141.training.dmd2 import Dmd2
@@ -26,6 +26,7 @@ from magic141.training.dmd2_config import Dmd2Config
 from magic141.training.dmd2_networks import Guidance
 from magic141.training.flow_matching import FlowMatching, FlowMatchingSpec
 from magic141.training.objective import TrainContext
+from magic141.training.random_numbers import step_generator
 from tests.models.tiny import CONFIG
 from tests.training.tiny_dmd2 import PLACEMENT, build
 
@@ -47,11 +48,11 @@ class Leading:
     def __init__(self, real: Tensor, fake: Tensor) -> None:
         self.clips = {"real": real, "fake": fake}
 
-    def real(self, z_t: Tensor, sigma: Tensor, batch: Batch, w: Guidance) -> Tensor:
-        return velocity_from_x0(z_t, self.clips["real"], sigma)
+    def real(self, x_t: Tensor, sigma: Tensor, batch: Batch, w: Guidance) -> Tensor:
+        return velocity_from_x0(x_t, self.clips["real"], sigma)
 
-    def fake(self, network: Any, z_t: Tensor, sigma: Tensor, batch: Batch, w: Guidance) -> Tensor:
-        return velocity_from_x0(z_t, self.clips["fake"], sigma)
+    def fake(self, network: Any, x_t: Tensor, sigma: Tensor, batch: Batch, w: Guidance) -> Tensor:
+        return velocity_from_x0(x_t, self.clips["fake"], sigma)
 
 
 def test_flow_matching_asks_for_the_velocity_under_the_caption(

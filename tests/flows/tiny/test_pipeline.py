@@ -113,8 +113,8 @@ def test_a_run_is_refused_what_a_later_stage_would_be_refused_hours_later(outcom
     with pytest.raises(UserError) as refused:
         pipeline(config, [*gpus, "seed=11"])
     first, second = str(refused.value).splitlines()
-    assert first.startswith("distill_cfg.placement.num_workers = 2: with gpus_per_worker = 1 more than the 0 GPUs")
-    assert second.startswith("generate.num_workers = 3: with gpus_per_worker = 1 more than the 0 GPUs")
+    assert first.startswith("distill_cfg.placement.num_workers = 2: with gpus_per_worker = 1 they take 2 GPUs")
+    assert second.startswith("generate.num_workers = 3: with gpus_per_worker = 1 they take 3 GPUs")
     with pytest.raises(UserError, match=r"^generate\.num_workers = 3: "):
         rerun(str(Path(config).parent), outcome.run_id, "generate", gpus[1:], refresh=["generate"])
     with pytest.MonkeyPatch.context() as patch:

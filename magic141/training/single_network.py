@@ -14,12 +14,13 @@ from torch import Tensor
 
 from magic141.data.dataset import ClipDataset
 from magic141.training.accumulation import Parts
-from magic141.training.batches import BatchSampler
-from magic141.training.conditions import Batch, BatchMaker, step_generator
+from magic141.training.batch_sampler import BatchSampler
+from magic141.training.batches import Batch, BatchMaker
 from magic141.training.config import TrainConfig
 from magic141.training.ema import Ema
 from magic141.training.engine import Engine, make_engine
 from magic141.training.objective import TrainContext
+from magic141.training.random_numbers import step_generator
 
 MAX_VALIDATION_CLIPS = 64  # over all workers
 RandomNumbers = Sequence[Tensor]  # of a batch's loss: times, noise and what else is random, [B, ...] each
@@ -55,7 +56,7 @@ class SingleNetworkObjective(ABC):
         return self.maker
 
     @abstractmethod
-    def draw(self, x0: Tensor, generator: torch.Generator) -> RandomNumbers:
+    def draw(self, x0: Tensor, rng: torch.Generator) -> RandomNumbers:
         """Draws the random numbers of the loss for clips x0 [B, C, T, h, w]."""
 
     @abstractmethod
@@ -64,9 +65,9 @@ class SingleNetworkObjective(ABC):
 
     def step(self, step: int) -> dict[str, Tensor | float]:
         """One optimizer step."""
-        generator = step_generator(self.context.seed, step, self.context.rank)
-        batch = self.maker_at(step).make(self.sampler.indices(step), generator).to(self.context.device)
-        drawn = self.draw(batch.x0, generator)
+        rng = step_generator(self.context.seed, step, self.context.rank)
+        batch = self.maker_at(step).make(self.sampler.indices(step), rng).to(self.context.device)
+        drawn = self.draw(batch.x0, rng)
 
         def loss_of(rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
             with self.engine.autocast():
@@ -81,12 +82,12 @@ class SingleNetworkObjective(ABC):
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """The averaged network's loss on this worker's validation clips, always with the same noise and times."""
-        generator = step_generator(self.context.seed, -1, self.context.rank)
+        rng = step_generator(self.context.seed, -1, self.context.rank)
         total, rows = 0.0, self.validation_rows()
         with self.ema.applied(), self.engine.autocast():
             for clips in rows.split(self.sampler.batch_size_per_worker):
-                batch = self.validation.make(clips, generator).to(self.context.device)
-                drawn = self.draw(batch.x0, generator)
+                batch = self.validation.make(clips, rng).to(self.context.device)
+                drawn = self.draw(batch.x0, rng)
                 for part in self.parts.slices(len(clips)):  # more than in training may not fit
                     loss = self.loss(batch.part(part), [values[part] for values in drawn])
                     total += len(clips[part]) * float(loss)

@@ -1,0 +1,60 @@
+"""Chooses the clips of every worker's batch, as a pure function of the step, so that resuming needs no state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from magic141.errors import UserError
+
+
+@dataclass(frozen=True)
+class BatchSampler:
+    """Shuffled passes over the clips, without replacement within a pass, divided among the workers.
+
+    The union of all workers' batches at a step does not depend on how many workers there are.
+
+    Attributes:
+        num_clips: clips in the data set.
+        batch_size_per_worker: clips that one worker takes per step.
+        rank: this worker's number, from 0.
+        world_size: number of workers.
+        seed: seed of the shuffles.
+    """
+
+    num_clips: int
+    batch_size_per_worker: int
+    rank: int = 0
+    world_size: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_clips < self.batch_size:
+            raise UserError(
+                f"batch_size = {self.batch_size}: the data has only {self.num_clips} clips; use a smaller batch"
+            )
+
+    @property
+    def batch_size(self) -> int:
+        """Clips per step over all workers."""
+        return self.batch_size_per_worker * self.world_size
+
+    def indices(self, step: int) -> Tensor:
+        """Indices of this worker's clips at 0-based `step`, int64 [batch_size_per_worker].
+
+        A batch at a boundary between passes takes the end of one pass and the start of the next.
+        """
+        start = step * self.batch_size + self.rank * self.batch_size_per_worker
+        positions = range(start, start + self.batch_size_per_worker)
+        passes = [divmod(position, self.num_clips) for position in positions]
+        return torch.stack([_order(self.num_clips, self.seed, epoch)[place] for epoch, place in passes])
+
+
+@lru_cache(maxsize=4)
+def _order(num_clips: int, seed: int, epoch: int) -> Tensor:
+    """The order of the clips in one pass, int64 [num_clips]."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return torch.randperm(num_clips, generator=generator)

@@ -1,0 +1,48 @@
+"""Where a training's random numbers come from: generators of one step, and the global ones of a process."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+_NO_RANK = 4095  # in place of a rank
+
+
+def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
+    """The random generator of one step on one rank; it depends only on the arguments, so resuming needs no state.
+
+    Training counts `step` from 0; validation has the negative numbers, so that its draws are the same every time.
+    """
+    mixed = (seed * 1_000_003 + step) * 4099 + rank
+    return torch.Generator().manual_seed(mixed % 2**63)
+
+
+def shared_generator(seed: int, step: int) -> torch.Generator:
+    """The random generator of what all ranks must draw alike in one step."""
+    return step_generator(seed, step, _NO_RANK)
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every global random generator of this process."""
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    return {"torch": torch.get_rng_state(), "cuda": cuda, "numpy": np.random.get_state(), "python": random.getstate()}
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """The inverse of `random_state`."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    np.random.set_state(state["numpy"])
+    random.setstate(state["python"])
+
+
+def seed_everything(seed: int, rank: int) -> None:
+    """Seeds all global generators of a worker from (seed, rank)."""
+    mixed = int(np.random.SeedSequence([seed, rank]).generate_state(1)[0])
+    torch.manual_seed(mixed)
+    np.random.seed(mixed)
+    random.seed(mixed)

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from magic141.errors import UserError
+from magic141.training.batch_sampler import BatchSampler
+
+
+def test_a_pass_sees_every_clip_once_even_across_batches() -> None:
+    sampler = BatchSampler(num_clips=10, batch_size_per_worker=4, seed=1)
+    seen = torch.cat([sampler.indices(step) for step in range(5)])  # two passes in five batches
+    assert sorted(seen[:10].tolist()) == sorted(seen[10:].tolist()) == list(range(10))
+    assert seen[:10].tolist() != seen[10:].tolist()
+
+
+def test_workers_share_out_the_batch_of_one() -> None:
+    one = BatchSampler(10, 4, seed=1)
+    two = [BatchSampler(10, 2, rank, world_size=2, seed=1) for rank in range(2)]
+    for step in range(7):
+        assert torch.equal(one.indices(step), torch.cat([worker.indices(step) for worker in two]))
+
+
+def test_is_a_pure_function_of_the_step() -> None:
+    assert torch.equal(BatchSampler(50, 8, seed=2).indices(33), BatchSampler(50, 8, seed=2).indices(33))
+    assert not torch.equal(BatchSampler(50, 8, seed=2).indices(33), BatchSampler(50, 8, seed=3).indices(33))
+
+
+def test_a_batch_larger_than_the_data_is_refused() -> None:
+    with pytest.raises(UserError, match="batch_size = 12: the data has only 10 clips"):
+        BatchSampler(10, 6, world_size=2)
