@@ -28,7 +28,9 @@ from torch import nn
 
 from magic141.config import PipelineConfig
 from magic141.data.dataset import ClipDataset, load_null_text
+from magic141.models.frames import num_latent_frames
 from magic141.models.generator import VideoGenerator
+from magic141.models.sampling import SamplingSettings
 from magic141.models.text_embedding import TextEmbedding
 from magic141.models.transformer import load_transformer
 from magic141.training.config import PlacementConfig, TrainConfig
@@ -148,12 +150,10 @@ def sampler(config: PipelineConfig, data: Path, student: Path) -> Callable[[int]
     generator = VideoGenerator(
         model=load_transformer(student / "transformer").eval(),
         null_text=load_null_text(data),
-        latent_frames=(config.model.window_frames - 1) // config.temporal_factor + 1,
-        num_steps=dmd2.num_inference_steps,
-        shift=dmd2.shift,
-        guidance_scale=dmd2.student_guidance_scale,
-        guidance="embedded",
-        sampler=dmd2.sampler,
+        latent_frames=num_latent_frames(config.model.window_frames, config.temporal_factor),
+        settings=SamplingSettings(
+            dmd2.num_inference_steps, dmd2.shift, dmd2.student_guidance_scale, "embedded", dmd2.sampler
+        ),
     )
     return lambda seed: generator.sample(text, image, known, seed)
 

@@ -23,6 +23,7 @@ from magic141.models.device import refuse_days_on_cpu, sampling_device
 from magic141.models.encoders import Encoders
 from magic141.models.frames import num_latent_frames
 from magic141.models.generator import VideoGenerator
+from magic141.models.sampling import SamplingSettings
 from magic141.models.transformer import load_for_sampling, load_transformer
 from magic141.models.vae import VideoCodec, load_codec
 from magic141.publication import link_or_copy
@@ -161,10 +162,6 @@ def load_bundle(folder: Path) -> Bundle:
         model=load_for_sampling(folder / "transformer", device),
         null_text=load_null_text(folder).to(device),
         latent_frames=num_latent_frames(info.window_frames, codec.temporal_factor),
-        num_steps=info.num_steps,
-        shift=info.shift,
-        guidance_scale=info.guidance_scale,
-        guidance="embedded",
-        sampler=info.sampler,
+        settings=SamplingSettings(info.num_steps, info.shift, info.guidance_scale, "embedded", info.sampler),
     )
     return Bundle(info, generator, codec, Encoders.load(folder / "encoders"))

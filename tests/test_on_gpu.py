@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from magic141.models.config import Sampler, TransformerConfig
 from magic141.models.generator import VideoGenerator
+from magic141.models.sampling import SamplingSettings
 from magic141.models.text_embedding import TextEmbedding
 from magic141.models.transformer import build_transformer, make_prefix, velocity
 from magic141.quantization import quantize_linear_layers
@@ -55,7 +56,7 @@ def test_a_seed_makes_the_same_clip_on_a_gpu_as_on_a_cpu(sampler: Sampler) -> No
     def clip(device: torch.device) -> torch.Tensor:
         model = tiny_transformer(image_condition=True).to(device)
         null = TextEmbedding(torch.zeros(1, 5, TEXT), torch.ones(1, 5, dtype=torch.bool), torch.zeros(1, POOLED))
-        generator = VideoGenerator(model, null.to(device), 3, 4, 5.0, 1.0, "cfg", sampler)
+        generator = VideoGenerator(model, null.to(device), 3, SamplingSettings(4, 5.0, 1.0, "two_evaluations", sampler))
         rng = torch.Generator().manual_seed(1)
         image_tokens = torch.randn(1, 2, TEXT, generator=rng).to(device)
         known = torch.randn(1, CHANNELS, 1, 2, 2, generator=rng).to(device)

@@ -76,7 +76,7 @@ def long_latents(
 
     def on_window(_: int) -> None:
         marks.append(_mark())
-        advance(generator.num_evaluations * len(conditions))
+        advance(generator.settings.num_evaluations * len(conditions))
 
     given = (conditions.text, conditions.image_tokens, conditions.prefix)
     windows = (config.long_video_windows, config.long_video_carried)
@@ -84,7 +84,7 @@ def long_latents(
         latents = generator.chain(*given, *windows, seed, on_window)
     else:
         latents = generator.fuse(*given, *windows, seed)
-        advance(generator.num_evaluations * len(conditions) * config.long_video_windows)
+        advance(generator.settings.num_evaluations * len(conditions) * config.long_video_windows)
         marks = np.linspace(marks[0], _mark(), config.long_video_windows + 1).tolist()
     costs = [
         {

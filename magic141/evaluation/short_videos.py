@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ def run_short(
         _run_continuation(work, variant, generator, out, advance)
     return {
         **asdict(variant),
-        "nfe": generator.num_evaluations,
+        "nfe": generator.settings.num_evaluations,
         "num_clips": len(conditions),
         "cpu_ms_per_clip": 1000 * usage.cpu_s / len(conditions),
         "wall_ms_per_clip": 1000 * usage.wall_s / len(conditions),
@@ -127,14 +127,14 @@ def _sample(
     with measure() as usage, cpu_threads(threads // num_parallel), ThreadPoolExecutor(num_parallel) as pool:
         for latents in pool.map(sample, conditions.batches(work.config.batch_size), count()):
             parts.append(latents)
-            advance(generator.num_evaluations * len(latents))
+            advance(generator.settings.num_evaluations * len(latents))
     return torch.cat(parts), usage
 
 
 def _tensors_mb(work: Workload, generator: VideoGenerator, conditions: Conditions) -> float:
     """MiB of the tensors that sampling a batch makes, counted in one that is not timed."""
     batch = conditions.part(0, work.config.batch_size).to(work.device)
-    repeated = replace(generator, num_steps=min(generator.num_steps, 2))  # later steps hold what the second does
+    repeated = generator.in_steps(min(generator.settings.num_steps, 2))  # later steps hold what the second does
     memory = TensorMemory()
     with memory:
         repeated.sample(batch.text, batch.image_tokens, batch.prefix, work.seed)
@@ -144,7 +144,7 @@ def _tensors_mb(work: Workload, generator: VideoGenerator, conditions: Condition
 def _latency_s(work: Workload, generator: VideoGenerator, conditions: Conditions) -> float:
     """Seconds for one clip alone, after a warm-up of one step; the median of several where they are short."""
     one = conditions.part(0, 1).to(work.device)
-    replace(generator, num_steps=1).sample(one.text, one.image_tokens, one.prefix, work.seed)
+    generator.in_steps(1).sample(one.text, one.image_tokens, one.prefix, work.seed)
     taken: list[float] = []
     while not taken or (sum(taken) < LATENCY_BUDGET_S and len(taken) < MAX_LATENCY_CLIPS):
         with measure() as usage:

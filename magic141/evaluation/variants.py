@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from magic141.evaluation.config import GenerateConfig
-from magic141.models.config import Sampler
+from magic141.models.sampling import SamplingSettings
 from magic141.training.dmd2_config import Dmd2Config
 
 if TYPE_CHECKING:
@@ -22,37 +22,18 @@ IN_CHAIN = {  # model: name and label of its variants in the student's chain
 
 
 @dataclass(frozen=True)
-class Variant:
+class Variant(SamplingSettings):
     """One row of the score table."""
 
     name: str
     label: str
     model: ModelName
-    sampler: Sampler
-    guidance: Literal["cfg", "embedded"]
-    num_steps: int
-    guidance_scale: float
-    shift: float
-
-    @property
-    def num_evaluations(self) -> int:
-        """Network evaluations per window and clip."""
-        return self.num_steps * (2 if self.guidance == "cfg" else 1)
 
     def generator(self, model: Any, null_text: TextEmbedding, latent_frames: int) -> VideoGenerator:
         """A generator that samples the given network with this variant's settings."""
         from magic141.models.generator import VideoGenerator  # imports torch, which listing variants does not need
 
-        return VideoGenerator(
-            model=model,
-            null_text=null_text,
-            latent_frames=latent_frames,
-            num_steps=self.num_steps,
-            shift=self.shift,
-            guidance_scale=self.guidance_scale,
-            guidance=self.guidance,
-            sampler=self.sampler,
-        )
+        return VideoGenerator(model, null_text, latent_frames, settings=self)
 
 
 def list_variants(config: GenerateConfig, dmd2: Dmd2Config) -> list[Variant]:
@@ -84,7 +65,7 @@ def teacher_variant(config: GenerateConfig, num_steps: int) -> Variant:
         label=f"teacher, {_steps(num_steps)}",
         model="teacher",
         sampler="euler",
-        guidance="cfg",
+        guidance="two_evaluations",
         num_steps=num_steps,
         guidance_scale=config.guidance_scale,
         shift=config.shift,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from magic141.diffusion.fused_windows import fuse_windows
 from magic141.diffusion.guidance import guided_velocity
 from magic141.diffusion.long_video import chain_windows, video_latent_frames
 from magic141.diffusion.samplers import PredictVelocity, sample
-from magic141.models.config import Sampler
+from magic141.models.sampling import SamplingSettings
 from magic141.models.text_embedding import TextEmbedding
 from magic141.models.transformer import Prefix, condition, make_prefix, velocity
 
@@ -27,26 +27,17 @@ class VideoGenerator:
         model: the transformer (2C+1 input channels).
         null_text: the empty prompt, batch size 1.
         latent_frames: T of a window.
-        num_steps: network steps of a window.
-        shift: shift of the time grid.
-        guidance_scale: w; 1 is no guidance.
-        guidance: "cfg": two evaluations per step; "embedded": w is an input.
-        sampler: "euler": deterministic ODE; "renoise": DMD2's chain.
+        settings: steps, time grid, guidance and sampler.
     """
 
     model: Any
     null_text: TextEmbedding
     latent_frames: int
-    num_steps: int
-    shift: float
-    guidance_scale: float
-    guidance: Literal["cfg", "embedded"]
-    sampler: Sampler
+    settings: SamplingSettings
 
-    @property
-    def num_evaluations(self) -> int:
-        """Network evaluations per window and clip."""
-        return self.num_steps * (2 if self.guidance == "cfg" else 1)
+    def in_steps(self, num_steps: int) -> Self:
+        """The same with another number of steps."""
+        return replace(self, settings=replace(self.settings, num_steps=num_steps))
 
     def sample(self, text: TextEmbedding, image_tokens: Tensor, prefix_latents: Tensor, seed: int) -> Tensor:
         """Generates one window for each clip.
@@ -128,17 +119,18 @@ class VideoGenerator:
         rng = torch.Generator().manual_seed(seed)
         shape = (*known.shape[:2], num_frames, *known.shape[3:])
         noise = torch.randn(shape, generator=rng).to(known)
-        return sample(predict, noise, sigma_grid(self.num_steps, self.shift), self.sampler, rng)
+        sigmas = sigma_grid(self.settings.num_steps, self.settings.shift)
+        return sample(predict, noise, sigmas, self.settings.sampler, rng)
 
     def _predictor(self, text: TextEmbedding, image_tokens: Tensor, prefix: Prefix) -> PredictVelocity:
         device = image_tokens.device  # all three go there; on a GPU, `to` removes padding if it can
         cond = condition(text, image_tokens).to(device)
         uncond = condition(self.null_text.expand(len(image_tokens)), image_tokens).to(device)
-        w = torch.full((len(image_tokens),), self.guidance_scale)
+        w = torch.full((len(image_tokens),), self.settings.guidance_scale)
 
         def predict(x_t: Tensor, sigma: Tensor) -> Tensor:
             with self._autocast(x_t.device):
-                if self.guidance == "cfg":
+                if self.settings.guidance == "two_evaluations":
                     conditional = velocity(self.model, x_t, sigma, cond, prefix)
                     return guided_velocity(velocity(self.model, x_t, sigma, uncond, prefix), conditional, w.to(x_t))
                 return velocity(self.model, x_t, sigma, cond, prefix, w.to(x_t.device))

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from magic141.evaluation.suite import Conditions
 from magic141.models.generator import VideoGenerator
+from magic141.models.sampling import SamplingSettings
 from magic141.models.text_embedding import TextEmbedding
 from tests.benchmarks.test_tables import script
 
 FRAMES, FACTOR, NUM_WINDOWS = 5, 2, 4
 TEXT = TextEmbedding(torch.zeros(2, 1, 1), torch.ones(2, 1, dtype=torch.bool), torch.zeros(2, 1))
 CLIPS = Conditions(TEXT, torch.zeros(2, 1, 1), torch.zeros(2, 1, 1, 1, 1))
+SETTINGS = SamplingSettings(1, 1.0, 1.0, "embedded", "renoise")
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Clock:
 
 
 def run(drift: Any, **scheme: Any) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    generator = Counting(None, TEXT, FRAMES, 1, 1.0, 1.0, "embedded", "renoise")
+    generator = Counting(None, TEXT, FRAMES, SETTINGS)
     videos = drift.LongVideos(generator, Clock(), Clock(), drift.Scheme(**scheme), NUM_WINDOWS)
     return videos.make(CLIPS, 0)[0, 0, :, 0, 0], generator.seen
 
@@ -77,7 +79,7 @@ def test_noise_reaches_all_that_is_known_but_the_anchor(anchored: bool, monkeypa
 
 def test_with_an_anchor_the_chain_is_the_products(monkeypatch: pytest.MonkeyPatch) -> None:
     drift = script("drift", monkeypatch)
-    generator = Counting(None, TEXT, FRAMES, 1, 1.0, 1.0, "embedded", "renoise")
+    generator = Counting(None, TEXT, FRAMES, SETTINGS)
     own = drift.LongVideos(generator, Clock(), Clock(), drift.Scheme(2), NUM_WINDOWS).chain(CLIPS, 0)
     assert torch.equal(own, generator.chain(TEXT, CLIPS.image_tokens, CLIPS.prefix, NUM_WINDOWS, 2, 0))
 

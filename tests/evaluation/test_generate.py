@@ -15,10 +15,12 @@ from magic141.evaluation.long_videos import frame_spans, long_latents, mean_cost
 from magic141.evaluation.suite import clip_conditions
 from magic141.evaluation.variants import list_variants
 from magic141.models.generator import VideoGenerator
+from magic141.models.sampling import SamplingSettings
 from magic141.models.transformer import load_transformer
 from magic141.training.dmd2_config import Dmd2Config
 from tests.evaluation.artifacts import GENERATE, NUM_FRAMES, RecordingLog
 
+FOUR_STEPS = SamplingSettings(4, 5.0, 1.2, "embedded", "renoise")
 Generated = tuple[dict[str, Path], RecordingLog]
 
 
@@ -144,7 +146,7 @@ def test_a_bfloat16_model_samples_almost_the_same(generated: Generated) -> None:
     latents = []
     for dtype in (torch.float32, torch.bfloat16):
         model = load_transformer(parts["distill_dmd2"] / "transformer", dtype).eval()
-        generator = VideoGenerator(model, load_null_text(parts["prepare_data"]), 5, 4, 5.0, 1.2, "embedded", "renoise")
+        generator = VideoGenerator(model, load_null_text(parts["prepare_data"]), 5, FOUR_STEPS)
         latents.append(generator.sample(conditions.text, conditions.image_tokens, conditions.prefix, seed=0))
     assert latents[1].dtype == torch.float32
     assert 0 < (latents[0] - latents[1]).norm() < 0.05 * latents[0].norm()
@@ -155,7 +157,7 @@ def test_fused_windows_make_a_video_as_long_as_chained_ones(generated: Generated
     clips = ClipDataset.open(parts["prepare_data"], "heldout")
     conditions = clip_conditions(clips, range(2)).part(0, 2)
     model = load_transformer(parts["distill_dmd2"] / "transformer").eval()
-    generator = VideoGenerator(model, load_null_text(parts["prepare_data"]), 5, 4, 5.0, 1.2, "embedded", "renoise")
+    generator = VideoGenerator(model, load_null_text(parts["prepare_data"]), 5, FOUR_STEPS)
     videos, counted = {}, []
     for scheme in ("chained", "fused"):
         config = GENERATE.model_copy(update={"long_video_scheme": scheme})

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +15,7 @@ from magic141.evaluation.suite import Conditions
 from magic141.evaluation.tensor_memory import TensorMemory
 from magic141.models.config import Sampler
 from magic141.models.generator import VideoGenerator
+from magic141.models.sampling import SamplingSettings
 from magic141.models.text_embedding import TextEmbedding
 from tests.models.tiny import CHANNELS, POOLED, TEXT, tiny_transformer
 
@@ -22,7 +23,7 @@ from tests.models.tiny import CHANNELS, POOLED, TEXT, tiny_transformer
 class Seeds:
     """A generator whose clips are their seed."""
 
-    num_evaluations = 1
+    settings = SamplingSettings(1, 5.0, 1.0, "embedded", "euler")
 
     def sample(self, text: TextEmbedding, image_tokens: Tensor, prefix: Tensor, seed: int) -> Tensor:
         return torch.full((len(prefix),), seed)
@@ -35,6 +36,9 @@ class Slow:
     seconds: tuple[float, ...]
     num_steps: int = 4
     clips: list[int] = field(default_factory=list)
+
+    def in_steps(self, num_steps: int) -> Slow:
+        return replace(self, num_steps=num_steps)
 
     def sample(self, text: TextEmbedding, image_tokens: Tensor, prefix: Tensor, seed: int) -> None:
         if self.num_steps > 1:  # else the warm-up
@@ -78,7 +82,9 @@ def test_one_network_takes_the_same_memory_at_every_number_of_steps_and_at_every
     network, work = tiny_transformer(guidance_embeds=True, image_condition=True), _work(batch_size=4)
 
     def generator(num_steps: int) -> VideoGenerator:
-        return VideoGenerator(network, text.select(slice(0, 1)), 3, num_steps, 5.0, 1.5, "embedded", sampler)
+        return VideoGenerator(
+            network, text.select(slice(0, 1)), 3, SamplingSettings(num_steps, 5.0, 1.5, "embedded", sampler)
+        )
 
     with torch.no_grad():
         counted = [_tensors_mb(work, generator(num_steps), conditions) for num_steps in (25, 4, 2, 1, 25)]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from magic141.diffusion.flow import expand, sigma_grid, velocity_from_x0
 from magic141.models.generator import VideoGenerator
+from magic141.models.sampling import SamplingSettings
 from magic141.models.text_embedding import TextEmbedding
 from magic141.models.transformer import Conditioning
 
@@ -38,18 +39,18 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
 
 def sample(guidance: Any, sampler: Any, seed: int = 0) -> Tensor:
     model = torch.nn.Linear(1, 1)
-    generator = VideoGenerator(model, text(1.0, 1), 3, STEPS, SHIFT, W, guidance, sampler)
+    generator = VideoGenerator(model, text(1.0, 1), 3, SamplingSettings(STEPS, SHIFT, W, guidance, sampler))
     return generator.sample(text(3.0, 2), torch.zeros(2, 1, 1), torch.zeros(2, 1, 1, 2, 2), seed)
 
 
 @pytest.mark.parametrize("sampler", ["euler", "renoise"])
-@pytest.mark.parametrize(("guidance", "clip"), [("cfg", 1 + W * (3 - 1)), ("embedded", 3 * W)])
+@pytest.mark.parametrize(("guidance", "clip"), [("two_evaluations", 1 + W * (3 - 1)), ("embedded", 3 * W)])
 def test_a_clip_is_what_the_guided_field_leads_to(
     seen: list[tuple[Tensor, Tensor]], guidance: str, clip: float, sampler: str
 ) -> None:
     x0 = sample(guidance, sampler)
     torch.testing.assert_close(x0, torch.full_like(x0, clip), rtol=1e-4, atol=1e-4)
-    states = seen[:: 2 if guidance == "cfg" else 1]
+    states = seen[:: 2 if guidance == "two_evaluations" else 1]
     torch.testing.assert_close(torch.stack([sigma[0] for _, sigma in states]), sigma_grid(STEPS, SHIFT)[:-1])
     noises = [(x_t - (1 - sigma[0]) * clip) / sigma[0] for x_t, sigma in states]
     for noise in noises[1:]:
@@ -65,7 +66,9 @@ def test_every_seed_has_its_own_noise(seen: list[tuple[Tensor, Tensor]]) -> None
 
 
 def test_every_window_of_a_long_video_has_its_own_noise(seen: list[tuple[Tensor, Tensor]]) -> None:
-    generator = VideoGenerator(torch.nn.Linear(1, 1), text(1.0, 1), 3, STEPS, SHIFT, W, "embedded", "euler")
+    generator = VideoGenerator(
+        torch.nn.Linear(1, 1), text(1.0, 1), 3, SamplingSettings(STEPS, SHIFT, W, "embedded", "euler")
+    )
     generator.chain(text(3.0, 2), torch.zeros(2, 1, 1), torch.zeros(2, 1, 1, 2, 2), 2, 1, seed=0)
     first, second = (x_t for x_t, _ in seen[::STEPS])
     assert not torch.allclose(first, second)
@@ -79,7 +82,8 @@ def test_guidance_leaves_out_the_text_and_not_the_image(monkeypatch: pytest.Monk
         return x_t
 
     monkeypatch.setattr("magic141.models.generator.velocity", field)
-    generator = VideoGenerator(torch.nn.Linear(1, 1), text(1.0, 1), 3, 1, SHIFT, W, "cfg", "euler")
+    settings = SamplingSettings(1, SHIFT, W, "two_evaluations", "euler")
+    generator = VideoGenerator(torch.nn.Linear(1, 1), text(1.0, 1), 3, settings)
     generator.sample(text(3.0, 2), torch.full((2, 1, 1), 7.0), torch.zeros(2, 1, 1, 2, 2), 0)
     with_text, without = conditions
     assert with_text.tokens.flatten().tolist() == without.tokens.flatten().tolist() == [7, 0, 7, 0]

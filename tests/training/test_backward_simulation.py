@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from magic141.models.generator import VideoGenerator
+from magic141.models.sampling import SamplingSettings
 from magic141.models.transformer import Prefix
 from magic141.training.batches import Batch
 from magic141.training.dmd2 import Dmd2
@@ -46,11 +47,9 @@ def test_continued_clips_know_what_the_second_window_of_a_long_video_knows(
         dmd2.generator.module,
         dmd2.maker.null_text,
         dmd2.maker.num_latent_frames,
-        config.num_inference_steps,
-        config.shift,
-        config.student_guidance_scale,
-        "embedded",
-        config.sampler,
+        SamplingSettings(
+            config.num_inference_steps, config.shift, config.student_guidance_scale, "embedded", config.sampler
+        ),
     )
     clips = torch.arange(NUM)
     anchor = prefix.latents[:, :, :1]
