@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -62,13 +63,33 @@ def publish_by_content(folder: Path, place: Path, volatile: Iterable[str] = ()) 
 
 
 def publish(folder: Path, final: Path) -> None:
-    """Makes a finished staging folder visible as `final` by renaming it; replaces an older `final`."""
+    """Makes a finished staging folder visible as `final` by renaming it; replaces an older `final`.
+
+    All of it is on the disk before it is visible: a machine that loses its power would keep the name of a file whose
+    content it had only in memory.
+    """
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            _to_disk(path)
     old = final.parent / f".old-{final.name}"
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
         final.replace(old)
     folder.replace(final)
+    _to_disk(final.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _to_disk(path: Path) -> None:
+    """Waits until a file's content, or a folder's list of names, is on the disk; some file systems cannot say so."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EROFS):
+            raise
+    finally:
+        os.close(handle)
 
 
 @contextmanager

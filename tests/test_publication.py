@@ -1,5 +1,7 @@
 """Artifacts appear whole, under a name of their own."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,32 @@ def test_what_is_written_aside_appears_only_without_an_error(tmp_path: Path) -> 
         write("half")
     assert list(tmp_path.iterdir()) == [final]
     assert (final / "whole.txt").read_text() == "second"
+
+
+def test_all_of_it_is_on_the_disk_before_it_is_visible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fsync(handle: int) -> None:
+        flushed.append((Path(os.readlink(f"/proc/self/fd/{handle}")).name, final.exists()))
+        raise OSError(errno.EINVAL, "a file system that cannot say so")
+
+    final, flushed = tmp_path / "stage" / "key", list[tuple[str, bool]]()
+    monkeypatch.setattr(os, "fsync", fsync)
+    with staging(final) as out:
+        (out / "sub").mkdir()
+        (out / "sub" / "whole.txt").write_text("whole")
+        (out / "link").symlink_to("nowhere")
+        publish(out, final)
+        staged = out.name
+    assert sorted(flushed) == sorted([("sub", False), ("whole.txt", False), (staged, False), ("stage", True)])
+
+
+def test_a_disk_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fsync(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="no space"), written_aside(tmp_path / "key"):
+        pass
+    assert not (tmp_path / "key").exists()
 
 
 def test_staging_clears_what_a_killed_worker_left(tmp_path: Path) -> None:
