@@ -16,7 +16,7 @@ from flows.command_line import (
     use_workspace,
 )
 from flows.endings import reporting, resumable
-from flows.options import ConfigFile, Debug, From, Origin, Overrides, Refresh, Until, Workspace
+from flows.options import ConfigFile, Debug, From, Origin, Overrides, Refresh, Until, Version, Workspace
 from flows.outcomes import (
     say_cleaning,
     say_comparison,
@@ -37,6 +37,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+@app.callback()
+def options(version: Version = False) -> None:
+    """Options without a command; each ends the program itself."""
 
 
 @app.command()

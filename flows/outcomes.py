@@ -31,6 +31,18 @@ def warn(text: str) -> None:
     typer.secho(f"note: {text}", fg="yellow", err=True)
 
 
+def say_version(wanted: bool) -> None:
+    """Prints version and commit, and ends the program, if that is wanted."""
+    if not wanted:
+        return
+    from magic141 import __version__
+    from tasks.provenance import git_commit
+
+    commit = git_commit()
+    typer.echo(f"magic141 {__version__}{f' ({commit})' if commit else ''}")
+    raise typer.Exit
+
+
 def wide_console() -> Console:
     """A console for tables: as wide as the terminal; in a file, wide enough for run ids and text."""
     from rich.console import Console

@@ -19,7 +19,9 @@ from flows import doctor
 from flows.cli import app
 from flows.endings import again, reporting, resumable, typed
 from flows.resume import Outage, marking_resumable
+from magic141 import __version__
 from magic141.errors import UserError
+from tasks.provenance import git_commit
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = str(ROOT / "configs" / "demo.yaml")
@@ -51,6 +53,12 @@ def test_help_is_fast() -> None:
         seconds.append(time.monotonic() - start)
     assert all(name in done.stdout for name in ("run", "plan", "eval", "generate", "doctor"))
     assert min(seconds) < 1.0  # 0.3 s on an idle machine
+
+
+def test_the_version_has_its_commit() -> None:
+    command = [sys.executable, "-c", "from flows.cli import app; app()", "--version"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == f"magic141 {__version__} ({git_commit()})\n"
 
 
 @pytest.mark.parametrize(
