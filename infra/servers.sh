@@ -50,7 +50,7 @@ find_python() {
     local module
     for module in prefect mlflow asyncpg psycopg2; do
         "$PYTHON" -c "import importlib.util as u, sys; sys.exit(u.find_spec('$module') is None)" ||
-            fail "$PYTHON has no $module; run make servers, or pip install 'magic141[servers]', or set MAGIC141_PYTHON"
+            fail "$PYTHON has no $module; install this package with its extra servers there (uv pip install -c constraints.txt -e '.[servers]'), or set MAGIC141_PYTHON"
     done
 }
 
