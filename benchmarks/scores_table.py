@@ -113,7 +113,9 @@ def targets_of_clips(scores: Scores) -> Iterator[Target]:
     yield Target("CFG-distilled, 25 steps: motion / teacher", ratio("motion", "cfg_25", "teacher_25"), low=0.95)
     yield Target("student, 4 steps: motion / teacher", ratio("motion", "student_4", "teacher_25"), low=0.93)
     yield Target("student, 4 steps: Fréchet / teacher", ratio("frechet", "student_4", "teacher_25"), high=1.15)
-    yield Target("student, 4 steps: Fréchet / CFG-distilled, 4 steps", ratio("frechet", "student_4", "cfg_4"), high=0.75)
+    yield Target(
+        "student, 4 steps: Fréchet / CFG-distilled, 4 steps", ratio("frechet", "student_4", "cfg_4"), high=0.75
+    )
     yield Target("student, 1 step: motion / CFG-distilled, 1 step", ratio("motion", "student_1", "cfg_1"), low=1.4)
     yield Target("student, 1 step: Fréchet / CFG-distilled, 1 step", ratio("frechet", "student_1", "cfg_1"), high=0.7)
     background = need("student_4", "background_psnr_db") - need("teacher_25", "background_psnr_db")
