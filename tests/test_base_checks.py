@@ -38,7 +38,7 @@ def test_text_to_video_and_33_channels_are_bases(tmp_path: Path) -> None:
 
 
 def test_a_kind_that_is_not_trained_here_is_refused(tmp_path: Path) -> None:
-    replace = {"image_condition_type": "token_replace"}
+    replace: dict[str, Any] = {"image_condition_type": "token_replace"}
     found = "image_condition_type = token_replace with 4 input channels; expected null with 4"
     assert lines(tmp_path, "pretrain_t2v", **replace) == [found]
     assert lines(tmp_path, "pretrain_i2v", **replace) == [f"{found} or latent_concat with 9"]

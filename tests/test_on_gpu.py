@@ -31,6 +31,7 @@ def test_without_padding_attention_takes_the_kernels_that_know_no_masks(backend:
     model = build_transformer(HEADS_OF_16, CHANNELS, TEXT, POOLED, image_condition=True)
     torch.nn.init.normal_(model.proj_out.weight, std=0.2)
     x_t, sigma, cond = tiny_inputs()
+    assert cond.mask is not None
     cond.mask.fill_(True)
     prefix = make_prefix(x_t, 1)
     expected = velocity(model, x_t, sigma, cond, prefix)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from magic141.text_files import json_lines, name_aside, read_json_lines, replace
 
 
 def test_json_lines_give_back_what_was_written(tmp_path: Path) -> None:
-    rows = [{"caption": "a\nb\u2028c"}, {"caption": None}]
+    rows: list[dict[str, Any]] = [{"caption": "a\nb\u2028c"}, {"caption": None}]
     for text in (json_lines(rows), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)):
         (tmp_path / "rows.jsonl").write_text(text, encoding="utf-8")
         assert read_json_lines(tmp_path / "rows.jsonl") == rows

@@ -6,7 +6,9 @@ import pickle
 import resource
 from fractions import Fraction
 from pathlib import Path
+from typing import Any, BinaryIO
 
+import av
 import numpy as np
 import pytest
 
@@ -148,12 +150,12 @@ def test_a_disk_that_fails_while_a_video_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, after_bytes: int
 ) -> None:
     encode(tmp_path / name, np.random.default_rng(0).integers(0, 255, (60, 64, 64, 3), np.uint8))
-    real = decoding.av.open
+    real = av.open
 
-    def failing(file, **options):  # type: ignore[no-untyped-def]
+    def failing(file: BinaryIO, **options: Any) -> Any:
         return real(FailingFile(file, after_bytes), buffer_size=1024, **options)
 
-    monkeypatch.setattr(decoding.av, "open", failing)
+    monkeypatch.setattr(av, "open", failing)
     with pytest.raises(StorageError, match="Input/output error"):
         measure_video(tmp_path / name, 24.0)
 
@@ -161,7 +163,7 @@ def test_a_disk_that_fails_while_a_video_is_read(
 class FailingFile:
     """A file of a disk that breaks after some bytes."""
 
-    def __init__(self, file, num_bytes: int) -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, file: BinaryIO, num_bytes: int) -> None:
         self.file, self.name, self.left = file, file.name, num_bytes
 
     def read(self, size: int) -> bytes:

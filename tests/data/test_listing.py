@@ -4,6 +4,7 @@ import json
 import os
 import unicodedata
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -129,7 +130,9 @@ def test_names_that_are_not_utf8_are_bad_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
-def test_accents_of_one_sign_and_of_two_are_the_same_name(tmp_path: Path, forms: tuple[str, str]) -> None:
+def test_accents_of_one_sign_and_of_two_are_the_same_name(
+    tmp_path: Path, forms: tuple[Literal["NFC", "NFD"], ...]
+) -> None:
     on_disk, in_table = (unicodedata.normalize(form, "café.mp4") for form in forms)
     (tmp_path / on_disk).touch()
     (tmp_path / TABLE).write_text(json.dumps({"file": in_table, "caption": "x"}))

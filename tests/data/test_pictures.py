@@ -45,7 +45,7 @@ def test_one_colour_may_be_the_transparent_one() -> None:
 
 
 @pytest.mark.parametrize(("mode", "colour"), [("L", 200), ("1", 1), ("CMYK", (0, 255, 255, 0)), ("RGB", GREEN)])
-def test_other_modes_have_three_channels_and_are_upright(mode: str, colour: object) -> None:
+def test_other_modes_have_three_channels_and_are_upright(mode: str, colour: int | tuple[int, ...]) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6  # as a phone notes it
     image = Image.new(mode, (48, 40), colour)

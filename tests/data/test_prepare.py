@@ -228,7 +228,11 @@ def test_workers_say_what_they_cannot_decode_and_refuse_to_work_without_the_fold
     assert reason.startswith("cannot be decoded")
     (tmp_path / "videos").rename(tmp_path / "elsewhere")
     lost = {"file": "good0.mp4", "caption": "x"}
-    for work in (lambda: Render(config, stamp)(row), lambda: Probe(tmp_path / "videos", config, stamp)(lost)):
+    works: tuple[Callable[[], object], ...] = (
+        lambda: Render(config, stamp)(row),
+        lambda: Probe(tmp_path / "videos", config, stamp)(lost),
+    )
+    for work in works:
         with pytest.raises(StorageError, match=r"data\.path = \S+videos: machine \S+ cannot read it \(No such file"):
             work()
 

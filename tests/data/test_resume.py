@@ -17,17 +17,19 @@ from safetensors.torch import load_file
 from magic141.artifacts import digest_folder
 from magic141.data import fitted, prepare, workers
 from magic141.data.chunks import Chunk
-from magic141.data.clips import Clip, VideoFile
+from magic141.data.clips import Clip, render_chunk
 from magic141.data.config import DataConfig
 from magic141.data.dataset import ClipDataset
 from magic141.data.decoding import BadVideo, StorageError
 from magic141.data.info import load_info
 from magic141.data.kept import ProbeRecords, read_record, write_record
+from magic141.data.listing import VideoFile
 from magic141.data.prepare import MAX_LOSSES, prepare_dataset
 from magic141.data.video import write_video
 from magic141.data.workers import Encode, Probe, Render
 from magic141.errors import UserError
 from magic141.fingerprint import CodeStamp
+from magic141.models.encoders import Encoders
 from tests.data.test_prepare import MemoryLog
 
 CODE = CodeStamp(())
@@ -163,7 +165,7 @@ def test_altered_leftovers_are_made_again(
 def test_encoders_that_do_not_run_are_found_before_any_clip_is_encoded(
     here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fitted.Encoders, "encode_text", raising(RuntimeError("no")))
+    monkeypatch.setattr(Encoders, "encode_text", raising(RuntimeError("no")))
     with pytest.raises(RuntimeError, match="no"):
         run(CONFIG, tmp_path)
     assert here.encoded == []
@@ -235,7 +237,6 @@ def break_clip(monkeypatch: pytest.MonkeyPatch, file: str, start: int, error: Ex
             raise error
         return render_chunk(chunk, config)
 
-    render_chunk = workers.render_chunk
     monkeypatch.setattr(workers, "render_chunk", render)
 
 
@@ -308,7 +309,7 @@ def test_no_video_is_probed_twice(here: Here, tmp_path: Path, monkeypatch: pytes
 def test_a_file_is_bad_for_good_once_clips_were_cut_without_it(tmp_path: Path) -> None:
     records = ProbeRecords(tmp_path)
     for number in range(300):
-        records.add(f"{number}.mp4", number or "cannot be decoded")
+        records.add(f"{number}.mp4", [number] if number else "cannot be decoded")
     assert list(ProbeRecords(tmp_path).found) == [f"{number}.mp4" for number in range(1, 257)]
     records.settle()
     assert ProbeRecords(tmp_path).found == records.found

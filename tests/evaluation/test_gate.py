@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from pydantic import ValidationError
 
@@ -63,10 +65,9 @@ def test_a_condition_on_a_metric_that_does_not_exist_is_refused() -> None:
 
 
 def test_what_was_judged_under_other_conditions_is_not_compared_and_every_difference_is_named() -> None:
-    apart = Pair(
-        measured({"student/motion": 0.9}, seed=0, data="ab", **{"generate.num_exact_clips": 256}),
-        measured(CHAMPION, seed=0, data="cd", **{"generate.num_exact_clips": 64}),
-    )
+    new: dict[str, Any] = {"seed": 0, "data": "ab", "generate.num_exact_clips": 256}
+    old: dict[str, Any] = {"seed": 0, "data": "cd", "generate.num_exact_clips": 64}
+    apart = Pair(measured({"student/motion": 0.9}, **new), measured(CHAMPION, **old))
     assert judge(apart, [MOTION], collapsed=False)[1:] == [
         Verdict(
             "student/motion",

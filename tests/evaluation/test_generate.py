@@ -158,7 +158,8 @@ def test_fused_windows_make_a_video_as_long_as_chained_ones(generated: Generated
     conditions = clip_conditions(clips, range(2)).part(0, 2)
     model = load_transformer(parts["distill_dmd2"] / "transformer").eval()
     generator = VideoGenerator(model, load_null_text(parts["prepare_data"]), 5, FOUR_STEPS)
-    videos, counted = {}, []
+    videos = {}
+    counted: list[int] = []
     for scheme in ("chained", "fused"):
         config = GENERATE.model_copy(update={"long_video_scheme": scheme})
         videos[scheme], costs = long_latents(config, generator, conditions, 0, counted.append)

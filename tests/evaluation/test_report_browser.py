@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from benchmarks.browser import BrowserError, Page, find_browser, open_page
 from magic141.evaluation.config import EvaluateConfig, ReportConfig
 from magic141.evaluation.report import write_report
 from magic141.stage_log import NullLog
 from tests.evaluation.artifacts import GENERATE, RecordingLog
+
+if TYPE_CHECKING:  # the benchmarks are scripts: mypy knows them by their bare names
+    from browser import BrowserError, Page, find_browser, open_page
+else:
+    from benchmarks.browser import BrowserError, Page, find_browser, open_page
 
 pytestmark = [
     pytest.mark.slow,

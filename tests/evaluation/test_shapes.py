@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ def draw(clip: ShapeClip, num_frames: int = 9) -> np.ndarray:
     return render_clip(clip, num_frames, 32, 32)
 
 
-def world(num: int, **changes: object) -> list[ShapeClip]:
+def world(num: int, **changes: Any) -> list[ShapeClip]:
     rng = np.random.default_rng(1)
     return [replace(sample_clip(rng, ShapesConfig()), **changes) for _ in range(num)]
 

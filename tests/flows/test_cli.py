@@ -157,8 +157,9 @@ def test_only_a_reader_that_has_gone_is_passed_over(lost: str, said: str) -> Non
         "server, peer = socket.socketpair(); peer.close()\n"
         f"with contextlib.suppress(typer.Exit), reporting(False):\n    while True: {lost}"
     )
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, text=True, **streams) as command:
+    with subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as command:
         assert command.stdout
         assert command.stderr
         if not said:

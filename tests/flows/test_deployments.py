@@ -128,7 +128,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
     def healthy() -> bool:
         try:
-            return urlopen(f"{site.api}/health", timeout=5).read() == b"true"
+            return bool(urlopen(f"{site.api}/health", timeout=5).read() == b"true")
         except (URLError, OSError):
             return False
 

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.settings import PREFECT_LOGGING_TO_API_ENABLED, PREFECT_UI_URL, temporary_settings
 from prefect.states import Crashed, Failed
 
@@ -72,7 +72,9 @@ def test_other_runs_resume_in_their_own_way() -> None:
     assert crashed.splitlines()[0] == "magic141: run calm-owl crashed"
     assert crashed.endswith(f"to resume: prefect flow-run retry {deployed.id}")
     assert "resume" not in message("another flow", run(), Failed(message="no"))
-    mistaken = Failed(message="Flow run encountered an exception: UserError: data.path = videos: no usable clip")
+    mistaken: State[Any] = Failed(
+        message="Flow run encountered an exception: UserError: data.path = videos: no usable clip"
+    )
     assert message(pipeline.name, deployed, mistaken).endswith(
         f"correct this, then: prefect flow-run retry {deployed.id}"
     )

@@ -20,8 +20,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from flows.reach import RAY, SERVERS, TIMEOUT_S, require_servers, trouble
+from flows.databases import TIMEOUT_S
+from flows.reach import SERVERS, require_servers, trouble
 from magic141.errors import UserError
+from magic141.ray_address import VARIABLE as RAY
 from magic141.ray_address import ray_address_trouble
 
 

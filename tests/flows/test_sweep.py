@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from flows.grid import members_of
+from flows.grid import check_members, members_of
+from flows.members import MemberOutcome
 from flows.resume import CORRECT, RESUME, way_on
-from flows.sweep import MemberOutcome, SweepFailed, SweepOutcome, check_members, check_variant
+from flows.sweep import SweepFailed, SweepOutcome, check_variant
 from magic141.errors import UserError
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"

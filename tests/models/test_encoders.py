@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,12 @@ def test_captions_are_far_apart(tiny: Encoders) -> None:
 
 def test_every_attribute_can_be_read_linearly_from_the_pooled_vector(tiny: Encoders) -> None:
     pooled = torch.nn.functional.pad(tiny.encode_text(CAPTIONS).pooled, (0, 1), value=1.0)
-    for attribute in (lambda c: c.split()[1], lambda c: c.split()[2], lambda c: c.split("moves ")[1]):
+    attributes: tuple[Callable[[str], str], ...] = (
+        lambda c: c.split()[1],
+        lambda c: c.split()[2],
+        lambda c: c.split("moves ")[1],
+    )
+    for attribute in attributes:
         values = sorted({attribute(caption) for caption in CAPTIONS})
         target = torch.tensor([values.index(attribute(caption)) for caption in CAPTIONS])
         weights = torch.linalg.lstsq(pooled, torch.nn.functional.one_hot(target).float()).solution

@@ -19,7 +19,7 @@ class Attentions(TorchDispatchMode):
     """For every attention that is computed, whether it has a mask."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.masked: list[bool] = []
 
     def __torch_dispatch__(

@@ -91,6 +91,7 @@ def test_guidance_scale_keeps_its_precision_in_a_bf16_model() -> None:
     x_t, sigma, cond = tiny_inputs()
     seen: list[torch.Tensor] = []
     model.time_text_embed.time_proj.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    assert cond.mask is not None
     cond = condition(TextEmbedding(cond.tokens.bfloat16(), cond.mask, cond.pooled.bfloat16()), None)
     velocity(model, x_t.bfloat16(), sigma, cond, None, torch.full((3,), 6.0))
     assert any(torch.equal(value, torch.full((3,), 6000.0)) for value in seen)
@@ -111,6 +112,7 @@ def test_image_tokens_come_before_text_and_padding_stays_last() -> None:
     text = TextEmbedding(torch.zeros(1, 3, 8), torch.tensor([[True, True, False]]), torch.zeros(1, 8))
     cond = condition(text, torch.ones(1, 2, 8))
     assert cond.tokens[0, :, 0].tolist() == [1, 1, 0, 0, 0]
+    assert cond.mask is not None
     assert cond.mask.tolist() == [[True, True, True, True, False]]
 
 

@@ -18,7 +18,7 @@ from magic141.stage_log import NullLog
 from tests.evaluation.artifacts import RecordingLog
 
 NAME = "tiny-for-tests"
-RELEASES = {
+RELEASES: dict[str, dict[str, Any]] = {
     "like_openai": {"mean": (0.4, 0.3, 0.2), "std": (0.2, 0.3, 0.4), "quick_gelu": True},
     "like_laion": {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
     "like_siglip": {

@@ -132,7 +132,8 @@ def test_too_large_a_body_is_not_read_to_its_end(client: TestClient) -> None:
 def test_what_cannot_be_queued_is_refused_before_its_picture_is_read(image: bytes, num_replicas: int) -> None:
     """Of a large picture that would take half a gigabyte, for nothing."""
     config = CONFIG.model_copy(update={"max_queued": 1, "num_replicas": num_replicas})
-    places, refused = 1 + num_replicas, []
+    places = 1 + num_replicas
+    refused: list[tuple[int, int]] = []
 
     async def animate(request: VideoRequest) -> Video:
         if request.seed < places:  # in work or waiting; then one more, whose picture is none

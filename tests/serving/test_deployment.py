@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import av
 import httpx
@@ -100,7 +101,7 @@ def test_a_posted_picture_becomes_a_playable_video_and_a_full_queue_is_refused(
     assert shapes == [(32, 32)] * 16
     with ThreadPoolExecutor(4) as pool:
         posts = [pool.submit(post, "20") for _ in range(4)]
-        health = {"in_work": 0}
+        health: dict[str, Any] = {"in_work": 0}
         while not health["in_work"] and not all(future.done() for future in posts):
             health = httpx.get(f"{url}/health", timeout=60).json()
         answers = [future.result() for future in posts]
@@ -202,9 +203,9 @@ def test_wrong_arguments_of_a_serve_config(published: Path) -> None:
 
 def test_what_a_cluster_serves_already_is_not_replaced_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
-    monkeypatch.setattr(deployment.serve, "status", lambda: ServeStatus(applications={"another": SERVED}))
+    monkeypatch.setattr(ray.serve, "status", lambda: ServeStatus(applications={"another": SERVED}))
     deployment.require_unserved()
-    monkeypatch.setattr(deployment.serve, "status", lambda: ServeStatus(applications={deployment.APP: SERVED}))
+    monkeypatch.setattr(ray.serve, "status", lambda: ServeStatus(applications={deployment.APP: SERVED}))
     with pytest.raises(UserError, match=r"^Ray cluster head:6379: it serves an application magic141 already"):
         deployment.require_unserved()
     monkeypatch.delenv("RAY_ADDRESS")
@@ -216,8 +217,8 @@ def test_what_took_the_place_of_ours_stays(
     deployed_s: float | None, gone: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deleted: list[str] = []
-    monkeypatch.setattr(deployment.serve, "status", lambda: ServeStatus(applications={deployment.APP: SERVED}))
-    monkeypatch.setattr(deployment.serve, "delete", deleted.append)
-    monkeypatch.setattr(deployment.ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray.serve, "status", lambda: ServeStatus(applications={deployment.APP: SERVED}))
+    monkeypatch.setattr(ray.serve, "delete", deleted.append)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
     deployment.stop(deployed_s)
     assert deleted == [deployment.APP] * gone

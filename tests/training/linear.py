@@ -34,7 +34,8 @@ class Network(nn.Module):
         self.register_buffer("scale", torch.ones(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.blocks[0](self.base(x)) * self.scale)
+        y: Tensor = self.head(self.blocks[0](self.base(x)) * self.scale)
+        return y
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,12 @@ def gradients(engine: Any) -> list[Tensor]:
     """The gradients of every update that the engine will take."""
     seen: list[Tensor] = []
     average = engine._average
-    engine._average = lambda: seen.append(torch.cat(engine._gradients)) or average()
+
+    def averaging() -> None:
+        seen.append(torch.cat(engine._gradients))
+        average()
+
+    engine._average = averaging
     return seen
 
 

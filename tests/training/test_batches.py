@@ -54,7 +54,12 @@ def test_one_pass_is_the_batch_itself_and_a_part_of_it_goes_without_padding_on_a
 ) -> None:
     """Attention is fastest without a mask, which samples of other lengths need."""
     moved: list[torch.device] = []
-    monkeypatch.setattr(Conditioning, "to", lambda self, device: moved.append(device) or self.trimmed())
+
+    def to(self: Conditioning, device: torch.device) -> Conditioning:
+        moved.append(device)
+        return self.trimmed()
+
+    monkeypatch.setattr(Conditioning, "to", to)
     batch = make(maker)
     mask = torch.ones(NUM, 4, dtype=torch.bool)
     mask[0, 3] = False

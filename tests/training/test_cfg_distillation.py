@@ -48,8 +48,8 @@ def test_student_learns_the_guided_teacher_over_the_range_of_w() -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    for w in (1.0, 1.5, 2.0, 2.5, 3.0):
-        assert error(w) < 0.05, (w, error(w))
+    for scale in (1.0, 1.5, 2.0, 2.5, 3.0):
+        assert error(scale) < 0.05, (scale, error(scale))
 
 
 def test_a_teacher_in_bf16_gives_what_autocast_gives_anyway() -> None:

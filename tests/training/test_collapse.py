@@ -84,7 +84,7 @@ def test_a_student_like_the_reference_has_ratios_and_coverage_of_one() -> None:
         (lambda x: torch.where(torch.arange(4) < 2, x, 100.0), "saturation", 0.5),
     ],
 )
-def test_each_kind_of_collapse_shows(collapsed, figure: str, value: float) -> None:
+def test_each_kind_of_collapse_shows(collapsed: Callable[[Tensor], Tensor], figure: str, value: float) -> None:
     assert figures(collapsed(clips(0)))[figure] == pytest.approx(value, abs=0.03)
 
 
@@ -108,7 +108,9 @@ def test_workers_clips_are_judged_together() -> None:
         (lambda x: x[:, :, :, :1], {"validation_motion_ratio"}),
     ],
 )
-def test_one_seed_or_one_frame_has_fewer_figures_and_is_no_collapse(left, missing: set[str]) -> None:
+def test_one_seed_or_one_frame_has_fewer_figures_and_is_no_collapse(
+    left: Callable[[Tensor], Tensor], missing: set[str]
+) -> None:
     seen, all_names = compare(left(clips(0)), left(clips(0))), compare(clips(0), clips(0)).keys()
     assert all_names - seen.keys() == missing
     assert not list(symptoms(seen, {}, CollapseConfig()))

@@ -16,7 +16,7 @@ def gaussian_velocity(x_t: Tensor, sigma: Tensor, mean: Tensor, covariance: Tens
     eye = torch.eye(len(mean), dtype=x_t.dtype)
     total = (1 - s) ** 2 * covariance + s**2 * eye
     centred = (x_t - (1 - expand(sigma, x_t)) * mean)[..., None]
-    solved = torch.linalg.solve(total, centred)
+    solved: Tensor = torch.linalg.solve(total, centred)
     x0 = mean + ((1 - s) * covariance @ solved)[..., 0]
     return (s * solved)[..., 0] - x0
 
@@ -79,7 +79,8 @@ def test_gradient_is_the_analytic_one_between_gaussians(covariance: Tensor) -> N
 
     def score(kind: str, i: int) -> Tensor:
         noised = (1 - sigma[i]) ** 2 * covariances[kind] + sigma[i] ** 2 * torch.eye(3).double()
-        return -torch.linalg.inv(noised) @ (x_t[i] - (1 - sigma[i]) * means[kind])
+        gradient: Tensor = -torch.linalg.inv(noised) @ (x_t[i] - (1 - sigma[i]) * means[kind])
+        return gradient
 
     x0 = {
         kind: x0_from_velocity(x_t, gaussian_velocity(x_t, sigma, means[kind], covariances[kind]), sigma)

@@ -58,11 +58,18 @@ def test_w_is_drawn_from_its_range_for_student_and_real_score_alike() -> None:
     assert 2.9 < float(w.student.max()) <= 3.0
 
 
-def test_whether_a_teacher_is_guided_does_not_depend_on_the_w_that_was_drawn(folders: Path, tmp_path: Path) -> None:
+def test_whether_a_teacher_is_guided_does_not_depend_on_the_w_that_was_drawn(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where its weights are split, all workers have to call it as often."""
     calls: list[Any] = []
     dmd2 = build(folders, tmp_path, student_guidance_range=(1.0, 3.0))
-    dmd2.scores.real = lambda *inputs: calls.append(inputs) or inputs[0]  # type: ignore[method-assign]
+
+    def called(*inputs: Any) -> Any:
+        calls.append(inputs)
+        return inputs[0]
+
+    monkeypatch.setattr(dmd2.scores, "real", called)
     batch = dmd2.maker.make(torch.arange(2), step_generator(0, 0, 0))
     for w in (torch.ones(2), torch.tensor([1.0, 2.0])):
         calls.clear()

@@ -43,7 +43,8 @@ def session() -> None:
 
 
 def run(tmp_path: Path, name: str, **placement: Any) -> TrainResult:
-    config = linear_config(**({"launcher": "ray", "engine": "ddp", "num_workers": 2} | placement))
+    usual: dict[str, Any] = {"launcher": "ray", "engine": "ddp", "num_workers": 2}
+    config = linear_config(**(usual | placement))
     return launch(LinearSpec(config, noise=0.0), config, tmp_path / name, NullLog(), seed=0)
 
 

@@ -40,7 +40,8 @@ class RecordingLog(NullLog):
 
 
 def weights(run_dir: Path) -> dict[str, Any]:
-    return torch.load(run_dir / "export" / "weights.pt")["ema"]
+    ema: dict[str, Any] = torch.load(run_dir / "export" / "weights.pt")["ema"]
+    return ema
 
 
 def test_what_one_launcher_has_begun_the_other_does_not_begin_anew(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ class Held(TorchDispatchMode):
     """Follows the bytes of the tensors that operations return, while these are alive; those of `model` do not count."""
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self.seen = weakref.WeakSet(parameter.untyped_storage() for parameter in model.parameters())
 

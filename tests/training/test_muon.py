@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
+from torch.multiprocessing.spawn import spawn
 
 from magic141.training import muon
 from magic141.training.muon import BatchedMuon, orthogonalize, split_work
@@ -78,7 +78,7 @@ def share_and_compare(rank: int, rendezvous: str) -> None:
 
 @pytest.mark.slow  # starts processes
 def test_workers_share_the_work_and_get_the_same_weights(tmp_path: Path) -> None:
-    mp.spawn(share_and_compare, (str(tmp_path / "rendezvous"),), 2)
+    spawn(share_and_compare, (str(tmp_path / "rendezvous"),), 2)
 
 
 def test_work_is_shared_evenly_and_in_few_batches() -> None:
