@@ -15,48 +15,53 @@ NO_CLUSTER_HELPS = "use 0, or launcher = ray with RAY_ADDRESS of a cluster"
 
 
 @dataclass(frozen=True)
+class Amount:
+    """CPUs or GPUs of a worker, and the config field that sets them, if one does."""
+
+    number: float = 0
+    field: str = ""
+
+
+@dataclass(frozen=True)
 class Needs:
     """What a stage asks for.
 
     Attributes:
-        kind: who works, in words: Ray's workers with their engine, or this process.
+        kind: who works, in words: Ray Data, Ray's tasks, a training engine.
         field: config field that sets the number of workers.
         num_workers: how many.
-        cpus: CPUs of each, by the config field that sets them.
-        gpus: GPUs of each, by the config field that sets them.
+        cpus: CPUs of each.
+        gpus: GPUs of each.
+        is_here: this process does the work itself, even if there is a cluster.
         remedy: what to do if there are fewer.
     """
 
-    kind: str = HERE
+    kind: str = ""
     field: str = ""
     num_workers: int = 1
-    cpus: tuple[str, float] = ("", 0)
-    gpus: tuple[str, float] = ("", 0)
+    cpus: Amount = Amount()
+    gpus: Amount = Amount()
+    is_here: bool = False
     remedy: str = TO_A_CLUSTER
 
     @property
     def num_gpus(self) -> float:
         """GPUs of all workers together."""
-        return self.num_workers * self.gpus[1]
+        return self.num_workers * self.gpus.number
 
     @property
     def words(self) -> str:
         """Workers, CPUs and GPUs in words."""
         if self.is_here:
-            return self.kind
-        each = f"{self.cpus[1]:g} CPU" + (f" + {self.gpus[1]:g} GPU" if self.gpus[1] else "")
+            return f"{HERE}, {self.kind}" if self.kind else HERE
+        each = f"{self.cpus.number:g} CPU" + (f" + {self.gpus.number:g} GPU" if self.gpus.number else "")
         return f"{self.num_workers} x {each} ({self.kind})"
-
-    @property
-    def is_here(self) -> bool:
-        """Whether this process does the work itself, even if there is a cluster."""
-        return self.kind.startswith(HERE)
 
     def lacking_here(self) -> str | None:
         """A line on what this machine has too little of, if anything; a cluster that does the work may still grow."""
         if ray_cluster() and not self.is_here:
             return None
-        each = {field: amount for field, amount in (self.cpus, self.gpus) if field}
+        each = {amount.field: amount.number for amount in (self.cpus, self.gpus) if amount.field}
         return shortage(self.field, self.num_workers, each, this_machine(), self.remedy)
 
 
@@ -64,19 +69,19 @@ def needs_of(stage: str, config: PipelineConfig) -> Needs:
     """What the stage asks for by its config."""
     if stage == "prepare_data":
         data = config.data
-        gpus = ("num_gpus_per_worker", data.num_gpus_per_worker)
-        return Needs("Ray Data", "data.num_workers", data.num_workers, ("", 1), gpus)
+        gpus = Amount(data.num_gpus_per_worker, "num_gpus_per_worker")
+        return Needs("Ray Data", "data.num_workers", data.num_workers, Amount(1), gpus)
     if stage == "generate" and config.generate.num_workers > 1:
-        workers, gpus = config.generate.num_workers, ("gpus_per_worker", config.generate.gpus_per_worker)
-        return Needs("Ray tasks", "generate.num_workers", workers, ("", 1), gpus)
+        workers, gpus = config.generate.num_workers, Amount(config.generate.gpus_per_worker, "gpus_per_worker")
+        return Needs("Ray tasks", "generate.num_workers", workers, Amount(1), gpus)
     if stage in TRAINING_SECTIONS and getattr(config, stage).num_steps:
         return _of_training(f"{stage}.placement.num_workers", getattr(config, stage).placement)
-    return Needs()
+    return Needs(is_here=True)
 
 
 def _of_training(field: str, where: PlacementConfig) -> Needs:
-    gpus = ("gpus_per_worker", where.gpus_per_worker)
+    gpus = Amount(where.gpus_per_worker, "gpus_per_worker")
     if where.launcher == "local":
-        return Needs(f"{HERE}, {where.engine}", field, gpus=gpus, remedy=NO_CLUSTER_HELPS)
+        return Needs(where.engine, field, gpus=gpus, is_here=True, remedy=NO_CLUSTER_HELPS)
     kind = where.engine + (f" ZeRO-{where.zero_stage}" if where.engine == "deepspeed" else "")
-    return Needs(kind, field, where.num_workers, ("cpus_per_worker", where.cpus_per_worker), gpus)
+    return Needs(kind, field, where.num_workers, Amount(where.cpus_per_worker, "cpus_per_worker"), gpus)

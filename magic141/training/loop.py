@@ -73,11 +73,11 @@ def _steps(
     usage: _Usage,
 ) -> None:
     """Runs steps start to num_steps - 1; logs and checkpoints are numbered by finished steps, `done`."""
-    meter, patience = _Meter(), _Patience(config.max_skipped_steps)
+    meter, skipped = _Meter(), _SkippedSteps(config.max_skipped_steps)
     for step in range(start, config.num_steps):
         values = objective.step(step)
         done = step + 1
-        if patience.counts(values, done):
+        if not skipped.record(values, done):
             meter.add(values)
         last = done == config.num_steps
         save = last or done % config.checkpoint_every_steps == 0
@@ -141,21 +141,21 @@ def barrier(context: TrainContext) -> None:
 
 
 @dataclass
-class _Patience:
+class _SkippedSteps:
     """Counts steps skipped in a row for a non-finite gradient: on all workers alike, as the gradient is averaged."""
 
     max_in_a_row: int
     num_in_a_row: int = 0
 
-    def counts(self, values: Mapping[str, Tensor | float], step: int) -> bool:
-        """Whether no network skipped its update; raises UserError after too many skipped steps in a row."""
+    def record(self, values: Mapping[str, Tensor | float], step: int) -> bool:
+        """Whether a network skipped its update in this step; raises UserError after too many in a row."""
         if all(math.isfinite(norm) for name, norm in values.items() if name.endswith("grad_norm")):
             self.num_in_a_row = 0
-            return True
+            return False
         self.num_in_a_row += 1
         if self.num_in_a_row > self.max_in_a_row:
             _require_finite(values, step)
-        return False
+        return True
 
 
 @dataclass
