@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from prefect.events import emit_event
 
 from magic141.frozen import FrozenConfig
+from magic141.tracking import TAG_ANNOUNCED, ModelVersion
 from tasks.stage import Stage, StageContext
 
 CANDIDATE = "magic141.candidate"
@@ -32,9 +33,10 @@ class Candidate(FrozenConfig):
 
 @contextmanager
 def announcing_candidate(context: StageContext, stages: Sequence[Stage]) -> Iterator[None]:
-    """Emits the event if the stages run inside publish a new artifact or move the alias to another version.
+    """Emits the event if the stages run inside publish a version that was not announced, or move the alias to theirs.
 
-    A run that reuses everything emits none. If an event cannot be sent, a note is printed and the run goes on.
+    So a run that reuses everything emits none, unless an earlier one ended between its registration and its event. If
+    an event cannot be sent, a note is printed and the run goes on.
     """
     if all(stage.name != "publish" for stage in stages):
         yield
@@ -42,20 +44,21 @@ def announcing_candidate(context: StageContext, stages: Sequence[Stage]) -> Iter
     before = _version(context)
     yield
     after = _version(context)
-    if after and (after != before or "publish" not in context.reused):
+    if after is None or after.run_id != context.artifacts["publish"].run_id:  # another run's, which announces it
+        return
+    if before is None or after.version != before.version or TAG_ANNOUNCED not in after.tags:
         _emit(context, after)
 
 
-def _version(context: StageContext) -> str | None:
+def _version(context: StageContext) -> ModelVersion | None:
     publish = context.config.publish
-    found = context.tracker.registry.alias_version(publish.model_name, publish.alias)
-    return str(found.version) if found else None
+    return context.tracker.registry.alias_version(publish.model_name, publish.alias)
 
 
-def _emit(context: StageContext, version: str) -> None:
+def _emit(context: StageContext, version: ModelVersion) -> None:
     publish = context.config.publish
     candidate = Candidate(
-        model=f"models:/{publish.model_name}/{version}",
+        model=f"models:/{publish.model_name}/{version.version}",
         alias=publish.alias,
         run_id=context.parent_id,
         workspace=str(context.home),
@@ -65,3 +68,5 @@ def _emit(context: StageContext, version: str) -> None:
         emit_event(CANDIDATE, resource, payload=candidate.model_dump())
     except Exception as error:
         context.console.note("publish", f"no event of the new candidate was sent: {type(error).__name__}")
+    else:
+        context.tracker.registry.note(version, TAG_ANNOUNCED, context.parent_id)

@@ -7,6 +7,7 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the command line names the run
 
 from mlflow.entities import Run
+from mlflow.entities.model_registry import ModelVersion
 
 from magic141.tracking.fetched import local_folder
 from magic141.tracking.references import ArtifactName, References, Work, references, unasked_stores
@@ -14,13 +15,15 @@ from magic141.tracking.registry import parse_uri
 from magic141.tracking.reuse import begun_refresh, find_reusable
 from magic141.tracking.run_log import RunLog, closing
 from magic141.tracking.stores import STORES
-from magic141.tracking.tags import TAG_PARENT
+from magic141.tracking.tags import TAG_ANNOUNCED, TAG_PARENT
 from magic141.tracking.tracker import Tracker, open_store, store_exists
 
 __all__ = [
     "STORES",
+    "TAG_ANNOUNCED",
     "TAG_PARENT",
     "ArtifactName",
+    "ModelVersion",
     "References",
     "Run",
     "RunLog",

@@ -99,6 +99,10 @@ class Registry:
     def _numbered(self, name: str, version: str) -> ModelVersion | None:
         return look_up(lambda: self.client.get_model_version(name, version))
 
+    def note(self, version: ModelVersion, tag: str, value: str) -> None:
+        """Sets a tag of a version."""
+        self.client.set_model_version_tag(version.name, version.version, tag, value)
+
     def runs_with(self, ref: ArtifactRef) -> list[Run]:
         """The finished pipelines and evaluations that made an artifact or reused an equal one, newest first."""
         tag = f"{TAG_ARTIFACT}.{ref.stage}"

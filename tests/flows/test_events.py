@@ -88,6 +88,28 @@ def test_a_candidate_is_announced_when_it_is_new_or_the_alias_moves(
     assert [event["model"] for event in events[1:]] == ["models:/magic141/2", "models:/magic141/1"]
 
 
+def test_a_candidate_whose_run_ended_before_its_event_is_announced_by_the_next(
+    tracker: Tracker, events: list[dict[str, Any]]
+) -> None:
+    context, _ = published(tracker)
+    events.clear()
+    ref = artifact(tracker, "publish", context.parent_id)
+    assert publish.STAGE.on_ready
+    publish.STAGE.on_ready(context, ref)  # registered, and then killed
+    assert events == []
+    published(tracker, ref)
+    published(tracker, ref)
+    assert len(events) == 1
+
+
+def test_a_run_does_not_announce_the_version_of_another(tracker: Tracker, events: list[dict[str, Any]]) -> None:
+    context, ref = published(tracker)
+    with announcing_candidate(context, [publish.STAGE]):
+        context.artifacts["publish"] = ref
+        published(tracker)  # meanwhile
+    assert [event["run_id"] == context.parent_id for event in events] == [True, False]
+
+
 def test_runs_that_do_not_publish_announce_nothing(tracker: Tracker, events: list[dict[str, Any]]) -> None:
     context, _ = published(tracker)
     events.clear()
