@@ -38,6 +38,8 @@ def run_stage(stage: Stage, context: StageContext) -> ArtifactRef:
         ref = (_refreshed if stage.name in context.refresh else _reuse)(stage, key.digest, context)
         if ref:
             context.reused.append(stage.name)
+        if ref is None:
+            stage.require_same_sources(key, context.config)
         made = ref or _compute(stage, key, context)
         if ref is None or not _a_refresh_needs(stage, key.digest, context):
             # the artifact has the result, so checkpoints are obsolete, even those of a run killed right here

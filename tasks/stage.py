@@ -165,6 +165,19 @@ class Stage:
                 "with; give the same command again (undo the edit first to go on from its checkpoints)"
             )
 
+    def require_same_sources(self, key: StageKey, config: PipelineConfig) -> None:
+        """Refuses to work on files of the user's that changed since the key was made, as while it waited for another.
+
+        Raises:
+            UserError: if a source's digest is not the one in the key.
+        """
+        changed = [field for field, digest in self.sources(config).items() if key.inputs.get(field) != digest]
+        if changed:
+            raise UserError(
+                f"{self.name}: {first_few(changed, NUM_NAMED)} changed since this run began; expected the same files "
+                "until the stage has started; give the same command again"
+            )
+
 
 class StageContext:
     """State that the stages of one pipeline run share. Not a dataclass, so that Prefect does not inspect it."""

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from magic141.config import PipelineConfig
+from magic141.errors import UserError
 from magic141.tracking import Tracker
 from magic141.tracking.tags import TAG_MODEL
 from tasks.run_stage import run_stage
@@ -27,6 +28,17 @@ def test_same_config_is_reused_and_recorded_on_the_parent(start: Callable[..., S
     tags = again.tracker.get_run(again.parent_id).data.tags
     assert tags["reused.second"] == made[1].run_id
     assert again.tracker.artifacts_of(again.tracker.get_run(again.parent_id))["second"] == made[1]
+
+
+def test_files_that_change_before_the_work_begins_are_not_taken_for_those_of_the_key(
+    start: Callable[..., StageContext],
+) -> None:
+    """As while it waits for another pipeline, which may take hours."""
+    digests = iter(("old", "new", "new", "new"))
+    stage = replace(FIRST, sources=lambda config: {"data.path": next(digests)})
+    with pytest.raises(UserError, match=r"^first: data\.path changed since this run began; .* the same command again"):
+        run_stage(stage, start("seed=14"))
+    run_stage(stage, start("seed=14"))
 
 
 def write_only_times(call: StageCall) -> None:
