@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -9,7 +10,10 @@ from typing import Any
 
 import torch
 
+from magic141.artifacts import digest_source
 from magic141.errors import UserError
+
+LINKED_FILE = "linked.json"  # beside links to a checkpoint's parts: name -> digest
 
 
 @dataclass(frozen=True)
@@ -29,16 +33,34 @@ class EncoderParts:
 
 
 def link_parts(checkpoint: Path, folder: Path) -> None:
-    """Links a checkpoint's subfolders into `folder` instead of copying 16 GB; digests do not depend on their place."""
+    """Links a checkpoint's subfolders into `folder` instead of copying 16 GB, and notes what is in them."""
     for part in fields(EncoderParts):
         (folder / part.name).symlink_to((checkpoint / part.name).resolve())
+    (folder / LINKED_FILE).write_text(json.dumps(_linked(folder), indent=2) + "\n")
+
+
+def _linked(folder: Path) -> dict[str, str]:
+    """Digest of every part that is a link: an artifact's own digest does not reach behind it."""
+    links = (folder / part.name for part in fields(EncoderParts) if (folder / part.name).is_symlink())
+    return {link.name: digest_source(link.resolve()) for link in links}
+
+
+def _require_same(folder: Path) -> None:
+    noted = json.loads((folder / LINKED_FILE).read_text()) if (folder / LINKED_FILE).is_file() else {}
+    changed = [name for name, digest in _linked(folder).items() if digest != noted.get(name, digest)]
+    if changed:
+        place = (folder / changed[0]).resolve().parent
+        raise UserError(
+            f"data.encoder.path = {place}: {', '.join(changed)} changed since the data was encoded; expected the same "
+            "files (names, sizes, times); put them back, or give --refresh prepare_data"
+        )
 
 
 def parts_of_checkpoint(folder: Path) -> Callable[[], EncoderParts]:
     """Checks a checkpoint's folder and returns its loader: bfloat16 on a GPU, float32 without one.
 
     Raises:
-        UserError: if a part is missing.
+        UserError: if a part is missing, or is not what it was when it was linked.
     """
     for part in fields(EncoderParts):
         place = (folder / part.name).resolve()  # of a broken link, the error names the missing target
@@ -47,6 +69,7 @@ def parts_of_checkpoint(folder: Path) -> Callable[[], EncoderParts]:
                 f"data.encoder.path = {place.parent}: has no subfolder {place.name}; expected a diffusers "
                 "HunyuanVideo-I2V folder; put it there"
             )
+    _require_same(folder)
     cuda = torch.cuda.is_available()
     device, dtype = torch.device("cuda" if cuda else "cpu"), torch.bfloat16 if cuda else torch.float32
     return lambda: load_parts(folder, device, dtype)

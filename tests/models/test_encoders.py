@@ -142,6 +142,16 @@ def test_checkpoint_text_is_cropped_to_the_prompt(checkpoint: Path, tmp_path: Pa
     assert encoders.remarks("zebra") == []
 
 
+def test_prompts_are_not_encoded_by_another_checkpoint_than_the_data(checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copytree(checkpoint, tmp_path / "own")
+    fit_encoders(CAPTIONS, EncoderConfig(kind="hunyuan", path=str(tmp_path / "own")), 0).save(tmp_path / "saved")
+    Encoders.load(tmp_path / "saved")
+    config = tmp_path / "own" / "text_encoder_2" / "config.json"
+    config.write_text(config.read_text() + "\n")
+    with pytest.raises(UserError, match=f"path = {tmp_path}/own: text_encoder_2 changed since the data was encoded; "):
+        Encoders.load(tmp_path / "saved")
+
+
 def test_saved_encoders_of_a_checkpoint_are_links_and_equal_wherever_it_lies(checkpoint: Path, tmp_path: Path) -> None:
     shutil.copytree(checkpoint, tmp_path / "copy")
     for path in (checkpoint, tmp_path / "copy"):
