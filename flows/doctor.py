@@ -79,7 +79,8 @@ def _package(distribution: str, module: str, purpose: str) -> Finding:
             settle_accelerator()
         importlib.import_module(module)
     except Exception as error:  # importing a package may fail in any way
-        return Finding(distribution, f"{found}, does not import: {error}", False, f"reinstall {distribution}=={found}")
+        why = without_credentials(str(error))
+        return Finding(distribution, f"{found}, does not import: {why}", False, f"reinstall {distribution}=={found}")
     return Finding(distribution, found)
 
 
@@ -95,7 +96,7 @@ def _guarded(name: str, look: Callable[[], Finding]) -> Finding:
     try:
         return look()
     except Exception as error:
-        return Finding(name, f"cannot be examined: {error}", False, "see the packages above")
+        return Finding(name, f"cannot be examined: {without_credentials(str(error))}", False, "see the packages above")
 
 
 def _device() -> Finding:
@@ -130,9 +131,10 @@ def _store(workspace: Path) -> Finding:
     if not (finding.ok and os.environ.get(STORE)):
         return finding
     from magic141.tracking.first_contact import require_answer
+    from magic141.tracking.tracker import tracking_uri
 
     try:
-        require_answer(os.environ[STORE])
+        require_answer(tracking_uri(workspace))
     except UserError as error:
         return Finding(STORE, str(error), False, "infra/README.md says how the servers start")
     return finding
