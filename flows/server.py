@@ -60,6 +60,7 @@ class PrefectServer:
         _quiet(home)
         if os.environ.get("PREFECT_API_URL"):
             return
+        _go_around_proxy()
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         self._starting = _start_lock()
         _await_turn(self._starting)
@@ -158,6 +159,19 @@ def _quiet(home: Path) -> None:
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
+
+
+def _go_around_proxy() -> None:
+    """Adds this machine to the hosts that need no proxy, which could not reach the server; before Prefect is imported.
+
+    Where both spellings are set, clients differ in which one they read.
+    """
+    if not urllib.request.getproxies_environment():
+        return
+    lower, upper = (os.environ.get(name, "") for name in ("no_proxy", "NO_PROXY"))
+    for name, hosts in (("no_proxy", lower or upper), ("NO_PROXY", upper or lower)):
+        if hosts != "*":  # every host, but only if nothing follows
+            os.environ[name] = ",".join(dict.fromkeys([*filter(None, hosts.split(",")), "127.0.0.1", "localhost"]))
 
 
 def _start_lock() -> FileLock:

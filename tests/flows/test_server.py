@@ -11,10 +11,17 @@ from pathlib import Path
 import pytest
 from filelock import FileLock, Timeout
 
-from flows.server import START_TIMEOUT_SECONDS, PrefectServer
+from flows.server import START_TIMEOUT_SECONDS, PrefectServer, _go_around_proxy
 from magic141.errors import UserError
 
-pytestmark = pytest.mark.slow
+PROXIES = ("http_proxy", "no_proxy", "NO_PROXY")
+
+
+@pytest.fixture(autouse=True)
+def _unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PREFECT_API_URL", "PREFECT_HOME", *PROXIES):
+        monkeypatch.setenv(name, "")  # put back afterwards, also what the server itself sets
+        monkeypatch.delenv(name)
 
 
 def answers(url: str) -> bool:
@@ -25,10 +32,9 @@ def answers(url: str) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_a_killed_server_comes_back_and_a_stopped_one_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("PREFECT_API_URL", "PREFECT_HOME"):
-        monkeypatch.setenv(name, "")  # put back afterwards, also what the server itself sets
-        monkeypatch.delenv(name)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nobody
     log = tmp_path / "prefect" / "server.log"
     log.parent.mkdir()
     log.write_text("of another one, which runs\n")
@@ -59,7 +65,40 @@ def test_a_killed_server_comes_back_and_a_stopped_one_does_not(tmp_path: Path, m
 
 @pytest.mark.parametrize("home", ["/proc/nothing", "/etc/passwd", "~nobody-of-this-name/x"])
 def test_a_home_that_cannot_be_is_named(home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PREFECT_API_URL", raising=False)
     monkeypatch.setenv("PREFECT_HOME", home)
     with pytest.raises(UserError, match=f"^PREFECT_HOME = {home}: .*; set it to a folder of yours, or unset it$"):
         PrefectServer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("lower", "upper", "after"),
+    [
+        ("", "", ("127.0.0.1,localhost", "127.0.0.1,localhost")),
+        ("", "corp,localhost", ("corp,localhost,127.0.0.1", "corp,localhost,127.0.0.1")),
+        ("a", "b", ("a,127.0.0.1,localhost", "b,127.0.0.1,localhost")),
+        ("*", "*", ("*", "*")),
+    ],
+)
+def test_this_machine_needs_no_proxy(
+    lower: str, upper: str, after: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://proxy:3128")
+    monkeypatch.setenv("no_proxy", lower)
+    monkeypatch.setenv("NO_PROXY", upper)
+    for _ in range(2):
+        _go_around_proxy()
+        assert (os.environ["no_proxy"], os.environ["NO_PROXY"]) == after
+
+
+def test_the_way_to_a_server_of_yours_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://proxy:3128")
+    monkeypatch.setenv("PREFECT_API_URL", "http://prefect:4200/api")
+    PrefectServer(tmp_path)
+    assert not {"no_proxy", "NO_PROXY"} & os.environ.keys()
+
+
+def test_without_a_proxy_nothing_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On macOS it would hide the system's own proxies."""
+    monkeypatch.setattr("urllib.request.getproxies_environment", dict)
+    _go_around_proxy()
+    assert not {"no_proxy", "NO_PROXY"} & os.environ.keys()
