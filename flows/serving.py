@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
-import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +17,8 @@ from magic141.config_errors import explain
 from magic141.errors import UserError
 from magic141.ray_address import ray_cluster
 from magic141.serving.config import ServingConfig
+
+WATCH_SECONDS = 5.0  # between looks at whether the model is still served
 
 
 def serve(
@@ -41,6 +43,7 @@ def serve(
 
     Raises:
         UserError: if the model, a setting or the address is invalid, or the address is taken; nothing was started.
+        RuntimeError: if Ray dies or the application is removed, so that whatever watches this process can restart it.
     """
     config = parse_settings(settings)
     if not ray_cluster():  # on a cluster, Ray listens where the cluster's nodes are
@@ -58,7 +61,9 @@ def serve(
         try:
             deployed_s = deployment.start(folder, card, config, host, port)
             say(f"{model} answers at http://{host}:{port}/ (Ctrl-C stops it)")
-            threading.Event().wait()
+            while deployment.is_served():
+                time.sleep(WATCH_SECONDS)
+            raise RuntimeError(f"{model}: not served any more, as Ray or its application has ended; start it again")
         finally:
             deployment.stop(deployed_s)
     say("stopped")

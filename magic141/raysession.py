@@ -41,7 +41,7 @@ def ensure_ray() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a FutureWarning in every process
     settle_accelerator()
-    if ray.is_initialized() and not _is_alive():
+    if ray.is_initialized() and not is_alive():
         ray.shutdown()  # the next call to a dead daemon would end this process without a message
     if not ray.is_initialized():
         if ray_cluster():
@@ -49,6 +49,14 @@ def ensure_ray() -> None:
         else:
             _start_local()
     _quiet_ray_data()
+
+
+def is_alive() -> bool:
+    """Whether the daemon that this process started still runs; always true for a cluster, which Ray itself watches."""
+    if ray_cluster():
+        return True
+    children = psutil.Process().children()
+    return any(child.name() == "raylet" and child.status() != psutil.STATUS_ZOMBIE for child in children)
 
 
 def require_room(field: str, number: int, each: Mapping[str, float]) -> None:
@@ -66,14 +74,6 @@ def require_room(field: str, number: int, each: Mapping[str, float]) -> None:
         return
     if lacking := shortage(field, number, each, ray.cluster_resources()):
         raise UserError(lacking)
-
-
-def _is_alive() -> bool:
-    """Whether the daemon that this process started still runs; always true for a cluster, which Ray itself watches."""
-    if ray_cluster():
-        return True
-    children = psutil.Process().children()
-    return any(child.name() == "raylet" and child.status() != psutil.STATUS_ZOMBIE for child in children)
 
 
 def _start_local() -> None:

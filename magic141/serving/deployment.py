@@ -13,17 +13,19 @@ import ray
 from fastapi import FastAPI
 from pydantic import ValidationError
 from ray import serve
+from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
 from magic141.config_errors import explain
 from magic141.errors import UserError
 from magic141.ray_address import ray_cluster
-from magic141.raysession import require_room
+from magic141.raysession import is_alive, require_room
 from magic141.serving.app import BusyError, ModelCard, build_app
 from magic141.serving.config import ServingConfig
 from magic141.serving.requests import Video, VideoRequest
 
 APP, REPLICA = "magic141", "Student"
+_NO_SERVE = (RayServeException, ActorDiedError)  # it has not started yet; somebody has shut it down
 MAX_OPEN_REQUESTS = 200  # that the web application handles at once; videos wait in the replicas' own queue
 
 
@@ -159,6 +161,18 @@ def require_unserved() -> None:
         )
 
 
+def is_served() -> bool:
+    """Whether the application is there: a local Ray must run, which nobody else uses; on a cluster others may end it.
+
+    True also while Ray replaces a copy that has died.
+    """
+    if not ray_cluster():
+        return is_alive()
+    with suppress(*_NO_SERVE):
+        return APP in serve.status().applications
+    return False
+
+
 def stop(deployed_s: float | None) -> None:
     """Removes the application; on the cluster at RAY_ADDRESS also Serve, if no other application is left.
 
@@ -166,10 +180,11 @@ def stop(deployed_s: float | None) -> None:
         deployed_s: what `start` returned; an application deployed in its place since is kept. None if `start` did not
             return: removes any.
     """
-    with suppress(RayServeException):  # Serve had not started yet
-        served = serve.status().applications.get(APP)
-        if served and deployed_s in (None, served.last_deployed_time_s):
-            serve.delete(APP)
-        if ray_cluster() and not serve.status().applications:
-            serve.shutdown()
+    if is_alive():  # a local one that is dead would end this process without a message
+        with suppress(*_NO_SERVE):
+            served = serve.status().applications.get(APP)
+            if served and deployed_s in (None, served.last_deployed_time_s):
+                serve.delete(APP)
+            if ray_cluster() and not serve.status().applications:
+                serve.shutdown()
     ray.shutdown()  # ends a local Ray, only disconnects from a cluster

@@ -20,9 +20,11 @@ from typing import Any
 
 import av
 import httpx
+import psutil
 import pytest
 import ray
 import yaml
+from ray.exceptions import ActorDiedError
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, ServeDeploySchema, ServeStatus
 
 from flows.serving import parse_settings, require_free, serve
@@ -116,6 +118,15 @@ def test_a_posted_picture_becomes_a_playable_video_and_a_full_queue_is_refused(
     assert process.wait(60) == 0
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{url}/health")
+
+
+@pytest.mark.slow
+def test_it_ends_with_its_ray(server: tuple[subprocess.Popen[bytes], str]) -> None:
+    """So that whatever watches the process can start it again."""
+    process, _ = server
+    (daemon,) = (child for child in psutil.Process(process.pid).children() if child.name() == "raylet")
+    daemon.kill()
+    assert process.wait(60) == 1
 
 
 class SlowStudent:
@@ -217,8 +228,37 @@ def test_what_took_the_place_of_ours_stays(
     deployed_s: float | None, gone: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deleted: list[str] = []
+    monkeypatch.setattr(deployment, "is_alive", lambda: True)
     monkeypatch.setattr(ray.serve, "status", lambda: ServeStatus(applications={deployment.APP: SERVED}))
     monkeypatch.setattr(ray.serve, "delete", deleted.append)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     deployment.stop(deployed_s)
     assert deleted == [deployment.APP] * gone
+
+
+def _shut_down() -> ServeStatus:
+    raise ActorDiedError
+
+
+def test_a_cluster_serves_until_somebody_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    for status, served in (
+        (lambda: ServeStatus(applications={deployment.APP: SERVED}), True),
+        (lambda: ServeStatus(applications={"another": SERVED}), False),
+        (_shut_down, False),
+    ):
+        monkeypatch.setattr(ray.serve, "status", status)
+        assert deployment.is_served() == served
+    deployment.stop(0.0)
+
+
+def test_nothing_is_asked_of_a_local_ray_that_has_died(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[bool] = []
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(deployment, "is_alive", lambda: False)
+    monkeypatch.setattr(ray.serve, "status", lambda: pytest.fail("it would end this process"))
+    monkeypatch.setattr(ray, "shutdown", lambda: ended.append(True))
+    assert not deployment.is_served()
+    deployment.stop(0.0)
+    assert ended == [True]
