@@ -142,7 +142,17 @@ run_mlflow() {
 
 # --- processes --------------------------------------------------------------------------------------------------------
 
-started_at() { ps -o lstart= -p "$1" 2>/dev/null; }
+# When a process began: clock ticks after the start of the machine, and which start, as neither another time zone nor a
+# clock that is set changes them. The number is the 20th after the name, which may hold spaces and brackets.
+started_at() {
+    local stat fields
+    if { stat=$(<"/proc/$1/stat"); } 2>/dev/null; then
+        read -ra fields <<<"${stat##*) }"
+        echo "${fields[19]} $(</proc/sys/kernel/random/boot_id)"
+    else
+        TZ=UTC LC_ALL=C ps -o lstart= -p "$1" 2>/dev/null
+    fi
+}
 
 # The file holds number and start of the process, since numbers are used again.
 pid_of() {

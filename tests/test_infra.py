@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import tomllib
 from collections.abc import Iterator
@@ -332,3 +333,23 @@ def test_containers_are_published_on_loopback_only_and_have_no_password_of_their
     passwords = re.findall(r"(?:POSTGRES_PASSWORD: |magic141:)(\S+)", text)
     assert len(passwords) == 3
     assert all(password.startswith("${POSTGRES_PASSWORD") for password in passwords)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc")
+def test_servers_know_their_processes_by_a_start_that_no_time_zone_changes(tmp_path: Path) -> None:
+    script = (INFRA / "servers.sh").read_text()
+    (function,) = re.findall(r"^started_at\(\) \{$.*?^\}$", script, re.MULTILINE | re.DOTALL)
+    program = shutil.copy(shutil.which("sleep") or "", tmp_path / "a) S 1 (b")
+    with subprocess.Popen([program, "60"]) as process:
+
+        def began(function: str, zone: str) -> str:
+            command = ["bash", "-c", f'{function}\nstarted_at "$1"', "bash", str(process.pid)]
+            environment = {**os.environ, "TZ": zone}
+            return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+
+        ticks = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19]
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        assert began(function, "UTC") == f"{ticks} {boot}"
+        without = function.replace("/proc/", "/nowhere/")
+        assert began(without, "UTC") == began(without, "JST-9") != ""
+        process.kill()

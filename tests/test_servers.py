@@ -98,7 +98,7 @@ def test_up_status_down(servers: Servers) -> None:
     _everything_is_in_postgres(servers)
     _a_slow_one_is_not_stopped(servers)
 
-    assert servers("down").returncode == 0
+    assert servers("down", TZ="JST-9").returncode == 0  # where nobody started them
     assert servers("status").returncode == 1
     assert not any(is_listening(port) for name, port in servers.environment.items() if name.endswith("_PORT"))
 
