@@ -169,4 +169,4 @@ def test_a_python_without_the_drivers_is_named(servers: Servers, tmp_path: Path)
     python.chmod(0o755)
     up = servers("up", MAGIC141_PYTHON=str(python))
     assert (up.returncode, up.stdout) == (1, "")
-    assert f"{python} has no prefect; run make servers" in up.stderr
+    assert f"{python} has no prefect; install this package with its extra servers" in up.stderr
