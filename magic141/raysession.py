@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,11 +12,12 @@ from pathlib import Path
 import psutil
 import ray
 import ray.data
+import ray.exceptions
 
 from magic141.accelerator import settle_accelerator
 from magic141.environment import temporary_environment
-from magic141.errors import UserError
-from magic141.ray_address import ray_address_trouble, ray_cluster
+from magic141.errors import UserError, first_line
+from magic141.ray_address import VARIABLE, ray_address_trouble, ray_cluster
 from magic141.room import shortage, this_machine
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
@@ -23,6 +25,9 @@ _MIN_OBJECT_STORE_BYTES = 500_000_000
 _SHARED_MEMORY = Path("/dev/shm")
 # by default glibc returns every large tensor's memory and gets zeroed pages for the next: a seventh of a training step
 _KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
+# of the local Rays of this process, which keeps the first one it has used; without one Ray would write it below HOME,
+# which may be read-only, and where it changes how later clusters start
+_TOKEN = secrets.token_hex(32)
 _NUM_START_ATTEMPTS = 3  # Ray gives its daemons 30 seconds, too few on a machine busy with other work
 
 
@@ -34,7 +39,7 @@ def ensure_ray() -> None:
     bars are off: stages show their own.
 
     Raises:
-        UserError: if RAY_ADDRESS is not an address that can be used.
+        UserError: if RAY_ADDRESS is not an address that can be used, or its cluster lets nobody in.
     """
     if problem := ray_address_trouble():
         raise UserError(problem)
@@ -45,7 +50,7 @@ def ensure_ray() -> None:
         ray.shutdown()  # the next call to a dead daemon would end this process without a message
     if not ray.is_initialized():
         if ray_cluster():
-            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+            _join_cluster()
         else:
             _start_local()
     _quiet_ray_data()
@@ -76,11 +81,24 @@ def require_room(field: str, number: int, each: Mapping[str, float]) -> None:
         raise UserError(lacking)
 
 
+def _join_cluster() -> None:
+    """Connects to the cluster at RAY_ADDRESS; Ray takes one that wants a token for one that does not answer."""
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+        reason = first_line(str(error)).partition(". ")[0].rstrip(".")
+        raise UserError(
+            f"{VARIABLE} = {ray_cluster()}: {reason}; see that the cluster runs; if it asks for a token, "
+            "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the content of its head's ~/.ray/auth_token"
+        ) from None
+
+
 def _start_local() -> None:
     """Starts a local Ray; workers inherit the daemon's environment, which is faster than a runtime environment."""
     path = os.pathsep.join(filter(None, (str(_REPOSITORY), os.environ.get("PYTHONPATH"))))
     # at Ray's default niceness of 15, workers starve if the machine does anything else
     settings = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
+    settings["RAY_AUTH_TOKEN"] = os.environ.get("RAY_AUTH_TOKEN") or _TOKEN
     with temporary_environment(settings | _KEEP_FREED_MEMORY):
         for attempt in range(1, _NUM_START_ATTEMPTS + 1):
             try:

@@ -58,6 +58,7 @@ def place() -> Iterator[Place]:
         "MAGIC141_NOTIFY_URL": f"http://127.0.0.1:9/{SECRET}",
         "AWS_SECRET_ACCESS_KEY": SECRET,
         "HF_TOKEN": SECRET,
+        "RAY_AUTH_TOKEN": SECRET,
     }
     own = {"MAGIC141_HOME": str(folder / "home"), "RAY_TMPDIR": str(folder / "ray"), "PYTHONPATH": str(ROOT)}
     inherited = {name: value for name, value in os.environ.items() if name not in ("PREFECT_API_URL", "RAY_ADDRESS")}
