@@ -14,6 +14,7 @@ from magic141.tracking.tags import TAG_ARTIFACT
 
 _LOG = logging.getLogger(__name__)
 FILES = "/mlflow-artifacts/"  # below the workspace, one folder per experiment
+_FOLDERS = (FILES, "/artifacts/")  # matched with the workspace: its new place may be in, or around, the former one
 TIMEOUT_S = 30
 _PATHS = (
     ("experiments", "artifact_location"),
@@ -69,7 +70,7 @@ def former_places(store: Path, workspace: Path) -> list[str]:
         store: MLflow's SQLite file in the workspace.
         workspace: where both are now.
     """
-    here = f"{workspace}/"
+    here = f"{workspace}{FILES}"
     elsewhere = "SELECT {1} FROM {0} WHERE substr({1}, 1, ?) != ?"
     with closing(sqlite3.connect(store, timeout=TIMEOUT_S)) as database:
         found = [
@@ -88,14 +89,20 @@ def _came_along(path: str, workspace: Path) -> bool:
 
 def relocate(store: Path, old: str, workspace: Path) -> None:
     """Replaces the path of the former workspace by the present one in all records, in one transaction."""
-    before, now = f"{old}/", f"{workspace}/"
     with closing(sqlite3.connect(store, timeout=TIMEOUT_S)) as database, database:
-        for table, column in _PATHS:
-            database.execute(
-                f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
-                (now, len(before) + 1, len(before), before),
-            )
-        for table, column, condition in _JSON_WITH_PATHS:
-            for ascii in (True, False):
-                quoted = [json.dumps(path, ensure_ascii=ascii).removesuffix('"') for path in (before, now)]
-                database.execute(f"UPDATE {table} SET {column} = replace({column}, ?, ?) WHERE {condition}", quoted)
+        for folder in _FOLDERS:
+            before, now = f"{old}{folder}", f"{workspace}{folder}"
+            for table, column in _PATHS:
+                database.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
+                    (now, len(before) + 1, len(before), before),
+                )
+            quoted = {_quoted(before, ascii): _quoted(now, ascii) for ascii in (True, False)}
+            for table, column, condition in _JSON_WITH_PATHS:
+                update = f"UPDATE {table} SET {column} = replace({column}, ?, ?) WHERE {condition}"
+                database.executemany(update, quoted.items())
+
+
+def _quoted(path: str, ascii: bool) -> str:
+    """The beginning of a JSON string that begins with the path."""
+    return json.dumps(path, ensure_ascii=ascii).removesuffix('"')

@@ -51,6 +51,25 @@ def test_results_files_and_models_are_found_in_the_new_place(old: Path, tmp_path
     assert former_places(new / "mlflow.db", new) == []
 
 
+@pytest.mark.parametrize(("before", "after"), [("runs", "runs/2024"), ("runs/2024", "runs"), ("runs", "runs/münchen")])
+def test_the_new_place_may_be_in_the_former_one_or_around_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, after: str
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    made(tmp_path / before)
+    aside = (tmp_path / before).rename(tmp_path / "aside")
+    new = tmp_path / after
+    shutil.rmtree(new, ignore_errors=True)
+    new.parent.mkdir(exist_ok=True)
+    aside.rename(new)
+    tracker = Tracker(new, "film")
+    ref = find_reusable(tracker, "publish", "key").ref
+    assert ref
+    assert ref.path == tracker.registry.resolve("models:/film@candidate").path == new / "artifacts" / "publish" / "key"
+    assert tracker.read_file(tracker.search("tags.note != ''", 1)[0].info.run_id, "config.yaml") == "a: 1"
+    assert former_places(new / "mlflow.db", new) == []
+
+
 def test_it_is_said_once(old: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     made(old)
     new = old.rename(tmp_path / "elsewhere")
