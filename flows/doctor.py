@@ -16,6 +16,7 @@ from flows.writable import OTHER_WORKSPACE, folder_trouble, nearest_existing
 from magic141.environment import installed_version
 from magic141.errors import UserError
 from magic141.evaluation.vbench_needs import HOW_TO_INSTALL
+from magic141.room import usable_cpus
 from magic141.urls import without_credentials
 
 GIB = 1 << 30
@@ -106,9 +107,9 @@ def _device() -> Finding:
     memory = f"{psutil.virtual_memory().total / GIB:.0f} GiB memory"
     if torch.cuda.is_available():
         names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-        return Finding("device", f"{names}; {os.cpu_count()} CPU cores, {memory}")
+        return Finding("device", f"{names}; {usable_cpus()} CPU cores, {memory}")
     vectors = torch.backends.cpu.get_cpu_capability()
-    return Finding("device", f"CPU, {os.cpu_count()} cores, {vectors}, {memory}; configs/demo.yaml is made for this")
+    return Finding("device", f"CPU, {usable_cpus()} cores, {vectors}, {memory}; configs/demo.yaml is made for this")
 
 
 def _disk(workspace: Path) -> Finding:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 from magic141.data.config import DataConfig
 
@@ -12,13 +13,33 @@ NO_GPU_HERE = (
     "this process has no GPU: beside the workers, prompts are encoded and held-out clips decoded on its CPU, which "
     "with this codec and these encoders takes hours; start the same command on a node with a GPU"
 )
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+def usable_cpus() -> int:
+    """The CPUs that this process may use: a container, a batch system or taskset may grant fewer than there are."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    granted = (os.cpu_count(), affinity, _cgroup_cpus())
+    return min((number for number in granted if number), default=1)
+
+
+def _cgroup_cpus() -> int | None:
+    """The CPU time that the container's cgroup (version 2 or 1) grants, in whole CPUs; None if it has no limit."""
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            quota, period = " ".join((_CGROUPS / name).read_text() for name in names).split()
+        except (OSError, ValueError):
+            continue
+        if quota.isdecimal() and int(period):  # without a limit it is "max", or -1
+            return -(-int(quota) // int(period))
+    return None
 
 
 def this_machine() -> dict[str, float]:
     """The CPUs and GPUs that a Ray started here has; at least two CPUs, so that two workers always fit."""
     import torch  # takes seconds, which `plan` does without
 
-    return {"CPU": max(2, os.cpu_count() or 2), "GPU": torch.cuda.device_count()}
+    return {"CPU": max(2, usable_cpus()), "GPU": torch.cuda.device_count()}
 
 
 def shortage(

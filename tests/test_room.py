@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from magic141 import room
 from magic141.config import load_config
-from magic141.room import shortage, slow_without_gpu, this_machine
+from magic141.room import shortage, slow_without_gpu, this_machine, usable_cpus
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -22,6 +23,34 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 def test_what_is_asked_for_in_vain_is_named(number: int, each: dict[str, float], line: str | None) -> None:
     found = shortage("n", number, each, {"CPU": 4, "GPU": 1})
     assert found == line if line is None else str(found).startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("files", "cpus"),
+    [
+        ({}, 6),
+        ({"cpu.max": "max 100000\n"}, 6),
+        ({"cpu.max": "200000 100000\n"}, 2),
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "50000 100000\n"}, 1),
+        ({"cpu.max": "6400000 100000\n"}, 6),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 6),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "300000\n"}, 6),
+        ({"cpu.max": ""}, 6),
+    ],
+)
+def test_a_container_uses_no_more_cpus_than_it_may(
+    files: dict[str, str], cpus: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 10)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)), raising=False)
+    monkeypatch.setattr(room, "_CGROUPS", tmp_path)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert usable_cpus() == cpus
+    assert this_machine()["CPU"] == max(2, cpus)
 
 
 def test_two_workers_always_fit(monkeypatch: pytest.MonkeyPatch) -> None:

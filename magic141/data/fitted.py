@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +26,7 @@ from magic141.models.encoders import Encoders
 from magic141.models.text_embedding import TextEmbedding
 from magic141.models.vae import CausalPCACodec, VideoCodec, load_codec
 from magic141.publication import link_or_copy, publish, staging
+from magic141.room import usable_cpus
 from magic141.stage_log import StageLog
 
 NUM_SHEET_CLIPS = 6
@@ -91,7 +91,7 @@ def _sample_frames(clips: Sequence[Clip], config: DataConfig, seed: int) -> Fram
     count = min(len(train), config.codec.num_fit_clips if config.codec.kind == "pca" else NUM_SHEET_CLIPS)
     chosen = np.sort(np.random.default_rng([seed, len(SPLITS)]).permutation(len(train))[:count])
     chunks = make_chunks([train[index] for index in chosen], config)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cpus()) as pool:
         rendered = list(pool.map(lambda chunk: render_good(chunk, config), chunks))
     frames = np.concatenate([part.frames for part in rendered])
     if not len(frames):
