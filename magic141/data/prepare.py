@@ -39,6 +39,9 @@ from magic141.stage_log import StageLog
 
 PROBE_BLOCK_VIDEOS = 16  # that one task decodes; what it has found is kept when it ends
 RESTARTS = {"max_restarts": 8, "max_task_retries": 2}  # of a GPU's worker: the others need not load models again
+# so small that workers of many runs, which stay until they have encoded all, leave a cluster CPUs to decode on; with
+# whole ones, runs that start together could take them all, and wait for each other for ever
+ENCODER_CPUS = 0.01
 MAX_LOSSES = 3  # times in a row that workers are lost on the way to one chunk: then it is the chunk that kills them
 
 
@@ -197,13 +200,12 @@ def _encoded_anyhow(
 def _encoded_chunks(chunks: Sequence[Chunk], config: DataConfig, models: Path) -> Iterator[dict[str, Any]]:
     """The rows of `Encode`, a chunk each, in order: decoding tasks stream into encoding actors on Ray Data."""
     items = [{"number": chunk.place.number, "clips": chunk.json} for chunk in chunks]
-    spare_cpus = int(ray.cluster_resources().get("CPU", 2)) - 1  # decoding needs one, or nothing proceeds
+    spare_cpus = int(ray.cluster_resources().get("CPU", 2)) - 1  # decoding keeps one busy
     wanted = min(config.num_workers, len(chunks))
     there = max(1, min(wanted, spare_cpus))
     pool = {"min_size": there, "max_size": wanted} if ray_cluster() else {"size": there}  # a cluster may still grow
     use_gpu = config.num_gpus_per_worker > 0
-    # On CPUs: no restarts by Ray, which announces them with a false alarm; `_encoded_anyhow` replaces lost workers. It
-    # also keeps decoding apart from encoding: what has the same arguments is fused into one actor by Ray Data.
+    # On CPUs: no restarts by Ray, which announces them with a false alarm; `_encoded_anyhow` replaces lost workers.
     placement = {"num_gpus": config.num_gpus_per_worker} | RESTARTS if use_gpu else {"max_restarts": 0}
     code = _workers_code()
     rendered = ray.data.from_items(items, override_num_blocks=len(items)).map(Render(config, code), num_cpus=1)
@@ -213,7 +215,7 @@ def _encoded_chunks(chunks: Sequence[Chunk], config: DataConfig, models: Path) -
             Encode,
             fn_constructor_args=(models, use_gpu, code),
             compute=ray.data.ActorPoolStrategy(**pool),
-            num_cpus=1,
+            num_cpus=ENCODER_CPUS,
             **placement,
         )
     yield from encoded.iter_rows()

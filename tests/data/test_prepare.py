@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -252,6 +253,23 @@ def test_workers_with_other_code_than_the_drivers_prepare_nothing(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
+@pytest.mark.slow
+def test_corpora_that_are_prepared_at_once_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    """Their encoding workers together would take every CPU, and leave none to decode on."""
+    config = DataConfig.model_validate({**SHAPES, "num_workers": 64})
+    outs = [tmp_path / name for name in ("one", "two")]
+    for out in outs:
+        out.mkdir()
+    prepare._start_ray(config)
+    works = [(config, out, NullLog(), 0, out.with_suffix(".run")) for out in outs]
+    threads = [threading.Thread(target=prepare_dataset, args=work, daemon=True) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(180)
+    assert [load_info(out).num_clips["train"] for out in outs] == [300, 300]
+
+
 def test_encoders_on_gpus_are_refused_where_there_are_none(tmp_path: Path) -> None:
     config = DataConfig.model_validate({**SHAPES, "num_gpus_per_worker": 1})
     with pytest.raises(
