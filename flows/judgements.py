@@ -51,8 +51,7 @@ class Judged:
         """
         words = ["eval", "--model", self.uri]
         if remeasure:
-            again = [word for stage in STAGES for word in ("--refresh", stage)]
-            words = ["run", "--run", self.uri, "--from", STAGES[0], "--until", "report", *again]
+            words = _measuring_anew(self.uri)
         return command_like(words, self.settings, like, self.workspace)
 
 
@@ -69,8 +68,16 @@ def judged(tracker: Tracker, uri: str) -> Judged:
     runs = tracker.registry.runs_with(student) if student else []
     measurements = tuple(_measurements(tracker, runs, settings))
     if not measurements:
-        raise UserError(f"model {uri}: no finished run has judged it; `magic141 eval --model {uri}` does")
+        raise UserError(
+            f"model {uri}: no finished run has judged it; `magic141 eval --model {uri}` does, and where that reuses "
+            f"what a deleted run measured, `{shlex.join(['magic141', *_measuring_anew(uri)])}`"
+        )
     return Judged(uri, run, tracker.workspace, settings, measurements)
+
+
+def _measuring_anew(uri: str) -> list[str]:
+    again = [word for stage in STAGES for word in ("--refresh", stage)]
+    return ["run", "--run", uri, "--from", STAGES[0], "--until", "report", *again]
 
 
 def command_like(words: Sequence[str], settings: Mapping[str, Any], like: Measurement, workspace: Path) -> str:
@@ -84,11 +91,8 @@ def command_like(words: Sequence[str], settings: Mapping[str, Any], like: Measur
 
 def measurement_of(tracker: Tracker, run: Run) -> Measurement | None:
     """What a run measured, and under which conditions; None where that is not on record."""
-    try:
-        records = _records(tracker, run)
-        return _measurement(tracker, run, *records) if records else None
-    except UserError:  # the run that measured it is gone
-        return None
+    records = _records(tracker, run)
+    return _measurement(tracker, run, *records) if records else None
 
 
 def remedies(apart: Sequence[Difference], candidate: Judged, champion: Judged, like: Measurement) -> Iterator[str]:
@@ -126,8 +130,8 @@ def _measurements(tracker: Tracker, runs: Sequence[Run], settings: Mapping[str, 
             continue
         seen.add(made_by)
         records = _records(tracker, run)
-        if records and _sampled_as(records[0], settings):
-            yield _measurement(tracker, run, *records)
+        if records and _sampled_as(records[0], settings) and (found := _measurement(tracker, run, *records)):
+            yield found
 
 
 def _records(tracker: Tracker, run: Run) -> tuple[dict[str, Any], dict[str, Any]] | None:
@@ -137,8 +141,13 @@ def _records(tracker: Tracker, run: Run) -> tuple[dict[str, Any], dict[str, Any]
     return (generated, evaluated) if generated and evaluated else None
 
 
-def _measurement(tracker: Tracker, run: Run, generated: Mapping[str, Any], evaluated: Mapping[str, Any]) -> Measurement:
-    measuring = tracker.pipeline_run(tracker.artifacts_of(run)[STAGES[0]].run_id)
+def _measurement(
+    tracker: Tracker, run: Run, generated: Mapping[str, Any], evaluated: Mapping[str, Any]
+) -> Measurement | None:
+    try:
+        measuring = tracker.pipeline_run(tracker.artifacts_of(run)[STAGES[0]].run_id)
+    except UserError:  # it was deleted for good: its threads and other settings of speed are unknown
+        return None
     conditions = _conditions(generated, evaluated)
     machine = _machine(generated, measuring.data.params, conditions)
     return Measurement(run.info.run_id, run.data.metrics, conditions, machine)

@@ -205,6 +205,20 @@ def test_a_version_that_no_finished_run_has_judged(store: Store) -> None:
         store.promote()
 
 
+def test_a_measurement_counts_no_more_whose_pipeline_run_was_deleted_for_good(store: Store) -> None:
+    first, second = store.train("one"), store.train("one")
+    tracker = Tracker(store.home, "magic141")
+    measured = tracker.artifacts_of(tracker.get_run(first))
+    for stage in ("generate", "evaluate"):
+        tracker.set_artifact(second, measured[stage], reused=True)
+    tracker.client.delete_run(first)
+    tracker.client._tracking_client.store._hard_delete_run(first)  # as `mlflow gc` does
+    with pytest.raises(UserError, match=r"no finished run has judged it; .* --refresh generate --refresh evaluate`"):
+        store.promote(force=True)
+    again = store.judge("one", CLIPS)
+    assert runs(store.promote()) == (again, None)
+
+
 def test_a_student_that_collapsed_is_refused_whose_folder_is_on_another_machine(store: Store) -> None:
     store.train("one", motion=0.9, collapsed=True)
     assert failing(store.promote()) == ["collapse"]
