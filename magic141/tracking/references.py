@@ -13,10 +13,9 @@ from mlflow.entities import Run, ViewType
 
 from magic141.artifacts import ArtifactRef
 from magic141.tracking.paging import all_experiments, every
-from magic141.tracking.stores import noted_stores
+from magic141.tracking.stores import noted_stores, store_name
 from magic141.tracking.tags import TAG_ARTIFACT, TAG_KEY, TAG_KIND, TAG_STAGE
 from magic141.tracking.tracker import default_uri, open_store, tracking_uri
-from magic141.urls import without_credentials
 
 
 class ArtifactName(NamedTuple):
@@ -56,7 +55,7 @@ def references(workspace: Path) -> References:
     """
     clients = [open_store(workspace).client]
     own = default_uri(workspace)
-    if tracking_uri(workspace) != own and Path(own.removeprefix("sqlite:///")).exists():
+    if store_name(tracking_uri(workspace)) != store_name(own) and Path(own.removeprefix("sqlite:///")).exists():
         clients.append(MlflowClient(own))
     runs = [run for client in clients for run in _runs(client)]
     active = [run for run in runs if run.info.lifecycle_stage == "active"]
@@ -67,8 +66,8 @@ def references(workspace: Path) -> References:
 
 def unasked_stores(workspace: Path) -> tuple[str, ...]:
     """Stores that were used with the workspace and that `references` does not read: their runs may need its files."""
-    in_use = without_credentials(tracking_uri(workspace))
-    return tuple(store for store in noted_stores(workspace) if store != in_use)
+    asked = {store_name(uri) for uri in (tracking_uri(workspace), default_uri(workspace))}
+    return tuple(store for store in noted_stores(workspace) if store not in asked)
 
 
 def _folders(run: Run) -> set[ArtifactName]:

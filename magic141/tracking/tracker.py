@@ -28,7 +28,7 @@ from magic141.tracking.registry import Registry, look_up, unless_there
 from magic141.tracking.relocation import FILES, settle_place
 from magic141.tracking.run_files import read_text
 from magic141.tracking.run_log import RunLog
-from magic141.tracking.stores import note_store
+from magic141.tracking.stores import note_store, store_name
 from magic141.tracking.tags import (
     TAG_ARTIFACT,
     TAG_KEY,
@@ -57,7 +57,7 @@ class Tracker:
         workspace.mkdir(parents=True, exist_ok=True)
         with _alone(workspace), _quiet_migrations():
             self.client = MlflowClient(self.uri)
-            if self.uri == default_uri(workspace):
+            if store_name(self.uri) == store_name(default_uri(workspace)):
                 settle_place(workspace / "mlflow.db", workspace, self._is_busy)
             else:
                 note_store(workspace, self.uri)
