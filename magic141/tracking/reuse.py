@@ -48,15 +48,22 @@ def find_reusable(tracker: Tracker, stage: str, key: str, *, verify: bool = True
 
 
 def begun_refresh(tracker: Tracker, stage: str, key: str) -> Run | None:
-    """The newest run of a key if it is an unfinished refresh: no finished pipeline run has its result.
+    """The newest run of a key, in any experiment, if it is an unfinished refresh whose result is not lost.
 
-    The same command, given again or retried, then continues the refresh instead of discarding its work.
+    A refresh is finished once a finished pipeline run, even one that was deleted since, has its result. Until then the
+    same command, given again or retried, continues it instead of discarding its work.
     """
-    newest = next(iter(tracker.search(f"tags.`{TAG_KEY}` = '{key}'", 1)), None)
-    if newest is None or TAG_REFRESH not in newest.data.tags:
+    newest = next(iter(tracker.search(f"tags.`{TAG_KEY}` = '{key}'", 1, everywhere=True)), None)
+    if newest is None or TAG_REFRESH not in newest.data.tags or _has_lost_its_result(newest):
         return None
     taken = f"tags.`{TAG_ARTIFACT}.{stage}` LIKE '%{newest.info.run_id}%' and attributes.status = 'FINISHED'"
-    return None if tracker.search(taken, 1, everywhere=True) else newest
+    return None if tracker.search(taken, 1, everywhere=True, deleted=True) else newest
+
+
+def _has_lost_its_result(run: Run) -> bool:
+    """Whether a run made an artifact that is not here, perhaps in another workspace: an older one would be reused."""
+    made = run.data.tags.get(TAG_ARTIFACT)
+    return made is not None and _state(ArtifactRef.model_validate_json(made), verify=False) != "intact"
 
 
 def _results(tracker: Tracker, stage: str, key: str) -> Iterator[tuple[Run, ArtifactRef]]:

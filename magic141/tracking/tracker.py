@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from filelock import FileLock
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
 from magic141.artifacts import ArtifactRef
@@ -179,16 +179,19 @@ class Tracker:
             tags[f"reused.{ref.stage}"] = ref.run_id
         set_tags(self.client, parent_id, tags)
 
-    def search(self, condition: str, limit: int = 50, *, everywhere: bool = False) -> list[Run]:
-        """The newest runs, newest first, of this experiment or (`everywhere`) of all."""
-        return list(islice(self.search_all(condition, everywhere=everywhere, page_size=limit), limit))
+    def search(self, condition: str, limit: int = 50, *, everywhere: bool = False, deleted: bool = False) -> list[Run]:
+        """The newest runs, newest first, of this experiment or (`everywhere`) of all; `deleted`: those, too."""
+        return list(islice(self.search_all(condition, everywhere=everywhere, deleted=deleted, page_size=limit), limit))
 
-    def search_all(self, condition: str, *, everywhere: bool = False, page_size: int = 50) -> Iterator[Run]:
+    def search_all(
+        self, condition: str, *, everywhere: bool = False, deleted: bool = False, page_size: int = 50
+    ) -> Iterator[Run]:
         """All runs, newest first; pages are requested as needed."""
-        within = all_experiments(self.client) if everywhere else list(filter(None, [self._find_experiment()]))
+        view = ViewType.ALL if deleted else ViewType.ACTIVE_ONLY
+        within = all_experiments(self.client, view) if everywhere else list(filter(None, [self._find_experiment()]))
         if within:
             order = ["attributes.start_time DESC"]
-            search = partial(self.client.search_runs, within, condition, order_by=order)
+            search = partial(self.client.search_runs, within, condition, view, order_by=order)
             yield from every(search, page_size)
 
 

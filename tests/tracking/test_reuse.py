@@ -87,6 +87,34 @@ def test_a_refresh_is_over_once_a_finished_run_has_its_result_whatever_that_aske
     assert begun_refresh(tracker, "train", "key-o") is None
 
 
+def test_a_refresh_stays_over_when_the_run_that_took_its_result_is_deleted(tracker: Tracker) -> None:
+    asking = tracker.start_parent("demo", "pipeline", {})
+    again = tracker.start_stage("train", "key-r", asking.run_id, refresh=True)
+    ref = ArtifactRef(stage="train", key="key-r", uri=str(tracker.workspace), digest="d", run_id=again.run_id)
+    again.artifact(ref)
+    again.close("FINISHED")
+    tracker.set_artifact(asking.run_id, ref, reused=False)
+    asking.close("FINISHED")
+    assert begun_refresh(tracker, "train", "key-r") is None
+    tracker.client.delete_run(asking.run_id)
+    assert begun_refresh(tracker, "train", "key-r") is None
+
+
+def test_an_unfinished_refresh_is_seen_from_every_experiment(tracker: Tracker) -> None:
+    again = tracker.start_stage("train", "key-s", "parent", refresh=True)
+    again.close("KILLED")
+    begun = begun_refresh(Tracker(tracker.workspace, "another"), "train", "key-s")
+    assert begun
+    assert begun.info.run_id == again.run_id
+
+
+def test_a_refresh_whose_result_is_in_another_workspace_is_not_continued_here(tracker: Tracker) -> None:
+    again = tracker.start_stage("train", "key-t", "parent", refresh=True)
+    again.artifact(ArtifactRef(stage="train", key="key-t", uri="/gone", digest="d", run_id=again.run_id))
+    again.close("FINISHED")
+    assert begun_refresh(tracker, "train", "key-t") is None
+
+
 def test_failed_runs_are_not_reused(tracker: Tracker) -> None:
     parent = tracker.start_parent("demo", "pipeline", {})
     run = tracker.start_stage("train", "key-b", parent.run_id)
