@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from magic141.data.config import CodecConfig
 from magic141.errors import UserError
 
+FRAMES_AT_ONCE = 32  # turned from what the codec makes into pixels
+
 
 class CausalPCACodec(ModelMixin, ConfigMixin):
     """A linear causal video codec: projects patches of frame 0, then of groups of frames, onto principal components.
@@ -136,8 +138,9 @@ class VideoCodec:
         """Decodes [B, C, T, h, w], which must begin with a video's first latent frame, to uint8 [B, F, H, W, 3]."""
         scale = 1.0 if isinstance(self.vae, CausalPCACodec) else self.vae.config.scaling_factor
         x = self.vae.decode((latents / scale).to(self.vae.device, self.vae.dtype), return_dict=False)[0]
-        frames: Tensor = ((x.float() + 1) * 127.5 + 0.5).clamp(0, 255).to(torch.uint8)
-        return frames.permute(0, 2, 3, 4, 1)
+        parts = x.split(FRAMES_AT_ONCE, dim=2)  # in float32, a long video would take several times its own memory
+        frames = [part.float().add_(1).mul_(127.5).add_(0.5).clamp_(0, 255).to(torch.uint8) for part in parts]
+        return torch.cat(frames, dim=2).permute(0, 2, 3, 4, 1)
 
     def save(self, folder: Path) -> None:
         """Writes a diffusers folder."""

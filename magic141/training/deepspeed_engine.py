@@ -118,6 +118,13 @@ def gathering(module: nn.Module, precision: Precision, context: TrainContext) ->
     return engine
 
 
+def forget_process_group() -> None:
+    """Lets go of the group that DeepSpeed keeps for this process's later trainings; call it once that is destroyed."""
+    from deepspeed.utils import groups
+
+    groups._WORLD_GROUP = None
+
+
 def import_deepspeed(device: torch.device) -> Any:
     """Imports DeepSpeed quietly for a network on `device`; on CPUs without its C++ communication op.
 

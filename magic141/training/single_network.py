@@ -94,10 +94,11 @@ class SingleNetworkObjective(ABC):
         return {"validation_loss": total / len(rows)}
 
     def validation_rows(self) -> Tensor:
-        """The same number of clips on every worker (sharded networks need that), different ones if there are enough."""
-        available, context = len(self.validation.dataset), self.context
-        num = max(1, min(MAX_VALIDATION_CLIPS, available) // context.world_size)
-        return (torch.arange(num) + context.rank * num) % available
+        """Clips of many videos: as many on every worker (sharded networks need that), different ones where enough."""
+        dataset, context = self.validation.dataset, self.context
+        order = torch.tensor(dataset.in_turns(range(len(dataset))))
+        num = max(1, min(MAX_VALIDATION_CLIPS, len(order)) // context.world_size)
+        return order[(torch.arange(num) + context.rank * num) % len(order)]
 
     def judge(self, step: int, values: Mapping[str, float]) -> None:  # noqa: B027 (a hook)
         """Does nothing: the last average is the result."""

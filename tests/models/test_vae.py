@@ -77,6 +77,16 @@ def test_the_vaes_scaling_factor_is_applied_and_undone(hunyuan: VideoCodec, clip
     assert (hunyuan.decode_video(latents)[0].permute(3, 0, 1, 2).int() - expected[0].int()).abs().max() <= 1
 
 
+def test_pixels_do_not_depend_on_how_many_frames_are_made_at_once(
+    pca: VideoCodec, clips: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    latents = pca.encode_video(clips[:2])
+    expected = ((pca.vae.decode(latents).sample + 1) * 127.5 + 0.5).clamp(0, 255).to(torch.uint8)
+    for num in (1, 4, 32):
+        monkeypatch.setattr("magic141.models.vae.FRAMES_AT_ONCE", num)
+        assert torch.equal(pca.decode_video(latents), expected.permute(0, 2, 3, 4, 1))
+
+
 def test_pca_latents_have_unit_variance_and_keep_the_picture(pca: VideoCodec, clips: torch.Tensor) -> None:
     latents = pca.encode_video(clips)
     assert 0.8 < float(latents.std()) < 1.2

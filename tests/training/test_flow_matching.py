@@ -72,6 +72,14 @@ def test_workers_share_the_validation_clips(folder: Path) -> None:
     assert not set(rows[0]) & set(rows[1])
 
 
+def test_validation_clips_are_of_many_videos(folder: Path) -> None:
+    worker = objective(folder, 0, batch_size=4)
+    dataset = worker.validation.dataset
+    dataset.sources[:] = ["one"] * (len(dataset) - 1) + ["other"]
+    rows = worker.validation_rows().tolist()
+    assert {dataset.sources[row] for row in rows} == {"one", "other"}
+
+
 def test_validation_takes_no_more_clips_at_once_than_training(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     worker = objective(folder, 1, batch_size=2)
     sizes: list[int] = []

@@ -80,6 +80,13 @@ def test_deepspeed_trains_leaves_broken_gradients_out_and_resumes(tmp_path: Path
         torch.testing.assert_close(left[name], right[name], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("stage", [1, 3])
+def test_deepspeed_trains_one_stage_after_another_in_this_process(tmp_path: Path, stage: int) -> None:
+    config = linear_config(launcher="local", engine="deepspeed", num_workers=1, zero_stage=stage)
+    first, second = (launch(LinearSpec(config, noise=0.0), config, tmp_path / n, NullLog(), seed=0) for n in "ab")
+    assert losses(first) == losses(second)
+
+
 def test_a_damaged_checkpoint_is_passed_over_and_named_if_there_is_no_other(tmp_path: Path) -> None:
     config = linear_config(launcher="ray", engine="ddp", num_workers=2, max_failures=0)
     with pytest.raises(RuntimeError, match="the objective broke"):
