@@ -17,7 +17,8 @@ WITHOUT_HOME = """
 import ray
 from magic141.raysession import ensure_ray
 ensure_ray()
-again = "import ray; ray.init(address='auto', log_to_driver=False); print('again', ray.is_initialized())"
+here = ray.get_runtime_context().gcs_address  # 'auto' may find another test's Ray
+again = f"import ray; ray.init(address='{here}', log_to_driver=False); print('again', ray.is_initialized())"
 task = ray.remote(lambda: __import__("subprocess").check_output([__import__("sys").executable, "-c", again], text=True))
 print(ray.get(task.remote()))
 """
