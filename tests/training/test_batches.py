@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from magic141.config import LARGEST_SEED
 from magic141.data.dataset import ClipDataset, load_null_text
 from magic141.data.info import load_info
 from magic141.data.rows import Rows
@@ -38,11 +37,6 @@ def maker(tmp_path_factory: pytest.TempPathFactory) -> BatchMaker:
 def make(maker: BatchMaker, **changes: float) -> Batch:
     settings = {name: getattr(maker, name) for name in maker.__dataclass_fields__}
     return BatchMaker(**(settings | changes)).make(torch.arange(NUM), step_generator(0, 0))
-
-
-def test_the_random_numbers_of_two_seeds_that_a_config_takes_never_meet() -> None:
-    last, before = step_generator(LARGEST_SEED, 0), step_generator(LARGEST_SEED - 1, 10**6, rank=4098)
-    assert before.initial_seed() < last.initial_seed() < step_generator(0, -100).initial_seed()
 
 
 def frames(batch: Batch) -> list[tuple[float, ...]]:

@@ -1,13 +1,11 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -23,7 +21,6 @@ from magic141.training.checkpoint import (
 from magic141.training.config import PlacementConfig
 from magic141.training.launch import launch
 from magic141.training.objective import TrainContext
-from magic141.training.random_numbers import random_state, set_random_state
 from tests.training.linear import LinearRegression, LinearSpec, linear_config
 
 
@@ -205,13 +202,3 @@ def test_what_earlier_attempts_took_counts(tmp_path: Path) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | {"seconds": 1000.0, "cpu_seconds": 2000.0}))
     result = launch(LinearSpec(config), config, tmp_path, NullLog(), seed=0)
     assert 1000 < result.seconds < 2000 < result.cpu_seconds
-
-
-def test_a_checkpoint_puts_every_generator_back() -> None:
-    def draw() -> tuple[float, float, float]:
-        return float(torch.rand(())), float(np.random.random()), random.random()
-
-    state = random_state()
-    drawn = draw()
-    set_random_state(state)
-    assert draw() == drawn
