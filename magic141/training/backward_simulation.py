@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,6 +40,13 @@ class Generated:
         return Generated(self.x0[rows], self.batch.part(rows), self.w.part(rows), self.exit_step)
 
 
+class Simulated(NamedTuple):
+    """The student's clips, and the state of its chain from which their last evaluation was made."""
+
+    state: ChainStep
+    made: Generated
+
+
 @dataclass(frozen=True)
 class BackwardSimulation:
     """Runs the generator's sampling chain in training as at inference.
@@ -58,6 +65,11 @@ class BackwardSimulation:
     def sigmas(self) -> Tensor:
         """The student's grid, [n + 1]."""
         return sigma_grid(self.config.num_inference_steps, self.config.shift)
+
+    def simulate(self, batch: Batch, w: Guidance, exit_step: int, rng: torch.Generator) -> Simulated:
+        """Runs the chain from noise up to the clean estimate at `exit_step`."""
+        state = self.state(batch, w, exit_step, rng)
+        return Simulated(state, self.generate(state, batch, w, exit_step))
 
     @torch.no_grad()
     def state(self, batch: Batch, w: Guidance, exit_step: int, rng: torch.Generator) -> ChainStep:
@@ -109,7 +121,7 @@ class BackwardSimulation:
         assert batch.prefix is not None
         first = replace(batch, prefix=make_prefix(batch.prefix.latents, 1))
         last = self.config.num_inference_steps - 1
-        return self.generate(self.state(first, w, last, rng), first, w, last).x0
+        return self.simulate(first, w, last, rng).made.x0
 
     def _in_parts(self, batch: Batch, w: Guidance) -> PredictVelocity:
         """The generator without a graph; one that is split over the ranks is called equally often on all of them."""

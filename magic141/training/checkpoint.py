@@ -15,8 +15,11 @@ import torch
 
 from magic141.errors import UserError
 from magic141.publication import written_aside
+from magic141.training.meter import Meter
 from magic141.training.objective import Objective, TrainContext
 from magic141.training.random_numbers import random_state, set_random_state
+
+_METER = "loop.meter"  # beside the objective's own entries
 
 
 @dataclass(frozen=True)
@@ -74,21 +77,23 @@ class LocalStore:
         return sorted(self.folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
 
 
-def write_checkpoint(folder: Path, objective: Objective, context: TrainContext, info: CheckpointInfo) -> None:
+def write_checkpoint(
+    folder: Path, objective: Objective, meter: Meter, context: TrainContext, info: CheckpointInfo
+) -> None:
     """Writes this worker's part of a checkpoint (collective: the engines may gather)."""
     for name, engine in objective.engines.items():
         engine.save(folder / "engines" / name)
     own = objective.state_dict()
     common = {name: own.pop(name) for name in objective.replicated}
-    torch.save(own, folder / f"objective-{context.rank}.pt")
+    torch.save(own | {_METER: meter.state_dict()}, folder / f"objective-{context.rank}.pt")
     torch.save(random_state(), folder / f"random-{context.rank}.pt")
     if context.is_main:
         torch.save(common, folder / "objective.pt")
         (folder / "info.json").write_text(json.dumps(asdict(info)))
 
 
-def read_checkpoint(folder: Path, objective: Objective, context: TrainContext) -> CheckpointInfo:
-    """Put a checkpoint back into `objective` and the random generators.
+def read_checkpoint(folder: Path, objective: Objective, meter: Meter, context: TrainContext) -> CheckpointInfo:
+    """Put a checkpoint back into `objective`, the meter of what is to be judged, and the random generators.
 
     Plain and DDP checkpoints are interchangeable, and with another number of workers training continues correctly,
     though not bit for bit. DeepSpeed's are split over the workers and need the same number and ZeRO stage again.
@@ -100,6 +105,7 @@ def read_checkpoint(folder: Path, objective: Objective, context: TrainContext) -
     rank = context.rank % info.world_size
     files = (folder / "objective.pt", folder / f"objective-{rank}.pt")
     common, own = (_load(file, context.device) for file in files)
+    meter.load_state_dict(own.pop(_METER))
     objective.load_state_dict(common | own)
     if context.rank < info.world_size:
         set_random_state(_load(folder / f"random-{rank}.pt", torch.device("cpu")))

@@ -143,7 +143,7 @@ class CollapseWatch:
 
         Args:
             step: updates done.
-            values: metrics of the validation, and of training since the last logged step.
+            values: metrics of the validation, and of training since the last validation.
             state: what to keep if this is the best so far (copied).
 
         Raises:

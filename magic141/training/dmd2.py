@@ -23,7 +23,7 @@ from magic141.diffusion.samplers import ChainStep, randn_like
 from magic141.models.config import TransformerConfig
 from magic141.training.accumulation import LossOfPart, Parts
 from magic141.training.adversarial import Discriminator
-from magic141.training.backward_simulation import BackwardSimulation, Generated
+from magic141.training.backward_simulation import BackwardSimulation, Generated, Simulated
 from magic141.training.batches import Batch, BatchMaker
 from magic141.training.collapse import CollapseWatch
 from magic141.training.distribution_matching import Noise, dmd2_gradient, dmd2_loss, score_times
@@ -39,7 +39,7 @@ from magic141.training.dmd2_networks import (
 from magic141.training.dmd2_validation import Dmd2Validation
 from magic141.training.ema import Ema
 from magic141.training.engine import Engine, make_engine
-from magic141.training.exit_step import draw_exit_step
+from magic141.training.exit_step import Drawn
 from magic141.training.objective import TrainContext
 from magic141.training.random_numbers import shared_generator, step_generator
 from magic141.training.single_network import make_sampler
@@ -67,14 +67,6 @@ class Dmd2Spec:
     def build(self, context: TrainContext) -> Dmd2:
         """Loads data and networks on this worker."""
         return Dmd2(self, context)
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """An update's exit step, and whether its continued clips continue frames that the student has generated."""
-
-    exit_step: int
-    own_frames: bool
 
 
 class Dmd2:
@@ -112,26 +104,41 @@ class Dmd2:
 
         The generator is evaluated twice at the exit step: without a graph for the scores, and again for its gradient.
         """
+        warmup_norm = self.warm_up() if step == 0 else torch.zeros(())
         rng = step_generator(self.context.seed, step, self.context.rank)
+        state, made = self.simulate(step, rng)
+        fake_values = self.update_fake(self.config.fake_updates_per_step, rng)
+        norm = torch.maximum(warmup_norm, fake_values["fake_grad_norm"])
+        values = self.update_generator(state, made, rng)
+        self.ema.update()
+        return {**values, **fake_values, "fake_grad_norm": norm, "x0_std": made.x0.std()}
+
+    def warm_up(self) -> Tensor:
+        """Trains the fake score alone, on new clips every `fake_updates_per_step` updates; returns the largest norm."""
+        config, norms = self.config, [torch.zeros(())]
+        for done in range(0, config.fake_warmup_updates, config.fake_updates_per_step):
+            step = config.num_steps + done  # beyond the last, so that its clips are not those of the first updates
+            rng = step_generator(self.context.seed, step, self.context.rank)
+            self.simulate(step, rng)
+            num_updates = min(config.fake_updates_per_step, config.fake_warmup_updates - done)
+            norms.append(self.update_fake(num_updates, rng)["fake_grad_norm"])
+        return torch.stack(norms).max()
+
+    def simulate(self, step: int, rng: torch.Generator) -> Simulated:
+        """The student's clips of a step, which are also kept for the fake score."""
         batch = self.maker.make(self.sampler.indices(step), rng).to(self.context.device)
         w = Guidance.draw(self.config, len(batch.x0), rng).to(self.context.device)
         drawn = self.draw(step)
         if drawn.own_frames:
             batch = self.chain.with_own_frames(batch, w, rng)
-        state = self.chain.state(batch, w, drawn.exit_step, rng)
-        made = self.chain.generate(state, batch, w, drawn.exit_step)
-        self.replay.append(made)
-        warmup = self.config.fake_warmup_updates if step == 0 else 0
-        fake_values = self.update_fake(warmup + self.config.fake_updates_per_step, rng)
-        values = self.update_generator(state, made, rng)
-        self.ema.update()
-        return {**values, **fake_values, "x0_std": made.x0.std()}
+        simulated = self.chain.simulate(batch, w, drawn.exit_step, rng)
+        self.replay.append(simulated.made)
+        return simulated
 
     def draw(self, step: int) -> Drawn:
         """Draws what is random about an update but the same on all ranks."""
         rng = shared_generator(self.context.seed, step)
-        exit_step = draw_exit_step(self.config.exit_shares, rng)
-        return Drawn(exit_step, bool(torch.rand((), generator=rng) < self.config.own_frames_fraction))
+        return Drawn.of(self.config.exit_shares, self.config.own_frames_fraction, rng)
 
     def update_fake(self, num_updates: int, rng: torch.Generator) -> dict[str, Tensor]:
         """Trains the fake score by flow matching on replayed generator batches.

@@ -106,7 +106,9 @@ class Dmd2Config(TrainConfig):
     min_score_time: float = Field(0.02, ge=0, lt=1, description="smallest score time before the shift")
     max_score_time: float = Field(0.98, gt=0, le=1, description="largest score time before the shift")
     fake_updates_per_step: int = Field(5, ge=1, description="fake-score updates per generator update")
-    fake_warmup_updates: int = Field(20, ge=0, description="fake-score updates before the first generator update")
+    fake_warmup_updates: int = Field(
+        20, ge=0, description="fake-score updates before all others, on new clips every fake_updates_per_step"
+    )
     replay_batches: int = Field(4, ge=1, description="latest generator batches kept for fake updates")
     continued_fraction: float = Field(0.25, ge=0, le=1, description="as in pretrain_i2v")
     own_frames_fraction: float = Field(

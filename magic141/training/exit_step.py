@@ -1,10 +1,26 @@
-"""Draws the step of the student's chain that an update trains (DMD2, section 4.5: backward simulation)."""
+"""Draws which step of the student's chain an update trains, and from what (DMD2, section 4.5: backward simulation)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
 
 import torch
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """An update's exit step, and whether its continued clips continue frames that the student has generated."""
+
+    exit_step: int
+    own_frames: bool
+
+    @classmethod
+    def of(cls, shares: Sequence[float], own_frames_fraction: float, rng: torch.Generator) -> Self:
+        """Draws the exit with the probabilities `shares`, then the frames with `own_frames_fraction`."""
+        exit_step = draw_exit_step(shares, rng)
+        return cls(exit_step, bool(torch.rand((), generator=rng) < own_frames_fraction))
 
 
 def draw_exit_step(shares: Sequence[float], rng: torch.Generator) -> int:

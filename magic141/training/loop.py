@@ -21,6 +21,7 @@ from magic141.training.checkpoint import (
     write_checkpoint,
 )
 from magic141.training.config import TrainConfig
+from magic141.training.meter import Meter
 from magic141.training.objective import Objective, ObjectiveSpec, TrainContext, sum_over_workers
 from magic141.training.progress import ProgressWriter
 from magic141.training.random_numbers import random_state, seed_everything, set_random_state
@@ -51,77 +52,84 @@ def run_training(
     """Train `spec` for config.num_steps on this worker and export; called on every worker."""
     usage = _Usage()
     seed_everything(context.seed, context.rank)
-    objective = spec.build(context)
-    with store.latest() as folder:
-        info = read_checkpoint(folder, objective, context) if folder else None
-        barrier(context)  # no worker goes on before all have read: the folder may be temporary
-    start = info.step if info else 0
-    usage.add(info)
-    writer = ProgressWriter(context.run_dir, launch_id, start) if context.is_main else None
-    _steps(objective, config, context, store, writer, start, usage)
-    _export(objective, context)
+    loop = _Loop(spec.build(context), config, context, store, usage)
+    start = loop.resume()
+    loop.run(start, ProgressWriter(context.run_dir, launch_id, start) if context.is_main else None)
+    loop.export()
     return usage.result(context, start)
 
 
-def _steps(
-    objective: Objective,
-    config: TrainConfig,
-    context: TrainContext,
-    store: CheckpointStore,
-    writer: ProgressWriter | None,
-    start: int,
-    usage: _Usage,
-) -> None:
-    """Runs steps start to num_steps - 1; logs and checkpoints are numbered by finished steps, `done`."""
-    meter, skipped = _Meter(), _SkippedSteps(config.max_skipped_steps)
-    for step in range(start, config.num_steps):
-        values = objective.step(step)
-        done = step + 1
-        if not skipped.record(values, done):
-            meter.add(values)
-        last = done == config.num_steps
-        save = last or done % config.checkpoint_every_steps == 0
-        check = last or done % config.validate_every_steps == 0
-        if save or check or done % config.placement.log_every_steps == 0:
-            values = meter.mean(context)
-            _require_finite(values, done)
-            if check:
-                values |= _validate(objective, context)
-            if writer:
-                writer.metrics(done, values)
-            if check:
-                objective.judge(done, values)
-        elif writer:
-            writer.heartbeat(done)
-        if save:
-            _save(objective, context, store, usage, done)
+@dataclass
+class _Loop:
+    """One worker's training.
 
+    Attributes:
+        since_check: the means that are judged. They begin at the last validation, so that how often logs and
+            checkpoints are written, which is not in a stage's key, decides nothing.
+    """
 
-def _validate(objective: Objective, context: TrainContext) -> dict[str, float]:
-    """Validation metrics averaged over workers; leaves the random state as it was."""
-    state = random_state()
-    meter = _Meter()
-    meter.add(objective.validate())
-    set_random_state(state)
-    return meter.mean(context)
+    objective: Objective
+    config: TrainConfig
+    context: TrainContext
+    store: CheckpointStore
+    usage: _Usage
+    since_check: Meter = field(default_factory=Meter)
 
+    def resume(self) -> int:
+        """The number of steps done by earlier attempts, whose state is put back."""
+        with self.store.latest() as folder:
+            info = read_checkpoint(folder, self.objective, self.since_check, self.context) if folder else None
+            barrier(self.context)  # no worker goes on before all have read: the folder may be temporary
+        self.usage.add(info)
+        return info.step if info else 0
 
-def _save(objective: Objective, context: TrainContext, store: CheckpointStore, usage: _Usage, done: int) -> None:
-    seconds, cpu_seconds = usage.so_far(context)
-    placement = context.placement
-    info = CheckpointInfo(done, placement.engine, context.world_size, placement.zero_stage, seconds, cpu_seconds)
-    store.save(done, lambda folder: write_checkpoint(folder, objective, context, info))
+    def run(self, start: int, writer: ProgressWriter | None) -> None:
+        """Runs steps start to num_steps - 1; logs and checkpoints are numbered by finished steps, `done`."""
+        config, since_log, skipped = self.config, Meter(), _SkippedSteps(self.config.max_skipped_steps)
+        for step in range(start, config.num_steps):
+            values = self.objective.step(step)
+            done = step + 1
+            if not skipped.record(values, done):
+                since_log.add(values)
+                self.since_check.add(values)
+            last = done == config.num_steps
+            save = last or done % config.checkpoint_every_steps == 0
+            check = last or done % config.validate_every_steps == 0
+            if save or check or done % config.placement.log_every_steps == 0:
+                means = since_log.mean(self.context)
+                _require_finite(means, done)
+                found = self._validate() if check else {}
+                if writer:
+                    writer.metrics(done, means | found)
+                if check:
+                    self.objective.judge(done, self.since_check.mean(self.context) | found)
+            elif writer:
+                writer.heartbeat(done)
+            if save:
+                self._save(done)
 
+    def export(self) -> None:
+        """Writes the artifact's folders to run_dir/export, which exists only when complete."""
+        target = self.context.run_dir / EXPORT
+        if self.context.is_main:
+            with written_aside(target) as folder:
+                self.objective.export(folder)
+        else:
+            self.objective.export(target)
+        barrier(self.context)
 
-def _export(objective: Objective, context: TrainContext) -> None:
-    """Writes the artifact's folders to run_dir/export, which exists only when complete."""
-    target = context.run_dir / EXPORT
-    if context.is_main:
-        with written_aside(target) as folder:
-            objective.export(folder)
-    else:
-        objective.export(target)
-    barrier(context)
+    def _validate(self) -> dict[str, float]:
+        """Validation metrics averaged over workers; leaves the random state as it was."""
+        state = random_state()
+        meter = Meter()
+        meter.add(self.objective.validate())
+        set_random_state(state)
+        return meter.mean(self.context)
+
+    def _save(self, done: int) -> None:
+        context, place = self.context, self.context.placement
+        info = CheckpointInfo(done, place.engine, context.world_size, place.zero_stage, *self.usage.so_far(context))
+        self.store.save(done, lambda aside: write_checkpoint(aside, self.objective, self.since_check, context, info))
 
 
 def _require_finite(values: Mapping[str, Tensor | float], step: int) -> None:
@@ -156,30 +164,6 @@ class _SkippedSteps:
         if self.num_in_a_row > self.max_in_a_row:
             _require_finite(values, step)
         return True
-
-
-@dataclass
-class _Meter:
-    """Means of scalars since the last call of `mean`, without waiting for the device at every step."""
-
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    count: int = 0
-
-    def add(self, values: Mapping[str, Tensor | float]) -> None:
-        for name, value in values.items():
-            number = torch.as_tensor(value).detach().double()
-            self.sums[name] = self.sums[name] + number if name in self.sums else number
-        self.count += 1
-
-    def mean(self, context: TrainContext) -> dict[str, float]:
-        """Means over steps and workers; then resets."""
-        names = sorted(self.sums)
-        if not names:
-            return {}
-        stacked = torch.stack([self.sums[name].to(context.device) for name in names])
-        means = sum_over_workers(stacked, context) / (self.count * context.world_size)
-        self.sums, self.count = {}, 0
-        return dict(zip(names, means.tolist(), strict=True))
 
 
 class _Usage:

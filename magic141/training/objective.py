@@ -64,7 +64,9 @@ class Objective(Protocol):
         ...
 
     def judge(self, step: int, values: Mapping[str, float]) -> None:
-        """Called after a validation; `values`, averaged over workers, are its metrics and those of training.
+        """Called after a validation; `values` are its metrics and those of training since the last one.
+
+        They are means over workers, those of training over steps, too.
 
         The objective may remember its best state. Raises `UserError`, on every worker alike, to stop a run that has
         gone wrong in a way that more steps cannot repair.

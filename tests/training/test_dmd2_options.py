@@ -132,7 +132,7 @@ def test_the_fake_score_learns_from_all_kept_batches(
 
 
 def test_as_many_generator_batches_are_kept_as_the_config_says(folders: Path, tmp_path: Path) -> None:
-    dmd2 = build(folders, tmp_path, replay_batches=2, num_steps=3)
+    dmd2 = build(folders, tmp_path, replay_batches=2, num_steps=3, fake_warmup_updates=0)
     kept = []
     for step in range(3):
         dmd2.step(step)
@@ -180,7 +180,7 @@ def test_batches_kept_by_other_workers_are_not_replayed(folders: Path, tmp_path:
     before, after = (build(folders, tmp_path, batch_size=size, placement=alone) for size in (2, 4))
     before.step(0)
     after.load_state_dict({**before.state_dict(), "ema": after.ema.state_dict()})
-    assert len(before.replay) == 1
+    assert len(before.replay) == 2, "the warm-up's and the step's"
     assert len(after.replay) == 0
     after.step(1)
     assert len(after.replay[0].x0) == 4
@@ -272,6 +272,15 @@ def test_the_fake_score_warms_up_before_the_first_generator_update_alone(folders
         dmd2.step(step)
         updates.append(dmd2.fake.num_updates)
     assert updates == [3 + 2, 3 + 2 + 2]
+
+
+def test_the_fake_score_warms_up_on_new_clips_as_often_as_later(folders: Path, tmp_path: Path) -> None:
+    """Trained on one batch alone, it would know those clips, and not what the student makes."""
+    dmd2 = build(folders, tmp_path, fake_warmup_updates=5, replay_batches=9)
+    dmd2.step(0)
+    first, *others = list(dmd2.replay)
+    assert 1 + len(others) == 3 + 1, "of 2, 2 and 1 updates, and the first step's own"
+    assert all(not torch.equal(first.batch.x0, other.batch.x0) for other in others)
 
 
 def test_the_average_is_validated_and_the_best_one_exported(folders: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from magic141.training.checkpoint import (
 )
 from magic141.training.config import PlacementConfig
 from magic141.training.launch import launch
+from magic141.training.meter import Meter
 from magic141.training.objective import TrainContext
 from tests.training.linear import LinearRegression, LinearSpec, linear_config
 
@@ -155,11 +156,11 @@ def test_what_all_workers_have_alike_is_written_once(tmp_path: Path) -> None:
     for place in places:
         trained = LinearSpec(config).build(place)
         trained.step(0)
-        write_checkpoint(tmp_path / "step-1", trained, place, CheckpointInfo(1, "plain", 2))
-    assert torch.load(tmp_path / "step-1" / "objective-1.pt") == {}
+        write_checkpoint(tmp_path / "step-1", trained, Meter(), place, CheckpointInfo(1, "plain", 2))
+    assert "ema" not in torch.load(tmp_path / "step-1" / "objective-1.pt")
 
     resumed = LinearSpec(config).build(places[1])
-    read_checkpoint(tmp_path / "step-1", resumed, places[1])
+    read_checkpoint(tmp_path / "step-1", resumed, Meter(), places[1])
     assert resumed.ema.num_updates == 1
 
 
@@ -185,13 +186,34 @@ def test_a_checkpoint_that_zero_has_split_otherwise_is_refused(tmp_path: Path) -
     require_compatible(replace(info, engine="deepspeed", zero_stage=None), context)  # of an older version
 
 
-def test_every_validation_is_judged_with_all_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    judged: dict[int, Mapping[str, float]] = {}
-    monkeypatch.setattr(LinearRegression, "judge", lambda _, step, values: judged.update({step: dict(values)}))
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch) -> dict[int, Mapping[str, float]]:
+    """What the objective was asked to judge, by step."""
+    values: dict[int, Mapping[str, float]] = {}
+    monkeypatch.setattr(LinearRegression, "judge", lambda _, step, found: values.update({step: dict(found)}))
+    return values
+
+
+def test_every_validation_is_judged_with_all_figures(tmp_path: Path, judged: dict[int, Mapping[str, float]]) -> None:
     config = linear_config()
     launch(LinearSpec(config), config, tmp_path, NullLog(), seed=0)
     assert list(judged) == [6, 12]
     assert all(values.keys() == {"loss", "grad_norm", "validation_loss"} for values in judged.values())
+
+
+def test_how_often_logs_and_checkpoints_are_written_changes_no_judgement(
+    tmp_path: Path, judged: dict[int, Mapping[str, float]]
+) -> None:
+    """Neither is in a stage's key. Means are of all steps since the last validation, also after a crash."""
+    seldom = linear_config(log_every_steps=100).model_copy(update={"checkpoint_every_steps": 100})
+    launch(LinearSpec(seldom), seldom, tmp_path / "seldom", NullLog(), seed=0)
+    expected = dict(judged)
+    often = linear_config(log_every_steps=1).model_copy(update={"checkpoint_every_steps": 4})
+    with pytest.raises(ZeroDivisionError):
+        launch(LinearSpec(often, crash_at=9), often, tmp_path / "often", NullLog(), seed=0)
+    judged.pop(6)
+    launch(LinearSpec(often), often, tmp_path / "often", NullLog(), seed=0)
+    assert judged == {12: expected[12]}
 
 
 def test_what_earlier_attempts_took_counts(tmp_path: Path) -> None:
