@@ -177,7 +177,7 @@ def judge_seed(case: Case) -> dict[str, dict[str, Figures]]:
     """Model -> scheme -> figures."""
     torch.set_num_threads(1)
     config, data, folders = case.pipeline, case.made()["prepare_data"], models(case)
-    jury, encoders = Jury.open(config, data, NUM_CLIPS), Encoders.load(data / "encoders")
+    jury, encoders = Jury.open(config, data, NUM_CLIPS), Encoders.load(data / "encoders", torch.device("cpu"))
     found: dict[str, dict[str, Figures]] = {}
     for model, variant in variants(config).items():
         network = load_transformer(folders[model] / "transformer").eval()

@@ -52,7 +52,7 @@ class Jury:
         height, width = config.data.height, config.data.width
         frames = torch.from_numpy(np.stack([render_clip(c, config.model.window_frames, height, width) for c in clips]))
         truths = [clip.to_dict() for clip in clips]
-        codec, encoders = load_codec(data / "codec"), Encoders.load(data / "encoders")
+        codec, encoders = load_codec(data / "codec"), Encoders.load(data / "encoders", torch.device("cpu"))
         first = codec.encode_video(frames[:, :1])
         train = ClipDataset.open(data, "train")
         space = TubeSpace.fit(train.latents, config.evaluate.frechet_dimensions, latent_frames)

@@ -31,8 +31,9 @@ def animate(
 
     pixels = read_image(image)  # before the next import, which takes seconds
     from magic141.export import load_bundle
+    from magic141.models.device import sampling_device
 
-    bundle = load_bundle(folder)
+    bundle = load_bundle(folder, sampling_device())
     for remark in bundle.encoders.remarks(prompt):
         warn(f"--prompt: {remark}")
     frames = bundle.generate(pixels, prompt, seconds, seed)

@@ -22,7 +22,7 @@ def settle_accelerator(device: torch.device | None = None) -> None:
 
 def finish_gpu_work() -> None:
     """Waits until the GPU has finished its queued work; a clock would otherwise measure only the queueing."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # not just there: a worker that was given none takes no memory of it
         torch.cuda.synchronize()
 
 

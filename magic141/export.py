@@ -19,7 +19,7 @@ from magic141.diffusion.long_video import num_windows_for
 from magic141.errors import UserError
 from magic141.frozen import FrozenConfig
 from magic141.models.config import Sampler, TransformerConfig
-from magic141.models.device import refuse_days_on_cpu, sampling_device
+from magic141.models.device import refuse_days_on_cpu
 from magic141.models.encoders import Encoders
 from magic141.models.frames import num_latent_frames
 from magic141.models.generator import VideoGenerator
@@ -148,13 +148,13 @@ def load_bundle_info(folder: Path) -> BundleInfo:
     return BundleInfo.model_validate_json(file.read_text())
 
 
-def load_bundle(folder: Path) -> Bundle:
-    """Loads what `export_pipeline` wrote.
+def load_bundle(folder: Path, device: torch.device) -> Bundle:
+    """Loads what `export_pipeline` wrote, onto `device`.
 
     Raises:
         UserError: if the folder is not an exported student, or the student is too large for a machine without a GPU.
     """
-    info, device = load_bundle_info(folder), sampling_device()
+    info = load_bundle_info(folder)
     refuse_days_on_cpu(folder / "transformer", device, "run it on a machine with one")
     codec = load_codec(folder / "vae")
     codec.to(device)
@@ -164,4 +164,4 @@ def load_bundle(folder: Path) -> Bundle:
         latent_frames=num_latent_frames(info.window_frames, codec.temporal_factor),
         settings=SamplingSettings(info.num_steps, info.shift, info.guidance_scale, "embedded", info.sampler),
     )
-    return Bundle(info, generator, codec, Encoders.load(folder / "encoders"))
+    return Bundle(info, generator, codec, Encoders.load(folder / "encoders", device))

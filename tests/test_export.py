@@ -18,6 +18,7 @@ from magic141.training.dmd2_config import Dmd2Config
 from tests.models.tiny import CONFIG, tiny_bundle, tiny_checkpoint
 
 PROMPT = "the cat jumps"
+CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("downloaded", [False, True])
@@ -29,11 +30,11 @@ def test_a_bundle_needs_neither_the_checkpoint_nor_its_place(tmp_path: Path, dow
     published = tiny_bundle(checkpoint, tmp_path / "made")
     weights = "text_encoder/model.safetensors"
     assert (published / "encoders" / weights).samefile(checkpoint / weights)  # no second copy on this file system
-    expected = Encoders.load(published / "encoders").encode_text([PROMPT])
+    expected = Encoders.load(published / "encoders", CPU).encode_text([PROMPT])
     moved = published.rename(tmp_path / "elsewhere")
     for path in ("HunyuanVideo-I2V", "made", "blobs"):
         shutil.rmtree(tmp_path / path, ignore_errors=True)
-    bundle = load_bundle(moved)
+    bundle = load_bundle(moved, CPU)
     assert torch.equal(bundle.encoders.encode_text([PROMPT]).tokens, expected.tokens)
     assert bundle.generate(np.zeros((40, 40, 3), np.uint8), PROMPT).shape == (13, 32, 32, 3)
 
@@ -41,7 +42,7 @@ def test_a_bundle_needs_neither_the_checkpoint_nor_its_place(tmp_path: Path, dow
 def test_long_videos_carry_as_many_frames_as_was_judged(tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint(tmp_path / "HunyuanVideo-I2V", [PROMPT])
     for carried, frames in ((1, 13 + 8), (2, 13 + 4)):  # of two windows of 13 frames, which are 4 latent ones
-        bundle = load_bundle(tiny_bundle(checkpoint, tmp_path / str(carried), carried))
+        bundle = load_bundle(tiny_bundle(checkpoint, tmp_path / str(carried), carried), CPU)
         assert bundle.info.num_carried == carried
         assert bundle._num_windows(13) == 1
         assert (bundle._num_windows(frames), bundle._num_windows(frames + 1)) == (2, 3)
@@ -54,7 +55,7 @@ def test_a_bundle_is_sampled_as_the_student_was_trained(tmp_path: Path, sampler:
     dmd2 = Dmd2Config.model_validate({**sampling, "score_shift": 2.0, "real_guidance_scale": 2.5})
     config = CONFIG.model_copy(update={"window_frames": 13})
     export_pipeline(config, dmd2, 2, tmp_path / "data", tmp_path / "student", tmp_path / "out", NullLog())
-    made = load_bundle(tmp_path / "out").generator
+    made = load_bundle(tmp_path / "out", CPU).generator
     assert made.settings == SamplingSettings(3, 6.0, 1.8, "embedded", sampler)  # type: ignore[arg-type]
     assert made.latent_frames == 4
 
@@ -67,4 +68,4 @@ def test_a_student_in_bfloat16_takes_half_and_is_what_a_gpu_samples(tmp_path: Pa
     sampled = load_transformer(trained, torch.bfloat16).state_dict()
     for name, weight in load_transformer(written, torch.bfloat16).state_dict().items():
         assert torch.equal(weight, sampled[name]), name
-    assert load_bundle(published).generate(np.zeros((40, 40, 3), np.uint8), PROMPT).shape == (13, 32, 32, 3)
+    assert load_bundle(published, CPU).generate(np.zeros((40, 40, 3), np.uint8), PROMPT).shape == (13, 32, 32, 3)

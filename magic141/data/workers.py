@@ -111,10 +111,10 @@ class Encode:
         from magic141.models.vae import load_codec
 
         torch.set_num_threads(1 if not use_gpu else torch.get_num_threads())
+        device = torch.device("cuda" if use_gpu else "cpu")
         self.codec = load_codec(folder / "codec")
-        if use_gpu:
-            self.codec.to(torch.device("cuda"))
-        self.encoders = Encoders.load(folder / "encoders")
+        self.codec.to(device)
+        self.encoders = Encoders.load(folder / "encoders", device)
         self.code = code
 
     def __call__(self, row: Row) -> Row:  # noqa: D102 (see the class)

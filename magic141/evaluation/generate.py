@@ -16,7 +16,7 @@ from magic141.evaluation.ray_launch import make_on_ray
 from magic141.evaluation.variants import list_variants, long_video_variants
 from magic141.evaluation.workload import Workload, prepare_workload, write_conditions
 from magic141.models.config import TransformerConfig
-from magic141.models.device import cpu_threads
+from magic141.models.device import cpu_threads, sampling_device
 from magic141.stage_log import StageLog
 from magic141.training.dmd2_config import Dmd2Config
 
@@ -44,12 +44,12 @@ def generate_suite(
     folders = models.resolved()
     pieces = list_pieces(list_variants(config, dmd2), long_video_variants(config, dmd2), run_dir.resolve())
     if config.num_workers == 1:  # otherwise workers check, maybe on another machine
-        folders.refuse_days_on_cpu(config)
+        folders.refuse_days_on_cpu(config, sampling_device())
     with cpu_threads(config.num_threads), torch.no_grad():
         work = prepare_workload(config, model, data, clip, index, log, seed)
         write_conditions(work, out)
     if config.num_workers > 1:
-        work = work.closed()
+        work = work.for_workers()
         give_back_freed_memory()  # the codec's, on a GPU that a worker may use
     _make_missing(work, folders, pieces, log)
     for piece in pieces:

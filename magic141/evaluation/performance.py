@@ -23,8 +23,8 @@ class Usage:
     Attributes:
         wall_s: elapsed seconds.
         cpu_s: CPU seconds of all threads of this process, unaffected by other processes on the machine.
-        added_memory_mb: peak allocation on the GPU, minus what was in use when the block began; None without a GPU, as
-            the memory of a process says more of its earlier work than of the block (see `tensor_memory`).
+        added_memory_mb: peak allocation on the GPU, minus what was in use when the block began; None on a CPU, as the
+            memory of a process says more of its earlier work than of the block (see `tensor_memory`).
     """
 
     wall_s: float = 0.0
@@ -36,7 +36,7 @@ class Usage:
 def measure() -> Iterator[Usage]:
     """Measures a block; read the yielded `Usage` after it."""
     finish_gpu_work()
-    usage, has_gpu = Usage(), torch.cuda.is_available()
+    usage, has_gpu = Usage(), torch.cuda.is_initialized()
     before = torch.cuda.memory_allocated() if has_gpu else 0
     if has_gpu:
         torch.cuda.reset_peak_memory_stats()

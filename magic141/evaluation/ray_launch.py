@@ -34,7 +34,7 @@ def make_on_ray(work: Workload, folders: ModelFolders, pieces: Sequence[Piece], 
 
     code = CodeStamp.of(["magic141.evaluation.generate"])
     # sent once, not with every task; pickled, so that a worker checks that it has the same code before loading it
-    shared = ray.put(pickle.dumps((work.closed(), folders)))
+    shared = ray.put(pickle.dumps((work.for_workers(), folders)))
     task = ray.remote(num_cpus=1, num_gpus=work.config.gpus_per_worker)(_make)
     waiting = sorted(pieces, key=lambda piece: piece.num_evaluations(work))
     running: dict[ray.ObjectRef, Piece] = {}
@@ -71,7 +71,7 @@ def _make(code: CodeStamp, shared: bytes, piece: bytes) -> str | None:
     try:
         code.require()
         work, folders = pickle.loads(shared)
-        folders.refuse_days_on_cpu(work.config)
+        folders.refuse_days_on_cpu(work.config, work.device)
         make_pieces(work, folders, [pickle.loads(piece)], advance=lambda done: None)
     except UserError as mistake:
         return str(mistake)

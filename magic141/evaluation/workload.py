@@ -53,11 +53,12 @@ class Workload:
     suite: Conditions
     long_rows: list[int]
     seed: int
+    num_gpus: float | None = None  # that this process was given, if it is a Ray worker
 
     @cached_property
     def device(self) -> torch.device:
         """The device on which this process samples."""
-        return sampling_device()
+        return sampling_device(self.num_gpus)
 
     @cached_property
     def heldout(self) -> ClipDataset:
@@ -76,9 +77,9 @@ class Workload:
         """The empty prompt, on the device."""
         return load_null_text(self.data).to(self.device)
 
-    def closed(self) -> Self:
-        """A copy with nothing opened, to be sent to another process."""
-        return replace(self)
+    def for_workers(self) -> Self:
+        """A copy with nothing opened, to be sent to Ray's workers."""
+        return replace(self, num_gpus=self.config.gpus_per_worker)
 
     @property
     def has_continuation(self) -> bool:
@@ -102,8 +103,9 @@ def prepare_workload(
     """Chooses clips and prompts, retrieves the prompts' images and encodes both."""
     info, heldout = load_info(data), ClipDataset.open(data, "heldout")
     latent_frames = num_latent_frames(model.window_frames, info.temporal_factor)
-    codec, encoders = load_codec(data / "codec"), Encoders.load(data / "encoders")
-    codec.to(sampling_device())
+    device = sampling_device()
+    codec, encoders = load_codec(data / "codec"), Encoders.load(data / "encoders", device)
+    codec.to(device)
     prompts = pick_prompts(config.prompts, heldout, config.num_prompts)
     prior = ImagePrior.open(index, clip, data)
     hits = [prior.retrieve(prompt, NUM_HITS) for prompt in prompts]

@@ -14,9 +14,15 @@ from magic141.models.size import saved_num_parameters
 MAX_CPU_PARAMETERS = 1e9
 
 
-def sampling_device() -> torch.device:
-    """The GPU of this process if it sees one, otherwise the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def sampling_device(num_gpus: float | None = None) -> torch.device:
+    """The device on which this process encodes, samples and decodes.
+
+    Args:
+        num_gpus: what Ray gave to this worker; one that got none still sees its machine's GPUs, which are others'.
+            Outside of Ray's workers None: a GPU if there is one.
+    """
+    granted = num_gpus is None or num_gpus > 0
+    return torch.device("cuda" if granted and torch.cuda.is_available() else "cpu")
 
 
 @contextmanager

@@ -56,8 +56,8 @@ def _require_same(folder: Path) -> None:
         )
 
 
-def parts_of_checkpoint(folder: Path) -> Callable[[], EncoderParts]:
-    """Checks a checkpoint's folder and returns its loader: bfloat16 on a GPU, float32 without one.
+def parts_of_checkpoint(folder: Path, device: torch.device) -> Callable[[], EncoderParts]:
+    """Checks a checkpoint's folder and returns its loader: bfloat16 on a GPU, float32 on the CPU.
 
     Raises:
         UserError: if a part is missing, or is not what it was when it was linked.
@@ -70,8 +70,7 @@ def parts_of_checkpoint(folder: Path) -> Callable[[], EncoderParts]:
                 "HunyuanVideo-I2V folder; put it there"
             )
     _require_same(folder)
-    cuda = torch.cuda.is_available()
-    device, dtype = torch.device("cuda" if cuda else "cpu"), torch.bfloat16 if cuda else torch.float32
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     return lambda: load_parts(folder, device, dtype)
 
 

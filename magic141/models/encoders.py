@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from magic141.data.config import EncoderConfig
+from magic141.models.device import sampling_device
 from magic141.models.encoder_parts import EncoderParts, link_parts, load_parts, parts_of_checkpoint
 from magic141.models.text_embedding import TextEmbedding
 from magic141.models.tiny_encoders import build_tiny_parts, words_of
@@ -93,7 +94,7 @@ class Encoders:
             images: uint8 [B, H, W, 3] frames of the corpus on which to calibrate image tokens (tiny).
         """
         if config.kind == "hunyuan":
-            return cls(config, parts_of_checkpoint(Path(config.path or "")))
+            return cls(config, parts_of_checkpoint(Path(config.path or ""), sampling_device()))
         longest = max((len(words_of(caption)) for caption in captions), default=1) + 1  # one for the end of text
         config = config.model_copy(update={"max_text_tokens": min(config.max_text_tokens, max(longest, 2))})
         parts = build_tiny_parts(captions, config.width, seed)
@@ -101,11 +102,11 @@ class Encoders:
         return cls(config, lambda: parts, _calibrate(raw, sorted(set(captions)), images))
 
     @classmethod
-    def load(cls, folder: Path) -> Encoders:
-        """Opens a saved folder."""
+    def load(cls, folder: Path, device: torch.device) -> Encoders:
+        """Opens a saved folder; a checkpoint's networks will be on `device`, tiny ones on the CPU."""
         config = EncoderConfig.model_validate_json((folder / "encoders.json").read_text())
         if config.kind == "hunyuan":
-            return cls(config.model_copy(update={"path": str(folder)}), parts_of_checkpoint(folder))
+            return cls(config.model_copy(update={"path": str(folder)}), parts_of_checkpoint(folder, device))
         calibration = Calibration(**load_file(folder / "calibration.safetensors"))
         return cls(config, lambda: load_parts(folder, torch.device("cpu"), torch.float32), calibration)
 

@@ -32,10 +32,10 @@ MAX_OPEN_REQUESTS = 200  # that the web application handles at once; videos wait
 class Replica:
     """One copy of the model, in its own process."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, num_gpus: float) -> None:
         from magic141.serving.student import Student  # not at the top: the web application's process needs no torch
 
-        self._student = Student.load(Path(folder))
+        self._student = Student.load(Path(folder), num_gpus)
 
     async def animate(self, request: VideoRequest) -> Video:
         """Generates in a thread, so that this process can answer Ray's health checks meanwhile.
@@ -95,7 +95,7 @@ def application(folder: Path, card: ModelCard, config: ServingConfig) -> Any:
     web = serve.deployment(serve.ingress()(Web)).options(
         name="Web", max_ongoing_requests=MAX_OPEN_REQUESTS, ray_actor_options={"num_cpus": 0}
     )
-    return web.bind(replicas.bind(str(folder)), card, config)
+    return web.bind(replicas.bind(str(folder), gpus), card, config)
 
 
 def _gpus_per_replica(config: ServingConfig) -> float:

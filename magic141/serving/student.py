@@ -11,6 +11,7 @@ from typing import Self
 from magic141.data.pixels import Frames
 from magic141.data.video import write_video
 from magic141.export import Bundle, load_bundle
+from magic141.models.device import sampling_device
 from magic141.serving.requests import Video, VideoRequest
 
 
@@ -22,9 +23,14 @@ class Student:
         self._one_at_a_time = threading.Lock()
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Loads an exported folder completely, so that the first request need not wait for the encoders."""
-        bundle = load_bundle(folder)
+    def load(cls, folder: Path, num_gpus: float | None = None) -> Self:
+        """Loads an exported folder completely, so that the first request need not wait for the encoders.
+
+        Args:
+            folder: the export.
+            num_gpus: as in `sampling_device`.
+        """
+        bundle = load_bundle(folder, sampling_device(num_gpus))
         _ = bundle.encoders.parts  # loaded on first access
         return cls(bundle)
 

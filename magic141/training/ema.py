@@ -68,7 +68,7 @@ class Ema:
     def _put(self, values: Mapping[str, Tensor]) -> None:
         for name, parameter in self._tracked.items():
             _local(parameter).data.copy_(values[name])
-        if torch.cuda.is_available():
+        if torch.cuda.is_initialized():
             torch.cuda.current_stream().synchronize()  # DeepSpeed gathers shards on a stream of its own
         _refresh(list(self._tracked.values()))
 

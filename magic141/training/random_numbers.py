@@ -27,7 +27,7 @@ def shared_generator(seed: int, step: int) -> torch.Generator:
 
 def random_state() -> dict[str, Any]:
     """The state of every global random generator of this process."""
-    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
     return {"torch": torch.get_rng_state(), "cuda": cuda, "numpy": np.random.get_state(), "python": random.getstate()}
 
 

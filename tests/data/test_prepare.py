@@ -129,7 +129,7 @@ def test_stored_tensors_match_what_the_saved_models_say(shapes: tuple[Path, Memo
     out, _ = shapes
     heldout = ClipDataset.open(out, "heldout")
     assert heldout.frames is not None
-    codec, encoders = load_codec(out / "codec"), Encoders.load(out / "encoders")
+    codec, encoders = load_codec(out / "codec"), Encoders.load(out / "encoders", torch.device("cpu"))
     torch.testing.assert_close(codec.encode_video(heldout.frames[:]), heldout.latents[:], atol=1e-4, rtol=1e-4)
     text = encoders.encode_text(heldout.captions)
     torch.testing.assert_close(text.pooled, heldout.pooled[:], atol=1e-4, rtol=1e-4)

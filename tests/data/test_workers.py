@@ -61,6 +61,15 @@ def test_floats_are_stored_in_the_precision_that_they_have_and_without_loss(
     assert tensors["text_mask"].dtype == torch.bool
 
 
+def test_a_worker_without_a_gpu_encodes_on_the_cpu_of_a_machine_that_has_one(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    encode = Encode(models, use_gpu=False, code=CODE)
+    assert encode.encoders.parts.text_encoder.device.type == "cpu"
+    assert encode.encoders.parts.text_encoder.dtype == torch.float32
+
+
 def test_a_first_frame_is_encoded_alone_since_a_vae_that_sees_its_clip_tells_of_it(models: Path) -> None:
     encode = Encode(models, use_gpu=False, code=CODE)
     tensors = encoded(encode)

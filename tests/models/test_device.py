@@ -10,12 +10,23 @@ import torch
 from magic141.config import load_config
 from magic141.errors import UserError
 from magic141.export import BUNDLE_FILE, BundleInfo, load_bundle
-from magic141.models.device import refuse_days_on_cpu
+from magic141.models.device import refuse_days_on_cpu, sampling_device
 from magic141.models.transformer import build_transformer
 from tests.models.tiny import tiny_transformer
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "expected"), [(None, "cuda"), (1.0, "cuda"), (0.25, "cuda"), (0.0, "cpu")], ids=str
+)
+def test_a_worker_that_was_given_no_gpu_takes_none(
+    num_gpus: float | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray leaves its machine's GPUs visible."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert sampling_device(num_gpus).type == expected
 
 
 def save_13b_config(folder: Path) -> None:
@@ -31,8 +42,7 @@ def test_13b_on_a_cpu_is_refused_with_its_size_and_a_remedy(tmp_path: Path) -> N
     assert str(raised.value).startswith(str(tmp_path))
 
 
-def test_a_published_13b_model_is_not_loaded_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+def test_a_published_13b_model_is_not_loaded_without_a_gpu(tmp_path: Path) -> None:
     info = BundleInfo(
         height=544,
         width=960,
@@ -47,7 +57,7 @@ def test_a_published_13b_model_is_not_loaded_without_a_gpu(tmp_path: Path, monke
     (tmp_path / BUNDLE_FILE).write_text(info.model_dump_json())
     save_13b_config(tmp_path / "transformer")
     with pytest.raises(UserError, match=r"12\.8e9 parameters"):
-        load_bundle(tmp_path)
+        load_bundle(tmp_path, CPU)
 
 
 def test_13b_on_a_gpu_and_a_small_network_anywhere_are_not(tmp_path: Path) -> None:

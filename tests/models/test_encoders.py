@@ -15,6 +15,7 @@ from magic141.errors import UserError
 from magic141.models.encoders import Encoders
 from tests.models.tiny import fit_encoders, tiny_checkpoint
 
+CPU = torch.device("cpu")
 CAPTIONS = [
     f"a {colour} {shape} moves {motion}"
     for colour, shape, motion in itertools.product(COLOURS, SHAPES, (*DIRECTIONS, *AXES))
@@ -105,14 +106,14 @@ def test_images_differ_and_any_size_is_taken(tiny: Encoders) -> None:
 
 def test_without_image_tokens_only_those_are_missing(tiny: Encoders, tmp_path: Path) -> None:
     fit_encoders(CAPTIONS, EncoderConfig(image_tokens=False), seed=0).save(tmp_path)
-    without = Encoders.load(tmp_path)
+    without = Encoders.load(tmp_path, CPU)
     assert without.encode_image(random_images(3)).shape == (3, 0, 64)
     assert torch.equal(without.encode_text(CAPTIONS).tokens, tiny.encode_text(CAPTIONS).tokens)
 
 
 def test_saved_encoders_load_equal(tiny: Encoders, tmp_path: Path) -> None:
     tiny.save(tmp_path)
-    loaded = Encoders.load(tmp_path)
+    loaded = Encoders.load(tmp_path, CPU)
     expected, actual = tiny.encode_text(CAPTIONS[:3]), loaded.encode_text(CAPTIONS[:3])
     for name in ("tokens", "mask", "pooled"):
         assert torch.equal(getattr(expected, name), getattr(actual, name))
@@ -130,7 +131,7 @@ def test_the_seed_decides_the_weights(tiny: Encoders) -> None:
 def test_checkpoint_text_is_cropped_to_the_prompt(checkpoint: Path, tmp_path: Path) -> None:
     config = EncoderConfig(kind="hunyuan", path=str(checkpoint), max_text_tokens=12)
     fit_encoders([], config, seed=0).save(tmp_path)
-    encoders = Encoders.load(tmp_path)
+    encoders = Encoders.load(tmp_path, CPU)
     text = encoders.encode_text(["a red circle moves left", "a circle"])
     assert text.tokens.shape == (2, 12, 32)
     assert text.pooled.shape == (2, 32)
@@ -145,11 +146,11 @@ def test_checkpoint_text_is_cropped_to_the_prompt(checkpoint: Path, tmp_path: Pa
 def test_prompts_are_not_encoded_by_another_checkpoint_than_the_data(checkpoint: Path, tmp_path: Path) -> None:
     shutil.copytree(checkpoint, tmp_path / "own")
     fit_encoders(CAPTIONS, EncoderConfig(kind="hunyuan", path=str(tmp_path / "own")), 0).save(tmp_path / "saved")
-    Encoders.load(tmp_path / "saved")
+    Encoders.load(tmp_path / "saved", CPU)
     config = tmp_path / "own" / "text_encoder_2" / "config.json"
     config.write_text(config.read_text() + "\n")
     with pytest.raises(UserError, match=f"path = {tmp_path}/own: text_encoder_2 changed since the data was encoded; "):
-        Encoders.load(tmp_path / "saved")
+        Encoders.load(tmp_path / "saved", CPU)
 
 
 def test_saved_encoders_of_a_checkpoint_are_links_and_equal_wherever_it_lies(checkpoint: Path, tmp_path: Path) -> None:
@@ -158,10 +159,10 @@ def test_saved_encoders_of_a_checkpoint_are_links_and_equal_wherever_it_lies(che
         fit_encoders([], EncoderConfig(kind="hunyuan", path=str(path)), 0).save(path / "saved")
     first, second = checkpoint / "saved", tmp_path / "copy" / "saved"
     assert digest_folder(first) == digest_folder(second)
-    assert Encoders.load(first).encode_text(["a circle"]).tokens.shape[2] == 32
+    assert Encoders.load(first, CPU).encode_text(["a circle"]).tokens.shape[2] == 32
     shutil.rmtree(tmp_path / "copy" / "tokenizer")
     with pytest.raises(UserError, match=f"data.encoder.path = {tmp_path}/copy: has no subfolder tokenizer"):
-        Encoders.load(second)
+        Encoders.load(second, CPU)
 
 
 def test_checkpoint_image_tokens_are_the_projected_features(checkpoint: Path) -> None:
