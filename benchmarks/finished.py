@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from flows.plan import make_plan
+from flows.planning.plan import make_plan
 from magic141.artifacts import ArtifactRef
 from magic141.config import HOME_VARIABLE, PipelineConfig, load_config
 from magic141.tracking import Tracker

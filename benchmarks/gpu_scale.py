@@ -25,7 +25,7 @@ from environment import machine
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from flows.estimates import InputSizes
+from flows.planning.estimates import InputSizes
 from magic141.accelerator import give_back_freed_memory
 from magic141.config import PipelineConfig, load_config
 from magic141.evaluation.performance import Usage, measure, weight_megabytes

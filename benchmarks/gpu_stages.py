@@ -21,7 +21,7 @@ from documents import store_results
 from environment import machine, settle
 from finished import config_in, finished, run_pipeline
 
-from flows.estimates import GPU_OPERATIONS_PER_S, InputSizes, calculated_gib
+from flows.planning.estimates import GPU_OPERATIONS_PER_S, InputSizes, calculated_gib
 from magic141.config import PipelineConfig
 from magic141.config_checks import TRAINING_SECTIONS
 from magic141.tracking import Tracker

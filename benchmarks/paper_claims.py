@@ -26,7 +26,7 @@ from training_claims import guidance_tokens, i2v_faster
 from verdicts import FAILS, HOLDS, Evidence, Verdict, all_of, at_least, at_most, mean, share_error
 from weak_shift import weak_shift
 
-from flows.estimates import InputSizes
+from flows.planning.estimates import InputSizes
 from magic141.config import PipelineConfig, load_config
 from magic141.models.size import num_parameters
 from magic141.training.memory import state_bytes

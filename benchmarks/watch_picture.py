@@ -22,7 +22,7 @@ from finished import config_in, finished, run_pipeline
 from PIL import Image
 from screenshots import IMAGES
 
-from flows.plan import make_plan
+from flows.planning.plan import make_plan
 from magic141.config import load_config
 from magic141.evaluation.charts import Series, line_chart
 from magic141.tracking import Tracker

@@ -7,17 +7,9 @@ from typing import Annotated
 
 import typer
 
-from flows.command_line import (
-    checked_home,
-    prefect_server,
-    refuse_second_workspace,
-    run_selected,
-    selection,
-    use_workspace,
-)
-from flows.endings import reporting, resumable
-from flows.options import ConfigFile, Debug, From, Origin, Overrides, Refresh, Until, Version, Workspace
-from flows.outcomes import (
+from flows.command_line.endings import reporting, resumable
+from flows.command_line.options import ConfigFile, Debug, From, Origin, Overrides, Refresh, Until, Version, Workspace
+from flows.command_line.outcomes import (
     say_cleaning,
     say_comparison,
     say_decision,
@@ -27,7 +19,15 @@ from flows.outcomes import (
     warn,
     wide_console,
 )
-from flows.startup import uncollected
+from flows.command_line.selection import (
+    checked_home,
+    prefect_server,
+    refuse_second_workspace,
+    run_selected,
+    selection,
+    use_workspace,
+)
+from flows.command_line.startup import uncollected
 
 app = typer.Typer(
     name="magic141",
@@ -78,8 +78,8 @@ def plan(
     """Show which stages would be reused, which would run and why, with what resources and for about how long."""
     with reporting(debug), uncollected():
         chosen = selection(config, origin, first, until, refresh, set_, workspace, must_exist=False)
-        from flows import plan as planning
-        from flows.writable import require_workspace
+        from flows.failures.writable import require_workspace
+        from flows.planning import plan as planning
 
         require_workspace(chosen.home)
         rows = list(
@@ -105,7 +105,7 @@ def sweep(
 ) -> None:
     """Run a config once per combination of values; stages that combinations share are computed once."""
     with reporting(debug):
-        from flows.grid import check_members, members_of
+        from flows.planning.grid import check_members, members_of
 
         refuse_second_workspace(set_, workspace)
         checked_home(workspace)

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.judgements import CODE, TRAINED_IN, command_like, measurement_of
-from flows.writable import require_output
+from flows.failures.writable import require_output
+from flows.records.judgements import CODE, TRAINED_IN, command_like, measurement_of
 from magic141.artifacts import ArtifactRef, flatten
 from magic141.errors import UserError
 from magic141.evaluation.comparison import write_comparison

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.reach import STORE, trouble
-from flows.writable import OTHER_WORKSPACE, folder_trouble, nearest_existing
+from flows.failures.reach import STORE, trouble
+from flows.failures.writable import OTHER_WORKSPACE, folder_trouble, nearest_existing
 from magic141.environment import installed_version
 from magic141.errors import UserError
 from magic141.evaluation.vbench_needs import HOW_TO_INSTALL

@@ -7,11 +7,11 @@ from pathlib import Path
 from prefect import flow
 from prefect.states import Completed
 
-from flows.notify import notify
-from flows.orchestrated import carry_on
-from flows.origin import continue_run, find_origin
-from flows.reach import require_servers
-from flows.session import Outcome
+from flows.failures.reach import require_servers
+from flows.orchestration.notify import notify
+from flows.orchestration.orchestrated import carry_on
+from flows.records.origin import continue_run, find_origin
+from flows.records.session import Outcome
 from magic141.config import default_home, working_in
 from magic141.errors import UserError
 from magic141.tracking import open_store, parse_uri, store_exists

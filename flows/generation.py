@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from flows.writable import require_output
+from flows.failures.writable import require_output
 from magic141.errors import UserError
 from magic141.serving.requests import MAX_SEED
 from magic141.text_files import name_aside

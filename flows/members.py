@@ -20,10 +20,10 @@ from prefect.context import hydrated_context, serialize_context
 from prefect.utilities.callables import cloudpickle_wrapped_call
 from pydantic import Field
 
-from flows.grid import Member
+from flows.failures.resume import is_mistake
 from flows.pipeline import pipeline
-from flows.resume import is_mistake
-from flows.session import Outcome
+from flows.planning.grid import Member
+from flows.records.session import Outcome
 from magic141.config import PipelineConfig
 from magic141.errors import first_line
 from magic141.evaluation.comparison_tables import scores_in

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from prefect import flow
 
-from flows.notify import notify
-from flows.orchestrated import carry_on, flow_tags, run_as_tasks
-from flows.origin import continue_run, find_origin, stages_between
-from flows.readiness import require_ready
-from flows.session import Outcome, open_session
+from flows.orchestration.notify import notify
+from flows.orchestration.orchestrated import carry_on, flow_tags, run_as_tasks
+from flows.planning.readiness import require_ready
+from flows.records.origin import continue_run, find_origin, stages_between
+from flows.records.session import Outcome, open_session
 from magic141.config import load_config, missing_sources, working_in
 from magic141.errors import UserError
 from magic141.tracking import TAG_PARENT

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.judgements import Judged, judged, remedies
-from flows.origin import config_of
+from flows.records.judgements import Judged, judged, remedies
+from flows.records.origin import config_of
 from magic141.config import with_overrides
 from magic141.errors import UserError
 from magic141.evaluation.gate import Verdict, apart, judge

@@ -12,13 +12,13 @@ from prefect import flow
 from prefect.artifacts import create_table_artifact
 
 from flows.comparison import NUM_VIDEOS, read_run, remarks_on
-from flows.grid import Member, check_members, members_of, number_at
+from flows.failures.resume import marking_resumable
 from flows.members import MemberOutcome, MemberRun, run_members
-from flows.naming import SEPARATOR, overrides_tag
-from flows.notify import notify
-from flows.orchestrated import flow_tags, run_link
-from flows.resume import marking_resumable
-from flows.session import identity
+from flows.orchestration.notify import notify
+from flows.orchestration.orchestrated import flow_tags, run_link
+from flows.planning.grid import Member, check_members, members_of, number_at
+from flows.records.naming import SEPARATOR, overrides_tag
+from flows.records.session import identity
 from magic141.config import PipelineConfig
 from magic141.errors import UserError
 from magic141.evaluation.charts import Series, line_chart

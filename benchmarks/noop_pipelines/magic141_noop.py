@@ -10,8 +10,8 @@ from pathlib import Path
 
 from noop import NUM_STAGES, work
 
-from flows.server import PrefectServer
-from flows.startup import uncollected
+from flows.command_line.startup import uncollected
+from flows.orchestration.server import PrefectServer
 from tasks.stage import Stage, StageCall
 
 WORKSPACE, SETTING = Path(sys.argv[1]).resolve(), sys.argv[2]
@@ -39,7 +39,7 @@ def main() -> None:
     WORKSPACE.mkdir(parents=True, exist_ok=True)
     server = PrefectServer(WORKSPACE)
     with uncollected():
-        from flows.unchanged import run_unchanged
+        from flows.command_line.unchanged import run_unchanged
         from magic141.config import PipelineConfig
         from magic141.evaluation.config import ReportConfig
 
@@ -49,8 +49,8 @@ def main() -> None:
         return
     from prefect import flow
 
-    from flows.orchestrated import flow_tags, run_as_tasks
-    from flows.session import Outcome, open_session
+    from flows.orchestration.orchestrated import flow_tags, run_as_tasks
+    from flows.records.session import Outcome, open_session
 
     @flow(name="noop", retries=0, validate_parameters=False)
     def noop() -> Outcome:

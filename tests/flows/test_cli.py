@@ -17,8 +17,8 @@ from typer.testing import CliRunner, Result
 
 from flows import doctor
 from flows.cli import app
-from flows.endings import again, reporting, resumable, typed
-from flows.resume import Outage, marking_resumable
+from flows.command_line.endings import again, reporting, resumable, typed
+from flows.failures.resume import Outage, marking_resumable
 from magic141 import __version__
 from magic141.errors import UserError
 from tasks.provenance import git_commit
@@ -153,7 +153,7 @@ def test_lengths_and_seeds_have_bounds(option: str, value: str, line: str) -> No
 def test_only_a_reader_that_has_gone_is_passed_over(lost: str, said: str) -> None:
     """`| head` ends a command without a word; a connection that a server has closed does not."""
     script = (
-        "import contextlib, socket, typer; from flows.endings import reporting\n"
+        "import contextlib, socket, typer; from flows.command_line.endings import reporting\n"
         "server, peer = socket.socketpair(); peer.close()\n"
         f"with contextlib.suppress(typer.Exit), reporting(False):\n    while True: {lost}"
     )

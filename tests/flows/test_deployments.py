@@ -187,7 +187,7 @@ def test_a_schedule_fires_and_the_second_run_waits_for_the_first(site: Site, wor
 CANDIDATE = """
 import sys
 from prefect.blocks.system import Secret
-from flows.events import announcing_candidate
+from flows.orchestration.events import announcing_candidate
 from magic141.artifacts import ArtifactRef, digest_folder
 from magic141.config import PipelineConfig
 from magic141.tracking import Tracker

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from flows.grid import Member
 from flows.members import MemberOutcome, run_members
+from flows.planning.grid import Member
 from magic141.config import load_config
 
 pytestmark = pytest.mark.slow

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from flows.cli import app
 from flows.comparison import compare
 from flows.promotion import Decision, promote
-from flows.session import open_session
+from flows.records.session import open_session
 from magic141.artifacts import ArtifactRef
 from magic141.config import PipelineConfig, with_overrides
 from magic141.errors import UserError

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.grid import check_members, members_of
+from flows.failures.resume import CORRECT, RESUME, way_on
 from flows.members import MemberOutcome
-from flows.resume import CORRECT, RESUME, way_on
+from flows.planning.grid import check_members, members_of
 from flows.sweep import SweepFailed, SweepOutcome, check_variant
 from magic141.errors import UserError
 

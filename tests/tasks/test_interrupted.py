@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.session import Session
+from flows.records.session import Session
 from magic141.errors import UserError
 from magic141.tracking import RunLog, Tracker
 from tasks.run_stage import run_stage

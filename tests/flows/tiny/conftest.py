@@ -12,7 +12,7 @@ from prefect.testing.utilities import prefect_test_harness
 
 import tasks.pipeline
 from flows.pipeline import pipeline
-from flows.session import Outcome
+from flows.records.session import Outcome
 from magic141.artifacts import digest_folder
 from tasks.stage import Stage, StageCall
 from tests.models.tiny import INFO

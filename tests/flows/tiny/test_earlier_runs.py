@@ -12,8 +12,8 @@ from mlflow import MlflowClient
 
 from flows.evaluation import evaluation
 from flows.pipeline import pipeline, rerun
-from flows.plan import as_json, plan_of
-from flows.session import Outcome
+from flows.planning.plan import as_json, plan_of
+from flows.records.session import Outcome
 from magic141.errors import UserError
 from magic141.tracking import open_store
 from tests.flows.tiny.stages import ALL

@@ -10,7 +10,7 @@ import pytest
 from flows.comparison import compare
 from flows.pipeline import pipeline
 from flows.promotion import promote, rollback
-from flows.session import Outcome
+from flows.records.session import Outcome
 from magic141.errors import UserError
 
 pytestmark = pytest.mark.slow

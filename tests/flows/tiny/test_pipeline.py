@@ -9,10 +9,10 @@ import pytest
 from mlflow import MlflowClient
 
 import tasks.pipeline
+from flows.command_line.unchanged import run_unchanged
 from flows.pipeline import pipeline, rerun
-from flows.plan import make_plan
-from flows.session import Outcome
-from flows.unchanged import run_unchanged
+from flows.planning.plan import make_plan
+from flows.records.session import Outcome
 from magic141.config import load_config
 from magic141.errors import UserError
 from tests.flows.tiny.stages import ALL, after, broken_at

@@ -9,10 +9,10 @@ from mlflow import MlflowClient
 
 import tasks.pipeline
 from flows.evaluation import evaluation
-from flows.notify import URL_VARIABLE
+from flows.failures.resume import is_resumable
+from flows.orchestration.notify import URL_VARIABLE
 from flows.pipeline import rerun
-from flows.resume import is_resumable
-from flows.session import Outcome
+from flows.records.session import Outcome
 from flows.sweep import SweepFailed, sweep
 from magic141.errors import UserError
 from tests.flows.conftest import Webhook

@@ -1,0 +1,1 @@
+"""Prefect around a run: its server, stages as tasks, events for deployments, notices of failed runs."""

@@ -1,0 +1,128 @@
+"""Continues an earlier run: its config, and the artifacts of the stages that do not run again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flows.failures.reach import require_servers
+from magic141.artifacts import ArtifactRef, flatten
+from magic141.config import PipelineConfig, validate_stored, with_overrides
+from magic141.errors import UserError
+from magic141.tracking import Run, Tracker, open_store
+from tasks import pipeline as stages_of
+from tasks.stage import Stage
+
+
+@dataclass(frozen=True)
+class Origin:
+    """An earlier pipeline run.
+
+    Attributes:
+        run: its MLflow run.
+        config: the config that it ran with.
+        tracker: the store that holds it.
+    """
+
+    run: Run
+    config: PipelineConfig
+    tracker: Tracker
+
+
+def find_origin(workspace: Path, source: str) -> Origin:
+    """The pipeline run that `source` names.
+
+    Args:
+        workspace: folder of the runs.
+        source: id of a pipeline run or of one of its stage runs, or `models:/NAME@ALIAS`, `models:/NAME/VERSION`.
+    """
+    require_servers()
+    tracker = open_store(workspace)
+    registered = source.startswith("models:")
+    run = tracker.pipeline_run(tracker.registry.resolve(source).run_id if registered else source)
+    if not registered and run.info.lifecycle_stage != "active":
+        raise UserError(f"run {source}: it was deleted, and gc may free what it made; restore it in MLflow")
+    return Origin(run, config_of(run, tracker, workspace), tracker)
+
+
+def config_of(run: Run, tracker: Tracker, workspace: Path) -> PipelineConfig:
+    """The config that a pipeline run ran with."""
+    values = {**tracker.stored_config(run), "workspace": str(workspace)}
+    return validate_stored(values, f"config.yaml of run {run.info.run_id}")
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """A new run on the results of an earlier one.
+
+    Attributes:
+        origin: the earlier run.
+        config: the new run's config.
+        kept: artifacts that it reuses; those that its stages read are checked to be unaltered.
+        stages: stages that run, in order.
+    """
+
+    origin: Origin
+    config: PipelineConfig
+    kept: tuple[ArtifactRef, ...]
+    stages: tuple[Stage, ...]
+
+
+def continue_run(origin: Origin, stages: Sequence[Stage], overrides: Sequence[str] = ()) -> Continuation:
+    """Checks that `stages` can run again on the origin's earlier artifacts.
+
+    Raises:
+        UserError: if an override changes what is kept, or a needed artifact is missing or altered.
+    """
+    running = {stage.name for stage in stages}
+    before = stages_of.STAGES[: [stage.name for stage in stages_of.STAGES].index(stages[0].name)]
+    config = with_overrides(origin.config, overrides, "the run's config")
+    _refuse_changes(origin, config, before, running)
+    return Continuation(origin, config, tuple(_kept_artifacts(origin, stages, before)), tuple(stages))
+
+
+def stages_between(first: str | None, last: str | None) -> tuple[Stage, ...]:
+    """The stages from `first` to `last`, inclusive; None stands for the very first or last stage."""
+    stages = stages_of.stages_until(last)
+    if first is None:
+        return stages
+    names = [stage.name for stage in stages]
+    if stages_of.known_stage(first, "--from") not in names:
+        raise UserError(f"--from {first}: comes after --until {last}; swap them, or leave one out")
+    return stages[names.index(first) :]
+
+
+def _refuse_changes(origin: Origin, config: PipelineConfig, before: Iterable[Stage], running: set[str]) -> None:
+    """Refuses overrides of stages that are kept or do not run: kept artifacts must match the new run's config."""
+    if config.workspace != origin.config.workspace:
+        raise UserError("--set workspace: an earlier run goes on in its own; --workspace says where that is")
+    run_id = origin.run.info.run_id
+    for stage in before:
+        old, new = (dict(flatten(stage.settings_in(values))) for values in (origin.config, config))
+        changed = next((field for field in new if old.get(field) != new[field]), None)
+        if changed:
+            raise UserError(
+                f"--set {changed}: {stage.name} is kept from run {run_id}; what runs here is "
+                f"{', '.join(sorted(running))}; use `magic141 run --run {run_id} --from {stage.name}`"
+            )
+    idle = {stage.name for stage in stages_of.STAGES} - running
+    for section in set(type(config).model_fields) & {"data" if name == "prepare_data" else name for name in idle}:
+        if getattr(origin.config, section) != getattr(config, section):
+            raise UserError(f"--set {section}: that stage does not run here, only {', '.join(sorted(running))}")
+
+
+def _kept_artifacts(origin: Origin, stages: Sequence[Stage], before: Iterable[Stage]) -> list[ArtifactRef]:
+    """The origin's artifacts of earlier stages; those that `stages` read must exist and be intact."""
+    known = origin.tracker.artifacts_of(origin.run)
+    running = {stage.name for stage in stages}
+    needed = list(dict.fromkeys(name for stage in stages for name in stage.inputs if name not in running))
+    run_id = origin.run.info.run_id
+    if missing := [name for name in needed if name not in known]:
+        raise UserError(
+            f"run {run_id}: it has no artifact of {', '.join(missing)}; finish it with `magic141 run`, or give another"
+        )
+    for name in needed:
+        if (state := known[name].state()) != "intact":
+            raise UserError(f"run {run_id}: {known[name].uri} was {state}; `magic141 run` makes it again")
+    return [known[stage.name] for stage in before if stage.name in known]

@@ -1,0 +1,162 @@
+"""The parent run of a pipeline or evaluation: opens it, runs stages in it, publishes scores. Independent of Prefect."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from flows.failures.faults import explaining
+from flows.failures.reach import STORE, require_servers
+from flows.failures.resume import marking_resumable
+from flows.records.naming import TAG_DESCRIPTION, description, overrides_tag, run_name
+from magic141.config import PipelineConfig, config_digest, to_yaml
+from magic141.evaluation.headline import headline, headline_figures
+from magic141.evaluation.scores import COSTS, read_variants
+from magic141.frozen import FrozenConfig
+from magic141.room import slow_without_gpu
+from magic141.tracking import RunLog, Tracker, closing
+from magic141.tracking.tags import TAG_ARTIFACT
+from magic141.urls import without_credentials
+from tasks.console import StageConsole
+from tasks.provenance import source_tags
+from tasks.run_stage import run_stage
+from tasks.stage import Stage, StageContext
+
+
+class Outcome(FrozenConfig):
+    """The result of a flow, in plain values that Prefect can store.
+
+    Attributes:
+        run_id: MLflow run of the whole pipeline or evaluation.
+        tracking_uri: the store that holds it, without credentials.
+        report: the HTML report, if the report stage ran.
+        seconds: time from the opening of the run to its end.
+        reused: stages whose artifacts were reused.
+        headline: the student's first scores, if there are scores.
+        previous: the run before this one, to compare it with, if there is one.
+    """
+
+    run_id: str
+    tracking_uri: str
+    report: str | None
+    seconds: float
+    reused: tuple[str, ...]
+    headline: str = ""
+    previous: str | None = None
+
+
+@dataclass(frozen=True)
+class Session:
+    """An open parent run with the state of its stages."""
+
+    context: StageContext
+    run: RunLog
+    started: float
+
+    def run_stages(self, stages: Sequence[Stage], run: Callable[[Stage, StageContext], object] = run_stage) -> Outcome:
+        """Runs stages in order, by `run`; publishes the scores; returns the outcome."""
+        for stage in stages:
+            stage.require_unedited()  # for all stages now: later ones may use modules that the first one imports
+        for stage in stages:
+            run(stage, self.context)
+        self._publish_scores()
+        self._describe([stage.name for stage in stages if stage.name not in self.context.reused])
+        return self._outcome()
+
+    def scores(self) -> list[dict[str, Any]]:
+        """The score table, one row per variant; empty before evaluation."""
+        return [score_row(variant) for variant in self._variants()]
+
+    def _publish_scores(self) -> None:
+        table = self.scores()
+        if not table:
+            return
+        student = next(row for row in table if str(row["variant"]).startswith("student_"))
+        figures = {**headline_figures(self._variants()), **_numbers(student)}
+        self.run.metrics({f"student/{name}": value for name, value in figures.items()})
+        self.run.metrics({f"scores/{row['variant']}/{name}": v for row in table for name, v in _numbers(row).items()})
+
+    def _variants(self) -> list[dict[str, Any]]:
+        ref = self.context.artifacts.get("evaluate")
+        return read_variants(ref.path) if ref else []
+
+    def _describe(self, made: Sequence[str]) -> None:
+        """What a person finds on the run's page without opening its stages: scores, the way back, the report."""
+        context, report = self.context, self.context.artifacts.get("report")
+        text = description(
+            headline(self._variants()),
+            self.run.run_id,
+            context.tracker.experiment_id,
+            context.home,
+            context.artifacts,
+            made,
+        )
+        self.run.tags({TAG_DESCRIPTION: text})
+        if report:
+            self.run.file(report.path / "report.html")
+
+    def _previous(self) -> str | None:
+        """The newest finished run of the experiment that has scores, to compare this one with."""
+        scored = f"tags.`{TAG_ARTIFACT}.evaluate` LIKE '%' and attributes.status = 'FINISHED'"
+        found = self.context.tracker.search(scored, 1)
+        return next((run.info.run_id for run in found if run.info.run_id != self.run.run_id), None)
+
+    def _outcome(self) -> Outcome:
+        seconds = time.monotonic() - self.started
+        report = self.context.artifacts.get("report")
+        self.run.metrics({"total_seconds": seconds})
+        return Outcome(
+            run_id=self.run.run_id,
+            tracking_uri=without_credentials(self.context.tracker.uri),
+            report=str(report.path / "report.html") if report else None,
+            seconds=round(seconds, 1),
+            reused=tuple(self.context.reused),
+            headline=(said := headline(self._variants())),
+            previous=self._previous() if said else None,
+        )
+
+
+@contextmanager
+def open_session(
+    config: PipelineConfig,
+    kind: str,
+    tags: Mapping[str, str],
+    refresh: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+) -> Iterator[Session]:
+    """Opens the parent run, named by what was set; closes it as FINISHED, FAILED or KILLED."""
+    started = time.monotonic()
+    require_servers([STORE])  # not Prefect, which runs already or is not needed
+    with marking_resumable(), explaining(config.home):
+        tracker = Tracker(config.home, config.experiment)
+        named = {**identity(config), **overrides_tag(overrides), **tags}
+        run = tracker.start_parent(run_name(config.name, kind, overrides), kind, named)
+        with closing(run):
+            run.text(to_yaml(config), "config.yaml")
+            run.params(config.model_dump(mode="json"))  # for MLflow's compare view of whole runs
+            context = StageContext(config, tracker, run.run_id, StageConsole(), frozenset(refresh))
+            if remark := slow_without_gpu(config.data):
+                context.console.note(kind, remark)
+            yield Session(context, run, started)
+
+
+def score_row(variant: Mapping[str, Any]) -> dict[str, Any]:
+    """A variant's row of the score table: a column per dimension and cost; missing scores give their reason."""
+    scores = {
+        name: score["value"] if score["value"] is not None else f"- ({score['reason']})"
+        for name, score in variant["scores"].items()
+    }
+    costs = {cost.key: variant[cost.key] for cost in COSTS if cost.key in variant}
+    return {"variant": variant["name"], **scores, **costs}
+
+
+def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in row.items() if isinstance(value, int | float)}
+
+
+def identity(config: PipelineConfig) -> dict[str, str]:
+    """Tags that identify a parent run's config and source."""
+    return {"magic141.config_digest": config_digest(config), **source_tags()}

@@ -1,0 +1,177 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from flows.planning.estimates import IMAGE_TOKENS, Estimate, _num_evaluations, estimate
+from flows.planning.plan import _size, _time, _wishes, make_plan
+from magic141.config import load_config
+from magic141.config_checks import TRAINING_SECTIONS
+from magic141.evaluation.pieces import list_pieces
+from magic141.evaluation.variants import list_variants, long_video_variants
+from magic141.evaluation.workload import Workload
+from magic141.models.tiny_encoders import build_tiny_parts
+from tasks.pipeline import STAGES
+from tests.models.tiny import INFO
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+DEMO = CONFIGS / "demo.yaml"
+
+
+def test_a_stage_whose_source_is_missing_is_blocked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAGIC141_HOME", str(tmp_path))
+    videos = tmp_path / "videos"
+    config = load_config(DEMO, ["data.source=folder", f"data.path={videos}", "pretrain_t2v.base=./nowhere"])
+    first, second, *_ = make_plan(config, STAGES)
+    assert (first.stage, first.action) == ("prepare_data", "blocked")
+    assert first.why.startswith(f"data.path = {videos}: no such folder")
+    assert (second.action, second.why) == ("run", "after prepare_data")
+
+    videos.mkdir()
+    assert next(make_plan(config, STAGES)).action == "run"
+
+
+@pytest.mark.parametrize("module", ["flows.planning.plan", "flows.command_line.unchanged"])
+def test_where_nothing_runs_nothing_that_takes_seconds_is_imported(module: str) -> None:
+    heavy = "{'torch', 'ray', 'diffusers', 'prefect', 'open_clip'}"
+    code = f"import {module}, tasks.pipeline, sys; print({heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+def test_all_that_is_missing_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAGIC141_HOME", str(tmp_path))
+    rows = {row.stage: row for row in make_plan(load_config(CONFIGS / "hunyuan_13b.yaml"), STAGES)}
+    blocked = {stage for stage, row in rows.items() if row.action == "blocked"}
+    assert blocked == {"prepare_data", "train_clip", "pretrain_t2v"}
+    assert [line.partition(" ")[0] for line in rows["prepare_data"].why.splitlines()] == [
+        "data.path",
+        "data.codec.path",
+        "data.encoder.path",
+    ]
+
+
+def test_generate_asks_for_gpus_when_workers_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAGIC141_HOME", str(tmp_path))
+    here = estimate("generate", load_config(DEMO), None)
+    assert (here.resources, here.num_gpus) == ("this process", 0)
+    workers = load_config(DEMO, ["generate.num_workers=3", "generate.gpus_per_worker=1"])
+    asked = estimate("generate", workers, None)
+    assert (asked.resources, asked.num_gpus) == ("3 x 1 CPU + 1 GPU (Ray tasks)", 3)
+
+
+@pytest.mark.parametrize("stage", ["pretrain_i2v", "distill_cfg", "distill_dmd2"])
+def test_the_papers_size_fits_the_gpus_it_is_for(stage: str) -> None:
+    memory_gib = estimate(stage, load_config(CONFIGS / "hunyuan_13b.yaml"), None).memory_gib
+    assert memory_gib is not None
+    activations_gib = (
+        44.4  # of the real network over a clip's 33 x 34 x 60 patches and 400 tokens, by following tensors
+    )
+    assert memory_gib == pytest.approx(activations_gib + 5, rel=0.2)
+    assert memory_gib < 80 - 15  # buffers, gathered weights and fragmentation
+
+
+@pytest.mark.parametrize("name", ["hunyuan_13b", "smoke_13b"])
+def test_a_config_says_what_its_plan_says(name: str) -> None:
+    config = load_config(CONFIGS / f"{name}.yaml")
+    estimates = [estimate(stage, config, None).memory_gib for stage in TRAINING_SECTIONS]
+    (most,) = re.findall(r"[Aa]t most (\d+) GiB", (CONFIGS / f"{name}.yaml").read_text())
+    assert _size(max(memory for memory in estimates if memory is not None)) == f"{most} GiB"
+
+
+def test_the_tiny_encoder_sees_as_many_image_tokens_as_the_estimate_says() -> None:
+    llava = build_tiny_parts(["a circle"], 32, 0).text_encoder
+    assert llava.config.image_seq_length == IMAGE_TOKENS["tiny"]
+
+
+@pytest.mark.parametrize(
+    ("memory_gib", "measured", "words"),
+    [(0.05, True, "51 MiB each"), (2.34, False, "~ 2.3 GiB each"), (186.4, False, "~ 186 GiB each")],
+)
+def test_calculated_memory_is_marked(memory_gib: float, measured: bool, words: str) -> None:
+    assert _wishes(Estimate("2 x 1 GPU", 2, None, False, memory_gib, measured)) == f"2 x 1 GPU, {words}"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "timed", "words"), [(None, False, ""), (70.0, True, "70 s"), (7200.0, False, "~ 2.0 h")]
+)
+def test_calculated_time_is_marked(seconds: float | None, timed: bool, words: str) -> None:
+    assert _time(Estimate("2 x 1 GPU", 2, seconds, timed, None, False)) == words
+
+
+def test_time_on_gpus_is_calculated_from_a_measured_pass_and_on_cpus_it_is_not() -> None:
+    config = load_config(CONFIGS / "hunyuan_13b.yaml")
+    stage = estimate("pretrain_i2v", config, None)
+    pass_s = 39.7  # docs/results.md, of a frozen base; an update also computes gradients for its weights
+    assert stage.seconds == pytest.approx(config.pretrain_i2v.num_steps * pass_s, rel=0.1)
+    assert not stage.timed
+    assert estimate("distill_dmd2", load_config(DEMO), None).seconds is None
+    assert estimate("distill_dmd2", load_config(CONFIGS / "smoke_gpu.yaml"), None).seconds is None  # mostly to start
+
+
+@pytest.mark.parametrize(
+    ("change", "seconds"),
+    [
+        ("distill_dmd2.lora_rank=8", 100.0),
+        ("distill_dmd2.num_steps=680", 30.0 + 2 * 70.0),
+        ("distill_dmd2.num_steps=170", 30.0 + 70.0 / 2),
+        ("model.num_layers=3", None),
+    ],
+)
+def test_time_is_that_of_an_earlier_run_of_the_same_network_with_its_steps_scaled(
+    change: str, seconds: float | None
+) -> None:
+    before = load_config(DEMO).model_dump(mode="json")
+    summary = {"steps": before["distill_dmd2"]["num_steps"], "seconds": 70.0}
+    tracker: Any = SimpleNamespace(
+        records=lambda stage, limit: [{"parts": {"config": before}, "seconds": 100.0, "summary": summary}]
+    )
+    wants = estimate("distill_dmd2", load_config(DEMO, [change]), tracker)
+    assert (wants.seconds, wants.timed) == (seconds, seconds is not None)
+
+
+def test_what_a_base_took_that_was_used_as_it_is_says_nothing_of_its_training() -> None:
+    taken: Any = SimpleNamespace(records=lambda stage, limit: [{"seconds": 0.5, "summary": {"steps": 0}}])
+    assert estimate("pretrain_t2v", load_config(DEMO), taken).seconds is None
+
+
+@pytest.mark.parametrize("source", ["shapes", "folder"])
+def test_the_evaluations_of_a_suite_are_counted_as_they_are_made(source: str, tmp_path: Path) -> None:
+    config = load_config(DEMO, [f"data.source={source}", f"data.path={tmp_path}", "generate.num_exact_clips=7"])
+    generate, info = config.generate, INFO.model_copy(update={"has_ground_truth": source == "shapes"})
+    nothing: Any = None
+    rows, long_rows = list(range(generate.num_exact_clips)), list(range(generate.long_video_clips))
+    prompts = ["a circle"] * generate.num_prompts
+    work = Workload(generate, info, tmp_path, rows, 5, prompts, [], nothing, long_rows, 0)
+    pieces = list_pieces(
+        list_variants(generate, config.distill_dmd2), long_video_variants(generate, config.distill_dmd2), tmp_path
+    )
+    counted = _num_evaluations(generate, config.distill_dmd2, has_ground_truth=source == "shapes")
+    assert counted == sum(piece.num_evaluations(work) for piece in pieces)
+
+
+@pytest.mark.parametrize(
+    ("change", "measured"),
+    [
+        ("distill_dmd2.optimizer.learning_rate=1e-5", True),
+        ("distill_dmd2.batch_size=8", False),
+        ("distill_dmd2.placement.clips_per_pass=2", False),
+        ("distill_dmd2.placement.gradient_checkpointing=true", False),
+        ("distill_dmd2.precision=bf16", False),
+        ("distill_dmd2.lora_rank=8", False),
+        ("model.num_layers=3", False),
+    ],
+)
+def test_memory_is_that_of_an_earlier_run_only_if_that_was_of_the_same_size(change: str, measured: bool) -> None:
+    before, config = (load_config(DEMO, ["distill_dmd2.batch_size=16", *more]) for more in ((), (change,)))
+    placement = before.distill_dmd2.placement
+    summary = {"num_workers": 2, "splitting": placement.splitting, "clips_per_pass": 8, "peak_memory_mb": 7.0 * 2**20}
+    earlier = {"parts": {"config": before.model_dump(mode="json")}, "summary": summary}
+    tracker: Any = SimpleNamespace(records=lambda stage, limit: [earlier])
+    wants = estimate("distill_dmd2", config, tracker)
+    assert wants.measured == measured
+    assert (wants.memory_gib == 7 * 1024 / placement.num_workers) == measured

@@ -1,0 +1,53 @@
+"""What can be taken up again."""
+
+from pathlib import Path
+
+import pytest
+
+from flows.records.origin import Origin, continue_run, find_origin
+from magic141.artifacts import ArtifactRef, digest_folder
+from magic141.config import PipelineConfig
+from magic141.errors import UserError
+from magic141.tracking import Tracker
+from tasks import quantize
+from tests.tracking.made import make_file
+
+
+def test_a_deleted_run_is_not_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it made may be freed at any time."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    tracker = Tracker(tmp_path, "origin")
+    run = tracker.start_parent("test", "pipeline", {})
+    run.close("FINISHED")
+    tracker.client.delete_run(run.run_id)
+    with pytest.raises(UserError, match=rf"run {run.run_id}: it was deleted.*restore it"):
+        find_origin(tmp_path, run.run_id)
+
+
+def test_a_run_goes_on_from_results_that_are_there_and_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    tracker = Tracker(tmp_path, "origin")
+    parent = tracker.start_parent("test", "pipeline", {}).run_id
+
+    def kept(*overrides: str) -> tuple[ArtifactRef, ...]:
+        origin = Origin(tracker.get_run(parent), PipelineConfig(workspace=tmp_path), tracker)
+        return continue_run(origin, [quantize.STAGE], overrides).kept
+
+    with pytest.raises(UserError, match=f"run {parent}: it has no artifact of distill_dmd2; finish it"):
+        kept()
+    student = tmp_path / "student"
+    make_file(student)
+    ref = ArtifactRef(stage="distill_dmd2", key="k", uri=str(student), digest=digest_folder(student), run_id=parent)
+    tracker.set_artifact(parent, ref, reused=False)
+    assert kept() == (ref,)
+    with pytest.raises(UserError, match="--set workspace: an earlier run goes on in its own; --workspace says where"):
+        kept(f"workspace={tmp_path}/elsewhere")
+    with pytest.raises(
+        UserError, match=f"distill_cfg is kept .*; use `magic141 run --run {parent} --from distill_cfg`"
+    ):
+        kept("distill_cfg.num_steps=7")  # `eval` has no --from
+    make_file(student, "others")
+    with pytest.raises(UserError, match=f"run {parent}: {student} was altered; `magic141 run` makes it again"):
+        kept()
