@@ -27,8 +27,8 @@ from students import ONE_CORE, Student, train_students
 from magic141.config import PipelineConfig
 from magic141.evaluation.variants import Variant, list_variants
 from magic141.models.transformer import load_transformer
-from magic141.training.dmd2 import Dmd2Spec
-from magic141.training.dmd2_config import Dmd2Config
+from magic141.training.dmd2.config import Dmd2Config
+from magic141.training.dmd2.dmd2 import Dmd2Spec
 
 NUM_CLIPS = 512
 UNWATCHED = 10_000  # steps: the jury looks, once, at the end

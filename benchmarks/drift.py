@@ -32,9 +32,9 @@ from verdicts import mean
 
 from magic141.config import PipelineConfig, load_config
 from magic141.diffusion.samplers import randn_like
-from magic141.evaluation.long_videos import frame_spans
-from magic141.evaluation.shapes import score_clips
-from magic141.evaluation.suite import Conditions, long_video_seed
+from magic141.evaluation.generation.long_videos import frame_spans
+from magic141.evaluation.generation.suite import Conditions, long_video_seed
+from magic141.evaluation.scoring.shapes import score_clips
 from magic141.evaluation.variants import Variant, long_video_variants
 from magic141.models.encoders import Encoders
 from magic141.models.generator import VideoGenerator

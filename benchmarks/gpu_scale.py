@@ -28,7 +28,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from flows.planning.estimates import InputSizes
 from magic141.accelerator import give_back_freed_memory
 from magic141.config import PipelineConfig, load_config
-from magic141.evaluation.performance import Usage, measure, weight_megabytes
+from magic141.evaluation.generation.performance import Usage, measure, weight_megabytes
 from magic141.models.adapters import add_lora
 from magic141.models.frames import num_latent_frames
 from magic141.models.transformer import (
@@ -39,7 +39,7 @@ from magic141.models.transformer import (
 )
 from magic141.models.vae import VideoCodec
 from magic141.quantization import quantize_linear_layers
-from magic141.training.engine import autocast
+from magic141.training.engines.engine import autocast
 from magic141.training.memory import activation_bytes
 from magic141.training.operations import EVALUATION, Passes, num_operations
 

@@ -15,10 +15,10 @@ from magic141.config import PipelineConfig
 from magic141.data.dataset import ClipDataset, load_null_text
 from magic141.data.info import load_info
 from magic141.data.shapes import ShapeClip, render_clip, sample_clip
-from magic141.evaluation.frechet import TubeSpace, frechet_distance
-from magic141.evaluation.scorer import valid_futures
-from magic141.evaluation.shapes import score_clips
-from magic141.evaluation.suite import Conditions, clip_seed
+from magic141.evaluation.generation.suite import Conditions, clip_seed
+from magic141.evaluation.scoring.frechet import TubeSpace, frechet_distance
+from magic141.evaluation.scoring.scorer import valid_futures
+from magic141.evaluation.scoring.shapes import score_clips
 from magic141.evaluation.variants import Variant
 from magic141.models.encoders import Encoders
 from magic141.models.frames import num_latent_frames

@@ -34,7 +34,7 @@ from magic141.models.sampling import SamplingSettings
 from magic141.models.text_embedding import TextEmbedding
 from magic141.models.transformer import load_transformer
 from magic141.training.config import PlacementConfig, TrainConfig
-from magic141.training.dmd2 import Dmd2Spec
+from magic141.training.dmd2.dmd2 import Dmd2Spec
 from magic141.training.flow_matching import FlowMatchingSpec
 from magic141.training.objective import Objective, ObjectiveSpec, TrainContext
 
@@ -126,7 +126,7 @@ def speeds(config: PipelineConfig, folders: dict[str, Path]) -> list[Speed]:
     i2v, dmd2 = one_worker(config.pretrain_i2v), one_worker(config.distill_dmd2)
     t2v = folders["pretrain_t2v"] / "transformer"
     i2v_spec = FlowMatchingSpec(i2v, config.model, data, t2v)
-    with patch("magic141.training.optimizers.BatchedMuon", torchs_muon):
+    with patch("magic141.training.engines.optimizers.BatchedMuon", torchs_muon):
         before = training_speed("I2V step with torch's Muon", i2v_spec, i2v, clock)
     return [
         before,

@@ -24,7 +24,7 @@ from screenshots import IMAGES
 
 from flows.planning.plan import make_plan
 from magic141.config import load_config
-from magic141.evaluation.charts import Series, line_chart
+from magic141.evaluation.reports.charts import Series, line_chart
 from magic141.tracking import Tracker
 from tasks.pipeline import stages_until
 

@@ -13,8 +13,8 @@ from flows.failures.writable import require_output
 from flows.records.judgements import CODE, TRAINED_IN, command_like, measurement_of
 from magic141.artifacts import ArtifactRef, flatten
 from magic141.errors import UserError
-from magic141.evaluation.comparison import write_comparison
-from magic141.evaluation.comparison_tables import (
+from magic141.evaluation.reports.comparison import write_comparison
+from magic141.evaluation.reports.comparison_tables import (
     Row,
     RunParts,
     config_differences,

@@ -27,7 +27,7 @@ def animate(
     _refuse_mistakes(image, prompt, output, seconds, seed)
     folder = find_model(workspace, model)
 
-    from magic141.data.video import read_image, write_video
+    from magic141.data.videos.video import read_image, write_video
 
     pixels = read_image(image)  # before the next import, which takes seconds
     from magic141.export import load_bundle

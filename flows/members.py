@@ -26,7 +26,7 @@ from flows.planning.grid import Member
 from flows.records.session import Outcome
 from magic141.config import PipelineConfig
 from magic141.errors import first_line
-from magic141.evaluation.comparison_tables import scores_in
+from magic141.evaluation.reports.comparison_tables import scores_in
 from magic141.frozen import FrozenConfig
 from magic141.tracking import Tracker
 from magic141.urls import without_credentials

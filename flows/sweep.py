@@ -21,8 +21,8 @@ from flows.records.naming import SEPARATOR, overrides_tag
 from flows.records.session import identity
 from magic141.config import PipelineConfig
 from magic141.errors import UserError
-from magic141.evaluation.charts import Series, line_chart
-from magic141.evaluation.comparison import write_comparison
+from magic141.evaluation.reports.charts import Series, line_chart
+from magic141.evaluation.reports.comparison import write_comparison
 from magic141.evaluation.scores import COSTS, EXACT, FRECHET, VBENCH, Dimension
 from magic141.evaluation.variants import list_variants
 from magic141.frozen import FrozenConfig

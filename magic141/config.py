@@ -25,7 +25,7 @@ from magic141.frozen import FrozenConfig, Name, is_address, placement
 from magic141.models.config import TransformerConfig
 from magic141.retrieval.config import ClipConfig, IndexConfig
 from magic141.training.config import CfgDistillationConfig, FlowMatchingConfig
-from magic141.training.dmd2_config import Dmd2Config
+from magic141.training.dmd2.config import Dmd2Config
 
 HOME_VARIABLE = "MAGIC141_HOME"
 CLIP_WEIGHTS = "train_clip.pretrained"  # a file; everything else of the user's that a config names is a folder

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from magic141.data.dataset import NULL_TEXT_FILE, load_null_text
 from magic141.data.info import load_info
-from magic141.data.video import fit_image
+from magic141.data.videos.video import fit_image
 from magic141.diffusion.long_video import num_windows_for
 from magic141.errors import UserError
 from magic141.frozen import FrozenConfig
@@ -28,7 +28,7 @@ from magic141.models.transformer import load_for_sampling, load_transformer
 from magic141.models.vae import VideoCodec, load_codec
 from magic141.publication import link_or_copy
 from magic141.stage_log import StageLog
-from magic141.training.dmd2_config import Dmd2Config
+from magic141.training.dmd2.config import Dmd2Config
 
 BUNDLE_FILE = "magic141.json"
 

@@ -67,7 +67,7 @@ def fingerprint_modules(names: Iterable[str], ignore: Iterable[str] = ()) -> str
 
     Args:
         names: dotted modules (`magic141.models.vae`), or a file beside a package's modules
-            (`magic141.evaluation:report.html.j2`).
+            (`magic141.evaluation.reports:report.html.j2`).
         ignore: dotted modules that do not determine results; their imports are not followed.
     """
     return sha256_text("\n".join(f"{name}\0{digest}" for name, digest in module_digests(names, ignore).items()))

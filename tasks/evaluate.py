@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from magic141.config import PipelineConfig
-from magic141.evaluation.vbench_needs import what_can_be_scored
+from magic141.evaluation.scoring.vbench_needs import what_can_be_scored
 from tasks.stage import Stage, StageCall
 
 
 def _run(call: StageCall) -> None:
-    from magic141.evaluation.evaluate import evaluate_suite
+    from magic141.evaluation.scoring.evaluate import evaluate_suite
 
     evaluate_suite(call.config.evaluate, call.inputs["prepare_data"], call.inputs["generate"], call.out, call.log)
 
@@ -22,7 +22,7 @@ def _sources(config: PipelineConfig) -> Mapping[str, str]:
 
 STAGE = Stage(
     name="evaluate",
-    modules=("magic141.evaluation.evaluate",),
+    modules=("magic141.evaluation.scoring.evaluate",),
     settings=lambda config: {"evaluate": config.evaluate},
     inputs=("prepare_data", "generate"),
     sources=_sources,

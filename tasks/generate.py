@@ -31,8 +31,8 @@ def student_sampling(config: PipelineConfig) -> Mapping[str, Any]:
 
 
 def _run(call: StageCall) -> None:
-    from magic141.evaluation.generate import generate_suite
-    from magic141.evaluation.model_folders import ModelFolders
+    from magic141.evaluation.generation.generate import generate_suite
+    from magic141.evaluation.generation.model_folders import ModelFolders
 
     models = ModelFolders(
         teacher=call.inputs["pretrain_i2v"],
@@ -57,7 +57,7 @@ def _run(call: StageCall) -> None:
 
 STAGE = Stage(
     name="generate",
-    modules=("magic141.evaluation.generate",),
+    modules=("magic141.evaluation.generation.generate",),
     settings=lambda config: {"generate": config.generate, "model": config.model, **student_sampling(config)},
     inputs=INPUTS,
     run=_run,

@@ -26,7 +26,7 @@ def _settings(config: PipelineConfig) -> Settings:
 
 
 def _run(call: StageCall) -> None:
-    from magic141.evaluation.report import write_report
+    from magic141.evaluation.reports.report import write_report
 
     settings = {"seed": call.seed, **STAGE.settings_in(call.config)}
     write_report(call.config.report, settings, call.inputs, call.out, call.log)
@@ -35,9 +35,9 @@ def _run(call: StageCall) -> None:
 STAGE = Stage(
     name="report",
     modules=(
-        "magic141.evaluation.report",
-        "magic141.evaluation:report.html.j2",
-        "magic141.evaluation:playback.html.j2",
+        "magic141.evaluation.reports.report",
+        "magic141.evaluation.reports:report.html.j2",
+        "magic141.evaluation.reports:playback.html.j2",
     ),
     settings=_settings,
     inputs=INPUTS,

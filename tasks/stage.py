@@ -40,7 +40,7 @@ NOT_IN_KEY = (
     "magic141.raysession",
     "magic141.training.launch",
     "magic141.training.ray_launch",
-    "magic141.evaluation.ray_launch",
+    "magic141.evaluation.generation.ray_launch",
     "magic141._torchvision",
 )
 

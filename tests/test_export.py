@@ -14,7 +14,7 @@ from magic141.models.encoders import Encoders
 from magic141.models.sampling import SamplingSettings
 from magic141.models.transformer import load_transformer
 from magic141.stage_log import NullLog
-from magic141.training.dmd2_config import Dmd2Config
+from magic141.training.dmd2.config import Dmd2Config
 from tests.models.tiny import CONFIG, tiny_bundle, tiny_checkpoint
 
 PROMPT = "the cat jumps"

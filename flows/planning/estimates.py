@@ -15,7 +15,7 @@ from magic141.models.frames import num_latent_frames
 from magic141.models.size import num_parameters
 from magic141.tracking import Tracker
 from magic141.training.config import TrainConfig
-from magic141.training.dmd2_config import Dmd2Config
+from magic141.training.dmd2.config import Dmd2Config
 from magic141.training.memory import activation_bytes, state_bytes
 from magic141.training.operations import EVALUATION, num_operations, passes_per_update
 

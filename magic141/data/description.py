@@ -13,9 +13,9 @@ from magic141.data.config import DataConfig
 from magic141.data.dataset import ClipDataset
 from magic141.data.fitted import NUM_SHEET_CLIPS, Fitted
 from magic141.data.info import BadFileInfo, DatasetInfo
-from magic141.data.listing import BadFile
 from magic141.data.psnr import psnr_db
-from magic141.data.sheets import comparison_sheet, contact_sheet
+from magic141.data.sources.listing import BadFile
+from magic141.data.videos.sheets import comparison_sheet, contact_sheet
 from magic141.models.device import sampling_device
 from magic141.models.vae import CausalPCACodec, VideoCodec
 from magic141.stage_log import StageLog

@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import save_file
 
 from magic141.artifacts import digest_folder
-from magic141.data.clips import Clip, make_chunks
 from magic141.data.config import DataConfig
 from magic141.data.dataset import NULL_TEXT_FILE, load_null_text
 from magic141.data.kept import read_record, write_record
-from magic141.data.pixels import Frames
-from magic141.data.splits import SPLITS
+from magic141.data.sources.clips import Clip, make_chunks
+from magic141.data.sources.splits import SPLITS
+from magic141.data.videos.pixels import Frames
 from magic141.data.workers import render_good
 from magic141.errors import UserError
 from magic141.models.caption_lengths import remarks_on_cut_captions

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from magic141.data.splits import HeldOut
+from magic141.data.sources.splits import HeldOut
 from magic141.errors import UserError
 
 INFO_FILE = "dataset.json"

@@ -19,17 +19,17 @@ import ray.data
 import ray.exceptions
 from safetensors.torch import load
 
-from magic141.data.chunks import Chunk, place_chunks, stamp_of
-from magic141.data.clips import Clip, Probed, Windows, cut_windows, make_chunks, sample_shapes
 from magic141.data.config import DataConfig
-from magic141.data.decoding import StorageError
 from magic141.data.description import describe
 from magic141.data.fitted import Fitted, fit_models
 from magic141.data.info import INFO_FILE
 from magic141.data.kept import ProbeRecords
-from magic141.data.listing import BadFile, Listing, VideoFile, list_videos
 from magic141.data.shards import ShardWriter, is_good
-from magic141.data.splits import SPLITS
+from magic141.data.sources.chunks import Chunk, place_chunks, stamp_of
+from magic141.data.sources.clips import Clip, Probed, Windows, cut_windows, make_chunks, sample_shapes
+from magic141.data.sources.listing import BadFile, Listing, VideoFile, list_videos
+from magic141.data.sources.splits import SPLITS
+from magic141.data.videos.decoding import StorageError
 from magic141.data.workers import Encode, Probe, Render
 from magic141.errors import UserError, first_line
 from magic141.fingerprint import CodeStamp

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from magic141.evaluation.config import GenerateConfig
 from magic141.models.sampling import SamplingSettings
-from magic141.training.dmd2_config import Dmd2Config
+from magic141.training.dmd2.config import Dmd2Config
 
 if TYPE_CHECKING:
     from magic141.models.generator import VideoGenerator

@@ -15,7 +15,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.types import Message
 
-from magic141.data.video import fit_image
+from magic141.data.videos.video import fit_image
 from magic141.errors import shortened
 from magic141.frozen import FrozenConfig
 from magic141.serving.config import ServingConfig

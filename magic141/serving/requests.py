@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from magic141.data.pictures import UNREADABLE, upright_rgb
+from magic141.data.videos.pictures import UNREADABLE, upright_rgb
 from magic141.errors import UserError, shortened
 from magic141.serving.config import Limits
 

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 from typing import Self
 
-from magic141.data.pixels import Frames
-from magic141.data.video import write_video
+from magic141.data.videos.pixels import Frames
+from magic141.data.videos.video import write_video
 from magic141.export import Bundle, load_bundle
 from magic141.models.device import sampling_device
 from magic141.serving.requests import Video, VideoRequest

@@ -19,7 +19,7 @@ from magic141.stage_log import StageLog
 from magic141.text_files import replace_text
 from magic141.training.checkpoint import LocalStore
 from magic141.training.config import METRICS_FILE, PlacementConfig, TrainConfig
-from magic141.training.deepspeed_engine import forget_process_group
+from magic141.training.engines.deepspeed_engine import forget_process_group
 from magic141.training.loop import EXPORT, LoopResult, run_training
 from magic141.training.objective import ObjectiveSpec, TrainContext
 from magic141.training.progress import follow, write_metrics

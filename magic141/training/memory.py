@@ -8,7 +8,7 @@ from __future__ import annotations
 from magic141.models.config import TransformerConfig
 from magic141.models.size import num_lora_parameters
 from magic141.training.config import CfgDistillationConfig, OptimizerConfig, PlacementConfig, TrainConfig
-from magic141.training.dmd2_config import Dmd2Config
+from magic141.training.dmd2.config import Dmd2Config
 
 FP32, BF16 = 4, 2
 STATES = {"adamw": 2, "muon": 1}  # fp32 numbers per weight

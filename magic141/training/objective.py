@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from magic141.training.config import PlacementConfig
-from magic141.training.engine import Engine
+from magic141.training.engines.engine import Engine
 
 
 @dataclass(frozen=True)

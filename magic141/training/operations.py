@@ -11,7 +11,7 @@ from typing import Self
 
 from magic141.models.config import TransformerConfig
 from magic141.training.config import CfgDistillationConfig, TrainConfig
-from magic141.training.dmd2_config import Dmd2Config
+from magic141.training.dmd2.config import Dmd2Config
 
 
 @dataclass(frozen=True)

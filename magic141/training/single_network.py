@@ -13,12 +13,12 @@ from diffusers import HunyuanVideoTransformer3DModel
 from torch import Tensor
 
 from magic141.data.dataset import ClipDataset
-from magic141.training.accumulation import Parts
 from magic141.training.batch_sampler import BatchSampler
 from magic141.training.batches import Batch, BatchMaker
 from magic141.training.config import TrainConfig
-from magic141.training.ema import Ema
-from magic141.training.engine import Engine, make_engine
+from magic141.training.engines.accumulation import Parts
+from magic141.training.engines.ema import Ema
+from magic141.training.engines.engine import Engine, make_engine
 from magic141.training.objective import TrainContext
 from magic141.training.random_numbers import step_generator
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from magic141.evaluation.suite import Conditions
+from magic141.evaluation.generation.suite import Conditions
 from magic141.models.generator import VideoGenerator
 from magic141.models.sampling import SamplingSettings
 from magic141.models.text_embedding import TextEmbedding

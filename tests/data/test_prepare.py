@@ -12,15 +12,15 @@ import torch
 
 from magic141.artifacts import digest_folder
 from magic141.data import fitted, prepare
-from magic141.data.clips import Clip, Probed, render_chunk, sample_shapes
 from magic141.data.config import DataConfig
 from magic141.data.dataset import ClipDataset, load_null_text
-from magic141.data.decoding import StorageError
 from magic141.data.info import load_info
-from magic141.data.listing import list_videos
 from magic141.data.prepare import prepare_dataset
 from magic141.data.shapes import ShapeClip, render_clip
-from magic141.data.video import write_video
+from magic141.data.sources.clips import Clip, Probed, render_chunk, sample_shapes
+from magic141.data.sources.listing import list_videos
+from magic141.data.videos.decoding import StorageError
+from magic141.data.videos.video import write_video
 from magic141.data.workers import Probe, Render, content_id
 from magic141.errors import UserError
 from magic141.fingerprint import CodeStamp

@@ -16,16 +16,16 @@ from safetensors.torch import load_file
 
 from magic141.artifacts import digest_folder
 from magic141.data import fitted, prepare, workers
-from magic141.data.chunks import Chunk
-from magic141.data.clips import Clip, render_chunk
 from magic141.data.config import DataConfig
 from magic141.data.dataset import ClipDataset
-from magic141.data.decoding import BadVideo, StorageError
 from magic141.data.info import load_info
 from magic141.data.kept import ProbeRecords, read_record, write_record
-from magic141.data.listing import VideoFile
 from magic141.data.prepare import MAX_LOSSES, prepare_dataset
-from magic141.data.video import write_video
+from magic141.data.sources.chunks import Chunk
+from magic141.data.sources.clips import Clip, render_chunk
+from magic141.data.sources.listing import VideoFile
+from magic141.data.videos.decoding import BadVideo, StorageError
+from magic141.data.videos.video import write_video
 from magic141.data.workers import Encode, Probe, Render
 from magic141.errors import UserError
 from magic141.fingerprint import CodeStamp
@@ -73,7 +73,7 @@ def without_ray(patch: pytest.MonkeyPatch) -> Here:
     patch.setattr(prepare, "_start_ray", lambda config: None)
     patch.setattr(prepare, "_encoded_chunks", here.encode)
     patch.setattr(prepare, "_probe_results", here.probe)
-    patch.setattr("magic141.data.clips.MAX_CHUNK_CLIPS", 3)
+    patch.setattr("magic141.data.sources.clips.MAX_CHUNK_CLIPS", 3)
     return here
 
 

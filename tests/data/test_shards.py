@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 from magic141.data import shards
-from magic141.data.chunks import Place
 from magic141.data.dataset import ClipDataset, load_null_text
 from magic141.data.info import load_info
 from magic141.data.shards import ShardWriter
+from magic141.data.sources.chunks import Place
 from magic141.errors import UserError
 
 

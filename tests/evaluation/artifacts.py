@@ -17,8 +17,8 @@ from magic141.data.config import CodecConfig, EncoderConfig, ShapesConfig
 from magic141.data.info import DatasetInfo
 from magic141.data.shapes import ShapeClip, render_clip, sample_clip
 from magic141.evaluation.config import GenerateConfig, QuantizeConfig
-from magic141.evaluation.generate import generate_suite
-from magic141.evaluation.model_folders import ModelFolders
+from magic141.evaluation.generation.generate import generate_suite
+from magic141.evaluation.generation.model_folders import ModelFolders
 from magic141.models.encoders import Encoders
 from magic141.models.transformer import build_transformer
 from magic141.models.vae import CausalPCACodec, VideoCodec
@@ -27,7 +27,7 @@ from magic141.retrieval.clip import build_clip
 from magic141.retrieval.config import ClipConfig, IndexConfig
 from magic141.retrieval.index import build_index
 from magic141.stage_log import NullLog
-from magic141.training.dmd2_config import Dmd2Config
+from magic141.training.dmd2.config import Dmd2Config
 from tests.models.tiny import CONFIG, INFO, fit_encoders
 
 NUM_CLIPS = {"train": 48, "validation": 4, "heldout": 16}

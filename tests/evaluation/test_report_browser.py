@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from magic141.evaluation.config import EvaluateConfig, ReportConfig
-from magic141.evaluation.report import write_report
+from magic141.evaluation.reports.report import write_report
 from magic141.stage_log import NullLog
 from tests.evaluation.artifacts import GENERATE, RecordingLog
 

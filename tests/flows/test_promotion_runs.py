@@ -184,14 +184,18 @@ def test_other_data_leaves_the_limits(store: Store) -> None:
 
 def test_what_measures_has_changed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(Stage, "code", lambda stage: {"magic141.evaluation.frechet": "0ld", "magic141.models.vae": "0ld"})
+        patch.setattr(
+            Stage, "code", lambda stage: {"magic141.evaluation.scoring.frechet": "0ld", "magic141.models.vae": "0ld"}
+        )
         store.train("one")
     store.promote()
     with monkeypatch.context() as patch:
-        patch.setattr(Stage, "code", lambda stage: {"magic141.evaluation.frechet": "n3w", "magic141.models.vae": "n3w"})
+        patch.setattr(
+            Stage, "code", lambda stage: {"magic141.evaluation.scoring.frechet": "n3w", "magic141.models.vae": "n3w"}
+        )
         store.train("two", motion=0.9)
     refused = store.promote()
-    assert failing(refused)[2:] == ["code of magic141.evaluation.frechet"]
+    assert failing(refused)[2:] == ["code of magic141.evaluation.scoring.frechet"]
     assert [remedy.split(": ", 1)[1].split(" --workspace")[0] for remedy in refused.remedies] == [
         "magic141 eval --model models:/magic141@champion",
         "magic141 eval --model models:/magic141/2",

@@ -19,7 +19,7 @@ from magic141.models.tiny_encoders import build_tiny_parts
 from magic141.models.transformer import Conditioning, build_transformer
 from magic141.models.vae import VideoCodec
 from magic141.stage_log import NullLog
-from magic141.training.dmd2_config import Dmd2Config
+from magic141.training.dmd2.config import Dmd2Config
 
 CHANNELS, TEXT, POOLED = 4, 8, 8
 CONFIG = TransformerConfig(

@@ -27,12 +27,14 @@ def test_a_setting_that_the_page_shows_is_in_the_key_and_where_work_runs_is_not(
 
 
 def test_the_template_is_in_the_key() -> None:
-    assert "magic141.evaluation:report.html.j2" in STAGE.code()
+    assert "magic141.evaluation.reports:report.html.j2" in STAGE.code()
 
 
 def test_the_settings_shown_are_a_config_of_the_same_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[Any] = []
-    monkeypatch.setattr("magic141.evaluation.report.write_report", lambda config, settings, *_: shown.append(settings))
+    monkeypatch.setattr(
+        "magic141.evaluation.reports.report.write_report", lambda config, settings, *_: shown.append(settings)
+    )
     config = load_config(DEMO, ["seed=3", "distill_dmd2.num_steps=9"])
     STAGE.run(StageCall(config, {}, tmp_path, None, tmp_path))  # type: ignore[arg-type]
     again = validate(shown[0], "the report")

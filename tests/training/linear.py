@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from magic141.errors import UserError
-from magic141.training.accumulation import Parts
 from magic141.training.batch_sampler import BatchSampler
 from magic141.training.config import PlacementConfig, TrainConfig
-from magic141.training.ema import Ema
-from magic141.training.engine import Engine, make_engine
+from magic141.training.engines.accumulation import Parts
+from magic141.training.engines.ema import Ema
+from magic141.training.engines.engine import Engine, make_engine
 from magic141.training.objective import TrainContext
 
 NUM_POINTS, WIDTH = 64, 8

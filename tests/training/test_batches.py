@@ -11,7 +11,7 @@ import torch
 from magic141.data.dataset import ClipDataset, load_null_text
 from magic141.data.info import load_info
 from magic141.data.rows import Rows
-from magic141.evaluation.suite import clip_conditions
+from magic141.evaluation.generation.suite import clip_conditions
 from magic141.models.transformer import Conditioning, build_transformer
 from magic141.training.batches import MAX_CARRIED, Batch, BatchMaker
 from magic141.training.config import FlowMatchingConfig, PlacementConfig

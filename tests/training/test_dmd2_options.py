@@ -16,11 +16,11 @@ from magic141.diffusion.flow import interpolate
 from magic141.diffusion.samplers import randn_like
 from magic141.models.transformer import load_transformer
 from magic141.stage_log import NullLog
-from magic141.training.backward_simulation import Generated
 from magic141.training.batches import Batch
-from magic141.training.dmd2 import Dmd2, Dmd2Spec
-from magic141.training.dmd2_config import Dmd2Config
-from magic141.training.dmd2_networks import Guidance, GuidedScores
+from magic141.training.dmd2.backward_simulation import Generated
+from magic141.training.dmd2.config import Dmd2Config
+from magic141.training.dmd2.dmd2 import Dmd2, Dmd2Spec
+from magic141.training.dmd2.networks import Guidance, GuidedScores
 from magic141.training.launch import launch
 from magic141.training.random_numbers import step_generator
 from magic141.training.train import train

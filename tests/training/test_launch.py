@@ -194,7 +194,7 @@ def test_a_folder_that_a_node_lacks_is_named_and_not_waited_for(tmp_path: Path) 
 def test_workers_with_other_code_than_the_drivers_do_not_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = dict(ray_launch.code_of(LinearSpec(linear_config())).digests)
     assert {"magic141.training.loop", "tests.training.linear"} <= code.keys()
-    newer = CodeStamp(tuple({**code, "magic141.training.engine": "0"}.items()))
+    newer = CodeStamp(tuple({**code, "magic141.training.engines.engine": "0"}.items()))
     monkeypatch.setattr(ray_launch, "code_of", lambda spec: newer)
     with pytest.raises(UserError, match=r"^machine \S+: magic141\.training\.engine differ from the driver's, [^\n]*$"):
         run(tmp_path, "refused")

@@ -17,9 +17,9 @@ from magic141.models.config import TransformerConfig
 from magic141.models.size import num_lora_parameters
 from magic141.models.transformer import build_transformer
 from magic141.training.config import CfgDistillationConfig, FlowMatchingConfig, OptimizerConfig, PlacementConfig
-from magic141.training.dmd2_config import Dmd2Config
-from magic141.training.ema import Ema
-from magic141.training.engine import PlainEngine
+from magic141.training.dmd2.config import Dmd2Config
+from magic141.training.engines.ema import Ema
+from magic141.training.engines.engine import PlainEngine
 from magic141.training.memory import activation_bytes, state_bytes
 from magic141.training.objective import TrainContext
 

@@ -13,17 +13,17 @@ from torch import Tensor
 from magic141.data.dataset import ClipDataset
 from magic141.diffusion.flow import interpolate, sample_sigma, shift_sigma, velocity_from_x0
 from magic141.diffusion.samplers import randn_like, sample
-from magic141.evaluation.frechet import TubeSpace, frechet_distance
+from magic141.evaluation.scoring.frechet import TubeSpace, frechet_distance
 from magic141.models.config import Sampler
 from magic141.models.transformer import load_transformer, velocity
-from magic141.training.backward_simulation import Generated
 from magic141.training.batches import Batch
 from magic141.training.cfg_distillation import CfgDistillation, CfgDistillationSpec
 from magic141.training.config import CfgDistillationConfig, FlowMatchingConfig, PlacementConfig
-from magic141.training.distribution_matching import score_times
-from magic141.training.dmd2 import Dmd2
-from magic141.training.dmd2_config import Dmd2Config
-from magic141.training.dmd2_networks import Guidance
+from magic141.training.dmd2.backward_simulation import Generated
+from magic141.training.dmd2.config import Dmd2Config
+from magic141.training.dmd2.distribution_matching import score_times
+from magic141.training.dmd2.dmd2 import Dmd2
+from magic141.training.dmd2.networks import Guidance
 from magic141.training.flow_matching import FlowMatching, FlowMatchingSpec
 from magic141.training.objective import TrainContext
 from magic141.training.random_numbers import step_generator

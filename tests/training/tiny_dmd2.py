@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from magic141.training.dmd2 import Dmd2, Dmd2Spec
-from magic141.training.dmd2_config import Dmd2Config
+from magic141.training.dmd2.config import Dmd2Config
+from magic141.training.dmd2.dmd2 import Dmd2, Dmd2Spec
 from magic141.training.objective import TrainContext
 from tests.models.tiny import CONFIG
 

@@ -11,9 +11,9 @@ from flows.planning.estimates import IMAGE_TOKENS, Estimate, _num_evaluations, e
 from flows.planning.plan import _size, _time, _wishes, make_plan
 from magic141.config import load_config
 from magic141.config_checks import TRAINING_SECTIONS
-from magic141.evaluation.pieces import list_pieces
+from magic141.evaluation.generation.pieces import list_pieces
+from magic141.evaluation.generation.workload import Workload
 from magic141.evaluation.variants import list_variants, long_video_variants
-from magic141.evaluation.workload import Workload
 from magic141.models.tiny_encoders import build_tiny_parts
 from tasks.pipeline import STAGES
 from tests.models.tiny import INFO

@@ -1,0 +1,161 @@
+"""Lists and renders the clips of the corpus: of the shapes world, or cut from the videos in a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from magic141.data.config import DataConfig
+from magic141.data.shapes import ShapeClip, render_clip, sample_clip
+from magic141.data.sources.listing import BadFile, VideoFile
+from magic141.data.sources.splits import HeldOut, split_windows
+from magic141.data.sources.video_groups import group_videos, note_copies
+from magic141.data.videos.decoding import BadVideo
+from magic141.data.videos.pixels import Frames
+from magic141.data.videos.video import measure_video, read_frames
+
+MAX_REPEATS = 2  # of a frame: drawings often move at 12 fps and are shown at 24; what moves more slowly seems to stop
+MAX_CHUNK_CLIPS = 256
+MAX_ANCHOR_FRAMES = 64  # most frames from a shapes clip's anchor to its start, in which the shape may circle twice
+MAX_CHUNK_BYTES = 64_000_000  # of pixels that are sent between workers at once
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One clip to make: where its pixels come from, its caption, its split.
+
+    `anchor_frame`, relative to `start_frame` and not after it, is the first frame of the video that the clip is taken
+    to continue; continued windows know it (see `diffusion.long_video`).
+    """
+
+    split: str
+    source: str  # "shapes", or the video's path inside the folder
+    start_frame: int  # after resampling
+    caption: str
+    anchor_frame: int = 0
+    truth: dict[str, Any] | None = None  # its ShapeClip, as a dictionary
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
+        return cls(**values)
+
+
+class Probed(NamedTuple):
+    """A usable video's frames at `config.fps`, and the digest of its file."""
+
+    num_frames: int
+    digest: str
+
+
+class Windows(NamedTuple):
+    """Clips, by which rule some are held out (None: drawn apart from the others), and notes for the log."""
+
+    clips: list[Clip]
+    heldout: HeldOut | None
+    notes: list[str]
+
+
+def sample_shapes(config: DataConfig, seed: int) -> list[Clip]:
+    """Draws the shapes corpus; the three splits come from separate random streams."""
+    shapes = config.shapes
+    sizes = {"train": shapes.num_train, "validation": shapes.num_validation, "heldout": shapes.num_heldout}
+    clips = []
+    for stream, (split, size) in enumerate(sizes.items()):
+        rng = np.random.default_rng([seed, stream])
+        drawn = [sample_clip(rng, shapes) for _ in range(size)]
+        anchors = np.random.default_rng([seed, stream, 1]).integers(-MAX_ANCHOR_FRAMES, 1, size)
+        clips += [
+            Clip(split, "shapes", 0, clip.caption, int(anchor), clip.to_dict())
+            for clip, anchor in zip(drawn, anchors, strict=True)
+        ]
+    return clips
+
+
+def probe_video(folder: Path, video: VideoFile, config: DataConfig) -> int | BadFile:
+    """Decodes a video once: its frames at `config.fps`, or why it cannot be used.
+
+    Raises:
+        StorageError: it cannot be read, here and now.
+    """
+    try:
+        num_frames, num_distinct = measure_video(folder / video.file, config.fps)
+    except BadVideo as error:
+        return BadFile(video.file, error.reason)
+    rate = f"at data.fps = {config.fps:g}"
+    if num_frames < config.num_frames:
+        return BadFile(video.file, f"too short: {num_frames} frames {rate}, data.num_frames = {config.num_frames}")
+    if num_frames > MAX_REPEATS * (num_distinct + 1):
+        repeats = f"each of its {num_distinct} frames would be shown {num_frames / num_distinct:.1f} times {rate}"
+        return BadFile(video.file, f"too slow: {repeats}, expected at most {MAX_REPEATS}; lower data.fps")
+    return num_frames
+
+
+def cut_windows(videos: Sequence[VideoFile], probed: Sequence[Probed], config: DataConfig) -> Windows:
+    """Cuts videos into windows and assigns these to splits."""
+    counts = [(found.num_frames - config.num_frames) // config.stride_frames + 1 for found in probed]
+    gap = -(-config.num_frames // config.stride_frames) - 1  # windows that overlap the next split's first
+    groups = group_videos([video.file for video in videos], [found.digest for found in probed], counts)
+    split = split_windows(groups, config.heldout_fraction, gap, config.max_heldout_clips)
+    clips = [
+        Clip(label, video.file, index * config.stride_frames, video.caption, -index * config.stride_frames)
+        for video, labels in zip(videos, split.labels, strict=True)
+        for index, label in enumerate(labels)
+        if label is not None
+    ]
+    return Windows(clips, split.heldout, [*note_copies([video.file for video in videos], groups), *split.notes])
+
+
+def make_chunks(clips: Sequence[Clip], config: DataConfig) -> list[list[Clip]]:
+    """Groups clips of one source and split into units of work of bounded size, in order."""
+    clip_bytes = config.num_frames * config.height * config.width * 3
+    size = max(1, min(MAX_CHUNK_CLIPS, MAX_CHUNK_BYTES // clip_bytes))
+    groups = (list(group) for _, group in groupby(clips, key=lambda clip: (clip.source, clip.split)))
+    return [chunk for group in groups for chunk in _slices(group, size)]
+
+
+def _slices(group: Sequence[Clip], size: int) -> Iterator[list[Clip]]:
+    return (list(group[start : start + size]) for start in range(0, len(group), size))
+
+
+def render_chunk(chunk: Sequence[Clip], config: DataConfig) -> Frames:
+    """The pixels of a chunk, uint8 [N, F, H, W, 3]; of a video only the chunk's frames are kept, however far apart.
+
+    Raises:
+        BadVideo: it cannot be decoded.
+        StorageError: it cannot be read, here and now.
+    """
+    length, height, width = config.num_frames, config.height, config.width
+    if config.path is None or chunk[0].truth is not None:
+        return np.stack([render_clip(_shape_of(clip), length, height, width) for clip in chunk])
+    path = config.path / chunk[0].source
+    windows = [range(clip.start_frame, clip.start_frame + length) for clip in chunk]
+    wanted = sorted({frame for window in windows for frame in window})
+    frames = read_frames(path, config.fps, (height, width), wanted)
+    if len(frames) < len(wanted):
+        raise BadVideo(path, f"ended early at frame {wanted[len(frames)]}: it changed while it was read")
+    places = {frame: place for place, frame in enumerate(wanted)}
+    return np.stack([frames[places[window[0]] : places[window[0]] + length] for window in windows])
+
+
+def render_anchors(chunk: Sequence[Clip], config: DataConfig) -> Frames:
+    """The anchor frames of a chunk, uint8 [N, H, W, 3]."""
+    height, width = config.height, config.width
+    if config.path is None or chunk[0].truth is not None:
+        return np.concatenate([render_clip(_shape_of(clip), 1, height, width, clip.anchor_frame) for clip in chunk])
+    first = read_frames(config.path / chunk[0].source, config.fps, (height, width), [0])
+    return np.repeat(first, len(chunk), axis=0)
+
+
+def _shape_of(clip: Clip) -> ShapeClip:
+    assert clip.truth is not None, "only clips of the shapes world have no video"
+    return ShapeClip.from_dict(clip.truth)

@@ -1,0 +1,1 @@
+"""Pixels of video and image files as a viewer would see them, and back."""

@@ -1,0 +1,1 @@
+"""Stage `generate`: the videos that variants are judged by, and what making them takes."""

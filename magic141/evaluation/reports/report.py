@@ -1,0 +1,213 @@
+"""The report: one self-contained HTML file with videos, scores, curves and costs of a run."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from magic141.evaluation.config import ReportConfig
+from magic141.evaluation.reports.pages import MAX_TILE, media_of, media_uri, read_json, read_lines, render_page
+from magic141.evaluation.reports.report_curves import (
+    TRAINING_STAGES,
+    long_video,
+    training_curves,
+)
+from magic141.evaluation.reports.report_tables import (
+    STUDENTS,
+    headline_table,
+    measured_on,
+    sampling_costs,
+    score_tables,
+    variant_terms,
+)
+from magic141.evaluation.scores import COSTS
+from magic141.stage_log import StageLog
+from magic141.training.config import RECORD_FILE
+from magic141.urls import without_credentials
+
+DIGITS_OF_STUDENT = 8  # of its key, behind the page's title
+QUANTIZED = {
+    "num_layers": ("layers in int8", ""),
+    "max_relative_error": ("largest error of a layer, relative", ".2%"),
+    "weight_mb_before": ("weights before, MB", ".2f"),
+    "weight_mb_after": ("weights after, MB", ".2f"),
+    "linear_weight_ratio": ("size of those layers, of before", ".0%"),
+}
+MIN_TILE = 112  # smallest width of a shown video, in screen pixels
+
+
+def write_report(
+    config: ReportConfig, settings: Mapping[str, Any], parts: Mapping[str, Path], out: Path, log: StageLog
+) -> None:
+    """Writes `report.html` from the artifacts given; sections whose artifacts are missing are left out.
+
+    The same settings and artifacts give the same file: it contains no date and no commit.
+
+    Args:
+        config: heading and sizes.
+        settings: seed and config sections that determined what is shown, as plain values.
+        parts: stage name -> artifact folder.
+        out: receives report.html.
+        log: receives the file.
+    """
+    html = render_page("report.html.j2", title=config.title, **_sections(config, settings, parts))
+    file = out / "report.html"
+    file.write_text(html, encoding="utf-8")
+    log.file(file)
+    log.summary({"report_mb": file.stat().st_size / 2**20})
+
+
+def _sections(config: ReportConfig, settings: Mapping[str, Any], parts: Mapping[str, Path]) -> dict[str, Any]:
+    """What the page shows, by its names in the template; None or empty where artifacts are missing."""
+    costs = sampling_costs(parts)
+    made = {stage: folder.name for stage, folder in parts.items()}
+    text = without_credentials(yaml.safe_dump(dict(settings), sort_keys=False))
+    return {
+        "facts": _facts(parts),
+        "result": headline_table(parts),
+        "student": made.get("distill_dmd2", "")[:DIGITS_OF_STUDENT],
+        "tables": score_tables(parts, settings["evaluate"]["frechet_dimensions"]),
+        "terms": variant_terms(parts),
+        "notes": _notes(parts),
+        "comparison": _comparison(parts, config),
+        "suite": _suite(parts),
+        "retrieval": _retrieval(parts),
+        "curves": training_curves(parts, settings.get("distill_dmd2", {}).get("collapse")),
+        "long": long_video(parts, settings["generate"]),
+        "costs": costs,
+        "measured": measured_on(costs),
+        "cost_columns": COSTS,
+        "quantization": _quantization(parts),
+        "seed": settings["seed"],
+        "made": made,
+        "settings": text,
+        "settings_uri": f"data:text/yaml;base64,{base64.b64encode(text.encode()).decode()}",
+        **_tile(parts, config),
+    }
+
+
+def _facts(parts: Mapping[str, Path]) -> list[tuple[str, str]]:
+    """Facts about the run as (name, value)."""
+    facts: list[tuple[str, str]] = []
+    if info := read_json(parts, "prepare_data", "dataset.json"):
+        facts.append(("data", f"{info['source']}: {sum(info['num_clips'].values())} clips"))
+        facts.append(("clips", f"{info['num_frames']} frames, {info['width']}x{info['height']}, {info['fps']:g} fps"))
+        shape = "x".join(map(str, info["latent_shape"]))
+        facts.append(("latents (channels x frames x height x width)", shape))
+        facts.append(("codec", f"{info['codec_psnr_db']:.1f} dB PSNR"))
+    records = [record for stage in TRAINING_STAGES if (record := read_json(parts, stage, RECORD_FILE))]
+    if records:
+        facts.append(("parameters", f"{records[-1]['num_parameters'] / 1e6:.2f} M"))
+    if trained := [record for record in records if record["steps"]]:  # not a base that is used as it is
+        steps, seconds = (sum(record[name] for record in trained) for name in ("steps", "seconds"))
+        facts.append(("training", f"{steps} steps, {seconds:.0f} s"))
+    if clips := read_lines(parts, "generate", "exact/conditions.jsonl"):
+        facts.append(("judged on", f"{len(clips)} held-out clips"))
+    return facts
+
+
+def _notes(parts: Mapping[str, Path]) -> list[str]:
+    scores = read_json(parts, "evaluate", "scores.json")
+    if not scores:
+        return []
+    notes = [f"{sentence[0].upper()}{sentence[1:]}."] if (sentence := scores.get("heldout")) else []
+    rows = scores["variants"]
+    if reasons := {row["scores"]["motion"]["reason"] for row in rows} - {None}:
+        notes.append(f"Exact scores are not applicable: {'; '.join(sorted(reasons))}.")
+    else:
+        notes.append(
+            "Mode share: a caption that names only an axis, such as “horizontally”, is right both ways along it. A "
+            "model that has learned both goes each way in half of its clips: 0.5. One that always goes the same way, a "
+            "collapse, has 0 or 1."
+        )
+    if version := scores["vbench"]["versions"]["vbench"]:
+        notes.append(
+            f"VBench {version}, custom videos, on the CPU: on {_num_showcase(parts)} clips per variant. Its temporal "
+            "flickering is the higher the less moves, and 1 if nothing does: it should match the real clips'."
+        )
+    return notes
+
+
+def _num_showcase(parts: Mapping[str, Path]) -> int:
+    """Clips of each variant that VBench has seen."""
+    (first, *_) = read_json(parts, "generate", "variants.json")
+    return len(list((parts["generate"] / "showcase" / first["name"]).glob("*.mp4")))
+
+
+def _comparison(parts: Mapping[str, Path], config: ReportConfig) -> dict[str, Any] | None:
+    """Videos side by side: a row per clip, a column per variant."""
+    folder = parts.get("generate")
+    if folder is None:
+        return None
+    variants = read_json(parts, "generate", "variants.json")
+    columns = [("input", "input image"), ("real", "real clip")]
+    columns += [(v["name"], v["label"]) for v in variants if _is_shown(v, variants)]
+    columns = [(name, label) for name, label in columns if (folder / "showcase" / name).is_dir()]
+    clips = read_lines(parts, "generate", "exact/conditions.jsonl")[: config.num_videos]
+    rows = []
+    for number, clip in enumerate(clips):
+        media = [media_of(folder / "showcase" / name, f"{number:02d}") for name, _ in columns]
+        if any(media):
+            rows.append({"caption": clip["caption"], "media": media})
+    return {"columns": columns, "rows": rows}
+
+
+def _is_shown(variant: Mapping[str, Any], variants: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether to show a variant: of the teacher the two with most steps, of others only some step counts."""
+    steps = [v["num_steps"] for v in variants if v["model"] == variant["model"] and v["sampler"] == variant["sampler"]]
+    ordered = sorted(set(steps), reverse=True)
+    if variant["model"] == "teacher":
+        return variant["num_steps"] in ordered[:2]
+    if variant["model"] == "cfg":
+        return variant["sampler"] == "euler" and variant["num_steps"] in ordered[1:2]
+    return variant["num_steps"] in (ordered[0], ordered[-1])
+
+
+def _suite(parts: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """Prompts with their retrieved image and the videos of every seed, the students' first."""
+    folder = parts.get("generate")
+    if folder is None:
+        return []
+    variants = read_json(parts, "generate", "variants.json")
+    shown = sorted((v for v in variants if _is_shown(v, variants)), key=lambda v: v["model"] not in STUDENTS)
+    labels = {v["name"]: v["label"] for v in shown}
+    rows = []
+    for number, row in enumerate(read_lines(parts, "generate", "suite/prompts.jsonl")):
+        videos = [
+            {"src": media_uri(file), "label": f"{labels[name]}, seed {file.stem.partition('-s')[2]}"}
+            for name in labels
+            for file in sorted((folder / "suite" / name).glob(f"{number:02d}-s*.mp4"))
+        ]
+        image = media_uri(folder / "suite" / "images" / f"{number:02d}-0.png")
+        own = row["hits"][0].get("own_video", False)
+        rows.append({**row, "image": image, "own_video": own, "videos": videos})
+    return rows
+
+
+def _retrieval(parts: Mapping[str, Path]) -> dict[str, Any] | None:
+    """Recall, and the images found for each prompt."""
+    folder, index = parts.get("generate"), read_json(parts, "build_index", "index.json")
+    if folder is None or index is None:
+        return None
+    rows = []
+    for number, row in enumerate(read_lines(parts, "generate", "suite/prompts.jsonl")):
+        images = folder / "suite" / "images"
+        hits = [{**hit, "src": media_uri(images / f"{number:02d}-{rank}.png")} for rank, hit in enumerate(row["hits"])]
+        rows.append({"prompt": row["prompt"], "hits": hits})
+    return {"index": index, "recall": index["recall"], "rows": rows}
+
+
+def _quantization(parts: Mapping[str, Path]) -> list[tuple[str, str]]:
+    record = read_json(parts, "quantize", "layers.json") or {}
+    return [(label, f"{record[key]:{form}}") for key, (label, form) in QUANTIZED.items() if key in record]
+
+
+def _tile(parts: Mapping[str, Path], config: ReportConfig) -> dict[str, Any]:
+    """The width of videos in screen pixels, and whether they are enlarged without smoothing."""
+    info = read_json(parts, "prepare_data", "dataset.json")
+    width = info["width"] if info else 32
+    return {"tile": max(MIN_TILE, min(MAX_TILE, width * config.zoom)), "pixelated": width < MIN_TILE}

@@ -1,0 +1,165 @@
+"""The report's score tables: one row per variant, the best value of each column marked, with explanations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from magic141.evaluation.reports.headline import headline_dimensions, many_step_row, on_gpu, speedup, student_row
+from magic141.evaluation.reports.pages import read_json
+from magic141.evaluation.scores import AVERAGE, EXACT, FRECHET, VBENCH, Dimension, error_text
+
+STUDENTS = ("student", "int8")  # models that stand out in tables
+FEW_COLUMNS = 2  # of VBench; up to so many go into the first table
+VARIANTS = {
+    "teacher": "the undistilled model, called the teacher: Euler steps along its flow, each of two evaluations, "
+    "with and without the caption (classifier-free guidance)",
+    "CFG-distilled": "a copy of the teacher that has learned to predict its guided velocity in one evaluation",
+    "student's chain": "sampled like the student, with its sampler, shift and guidance: the student, compared with it, "
+    "shows what step distillation adds",
+    "student": "the CFG-distilled model, distilled once more, so that its clips of few steps are distributed like "
+    "those of many (distribution matching distillation, DMD2)",
+    "int8": "the student with weights stored in 8 bits",
+}
+
+
+def score_tables(parts: Mapping[str, Path], frechet_dimensions: int) -> list[dict[str, Any]]:
+    """The score table in the layout of the paper's Table 1, once per group of dimensions."""
+    scores = read_json(parts, "evaluate", "scores.json")
+    if not scores:
+        return []
+    rows = scores["variants"]
+    has_truth = any(row["scores"]["motion"]["value"] is not None for row in rows)
+    frechet = _frechet(frechet_dimensions)
+    first = [EXACT[0], frechet, *EXACT[1:]] if has_truth else [frechet]
+    title, vbench = "Exact scores of held-out clips" if has_truth else "Distance to real clips", [*VBENCH, AVERAGE]
+    if len(_shown(vbench, rows)) <= FEW_COLUMNS:
+        return [_table(title, [*first, *vbench], rows)]
+    return [_table(title, first, rows), _table("VBench, in the layout of the paper's Table 1", vbench, rows)]
+
+
+def headline_table(parts: Mapping[str, Path]) -> dict[str, Any] | None:
+    """The student, the model of many steps and the real clips: their first scores, evaluations and latency."""
+    rows = (read_json(parts, "evaluate", "scores.json") or {"variants": []})["variants"]
+    student, many = student_row(rows), many_step_row(rows)
+    if student is None or many is None:
+        return None
+    dimensions = headline_dimensions(rows)
+    real = next((row for row in rows if row["name"] == "real"), None)
+    lines = [
+        {
+            **_named(row),
+            "cells": [_cell(d, row["scores"][d.key], None, competes=False) for d in dimensions],
+            "nfe": row.get("nfe", ""),
+            "latency": f"{row['latency_ms']:.1f}" if "latency_ms" in row else "",
+        }
+        for row in (student, many, real)
+        if row is not None
+    ]
+    return {"dimensions": dimensions, "rows": lines, "speedup": speedup(many, student), "on_gpu": on_gpu(many)}
+
+
+def sampling_costs(parts: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """Evaluations, time and memory of every variant, with its speed-up over the first one."""
+    variants = read_json(parts, "generate", "variants.json")
+    if variants is None:
+        return []
+    return [{**v, "speedup": speedup(variants[0], v), "is_student": v["model"] in STUDENTS} for v in variants]
+
+
+def measured_on(costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Device and precision of the costs, and what its speed-up is taken from."""
+    first: Mapping[str, Any] = costs[0] if costs else {}
+    device = str(first.get("device", "cpu")).replace("cpu", "CPU")
+    precision = f", {first['precision']}" if "precision" in first else ""
+    return {"device": f"{device}{precision}", "on_gpu": on_gpu(first)}
+
+
+def variant_terms(parts: Mapping[str, Path]) -> list[tuple[str, str]]:
+    """Terms that occur in the variants' labels, with their meanings."""
+    scores = read_json(parts, "evaluate", "scores.json") or {"variants": []}
+    names = [row["label"] for row in scores["variants"]]
+    return [(term, meaning) for term, meaning in VARIANTS.items() if any(term in name for name in names)]
+
+
+def _named(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row is called, and how it is set apart."""
+    return {
+        "label": row["label"],
+        "name": row["name"],
+        "is_ceiling": "nfe" not in row,
+        "is_student": row.get("model") in STUDENTS,
+    }
+
+
+def _shown(dimensions: Sequence[Dimension], rows: Sequence[Mapping[str, Any]]) -> list[Dimension]:
+    """The columns in which some row has a value."""
+    return [d for d in dimensions if any(row["scores"][d.key]["value"] is not None for row in rows)]
+
+
+def _frechet(num_dimensions: int) -> Dimension:
+    """The Fréchet dimension, labelled with its number of components, as another number gives another metric."""
+    return replace(
+        FRECHET,
+        label=f"{FRECHET.label}, {num_dimensions} dims",
+        help=f"{FRECHET.help}; over the first {num_dimensions} principal components of real clips "
+        "(evaluate.frechet_dimensions): comparable only with distances over as many",
+    )
+
+
+def _table(title: str, dimensions: Sequence[Dimension], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A table for the template; columns without any value are only named."""
+    shown = _shown(dimensions, rows)
+    best = {dimension.key: _best(dimension, rows) for dimension in shown}
+    body = [
+        {
+            **_named(row),
+            "nfe": row.get("nfe", ""),
+            "cells": [
+                _cell(dimension, row["scores"][dimension.key], best[dimension.key], "nfe" in row) for dimension in shown
+            ],
+        }
+        for row in rows
+    ]
+    return {
+        "title": title,
+        "dimensions": shown,
+        "rows": body,
+        "missing": ", ".join(d.label for d in dimensions if d not in shown),
+        "terms": [(d.label, _meaning(d, rows)) for d in dimensions],
+    }
+
+
+def _meaning(dimension: Dimension, rows: Sequence[Mapping[str, Any]]) -> str:
+    """The meaning of a column, and why values are missing in it."""
+    reasons = dict.fromkeys(row["scores"][dimension.key]["reason"] for row in rows)
+    known = [reason for reason in reasons if reason]
+    return dimension.help + (f" (n/a: {'; '.join(known)})" if known else "")
+
+
+def _best(dimension: Dimension, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The best score among the variants; ceilings do not compete."""
+    scores: list[Mapping[str, Any]] = [row["scores"][dimension.key] for row in rows if "nfe" in row]
+    known = [score for score in scores if score["value"] is not None]
+    if dimension.better == "none" or not known:
+        return None
+    return (max if dimension.better == "high" else min)(known, key=lambda score: float(score["value"]))
+
+
+def _is_best(dimension: Dimension, score: Mapping[str, Any], best: Mapping[str, Any]) -> bool:
+    """Whether a score is shown as the best one is, or is within its standard error."""
+    texts = {f"{value:.{dimension.digits}f}" for value in (score["value"], best["value"])}
+    return len(texts) == 1 or abs(score["value"] - best["value"]) <= (best.get("stderr") or 0)
+
+
+def _cell(
+    dimension: Dimension, score: Mapping[str, Any], best: Mapping[str, Any] | None, competes: bool
+) -> dict[str, Any]:
+    if score["value"] is None:
+        return {"text": "n/a", "error": "", "title": score["reason"], "best": False, "missing": True}
+    text = f"{score['value']:.{dimension.digits}f}"
+    error = error_text(score.get("stderr"), dimension.digits)
+    is_best = competes and best is not None and _is_best(dimension, score, best)
+    return {"text": text, "error": error, "title": "", "best": is_best, "missing": False}

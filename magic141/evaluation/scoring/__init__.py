@@ -1,0 +1,1 @@
+"""Stage `evaluate`: exact scores, Fréchet distances and VBench."""

@@ -1,0 +1,250 @@
+"""Detects when a distillation collapses, and keeps the best state seen so far.
+
+The losses of DMD2 say nothing about quality: they stay flat while clips lose motion, contrast or diversity. At every
+validation the student's clips are therefore compared with the many-step model's, generated from the same prompts,
+first frames and noise, and with real clips.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from magic141.errors import UserError
+from magic141.training.config import WATCH_FILE
+from magic141.training.dmd2.config import CollapseConfig
+from magic141.training.dmd2.mode_coverage import mode_coverage
+
+SATURATED_STDS = 4.0
+PREFIX = "validation_"
+Pool = Callable[[Tensor], Tensor]
+_FRECHET = f"{PREFIX}frechet"
+_TRENDS = ("fake_loss", "dmd_gradient")
+_MORE_NOISE = "raise score_shift or fake_updates_per_step, lower real_guidance_scale or optimizer.learning_rate"
+_SLOWER = "lower optimizer.learning_rate or real_guidance_scale, raise a_weak"
+_FASTER_FAKE = "raise fake_updates_per_step or fake_optimizer.learning_rate, lower optimizer.learning_rate"
+
+
+def compare(student: Tensor, reference: Tensor, pool: Pool = lambda own: own) -> dict[str, float]:
+    """Metrics of the student's clips; if they equal the reference, ratios and coverage are 1, all others 0.
+
+    With one frame there is no motion, with one seed neither diversity nor mode coverage: these are then left out.
+
+    Args:
+        student: latents [S, N, C, T, h, w]: S seeds for each of N conditions.
+        reference: the many-step model's latents from the same noise, of the same shape.
+        pool: the mean over all workers, which have as many clips each; ratios are formed after it, as the few clips of
+            one worker may hardly move.
+    """
+    made, expected = (_channels(x, pool) for x in (student, reference))
+    drift = (made.mean - expected.mean) / expected.std
+    saturated, usual = pool(torch.stack([_saturated(x, expected) for x in (student, reference)]))
+    return {
+        f"{PREFIX}variance_ratio": _ratio(made.variance, expected.variance),
+        **_change_ratio("motion_ratio", student, reference, 3, pool),
+        **_change_ratio("diversity_ratio", student, reference, 0, pool),
+        **_coverage(student, reference, pool),
+        f"{PREFIX}mean_drift": float(drift.square().mean().sqrt()),
+        f"{PREFIX}saturation": max(0.0, float(saturated - usual)),
+    }
+
+
+@dataclass(frozen=True)
+class Symptom:
+    """A metric outside its bounds, in words, and the settings that may cure it."""
+
+    text: str
+    remedy: str
+
+
+def symptoms(values: Mapping[str, float], growth: Mapping[str, float], limits: CollapseConfig) -> Iterator[Symptom]:
+    """The symptoms in one validation's metrics; none if they are healthy.
+
+    Args:
+        values: the metrics.
+        growth: ratios of some of them to an earlier value, from `CollapseWatch.growth`.
+        limits: the bounds.
+    """
+    yield from _low(values, "variance_ratio", limits.min_variance_ratio, "variance", _MORE_NOISE)
+    yield from _high(values, "variance_ratio", limits.max_variance_ratio, "variance", _SLOWER)
+    yield from _low(values, "motion_ratio", limits.min_motion_ratio, "motion", _MORE_NOISE)
+    yield from _low(values, "diversity_ratio", limits.min_diversity_ratio, "difference between seeds", _MORE_NOISE)
+    yield from _uncovered(values, limits.min_mode_coverage)
+    yield from _high(values, "frechet_ratio", limits.max_frechet_ratio, "Fréchet distance", _SLOWER)
+    drift, saturation = values.get(f"{PREFIX}mean_drift", 0.0), values.get(f"{PREFIX}saturation", 0.0)
+    if drift > limits.max_mean_drift:
+        yield Symptom(f"mean off by {drift:.2f} standard deviations (at most {limits.max_mean_drift})", _SLOWER)
+    if saturation > limits.max_saturation:
+        yield Symptom(f"{saturation:.0%} of the values saturated (at most {limits.max_saturation:.0%})", _SLOWER)
+    yield from _grown(growth, "fake_loss", limits.max_fake_loss_growth, "fake loss", "first", _FASTER_FAKE)
+    yield from _grown(growth, "dmd_gradient", limits.max_gradient_growth, "gradient", "first", _FASTER_FAKE)
+    yield from _grown(growth, _FRECHET, limits.max_frechet_growth, "Fréchet distance", "smallest", _SLOWER)
+
+
+def _grown(
+    growth: Mapping[str, float], name: str, bound: float, what: str, beside: str, remedy: str
+) -> Iterator[Symptom]:
+    value = growth.get(name, 0.0)
+    if value > bound:
+        yield Symptom(f"{what} {value:.1f} x its {beside} value (at most {bound})", remedy)
+
+
+def _uncovered(values: Mapping[str, float], bound: float) -> Iterator[Symptom]:
+    value = values.get(f"{PREFIX}mode_coverage")
+    if value is not None and value < bound:
+        yield Symptom(f"{value:.0%} of the many-step model's modes kept (at least {bound:.0%})", _MORE_NOISE)
+
+
+def _low(values: Mapping[str, float], name: str, bound: float, what: str, remedy: str) -> Iterator[Symptom]:
+    value = values.get(PREFIX + name)
+    if value is not None and value < bound:
+        yield Symptom(f"{what} {value:.2f} x that of the many-step model (at least {bound})", remedy)
+
+
+def _high(values: Mapping[str, float], name: str, bound: float, what: str, remedy: str) -> Iterator[Symptom]:
+    value = values.get(PREFIX + name)
+    if value is not None and value > bound:
+        yield Symptom(f"{what} {value:.2f} x that of the many-step model (at most {bound})", remedy)
+
+
+@dataclass
+class CollapseWatch:
+    """Judges every validation of a run and keeps the best state seen.
+
+    Attributes:
+        config: the bounds.
+        best_step: updates after which the best state was seen; None before the first validation.
+        best: a copy of that state, as passed to `judge`.
+        history: the metrics of every validation.
+        num_bad: validations in a row with a symptom.
+        first: training losses and gradients at the first validation, to which later ones are compared.
+    """
+
+    config: CollapseConfig
+    best_step: int | None = None
+    best: dict[str, Any] | None = None
+    history: list[dict[str, float]] = field(default_factory=list)
+    num_bad: int = 0
+    first: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether the last `patience` validations all had a symptom."""
+        return self.num_bad >= self.config.patience
+
+    def judge(self, step: int, values: Mapping[str, float], state: dict[str, Any]) -> None:
+        """Judges one validation; `values`, and therefore the verdict, are the same on all workers.
+
+        Args:
+            step: updates done.
+            values: metrics of the validation, and of training since the last validation.
+            state: what to keep if this is the best so far (copied).
+
+        Raises:
+            UserError: if the run has collapsed and `config.stop` is set.
+        """
+        self.first = self.first or {name: values[name] for name in _TRENDS if name in values}
+        found = list(symptoms(values, self.growth(values), self.config))
+        self.num_bad = self.num_bad + 1 if found else 0
+        shown = {name: value for name, value in values.items() if name.startswith(PREFIX)}
+        self.history.append({"step": step, **shown, "num_symptoms": len(found)})
+        if self._is_best(step):
+            self.best_step, self.best = step, _copy(state)
+        if self.collapsed and self.config.stop:
+            raise UserError(self._message(step, found))
+
+    def growth(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Ratios of losses and gradients to their first values, and of the Fréchet distance to its smallest so far."""
+        before = dict(self.first)
+        if self.history and _FRECHET in values:
+            before[_FRECHET] = min(row[_FRECHET] for row in self.history)
+        return {name: values[name] / value for name, value in before.items() if value > 0 and name in values}
+
+    def write(self, folder: Path, exported_step: int) -> None:
+        """Writes `watch.json` beside the student: metrics of all validations, best and exported step, verdict."""
+        record = {
+            "best_step": self.best_step,
+            "exported_step": exported_step,
+            "collapsed": self.collapsed,
+            "validations": self.history,
+        }
+        (folder / WATCH_FILE).write_text(json.dumps(record, indent=1))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the bounds."""
+        return {name: value for name, value in vars(self).items() if name != "config"}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`; the best state goes back to host memory."""
+        vars(self).update(_copy(state))
+
+    def _is_best(self, step: int) -> bool:
+        """Whether this validation ranks first: those without symptoms before the others, then by Fréchet distance."""
+
+        def rank(row: Mapping[str, float]) -> tuple[bool, float]:
+            return row["num_symptoms"] > 0, row.get(_FRECHET, 0.0)
+
+        return min(self.history, key=rank)["step"] == step
+
+    def _message(self, step: int, found: list[Symptom]) -> str:
+        seen = "; ".join(symptom.text for symptom in found)
+        remedies = "; ".join(dict.fromkeys(symptom.remedy for symptom in found))
+        return (
+            f"distill_dmd2 collapsed at step {step}: {seen}; {self.num_bad} validations in a row; {remedies}; "
+            f"best was step {self.best_step}; with any other setting the stage starts over, with collapse.stop = false "
+            "it continues from its last checkpoint"
+        )
+
+
+def _ratio(value: Tensor, reference: Tensor) -> float:
+    return float(value / reference.clamp_min(1e-12))
+
+
+@dataclass(frozen=True)
+class _Channels:
+    """Mean and standard deviation of each channel [C], and the variance of all values about their common mean []."""
+
+    mean: Tensor
+    std: Tensor
+    variance: Tensor
+
+
+def _channels(x: Tensor, pool: Pool) -> _Channels:
+    others = (0, 1, 3, 4, 5)
+    mean, square = pool(torch.stack([x.double().mean(others), x.double().square().mean(others)]))
+    std = (square - mean.square()).clamp_min(0).sqrt()
+    return _Channels(mean, std.clamp_min(1e-6), square.mean() - mean.mean().square())
+
+
+def _saturated(x: Tensor, expected: _Channels) -> Tensor:
+    """Share of the values that are far from what is expected of their channel."""
+    mean, std = (value.to(x.device)[:, None, None, None] for value in (expected.mean, expected.std))
+    return ((x - mean).abs() > SATURATED_STDS * std).double().mean()
+
+
+def _change_ratio(name: str, student: Tensor, reference: Tensor, dim: int, pool: Pool) -> dict[str, float]:
+    """Ratio of the mean squared differences along `dim`; empty if `dim` has only one entry."""
+    if reference.shape[dim] == 1:
+        return {}
+    value, expected = pool(torch.stack([x.diff(dim=dim).double().square().mean() for x in (student, reference)]))
+    return {f"{PREFIX}{name}": _ratio(value, expected)}
+
+
+def _coverage(student: Tensor, reference: Tensor, pool: Pool) -> dict[str, float]:
+    """Mode coverage; empty with a single seed, which cannot tell how wide the modes are."""
+    if len(reference) == 1:
+        return {}
+    return {f"{PREFIX}mode_coverage": float(pool(torch.tensor(mode_coverage(student, reference), dtype=torch.float64)))}
+
+
+def _copy(state: Any) -> Any:
+    """A deep copy of nested dictionaries of tensors, in host memory, to save the device's."""
+    if isinstance(state, dict):
+        return {name: _copy(value) for name, value in state.items()}
+    return state.detach().to("cpu", copy=True) if isinstance(state, torch.Tensor) else state

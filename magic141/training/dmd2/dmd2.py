@@ -1,0 +1,245 @@
+"""DMD2 step distillation with real and fake score (paper, section 3.1; Yin et al. 2024).
+
+The generator's clean estimates are pushed along the difference between two clean estimates: the real score's (by
+default the frozen teacher, shifted a little towards the fake score) and the fake score's (the teacher with a trained
+low-rank branch). `docs/distillation.md` says when to use which option.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
+from magic141.diffusion.flow import velocity_target, x0_from_velocity
+from magic141.diffusion.samplers import ChainStep, randn_like
+from magic141.models.config import TransformerConfig
+from magic141.training.batches import Batch, BatchMaker
+from magic141.training.dmd2.adversarial import Discriminator
+from magic141.training.dmd2.backward_simulation import BackwardSimulation, Generated, Simulated
+from magic141.training.dmd2.collapse import CollapseWatch
+from magic141.training.dmd2.config import Dmd2Config
+from magic141.training.dmd2.distribution_matching import Noise, dmd2_gradient, dmd2_loss, score_times
+from magic141.training.dmd2.exit_step import Drawn
+from magic141.training.dmd2.networks import (
+    Guidance,
+    GuidedScores,
+    build_generator,
+    build_scores,
+    export_generator,
+    takes_image,
+)
+from magic141.training.dmd2.validation import Dmd2Validation
+from magic141.training.engines.accumulation import LossOfPart, Parts
+from magic141.training.engines.ema import Ema
+from magic141.training.engines.engine import Engine, make_engine
+from magic141.training.objective import TrainContext
+from magic141.training.random_numbers import shared_generator, step_generator
+from magic141.training.single_network import make_sampler
+
+
+@dataclass(frozen=True)
+class Dmd2Spec:
+    """What a worker needs to build the objective.
+
+    Attributes:
+        config: the stage's settings.
+        model: the transformer's settings.
+        data: the data artifact.
+        teacher: diffusers folder of the undistilled network; a T2V teacher gives a T2V student.
+        cfg_distilled: diffusers folder of the CFG-distilled network. `config.start` says from which of the two the
+            student starts, `config.real_score` which one is the real score.
+    """
+
+    config: Dmd2Config
+    model: TransformerConfig
+    data: Path
+    teacher: Path
+    cfg_distilled: Path
+
+    def build(self, context: TrainContext) -> Dmd2:
+        """Loads data and networks on this worker."""
+        return Dmd2(self, context)
+
+
+class Dmd2:
+    """The DMD2 objective; a step is several fake-score updates on generated clips, then one generator update."""
+
+    def __init__(self, spec: Dmd2Spec, context: TrainContext) -> None:
+        config = self.config = spec.config
+        self.context = context
+        with_image = takes_image(spec.teacher)
+        self.maker = BatchMaker.open(spec.data, spec.model.window_frames, with_image, config.continued_fraction)
+        self.sampler = make_sampler(self.maker, config, context)
+        generator = build_generator(config, spec.teacher, spec.cfg_distilled, context.seed)
+        # Build this engine before loading the scores: only then can the host copy of these weights be freed.
+        self.generator = make_engine(generator, config.optimizer, config.num_steps, config.precision, context)
+        self.parts = Parts.of(config, context)
+        self.chain = BackwardSimulation(config, self.generator, self.parts)
+        self.scores = build_scores(config, spec.teacher, spec.cfg_distilled, context.seed)
+        num_fake = config.num_steps * config.fake_updates_per_step + config.fake_warmup_updates
+        self.fake = make_engine(self.scores, config.fake_optimizer, num_fake, config.precision, context)
+        self.guided = GuidedScores(self.scores, config.real_score, config.is_guided)
+        self.discriminator = Discriminator(config, self.guided, self.fake)
+        self.is_adversarial = config.adversarial_weight > 0
+        self.ema = Ema(self.generator.module, config.ema_decay)
+        self.replay: deque[Generated] = deque(maxlen=config.replay_batches)
+        self.validation = Dmd2Validation(self.maker, self.guided, self.generator, config, spec.data, context)
+        self.watch = CollapseWatch(config.collapse)
+
+    @property
+    def engines(self) -> Mapping[str, Engine]:
+        """Generator and fake score."""
+        return {"generator": self.generator, "fake": self.fake}
+
+    def step(self, step: int) -> dict[str, Tensor | float]:
+        """Several fake-score updates, then one generator update.
+
+        The generator is evaluated twice at the exit step: without a graph for the scores, and again for its gradient.
+        """
+        warmup_norm = self.warm_up() if step == 0 else torch.zeros(())
+        rng = step_generator(self.context.seed, step, self.context.rank)
+        state, made = self.simulate(step, rng)
+        fake_values = self.update_fake(self.config.fake_updates_per_step, rng)
+        norm = torch.maximum(warmup_norm, fake_values["fake_grad_norm"])
+        values = self.update_generator(state, made, rng)
+        self.ema.update()
+        return {**values, **fake_values, "fake_grad_norm": norm, "x0_std": made.x0.std()}
+
+    def warm_up(self) -> Tensor:
+        """Trains the fake score alone, on new clips every `fake_updates_per_step` updates; returns the largest norm."""
+        config, norms = self.config, [torch.zeros(())]
+        for done in range(0, config.fake_warmup_updates, config.fake_updates_per_step):
+            step = config.num_steps + done  # beyond the last, so that its clips are not those of the first updates
+            rng = step_generator(self.context.seed, step, self.context.rank)
+            self.simulate(step, rng)
+            num_updates = min(config.fake_updates_per_step, config.fake_warmup_updates - done)
+            norms.append(self.update_fake(num_updates, rng)["fake_grad_norm"])
+        return torch.stack(norms).max()
+
+    def simulate(self, step: int, rng: torch.Generator) -> Simulated:
+        """The student's clips of a step, which are also kept for the fake score."""
+        batch = self.maker.make(self.sampler.indices(step), rng).to(self.context.device)
+        w = Guidance.draw(self.config, len(batch.x0), rng).to(self.context.device)
+        drawn = self.draw(step)
+        if drawn.own_frames:
+            batch = self.chain.with_own_frames(batch, w, rng)
+        simulated = self.chain.simulate(batch, w, drawn.exit_step, rng)
+        self.replay.append(simulated.made)
+        return simulated
+
+    def draw(self, step: int) -> Drawn:
+        """Draws what is random about an update but the same on all ranks."""
+        rng = shared_generator(self.context.seed, step)
+        return Drawn.of(self.config.exit_shares, self.config.own_frames_fraction, rng)
+
+    def update_fake(self, num_updates: int, rng: torch.Generator) -> dict[str, Tensor]:
+        """Trains the fake score by flow matching on replayed generator batches.
+
+        Returns:
+            The losses of the last update, and the largest gradient norm of all: inf or NaN if one was skipped.
+        """
+        values: dict[str, Tensor] = {}
+        norms = []
+        for _ in range(num_updates):
+            kept = self.replay[int(torch.randint(len(self.replay), (), generator=rng))]
+            self.scores.set_exit(kept.exit_step)
+            values = self.parts.accumulate(self.fake, self.fake_loss(kept, rng))
+            norms.append(self.fake.step())
+        return {**values, "fake_grad_norm": torch.tensor(norms).max()}
+
+    def fake_loss(self, kept: Generated, rng: torch.Generator) -> LossOfPart:
+        """The fake score's loss on the generated clips, with the discriminator's; draws their noise from `rng`."""
+        own = Noise(randn_like(kept.x0, rng), score_times(kept.x0, self.config, rng))
+        judged = [self.discriminator.noise(kept.x0, rng) for _ in range(2 if self.is_adversarial else 0)]
+
+        def loss_of(rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
+            made, noise = kept.part(rows), own.part(rows)
+            with self.fake.autocast():
+                u = self.guided.fake(self.fake, noise.on(made.x0), noise.sigma, made.batch, made.w)
+                loss = mse_loss(u, velocity_target(made.x0, noise.noise))
+                if not judged:
+                    return loss, {"fake_loss": loss}
+                other = self.discriminator.loss(made, *(noise.part(rows) for noise in judged))
+            total = loss + self.config.discriminator_weight * other
+            return total, {"fake_loss": loss, "discriminator_loss": other}
+
+        return loss_of
+
+    def update_generator(self, state: ChainStep, made: Generated, rng: torch.Generator) -> dict[str, Tensor | float]:
+        """One generator update; `made` are its clips from the chain's `state`."""
+        batch, w = made.batch, made.w
+        self.scores.set_exit(made.exit_step)
+        gradient = self.distribution_matching_gradient(made.x0, batch, w, rng)
+        judged = self.discriminator.noise(made.x0, rng) if self.is_adversarial else None
+
+        def loss_of(rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
+            part = made.part(rows)
+            x0 = self.chain.clean_estimate(self.generator, state.part(rows), part.batch, part.w)
+            loss = dmd2_loss(x0, gradient[rows])
+            other = self.other_losses(x0, part.batch, part.w, judged.part(rows) if judged else None)
+            return sum(other.values(), loss), {"loss": loss, **other}
+
+        losses = self.parts.accumulate(self.generator, loss_of)
+        return {**losses, "grad_norm": self.generator.step(), "dmd_gradient": gradient.square().mean()}
+
+    @torch.no_grad()
+    def distribution_matching_gradient(self, x: Tensor, batch: Batch, w: Guidance, rng: torch.Generator) -> Tensor:
+        """The DMD2 gradient at the detached clean estimate x, at random score times; both [B, C, T, h, w]."""
+        noise = Noise.draw(x, self.config, rng)
+        x_t, sigma = noise.on(x), noise.sigma
+        with self.fake.autocast():
+            fake = self.parts.over(partial(self.guided.fake, self.scores), batch, w)(x_t, sigma)
+            real = self.parts.over(self.guided.real, batch, w)(x_t, sigma)
+        return dmd2_gradient(x, x0_from_velocity(x_t, real, sigma), x0_from_velocity(x_t, fake, sigma))
+
+    def other_losses(self, x: Tensor, batch: Batch, w: Guidance, judged: Noise | None) -> dict[str, Tensor]:
+        """The weighted adversarial and regression losses, if switched on; the head sees x with the noise `judged`."""
+        config, losses = self.config, {}
+        if judged is not None:
+            adversarial = self.discriminator.generator_loss(x, batch, w, judged)
+            losses["adversarial_loss"] = config.adversarial_weight * adversarial
+        if config.regression_weight > 0:
+            losses["regression_loss"] = config.regression_weight * mse_loss(x, batch.x0)
+        return losses
+
+    def validate(self) -> dict[str, float]:
+        """Metrics of the averaged student's clips, compared with the many-step model's."""
+        with self.ema.applied():
+            return self.validation.figures()
+
+    def judge(self, step: int, values: Mapping[str, float]) -> None:
+        """Keeps the best average; raises UserError when the student has collapsed."""
+        self.watch.judge(step, values, self.ema.state_dict())
+
+    @property
+    def replicated(self) -> tuple[str, ...]:
+        """EMA and watch, unless ZeRO-3 splits their weights over the workers; replayed batches always differ."""
+        return () if self.generator.sharded else ("ema", "watch")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The EMA, the watch and the replayed batches; the engines save the rest."""
+        return {"ema": self.ema.state_dict(), "watch": self.watch.state_dict(), "replay": list(self.replay)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.ema.load_state_dict(state["ema"])
+        self.watch.load_state_dict(state["watch"])
+        # those of another number of workers do not divide into today's parts, and are soon replaced anyway
+        self.replay.extend(made for made in state["replay"] if len(made.x0) == self.parts.num_clips)
+
+    def export(self, folder: Path) -> None:
+        """Writes the averaged student as a diffusers folder `transformer`, and the watch's record."""
+        if self.config.keep == "best" and self.watch.best is not None:
+            self.ema.load_state_dict(self.watch.best)
+        state = self.ema.full_state_dict(self.generator)
+        if self.context.is_main:
+            export_generator(self.generator.module, state, folder / "transformer")
+            self.watch.write(folder, self.ema.num_updates)

@@ -1,0 +1,157 @@
+"""Validation of a step distillation: metrics of the student's clips, and pictures beside real and fake score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from magic141.data.dataset import ClipDataset
+from magic141.data.videos.sheets import contact_sheet
+from magic141.diffusion.flow import interpolate, sigma_grid, x0_from_velocity
+from magic141.diffusion.samplers import PredictVelocity, randn_like, sample
+from magic141.evaluation.scoring.frechet import TubeSpace, frechet_between, moments
+from magic141.models.config import Sampler
+from magic141.models.transformer import velocity
+from magic141.models.vae import load_codec
+from magic141.training.batches import Batch, BatchMaker
+from magic141.training.dmd2.collapse import PREFIX, compare
+from magic141.training.dmd2.config import Dmd2Config
+from magic141.training.dmd2.networks import Guidance, GuidedScores
+from magic141.training.engines.accumulation import Parts
+from magic141.training.engines.engine import Engine
+from magic141.training.objective import TrainContext, sum_over_workers
+from magic141.training.progress import write_image
+from magic141.training.random_numbers import step_generator
+
+SHOWN_SIGMA = 0.7  # time at which the pictures show the scores: the modes are still undecided, the shapes are not
+SHEET = "student_real_fake"
+
+
+class Dmd2Validation:
+    """Validates the student on this worker's share of the validation clips, with the same noise every time."""
+
+    def __init__(
+        self,
+        maker: BatchMaker,
+        guided: GuidedScores,
+        generator: Engine,
+        config: Dmd2Config,
+        data: Path,
+        context: TrainContext,
+    ) -> None:
+        self.guided, self.generator, self.config, self.data, self.context = guided, generator, config, data, context
+        self._maker = replace(maker, dataset=ClipDataset.open(data, "validation"), continued_fraction=0.0)
+        self._reference: Tensor | None = None  # the many-step model's latents, [S, N, C, T, h, w]
+        self._reference_frechet = 1.0
+        real, num_frames = self._maker.dataset.latents, maker.num_latent_frames
+        self._space = TubeSpace.fit(real, real.shape[1], num_frames)
+        own = range(context.rank, len(real), context.world_size)
+        self._real_moments = self._moments(real[row, :, :num_frames] for row in own)
+
+    @torch.no_grad()
+    def figures(self) -> dict[str, float]:
+        """Metrics of the student with the generator's current weights, against the many-step model and real clips."""
+        batch = self._batch()
+        w = Guidance.fixed(self.config, len(batch.x0)).to(self.context.device)
+        if self._reference is None:
+            self._reference = self._sample_reference(batch, w)
+            self._reference_frechet = self._frechet(self._reference)
+        student = self._sample_student(batch, w)
+        self._show(student[0], batch, w)
+        frechet = self._frechet(student)
+        distances = {f"{PREFIX}frechet": frechet, f"{PREFIX}frechet_ratio": frechet / self._reference_frechet}
+        return distances | compare(student, self._reference, self._mean_over_workers)
+
+    def _mean_over_workers(self, own: Tensor) -> Tensor:
+        return sum_over_workers(own, self.context) / self.context.world_size
+
+    def _frechet(self, student: Tensor) -> float:
+        """Fréchet distance of all workers' clips together to all real validation clips: one worker's are too few.
+
+        Infinite if any clip contains a value that is not finite.
+        """
+        made = self._moments(student.flatten(0, 1))
+        return frechet_between(made, self._real_moments) if np.isfinite(made).all() else float("inf")
+
+    def _moments(self, clips: Iterable[Tensor]) -> NDArray[np.float64]:
+        """Moments of all workers' clips, clip by clip: a single real clip's tubes fill hundreds of megabytes."""
+        size = 1 + self._space.basis.shape[1]
+        parts = (moments(self._space.project(clip[None])) for clip in clips)
+        own = torch.from_numpy(sum(parts, np.zeros((size, size))))
+        return np.asarray(sum_over_workers(own, self.context))
+
+    def _batch(self) -> Batch:
+        """This worker's batch: as many clips on every worker, different ones as far as there are enough."""
+        config, context = self.config.collapse, self.context
+        num = max(1, config.num_clips // context.world_size)
+        order = torch.tensor(self._maker.dataset.in_turns(range(len(self._maker.dataset))))
+        rows = order[(torch.arange(num) + context.rank * num) % len(order)]
+        return self._maker.make(rows, self._rng(0)).to(context.device)
+
+    def _sample_student(self, batch: Batch, w: Guidance) -> Tensor:
+        """The student's clips, from its own chain."""
+
+        def predict(x_t: Tensor, sigma: Tensor, batch: Batch, w: Guidance) -> Tensor:
+            return velocity(self.generator.module, x_t, sigma, batch.cond, batch.prefix, w.student)
+
+        return self._sample(
+            self._in_parts(predict, batch, w), batch, self.config.num_inference_steps, self.config.sampler
+        )
+
+    def _sample_reference(self, batch: Batch, w: Guidance) -> Tensor:
+        """The many-step model's clips: many Euler steps of the base, without an adapter."""
+        predict = self._in_parts(self.guided.base, batch, w)
+        return self._sample(predict, batch, self.config.collapse.reference_steps, "euler")
+
+    def _in_parts(self, evaluate: Callable[..., Tensor], batch: Batch, w: Guidance) -> PredictVelocity:
+        """Evaluates a network on the batch in parts, no more clips at once than in training: more may not fit.
+
+        Callers draw the noise for the whole batch, so that it does not depend on the size of the parts.
+        """
+        parts = Parts.of(self.config, self.context).over(evaluate, batch, w)
+
+        def predict(x_t: Tensor, sigma: Tensor) -> Tensor:
+            with self.generator.autocast():
+                return parts(x_t, sigma)
+
+        return predict
+
+    def _sample(self, predict: PredictVelocity, batch: Batch, num_steps: int, sampler: Sampler) -> Tensor:
+        """The batch's clips from all seeds, [S, N, C, T, h, w]."""
+        sigmas, clips = sigma_grid(num_steps, self.config.shift), []
+        for seed in range(self.config.collapse.num_seeds):
+            rng = self._rng(1 + seed)
+            clips.append(sample(predict, randn_like(batch.x0, rng), sigmas, sampler, rng))
+        return torch.stack(clips)
+
+    def _show(self, student: Tensor, batch: Batch, w: Guidance) -> None:
+        """Writes a picture: each of the student's clips, and real and fake score's estimates from it when noised."""
+        num = self.config.collapse.num_shown
+        if num == 0:
+            return
+        sigma = torch.full((len(student),), SHOWN_SIGMA, device=student.device)
+        x_t = interpolate(student, randn_like(student, self._rng(-1)), sigma)
+        self.guided.scores.set_exit(self.config.num_inference_steps - 1)
+        fake = self._in_parts(partial(self.guided.fake, self.guided.scores), batch, w)(x_t, sigma)
+        real = self._in_parts(self.guided.real, batch, w)(x_t, sigma)
+        if not self.context.is_main:  # the forward passes are collective when the networks are sharded
+            return
+        rows = torch.stack([student, *(x0_from_velocity(x_t, u, sigma) for u in (real, fake))], dim=1)
+        image = self._decode(rows[:num].flatten(0, 1))
+        write_image(self.context.run_dir, SHEET, self.generator.num_updates, image)
+
+    def _decode(self, latents: Tensor) -> NDArray[np.uint8]:
+        codec = load_codec(self.data / "codec")
+        codec.to(self.context.device)
+        clips = [codec.decode_video(clip).cpu() for clip in latents.split(1)]  # one at a time, to be sure that they fit
+        return contact_sheet(torch.cat(clips).numpy())
+
+    def _rng(self, stream: int) -> torch.Generator:
+        return step_generator(self.context.seed, -2 - stream, self.context.rank)

@@ -1,0 +1,1 @@
+"""Engines: a trained network with its optimizer, gradient accumulation and weight average."""

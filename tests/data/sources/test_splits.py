@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from magic141.data.sources.splits import SPLITS, Split, split_windows
+from magic141.data.sources.video_groups import VideoGroup, group_videos
+
+FEW = [4, 8, 1, 12, 16, 13]  # windows of the six real videos that the README's example has
+
+
+def corpus(counts: list[int], prefix: str = "") -> list[VideoGroup]:
+    """Videos that all differ; each is told by its first number, whatever else is there."""
+    return [VideoGroup(f"{prefix}{number}", (number,), (count,)) for number, count in enumerate(counts)]
+
+
+def windows(split: Split, name: str) -> int:
+    return sum(video.count(name) for video in split.labels)
+
+
+def videos(split: Split, name: str) -> set[int]:
+    return {number for number, video in enumerate(split.labels) if name in video}
+
+
+@pytest.mark.parametrize("counts", [[1] * 200, [40] * 60, [*range(1, 201)], [1000, *[9] * 300]])
+def test_whole_videos_are_held_out_where_there_are_enough(counts: list[int]) -> None:
+    split = split_windows(corpus(counts), fraction=0.15, gap=3)
+    assert split.heldout == "videos"
+    assert split.notes == ["held-out clips are of videos that nobody trained on"]
+    assert [len(video) for video in split.labels] == counts
+    assert all(len(set(video)) == 1 for video in split.labels)
+    assert all(0.05 < windows(split, name) / sum(counts) < 0.28 for name in ("validation", "heldout"))
+
+
+def test_a_corpus_of_few_videos_or_a_few_long_ones_holds_out_tails_and_says_so() -> None:
+    for counts in (FEW, [30] * 19, [500, 500, *[1] * 15]):
+        split = split_windows(corpus(counts), fraction=0.15, gap=3)
+        assert split.heldout == "tails"
+        assert split.notes[0].startswith("held-out clips are later parts of videos that were trained on")
+        assert all(windows(split, name) for name in SPLITS)
+        assert videos(split, "heldout") & videos(split, "train")
+    assert split_windows(corpus([30] * 20), fraction=0.15, gap=3).heldout == "videos"
+    assert split_windows([], fraction=0.15, gap=3) == Split([], "tails", [split.notes[0]])
+
+
+@pytest.mark.parametrize("counts", [[1] * 4000, [4] * 1000, [40] * 100, [400] * 100])
+def test_a_limit_is_kept_and_spread_over_many_videos(counts: list[int]) -> None:
+    split = split_windows(corpus(counts), fraction=0.15, gap=3, max_windows=20)
+    for name in ("validation", "heldout"):
+        assert 3 <= windows(split, name) <= 20
+        assert windows(split, name) == 20 or counts == [1] * 4000  # where fewer may be nearest, by chance
+        assert len(videos(split, name)) >= min(10, 0.004 * len(counts))
+    assert not videos(split, "train") & (videos(split, "heldout") | videos(split, "validation"))
+    assert windows(split, "train") / sum(counts) > 0.85
+    assert split_windows(corpus(counts), 0.15, 3, max_windows=10**6) == split_windows(corpus(counts), 0.15, 3)
+
+
+@pytest.mark.parametrize("limit", [None, 512])
+def test_what_is_held_out_stays_so_when_the_corpus_grows(limit: int | None) -> None:
+    rng = np.random.default_rng(0)
+    old = corpus([int(count) for count in rng.integers(1, 30, 2000)], "old")
+    before = split_windows(old, 0.15, 1, limit)
+    assert windows(before, "heldout") > 400
+    for num_new in (1, 100, 2000):
+        new = [VideoGroup(f"new{number}", (number,), (17,)) for number in range(num_new)]
+        moved = [group._replace(videos=(group.videos[0] + num_new,)) for group in old]
+        after = split_windows([*new, *moved], 0.15, 1, limit)
+        now = {number - num_new for number in videos(after, "train")}
+        lost = len(videos(before, "heldout") & now) / len(videos(before, "heldout"))
+        assert lost == 0 if limit is None else lost < (0.02 if num_new == 1 else 0.6)
+        later = {number - num_new for number in videos(after, "heldout") if number >= num_new}
+        assert later <= videos(before, "heldout"), "an older model was not trained on any of them"
+
+
+def test_copies_are_in_one_split_and_not_judged_twice() -> None:
+    for num, rule in ((60, "videos"), (6, "tails")):
+        files = [f"{kind}{number:02d}.mp4" for kind in ("copy", "v") for number in range(num)]
+        counts = [12] * 2 * num
+        split = split_windows(group_videos(files, [file[-6:-4] for file in files], counts), 0.15, 3)
+        assert split.heldout == rule
+        for first, second in zip(split.labels[:num], split.labels[num:], strict=True):
+            assert second == ["train" if label == "train" else None for label in first]
+
+
+def test_a_longer_copy_never_trains_on_what_is_held_out() -> None:
+    groups = [*corpus(FEW), VideoGroup("a", (6, 7, 8), (30, 32, 29))]
+    labels = split_windows(groups, 0.15, 3).labels
+    assert [len(video) for video in labels] == [*FEW, 30, 32, 29]
+    num_train = labels[6].count("train")
+    assert labels[7] == ["train"] * num_train + [None] * (32 - num_train)
+    assert labels[8] == labels[7][:29]
+
+
+def test_files_of_equal_content_or_name_are_one_video() -> None:
+    files = ["a.mov", "a.mp4", "b/a.mp4", "c.mp4", "d.mp4", "e.v1.mp4", "e.v2.mp4"]
+    groups = group_videos(files, ["2", "1", "3", "4", "2", "5", "6"], [9, 8, 7, 6, 5, 4, 3])
+    assert groups == [
+        VideoGroup("1", (0, 1, 4), (9, 8, 5)),
+        VideoGroup("3", (2,), (7,)),
+        VideoGroup("4", (3,), (6,)),
+        VideoGroup("5", (5,), (4,)),
+        VideoGroup("6", (6,), (3,)),
+    ]
+    backwards = group_videos(files[::-1], [*"2134256"][::-1], [1] * 7)
+    assert [group.key for group in backwards] == ["6", "5", "1", "4", "3"], "told by the same, whichever comes first"

@@ -1,0 +1,175 @@
+"""Stage `generate` in pieces: killed and taken up again, on workers, and not for days on a CPU."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from magic141.config import load_config
+from magic141.errors import UserError
+from magic141.evaluation.generation.media import first_clips
+from magic141.models.transformer import build_transformer
+from tests.evaluation.artifacts import GENERATE, RecordingLog, generate
+
+SMALL = GENERATE.model_copy(
+    update={"many_steps": 2, "few_steps": (1,), "num_exact_clips": 3, "num_seeds": 1, "long_video_windows": 2}
+)
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="here a GPU would sample it")
+HUNYUAN = load_config(Path(__file__).parents[3] / "configs" / "hunyuan_13b.yaml").model
+INPUTS = {
+    "data": "prepare_data",
+    "clip": "train_clip",
+    "index": "build_index",
+    "teacher": "pretrain_i2v",
+    "cfg_student": "distill_cfg",
+    "student": "distill_dmd2",
+    "int8": "quantize",
+}
+
+
+class Killed(BaseException):
+    """The end of the process."""
+
+
+@dataclass
+class KillingLog(RecordingLog):
+    """Ends the stage after a share of its evaluations."""
+
+    @contextmanager
+    def progress(self, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+        def advance(done: int) -> None:
+            self.advanced += done
+            if self.advanced > 0.6 * total:
+                raise Killed
+
+        self.total = total
+        yield advance
+
+
+@pytest.fixture(scope="module")
+def inputs(generated: tuple[dict[str, Path], RecordingLog]) -> dict[str, Path]:
+    return {name: generated[0][stage] for name, stage in INPUTS.items()}
+
+
+def run(inputs: dict[str, Path], folder: Path, log: RecordingLog | None = None, **options: Any) -> Path:
+    """An attempt: its own empty `out`, what earlier ones have finished in `work`."""
+    out = folder / f"out{len(list(folder.iterdir()))}"
+    out.mkdir()
+    generate(inputs, out, folder / "work", log, SMALL.model_copy(update=options))
+    return out
+
+
+@pytest.fixture(scope="module")
+def undisturbed(inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run(inputs, tmp_path_factory.mktemp("undisturbed"))
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    """Everything but what was measured."""
+    files = [path for path in out.rglob("*") if path.is_file() and path.name not in ("variants.json", "windows.json")]
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in files}
+
+
+def records(out: Path) -> dict[str, Any]:
+    return {variant["name"]: variant for variant in json.loads((out / "variants.json").read_text())}
+
+
+def test_a_killed_stage_goes_on_from_the_variants_that_were_finished(
+    inputs: dict[str, Path], undisturbed: Path, tmp_path: Path
+) -> None:
+    killed, log = KillingLog(), RecordingLog()
+    with pytest.raises(Killed):
+        run(inputs, tmp_path, killed)
+    finished = {path.name: json.loads((path / "record.json").read_text()) for path in (tmp_path / "work").iterdir()}
+    assert {"teacher_2", "long-teacher_2"} <= finished.keys()
+    assert "student_4" not in finished
+
+    out = run(inputs, tmp_path, log)
+    assert contents(out) == contents(undisturbed)
+    assert list(records(out)) == list(records(undisturbed))
+    # what was finished keeps its figures, and was not sampled again
+    assert records(out)["teacher_2"] == finished["teacher_2"]
+    windows = json.loads((out / "long" / "windows.json").read_text())["variants"]
+    assert windows["teacher_2"] == finished["long-teacher_2"]
+    assert 0 < log.advanced == log.total < 0.5 * killed.total
+    # an attempt that is reported shows all of it
+    assert {"samples/teacher_2", "samples/student_4", "long/teacher_2"} <= log.images.keys()
+    assert any(f"{len(finished)} of " in note for note in log.notes)
+
+
+def test_a_finished_stage_samples_nothing_when_only_its_artifact_was_lost(
+    inputs: dict[str, Path], undisturbed: Path
+) -> None:
+    log = RecordingLog()
+    again = run(inputs, undisturbed.parent, log)
+    assert log.total == 0
+    assert contents(again) == contents(undisturbed)
+    assert records(again) == records(undisturbed)
+
+
+@pytest.mark.slow
+def test_workers_make_what_one_process_makes(inputs: dict[str, Path], undisturbed: Path, tmp_path: Path) -> None:
+    log = RecordingLog()
+    out = run(inputs, tmp_path, log, num_workers=2)
+    assert log.advanced == log.total > 0
+    assert contents(out).keys() == contents(undisturbed).keys()
+    for file in undisturbed.glob("exact/*.safetensors"):
+        expected, made = load_file(file), load_file(out / "exact" / file.name)
+        assert all(torch.equal(made[name], expected[name]) for name in expected), file.name
+    assert all(record["peak_memory_mb"] > 0 for record in records(out).values())
+
+
+@NO_GPU
+@pytest.mark.slow
+def test_workers_with_gpus_are_refused_where_there_are_none(inputs: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"generate\.num_workers = 2: with gpus_per_worker = 1 they take 2 GPUs"):
+        run(inputs, tmp_path, num_workers=2, gpus_per_worker=1)
+
+
+@NO_GPU
+@pytest.mark.slow
+def test_a_users_mistake_that_a_worker_meets_is_one_line(inputs: dict[str, Path], tmp_path: Path) -> None:
+    large = large_transformer(tmp_path / "large")
+    with pytest.raises(UserError, match=r"generate\.allow_cpu") as raised:
+        run(inputs | {"student": large}, tmp_path, num_workers=2)
+    assert "\n" not in str(raised.value)
+
+
+def large_transformer(folder: Path) -> Path:
+    """HunyuanVideo's config, without its weights."""
+    with torch.device("meta"):
+        network = build_transformer(HUNYUAN, 16, 4096, 768, image_condition=True, guidance_embeds=True)
+    network.save_config(folder / "transformer")
+    return folder
+
+
+@NO_GPU
+def test_a_network_that_would_take_days_on_a_cpu_is_refused_before_anything_is_read(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    large = large_transformer(tmp_path / "large")
+    log = RecordingLog()
+    with pytest.raises(UserError, match=r"12\.8e9 parameters.*generate\.allow_cpu") as raised:
+        run(inputs | {"student": large, "data": tmp_path / "nowhere"}, tmp_path, log)
+    assert str(large / "transformer") in str(raised.value)
+
+
+def test_allow_cpu_leads_on_to_the_loader(inputs: dict[str, Path], undisturbed: Path, tmp_path: Path) -> None:
+    large = large_transformer(tmp_path / "large")
+    with pytest.raises(OSError, match="large"):
+        run(inputs | {"teacher": large}, tmp_path, allow_cpu=True)
+
+
+def test_only_the_clips_that_are_shown_are_read(undisturbed: Path) -> None:
+    file = undisturbed / "exact" / "student_4.safetensors"
+    frames = load_file(file)["frames"].numpy()
+    assert (first_clips(file, 2) == frames[:2]).all()
+    assert (first_clips(file, 99) == frames).all()

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from magic141.evaluation.generation.workload import prepare_workload, write_conditions
+from tests.evaluation.artifacts import GENERATE, RecordingLog
+from tests.models.tiny import CONFIG
+
+
+def _workload(parts: dict[str, Path], data: Path, out: Path) -> tuple[RecordingLog, list[dict[str, object]]]:
+    log = RecordingLog()
+    work = prepare_workload(GENERATE, CONFIG, data, parts["train_clip"], parts["build_index"], log, 0)
+    write_conditions(work, out)
+    return log, [json.loads(line) for line in (out / "suite" / "prompts.jsonl").read_text().splitlines()]
+
+
+def test_an_image_of_the_prompts_own_video_is_named_as_such(
+    generated_from_folder: dict[str, Path], tmp_path: Path
+) -> None:
+    """Where tails are held out, the index holds earlier images of the videos that the prompts describe."""
+    data = tmp_path / "data"
+    shutil.copytree(generated_from_folder["prepare_data"], data)
+    log, rows = _workload(generated_from_folder, data, tmp_path / "whole")
+    assert not any("of the very video" in note for note in log.notes)
+    assert "own_video" not in json.dumps(rows)
+    lines = [json.loads(line) for line in (data / "manifest.jsonl").read_text().splitlines()]
+    (data / "manifest.jsonl").write_text("".join(json.dumps({**line, "source": "one.mp4"}) + "\n" for line in lines))
+    log, rows = _workload(generated_from_folder, data, tmp_path / "tails")
+    num = GENERATE.num_prompts
+    assert any(f"for {num} of {num} prompts is of the very video" in note for note in log.notes)
+    assert json.dumps(rows).count('"own_video": true') == num

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from magic141.evaluation.scoring import frechet
+from magic141.evaluation.scoring.frechet import TubeSpace, frechet_between, frechet_distance, moments
+
+
+def test_identical_sets_have_distance_zero() -> None:
+    a = np.random.default_rng(0).normal(size=(50, 4))
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+
+
+def test_moved_set_has_the_squared_distance_of_its_mean() -> None:
+    a = np.random.default_rng(0).normal(size=(50, 4))
+    assert frechet_distance(a, a + np.array([3.0, 0, 4, 0])) == pytest.approx(25)
+
+
+def test_scaled_set_has_the_closed_form() -> None:
+    a = np.random.default_rng(0).normal(size=(200, 3))
+    centred = a - a.mean(0)
+    # tr(C + 4C - 2*2C) = tr(C)
+    assert frechet_distance(centred, 2 * centred) == pytest.approx(np.trace(np.cov(a, rowvar=False)))
+
+
+def test_distance_is_symmetric_and_matches_scipy() -> None:
+    from scipy.linalg import sqrtm
+
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(size=(80, 5)) @ rng.normal(size=(5, 5)), rng.normal(size=(90, 5))
+    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a + cov_b - 2 * np.real(sqrtm(cov_a @ cov_b)))
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
+    assert frechet_distance(b, a) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_tube_is_one_place_through_channels_and_time() -> None:
+    latents = torch.randn(6, 2, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    space = TubeSpace.fit(latents, 32)
+    projected = space.project(latents)
+    assert projected.shape == (6 * 4, 2 * 3)
+    tube = latents[5, :, :, 1, 0].flatten().double().numpy()
+    assert projected[5 * 4 + 2] == pytest.approx((tube - space.mean) @ space.basis)
+
+
+def test_space_keeps_the_largest_directions() -> None:
+    latents = torch.randn(6, 2, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    variances = TubeSpace.fit(latents, 3).project(latents).var(0)
+    assert variances.shape == (3,)
+    assert (np.diff(variances) <= 0).all()
+
+
+def test_places_may_change_their_order_but_frames_may_not() -> None:
+    latents = torch.randn(8, 2, 3, 2, 2, generator=torch.Generator().manual_seed(0)).cumsum(2)
+    space = TubeSpace.fit(latents, 6)
+    real = space.project(latents)
+    assert frechet_distance(real, space.project(latents.flip(4))) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(real, space.project(latents.flip(2))) > 0.1
+
+
+def test_moments_of_parts_add_up() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(50, 4)), rng.normal(size=(70, 4)) + 1
+    together = frechet_between(moments(a[:20]) + moments(a[20:]), moments(b))
+    assert together == pytest.approx(frechet_distance(a, b), rel=1e-9)
+
+
+def test_a_space_is_fitted_on_clips_of_all_videos(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows lie video by video: the first that are enough would be consecutive windows of one."""
+    video = torch.arange(10).repeat_interleave(6)
+    noise = torch.randn(60, 2, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    latents = noise + 9.0 * video.reshape(60, 1, 1, 1, 1)
+    monkeypatch.setattr(frechet, "MAX_FIT_TUBES", 10 * 4)
+    assert TubeSpace.fit(latents, 1).mean == pytest.approx(np.full(6, 9 * 4.5), abs=0.5)
+    monkeypatch.setattr(frechet, "MAX_FIT_TUBES", 60 * 4)
+    expected = latents.permute(0, 3, 4, 1, 2).flatten(3).flatten(0, 2).double().mean(0)
+    assert TubeSpace.fit(latents, 1).mean == pytest.approx(expected.numpy())

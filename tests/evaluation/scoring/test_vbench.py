@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from magic141.data.videos.video import write_video
+from magic141.evaluation.scores import VBENCH, Score, average
+from magic141.evaluation.scoring import vbench, vbench_needs
+
+
+def _missing(name: str) -> None:
+    return None
+
+
+def _write_videos(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    still = np.full((8, 64, 64, 3), 90, np.uint8)
+    write_video(folder / "still.mp4", still, 8)
+    write_video(folder / "noise.mp4", rng.integers(0, 255, (8, 64, 64, 3), np.uint8), 8)
+
+
+def test_package_that_is_not_installed_gives_a_reason_and_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write_videos(tmp_path)
+    monkeypatch.setattr(importlib.util, "find_spec", _missing)
+    score = vbench.score_folder(tmp_path, ["temporal_flickering"])["temporal_flickering"]
+    assert score.value is None
+    assert "vbench==0.1.5" in (score.reason or "")
+
+
+def test_dimension_without_its_weights_is_not_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VBENCH_CACHE_DIR", str(tmp_path / "empty"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    score = vbench.score_folder(tmp_path, ["motion_smoothness"])["motion_smoothness"]
+    assert "amt_model/amt-s.pth" in (score.reason or "")
+
+
+def test_unknown_dimension_is_named(tmp_path: Path) -> None:
+    assert "not a dimension" in (vbench.score_folder(tmp_path, ["beauty"])["beauty"].reason or "")
+
+
+def test_all_dimensions_of_table_1_are_present(tmp_path: Path) -> None:
+    assert set(vbench.score_folder(tmp_path, [])) == {dimension.key for dimension in VBENCH}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vbench") is None, reason="needs the extra `bench`")
+def test_real_package_scores_flickering(tmp_path: Path) -> None:
+    _write_videos(tmp_path)
+    score = vbench.score_folder(tmp_path, ["temporal_flickering"])["temporal_flickering"]
+    assert score.value is not None, score.reason
+    assert 0.5 < score.value < 0.95  # the mean of a still video (1) and of noise
+
+
+def test_average_needs_all_seven() -> None:
+    scores = {dimension.key: Score(0.5) for dimension in VBENCH}
+    assert average(scores).value == 0.5
+    scores["imaging_quality"] = Score.missing("weights missing")
+    assert "imaging" in (average(scores).reason or "")
+
+
+def test_an_installation_or_weights_that_came_later_change_what_can_be_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is part of the stage's key: the same command then computes the scores that were missing."""
+    wanted = ("temporal_flickering", "motion_smoothness")
+    monkeypatch.setenv("VBENCH_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(importlib.util, "find_spec", _missing)
+    assert vbench_needs.what_can_be_scored(wanted).startswith("nothing by ")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    assert vbench_needs.what_can_be_scored(wanted).startswith("temporal_flickering by ")
+    (tmp_path / "amt_model").mkdir()
+    (tmp_path / "amt_model" / "amt-s.pth").touch()
+    assert vbench_needs.what_can_be_scored(wanted).startswith("temporal_flickering, motion_smoothness by ")

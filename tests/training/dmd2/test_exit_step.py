@@ -1,0 +1,41 @@
+"""At which step of its chain the student is trained."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from magic141.training.dmd2.config import Dmd2Config
+from magic141.training.dmd2.exit_step import draw_exit_step
+
+THIRD = 0.4 / 3
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "first", "shares"),
+    [
+        (1, None, [1.0]),
+        (1, 0.3, [1.0]),
+        (2, None, [0.4, 0.6]),
+        (2, 0.3, [0.4, 0.6]),  # two shares are one number
+        (4, None, [THIRD, THIRD, THIRD, 0.6]),
+        (4, 0.3, [0.3, 0.05, 0.05, 0.6]),
+        (4, 0.0, [0.0, 0.2, 0.2, 0.6]),
+    ],
+)
+def test_every_step_of_the_chain_is_left_as_often_as_its_share(
+    num_steps: int, first: float | None, shares: list[float]
+) -> None:
+    config = Dmd2Config(num_inference_steps=num_steps, final_exit_fraction=0.6, first_exit_fraction=first)
+    found = config.exit_shares
+    assert found == pytest.approx(shares)
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.tensor([draw_exit_step(found, generator) for _ in range(4000)])
+    counts = torch.bincount(drawn, minlength=num_steps) / len(drawn)
+    torch.testing.assert_close(counts, torch.tensor(found), atol=0.03, rtol=0)
+
+
+def test_no_draw_lies_beyond_the_chain() -> None:
+    rounded = (0.5, 0.4999999)  # together a little less than any number that may be drawn
+    generator = torch.Generator().manual_seed(1)
+    assert {draw_exit_step(rounded, generator) for _ in range(100)} == {0, 1}

@@ -1,0 +1,111 @@
+"""The networks of DMD2: where the student starts, and at which guidance scale each score is asked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from magic141.diffusion.guidance import guided_velocity
+from magic141.models.transformer import build_transformer, load_transformer, velocity
+from magic141.training.dmd2.config import Dmd2Config
+from magic141.training.dmd2.dmd2 import Dmd2Spec
+from magic141.training.dmd2.networks import Guidance
+from magic141.training.objective import TrainContext
+from magic141.training.random_numbers import step_generator
+from tests.evaluation.artifacts import CHANNELS
+from tests.models.tiny import CONFIG
+from tests.training.tiny_dmd2 import SHORT, build, weights
+
+
+def test_a_t2v_teacher_makes_a_t2v_student(folders: Path, tmp_path: Path) -> None:
+    info = json.loads((folders / "data" / "dataset.json").read_text())
+    teacher = build_transformer(CONFIG, CHANNELS, info["text_width"], info["pooled_width"])
+    torch.nn.init.normal_(teacher.proj_out.weight, std=0.05)
+    teacher.save_pretrained(tmp_path / "t2v")
+    config = Dmd2Config.model_validate(SHORT | {"start": "teacher"})
+    spec = Dmd2Spec(config, CONFIG, folders / "data", tmp_path / "t2v", tmp_path / "no student")
+    dmd2 = spec.build(TrainContext(0, 1, torch.device("cpu"), tmp_path, 0, config.placement))
+    before = weights(dmd2.generator.module)
+    dmd2.step(0)
+    assert any(not torch.equal(before[name], value) for name, value in weights(dmd2.generator.module).items())
+    assert dmd2.validate()["validation_frechet_ratio"] > 0
+    dmd2.export(tmp_path / "out")
+    assert load_transformer(tmp_path / "out" / "transformer").config.in_channels == CHANNELS
+
+
+def test_guidance_in_the_real_score_is_the_guided_teacher(folders: Path, tmp_path: Path) -> None:
+    dmd2 = build(folders, tmp_path, real_guidance_scale=2.5, a_weak=0.0)
+    batch, sigma = dmd2.maker.make(torch.arange(4), step_generator(0, 0)), torch.full((4,), 0.6)
+    teacher = load_transformer(folders / "teacher").eval()
+    with torch.no_grad():
+        conditional = velocity(teacher, batch.x0, sigma, batch.cond, batch.prefix)
+        unconditional = velocity(teacher, batch.x0, sigma, batch.uncond, batch.prefix)
+    for scale in (1.0, 2.5):
+        w = torch.full((4,), scale)
+        expected = guided_velocity(unconditional, conditional, w)
+        torch.testing.assert_close(dmd2.guided.real(batch.x0, sigma, batch, Guidance(w, w)), expected)
+
+
+def test_w_is_drawn_from_its_range_for_student_and_real_score_alike() -> None:
+    config = Dmd2Config(student_guidance_range=(1.0, 3.0))
+    w = Guidance.draw(config, 1000, torch.Generator().manual_seed(0))
+    assert torch.equal(w.student, w.real)
+    assert 1.0 <= float(w.student.min()) < 1.1
+    assert 2.9 < float(w.student.max()) <= 3.0
+
+
+def test_whether_a_teacher_is_guided_does_not_depend_on_the_w_that_was_drawn(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where its weights are split, all workers have to call it as often."""
+    calls: list[Any] = []
+    dmd2 = build(folders, tmp_path, student_guidance_range=(1.0, 3.0))
+
+    def called(*inputs: Any) -> Any:
+        calls.append(inputs)
+        return inputs[0]
+
+    monkeypatch.setattr(dmd2.scores, "real", called)
+    batch = dmd2.maker.make(torch.arange(2), step_generator(0, 0, 0))
+    for w in (torch.ones(2), torch.tensor([1.0, 2.0])):
+        calls.clear()
+        dmd2.guided.real(batch.x0, torch.full((2,), 0.5), batch, Guidance(w, w))
+        assert len(calls) == 2
+
+
+@pytest.mark.parametrize("start", ["teacher", "cfg_distilled"])
+def test_the_generator_starts_from_the_model_that_the_config_names(folders: Path, tmp_path: Path, start: str) -> None:
+    student = load_transformer(folders / "student")
+    torch.nn.init.normal_(student.proj_out.weight, std=0.1)  # else both have the same weights
+    student.save_pretrained(tmp_path / "student")
+    config = Dmd2Config.model_validate(SHORT | {"start": start})
+    spec = Dmd2Spec(config, CONFIG, folders / "data", folders / "teacher", tmp_path / "student")
+    dmd2 = spec.build(TrainContext(0, 1, torch.device("cpu"), tmp_path, 0, config.placement))
+    expected = load_transformer(folders / "teacher" if start == "teacher" else tmp_path / "student")
+    assert torch.equal(dmd2.generator.module.get_parameter("proj_out.weight"), expected.proj_out.weight)
+
+
+def test_a_student_of_a_range_is_validated_against_the_score_at_its_own_w() -> None:
+    ranged = Dmd2Config(student_guidance_range=(1.0, 3.0), student_guidance_scale=2.0, real_guidance_scale=1.5)
+    fixed = Dmd2Config(student_guidance_scale=2.0, real_guidance_scale=1.5)
+    for config, real in ((ranged, 2.0), (fixed, 1.5)):
+        w = Guidance.fixed(config, 2)
+        assert (w.student.tolist(), w.real.tolist()) == ([2.0] * 2, [real] * 2)
+
+
+def test_a_distilled_model_judges_at_the_w_of_the_real_score(folders: Path, tmp_path: Path) -> None:
+    dmd2 = build(folders, tmp_path, real_score="cfg_distilled", real_guidance_scale=3.0)
+    network = dmd2.scores.network
+    torch.nn.init.normal_(network.get_parameter("time_text_embed.guidance_embedder.linear_2.weight"))  # zero hides w
+    batch, sigma = dmd2.maker.make(torch.arange(4), step_generator(0, 0)), torch.full((4,), 0.6)
+    w, guided = Guidance(torch.full((4,), 1.2), torch.full((4,), 3.0)), dmd2.guided
+    with torch.no_grad():
+        expected = velocity(network, batch.x0, sigma, batch.cond, batch.prefix, w.real)
+        found = [score(batch.x0, sigma, batch, w) for score in (guided.real, guided.base)]
+        found.append(guided.fake(dmd2.scores, batch.x0, sigma, batch, w))
+    for u in found:
+        torch.testing.assert_close(u, expected)
