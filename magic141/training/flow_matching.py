@@ -23,7 +23,7 @@ from magic141.models.transformer import (
 )
 from magic141.training.batches import Batch, BatchMaker
 from magic141.training.config import FlowMatchingConfig
-from magic141.training.objective import TrainContext
+from magic141.training.context import TrainContext
 from magic141.training.single_network import RandomNumbers, SingleNetworkObjective
 
 

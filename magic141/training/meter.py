@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from magic141.training.objective import TrainContext, sum_over_workers
+from magic141.training.context import TrainContext, sum_over_workers
 
 
 @dataclass

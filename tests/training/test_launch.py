@@ -24,7 +24,7 @@ from magic141.training import ray_launch
 from magic141.training.config import FlowMatchingConfig
 from magic141.training.flow_matching import FlowMatchingSpec
 from magic141.training.launch import TrainResult, launch
-from magic141.training.objective import TrainContext
+from magic141.training.context import TrainContext
 from tests.training.linear import LinearRegression, LinearSpec, linear_config
 
 pytestmark = pytest.mark.slow

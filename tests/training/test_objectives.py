@@ -25,7 +25,7 @@ from magic141.training.dmd2.distribution_matching import score_times
 from magic141.training.dmd2.dmd2 import Dmd2
 from magic141.training.dmd2.networks import Guidance
 from magic141.training.flow_matching import FlowMatching, FlowMatchingSpec
-from magic141.training.objective import TrainContext
+from magic141.training.context import TrainContext
 from magic141.training.random_numbers import step_generator
 from tests.models.tiny import CONFIG
 from tests.training.tiny_dmd2 import PLACEMENT, build

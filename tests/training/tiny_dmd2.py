@@ -10,7 +10,7 @@ from torch import Tensor
 
 from magic141.training.dmd2.config import Dmd2Config
 from magic141.training.dmd2.dmd2 import Dmd2, Dmd2Spec
-from magic141.training.objective import TrainContext
+from magic141.training.context import TrainContext
 from tests.models.tiny import CONFIG
 
 PLACEMENT = {"engine": "plain", "launcher": "local", "num_workers": 1}

@@ -39,8 +39,9 @@ from magic141.training.dmd2.networks import (
 from magic141.training.dmd2.validation import Dmd2Validation
 from magic141.training.engines.accumulation import LossOfPart, Parts
 from magic141.training.engines.ema import Ema
-from magic141.training.engines.engine import Engine, make_engine
-from magic141.training.objective import TrainContext
+from magic141.training.engines.engine import Engine
+from magic141.training.engines.make import make_engine
+from magic141.training.context import TrainContext
 from magic141.training.random_numbers import shared_generator, step_generator
 from magic141.training.single_network import make_sampler
 

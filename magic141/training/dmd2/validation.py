@@ -26,7 +26,7 @@ from magic141.training.dmd2.config import Dmd2Config
 from magic141.training.dmd2.networks import Guidance, GuidedScores
 from magic141.training.engines.accumulation import Parts
 from magic141.training.engines.engine import Engine
-from magic141.training.objective import TrainContext, sum_over_workers
+from magic141.training.context import TrainContext, sum_over_workers
 from magic141.training.progress import write_image
 from magic141.training.random_numbers import step_generator
 

@@ -17,7 +17,7 @@ from magic141.training.engines.engine import Precision, autocast
 from magic141.training.engines.optimizers import learning_rate_factor, make_optimizer
 
 if TYPE_CHECKING:
-    from magic141.training.objective import TrainContext
+    from magic141.training.context import TrainContext
 
 _TAG = "state"
 REDUCE_ELEMENTS = 50_000_000

@@ -21,7 +21,8 @@ from magic141.training.dmd2.dmd2 import Dmd2
 from magic141.training.engines.accumulation import Parts
 from magic141.training.flow_matching import FlowMatchingSpec
 from magic141.training.launch import launch
-from magic141.training.objective import Objective, TrainContext
+from magic141.training.context import TrainContext
+from magic141.training.objective import Objective
 from magic141.training.single_network import SingleNetworkObjective
 from tests.models.tiny import CONFIG
 from tests.training.linear import LinearSpec, linear_config
