@@ -15,8 +15,8 @@ from magic141.models.config import TransformerConfig
 from magic141.models.transformer import add_guidance_embedding, load_transformer, velocity
 from magic141.training.batches import Batch, BatchMaker
 from magic141.training.config import CfgDistillationConfig
-from magic141.training.engines.make import make_frozen
 from magic141.training.context import TrainContext
+from magic141.training.engines.make import make_frozen
 from magic141.training.single_network import RandomNumbers, SingleNetworkObjective
 
 

@@ -15,8 +15,8 @@ import torch
 
 from magic141.errors import UserError
 from magic141.publication import written_aside
-from magic141.training.meter import Meter
 from magic141.training.context import TrainContext
+from magic141.training.meter import Meter
 from magic141.training.objective import Objective
 from magic141.training.random_numbers import random_state, set_random_state
 

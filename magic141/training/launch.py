@@ -19,9 +19,9 @@ from magic141.stage_log import StageLog
 from magic141.text_files import replace_text
 from magic141.training.checkpoint import LocalStore
 from magic141.training.config import METRICS_FILE, PlacementConfig, TrainConfig
+from magic141.training.context import TrainContext
 from magic141.training.engines.deepspeed_engine import forget_process_group
 from magic141.training.loop import EXPORT, LoopResult, run_training
-from magic141.training.context import TrainContext
 from magic141.training.objective import ObjectiveSpec
 from magic141.training.progress import follow, write_metrics
 from magic141.training.random_numbers import random_state, set_random_state

@@ -21,8 +21,8 @@ from magic141.training.checkpoint import (
     write_checkpoint,
 )
 from magic141.training.config import TrainConfig
-from magic141.training.meter import Meter
 from magic141.training.context import TrainContext, sum_over_workers
+from magic141.training.meter import Meter
 from magic141.training.objective import Objective, ObjectiveSpec
 from magic141.training.progress import ProgressWriter
 from magic141.training.random_numbers import random_state, seed_everything, set_random_state

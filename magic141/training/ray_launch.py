@@ -20,8 +20,8 @@ from magic141.errors import UserError
 from magic141.fingerprint import CodeStamp
 from magic141.ray_address import ray_cluster
 from magic141.training.config import PlacementConfig, TrainConfig
-from magic141.training.loop import LoopResult, run_training
 from magic141.training.context import TrainContext
+from magic141.training.loop import LoopResult, run_training
 from magic141.training.objective import ObjectiveSpec
 from magic141.training.ray_checkpoints import RayStore
 

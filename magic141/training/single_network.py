@@ -16,11 +16,11 @@ from magic141.data.dataset import ClipDataset
 from magic141.training.batch_sampler import BatchSampler
 from magic141.training.batches import Batch, BatchMaker
 from magic141.training.config import TrainConfig
+from magic141.training.context import TrainContext
 from magic141.training.engines.accumulation import Parts
 from magic141.training.engines.ema import Ema
 from magic141.training.engines.engine import Engine
 from magic141.training.engines.make import make_engine
-from magic141.training.context import TrainContext
 from magic141.training.random_numbers import step_generator
 
 MAX_VALIDATION_CLIPS = 64  # over all workers

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from magic141.errors import UserError
 from magic141.training.batch_sampler import BatchSampler
 from magic141.training.config import PlacementConfig, TrainConfig
+from magic141.training.context import TrainContext
 from magic141.training.engines.accumulation import Parts
 from magic141.training.engines.ema import Ema
 from magic141.training.engines.engine import Engine
 from magic141.training.engines.make import make_engine
-from magic141.training.context import TrainContext
 
 NUM_POINTS, WIDTH = 64, 8
 

@@ -15,8 +15,8 @@ from magic141.evaluation.generation.suite import clip_conditions
 from magic141.models.transformer import Conditioning, build_transformer
 from magic141.training.batches import MAX_CARRIED, Batch, BatchMaker
 from magic141.training.config import FlowMatchingConfig, PlacementConfig
-from magic141.training.flow_matching import FlowMatchingSpec
 from magic141.training.context import TrainContext
+from magic141.training.flow_matching import FlowMatchingSpec
 from magic141.training.random_numbers import step_generator
 from tests.evaluation.artifacts import CHANNELS, make_data
 from tests.models.tiny import CONFIG

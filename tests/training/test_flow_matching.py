@@ -15,8 +15,8 @@ from magic141.models.transformer import build_transformer, load_transformer, mak
 from magic141.stage_log import NullLog
 from magic141.training.batches import Batch
 from magic141.training.config import FlowMatchingConfig, PlacementConfig
-from magic141.training.flow_matching import FlowMatching, FlowMatchingSpec, initial_network
 from magic141.training.context import TrainContext
+from magic141.training.flow_matching import FlowMatching, FlowMatchingSpec, initial_network
 from magic141.training.pretraining import take_base
 from magic141.training.single_network import RandomNumbers
 from tests.evaluation.artifacts import CHANNELS, make_data

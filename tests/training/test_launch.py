@@ -22,9 +22,9 @@ from magic141.raysession import ensure_ray
 from magic141.stage_log import NullLog
 from magic141.training import ray_launch
 from magic141.training.config import FlowMatchingConfig
+from magic141.training.context import TrainContext
 from magic141.training.flow_matching import FlowMatchingSpec
 from magic141.training.launch import TrainResult, launch
-from magic141.training.context import TrainContext
 from tests.training.linear import LinearRegression, LinearSpec, linear_config
 
 pytestmark = pytest.mark.slow

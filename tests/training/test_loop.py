@@ -19,9 +19,9 @@ from magic141.training.checkpoint import (
     write_checkpoint,
 )
 from magic141.training.config import PlacementConfig
+from magic141.training.context import TrainContext
 from magic141.training.launch import launch
 from magic141.training.meter import Meter
-from magic141.training.context import TrainContext
 from tests.training.linear import LinearRegression, LinearSpec, linear_config
 
 

@@ -17,11 +17,11 @@ from magic141.models.config import TransformerConfig
 from magic141.models.size import num_lora_parameters
 from magic141.models.transformer import build_transformer
 from magic141.training.config import CfgDistillationConfig, FlowMatchingConfig, OptimizerConfig, PlacementConfig
+from magic141.training.context import TrainContext
 from magic141.training.dmd2.config import Dmd2Config
 from magic141.training.engines.ema import Ema
 from magic141.training.engines.plain_engine import PlainEngine
 from magic141.training.memory import activation_bytes, state_bytes
-from magic141.training.context import TrainContext
 
 ADAMW = OptimizerConfig(kind="adamw")
 NUM, SIZES = 1000, TransformerConfig()

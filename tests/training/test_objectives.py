@@ -19,16 +19,16 @@ from magic141.models.transformer import load_transformer, velocity
 from magic141.training.batches import Batch
 from magic141.training.cfg_distillation import CfgDistillation, CfgDistillationSpec
 from magic141.training.config import CfgDistillationConfig, FlowMatchingConfig, PlacementConfig
+from magic141.training.context import TrainContext
 from magic141.training.dmd2.backward_simulation import Generated
 from magic141.training.dmd2.config import Dmd2Config
 from magic141.training.dmd2.distribution_matching import score_times
 from magic141.training.dmd2.dmd2 import Dmd2
 from magic141.training.dmd2.networks import Guidance
 from magic141.training.flow_matching import FlowMatching, FlowMatchingSpec
-from magic141.training.context import TrainContext
 from magic141.training.random_numbers import step_generator
 from tests.models.tiny import CONFIG
-from tests.training.tiny_dmd2 import PLACEMENT, build
+from tests.training.dmd2.tiny import PLACEMENT, build
 
 placement = PlacementConfig.model_validate(PLACEMENT)
 FAST = {"kind": "adamw", "learning_rate": 0.01}

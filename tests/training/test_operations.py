@@ -19,7 +19,7 @@ from magic141.models.config import TransformerConfig
 from magic141.models.transformer import Conditioning, build_transformer, make_prefix, velocity
 from magic141.training.config import CfgDistillationConfig, FlowMatchingConfig, PlacementConfig
 from magic141.training.operations import EVALUATION, Passes, num_operations, passes_per_update
-from tests.training.tiny_dmd2 import build
+from tests.training.dmd2.tiny import build
 
 WIDE = TransformerConfig(
     num_attention_heads=8, attention_head_dim=64, num_layers=2, num_single_layers=2, rope_axes_dim=(16, 24, 24)

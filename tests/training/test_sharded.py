@@ -15,10 +15,10 @@ from magic141.raysession import ensure_ray
 from magic141.stage_log import NullLog
 from magic141.training.cfg_distillation import CfgDistillation, CfgDistillationSpec
 from magic141.training.config import CfgDistillationConfig
+from magic141.training.context import TrainContext
 from magic141.training.dmd2.config import Dmd2Config
 from magic141.training.dmd2.dmd2 import Dmd2Spec
 from magic141.training.launch import TrainResult, launch
-from magic141.training.context import TrainContext
 from tests.evaluation.artifacts import CHANNELS, make_data
 from tests.models.tiny import CONFIG
 

@@ -22,6 +22,7 @@ from magic141.diffusion.flow import velocity_target, x0_from_velocity
 from magic141.diffusion.samplers import ChainStep, randn_like
 from magic141.models.config import TransformerConfig
 from magic141.training.batches import Batch, BatchMaker
+from magic141.training.context import TrainContext
 from magic141.training.dmd2.adversarial import Discriminator
 from magic141.training.dmd2.backward_simulation import BackwardSimulation, Generated, Simulated
 from magic141.training.dmd2.collapse import CollapseWatch
@@ -41,7 +42,6 @@ from magic141.training.engines.accumulation import LossOfPart, Parts
 from magic141.training.engines.ema import Ema
 from magic141.training.engines.engine import Engine
 from magic141.training.engines.make import make_engine
-from magic141.training.context import TrainContext
 from magic141.training.random_numbers import shared_generator, step_generator
 from magic141.training.single_network import make_sampler
 

@@ -21,12 +21,12 @@ from magic141.models.config import Sampler
 from magic141.models.transformer import velocity
 from magic141.models.vae import load_codec
 from magic141.training.batches import Batch, BatchMaker
+from magic141.training.context import TrainContext, sum_over_workers
 from magic141.training.dmd2.collapse import PREFIX, compare
 from magic141.training.dmd2.config import Dmd2Config
 from magic141.training.dmd2.networks import Guidance, GuidedScores
 from magic141.training.engines.accumulation import Parts
 from magic141.training.engines.engine import Engine
-from magic141.training.context import TrainContext, sum_over_workers
 from magic141.training.progress import write_image
 from magic141.training.random_numbers import step_generator
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from magic141.diffusion.samplers import PredictVelocity
 from magic141.training.config import TrainConfig
-from magic141.training.engines.engine import Engine
 from magic141.training.context import TrainContext
+from magic141.training.engines.engine import Engine
 
 LossOfPart = Callable[[slice], tuple[Tensor, Mapping[str, Tensor]]]
 """(rows of the batch) -> the loss to minimise, and metrics; all of them scalars, means over these rows."""

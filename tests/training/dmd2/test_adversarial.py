@@ -12,7 +12,7 @@ from torch import Tensor
 from magic141.training.dmd2.adversarial import discriminator_loss, generator_loss
 from magic141.training.dmd2.networks import Guidance
 from magic141.training.random_numbers import step_generator
-from tests.training.tiny_dmd2 import build, weights
+from tests.training.dmd2.tiny import build, weights
 
 
 def test_a_head_that_knows_nothing_pays_two_bits() -> None:

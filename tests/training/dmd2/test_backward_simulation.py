@@ -17,7 +17,7 @@ from magic141.training.dmd2.config import Dmd2Config
 from magic141.training.dmd2.dmd2 import Dmd2
 from magic141.training.dmd2.networks import Guidance
 from magic141.training.random_numbers import step_generator
-from tests.training.tiny_dmd2 import PLACEMENT, build
+from tests.training.dmd2.tiny import PLACEMENT, build
 
 NUM = 8
 

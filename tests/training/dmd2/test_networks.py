@@ -11,14 +11,14 @@ import torch
 
 from magic141.diffusion.guidance import guided_velocity
 from magic141.models.transformer import build_transformer, load_transformer, velocity
+from magic141.training.context import TrainContext
 from magic141.training.dmd2.config import Dmd2Config
 from magic141.training.dmd2.dmd2 import Dmd2Spec
 from magic141.training.dmd2.networks import Guidance
-from magic141.training.context import TrainContext
 from magic141.training.random_numbers import step_generator
 from tests.evaluation.artifacts import CHANNELS
 from tests.models.tiny import CONFIG
-from tests.training.tiny_dmd2 import SHORT, build, weights
+from tests.training.dmd2.tiny import SHORT, build, weights
 
 
 def test_a_t2v_teacher_makes_a_t2v_student(folders: Path, tmp_path: Path) -> None:

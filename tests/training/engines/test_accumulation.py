@@ -17,16 +17,16 @@ from magic141.models.text_embedding import TextEmbedding
 from magic141.stage_log import NullLog
 from magic141.training.cfg_distillation import CfgDistillationSpec
 from magic141.training.config import CfgDistillationConfig, FlowMatchingConfig, TrainConfig
+from magic141.training.context import TrainContext
 from magic141.training.dmd2.dmd2 import Dmd2
 from magic141.training.engines.accumulation import Parts
 from magic141.training.flow_matching import FlowMatchingSpec
 from magic141.training.launch import launch
-from magic141.training.context import TrainContext
 from magic141.training.objective import Objective
 from magic141.training.single_network import SingleNetworkObjective
 from tests.models.tiny import CONFIG
+from tests.training.dmd2.tiny import OPTIONS, PLACEMENT, build
 from tests.training.linear import LinearSpec, linear_config
-from tests.training.tiny_dmd2 import OPTIONS, PLACEMENT, build
 
 ADAMW = {"kind": "adamw", "learning_rate": 1e-3, "warmup_steps": 0}
 REAL = {"generator_input": "noised_real", "regression_weight": 0.5}

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from magic141.training.config import OptimizerConfig, PlacementConfig
+from magic141.training.context import TrainContext
 from magic141.training.engines.deepspeed_engine import deepspeed_config
 from magic141.training.engines.engine import Engine
 from magic141.training.engines.make import make_engine
 from magic141.training.engines.optimizers import learning_rate_factor
-from magic141.training.context import TrainContext
 from tests.training.linear import Network
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from magic141.training.context import TrainContext
 from magic141.training.dmd2.config import Dmd2Config
 from magic141.training.dmd2.dmd2 import Dmd2, Dmd2Spec
-from magic141.training.context import TrainContext
 from tests.models.tiny import CONFIG
 
 PLACEMENT = {"engine": "plain", "launcher": "local", "num_workers": 1}

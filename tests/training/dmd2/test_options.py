@@ -26,7 +26,7 @@ from magic141.training.random_numbers import step_generator
 from magic141.training.train import train
 from tests.evaluation.artifacts import RecordingLog
 from tests.models.tiny import CONFIG
-from tests.training.tiny_dmd2 import OPTIONS, PLACEMENT, SHORT, build, weights
+from tests.training.dmd2.tiny import OPTIONS, PLACEMENT, SHORT, build, weights
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
