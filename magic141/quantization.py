@@ -52,14 +52,17 @@ class Int8Linear(nn.Module):
             quantised.bias.copy_(layer.bias.detach())
         return quantised
 
-    def dequantized(self, dtype: torch.dtype) -> Tensor:
-        """The weight as floats [out, in]."""
-        return self.weight.to(dtype) * self.scale.to(dtype)[:, None]
+    def dequantized(self) -> Tensor:
+        """The weight as float32 [out, in]."""
+        return self.weight * self.scale[:, None]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps x [..., in] to [..., out], in the dtype of x."""
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return linear(x, self.dequantized(x.dtype), bias)
+        """Maps x [..., in] to [..., out], in the dtype of x or of autocast.
+
+        Integers up to 127 are exact in bfloat16, and the scales are not: multiplied in place, they stay in float32.
+        """
+        y = linear(x, self.weight.to(x.dtype)).mul_(self.scale)
+        return y if self.bias is None else y.add_(self.bias)
 
 
 def quantizable_layers(model: nn.Module, exclude: tuple[str, ...]) -> list[str]:
@@ -96,8 +99,12 @@ def save_quantized(model: HunyuanVideoTransformer3DModel, layers: Iterable[str],
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / WEIGHTS_FILE)
 
 
-def load_quantized(folder: Path) -> HunyuanVideoTransformer3DModel:
-    """Rebuilds the quantised model, bit for bit.
+def load_quantized(folder: Path, dtype: torch.dtype = torch.float32) -> HunyuanVideoTransformer3DModel:
+    """Rebuilds the quantised model, in float32 bit for bit.
+
+    Args:
+        folder: what the stage wrote.
+        dtype: of what is not quantised. Scales and biases of what is stay in float32.
 
     Raises:
         UserError: if the folder holds no quantised model.
@@ -112,6 +119,8 @@ def load_quantized(folder: Path) -> HunyuanVideoTransformer3DModel:
             layer = _get_linear(model, name)
             _replace(model, name, Int8Linear(layer.in_features, layer.out_features, layer.bias is not None))
     model.load_state_dict(load_file(folder / WEIGHTS_FILE), assign=True)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
     return model.eval()
 
 
@@ -140,7 +149,7 @@ def quantize_student(config: QuantizeConfig, student: Path, out: Path, log: Stag
 
 
 def _relative_error(weight: Tensor, layer: Int8Linear) -> float:
-    return float((layer.dequantized(torch.float32) - weight).norm() / weight.norm().clamp_min(1e-12))
+    return float((layer.dequantized() - weight).norm() / weight.norm().clamp_min(1e-12))
 
 
 def _get_linear(model: nn.Module, name: str) -> nn.Linear:

@@ -6,14 +6,14 @@ weights suffice for a small world: words get nearly orthogonal embeddings, capti
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from tokenizers.normalizers import Lowercase
+from tokenizers.normalizers import NFC, Lowercase
+from tokenizers.normalizers import Sequence as Normalizers
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import (
@@ -38,11 +38,12 @@ PATCH_SIZE = 8
 NUM_LAYERS = 2
 MAX_WORDS = 8192  # rarer words become [UNK]
 CLIP_POSITIONS = 77
+_NORMALIZE, _SPLIT = Normalizers([NFC(), Lowercase()]), Whitespace()
 
 
 def words_of(text: str) -> list[str]:
     """Lower-cased words and runs of punctuation, as the tiny tokenizer splits them."""
-    return re.findall(r"\w+|[^\w\s]+", text.lower())
+    return [word for word, _ in _SPLIT.pre_tokenize_str(_NORMALIZE.normalize_str(text))]
 
 
 def build_tiny_parts(captions: Sequence[str], width: int, seed: int) -> EncoderParts:
@@ -62,8 +63,8 @@ def _build_tokenizer(captions: Sequence[str]) -> PreTrainedTokenizerFast:
     words = sorted(sorted(counts), key=lambda word: -counts[word])[:MAX_WORDS]
     vocabulary = {word: index for index, word in enumerate((*SPECIAL_TOKENS, *words))}
     core = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
-    core.normalizer = Lowercase()
-    core.pre_tokenizer = Whitespace()
+    core.normalizer = _NORMALIZE
+    core.pre_tokenizer = _SPLIT
     core.post_processor = TemplateProcessing(single="$A [EOS]", special_tokens=[("[EOS]", vocabulary["[EOS]"])])
     return PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]", eos_token="[EOS]", padding_side="right"

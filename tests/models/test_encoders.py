@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -89,6 +90,24 @@ def test_remarks_name_what_is_not_understood(tiny: Encoders) -> None:
     ]
     assert tiny.encode_text(["a purple zebra"]).mask.sum() == 4
     assert "only its first" in tiny.remarks(f"{CAPTIONS[0]} {CAPTIONS[0]}")[0]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("कुत्ता बाईं ओर दौड़ता है", "बिल्ली दाईं ओर कूदती है"),
+        ("كَلْب يجري", "قِطّة تقفز"),
+        (unicodedata.normalize("NFD", "ein Mädchen läuft"), unicodedata.normalize("NFD", "ein Käfer läuft")),
+        ("👩‍👩‍👧 family", "👨‍👩‍👧 family"),
+    ],
+    ids=["Hindi", "vocalised Arabic", "decomposed accents", "joined emoji"],
+)
+def test_words_of_any_script_are_known_and_told_apart(one: str, other: str) -> None:
+    """Combining marks belong to words for some splitters, and not for others."""
+    encoders = fit_encoders([one, other], EncoderConfig(), 0)
+    text = encoders.encode_text([one, other])
+    assert (text.pooled[0] - text.pooled[1]).abs().max() > 0.1
+    assert encoders.remarks(unicodedata.normalize("NFC", one)) == []
 
 
 def test_text_is_as_long_as_the_longest_caption_and_its_end() -> None:

@@ -11,7 +11,7 @@ import torch
 from magic141.evaluation.config import GenerateConfig
 from magic141.evaluation.variants import ModelName
 from magic141.models.device import refuse_days_on_cpu
-from magic141.models.transformer import load_for_sampling
+from magic141.models.transformer import load_for_sampling, sampling_dtype
 from magic141.quantization import load_quantized
 
 
@@ -42,5 +42,5 @@ class ModelFolders:
         """The network, ready for sampling."""
         folder: Path = getattr(self, name)
         if name == "int8":
-            return load_quantized(folder).to(device).eval()
+            return load_quantized(folder, sampling_dtype(device)).to(device).eval()
         return load_for_sampling(folder / "transformer", device)
