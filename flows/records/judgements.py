@@ -15,6 +15,7 @@ from flows.records.naming import workspace_option
 from magic141.artifacts import flatten
 from magic141.errors import UserError
 from magic141.evaluation.measurement import Difference, Measurement, as_setting
+from magic141.evaluation.scoring.vbench_needs import computed_by
 from magic141.tracking import Run, Tracker
 from tasks.provenance import cpu_model
 
@@ -150,7 +151,8 @@ def _measurement(
         return None
     conditions = _conditions(generated, evaluated)
     machine = _machine(generated, measuring.data.params, conditions)
-    return Measurement(run.info.run_id, run.data.metrics, conditions, machine)
+    vbench = computed_by(evaluated["parts"]["inputs"].get("vbench", ""))
+    return Measurement(run.info.run_id, run.data.metrics, conditions, machine, vbench)
 
 
 def _record(tracker: Tracker, run_id: str) -> dict[str, Any] | None:

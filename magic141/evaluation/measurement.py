@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
@@ -23,12 +23,14 @@ class Measurement:
         metrics: metric -> value.
         conditions: field -> value of everything besides the model that the metrics depend on.
         machine: field -> value of what times and memory also depend on.
+        vbench: VBench's dimension -> the version that computed it; those that could not be computed are missing.
     """
 
     run_id: str
     metrics: Mapping[str, float]
     conditions: Mapping[str, Any]
     machine: Mapping[str, Any]
+    vbench: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,16 @@ class Pair:
 
     def differences(self, metric: str) -> list[Difference]:
         """Differences that make this metric incomparable."""
-        of_the_machine = metric.rpartition("/")[2] in OF_THE_MACHINE
-        return [*self.conditions, *(self.machines if of_the_machine else ())]
+        dimension = metric.rpartition("/")[2]
+        machines = self.machines if dimension in OF_THE_MACHINE else []
+        return [*self.conditions, *machines, *self.vbench_differences(dimension)]
+
+    def vbench_differences(self, dimension: str) -> list[Difference]:
+        """The difference between what computed a dimension of VBench, if any; other dimensions have none."""
+        if self.champion is None:
+            return []
+        here, there = (run.vbench.get(dimension, "not computed") for run in (self.candidate, self.champion))
+        return [Difference(f"VBench of {dimension}", here, there)] if here != there else []
 
 
 def closest(candidate: Sequence[Measurement], champion: Sequence[Measurement]) -> Pair:
@@ -83,7 +93,12 @@ def closest(candidate: Sequence[Measurement], champion: Sequence[Measurement]) -
         champion: measurements of the champion, newest first; may be empty.
     """
     pairs = [Pair(*both) for both in product(candidate, champion)] or [Pair(candidate[0], None)]
-    return min(pairs, key=lambda pair: (bool(pair.conditions), bool(pair.conditions or pair.machines)))
+    return min(pairs, key=_distance)
+
+
+def _distance(pair: Pair) -> tuple[bool, ...]:
+    other_vbench = pair.champion is not None and pair.candidate.vbench != pair.champion.vbench
+    return bool(pair.conditions), bool(pair.conditions or pair.machines), other_vbench
 
 
 def as_setting(value: object) -> str:
@@ -92,7 +107,7 @@ def as_setting(value: object) -> str:
 
 
 def _differences(candidate: Mapping[str, Any], champion: Mapping[str, Any]) -> Iterator[Difference]:
-    for field in sorted(candidate.keys() | champion.keys()):
-        texts = [as_setting(values[field]) if field in values else "not on record" for values in (candidate, champion)]
+    for name in sorted(candidate.keys() | champion.keys()):
+        texts = [as_setting(values[name]) if name in values else "not on record" for values in (candidate, champion)]
         if texts[0] != texts[1]:
-            yield Difference(field, *texts)
+            yield Difference(name, *texts)

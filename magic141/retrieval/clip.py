@@ -25,7 +25,7 @@ from magic141.retrieval.config import ClipConfig
 from magic141.retrieval.pretrained import Preprocessing, load_pretrained
 from magic141.stage_log import StageLog
 
-MAX_CONTEXT_TOKENS = 32
+MAX_CONTEXT_TOKENS = 77
 MAX_IMAGE_SIZE = 64
 MAX_CACHED_IMAGES = 20_000
 MAX_LOGIT_SCALE = 100.0
@@ -109,6 +109,11 @@ def build_clip(config: ClipConfig, data: Path, out: Path, log: StageLog, seed: i
     dataset = ClipDataset.open(data, "train")
     size = min(MAX_IMAGE_SIZE, *(side // 8 * 8 for side in dataset.first_frame.shape[1:3]))
     captions = Captions.of(dataset.captions)
+    if captions.num_cut:
+        log.note(
+            f"{captions.num_cut} captions are cut after {MAX_CONTEXT_TOKENS - 2} tokens of CLIP: what comes later says "
+            "nothing to retrieval; put what matters most first"
+        )
     architecture = tiny_architecture(config.embed_dim, size, captions.tokens.shape[1])
     torch.manual_seed(seed)
     model = open_clip.CLIP(**architecture)
@@ -139,7 +144,7 @@ def _pretrained_record(config: ClipConfig, log: StageLog) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Captions:
-    """Tokens of the distinct captions [K, L], cut to the longest, and the row [N] of every caption in them.
+    """Tokens of the captions that differ for the model [K, L], cut to the longest, and every caption's row [N] in them.
 
     L becomes the model's context length. Positions beyond it would take most of a training step and yet stay untrained,
     so that longer texts would only meet noise there.
@@ -147,14 +152,19 @@ class Captions:
 
     tokens: Tensor
     rows: Tensor
+    num_cut: int  # captions that are longer than the model reads
 
     @classmethod
     def of(cls, captions: Sequence[str]) -> Captions:
         """Tokenizes the captions of a corpus."""
         distinct = {caption: row for row, caption in enumerate(dict.fromkeys(captions))}
-        tokens = _tokenizer(MAX_CONTEXT_TOKENS)(list(distinct))
-        longest = int(tokens.argmax(1).max()) + 1  # the end-of-text token has the highest id
-        return cls(tokens[:, :longest], torch.tensor([distinct[caption] for caption in captions]))
+        places = torch.tensor([distinct[caption] for caption in captions])
+        longer = _tokenizer(MAX_CONTEXT_TOKENS + 1)(list(distinct))
+        is_cut, tokens = longer[:, -1] != 0, longer[:, :-1]
+        tokens[is_cut, -1] = longer.max()  # the end-of-text token has the highest id
+        tokens, rows = torch.unique(tokens, dim=0, return_inverse=True)
+        longest = int(tokens.argmax(1).max()) + 1
+        return cls(tokens[:, :longest], rows[places], int(is_cut[places].sum()))
 
 
 def tiny_architecture(embed_dim: int, image_size: int, context_length: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -109,6 +110,17 @@ def test_another_machine_tells_nothing_of_time_and_memory_but_all_of_quality() -
     assert motion.holds
     assert latency == Verdict("student/latency_ms", False, "40, not comparable with the champion's 50: other machine")
     assert machine == Verdict("machine", False, "a, the champion b")
+
+
+def test_a_dimension_of_vbench_that_only_one_evaluation_could_compute_decides_nothing() -> None:
+    """Weights were missing where the champion was judged; its other scores stay comparable."""
+    imaging = GateCondition(metric="student/imaging_quality", better="higher", tolerance=0.0)
+    version = "vbench 0.1.5"
+    new = replace(measured({"student/imaging_quality": 0.05, **CHAMPION}), vbench={"imaging_quality": version})
+    _, quality, motion, missing = judge(Pair(new, measured(CHAMPION)), [imaging, MOTION], collapsed=False)
+    assert not quality.holds
+    assert motion.holds
+    assert missing == Verdict("VBench of imaging_quality", False, f"{version}, the champion not computed")
 
 
 @pytest.mark.parametrize(

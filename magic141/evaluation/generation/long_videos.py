@@ -17,7 +17,7 @@ from magic141.accelerator import finish_gpu_work
 from magic141.data.videos.sheets import contact_sheet
 from magic141.evaluation.config import GenerateConfig
 from magic141.evaluation.generation.media import first_clips, save_video
-from magic141.evaluation.generation.performance import resident_megabytes
+from magic141.evaluation.generation.performance import peak_megabytes
 from magic141.evaluation.generation.suite import Conditions, clip_conditions, long_video_seed
 from magic141.evaluation.generation.workload import Advance, Workload
 from magic141.evaluation.variants import Variant
@@ -72,10 +72,12 @@ def long_latents(
     config: GenerateConfig, generator: VideoGenerator, conditions: Conditions, seed: int, advance: Advance
 ) -> tuple[Tensor, list[dict[str, float]]]:
     """Latents of the long videos, and cost and memory per window (fused: the total, divided by the windows)."""
-    marks = [_mark()]
+    device = conditions.prefix.device
+    memory = "gpu_mb" if device.type == "cuda" else "rss_mb"
+    marks = [_mark(device)]
 
     def on_window(_: int) -> None:
-        marks.append(_mark())
+        marks.append(_mark(device))
         advance(generator.settings.num_evaluations * len(conditions))
 
     given = (conditions.text, conditions.image_tokens, conditions.prefix)
@@ -85,23 +87,23 @@ def long_latents(
     else:
         latents = generator.fuse(*given, *windows, seed)
         advance(generator.settings.num_evaluations * len(conditions) * config.long_video_windows)
-        marks = np.linspace(marks[0], _mark(), config.long_video_windows + 1).tolist()
+        marks = np.linspace(marks[0], _mark(device), config.long_video_windows + 1).tolist()
     costs = [
         {
             "window": number,
             "wall_ms_per_clip": 1000 * (after[0] - before[0]) / len(conditions),
             "cpu_ms_per_clip": 1000 * (after[1] - before[1]) / len(conditions),
-            "rss_mb": after[2],
+            memory: after[2],
         }
         for number, (before, after) in enumerate(pairwise(marks))
     ]
     return latents, costs
 
 
-def _mark() -> tuple[float, float, float]:
-    """Wall seconds, CPU seconds and resident megabytes, once all GPU work begun is finished."""
+def _mark(device: torch.device) -> tuple[float, float, float]:
+    """Seconds by the clock and of the CPU, and `peak_megabytes`, once all GPU work begun is finished."""
     finish_gpu_work()
-    return time.perf_counter(), time.process_time(), resident_megabytes()
+    return time.perf_counter(), time.process_time(), peak_megabytes(device)
 
 
 def write_windows(work: Workload, windows: dict[str, list[dict[str, float]]], out: Path) -> None:

@@ -56,6 +56,10 @@ def weight_megabytes(model: nn.Module) -> float:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / MIB
 
 
-def resident_megabytes() -> float:
-    """MiB of resident memory of this process now."""
-    return float(psutil.Process().memory_info().rss) / MIB
+def peak_megabytes(device: torch.device) -> float:
+    """MiB of a GPU's largest allocation since the last call; for the CPU of this process's resident memory now."""
+    if device.type == "cpu":
+        return float(psutil.Process().memory_info().rss) / MIB
+    peak = torch.cuda.max_memory_allocated(device) / MIB
+    torch.cuda.reset_peak_memory_stats(device)
+    return peak

@@ -86,8 +86,8 @@ def _run_suite(work: Workload, variant: Variant, generator: VideoGenerator, out:
     """Generates a video for every prompt and seed, from the prompt's retrieved image."""
     for offset in range(work.config.num_seeds):
         latents, _ = _sample(work, generator, work.suite, work.seed + offset, advance)
-        for number, clip in enumerate(work.decode(latents).numpy()):
-            save_video(out / "suite" / variant.name / f"{number:02d}-s{offset}.mp4", clip, work.info.fps)
+        for number, clip in enumerate(work.decoded(latents)):
+            save_video(out / "suite" / variant.name / f"{number:02d}-s{offset}.mp4", clip.numpy(), work.info.fps)
 
 
 def _run_continuation(work: Workload, variant: Variant, generator: VideoGenerator, out: Path, advance: Advance) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
@@ -86,9 +87,19 @@ class Workload:
         """Whether the first NUM_KNOWN latent frames of a clip determine the rest of its window."""
         return self.info.has_ground_truth and self.latent_frames > NUM_KNOWN
 
+    def decoded(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Decodes [N, C, T, h, w] to N clips uint8 [F, H, W, 3] on the CPU; one batch is in memory at a time."""
+        for batch in latents.split(self.config.batch_size):
+            yield from self.codec.decode_video(batch).cpu()
+
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Decodes [N, C, T, h, w], batch by batch, to uint8 [N, F, H, W, 3] on the CPU."""
-        return torch.cat([self.codec.decode_video(batch).cpu() for batch in latents.split(self.config.batch_size)])
+        """Decodes [N, C, T, h, w] to uint8 [N, F, H, W, 3] on the CPU, in no more memory than that."""
+        clips = self.decoded(latents)
+        first = next(clips)
+        frames = first.new_empty(len(latents), *first.shape)
+        for place, clip in zip(frames, chain([first], clips), strict=True):
+            place.copy_(clip)
+        return frames
 
 
 def prepare_workload(

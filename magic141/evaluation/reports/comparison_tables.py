@@ -172,7 +172,8 @@ def _comparable(dimension: Dimension, first: RunParts, run: RunParts) -> bool:
     if first.measurement is None or run.measurement is None:
         return False
     pair = _pair(first, run)
-    return not pair.row_conditions and not (dimension.key in OF_THE_MACHINE and pair.machines)
+    of_the_machine = dimension.key in OF_THE_MACHINE and pair.machines
+    return not (pair.row_conditions or of_the_machine or pair.vbench_differences(dimension.key))
 
 
 def _is_better(

@@ -27,6 +27,7 @@ WATCHED = ("variance_ratio", "motion_ratio", "diversity_ratio", "mode_coverage")
 COST_CHARTS: dict[str, ChartTitle] = {
     "cpu_ms_per_clip": ("CPU ms per window and clip", None),
     "rss_mb": ("resident memory, MB", None),
+    "gpu_mb": ("largest allocation on the GPU, MB", None),
 }
 LONG_VIDEO_SCHEMES = {
     "chained": "Windows are generated one after the other. Each after the first knows the video's first latent frame, "
@@ -103,7 +104,8 @@ def _window_charts(
 ) -> Iterator[dict[str, str]]:
     """A chart of every value that is known of some variant's windows."""
     for key, (title, top) in charts.items():
-        values = {name: [window[key] for window in windows[name]] for name in names if name in windows}
+        known = [name for name in names if name in windows and all(key in window for window in windows[name])]
+        values = {name: [window[key] for window in windows[name]] for name in known}
         chart = _window_chart(title, values, top)
         if chart["chart"]:
             yield chart

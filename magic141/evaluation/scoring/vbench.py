@@ -13,13 +13,15 @@ from pathlib import Path
 
 import torch
 
+from magic141.environment import temporary_environment
 from magic141.errors import first_line
 from magic141.evaluation.scores import VBENCH, Score
-from magic141.evaluation.scoring.vbench_needs import why_not
+from magic141.evaluation.scoring.vbench_needs import DINO, weights_folder, why_not
+from magic141.models.device import sampling_device
 
 
 def score_folder(folder: Path, requested: Sequence[str]) -> dict[str, Score]:
-    """Scores the mp4 files of `folder` in VBench's mode for custom videos, on CPU, in this process.
+    """Scores the mp4 files of `folder` in VBench's mode for custom videos, in this process; on a GPU if it sees one.
 
     Args:
         folder: holds the videos of one variant.
@@ -39,10 +41,10 @@ def score_folder(folder: Path, requested: Sequence[str]) -> dict[str, Score]:
 
 def _compute(folder: Path, name: str) -> Score:
     try:
-        with tempfile.TemporaryDirectory() as out, _quiet():
+        with tempfile.TemporaryDirectory() as out, _quiet(), _cached_weights(Path(out)):
             package = importlib.import_module("vbench")
             full_info = Path(str(package.__file__)).parent / "VBench_full_info.json"
-            bench = package.VBench(torch.device("cpu"), str(full_info), out)
+            bench = package.VBench(sampling_device(), str(full_info), out)
             bench.evaluate(
                 videos_path=str(folder),
                 name="custom",
@@ -60,6 +62,23 @@ def _read_result(file: Path, name: str) -> Score:
     per_video = Score.mean([float(video["video_results"]) for video in videos])
     scale = 0.01 if name == "imaging_quality" else 1.0  # its videos are scored 0-100, its aggregate 0-1
     return Score(float(value), stderr=None if per_video.stderr is None else per_video.stderr * scale)
+
+
+@contextlib.contextmanager
+def _cached_weights(scratch: Path) -> Iterator[None]:
+    """Makes VBench 0.1.5 read the weights of its cache only, also those that torch 2.6 and later no longer unpickle.
+
+    It passes on where DINO's are, but DINO's own hubconf.py looks into torch.hub's folder, and downloads them.
+    """
+    before, checkpoints = torch.hub.get_dir(), scratch / "checkpoints"
+    checkpoints.mkdir()
+    (checkpoints / Path(DINO).name).symlink_to(weights_folder() / DINO)
+    torch.hub.set_dir(scratch)
+    try:
+        with temporary_environment({"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}):
+            yield
+    finally:
+        torch.hub.set_dir(before)
 
 
 @contextlib.contextmanager

@@ -11,13 +11,14 @@ from magic141.environment import installed_version
 
 HOW_TO_INSTALL = "uv pip install --no-deps vbench==0.1.5 decord opencv-python-headless"
 NEEDED_MODULES = ("vbench", "decord", "cv2")
+DINO = "dino_model/dino_vitbase16_pretrain.pth"
 # dimension -> its weight files below $VBENCH_CACHE_DIR, and the modules that it imports besides vbench's own
 NEEDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "temporal_flickering": ((), ()),
     "motion_smoothness": (("amt_model/amt-s.pth",), ("omegaconf",)),
     "dynamic_degree": (("raft_model/models/raft-things.pth",), ("easydict",)),
     "subject_consistency": (
-        ("dino_model/facebookresearch_dino_main/hubconf.py", "dino_model/dino_vitbase16_pretrain.pth"),
+        ("dino_model/facebookresearch_dino_main/hubconf.py", DINO),
         (),
     ),
     "aesthetic_quality": (
@@ -31,6 +32,11 @@ NOT_SUPPORTED = {
     "i2v_subject": "belongs to VBench-I2V, whose prompt file and images are not in the vbench package",
     "i2v_background": "belongs to VBench-I2V, whose prompt file and images are not in the vbench package",
 }
+
+
+def weights_folder() -> Path:
+    """Where VBench looks for weights."""
+    return Path(os.environ.get("VBENCH_CACHE_DIR", Path.home() / ".cache" / "vbench"))
 
 
 def versions() -> dict[str, str | None]:
@@ -47,6 +53,12 @@ def what_can_be_scored(requested: Sequence[str]) -> str:
     return f"{names or 'nothing'} by vbench {installed_version('vbench') or '(not installed)'}"
 
 
+def computed_by(text: str) -> dict[str, str]:
+    """Dimension -> what computes it, from an answer of `what_can_be_scored`."""
+    names, _, version = text.rpartition(" by ")
+    return dict.fromkeys((name for name in names.split(", ") if name in NEEDS), version)
+
+
 def why_not(name: str, requested: Sequence[str]) -> str | None:
     """Why dimension `name` cannot or should not be computed; None if it can."""
     if name in NOT_SUPPORTED:
@@ -54,7 +66,7 @@ def why_not(name: str, requested: Sequence[str]) -> str | None:
     if name not in NEEDS:
         return f"not a dimension for custom videos that magic141 knows; expected one of {', '.join(NEEDS)}"
     weights, modules = NEEDS[name]
-    cache = Path(os.environ.get("VBENCH_CACHE_DIR", Path.home() / ".cache" / "vbench"))
+    cache = weights_folder()
     missing = [file for file in weights if not (cache / file).is_file()]
     if name not in requested:
         needs = f" and put {', '.join(missing)} into $VBENCH_CACHE_DIR" if missing else ""

@@ -8,7 +8,7 @@ import torch
 
 from magic141.accelerator import give_back_freed_memory
 from magic141.evaluation.generation import performance
-from magic141.evaluation.generation.performance import measure, resident_megabytes, weight_megabytes
+from magic141.evaluation.generation.performance import measure, peak_megabytes, weight_megabytes
 
 
 def test_sleeping_costs_wall_time_but_no_cpu_time() -> None:
@@ -49,10 +49,10 @@ def test_memory_of_a_gpu_that_was_freed_before_the_end_counts_and_what_was_there
 def test_memory_of_earlier_work_is_given_back() -> None:
     blocks = [torch.ones(2**14) for _ in range(2000)]  # 64 KiB each: small enough for the heap to keep
     last = torch.ones(2**14)  # above them: the heap cannot shrink by itself
-    full = resident_megabytes()
+    full = peak_megabytes(torch.device("cpu"))
     del blocks
     give_back_freed_memory()
-    assert resident_megabytes() < full - 100
+    assert peak_megabytes(torch.device("cpu")) < full - 100
     assert float(last[0]) == 1
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from magic141.data.videos.video import write_video
 from magic141.evaluation.scores import VBENCH, Score, average
@@ -55,6 +56,24 @@ def test_real_package_scores_flickering(tmp_path: Path) -> None:
     assert 0.5 < score.value < 0.95  # the mean of a still video (1) and of noise
 
 
+def test_dinos_weights_come_from_vbenchs_cache_and_not_from_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DINO's hubconf.py asks torch.hub for this address, whatever path VBench gives it."""
+    monkeypatch.setenv("VBENCH_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: pytest.fail("no download"))
+    (tmp_path / vbench_needs.DINO).parent.mkdir()
+    torch.save({"weight": torch.ones(1), "trained": Path("a class")}, tmp_path / vbench_needs.DINO)
+    before = torch.hub.get_dir()
+    (tmp_path / "scratch").mkdir()
+    with vbench._cached_weights(tmp_path / "scratch"):
+        found = torch.hub.load_state_dict_from_url(
+            f"https://dl.fbaipublicfiles.com/dino/{Path(vbench_needs.DINO).name}"
+        )
+    assert found.keys() == {"weight", "trained"}
+    assert torch.hub.get_dir() == before
+
+
 def test_average_needs_all_seven() -> None:
     scores = {dimension.key: Score(0.5) for dimension in VBENCH}
     assert average(scores).value == 0.5
@@ -74,4 +93,7 @@ def test_an_installation_or_weights_that_came_later_change_what_can_be_scored(
     assert vbench_needs.what_can_be_scored(wanted).startswith("temporal_flickering by ")
     (tmp_path / "amt_model").mkdir()
     (tmp_path / "amt_model" / "amt-s.pth").touch()
-    assert vbench_needs.what_can_be_scored(wanted).startswith("temporal_flickering, motion_smoothness by ")
+    able = vbench_needs.what_can_be_scored(wanted)
+    assert able.startswith("temporal_flickering, motion_smoothness by vbench ")
+    assert vbench_needs.computed_by(able) == dict.fromkeys(wanted, able.partition(" by ")[2])
+    assert vbench_needs.computed_by("nothing by vbench 0.1.5") == {}
