@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from magic141.errors import UserError
 from magic141.evaluation.config import GateCondition
-from magic141.evaluation.measurement import Difference, Pair
+from magic141.evaluation.measurement import Difference, Measurement, Pair
 from magic141.evaluation.scores import COSTS, EXACT, FRECHET, VBENCH
 
 COLLAPSE = {True: "seen", False: "none seen", None: "not known: the store has no such metric of the student's run"}
@@ -90,8 +90,17 @@ def _compare(name: str, value: float, sign: int, tolerance: float, pair: Pair) -
     if other is None:
         return Verdict(name, True, f"{value:.4g}, the champion's run has no such metric")
     missing = sign * (other - value) - tolerance
-    text = f"{value:.4g}, champion {other:.4g}, tolerance {tolerance:.4g}"
+    text = (
+        f"{_with_error(name, pair.candidate)}, champion {_with_error(name, pair.champion)}, tolerance {tolerance:.4g}"
+    )
+    if pair.candidate.metrics.get(f"{name}_stderr", 0.0) > tolerance > 0:
+        text += ", less than the error: judge more clips (generate.num_exact_clips)"
     return Verdict(name, missing <= 0, _text(text, missing))
+
+
+def _with_error(name: str, measured: Measurement) -> str:
+    error = measured.metrics.get(f"{name}_stderr")
+    return f"{measured.metrics[name]:.4g}" + ("" if error is None else f" ± {error:.2g}")
 
 
 def _text(figures: str, missing: float) -> str:

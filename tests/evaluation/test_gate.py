@@ -39,6 +39,17 @@ def test_a_failure_names_its_amount() -> None:
     assert verdict.why == "2.4, champion 2, tolerance 0.1: fails by 0.3"
 
 
+def test_an_error_larger_than_the_tolerance_is_said() -> None:
+    candidate, champion = ({"student/frechet": 2.05, "student/frechet_stderr": error} for error in (0.4, 0.05))
+    _, verdict = judge(pair(candidate, champion), [FRECHET], collapsed=False)
+    assert verdict.why == (
+        "2.05 ± 0.4, champion 2.05 ± 0.05, tolerance 0.1, less than the error: judge more clips "
+        "(generate.num_exact_clips)"
+    )
+    _, verdict = judge(pair(champion, champion), [FRECHET], collapsed=False)
+    assert verdict.why == "2.05 ± 0.05, champion 2.05 ± 0.05, tolerance 0.1"
+
+
 def test_a_limit_holds_without_a_champion() -> None:
     condition = GateCondition(metric="student/latency_ms", better="lower", limit=50)
     fast, slow = (judge(pair({"student/latency_ms": ms}, None), [condition], collapsed=False) for ms in (40.0, 70.0))

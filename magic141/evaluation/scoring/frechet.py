@@ -18,6 +18,7 @@ from magic141.data.rows import Rows
 
 Array = NDArray[np.float64]
 MAX_FIT_TUBES = 200_000
+NUM_GROUPS = 16  # of clips, each left out once for the error
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,32 @@ def frechet_between(a: Array, b: Array) -> float:
     cross = np.sqrt(np.clip(np.linalg.eigvalsh(root_a @ cov_b @ root_a), 0, None)).sum()
     means = ((mean_a - mean_b) ** 2).sum()
     return float(max(0.0, means + np.trace(cov_a) + np.trace(cov_b) - 2 * cross))
+
+
+def frechet_error(a: Array, b: Array, num_clips: int) -> float | None:
+    """The standard error of `frechet_distance` that comes from which clips were drawn, by the grouped jackknife.
+
+    Args:
+        a: samples [N*P, n] of N clips with P places each.
+        b: samples [F*N*P, n] of F clips for each of those, all of one round after all of the other.
+        num_clips: N.
+
+    Returns:
+        None if what is left without a group is too little for n directions.
+    """
+    num_groups = min(num_clips, NUM_GROUPS)
+    if num_groups < 2 or len(a) * (num_groups - 1) // num_groups <= a.shape[1] + 1:
+        return None
+    parts = [_moments_of_groups(x, len(a) // num_clips, num_clips, num_groups) for x in (a, b)]
+    sums = [part.sum(0) for part in parts]
+    without = [frechet_between(*(s - part[g] for s, part in zip(sums, parts, strict=True))) for g in range(num_groups)]
+    return float(np.sqrt((num_groups - 1) * np.var(without)))
+
+
+def _moments_of_groups(x: Array, num_places: int, num_clips: int, num_groups: int) -> Array:
+    """The `moments` [G, 1 + n, 1 + n] of the clips of each group, every G-th one."""
+    group = np.arange(len(x)) // num_places % num_clips % num_groups
+    return np.stack([moments(x[group == number]) for number in range(num_groups)])
 
 
 def _gaussian(summed: Array) -> tuple[Array, Array]:

@@ -20,7 +20,7 @@ from magic141.data.psnr import psnr_db
 from magic141.data.shapes import ShapeClip, other_future, render_clip
 from magic141.evaluation.config import EvaluateConfig
 from magic141.evaluation.scores import AVERAGE, EXACT, FRECHET, Score, average
-from magic141.evaluation.scoring.frechet import TubeSpace, frechet_distance
+from magic141.evaluation.scoring.frechet import TubeSpace, frechet_distance, frechet_error
 from magic141.evaluation.scoring.shapes import score_clips
 from magic141.evaluation.scoring.vbench import score_folder
 from magic141.models.device import sampling_device
@@ -78,7 +78,7 @@ class Scorer:
         if truths is not None:
             num_frames = num_pixel_frames(frames, info.temporal_factor)
             futures = space.project(valid_futures(truths, num_frames, info.height, info.width, codec))
-            real, floor = futures, frechet_score(real, futures)
+            real, floor = futures, frechet_score(real, futures, len(rows))
         return cls(config, codec, generated, heldout, rows, truths, space, real, floor, num_latent_frames=frames)
 
     def heldout_clips(self) -> dict[str, Score]:
@@ -89,7 +89,7 @@ class Scorer:
         """Scores of what the codec makes of the held-out clips: a ceiling of all that is made of its latents."""
         frames = self._decoded()
         encoded = torch.cat([self.codec.encode_video(part).cpu() for part in frames.split(codec_batch(self.codec))])
-        distance = frechet_score(self.space.project(encoded), self.real)
+        distance = frechet_score(self.space.project(encoded), self.real, len(self.rows))
         return self._scores("codec", frames, distance, Score.missing(OWN_CONTINUATION))
 
     def _decoded(self) -> Tensor:
@@ -107,7 +107,7 @@ class Scorer:
     def variant(self, name: str) -> dict[str, Score]:
         """Scores of a generated variant."""
         tensors = load_file(self.generated / "exact" / f"{name}.safetensors")
-        distance = frechet_score(self.space.project(tensors["latents"]), self.real)
+        distance = frechet_score(self.space.project(tensors["latents"]), self.real, len(self.rows))
         return self._scores(name, tensors["frames"], distance, self._continuation(name))
 
     def _scores(self, name: str, frames: Tensor, distance: Score, continuation: Score) -> dict[str, Score]:
@@ -161,8 +161,14 @@ def valid_futures(
     return torch.cat(latents)
 
 
-def frechet_score(a: NDArray[np.float64], b: NDArray[np.float64]) -> Score:
-    """The distance between coefficients [N, n] and [M, n], unless they are too few to tell the n directions apart."""
+def frechet_score(a: NDArray[np.float64], b: NDArray[np.float64], num_clips: int) -> Score:
+    """The distance between coefficients, with its error; missing if there are too few to tell their directions apart.
+
+    Args:
+        a: [N*P, n] of N clips with P places each.
+        b: [F*N*P, n] of F clips for each of those, all of one round after all of the other.
+        num_clips: N.
+    """
     num_dimensions = a.shape[1]
     if min(len(a), len(b)) <= num_dimensions:
         return Score.missing(
@@ -171,7 +177,7 @@ def frechet_score(a: NDArray[np.float64], b: NDArray[np.float64]) -> Score:
         )
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return Score.missing("latents with values that are not finite")
-    return Score(frechet_distance(a, b))
+    return Score(frechet_distance(a, b), stderr=frechet_error(a, b, num_clips))
 
 
 def _num_latent_frames(generated: Path) -> int:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from magic141.evaluation.scoring import frechet
-from magic141.evaluation.scoring.frechet import TubeSpace, frechet_between, frechet_distance, moments
+from magic141.evaluation.scoring.frechet import TubeSpace, frechet_between, frechet_distance, frechet_error, moments
 
 
 def test_identical_sets_have_distance_zero() -> None:
@@ -77,3 +77,23 @@ def test_a_space_is_fitted_on_clips_of_all_videos(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(frechet, "MAX_FIT_TUBES", 60 * 4)
     expected = latents.permute(0, 3, 4, 1, 2).flatten(3).flatten(0, 2).double().mean(0)
     assert TubeSpace.fit(latents, 1).mean == pytest.approx(expected.numpy())
+
+
+def test_the_error_is_what_other_draws_of_clips_differ_by() -> None:
+    """Places of a clip are alike, so that their number says little: what counts is how many clips there are."""
+    rng, num_clips, num_places, num_rounds = np.random.default_rng(0), 48, 9, 2
+
+    def clips(rounds: int) -> np.ndarray:
+        own = rng.normal(size=(rounds * num_clips, 1, 3))
+        return (own + 0.1 * rng.normal(size=(rounds * num_clips, num_places, 3))).reshape(-1, 3)
+
+    draws = [(clips(1), clips(num_rounds)) for _ in range(60)]
+    spread = np.std([frechet_distance(a, b) for a, b in draws])
+    errors = [frechet_error(a, b, num_clips) for a, b in draws]
+    assert 0.6 < np.mean([error for error in errors if error is not None]) / spread < 1.6
+
+
+def test_too_few_clips_have_no_error() -> None:
+    a = np.random.default_rng(0).normal(size=(12, 4))
+    assert frechet_error(a, a, 1) is None
+    assert frechet_error(a[:6], a[:6], 2) is None

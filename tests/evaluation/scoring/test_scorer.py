@@ -83,5 +83,5 @@ def test_a_vae_encodes_one_clip_at_a_time() -> None:
 def test_clips_with_a_value_that_is_not_finite_miss_their_distance_and_no_other_score() -> None:
     sound, broken = np.random.default_rng(0).normal(size=(2, 20, 3))
     broken[7, 1] = np.nan
-    assert frechet_score(sound, sound).value is not None
-    assert frechet_score(broken, sound).reason == "latents with values that are not finite"
+    assert frechet_score(sound, sound, 1).value is not None
+    assert frechet_score(broken, sound, 1).reason == "latents with values that are not finite"
