@@ -126,7 +126,7 @@ def _notes(parts: Mapping[str, Path]) -> list[str]:
         )
     if version := scores["vbench"]["versions"]["vbench"]:
         notes.append(
-            f"VBench {version}, custom videos, on the CPU: on {_num_showcase(parts)} clips per variant. Its temporal "
+            f"VBench {version}, custom videos: on {_num_showcase(parts)} clips per variant. Its temporal "
             "flickering is the higher the less moves, and 1 if nothing does: it should match the real clips'."
         )
     return notes
