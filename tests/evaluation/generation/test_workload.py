@@ -3,6 +3,10 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
 
 from magic141.evaluation.generation.workload import prepare_workload, write_conditions
 from tests.evaluation.artifacts import GENERATE, RecordingLog
@@ -31,3 +35,25 @@ def test_an_image_of_the_prompts_own_video_is_named_as_such(
     num = GENERATE.num_prompts
     assert any(f"for {num} of {num} prompts is of the very video" in note for note in log.notes)
     assert json.dumps(rows).count('"own_video": true') == num
+
+
+def test_clips_are_decoded_a_batch_at_a_time(generated_from_folder: dict[str, Path]) -> None:
+    """A suite of hundreds of prompts at full size is more than a machine's memory."""
+    parts = generated_from_folder
+    work = prepare_workload(
+        GENERATE, CONFIG, parts["prepare_data"], parts["train_clip"], parts["build_index"], RecordingLog(), 0
+    )
+    latents, decoded = work.heldout.latents[:, :, : work.latent_frames], []
+    codec = work.codec
+
+    def decode(batch: Tensor) -> Tensor:
+        decoded.append(len(batch))
+        return codec.decode_video(batch)
+
+    vars(work)["codec"] = SimpleNamespace(decode_video=decode)
+    latents = torch.cat([latents] * 3)[: 2 * GENERATE.batch_size + 1]
+    clips = work.decoded(latents)
+    first = next(clips)
+    assert decoded == [GENERATE.batch_size]
+    assert torch.equal(torch.stack([first, *clips]), codec.decode_video(latents))
+    assert torch.equal(work.decode(latents), codec.decode_video(latents))
