@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,18 +21,25 @@ SMOKE = Path(__file__).parents[2] / "configs" / "smoke.yaml"
 
 @dataclass(frozen=True)
 class Run:
-    """Ends as the member's label says."""
+    """Waits for the other member, and ends as its own one's label says."""
 
     parent: str = "a1b2"
 
     def __call__(self, member: Member, values: Any) -> MemberOutcome:
         print(f"{member.label} begins")
+        (values.home / f"begun-{member.label}").touch()
+        deadline = time.monotonic() + 120
+        while len(list(values.home.glob("begun-*"))) < 2:
+            assert time.monotonic() < deadline, "the members do not run at once"
+            time.sleep(0.1)
         if member.label == "seed 1":
             os._exit(7)
         return MemberOutcome(label=member.label, run_id="c3d4")
 
 
-def test_a_member_whose_process_is_killed_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_members_run_at_once_and_one_whose_process_is_killed_stops_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")  # nobody asks it anything
     members = [Member((("seed", str(seed)),)) for seed in (1, 2)]
     configs = [load_config(SMOKE, [f"workspace={tmp_path}", *member.overrides]) for member in members]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -54,10 +53,11 @@ def test_a_file_that_cannot_be_fetched_is_not_a_missing_one(tracker: Tracker, mo
 
 
 RACER = """
-import sys, time
+import sys
 from pathlib import Path
 from magic141.tracking import Tracker
-time.sleep(max(0, float(sys.argv[2]) - time.time()))
+print("ready", flush=True)
+sys.stdin.readline()
 print(Tracker(Path(sys.argv[1]), "new").client.get_experiment("0").name)
 """
 
@@ -65,8 +65,13 @@ print(Tracker(Path(sys.argv[1]), "new").client.get_experiment("0").name)
 @pytest.mark.slow
 def test_a_new_store_survives_two_runs_that_start_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    command = [sys.executable, "-c", RACER, str(tmp_path), f"{time.time() + 15}"]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    command, pipe = [sys.executable, "-c", RACER, str(tmp_path)], subprocess.PIPE
+    both = [subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) for _ in range(2)]
+    assert [process.stdout.readline() for process in both if process.stdout] == ["ready\n"] * 2
+    for process in both:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
     assert [process.communicate()[0] for process in both] == ["Default\n"] * 2
 
 

@@ -9,6 +9,7 @@ import torch
 from magic141.models.transformer import add_guidance_embedding, build_transformer
 from tests.evaluation.artifacts import CHANNELS, make_data
 from tests.models.tiny import CONFIG
+from tests.training.forks import run_on_forks
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +24,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     teacher.save_pretrained(folder / "teacher")
     add_guidance_embedding(teacher).save_pretrained(folder / "student")
     return folder
+
+
+@pytest.fixture
+def forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The launcher "ray" starts forks: for what several workers compute, whoever starts them."""
+    monkeypatch.setattr("magic141.training.launch.run_on_ray", run_on_forks)

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from magic141.models.transformer import add_guidance_embedding, build_transformer, load_transformer
-from magic141.raysession import ensure_ray
 from magic141.stage_log import NullLog
 from magic141.training.cfg_distillation import CfgDistillation, CfgDistillationSpec
 from magic141.training.config import CfgDistillationConfig
@@ -22,7 +21,7 @@ from magic141.training.launch import TrainResult, launch
 from tests.evaluation.artifacts import CHANNELS, make_data
 from tests.models.tiny import CONFIG
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forks")]
 
 DDP: dict[str, Any] = {"engine": "ddp", "num_workers": 2, "log_every_steps": 1}
 SHARDED = DDP | {"engine": "deepspeed", "zero_stage": 3, "gradient_checkpointing": True}
@@ -47,7 +46,6 @@ DMD2: dict[str, Any] = SHORT | {
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    ensure_ray()
     folder = tmp_path_factory.mktemp("sharded")
     info = json.loads((make_data(folder / "data") / "dataset.json").read_text())
     torch.manual_seed(0)

@@ -1,0 +1,54 @@
+"""Training workers without Ray: forks of a process that has imported everything, which start at once."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import start_processes
+
+from magic141.training.checkpoint import LocalStore
+from magic141.training.context import TrainContext
+from magic141.training.loop import LoopResult, run_training
+from magic141.training.ray_launch import WorkerTask
+
+IMPORTED = [__name__, "deepspeed", "magic141.training.cfg_distillation", "magic141.training.dmd2.dmd2"]
+
+
+def run_on_forks(task: WorkerTask) -> LoopResult:
+    """In the place of `run_on_ray`; the first worker that fails ends the training."""
+    multiprocessing.set_forkserver_preload(IMPORTED)
+    with tempfile.TemporaryDirectory() as folder:
+        num_workers = task.config.placement.num_workers
+        start_processes(_work, (task, Path(folder)), num_workers, start_method="forkserver")
+        return LoopResult(**json.loads((Path(folder) / "result.json").read_text()))
+
+
+class _SharedStore(LocalStore):
+    """Every worker writes its files of a checkpoint into the same folder."""
+
+    def save(self, step: int, write: Callable[[Path], None]) -> None:
+        folder = self.folder / f"step-{step:06d}"
+        folder.mkdir(exist_ok=True)
+        write(folder)
+        dist.barrier()
+
+
+def _work(rank: int, task: WorkerTask, folder: Path) -> None:
+    placement = task.config.placement
+    os.environ["LOCAL_RANK"] = str(rank)
+    torch.set_num_threads(placement.threads_per_worker)
+    dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=placement.num_workers)
+    context = TrainContext(rank, placement.num_workers, torch.device("cpu"), task.run_dir, task.seed, placement)
+    result = run_training(task.spec, task.config, context, _SharedStore(task.run_dir), task.launch_id)
+    if context.is_main:
+        (folder / "result.json").write_text(json.dumps(asdict(result)))
+    dist.barrier()
+    os._exit(0)  # gloo's threads sometimes abort a process that ends in the usual way
