@@ -36,7 +36,14 @@ def take_base(config: FlowMatchingConfig, out: Path, log: StageLog) -> None:
     assert config.base is not None
     if not (Path(config.base) / "config.json").is_file():
         raise UserError(f"base = {config.base}: expected a diffusers transformer folder with config.json")
-    if json.loads((Path(config.base) / "config.json").read_text()).get("guidance_embeds"):
+    known = json.loads((Path(config.base) / "config.json").read_text())
+    if known.get("image_condition_type"):
+        log.note(
+            f"{config.base} is taken as it is, which is right for a model of this pipeline only: HunyuanVideo's own "
+            "image-to-video weights know other conditions; train them on with num_steps and data.encoder."
+            "image_token_stride=2"
+        )
+    if known.get("guidance_embeds"):
         load_base(config.base, config.base_guidance_scale).save_pretrained(out / "transformer")
     else:
         shutil.copytree(config.base, out / "transformer")

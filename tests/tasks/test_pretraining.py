@@ -48,6 +48,10 @@ def test_the_base_is_the_teacher(inputs: dict[str, Path], tmp_path: Path) -> Non
     pretrain_i2v.STAGE.run(made)
     assert (made.out / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes() == weights
     assert json.loads((made.out / "training.json").read_text())["steps"] == 0
+    assert isinstance(made.log, RecordingLog)
+    assert [
+        note for note in made.log.notes if "HunyuanVideo's own image-to-video weights know other conditions" in note
+    ]
 
 
 def test_training_goes_on_from_the_base(
