@@ -14,7 +14,7 @@ from magic141.models.text_embedding import TextEmbedding
 from magic141.models.vae import VideoCodec
 from magic141.retrieval.prior import Hit
 
-CODEC_BATCH = 8  # first frames per forward pass of the codec
+FRAMES_PER_PASS = 8  # first frames that the codec encodes at once
 _SEEDS_APART = 1009  # more than a generation has batches, or a long video windows
 
 
@@ -87,5 +87,5 @@ def shows_own_video(prompt: str, hit: Hit, heldout: ClipDataset) -> bool:
 
 def prompt_conditions(prompts: Sequence[str], images: Tensor, encoders: Encoders, codec: VideoCodec) -> Conditions:
     """Encodes prompts and their first frames, uint8 [N, H, W, 3]."""
-    known = torch.cat([codec.encode_video(batch[:, None]) for batch in images.split(CODEC_BATCH)])
+    known = torch.cat([codec.encode_video(batch[:, None]) for batch in images.split(FRAMES_PER_PASS)])
     return Conditions(encoders.encode_text(list(prompts)), encoders.encode_image(images), known)
