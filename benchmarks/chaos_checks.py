@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from magic141.artifacts import ArtifactRef, digest_file
+from magic141.artifacts.digests import digest_file
+from magic141.artifacts.references import ArtifactRef
 from magic141.evaluation.scores import COSTS
 from magic141.tracking import Run, Tracker
 

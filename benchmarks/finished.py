@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flows.planning.plan import make_plan
-from magic141.artifacts import ArtifactRef
+from magic141.artifacts.references import ArtifactRef
 from magic141.config import HOME_VARIABLE, PipelineConfig, load_config
 from magic141.tracking import Tracker
 from magic141.tracking.tags import TAG_ARTIFACT

@@ -23,7 +23,7 @@ from finished import config_in, finished, run_pipeline
 
 from flows.planning.estimates import GPU_OPERATIONS_PER_S, InputSizes, calculated_gib
 from magic141.config import PipelineConfig
-from magic141.config_checks import TRAINING_SECTIONS
+from magic141.config.checks import TRAINING_SECTIONS
 from magic141.tracking import Tracker
 from magic141.tracking.tags import TAG_STAGE
 from magic141.training.operations import num_operations, passes_per_update

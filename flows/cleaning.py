@@ -15,8 +15,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from magic141.file_records import record_path
-from magic141.publication import DIGEST_CHARS
+from magic141.artifacts.file_records import record_path
+from magic141.artifacts.publication import DIGEST_CHARS
 from magic141.tracking import ArtifactName, References, Work, references, unasked_stores
 from tasks.run_stage import KEY_CHARS, lock_file
 from tasks.stage import RUN_DIR_CHARS

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.failures.writable import require_output
 from flows.records.judgements import CODE, TRAINED_IN, command_like, measurement_of
-from magic141.artifacts import ArtifactRef, flatten
+from magic141.artifacts.references import ArtifactRef, flatten
 from magic141.errors import UserError
 from magic141.evaluation.reports.comparison import write_comparison
 from magic141.evaluation.reports.comparison_tables import (

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from flows.failures.reach import STORE, trouble
 from flows.failures.writable import OTHER_WORKSPACE, folder_trouble, nearest_existing
+from magic141.cluster.room import usable_cpus
 from magic141.environment import installed_version
 from magic141.errors import UserError
 from magic141.evaluation.scoring.vbench_needs import HOW_TO_INSTALL
-from magic141.room import usable_cpus
 from magic141.urls import without_credentials
 
 GIB = 1 << 30

@@ -13,9 +13,9 @@ from types import FrameType
 from pydantic import ValidationError
 
 from flows.generation import find_model
-from magic141.config_errors import explain
+from magic141.cluster.address import ray_cluster
+from magic141.config.errors import explain
 from magic141.errors import UserError
-from magic141.ray_address import ray_cluster
 from magic141.serving.config import ServingConfig
 
 WATCH_SECONDS = 5.0  # between looks at whether the model is still served
@@ -49,7 +49,7 @@ def serve(
     if not ray_cluster():  # on a cluster, Ray listens where the cluster's nodes are
         require_free(host, port)
     folder = find_model(workspace, model)
-    from magic141.raysession import ensure_ray
+    from magic141.cluster.session import ensure_ray
     from magic141.serving import deployment
 
     card = deployment.describe(model, folder)

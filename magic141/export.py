@@ -12,6 +12,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from numpy.typing import NDArray
 from pydantic import Field
 
+from magic141.artifacts.publication import link_or_copy
 from magic141.data.dataset import NULL_TEXT_FILE, load_null_text
 from magic141.data.info import load_info
 from magic141.data.videos.video import fit_image
@@ -26,7 +27,6 @@ from magic141.models.generator import VideoGenerator
 from magic141.models.sampling import SamplingSettings
 from magic141.models.transformer import load_for_sampling, load_transformer
 from magic141.models.vae import VideoCodec, load_codec
-from magic141.publication import link_or_copy
 from magic141.stage_log import StageLog
 from magic141.training.dmd2.config import Dmd2Config
 

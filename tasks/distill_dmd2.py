@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from magic141.artifacts import ArtifactRef
+from magic141.artifacts.references import ArtifactRef
 from magic141.errors import UserError
 from tasks.stage import Stage, StageCall, StageContext
 from tasks.training import TRAINING_CODE, VOLATILE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from magic141.config import PipelineConfig, missing_sources
-from magic141.config_errors import nearest
+from magic141.config.errors import nearest
 from magic141.errors import UserError
 from tasks import (
     build_index,

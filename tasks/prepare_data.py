@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from magic141.artifacts import ArtifactRef
-from magic141.config_checks import TRAINING_SECTIONS, oversized_batches
+from magic141.artifacts.references import ArtifactRef
+from magic141.config.checks import TRAINING_SECTIONS, oversized_batches
 from magic141.data.sources.listing import corpus_files
 from magic141.errors import UserError
 from tasks.stage import Stage, StageCall, StageContext, sources_in

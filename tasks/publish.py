@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from magic141.artifacts import ArtifactRef
+from magic141.artifacts.references import ArtifactRef
 from magic141.serving.config import Limits
 from tasks.generate import student_sampling
 from tasks.stage import Stage, StageCall, StageContext

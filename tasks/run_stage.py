@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from magic141.artifacts import ArtifactRef, StageKey
+from magic141.artifacts.publication import Published, publish_by_content, staging
+from magic141.artifacts.references import ArtifactRef, StageKey
 from magic141.errors import UserError, first_line
-from magic141.publication import Published, publish_by_content, staging
 from magic141.tracking import begun_refresh, closing, find_reusable
 from magic141.urls import without_credentials
 from tasks.provenance import environment, source_tags

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from magic141.artifacts import ArtifactRef, FileSelection, StageKey, digest_source
+from magic141.artifacts.digests import FileSelection, digest_source
+from magic141.artifacts.fingerprint import NUM_NAMED, edited_modules, fingerprint_modules, module_digests
+from magic141.artifacts.references import ArtifactRef, StageKey
 from magic141.config import PipelineConfig, named_sources
 from magic141.errors import UserError, first_few
-from magic141.fingerprint import NUM_NAMED, edited_modules, fingerprint_modules, module_digests
 from magic141.frozen import key_fields
 from magic141.stage_log import StageLog
 from tasks.console import StageConsole
@@ -31,13 +32,17 @@ NOT_IN_KEY = (
     "magic141.retrieval.config",
     "magic141.serving.config",
     "magic141.training.config",
-    "magic141.config_errors",
+    "magic141.training.dmd2.config",
+    "magic141.config.errors",
     "magic141.errors",
     "magic141.frozen",
-    "magic141.artifacts",
-    "magic141.publication",
+    "magic141.artifacts.digests",
+    "magic141.artifacts.publication",
+    "magic141.artifacts.references",
     "magic141.tracking",
-    "magic141.raysession",
+    "magic141.cluster.address",
+    "magic141.cluster.room",
+    "magic141.cluster.session",
     "magic141.training.launch",
     "magic141.training.ray_launch",
     "magic141.evaluation.generation.ray_launch",

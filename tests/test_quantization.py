@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from magic141.artifacts import digest_folder
+from magic141.artifacts.digests import digest_folder
 from magic141.errors import UserError
 from magic141.evaluation.config import QuantizeConfig
 from magic141.models.transformer import load_transformer, make_prefix, velocity

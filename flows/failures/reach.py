@@ -12,9 +12,9 @@ from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
 from flows.failures.databases import TIMEOUT_S, database_trouble
+from magic141.cluster.address import VARIABLE as RAY
+from magic141.cluster.address import ray_address_trouble, ray_cluster
 from magic141.errors import UserError
-from magic141.ray_address import VARIABLE as RAY
-from magic141.ray_address import ray_address_trouble, ray_cluster
 from magic141.urls import without_credentials
 
 STORE = "MLFLOW_TRACKING_URI"

@@ -15,7 +15,7 @@ from flows.orchestration.server import EMBEDDED_VARIABLE
 from flows.planning.readiness import require_ready
 from flows.records.origin import Continuation
 from flows.records.session import Outcome, Session, open_session
-from magic141.artifacts import ArtifactRef
+from magic141.artifacts.references import ArtifactRef
 from magic141.urls import without_credentials
 from tasks.run_stage import run_stage
 from tasks.stage import Stage, StageContext

@@ -8,7 +8,7 @@ from typing import Any
 
 from flows.planning.needs import needs_of
 from magic141.config import PipelineConfig
-from magic141.config_checks import TRAINING_SECTIONS
+from magic141.config.checks import TRAINING_SECTIONS
 from magic141.evaluation.config import GenerateConfig
 from magic141.evaluation.variants import list_variants, long_video_variants
 from magic141.models.frames import num_latent_frames

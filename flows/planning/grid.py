@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from magic141.config import PipelineConfig, load_config, missing_sources
-from magic141.config_files import load_yaml, shown
+from magic141.config.files import load_yaml, shown
 from magic141.errors import UserError
 
 MAX_MEMBERS = 200

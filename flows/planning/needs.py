@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from magic141.cluster.address import ray_cluster
+from magic141.cluster.room import TO_A_CLUSTER, shortage, this_machine
 from magic141.config import PipelineConfig
-from magic141.config_checks import TRAINING_SECTIONS
-from magic141.ray_address import ray_cluster
-from magic141.room import TO_A_CLUSTER, shortage, this_machine
+from magic141.config.checks import TRAINING_SECTIONS
 from magic141.training.config import PlacementConfig
 
 HERE = "this process"

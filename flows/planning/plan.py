@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from flows.planning.estimates import Estimate, estimate
 from flows.planning.needs import HERE
 from flows.records.origin import continue_run, find_origin, stages_between
-from magic141.artifacts import ArtifactRef, StageKey
+from magic141.artifacts.references import ArtifactRef, StageKey
 from magic141.config import PipelineConfig
 from magic141.errors import first_few
 from magic141.tracking import Tracker, begun_refresh, find_reusable, store_exists

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from flows.planning.needs import needs_of
 from flows.planning.plan import make_plan
-from magic141.artifacts import ArtifactRef
+from magic141.artifacts.references import ArtifactRef
 from magic141.config import PipelineConfig
 from magic141.errors import UserError
 from tasks.stage import Stage

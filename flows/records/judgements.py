@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from flows.records.naming import workspace_option
-from magic141.artifacts import flatten
+from magic141.artifacts.references import flatten
 from magic141.errors import UserError
 from magic141.evaluation.measurement import Difference, Measurement, as_setting
 from magic141.evaluation.scoring.vbench_needs import computed_by

@@ -12,7 +12,7 @@ from magic141.errors import shortened
 from magic141.urls import without_credentials
 
 if TYPE_CHECKING:
-    from magic141.artifacts import ArtifactRef
+    from magic141.artifacts.references import ArtifactRef
 
 TAG_OVERRIDES, TAG_DESCRIPTION = "magic141.overrides", "mlflow.note.content"
 NOT_NAMED = ("name", "workspace", "experiment")  # stand elsewhere on the page

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.failures.reach import require_servers
-from magic141.artifacts import ArtifactRef, flatten
+from magic141.artifacts.references import ArtifactRef, flatten
 from magic141.config import PipelineConfig, validate_stored, with_overrides
 from magic141.errors import UserError
 from magic141.tracking import Run, Tracker, open_store

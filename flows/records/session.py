@@ -12,11 +12,11 @@ from flows.failures.faults import explaining
 from flows.failures.reach import STORE, require_servers
 from flows.failures.resume import marking_resumable
 from flows.records.naming import TAG_DESCRIPTION, description, overrides_tag, run_name
+from magic141.cluster.room import slow_without_gpu
 from magic141.config import PipelineConfig, config_digest, to_yaml
 from magic141.evaluation.reports.headline import headline, headline_figures
 from magic141.evaluation.scores import COSTS, read_variants
 from magic141.frozen import FrozenConfig
-from magic141.room import slow_without_gpu
 from magic141.tracking import RunLog, Tracker, closing
 from magic141.tracking.tags import TAG_ARTIFACT
 from magic141.urls import without_credentials

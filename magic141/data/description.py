@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from magic141.artifacts import digest_folder
+from magic141.artifacts.digests import digest_folder
 from magic141.data.config import DataConfig
 from magic141.data.dataset import ClipDataset
 from magic141.data.fitted import NUM_SHEET_CLIPS, Fitted

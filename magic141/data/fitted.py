@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from magic141.artifacts import digest_folder
+from magic141.artifacts.digests import digest_folder
+from magic141.artifacts.publication import link_or_copy, publish, staging
+from magic141.cluster.room import usable_cpus
 from magic141.data.config import DataConfig
 from magic141.data.dataset import NULL_TEXT_FILE, load_null_text
 from magic141.data.kept import read_record, write_record
@@ -25,8 +27,6 @@ from magic141.models.caption_lengths import remarks_on_cut_captions
 from magic141.models.encoders import Encoders
 from magic141.models.text_embedding import TextEmbedding
 from magic141.models.vae import CausalPCACodec, VideoCodec, load_codec
-from magic141.publication import link_or_copy, publish, staging
-from magic141.room import usable_cpus
 from magic141.stage_log import StageLog
 
 NUM_SHEET_CLIPS = 6

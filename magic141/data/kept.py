@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from magic141.artifacts import canonical_json, sha256_text
+from magic141.artifacts.digests import canonical_json, sha256_text
 from magic141.text_files import replace_text
 
 PROBES_A_PIECE = 256  # results that a crash may lose at most

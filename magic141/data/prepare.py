@@ -19,6 +19,9 @@ import ray.data
 import ray.exceptions
 from safetensors.torch import load
 
+from magic141.artifacts.fingerprint import CodeStamp
+from magic141.cluster.address import ray_cluster
+from magic141.cluster.session import ensure_ray, require_room
 from magic141.data.config import DataConfig
 from magic141.data.description import describe
 from magic141.data.fitted import Fitted, fit_models
@@ -32,9 +35,6 @@ from magic141.data.sources.splits import SPLITS
 from magic141.data.videos.decoding import StorageError
 from magic141.data.workers import Encode, Probe, Render
 from magic141.errors import UserError, first_line
-from magic141.fingerprint import CodeStamp
-from magic141.ray_address import ray_cluster
-from magic141.raysession import ensure_ray, require_room
 from magic141.stage_log import StageLog
 
 PROBE_BLOCK_VIDEOS = 16  # that one task decodes; what it has found is kept when it ends

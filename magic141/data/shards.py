@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from magic141.artifacts import digest_file
+from magic141.artifacts.digests import digest_file
+from magic141.artifacts.publication import link_or_copy
 from magic141.data.dataset import MANIFEST_FILE
 from magic141.data.kept import read_record, write_record
 from magic141.data.sources.chunks import Place
 from magic141.data.sources.splits import SPLITS
-from magic141.publication import link_or_copy
 
 MAX_SHARD_BYTES = 2**31  # the writer holds this much per split, and as much again while it joins a shard
 NUM_THREADS = 8  # that read kept shards; hashing releases the interpreter's lock

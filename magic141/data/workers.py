@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from magic141.artifacts import digest_file
+from magic141.artifacts.digests import digest_file
+from magic141.artifacts.fingerprint import CodeStamp
 from magic141.data.config import DataConfig
 from magic141.data.sources.clips import Clip, probe_video, render_anchors, render_chunk
 from magic141.data.sources.listing import BadFile, VideoFile
 from magic141.data.videos.decoding import BadVideo, storage_error
 from magic141.data.videos.pixels import Frames
-from magic141.fingerprint import CodeStamp
 
 if TYPE_CHECKING:
     from torch import Tensor

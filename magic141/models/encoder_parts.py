@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from magic141.artifacts import digest_source
+from magic141.artifacts.digests import digest_source
 from magic141.errors import UserError
 
 LINKED_FILE = "linked.json"  # beside links to a checkpoint's parts: name -> digest

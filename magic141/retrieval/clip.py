@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from magic141.artifacts import digest_file
+from magic141.artifacts.digests import digest_file
 from magic141.data.dataset import ClipDataset
 from magic141.data.rows import Rows
 from magic141.errors import UserError

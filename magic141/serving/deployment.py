@@ -16,10 +16,10 @@ from ray import serve
 from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
-from magic141.config_errors import explain
+from magic141.cluster.address import ray_cluster
+from magic141.cluster.session import is_alive, require_room
+from magic141.config.errors import explain
 from magic141.errors import UserError
-from magic141.ray_address import ray_cluster
-from magic141.raysession import is_alive, require_room
 from magic141.serving.app import BusyError, ModelCard, build_app
 from magic141.serving.config import ServingConfig
 from magic141.serving.requests import Video, VideoRequest

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from magic141.config_errors import explain
+from magic141.config.errors import explain
 from magic141.errors import UserError
 from magic141.serving.config import Limits
 from magic141.serving.requests import RequestError, VideoRequest, check_request

@@ -8,9 +8,10 @@ from pathlib import Path
 from filelock import FileLock
 from mlflow.exceptions import MlflowException
 
-from magic141.artifacts import ArtifactRef, digest_folder
+from magic141.artifacts.digests import digest_folder
+from magic141.artifacts.publication import publish, staging
+from magic141.artifacts.references import ArtifactRef
 from magic141.errors import UserError, first_line
-from magic141.publication import publish, staging
 from magic141.tracking.registry import MODEL_FOLDER
 from magic141.tracking.tags import TAG_HOST
 from magic141.tracking.tracker import Tracker

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 
-from magic141.artifacts import ArtifactRef
+from magic141.artifacts.references import ArtifactRef
 from magic141.tracking.paging import all_experiments, every
 from magic141.tracking.stores import noted_stores, store_name
 from magic141.tracking.tags import TAG_ARTIFACT, TAG_KEY, TAG_KIND, TAG_STAGE

@@ -15,7 +15,7 @@ from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from magic141.artifacts import ArtifactRef
+from magic141.artifacts.references import ArtifactRef
 from magic141.errors import UserError
 from magic141.tracking.paging import all_experiments
 from magic141.tracking.tags import TAG_ARTIFACT, TAG_PROMOTIONS

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from mlflow.entities import Run
 
-from magic141.artifacts import ArtifactRef
+from magic141.artifacts.references import ArtifactRef
 from magic141.tracking.tags import TAG_ARTIFACT, TAG_HOST, TAG_KEY, TAG_REFRESH
 from magic141.tracking.tracker import Tracker
 

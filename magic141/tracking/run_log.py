@@ -18,7 +18,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, L
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-from magic141.artifacts import ArtifactRef, flatten
+from magic141.artifacts.references import ArtifactRef, flatten
 from magic141.tracking.registry import look_up
 from magic141.tracking.tags import MAX_BATCH, TAG_ARTIFACT, TAG_HEARTBEAT, TAG_MODEL, set_tags
 from magic141.urls import without_credentials

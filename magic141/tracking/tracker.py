@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
-from magic141.artifacts import ArtifactRef
+from magic141.artifacts.references import ArtifactRef
 from magic141.errors import UserError
 from magic141.tracking.first_contact import require_answer
 from magic141.tracking.liveness import is_dead, process_tags

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 import torch
 
+from magic141.artifacts.publication import written_aside
 from magic141.errors import UserError
-from magic141.publication import written_aside
 from magic141.training.context import TrainContext
 from magic141.training.meter import Meter
 from magic141.training.objective import Objective

@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from magic141.artifacts.publication import written_aside
 from magic141.errors import UserError
-from magic141.publication import written_aside
 from magic141.training.checkpoint import (
     CheckpointInfo,
     CheckpointStore,

@@ -16,9 +16,9 @@ import torch
 import torch.distributed as dist
 
 from magic141.accelerator import give_back_freed_memory
+from magic141.artifacts.fingerprint import CodeStamp
+from magic141.cluster.address import ray_cluster
 from magic141.errors import UserError
-from magic141.fingerprint import CodeStamp
-from magic141.ray_address import ray_cluster
 from magic141.training.config import PlacementConfig, TrainConfig
 from magic141.training.context import TrainContext
 from magic141.training.loop import LoopResult, run_training
@@ -56,7 +56,7 @@ class WorkerTask:
 def run_on_ray(task: WorkerTask) -> LoopResult:
     """Runs the task on Ray Train workers; the Ray run has our run's name and folder, so that Ray resumes it."""
     _configure_ray_train()
-    from magic141.raysession import ensure_ray, require_room
+    from magic141.cluster.session import ensure_ray, require_room
 
     ensure_ray()
     give_back_freed_memory()  # earlier stages may have encoded in this process, on a GPU that a worker may get

@@ -7,9 +7,9 @@ import math
 import shutil
 from pathlib import Path
 
+from magic141.artifacts.publication import link_or_copy
 from magic141.data.info import load_info
 from magic141.errors import UserError
-from magic141.publication import link_or_copy
 from magic141.stage_log import StageLog
 from magic141.training.config import METRICS_FILE, RECORD_FILE, WATCH_FILE, TrainConfig
 from magic141.training.launch import TrainResult, launch

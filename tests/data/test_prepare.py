@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from magic141.artifacts import digest_folder
+from magic141.artifacts.digests import digest_folder
+from magic141.artifacts.fingerprint import CodeStamp
 from magic141.data import fitted, prepare
 from magic141.data.config import DataConfig
 from magic141.data.dataset import ClipDataset, load_null_text
@@ -23,7 +24,6 @@ from magic141.data.videos.decoding import StorageError
 from magic141.data.videos.video import write_video
 from magic141.data.workers import Probe, Render, content_id
 from magic141.errors import UserError
-from magic141.fingerprint import CodeStamp
 from magic141.models.encoders import Encoders
 from magic141.models.vae import load_codec
 from magic141.stage_log import NullLog

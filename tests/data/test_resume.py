@@ -14,7 +14,8 @@ import torch
 from ray.exceptions import ActorDiedError
 from safetensors.torch import load_file
 
-from magic141.artifacts import digest_folder
+from magic141.artifacts.digests import digest_folder
+from magic141.artifacts.fingerprint import CodeStamp
 from magic141.data import fitted, prepare, workers
 from magic141.data.config import DataConfig
 from magic141.data.dataset import ClipDataset
@@ -28,7 +29,6 @@ from magic141.data.videos.decoding import BadVideo, StorageError
 from magic141.data.videos.video import write_video
 from magic141.data.workers import Encode, Probe, Render
 from magic141.errors import UserError
-from magic141.fingerprint import CodeStamp
 from magic141.models.encoders import Encoders
 from tests.data.test_prepare import MemoryLog
 

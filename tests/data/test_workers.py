@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load
 
+from magic141.artifacts.fingerprint import CodeStamp
 from magic141.data.config import DataConfig, EncoderConfig
 from magic141.data.sources.clips import render_anchors, render_chunk, sample_shapes
 from magic141.data.workers import Encode, Render
-from magic141.fingerprint import CodeStamp
 from magic141.models.encoders import Encoders
 from magic141.models.vae import VideoCodec
 from tests.evaluation.artifacts import make_data

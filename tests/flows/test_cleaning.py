@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from flows import cleaning
 from flows.cleaning import Findings, find_leftovers, remove
 from flows.cli import app
-from magic141.artifacts import ArtifactRef
+from magic141.artifacts.references import ArtifactRef
 from magic141.config import PipelineConfig
 from magic141.tracking import Tracker, paging
 from tasks.console import StageConsole

@@ -8,7 +8,7 @@ import pytest
 from rich.table import Table
 
 from flows.comparison import compare
-from magic141.artifacts import ArtifactRef
+from magic141.artifacts.references import ArtifactRef
 from magic141.errors import UserError
 from magic141.tracking import RunLog, Tracker
 

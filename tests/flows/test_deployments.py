@@ -188,7 +188,8 @@ CANDIDATE = """
 import sys
 from prefect.blocks.system import Secret
 from flows.orchestration.events import announcing_candidate
-from magic141.artifacts import ArtifactRef, digest_folder
+from magic141.artifacts.digests import digest_folder
+from magic141.artifacts.references import ArtifactRef
 from magic141.config import PipelineConfig
 from magic141.tracking import Tracker
 from tasks import publish

@@ -16,7 +16,7 @@ from flows.cli import app
 from flows.comparison import compare
 from flows.promotion import Decision, promote
 from flows.records.session import open_session
-from magic141.artifacts import ArtifactRef
+from magic141.artifacts.references import ArtifactRef
 from magic141.config import PipelineConfig, with_overrides
 from magic141.errors import UserError
 from magic141.tracking import Tracker

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from magic141.artifacts import digest_folder
+from magic141.artifacts.digests import digest_folder
 from magic141.data.config import EncoderConfig
 from magic141.data.shapes import AXES, COLOURS, DIRECTIONS, SHAPES
 from magic141.errors import UserError

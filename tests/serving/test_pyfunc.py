@@ -22,7 +22,8 @@ from mlflow.pyfunc.scoring_server import init as scoring_server
 from starlette.testclient import TestClient
 
 from flows.generation import find_model
-from magic141.artifacts import ArtifactRef, digest_folder
+from magic141.artifacts.digests import digest_folder
+from magic141.artifacts.references import ArtifactRef
 from magic141.errors import UserError
 from magic141.tracking import Tracker
 from tasks.publish import STAGE

@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 
-from magic141.artifacts import ArtifactRef
+from magic141.artifacts.references import ArtifactRef
 from magic141.config import load_config
 from magic141.errors import UserError
 from magic141.stage_log import NullLog

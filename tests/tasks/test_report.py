@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from magic141.artifacts import ArtifactRef
+from magic141.artifacts.references import ArtifactRef
 from magic141.config import PipelineConfig, load_config, validate
 from tasks.report import INPUTS, STAGE
 from tasks.stage import StageCall

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from magic141.artifacts import ArtifactRef, digest_folder
+from magic141.artifacts.digests import digest_folder
+from magic141.artifacts.references import ArtifactRef
 from magic141.tracking import Tracker
 
 

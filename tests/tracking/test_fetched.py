@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from flows.generation import find_model
-from magic141.artifacts import ArtifactRef, digest_folder
+from magic141.artifacts.digests import digest_folder
+from magic141.artifacts.references import ArtifactRef
 from magic141.errors import UserError
 from magic141.tracking import Tracker, local_folder
 from magic141.tracking.registry import Registry

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from magic141.artifacts import ArtifactRef
+from magic141.artifacts.references import ArtifactRef
 from magic141.tracking import Tracker, begun_refresh, find_reusable
 from magic141.tracking.tags import TAG_ARTIFACT, TAG_HOST
 from tests.tracking.made import make_artifact, make_file

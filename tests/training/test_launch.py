@@ -14,10 +14,10 @@ import psutil
 import pytest
 import torch
 
+from magic141.artifacts.fingerprint import CodeStamp
+from magic141.cluster.session import ensure_ray
 from magic141.errors import UserError
-from magic141.fingerprint import CodeStamp
 from magic141.models.config import TransformerConfig
-from magic141.raysession import ensure_ray
 from magic141.stage_log import NullLog
 from magic141.training import ray_launch
 from magic141.training.config import FlowMatchingConfig

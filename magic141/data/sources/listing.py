@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from magic141.artifacts import source_files
+from magic141.artifacts.digests import source_files
 from magic141.errors import UserError
 
 # fmt: off

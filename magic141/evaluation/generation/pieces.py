@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
+from magic141.artifacts.publication import link_or_copy, written_aside
 from magic141.evaluation.generation.long_videos import long_evaluations, run_long, show_long
 from magic141.evaluation.generation.model_folders import ModelFolders
 from magic141.evaluation.generation.short_videos import run_short, short_evaluations, show_short
 from magic141.evaluation.generation.workload import Advance, Workload
 from magic141.evaluation.variants import Variant
 from magic141.models.device import cpu_threads
-from magic141.publication import link_or_copy, written_aside
 from magic141.stage_log import StageLog
 
 RECORD = "record.json"

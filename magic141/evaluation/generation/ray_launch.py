@@ -6,11 +6,11 @@ import pickle
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from magic141.artifacts.fingerprint import CodeStamp
 from magic141.errors import UserError
 from magic141.evaluation.generation.model_folders import ModelFolders
 from magic141.evaluation.generation.pieces import Piece, make_pieces
 from magic141.evaluation.generation.workload import Advance, Workload
-from magic141.fingerprint import CodeStamp
 
 if TYPE_CHECKING:
     import ray
@@ -26,7 +26,7 @@ def make_on_ray(work: Workload, folders: ModelFolders, pieces: Sequence[Piece], 
     Raises:
         UserError: if a worker met a user's mistake, or more GPUs are asked for than there are.
     """
-    from magic141.raysession import ensure_ray, require_room
+    from magic141.cluster.session import ensure_ray, require_room
 
     ensure_ray()
     require_room("generate.num_workers", work.config.num_workers, {"gpus_per_worker": work.config.gpus_per_worker})

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from magic141.artifacts import flatten
+from magic141.artifacts.references import flatten
 from magic141.evaluation.measurement import OF_THE_MACHINE, Measurement, Pair, as_setting
 from magic141.evaluation.scores import COSTS, EXACT, FRECHET, SCORES_FILE, VBENCH, Dimension, error_text, read_variants
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 import pytest
 
-from magic141.artifacts import digest_source
+from magic141.artifacts.digests import digest_source
 from magic141.data.sources.listing import BadFile, VideoFile, corpus_files, list_videos
 from magic141.errors import UserError
 

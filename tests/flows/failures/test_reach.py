@@ -22,9 +22,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from flows.failures.databases import TIMEOUT_S
 from flows.failures.reach import SERVERS, require_servers, trouble
+from magic141.cluster.address import VARIABLE as RAY
+from magic141.cluster.address import ray_address_trouble
 from magic141.errors import UserError
-from magic141.ray_address import VARIABLE as RAY
-from magic141.ray_address import ray_address_trouble
 
 
 class Health(BaseHTTPRequestHandler):
@@ -261,7 +261,7 @@ def test_an_address_that_cannot_work_is_told(address: str, line: str, monkeypatc
 
 
 def test_ray_client_is_refused_where_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    from magic141.raysession import ensure_ray
+    from magic141.cluster.session import ensure_ray
 
     monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
     with pytest.raises(UserError, match="Ray Client cannot run Ray Data's actors"):

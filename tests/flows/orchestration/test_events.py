@@ -11,7 +11,8 @@ from rich.console import Console
 
 import flows.orchestration.events
 from flows.orchestration.events import announcing_candidate
-from magic141.artifacts import ArtifactRef, digest_folder
+from magic141.artifacts.digests import digest_folder
+from magic141.artifacts.references import ArtifactRef
 from magic141.config import PipelineConfig
 from magic141.tracking import Tracker
 from tasks import publish, quantize

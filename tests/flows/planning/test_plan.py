@@ -10,7 +10,7 @@ import pytest
 from flows.planning.estimates import IMAGE_TOKENS, Estimate, _num_evaluations, estimate
 from flows.planning.plan import _size, _time, _wishes, make_plan
 from magic141.config import load_config
-from magic141.config_checks import TRAINING_SECTIONS
+from magic141.config.checks import TRAINING_SECTIONS
 from magic141.evaluation.generation.pieces import list_pieces
 from magic141.evaluation.generation.workload import Workload
 from magic141.evaluation.variants import list_variants, long_video_variants

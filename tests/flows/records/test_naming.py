@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flows.records.naming import description, overrides_tag, run_name
-from magic141.artifacts import ArtifactRef
+from magic141.artifacts.references import ArtifactRef
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from flows.records.origin import Origin, continue_run, find_origin
-from magic141.artifacts import ArtifactRef, digest_folder
+from magic141.artifacts.digests import digest_folder
+from magic141.artifacts.references import ArtifactRef
 from magic141.config import PipelineConfig
 from magic141.errors import UserError
 from magic141.tracking import Tracker

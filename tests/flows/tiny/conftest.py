@@ -13,7 +13,7 @@ from prefect.testing.utilities import prefect_test_harness
 import tasks.pipeline
 from flows.pipeline import pipeline
 from flows.records.session import Outcome
-from magic141.artifacts import digest_folder
+from magic141.artifacts.digests import digest_folder
 from tasks.stage import Stage, StageCall
 from tests.models.tiny import INFO
 

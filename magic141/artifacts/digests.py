@@ -1,91 +1,19 @@
-"""Artifacts with content digests, and the keys of stages."""
+"""Content digests: of files, of folders, and of what a user owns."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
-from magic141.file_records import file_digests, record_path
-from magic141.frozen import FrozenConfig
+from magic141.artifacts.file_records import file_digests
 
 CHUNK_BYTES = 1 << 20
 FileSelection = Callable[[Path, list[Path]], list[Path]]  # of the files in a folder
 SMALL_SOURCE_BYTES = 256 << 20
 MISSING = "missing"
-
-
-class ArtifactRef(FrozenConfig):
-    """One stage's result: where it is, and the digest of its content.
-
-    Attributes:
-        stage: name of the stage that made it.
-        key: the stage key under which it was made.
-        uri: absolute path of its folder.
-        digest: content digest of the folder (`digest_folder`, without the stage's own timing records).
-        run_id: MLflow run that made it.
-        volatile: names of files (timings, logs) that are not part of the digest.
-    """
-
-    stage: str
-    key: str
-    uri: str
-    digest: str
-    run_id: str
-    volatile: tuple[str, ...] = ()
-
-    @property
-    def path(self) -> Path:
-        """The folder."""
-        return Path(self.uri)
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether no file of it counts: the stage was left out."""
-        return self.digest == sha256_text("")
-
-    def state(self) -> str:
-        """'intact', 'deleted' or 'altered'; reads the folder (of a large one, only files that may have changed)."""
-        if not self.path.is_dir():
-            return "deleted"
-        return "intact" if digest_folder(self.path, self.volatile, record_path(self.path)) == self.digest else "altered"
-
-
-class StageKey(FrozenConfig):
-    """Everything that determines a stage's result; equal parts give equal keys."""
-
-    stage: str
-    version: int
-    code: str
-    config: dict[str, Any]
-    inputs: dict[str, str]
-    seed: int
-
-    @property
-    def digest(self) -> str:
-        """sha256 of the canonical JSON of the parts."""
-        return sha256_text(canonical_json(self.model_dump(mode="json")))
-
-    def difference(self, other: StageKey) -> list[str]:
-        """The fields that differ, as `path: other's value -> own value`."""
-        return list(_differences("", other.model_dump(mode="json"), self.model_dump(mode="json")))
-
-
-def canonical_json(value: object) -> str:
-    """JSON with sorted keys and no spaces: equal values give equal text."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested fields as `section.field` and value."""
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def digest_folder(folder: Path, volatile: Iterable[str] = (), record: Path | None = None) -> str:
@@ -152,6 +80,11 @@ def source_files(folder: Path) -> list[Path]:
     return sorted(path for path in files if path.is_file())
 
 
+def canonical_json(value: object) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
 def sha256_text(text: str) -> str:
     """sha256 of a string; names of files that are not UTF-8 count by their bytes."""
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
@@ -161,16 +94,3 @@ def _digest_files(folder: Path, files: Iterable[Path], record: Path | None = Non
     named = {path.relative_to(folder).as_posix(): path for path in files}
     digests = file_digests(digest_file, named, record)
     return sha256_text("\n".join(f"{name}\0{digest}" for name, digest in zip(named, digests, strict=True)))
-
-
-def _differences(path: str, old: object, new: object) -> Iterator[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for name in sorted(old.keys() | new.keys()):
-            yield from _differences(f"{path}.{name}".lstrip("."), old.get(name), new.get(name))
-    elif old != new:
-        yield f"{path}: {_short(old)} -> {_short(new)}"
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else text[:9].strip('"') + "…"

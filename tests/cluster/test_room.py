@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from magic141 import room
+from magic141.cluster import room
+from magic141.cluster.room import shortage, slow_without_gpu, this_machine, usable_cpus
 from magic141.config import load_config
-from magic141.room import shortage, slow_without_gpu, this_machine, usable_cpus
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from magic141.config import PipelineConfig
+    from magic141.config.pipeline import PipelineConfig
 
 
 class Size(NamedTuple):

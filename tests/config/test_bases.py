@@ -11,7 +11,7 @@ import pytest
 from magic141.config import load_config, missing_sources
 from tests.models.tiny import tiny_checkpoint, tiny_transformer
 
-DEMO = Path(__file__).parents[1] / "configs" / "demo.yaml"
+DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 FITS = (
     "data.codec.num_channels=4",
     "data.encoder.width=8",

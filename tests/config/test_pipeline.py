@@ -22,7 +22,7 @@ from magic141.errors import UserError
 from magic141.frozen import key_fields
 from magic141.training.config import OptimizerConfig
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 @pytest.mark.parametrize("name", ["demo", "smoke", "smoke_gpu", "hunyuan_13b"])

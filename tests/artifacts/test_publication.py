@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from magic141 import file_records
-from magic141.artifacts import digest_folder
-from magic141.file_records import record_path
-from magic141.publication import publish, publish_by_content, staging, written_aside
+from magic141.artifacts import file_records
+from magic141.artifacts.digests import digest_folder
+from magic141.artifacts.file_records import record_path
+from magic141.artifacts.publication import publish, publish_by_content, staging, written_aside
 
 
 def test_staging_leaves_nothing_unless_published(tmp_path: Path) -> None:
@@ -113,5 +113,5 @@ def test_digests_of_a_large_artifacts_files_are_kept_beside_it(tmp_path: Path, m
             made = publish_by_content(out, place)
     record = record_path(made.path)
     assert sorted(place.parent.iterdir()) == [made.path, record]
-    monkeypatch.setattr("magic141.artifacts.digest_file", lambda path: pytest.fail(f"{path} was read"))
+    monkeypatch.setattr("magic141.artifacts.digests.digest_file", lambda path: pytest.fail(f"{path} was read"))
     assert digest_folder(made.path, record=record) == made.digest

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from magic141.artifacts.fingerprint import CodeStamp, edited_modules, fingerprint_modules, module_digests
 from magic141.errors import UserError
-from magic141.fingerprint import CodeStamp, edited_modules, fingerprint_modules, module_digests
 
 
 @pytest.fixture

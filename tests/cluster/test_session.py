@@ -10,12 +10,12 @@ import pytest
 import ray
 import ray.exceptions
 
-from magic141 import raysession
+from magic141.cluster import session
 from magic141.errors import UserError
 
 WITHOUT_HOME = """
 import ray
-from magic141.raysession import ensure_ray
+from magic141.cluster.session import ensure_ray
 ensure_ray()
 here = ray.get_runtime_context().gcs_address  # 'auto' may find another test's Ray
 again = f"import ray; ray.init(address='{here}', log_to_driver=False); print('again', ray.is_initialized())"
@@ -37,8 +37,8 @@ def tokens(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
 
 def test_a_local_ray_has_one_token_a_process_that_stays_out_of_its_environment(tokens: list[str | None]) -> None:
     """A process knows only the first token it has used, also when its Ray died and is started again."""
-    raysession.ensure_ray()
-    raysession.ensure_ray()
+    session.ensure_ray()
+    session.ensure_ray()
     assert tokens[0] == tokens[1]
     assert len(str(tokens[0])) == 64
     assert "RAY_AUTH_TOKEN" not in os.environ
@@ -46,7 +46,7 @@ def test_a_local_ray_has_one_token_a_process_that_stays_out_of_its_environment(t
 
 def test_a_token_that_was_set_is_kept(tokens: list[str | None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", "mine")
-    raysession.ensure_ray()
+    session.ensure_ray()
     assert (tokens, os.environ["RAY_AUTH_TOKEN"]) == (["mine"], "mine")
 
 
@@ -77,4 +77,4 @@ def test_a_cluster_that_may_want_a_token_says_how_to_give_it(error: Exception, m
     with pytest.raises(
         UserError, match=r"^RAY_ADDRESS = 10\.0\.0\.1:6379: [^\n]*RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
     ):
-        raysession.ensure_ray()
+        session.ensure_ray()

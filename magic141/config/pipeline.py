@@ -12,11 +12,11 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from magic141.artifacts import canonical_json, sha256_text
-from magic141.base_checks import misfits
-from magic141.config_checks import problems
-from magic141.config_errors import explain
-from magic141.config_files import merge, parse_override, read_config
+from magic141.artifacts.digests import canonical_json, sha256_text
+from magic141.config.bases import misfits
+from magic141.config.checks import problems
+from magic141.config.errors import explain
+from magic141.config.files import merge, parse_override, read_config
 from magic141.data.config import DataConfig
 from magic141.environment import temporary_environment
 from magic141.errors import UserError

@@ -10,7 +10,7 @@ import torch
 from magic141.config import load_config
 from magic141.models.transformer import build_transformer
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 @pytest.mark.parametrize("name", ["demo", "smoke", "smoke_gpu", "smoke_13b", "hunyuan_13b"])

@@ -15,12 +15,12 @@ import ray.data
 import ray.exceptions
 
 from magic141.accelerator import settle_accelerator
+from magic141.cluster.address import VARIABLE, ray_address_trouble, ray_cluster
+from magic141.cluster.room import shortage, this_machine
 from magic141.environment import temporary_environment
 from magic141.errors import UserError, first_line
-from magic141.ray_address import VARIABLE, ray_address_trouble, ray_cluster
-from magic141.room import shortage, this_machine
 
-_REPOSITORY = Path(__file__).resolve().parent.parent
+_REPOSITORY = Path(__file__).resolve().parents[2]
 _MIN_OBJECT_STORE_BYTES = 500_000_000
 _SHARED_MEMORY = Path("/dev/shm")
 # by default glibc returns every large tensor's memory and gets zeroed pages for the next: a seventh of a training step

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from magic141.artifacts import digest_folder
-from magic141.file_records import record_path
+from magic141.artifacts.digests import digest_folder
+from magic141.artifacts.file_records import record_path
 
 DIGEST_CHARS = 12
 

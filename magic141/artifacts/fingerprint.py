@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from magic141.artifacts import digest_file, sha256_text
+from magic141.artifacts.digests import digest_file, sha256_text
 from magic141.errors import UserError, first_few
 
 NUM_NAMED = 5  # differing modules that a message names

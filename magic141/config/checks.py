@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from magic141.models.frames import num_latent_frames
 
 if TYPE_CHECKING:
-    from magic141.config import PipelineConfig
+    from magic141.config.pipeline import PipelineConfig
 
 SCHEDULE_STEPS = 1000
 TRAINING_SECTIONS = ("pretrain_t2v", "pretrain_i2v", "distill_cfg", "distill_dmd2")

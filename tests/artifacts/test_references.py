@@ -1,4 +1,4 @@
-"""Artifacts: digests see content, fingerprints see code, keys see everything that decides a result."""
+"""References know whether their artifact is as it was; keys see everything that decides a result."""
 
 from __future__ import annotations
 
@@ -7,43 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from magic141 import file_records
-from magic141.artifacts import (
-    ArtifactRef,
-    StageKey,
-    digest_file,
-    digest_folder,
-    digest_source,
-    source_files,
-)
-from magic141.file_records import record_path
+from magic141.artifacts import file_records
+from magic141.artifacts.digests import digest_file, digest_folder
+from magic141.artifacts.file_records import record_path
+from magic141.artifacts.references import ArtifactRef, StageKey
 
 KEY = StageKey(stage="s", version=1, code="c", config={"a": {"b": 1}}, inputs={"x": "d"}, seed=0)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "a" / "sub").mkdir(parents=True)
-    (tmp_path / "a" / "one.txt").write_text("1")
-    (tmp_path / "a" / "sub" / "two.txt").write_text("2")
-    return tmp_path / "a"
-
-
-def test_digest_ignores_place_and_time_but_not_content_or_names(folder: Path, tmp_path: Path) -> None:
-    before = digest_folder(folder)
-    os.utime(folder / "one.txt", (1, 1))
-    moved = folder.replace(tmp_path / "b")
-    assert digest_folder(moved) == before
-    (moved / "one.txt").rename(moved / "uno.txt")
-    renamed = digest_folder(moved)
-    (moved / "uno.txt").write_text("3")
-    assert len({before, renamed, digest_folder(moved)}) == 3
-
-
-def test_volatile_files_do_not_count(folder: Path) -> None:
-    before = digest_folder(folder, ("sub/two.txt",))
-    (folder / "sub" / "two.txt").write_text("took 3 s")
-    assert digest_folder(folder, ("sub/two.txt",)) == before
 
 
 def test_ref_knows_whether_its_folder_is_intact(folder: Path) -> None:
@@ -72,7 +41,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(path.name)
         return digest_file(path)
 
-    monkeypatch.setattr("magic141.artifacts.digest_file", digest)
+    monkeypatch.setattr("magic141.artifacts.digests.digest_file", digest)
     return names
 
 
@@ -112,29 +81,6 @@ def test_small_artifacts_are_read_whole_and_leave_nothing_beside_them(folder: Pa
     assert ref.state() == "intact"
     assert sorted(read) == ["one.txt", "two.txt"]
     assert [path.name for path in folder.parent.iterdir()] == ["a"]
-
-
-def test_source_digest_follows_content(folder: Path) -> None:
-    assert digest_source(folder / "nowhere") == "missing"
-    before = digest_source(folder)
-    (folder / "new.mp4").write_bytes(b"video")
-    assert digest_source(folder) != before
-
-
-def test_source_digest_sees_through_links_and_not_what_begins_with_a_dot(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "disk").mkdir()
-    (folder / "link").symlink_to(tmp_path / "disk")
-    before = digest_source(folder)
-    (folder / ".DS_Store").touch()
-    assert digest_source(folder) == before == digest_folder(folder, (".DS_Store",))
-    (tmp_path / "disk" / "new.mp4").touch()
-    assert digest_source(folder) != before
-
-
-def test_source_files_of_a_folder_are_taken_once_and_loops_end(folder: Path) -> None:
-    (folder / "again").symlink_to("sub")
-    (folder / "sub" / "loop").symlink_to(folder)
-    assert source_files(folder) == [folder / "one.txt", folder / "sub" / "two.txt"]
 
 
 @pytest.mark.parametrize(
