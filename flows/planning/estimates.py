@@ -17,7 +17,7 @@ from magic141.tracking import Tracker
 from magic141.training.config import TrainConfig
 from magic141.training.dmd2.config import Dmd2Config
 from magic141.training.memory import activation_bytes, state_bytes
-from magic141.training.operations import EVALUATION, num_operations, passes_per_update
+from magic141.training.operations import EVALUATION, num_operations, passes_of_training
 
 HUNYUAN_TEXT, HUNYUAN_POOLED = 4096, 768
 IMAGE_TOKENS = {"tiny": (32 // 8) ** 2, "hunyuan": (336 // 14) ** 2}  # (side // patch) ** 2, before the stride
@@ -94,7 +94,7 @@ def _gpu_seconds(stage: str, config: PipelineConfig, num_gpus: float) -> float |
         training = getattr(config, stage)
         if training.precision != "bf16":
             return None
-        passes = passes_per_update(training) * (training.num_steps * training.batch_size)
+        passes = passes_of_training(training) * training.batch_size
     tokens = InputSizes.of(config).num_tokens(config, image_condition=stage != "pretrain_t2v")
     seconds = num_operations(passes, config.model, tokens) / num_gpus / GPU_OPERATIONS_PER_S
     return seconds if seconds > STARTING_S else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
@@ -69,13 +70,25 @@ class LocalStore:
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
         """Write to a temporary folder, rename it, delete the oldest checkpoints."""
-        with written_aside(self.folder / f"step-{step:06d}") as aside:
+        with written_aside(self.folder / step_name(step)) as aside:
             write(aside)
         for old in self._complete()[: -self.num_to_keep]:
             shutil.rmtree(old)
 
     def _complete(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+        return sorted(self.folder.glob("step-*"), key=lambda path: step_of(path.name))
+
+
+def step_name(step: int) -> str:
+    """A checkpoint's name; steps before 0 have one, too."""
+    return f"step-{step:06d}"
+
+
+def step_of(name: str) -> int:
+    """The step in a checkpoint's name, which may be followed by more."""
+    found = re.match(r"step-(-?\d+)", name)
+    assert found, name
+    return int(found[1])
 
 
 def write_checkpoint(

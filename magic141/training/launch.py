@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 import uuid
@@ -17,7 +18,7 @@ import torch.distributed as dist
 from magic141.errors import UserError
 from magic141.stage_log import StageLog
 from magic141.text_files import replace_text
-from magic141.training.checkpoint import LocalStore
+from magic141.training.checkpoint import LocalStore, step_of
 from magic141.training.config import METRICS_FILE, PlacementConfig, TrainConfig
 from magic141.training.context import TrainContext
 from magic141.training.engines.deepspeed_engine import forget_process_group
@@ -90,7 +91,7 @@ def _finished(run_dir: Path, config: TrainConfig) -> TrainResult | None:
 def _require_own_checkpoints(run_dir: Path, launcher: str) -> None:
     """Refuses to go on after another launcher, whose checkpoints lie elsewhere: training would silently start over."""
     newest = {
-        name: max((int(path.name.split("-")[1]) for path in folder.glob("step-*")), default=0)
+        name: max((step_of(path.name) for path in folder.glob("step-*")), default=-math.inf)
         for name, folder in {"ray": run_dir, "local": run_dir / _LOCAL}.items()
     }
     other = "local" if launcher == "ray" else "ray"

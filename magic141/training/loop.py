@@ -82,12 +82,13 @@ class _Loop:
             info = read_checkpoint(folder, self.objective, self.since_check, self.context) if folder else None
             barrier(self.context)  # no worker goes on before all have read: the folder may be temporary
         self.usage.add(info)
-        return info.step if info else 0
+        return info.step if info else self.objective.first_step
 
     def run(self, start: int, writer: ProgressWriter | None) -> None:
         """Runs steps start to num_steps - 1; logs and checkpoints are numbered by finished steps, `done`."""
         config, since_log, skipped = self.config, Meter(), _SkippedSteps(self.config.max_skipped_steps)
-        for step in range(start, config.num_steps):
+        self.prepare(start, writer, skipped)
+        for step in range(max(start, 0), config.num_steps):
             values = self.objective.step(step)
             done = step + 1
             if not skipped.record(values, done):
@@ -107,6 +108,16 @@ class _Loop:
             elif writer:
                 writer.heartbeat(done)
             if save:
+                self._save(done)
+
+    def prepare(self, start: int, writer: ProgressWriter | None, skipped: _SkippedSteps) -> None:
+        """Runs the steps before 0, which are not logged, but show that training lives and can go on after a crash."""
+        for step in range(start, 0):
+            done = step + 1
+            skipped.record(self.objective.step(step), done)
+            if writer:
+                writer.heartbeat(done)
+            if done % self.config.checkpoint_every_steps == 0:
                 self._save(done)
 
     def export(self) -> None:
@@ -189,7 +200,7 @@ class _Usage:
         """The totals of the finished run."""
         seconds, cpu_seconds = self.so_far(context)
         peak = torch.tensor([_peak_memory_mb(context.device)], dtype=torch.float64)
-        return LoopResult(seconds, cpu_seconds, float(sum_over_workers(peak, context)), start)
+        return LoopResult(seconds, cpu_seconds, float(sum_over_workers(peak, context)), max(start, 0))
 
 
 def _peak_memory_mb(device: torch.device) -> float:

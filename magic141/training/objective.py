@@ -16,6 +16,11 @@ class Objective(Protocol):
     """A stage's loss with its networks and state. The loop calls it on all workers in step."""
 
     @property
+    def first_step(self) -> int:
+        """Where training begins: 0, or below it, as a step before 0 prepares others and is not one of `num_steps`."""
+        ...
+
+    @property
     def engines(self) -> Mapping[str, Engine]:
         """The engine of every trained network, by name; the loop saves and loads them (collective, on all workers)."""
         ...
@@ -23,7 +28,8 @@ class Objective(Protocol):
     def step(self, step: int) -> Mapping[str, torch.Tensor | float]:
         """One optimizer step (0-based `step`): batch by step, forward, backward, `engine.step()`; returns scalars.
 
-        Tensors may carry a graph and live on any device: the loop detaches them and averages them over workers.
+        Tensors may carry a graph and live on any device: the loop detaches them and averages them over workers, but for
+        those of steps before 0. A `grad_norm` that is not finite leaves the step out, on every worker alike.
         """
         ...
 

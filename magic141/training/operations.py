@@ -5,6 +5,7 @@ An operation is a multiplication or an addition. Validation, export and optimize
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
@@ -60,6 +61,18 @@ def passes_per_update(config: TrainConfig) -> Passes:
     return sum(_parts(config), Passes(0, 0))
 
 
+def passes_of_training(config: TrainConfig) -> Passes:
+    """The work of a whole training stage on each clip of its batches."""
+    return sum(_preparation(config), passes_per_update(config) * config.num_steps)
+
+
+def _preparation(config: TrainConfig) -> Iterator[Passes]:
+    """The warm-up of DMD2's fake score, and the clips for it."""
+    if isinstance(config, Dmd2Config):
+        yield _fake_update(config) * config.fake_warmup_updates
+        yield _simulation(config) * math.ceil(config.fake_warmup_updates / config.fake_updates_per_step)
+
+
 def _parts(config: TrainConfig) -> Iterator[Passes]:
     checkpointing = config.placement.gradient_checkpointing
     if isinstance(config, Dmd2Config):
@@ -71,16 +84,25 @@ def _parts(config: TrainConfig) -> Iterator[Passes]:
 
 
 def _dmd2(config: Dmd2Config) -> Iterator[Passes]:
-    """The chain, the generator's training pass, both scores' evaluations, and the fake score's updates."""
+    """The simulation, the generator's training pass, both scores' evaluations, and the fake score's updates."""
     checkpointing = config.placement.gradient_checkpointing
-    fake = Passes.training(checkpointing, frozen=config.fake_score == "lora")
-    before_exit = sum(step * share for step, share in enumerate(config.exit_shares))
-    yield EVALUATION * ((before_exit if config.generator_input == "backward_simulation" else 0) + 1)
-    yield EVALUATION * (config.own_frames_fraction * config.num_inference_steps)
+    yield _simulation(config)
     yield Passes.training(checkpointing, frozen=config.generator_lora_rank > 0)
     yield EVALUATION * (2 if config.real_score == "teacher" and config.is_guided else 1)  # the real score
     yield EVALUATION  # the fake one
-    yield fake * config.fake_updates_per_step
+    yield _fake_update(config) * config.fake_updates_per_step
     if config.adversarial_weight > 0:
-        yield fake * (2 * config.fake_updates_per_step)  # real and generated clips
         yield Passes.training(checkpointing, frozen=True)
+
+
+def _simulation(config: Dmd2Config) -> Passes:
+    """The student's chain up to its exit, and the frames that it generates to continue."""
+    before_exit = sum(step * share for step, share in enumerate(config.exit_shares))
+    chain = (before_exit if config.generator_input == "backward_simulation" else 0) + 1
+    return EVALUATION * (chain + config.own_frames_fraction * config.num_inference_steps)
+
+
+def _fake_update(config: Dmd2Config) -> Passes:
+    """Generated clips, and for a discriminator real and generated ones."""
+    fake = Passes.training(config.placement.gradient_checkpointing, frozen=config.fake_score == "lora")
+    return fake * (3 if config.adversarial_weight > 0 else 1)

@@ -49,6 +49,8 @@ class ProgressWriter:
 
     def heartbeat(self, step: int) -> None:
         """Record that `step` is done, at most once a second."""
+        if step <= 0:  # not a step whose speed counts
+            self._last_time, self._last_step = time.time(), step
         if time.time() - self._beat >= _HEARTBEAT_S:
             self._append({"step": step})
 
@@ -148,6 +150,8 @@ class _Tail:
 
     def _take(self, row: dict[str, Any]) -> None:
         step = row["step"]
+        if "launch" in row and step < 0:
+            self._log.note(f"{-step} steps of preparation come before the first one that is counted")
         if step > self._shown:
             self._advance(step - self._shown)
             self._shown = step

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch.distributed as dist
 
 from magic141.errors import UserError
-from magic141.training.checkpoint import is_whole
+from magic141.training.checkpoint import is_whole, step_name
 
 if TYPE_CHECKING:
     from ray.train import Checkpoint
@@ -47,7 +47,7 @@ class RayStore:
         with tempfile.TemporaryDirectory() as folder:
             write(Path(folder))
             checkpoint = ray.train.Checkpoint.from_directory(folder)
-            name = f"step-{step:06d}{self._suffix}"
+            name = step_name(step) + self._suffix
             ray.train.report({"step": step}, checkpoint=checkpoint, checkpoint_dir_name=name)
 
 

@@ -30,6 +30,8 @@ RandomNumbers = Sequence[Tensor]  # of a batch's loss: times, noise and what els
 class SingleNetworkObjective(ABC):
     """Batch, loss, backward pass, update, EMA; subclasses define the loss of a batch."""
 
+    first_step = 0
+
     def __init__(
         self,
         network: HunyuanVideoTransformer3DModel,

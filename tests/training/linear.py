@@ -46,9 +46,10 @@ class LinearSpec:
     config: TrainConfig
     noise: float = 0.1
     mistake: str = ""
-    crash_at: int = -1
-    kill_once_at: int = -1
+    crash_at: int | None = None
+    kill_once_at: int | None = None
     bad_steps: tuple[int, ...] = ()
+    first_step: int = 0
 
     def build(self, context: TrainContext) -> LinearRegression:
         if self.mistake:
@@ -62,6 +63,7 @@ class LinearRegression:
     def __init__(self, spec: LinearSpec, context: TrainContext) -> None:
         self.spec, self.context = spec, context
         self.judged: list[int] = []
+        self.first_step = spec.first_step
         config = spec.config
         generator = torch.Generator().manual_seed(0)
         self.x = torch.randn(NUM_POINTS, WIDTH, generator=generator)
@@ -80,7 +82,7 @@ class LinearRegression:
         if step == self.spec.crash_at:
             raise ZeroDivisionError("the objective broke")
         self._kill_once(step)
-        x = self.x[self.sampler.indices(step)]
+        x = self.x[self.sampler.indices(step - self.first_step)]
         if step in self.spec.bad_steps:
             x[0] = float("inf")
         noisy = x + self.spec.noise * torch.randn_like(x)
@@ -131,6 +133,7 @@ class LinearRegression:
     def _wait_for_commit(self) -> None:
         """Ray's controller commits a checkpoint a moment after the workers have reported it."""
         every = self.spec.config.checkpoint_every_steps
+        assert self.spec.kill_once_at is not None
         name = f"step-{self.spec.kill_once_at // every * every:06d}"
         snapshot = self.context.run_dir / "checkpoint_manager_snapshot.json"
         while not snapshot.exists() or name not in snapshot.read_text():

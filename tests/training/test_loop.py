@@ -13,6 +13,7 @@ from magic141.errors import UserError
 from magic141.stage_log import NullLog
 from magic141.training.checkpoint import (
     CheckpointInfo,
+    LocalStore,
     read_checkpoint,
     read_info,
     require_compatible,
@@ -148,6 +149,27 @@ def test_a_few_steps_with_a_broken_gradient_are_left_out(tmp_path: Path) -> None
     assert "NaN" not in result.metrics_file.read_text()
     with pytest.raises(UserError, match=r"nan at step 7: training diverged"):
         launch(LinearSpec(config, bad_steps=(3, 4, 5, 6)), config, tmp_path / "many", NullLog(), seed=0)
+
+
+def test_steps_before_0_prepare_and_are_gone_on_with_after_a_crash(tmp_path: Path) -> None:
+    config = linear_config()  # a checkpoint every 5 steps
+    spec = LinearSpec(config, first_step=-7)
+    first_log = RecordingLog()
+    straight = launch(spec, config, tmp_path / "straight", first_log, seed=3)
+    assert first_log.notes == ["7 steps of preparation come before the first one that is counted"]
+    for crash_at, found in ((-3, -5), (3, 0)):
+        with pytest.raises(ZeroDivisionError):
+            launch(replace(spec, crash_at=crash_at), config, tmp_path / "broken", NullLog(), seed=3)
+        with LocalStore(tmp_path / "broken" / "checkpoints").latest() as folder:
+            assert folder is not None
+            assert read_info(folder).step == found
+    log = RecordingLog()
+    resumed = launch(spec, config, tmp_path / "broken", log, seed=3)
+    assert log.steps == [2, 4, 5, 6, 8, 10, 12]
+    assert log.notes == [], "prepared already"
+    assert resumed.metrics_file.read_bytes() == straight.metrics_file.read_bytes()
+    unprepared = launch(LinearSpec(config), config, tmp_path / "unprepared", NullLog(), seed=3)
+    assert resumed.metrics_file.read_bytes() != unprepared.metrics_file.read_bytes()
 
 
 def test_what_all_workers_have_alike_is_written_once(tmp_path: Path) -> None:

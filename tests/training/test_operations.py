@@ -18,7 +18,7 @@ from magic141.models.adapters import add_lora
 from magic141.models.config import TransformerConfig
 from magic141.models.transformer import Conditioning, build_transformer, make_prefix, velocity
 from magic141.training.config import CfgDistillationConfig, FlowMatchingConfig, PlacementConfig
-from magic141.training.operations import EVALUATION, Passes, num_operations, passes_per_update
+from magic141.training.operations import EVALUATION, Passes, num_operations, passes_of_training, passes_per_update
 from tests.training.dmd2.tiny import build
 
 WIDE = TransformerConfig(
@@ -106,6 +106,15 @@ def test_a_dmd2_update_takes_the_passes_that_are_counted(
     training = Passes.training(checkpointing=False)
     taken = EVALUATION * passes.count(False) + training * passes.count(True)
     assert taken.attention == pytest.approx(passes_per_update(dmd2.config).attention)
+
+
+def test_the_warm_up_of_the_fake_score_counts(folders: Path, tmp_path: Path) -> None:
+    dmd2 = build(folders, tmp_path, final_exit_fraction=1.0, fake_warmup_updates=3)
+    with blocks_run() as passes:
+        for step in range(dmd2.first_step, dmd2.config.num_steps):
+            dmd2.step(step)
+    taken = EVALUATION * passes.count(False) + Passes.training(checkpointing=False) * passes.count(True)
+    assert taken.attention == pytest.approx(passes_of_training(dmd2.config).attention)
 
 
 def test_other_stages_take_a_training_pass_and_the_guided_teachers_two_evaluations() -> None:

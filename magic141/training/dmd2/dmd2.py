@@ -7,6 +7,7 @@ low-rank branch). `docs/distillation.md` says when to use which option.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from magic141.diffusion.flow import velocity_target, x0_from_velocity
 from magic141.diffusion.samplers import ChainStep, randn_like
 from magic141.models.config import TransformerConfig
 from magic141.training.batches import Batch, BatchMaker
-from magic141.training.context import TrainContext
+from magic141.training.context import TrainContext, sum_over_workers
 from magic141.training.dmd2.adversarial import Discriminator
 from magic141.training.dmd2.backward_simulation import BackwardSimulation, Generated, Simulated
 from magic141.training.dmd2.collapse import CollapseWatch
@@ -44,6 +45,8 @@ from magic141.training.engines.engine import Engine
 from magic141.training.engines.make import make_engine
 from magic141.training.random_numbers import shared_generator, step_generator
 from magic141.training.single_network import make_sampler
+
+LEFT_OUT: dict[str, Tensor | float] = {"x0_std": math.nan, "grad_norm": math.nan, "fake_grad_norm": math.nan}
 
 
 @dataclass(frozen=True)
@@ -96,45 +99,56 @@ class Dmd2:
         self.watch = CollapseWatch(config.collapse)
 
     @property
+    def first_step(self) -> int:
+        """Steps before 0 train the fake score alone, as often as the others do."""
+        return -math.ceil(self.config.fake_warmup_updates / self.config.fake_updates_per_step)
+
+    @property
     def engines(self) -> Mapping[str, Engine]:
         """Generator and fake score."""
         return {"generator": self.generator, "fake": self.fake}
 
     def step(self, step: int) -> dict[str, Tensor | float]:
-        """Several fake-score updates, then one generator update.
+        """Several fake-score updates, then one generator update; before step 0, the fake score's alone.
 
         The generator is evaluated twice at the exit step: without a graph for the scores, and again for its gradient.
         """
-        warmup_norm = self.warm_up() if step == 0 else torch.zeros(())
+        if step < 0:
+            return self.warm_up(step)
         rng = step_generator(self.context.seed, step, self.context.rank)
         state, made = self.simulate(step, rng)
+        if not self.keep(made):
+            return LEFT_OUT
         fake_values = self.update_fake(self.config.fake_updates_per_step, rng)
-        norm = torch.maximum(warmup_norm, fake_values["fake_grad_norm"])
         values = self.update_generator(state, made, rng)
         self.ema.update()
-        return {**values, **fake_values, "fake_grad_norm": norm, "x0_std": made.x0.std()}
+        return {**values, **fake_values, "x0_std": made.x0.std()}
 
-    def warm_up(self) -> Tensor:
-        """Trains the fake score alone, on new clips every `fake_updates_per_step` updates; returns the largest norm."""
-        config, norms = self.config, [torch.zeros(())]
-        for done in range(0, config.fake_warmup_updates, config.fake_updates_per_step):
-            step = config.num_steps + done  # beyond the last, so that its clips are not those of the first updates
-            rng = step_generator(self.context.seed, step, self.context.rank)
-            self.simulate(step, rng)
-            num_updates = min(config.fake_updates_per_step, config.fake_warmup_updates - done)
-            norms.append(self.update_fake(num_updates, rng)["fake_grad_norm"])
-        return torch.stack(norms).max()
+    def warm_up(self, step: int) -> dict[str, Tensor | float]:
+        """Trains the fake score alone, on new clips."""
+        config = self.config
+        done = (step - self.first_step) * config.fake_updates_per_step
+        place = config.num_steps + done  # beyond the last step, so that its clips are not those of the first updates
+        rng = step_generator(self.context.seed, place, self.context.rank)
+        if not self.keep(self.simulate(place, rng).made):
+            return LEFT_OUT
+        return {**self.update_fake(min(config.fake_updates_per_step, config.fake_warmup_updates - done), rng)}
+
+    def keep(self, made: Generated) -> bool:
+        """Keeps clips for the fake score if those of all workers are finite: it trains on them in later steps, too."""
+        num_broken = sum_over_workers((~torch.isfinite(made.x0)).sum(), self.context)
+        if not num_broken:
+            self.replay.append(made)
+        return not num_broken
 
     def simulate(self, step: int, rng: torch.Generator) -> Simulated:
-        """The student's clips of a step, which are also kept for the fake score."""
+        """The student's clips of a step."""
         batch = self.maker.make(self.sampler.indices(step), rng).to(self.context.device)
         w = Guidance.draw(self.config, len(batch.x0), rng).to(self.context.device)
         drawn = self.draw(step)
         if drawn.own_frames:
             batch = self.chain.with_own_frames(batch, w, rng)
-        simulated = self.chain.simulate(batch, w, drawn.exit_step, rng)
-        self.replay.append(simulated.made)
-        return simulated
+        return self.chain.simulate(batch, w, drawn.exit_step, rng)
 
     def draw(self, step: int) -> Drawn:
         """Draws what is random about an update but the same on all ranks."""

@@ -17,7 +17,7 @@ from magic141.diffusion.samplers import randn_like
 from magic141.models.transformer import load_transformer
 from magic141.stage_log import NullLog
 from magic141.training.batches import Batch
-from magic141.training.dmd2.backward_simulation import Generated
+from magic141.training.dmd2.backward_simulation import BackwardSimulation, Generated
 from magic141.training.dmd2.config import Dmd2Config
 from magic141.training.dmd2.dmd2 import Dmd2, Dmd2Spec
 from magic141.training.dmd2.networks import Guidance, GuidedScores
@@ -178,7 +178,8 @@ def test_batches_kept_by_other_workers_are_not_replayed(folders: Path, tmp_path:
     """A run that goes on with fewer workers: a worker's old batches have fewer clips than its new ones."""
     alone = {**PLACEMENT, "clips_per_pass": 2}
     before, after = (build(folders, tmp_path, batch_size=size, placement=alone) for size in (2, 4))
-    before.step(0)
+    for step in range(before.first_step, 1):
+        before.step(step)
     after.load_state_dict({**before.state_dict(), "ema": after.ema.state_dict()})
     assert len(before.replay) == 2, "the warm-up's and the step's"
     assert len(after.replay) == 0
@@ -268,19 +269,41 @@ def test_the_scores_are_told_where_the_generators_clips_left(
 
 def test_the_fake_score_warms_up_before_the_first_generator_update_alone(folders: Path, tmp_path: Path) -> None:
     dmd2, updates = build(folders, tmp_path, fake_warmup_updates=3), []
-    for step in range(2):
+    for step in range(dmd2.first_step, 2):
         dmd2.step(step)
-        updates.append(dmd2.fake.num_updates)
-    assert updates == [3 + 2, 3 + 2 + 2]
+        updates.append((dmd2.fake.num_updates, dmd2.generator.num_updates))
+    assert updates == [(2, 0), (3, 0), (3 + 2, 1), (3 + 2 + 2, 2)]
 
 
 def test_the_fake_score_warms_up_on_new_clips_as_often_as_later(folders: Path, tmp_path: Path) -> None:
     """Trained on one batch alone, it would know those clips, and not what the student makes."""
     dmd2 = build(folders, tmp_path, fake_warmup_updates=5, replay_batches=9)
-    dmd2.step(0)
+    for step in range(dmd2.first_step, 1):
+        dmd2.step(step)
     first, *others = list(dmd2.replay)
     assert 1 + len(others) == 3 + 1, "of 2, 2 and 1 updates, and the first step's own"
     assert all(not torch.equal(first.batch.x0, other.batch.x0) for other in others)
+
+
+def test_clips_that_are_not_finite_cost_their_step_and_no_other(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kept for the fake score, they would break its gradient in later steps, too."""
+    dmd2 = build(folders, tmp_path, fake_warmup_updates=0)
+    generate = BackwardSimulation.generate
+
+    def broken(*inputs: Any) -> Generated:
+        made = generate(*inputs)
+        return replace(made, x0=made.x0 * torch.tensor([1.0, torch.nan, 1.0, 1.0]).reshape(4, 1, 1, 1, 1))
+
+    before = weights(dmd2.generator.module) | weights(dmd2.scores)
+    with monkeypatch.context() as patch:
+        patch.setattr(BackwardSimulation, "generate", broken)
+        values = dmd2.step(0)
+    assert math.isnan(values["grad_norm"])
+    after = weights(dmd2.generator.module) | weights(dmd2.scores)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert all(math.isfinite(value) for value in dmd2.step(1).values())
 
 
 def test_the_average_is_validated_and_the_best_one_exported(folders: Path, tmp_path: Path) -> None:

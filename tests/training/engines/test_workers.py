@@ -20,7 +20,9 @@ from tests.training.linear import LinearRegression, LinearSpec, linear_config
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forks")]
 
 
-def train(folder: Path, spec: type[LinearSpec] = LinearSpec, crash_at: int = -1, **placement: Any) -> TrainResult:
+def train(
+    folder: Path, spec: type[LinearSpec] = LinearSpec, crash_at: int | None = None, **placement: Any
+) -> TrainResult:
     config = linear_config(**placement)
     return launch(spec(config, noise=0.0, bad_steps=(3,), crash_at=crash_at), config, folder, NullLog(), seed=0)
 
