@@ -9,6 +9,7 @@ import socket
 import threading
 import traceback
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from ray.train.torch import TorchConfig
 
 NUM_TO_KEEP = 2
+ALIKE_S = 60.0  # all workers come to the same mistake within this time
 _TRACEBACK_LINES = 40
 # Read by Ray Train in the driver and passed on. The end of a run is noticed only at the next health check.
 _RAY_SETTINGS = {
@@ -89,7 +91,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any] | str:
     """Runs on every Ray worker.
 
     Returns:
-        The result, or the message of a user's mistake: an exception Ray would retry.
+        The result, or the message of a user's mistake that all workers came to: an exception Ray would retry.
     """
     import ray.train
     from ray.train.torch import get_device
@@ -106,7 +108,9 @@ def _worker(config: dict[str, Any]) -> dict[str, Any] | str:
     try:
         return asdict(run_training(task.spec, task.config, context, RayStore(task.launch_id), task.launch_id))
     except UserError as mistake:
-        return str(mistake)
+        if world_size == 1 or made_by_all(dist.distributed_c10d._get_default_store(), rank, world_size):
+            return str(mistake)
+        raise RuntimeError(f"on {socket.gethostname()}, while another worker goes on: {mistake}") from mistake
     except Exception as error:  # Ray passes on only the message, so the traceback has to be in it
         raise RuntimeError(traceback.format_exc()) from error
 
@@ -128,6 +132,19 @@ def missing_folder(spec: ObjectiveSpec) -> str | None:
             "a model that training starts from, under the same path"
         )
     return None
+
+
+def made_by_all(store: dist.Store, rank: int, world_size: int, timeout_s: float = ALIKE_S) -> bool:
+    """Whether all workers have come to a mistake of the user's, told by the worker `rank` that has.
+
+    A worker that ended as if all had would leave the others waiting for it in a collective operation, for half an hour.
+    """
+    store.set(f"mistake/{rank}", "")
+    try:
+        store.wait([f"mistake/{other}" for other in range(world_size)], timedelta(seconds=timeout_s))
+    except dist.DistStoreError:
+        return False
+    return True
 
 
 def _refusal(mine: str | None, world_size: int) -> str | None:

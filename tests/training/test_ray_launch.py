@@ -1,0 +1,32 @@
+"""What a Ray worker does with a mistake of the user's, without Ray."""
+
+from __future__ import annotations
+
+import threading
+
+import torch.distributed as dist
+
+from magic141.training.ray_launch import made_by_all
+
+
+def answers(num_mistaken: int, world_size: int, timeout_s: float) -> list[bool]:
+    """What each of the first `num_mistaken` workers finds."""
+    store, found = dist.HashStore(), list[bool]()
+
+    def fail(rank: int) -> None:
+        found.append(made_by_all(store, rank, world_size, timeout_s))
+
+    workers = [threading.Thread(target=fail, args=(rank,)) for rank in range(num_mistaken)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return found
+
+
+def test_a_mistake_that_all_workers_come_to_is_the_users() -> None:
+    assert answers(num_mistaken=3, world_size=3, timeout_s=60) == [True, True, True]
+
+
+def test_a_mistake_of_some_workers_is_a_failure_as_the_others_wait_for_them() -> None:
+    assert answers(num_mistaken=2, world_size=3, timeout_s=0.1) == [False, False]
