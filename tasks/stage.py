@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from magic141.tracking import Tracker
 
 RUN_DIR_CHARS = 12  # characters of the key in the name of a run_dir
-# Settings are in the key by value; the others determine how and where work runs, not what it computes.
+# Settings are in the key by value; the others determine how and where work runs and what is shown of it, not what it
+# computes.
 NOT_IN_KEY = (
     "magic141.config",
     "magic141.data.config",
@@ -43,7 +44,10 @@ NOT_IN_KEY = (
     "magic141.cluster.address",
     "magic141.cluster.room",
     "magic141.cluster.session",
+    "magic141.stage_log",
+    "magic141.text_files",
     "magic141.training.launch",
+    "magic141.training.progress",
     "magic141.training.ray_launch",
     "magic141.evaluation.generation.ray_launch",
     "magic141._torchvision",

@@ -22,6 +22,7 @@ from magic141.training.checkpoint import (
 )
 from magic141.training.config import TrainConfig
 from magic141.training.context import TrainContext, sum_over_workers
+from magic141.training.gpu_memory import explained
 from magic141.training.meter import Meter
 from magic141.training.objective import Objective, ObjectiveSpec
 from magic141.training.progress import ProgressWriter
@@ -53,10 +54,11 @@ def run_training(
     """Train `spec` for config.num_steps on this worker and export; called on every worker."""
     usage = _Usage()
     seed_everything(context.seed, context.rank)
-    loop = _Loop(spec.build(context), config, context, store, usage)
-    start = loop.resume()
-    loop.run(start, ProgressWriter(context.run_dir, launch_id, start) if context.is_main else None)
-    loop.export()
+    with explained(config):
+        loop = _Loop(spec.build(context), config, context, store, usage)
+        start = loop.resume()
+        loop.run(start, ProgressWriter(context.run_dir, launch_id, start) if context.is_main else None)
+        loop.export()
     return usage.result(context, start)
 
 

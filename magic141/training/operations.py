@@ -13,6 +13,7 @@ from typing import Self
 from magic141.models.config import TransformerConfig
 from magic141.training.config import CfgDistillationConfig, TrainConfig
 from magic141.training.dmd2.config import Dmd2Config
+from magic141.training.dmd2.exit_shares import exit_shares
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def _dmd2(config: Dmd2Config) -> Iterator[Passes]:
 
 def _simulation(config: Dmd2Config) -> Passes:
     """The student's chain up to its exit, and the frames that it generates to continue."""
-    before_exit = sum(step * share for step, share in enumerate(config.exit_shares))
+    before_exit = sum(step * share for step, share in enumerate(exit_shares(config)))
     chain = (before_exit if config.generator_input == "backward_simulation" else 0) + 1
     return EVALUATION * (chain + config.own_frames_fraction * config.num_inference_steps)
 

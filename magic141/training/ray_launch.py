@@ -134,7 +134,7 @@ def missing_folder(spec: ObjectiveSpec) -> str | None:
     return None
 
 
-def made_by_all(store: dist.Store, rank: int, world_size: int, timeout_s: float = ALIKE_S) -> bool:
+def made_by_all(store: dist.distributed_c10d.Store, rank: int, world_size: int, timeout_s: float = ALIKE_S) -> bool:
     """Whether all workers have come to a mistake of the user's, told by the worker `rank` that has.
 
     A worker that ended as if all had would leave the others waiting for it in a collective operation, for half an hour.

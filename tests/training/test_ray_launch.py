@@ -11,7 +11,7 @@ from magic141.training.ray_launch import made_by_all
 
 def answers(num_mistaken: int, world_size: int, timeout_s: float) -> list[bool]:
     """What each of the first `num_mistaken` workers finds."""
-    store, found = dist.HashStore(), list[bool]()
+    store, found = dist.HashStore(), list[bool]()  # type: ignore[attr-defined]
 
     def fail(rank: int) -> None:
         found.append(made_by_all(store, rank, world_size, timeout_s))

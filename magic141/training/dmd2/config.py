@@ -120,22 +120,6 @@ class Dmd2Config(TrainConfig):
         """Whether the real score uses guidance."""
         return self.student_guidance_range is not None or self.real_guidance_scale != 1
 
-    @property
-    def exit_shares(self) -> tuple[float, ...]:
-        """Share of the updates that train each step of the chain: num_inference_steps numbers that sum to 1.
-
-        Clips that leave early are blurred. A fake score that cannot tell the exits apart models their mixture, and so
-        pushes late clips towards too much contrast: the more, the more often clips leave early. The first step is also
-        the whole chain of a student used with one step. Of two steps, the first gets what the last leaves.
-        """
-        num, first, last = self.num_inference_steps, self.first_exit_fraction, self.final_exit_fraction
-        if num == 1:
-            return (1.0,)
-        if first is None or num == 2:
-            first = (1 - last) / (num - 1)
-        between = (1 - last - first) / max(num - 2, 1)
-        return (first, *[between] * (num - 2), last)
-
     @model_validator(mode="after")
     def _possible(self) -> Dmd2Config:
         if self.min_score_time >= self.max_score_time:

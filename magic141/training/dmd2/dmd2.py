@@ -29,6 +29,7 @@ from magic141.training.dmd2.backward_simulation import BackwardSimulation, Gener
 from magic141.training.dmd2.collapse import CollapseWatch
 from magic141.training.dmd2.config import Dmd2Config
 from magic141.training.dmd2.distribution_matching import Noise, dmd2_gradient, dmd2_loss, score_times
+from magic141.training.dmd2.exit_shares import exit_shares
 from magic141.training.dmd2.exit_step import Drawn
 from magic141.training.dmd2.networks import (
     Guidance,
@@ -153,7 +154,7 @@ class Dmd2:
     def draw(self, step: int) -> Drawn:
         """Draws what is random about an update but the same on all ranks."""
         rng = shared_generator(self.context.seed, step)
-        return Drawn.of(self.config.exit_shares, self.config.own_frames_fraction, rng)
+        return Drawn.of(exit_shares(self.config), self.config.own_frames_fraction, rng)
 
     def update_fake(self, num_updates: int, rng: torch.Generator) -> dict[str, Tensor]:
         """Trains the fake score by flow matching on replayed generator batches.

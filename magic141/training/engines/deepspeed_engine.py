@@ -144,7 +144,10 @@ def import_deepspeed(device: torch.device) -> Any:
 
 
 def deepspeed_config(max_grad_norm: float, precision: Precision, context: TrainContext) -> dict[str, Any]:
-    """DeepSpeed's settings; weights stay in fp32 and bf16 means autocast, as in the other engines."""
+    """DeepSpeed's settings; weights stay in fp32 and bf16 means autocast, as in the other engines.
+
+    Except that with bf16, workers send each other weights and gradients of linear layers in it, where DDP sends fp32.
+    """
     zero: dict[str, Any] = {
         "stage": context.placement.zero_stage,
         # the default of 5e8 keeps a buffer for bf16 and one for fp32 gradients all the time: 2.8 GiB

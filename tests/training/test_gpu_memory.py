@@ -1,0 +1,35 @@
+"""A GPU that is full ends a training with what would take less of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from magic141.errors import UserError
+from magic141.training.config import TrainConfig
+from magic141.training.gpu_memory import explained
+
+DEEPSPEED = {"engine": "deepspeed", "num_workers": 2, "clips_per_pass": 1, "gradient_checkpointing": True}
+
+
+@pytest.mark.parametrize(
+    ("settings", "remedies"),
+    [
+        (
+            {"precision": "fp32", "placement": {"engine": "ddp", "num_workers": 2}},
+            "precision = bf16 (trains anew); placement.clips_per_pass below 4; "
+            "placement.gradient_checkpointing = true; placement.engine = deepspeed with zero_stage = 3; ",
+        ),
+        ({"precision": "bf16", "placement": DEEPSPEED | {"zero_stage": 3}}, "placement.offload_optimizer = true; "),
+        ({"precision": "bf16", "placement": DEEPSPEED | {"zero_stage": 3, "offload_optimizer": True}}, ""),
+    ],
+)
+def test_what_is_not_yet_set_is_named(settings: dict[str, Any], remedies: str) -> None:
+    config = TrainConfig.model_validate({"num_steps": 1, "batch_size": 8, "optimizer": {"kind": "adamw"}} | settings)
+    with pytest.raises(UserError) as error, explained(config):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore of it")
+    message = f"CUDA out of memory. Tried to allocate 2.00 GiB. What takes less: {remedies}PYTORCH_ALLOC_CONF="
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
