@@ -151,7 +151,7 @@ class _Tail:
     def _take(self, row: dict[str, Any]) -> None:
         step = row["step"]
         if "launch" in row and step < 0:
-            self._log.note(f"{-step} steps of preparation come before the first one that is counted")
+            self._log.note(f"steps of preparation before the first that is counted: {-step}")
         if step > self._shown:
             self._advance(step - self._shown)
             self._shown = step

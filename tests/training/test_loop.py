@@ -156,7 +156,7 @@ def test_steps_before_0_prepare_and_are_gone_on_with_after_a_crash(tmp_path: Pat
     spec = LinearSpec(config, first_step=-7)
     first_log = RecordingLog()
     straight = launch(spec, config, tmp_path / "straight", first_log, seed=3)
-    assert first_log.notes == ["7 steps of preparation come before the first one that is counted"]
+    assert first_log.notes == ["steps of preparation before the first that is counted: 7"]
     for crash_at, found in ((-3, -5), (3, 0)):
         with pytest.raises(ZeroDivisionError):
             launch(replace(spec, crash_at=crash_at), config, tmp_path / "broken", NullLog(), seed=3)
