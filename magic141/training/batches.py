@@ -51,6 +51,25 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class _Drawn:
+    """What is random about a batch, [B] each.
+
+    Attributes:
+        anchored: whether a window begins with its video's first latent frame, whatever follows.
+        starts: the latent frame of the clip from which on it follows.
+        num_known: latent frames that are known.
+        no_text: whether the prompt is dropped.
+        no_image: whether the image tokens and known frames are.
+    """
+
+    anchored: Tensor
+    starts: Tensor
+    num_known: Tensor
+    no_text: Tensor
+    no_image: Tensor
+
+
+@dataclass(frozen=True)
 class BatchMaker:
     """Cuts windows from clips and drops conditions at random.
 
@@ -100,28 +119,47 @@ class BatchMaker:
 
     def make(self, indices: Tensor, rng: torch.Generator) -> Batch:
         """The batch of the clips `indices` [B]; all randomness comes from `rng`."""
-        num = len(indices)
-        data = self.dataset
-        continued = torch.rand(num, generator=rng) < (self.continued_fraction if self.image_condition else 0.0)
-        last_start = data.latents.shape[2] - self.num_latent_frames + 1
-        anywhere = torch.randint(1, last_start + 1, (num,), generator=rng)
-        carried = torch.randint(1, MAX_CARRIED + 1, (num,), generator=rng)
-        anchored = continued & self.far_anchors
-        x0 = self._windows(indices, torch.where(anchored, anywhere, 1))
-        known_first = data.known_first(indices)
-        x0[anchored, :, :1] = known_first[anchored] = data.anchor[indices[anchored]]
-        null = self.null_text.expand(num)
-        no_text = torch.rand(num, generator=rng) < self.text_dropout
-        text = _where(no_text, null, data.text(indices))
+        drawn = self._draw(len(indices), rng)
+        x0, known = self._latents(indices, drawn)
+        null = self.null_text.expand(len(indices))
+        text = _where(drawn.no_text, null, self.dataset.text(indices))
         if not self.image_condition:
             return Batch(x0, condition(text, None), condition(null, None), None)
-        no_image = torch.rand(num, generator=rng) < self.image_dropout
-        image = data.image_tokens[indices]
-        image[anchored] = data.anchor_tokens[indices[anchored]]
-        image = image * (~no_image).float()[:, None, None]
-        known = torch.cat([known_first, x0[:, :, 1:]], dim=2)
-        prefix = make_prefix(known, 1 + torch.where(continued, carried, 0)).dropped(no_image)
+        image = self._image_tokens(indices, drawn)
+        prefix = make_prefix(known, drawn.num_known).dropped(drawn.no_image)
         return Batch(x0, condition(text, image), condition(null, image), prefix)
+
+    def _draw(self, num: int, rng: torch.Generator) -> _Drawn:
+        continued = torch.rand(num, generator=rng) < (self.continued_fraction if self.image_condition else 0.0)
+        last_start = self.dataset.latents.shape[2] - self.num_latent_frames + 1
+        anywhere = torch.randint(1, last_start + 1, (num,), generator=rng)
+        carried = torch.randint(1, MAX_CARRIED + 1, (num,), generator=rng)
+        no_text = torch.rand(num, generator=rng) < self.text_dropout
+        no_image = torch.rand(num, generator=rng) < self.image_dropout if self.image_condition else torch.zeros(num) > 0
+        anchored = continued & self.far_anchors
+        return _Drawn(
+            anchored=anchored,
+            starts=torch.where(anchored, anywhere, 1),
+            num_known=1 + torch.where(continued, carried, 0),
+            no_text=no_text,
+            no_image=no_image,
+        )
+
+    def _latents(self, indices: Tensor, drawn: _Drawn) -> tuple[Tensor, Tensor]:
+        """The windows, and what may be known of them, both [B, C, T, h, w].
+
+        They differ in a clip's first latent frame: what is known of it was encoded from an image, as at inference.
+        """
+        data, anchored = self.dataset, drawn.anchored
+        x0, first = self._windows(indices, drawn.starts), data.known_first(indices)
+        x0[anchored, :, :1] = first[anchored] = data.anchor[indices[anchored]]
+        return x0, torch.cat([first, x0[:, :, 1:]], dim=2)
+
+    def _image_tokens(self, indices: Tensor, drawn: _Drawn) -> Tensor:
+        """The tokens of the first frame that is known: the anchor's or the clip's; zeros if it is dropped."""
+        image = self.dataset.image_tokens[indices]
+        image[drawn.anchored] = self.dataset.anchor_tokens[indices[drawn.anchored]]
+        return image * (~drawn.no_image).float()[:, None, None]
 
     def _windows(self, indices: Tensor, starts: Tensor) -> Tensor:
         """The clips' first latent frame, followed by those from `starts` on; reads no other frames from disk."""
