@@ -1,8 +1,8 @@
 """Checkpoints of a training run: the complete training state, in folders that appear only once fully written.
 
-A folder holds `engines/NAME` (weights, optimizer, counters, as the engine writes them), `objective.pt` (what an objective
-has alike on all workers, such as the EMA), and of every worker `objective-RANK.pt` (what it has of its own, such as
-replayed batches, and its meter) and `random-RANK.pt`. `info.json` says how far training was, and how it was placed.
+A folder holds `engines/NAME` (weights, optimizer, counters, as the engine writes them), `objective.pt` (what an
+objective has alike on all workers, such as the EMA), and of every worker `objective-RANK.pt` (what it has of its own,
+such as replayed batches, and its meter) and `random-RANK.pt`. `info.json` says how far training was, and how placed.
 """
 
 from __future__ import annotations
