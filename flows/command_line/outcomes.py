@@ -106,13 +106,15 @@ def say_decision(decision: Decision) -> None:
     """Prints the gate's verdicts; exits with 1 if the model was not promoted."""
     typer.echo(decision.runs.text)
     for verdict in decision.verdicts:
-        typer.echo(f"{_mark(verdict.holds)} {verdict.what:<32} {verdict.why}")
+        mark = _mark(verdict.holds) if verdict.compared else "·"
+        typer.echo(f"{mark} {verdict.what:<32} {verdict.why}")
     if not decision.promoted:
         for remedy in decision.remedies:
             typer.echo(f"→ {remedy}", err=True)
         typer.secho(f"not promoted: {decision.champion} stays where it is; --force moves it", fg="red", err=True)
         raise typer.Exit(FAILURE)
-    typer.echo(f"{decision.champion} is version {decision.version}")
+    unseen = ", compared with none" if any(not verdict.compared for verdict in decision.verdicts) else ""
+    typer.echo(f"{decision.champion} is version {decision.version}{unseen}")
 
 
 def say_findings(findings: Iterable[Finding]) -> None:

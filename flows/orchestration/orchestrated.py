@@ -14,7 +14,7 @@ from flows.orchestration.events import announcing_candidate
 from flows.orchestration.server import EMBEDDED_VARIABLE
 from flows.planning.readiness import require_ready
 from flows.records.origin import Continuation
-from flows.records.session import Outcome, Session, open_session
+from flows.records.session import TAG_ORIGIN, Outcome, Session, open_session
 from magic141.artifacts.references import ArtifactRef
 from magic141.urls import without_credentials
 from tasks.run_stage import run_stage
@@ -56,7 +56,7 @@ def run_link(tracking_uri: str, run_id: str) -> str:
 def carry_on(going_on: Continuation, kind: str, refresh: Sequence[str] = (), overrides: Sequence[str] = ()) -> Outcome:
     """Runs stages on an earlier run's artifacts, under a parent run that names its origin."""
     require_ready(going_on.config, going_on.stages, refresh, going_on.kept)
-    tags = {"origin_run": going_on.origin.run.info.run_id, **flow_tags()}
+    tags = {TAG_ORIGIN: going_on.origin.run.info.run_id, **flow_tags()}
     with open_session(going_on.config, kind, tags, refresh, overrides) as session:
         for ref in going_on.kept:
             session.context.artifacts[ref.stage] = ref

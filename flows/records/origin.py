@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from flows.failures.reach import require_servers
+from flows.records.naming import workspace_option
 from magic141.artifacts.references import ArtifactRef, flatten
 from magic141.config import PipelineConfig, validate_stored, with_overrides
 from magic141.errors import UserError
 from magic141.tracking import Run, Tracker, open_store
+from magic141.urls import without_credentials
 from tasks import pipeline as stages_of
 from tasks.stage import Stage
 
@@ -75,10 +78,9 @@ def continue_run(origin: Origin, stages: Sequence[Stage], overrides: Sequence[st
     Raises:
         UserError: if an override changes what is kept, or a needed artifact is missing or altered.
     """
-    running = {stage.name for stage in stages}
     before = stages_of.STAGES[: [stage.name for stage in stages_of.STAGES].index(stages[0].name)]
     config = with_overrides(origin.config, overrides, "the run's config")
-    _refuse_changes(origin, config, before, running)
+    _refuse_changes(origin, config, before, [stage.name for stage in stages], overrides)
     return Continuation(origin, config, tuple(_kept_artifacts(origin, stages, before)), tuple(stages))
 
 
@@ -93,7 +95,9 @@ def stages_between(first: str | None, last: str | None) -> tuple[Stage, ...]:
     return stages[names.index(first) :]
 
 
-def _refuse_changes(origin: Origin, config: PipelineConfig, before: Iterable[Stage], running: set[str]) -> None:
+def _refuse_changes(
+    origin: Origin, config: PipelineConfig, before: Iterable[Stage], running: Sequence[str], overrides: Sequence[str]
+) -> None:
     """Refuses overrides of stages that are kept or do not run: kept artifacts must match the new run's config."""
     if config.workspace != origin.config.workspace:
         raise UserError("--set workspace: an earlier run goes on in its own; --workspace says where that is")
@@ -102,14 +106,22 @@ def _refuse_changes(origin: Origin, config: PipelineConfig, before: Iterable[Sta
         old, new = (dict(flatten(stage.settings_in(values))) for values in (origin.config, config))
         changed = next((field for field in new if old.get(field) != new[field]), None)
         if changed:
+            given = [word for text in overrides for word in ("--set", text)]
+            again = _run_again(origin, "--from", stage.name, *given)
             raise UserError(
-                f"--set {changed}: {stage.name} is kept from run {run_id}; what runs here is "
-                f"{', '.join(sorted(running))}; use `magic141 run --run {run_id} --from {stage.name}`"
+                f"--set {changed}: {stage.name} is kept from run {run_id}; what runs here is {', '.join(running)}; use "
+                f"`{again}`"
             )
-    idle = {stage.name for stage in stages_of.STAGES} - running
+    idle = {stage.name for stage in stages_of.STAGES}.difference(running)
     for section in set(type(config).model_fields) & {"data" if name == "prepare_data" else name for name in idle}:
         if getattr(origin.config, section) != getattr(config, section):
-            raise UserError(f"--set {section}: that stage does not run here, only {', '.join(sorted(running))}")
+            raise UserError(f"--set {section}: that stage does not run here, only {', '.join(running)}")
+
+
+def _run_again(origin: Origin, *more: str) -> str:
+    """The command that runs the origin's config again, with `more` options."""
+    words = ("magic141", "run", "--run", origin.run.info.run_id, *more, *workspace_option(origin.tracker.workspace))
+    return without_credentials(shlex.join(words))
 
 
 def _kept_artifacts(origin: Origin, stages: Sequence[Stage], before: Iterable[Stage]) -> list[ArtifactRef]:
@@ -120,9 +132,10 @@ def _kept_artifacts(origin: Origin, stages: Sequence[Stage], before: Iterable[St
     run_id = origin.run.info.run_id
     if missing := [name for name in needed if name not in known]:
         raise UserError(
-            f"run {run_id}: it has no artifact of {', '.join(missing)}; finish it with `magic141 run`, or give another"
+            f"run {run_id}: it has no artifact of {', '.join(missing)}; finish it with `{_run_again(origin)}`, or give "
+            "another"
         )
     for name in needed:
         if (state := known[name].state()) != "intact":
-            raise UserError(f"run {run_id}: {known[name].uri} was {state}; `magic141 run` makes it again")
+            raise UserError(f"run {run_id}: {known[name].uri} was {state}; `{_run_again(origin)}` makes it again")
     return [known[stage.name] for stage in before if stage.name in known]

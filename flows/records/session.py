@@ -17,13 +17,16 @@ from magic141.config import PipelineConfig, config_digest, to_yaml
 from magic141.evaluation.reports.headline import headline, headline_figures
 from magic141.evaluation.scores import COSTS, read_variants
 from magic141.frozen import FrozenConfig
-from magic141.tracking import RunLog, Tracker, closing
-from magic141.tracking.tags import TAG_ARTIFACT
+from magic141.tracking import TAG_PARENT, RunLog, Tracker, closing
+from magic141.tracking.tags import TAG_ARTIFACT, TAG_KIND
 from magic141.urls import without_credentials
 from tasks.console import StageConsole
 from tasks.provenance import source_tags
 from tasks.run_stage import run_stage
 from tasks.stage import Stage, StageContext
+
+PIPELINE, TAG_ORIGIN = "pipeline", "origin_run"
+MOST_MEMBERS = 100  # of sweeps, among which the last run of a config is looked for
 
 
 class Outcome(FrozenConfig):
@@ -50,11 +53,19 @@ class Outcome(FrozenConfig):
 
 @dataclass(frozen=True)
 class Session:
-    """An open parent run with the state of its stages."""
+    """An open parent run with the state of its stages.
+
+    Attributes:
+        context: the state of its stages.
+        run: the parent run.
+        started: when it began, in seconds of the monotonic clock.
+        origin: the run that it goes on from, if there is one.
+    """
 
     context: StageContext
     run: RunLog
     started: float
+    origin: str | None = None
 
     def run_stages(self, stages: Sequence[Stage], run: Callable[[Stage, StageContext], object] = run_stage) -> Outcome:
         """Runs stages in order, by `run`; publishes the scores; returns the outcome."""
@@ -99,10 +110,18 @@ class Session:
             self.run.file(report.path / "report.html")
 
     def _previous(self) -> str | None:
-        """The newest finished run of the experiment that has scores, to compare this one with."""
+        """The run to compare this one with: that which it goes on from, or the config's last; it must have scores.
+
+        Members of sweeps and evaluations do not count as a config's last.
+        """
         scored = f"tags.`{TAG_ARTIFACT}.evaluate` LIKE '%' and attributes.status = 'FINISHED'"
-        found = self.context.tracker.search(scored, 1)
-        return next((run.info.run_id for run in found if run.info.run_id != self.run.run_id), None)
+        if self.origin:
+            found = self.context.tracker.search(f"{scored} and attributes.run_id = '{self.origin}'", 1)
+        else:
+            named = f"params.name = '{self.context.config.name}' and tags.`{TAG_KIND}` = '{PIPELINE}'"
+            found = self.context.tracker.search(f"{scored} and {named}", MOST_MEMBERS)
+        others = (run for run in found if run.info.run_id != self.run.run_id and TAG_PARENT not in run.data.tags)
+        return next((run.info.run_id for run in others), None)
 
     def _outcome(self) -> Outcome:
         seconds = time.monotonic() - self.started
@@ -140,7 +159,7 @@ def open_session(
             context = StageContext(config, tracker, run.run_id, StageConsole(), frozenset(refresh))
             if remark := slow_without_gpu(config.data):
                 context.console.note(kind, remark)
-            yield Session(context, run, started)
+            yield Session(context, run, started, tags.get(TAG_ORIGIN))
 
 
 def score_row(variant: Mapping[str, Any]) -> dict[str, Any]:

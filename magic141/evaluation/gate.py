@@ -15,11 +15,12 @@ COLLAPSE = {True: "seen", False: "none seen", None: "not known: the store has no
 
 @dataclass(frozen=True)
 class Verdict:
-    """One condition, whether it holds, and the values that decide it."""
+    """One condition, whether it holds, the values that decide it, and whether there was anything to compare with."""
 
     what: str
     holds: bool
     why: str
+    compared: bool = True
 
 
 def judge(pair: Pair, gate: Sequence[GateCondition], collapsed: bool | None) -> list[Verdict]:
@@ -81,14 +82,14 @@ def _unmeasured(name: str, pair: Pair) -> Verdict:
 
 def _compare(name: str, value: float, sign: int, tolerance: float, pair: Pair) -> Verdict:
     if pair.champion is None:
-        return Verdict(name, True, f"{value:.4g}, there is no champion to compare with")
+        return Verdict(name, True, f"{value:.4g}, there is no champion to compare with", compared=False)
     other = pair.champion.metrics.get(name)
     if differences := pair.differences(name):
         fields = ", ".join(difference.field for difference in differences)
         beside = "" if other is None else f" with the champion's {other:.4g}"
         return Verdict(name, False, f"{value:.4g}, not comparable{beside}: other {fields}")
     if other is None:
-        return Verdict(name, True, f"{value:.4g}, the champion's run has no such metric")
+        return Verdict(name, True, f"{value:.4g}, the champion's run has no such metric", compared=False)
     missing = sign * (other - value) - tolerance
     text = (
         f"{_with_error(name, pair.candidate)}, champion {_with_error(name, pair.champion)}, tolerance {tolerance:.4g}"

@@ -20,7 +20,7 @@ from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
 from magic141.artifacts.references import ArtifactRef
-from magic141.errors import UserError
+from magic141.errors import UserError, first_few
 from magic141.tracking.first_contact import require_answer
 from magic141.tracking.liveness import is_dead, process_tags
 from magic141.tracking.paging import all_experiments, every
@@ -39,6 +39,8 @@ from magic141.tracking.tags import (
     set_tags,
 )
 from magic141.urls import settle_credentials, without_credentials
+
+FEWEST_DIGITS = 6  # of a run's id, for its beginning to be taken for it
 
 
 class Tracker:
@@ -133,17 +135,26 @@ class Tracker:
             self.client.set_terminated(run.info.run_id, "KILLED")
 
     def get_run(self, run_id: str) -> Run:
-        """A run by id.
+        """A run by its id, or by the beginning of it if no other run's begins so.
 
         Raises:
-            UserError: there is no such run.
+            UserError: there is no such run, or more than one.
         """
-        run = look_up(lambda: self.client.get_run(run_id))
+        run = look_up(lambda: self.client.get_run(run_id)) or self._beginning_with(run_id)
         if run is None:
             uri = without_credentials(self.uri)
             page = uri if uri.startswith("http") else f"`mlflow ui --backend-store-uri {uri}`"
             raise UserError(f"run {run_id}: no such run in {uri}; {page} lists the runs")
         return run
+
+    def _beginning_with(self, start: str) -> Run | None:
+        if not re.fullmatch(rf"[0-9a-f]{{{FEWEST_DIGITS},31}}", start):
+            return None
+        found = self.search(f"attributes.run_id LIKE '{start}%' and tags.`{TAG_KIND}` != ''", everywhere=True)
+        if len(found) > 1:
+            known = first_few([f"{run.info.run_id} ({run.info.run_name})" for run in found], 3)
+            raise UserError(f"run {start}: several ids begin so: {known}; give more of it")
+        return found[0] if found else None
 
     def pipeline_run(self, run_id: str) -> Run:
         """The run `run_id` if it is a pipeline or evaluation; if it is a stage, the run it belongs to."""

@@ -39,6 +39,19 @@ def test_run_lookup(tracker: Tracker) -> None:
         tracker.read_file("nonsense", "config.yaml")
 
 
+def test_a_run_is_found_by_the_beginning_of_its_id_if_no_other_begins_so(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [tracker.start_parent(name, "pipeline", {}).run_id for name in ("one", "two")]
+    for run_id in ids:
+        assert tracker.get_run(run_id[:8]).info.run_id == run_id
+    with pytest.raises(UserError, match=f"run {ids[0][:5]}: no such run"):
+        tracker.get_run(ids[0][:5])
+    monkeypatch.setattr(tracker, "search", lambda *_, **__: [tracker.client.get_run(run_id) for run_id in ids])
+    with pytest.raises(UserError, match=rf"run abcdef: several ids begin so: {ids[0]} \(one\), {ids[1]} \(two\); give"):
+        tracker.get_run("abcdef")
+
+
 def test_a_file_that_cannot_be_fetched_is_not_a_missing_one(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tracker.start_parent("demo", "pipeline", {})
     run.text("name: demo", "config.yaml")
