@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from magic141.data.sources.split_tails import Labels, label_tails
@@ -12,13 +12,18 @@ from magic141.data.sources.video_groups import VideoGroup
 SPLITS = ("train", "validation", "heldout")
 HeldOut = Literal["videos", "tails"]
 MEANING: dict[str, str] = {
-    "videos": "held-out clips are of videos that nobody trained on",
+    "videos": "held-out clips are of videos that nobody trained on (but a model from before there were enough videos "
+    "to hold out whole ones has seen those of them that were there)",
     "tails": "held-out clips are later parts of videos that were trained on, since there are too few videos to hold "
     "out whole ones: scores of unseen videos would be worse",
 }
 MIN_HELD_VIDEOS = 3  # that whole videos are held out: scores of fewer say little about videos that nobody trained on
 MAX_SHARE = 0.25  # of the videos in each of the two splits that do not train, so that half of them does
 SPARED_SHARE = 0.01  # of the videos may be held out even if `max_windows` is less, which then takes few of each
+LATECOMERS = (
+    "{name}: copies that train left too few videos; of those taken in their place a model from before there were these "
+    "copies may have seen some"
+)
 
 
 class Split(NamedTuple):
@@ -29,11 +34,25 @@ class Split(NamedTuple):
     notes: list[str]
 
 
+class Span(NamedTuple):
+    """How far the nearest and the farthest copy of a video are from the end of the ranks that does not train."""
+
+    nearest: float
+    farthest: float
+
+    @classmethod
+    def of(cls, distances: Iterable[float]) -> Span:
+        """Of its copies."""
+        ordered = sorted(distances)
+        return cls(ordered[0], ordered[-1])
+
+
 def split_windows(groups: Sequence[VideoGroup], fraction: float, gap: int, max_windows: int | None = None) -> Split:
     """Splits videos, each with its copies, as a whole where there are enough of them, else every one in time.
 
-    Where a whole video belongs depends on its content alone, so that a corpus that grows keeps its splits. The copies
-    of one that does not train are left out: nothing is judged twice.
+    Where a whole video belongs depends on its content and its copies' alone, so that what trains does so for good: a
+    corpus that grows holds out new videos, but none that trained. The copies of one that does not train are left out:
+    nothing is judged twice.
 
     Args:
         groups: Videos and their copies; the labels that are returned are of the videos that they number.
@@ -41,18 +60,14 @@ def split_windows(groups: Sequence[VideoGroup], fraction: float, gap: int, max_w
         gap: Windows dropped between two splits of one video, so that no frame is in both.
         max_windows: Most windows held out, and most used for validation; they are spread over all such videos.
     """
-    counts = [group.counts[0] for group in groups]
-    firsts = _label_whole([group.key for group in groups], counts, fraction, max_windows)
-    rule: HeldOut = "tails" if firsts is None else "videos"
-    notes = [MEANING[rule]]
-    if firsts is None:
-        firsts, remarks = label_tails(counts, fraction, gap, max_windows)
-        notes += remarks
+    whole = _label_whole(groups, fraction, max_windows)
+    rule: HeldOut = "tails" if whole is None else "videos"
+    firsts, remarks = whole or label_tails([group.counts[0] for group in groups], fraction, gap, max_windows)
     labels: list[Labels] = [[] for group in groups for _ in group.counts]
     for group, first in zip(groups, firsts, strict=True):
         for place, (video, count) in enumerate(zip(group.videos, group.counts, strict=True)):
             labels[video] = first if place == 0 else _label_copy(first, count)
-    return Split(labels, rule, notes)
+    return Split(labels, rule, [MEANING[rule], *remarks])
 
 
 def _label_copy(first: Labels, count: int) -> Labels:
@@ -62,37 +77,58 @@ def _label_copy(first: Labels, count: int) -> Labels:
 
 
 def _label_whole(
-    keys: Sequence[str], counts: Sequence[int], fraction: float, max_windows: int | None
-) -> list[Labels] | None:
-    """Labels of whole videos; None if there are too few videos for that."""
-    total, share = sum(counts), min(fraction, MAX_SHARE)
-    ranks = {index: rank_of(keys[index]) for index, count in enumerate(counts) if count <= share * total}
-    if len(ranks) * share < MIN_HELD_VIDEOS:
+    groups: Sequence[VideoGroup], fraction: float, max_windows: int | None
+) -> tuple[list[Labels], list[str]] | None:
+    """Labels of whole videos, and remarks for the log; None if there are too few videos for that."""
+    total, share = sum(sum(group.counts) for group in groups), min(fraction, MAX_SHARE)
+    spare = {index: group for index, group in enumerate(groups) if sum(group.counts) <= share * total}
+    if len(spare) * share < MIN_HELD_VIDEOS:
         return None  # too few, or what there is lies in a few long ones, which training cannot spare
-    labels: list[Labels] = [["train"] * count for count in counts]
-    room = total if max_windows is None else max_windows
-    wanted = _share_of_videos(share, total, len(counts), max_windows)
-    _hold_out(_nearest(ranks, wanted), "heldout", labels, room)
-    _hold_out(_nearest({index: 1 - rank for index, rank in ranks.items()}, wanted), "validation", labels, room)
-    return labels if all(any(name in video for video in labels) for name in SPLITS) else None
+    labels: list[Labels] = [["train"] * group.counts[0] for group in groups]
+    wanted = _share_of_videos(share, total, sum(len(group.videos) for group in groups), max_windows)
+    remarks = []
+    for name, spans in (("heldout", _spans_from_0(spare)), ("validation", _spans_from_1(spare))):
+        free = {index: span for index, span in spans.items() if labels[index][0] == "train"}
+        held = _nearest(free, wanted)
+        _hold_out(held, name, labels, total if max_windows is None else max_windows)
+        if _may_have_trained(held, free, wanted):
+            remarks.append(LATECOMERS.format(name=name))
+    return (labels, remarks) if all(any(name in video for video in labels) for name in SPLITS) else None
 
 
-def _nearest(distances: dict[int, float], wanted: float) -> list[int]:
-    """The videos less far than `wanted`, nearest first; at least the nearest few."""
-    ordered = sorted(distances, key=lambda index: distances[index])
-    return ordered[: max(MIN_HELD_VIDEOS, sum(distance < wanted for distance in distances.values()))]
+def _spans_from_0(groups: Mapping[int, VideoGroup]) -> dict[int, Span]:
+    return {index: Span.of(map(rank_of, group.digests)) for index, group in groups.items()}
 
 
-def rank_of(key: str) -> float:
-    """A video's place between 0, where the held-out ones are, and 1, where the validating ones are."""
-    return int(hashlib.sha256(key.encode()).hexdigest()[:13], 16) / 16**13
+def _spans_from_1(groups: Mapping[int, VideoGroup]) -> dict[int, Span]:
+    return {index: Span.of(1 - rank_of(digest) for digest in group.digests) for index, group in groups.items()}
 
 
-def _share_of_videos(share: float, total: int, num_videos: int, max_windows: int | None) -> float:
+def _nearest(spans: Mapping[int, Span], wanted: float) -> list[int]:
+    """The videos all of whose copies are less far than `wanted`, nearest first; at least the nearest few.
+
+    A copy that is added can only lead a video away, so that it trains.
+    """
+    ordered = sorted(spans, key=lambda index: spans[index].farthest)
+    return ordered[: max(MIN_HELD_VIDEOS, sum(span.farthest < wanted for span in spans.values()))]
+
+
+def _may_have_trained(held: Sequence[int], spans: Mapping[int, Span], wanted: float) -> bool:
+    """Whether some are held out only because copies led others away, so that there were too few."""
+    few = sorted(span.nearest for span in spans.values())[:MIN_HELD_VIDEOS]
+    return any(spans[index].farthest > max(wanted, *few) for index in held)
+
+
+def rank_of(digest: str) -> float:
+    """A file's place between 0, where the held-out ones are, and 1, where the validating ones are."""
+    return int(hashlib.sha256(digest.encode()).hexdigest()[:13], 16) / 16**13
+
+
+def _share_of_videos(share: float, total: int, num_files: int, max_windows: int | None) -> float:
     """Share of videos to hold out; it never grows with the corpus, so that no video that trained is held out later."""
     if max_windows is None:
         return share
-    one_of_each = min(max_windows / num_videos, SPARED_SHARE)
+    one_of_each = min(max_windows / num_files, SPARED_SHARE)
     return min(share, max(max_windows / total, one_of_each))
 
 

@@ -13,12 +13,12 @@ class VideoGroup(NamedTuple):
     """A video with its copies.
 
     Attributes:
-        key: what the video is told by, whatever its name and whatever else the corpus holds.
+        digests: of their contents: they are told by these, whatever their names and whatever else the corpus holds.
         videos: their numbers in the corpus; the first stands for all.
         counts: windows of each.
     """
 
-    key: str
+    digests: tuple[str, ...]
     videos: tuple[int, ...]
     counts: tuple[int, ...]
 
@@ -41,7 +41,7 @@ def group_videos(files: Sequence[str], digests: Sequence[str], counts: Sequence[
     for number in range(len(files)):
         groups.setdefault(_first(number, leaders), []).append(number)
     return [
-        VideoGroup(min(digests[n] for n in group), tuple(group), tuple(counts[n] for n in group))
+        VideoGroup(tuple(digests[n] for n in group), tuple(group), tuple(counts[n] for n in group))
         for group in groups.values()
     ]
 
