@@ -90,7 +90,9 @@ class DataConfig(FrozenConfig):
     max_heldout_clips: int | None = Field(
         None, ge=1, description="most windows held out, and most for validation; their pixels are stored (folder)"
     )
-    on_bad_file: Literal["skip", "fail"] = Field("skip", description="if a file is broken, too short or has no caption")
+    on_bad_file: Literal["skip", "fail"] = Field(
+        "skip", description="if a file is broken, too short, without a caption or not encoded to finite numbers"
+    )
     shapes: ShapesConfig = ShapesConfig()
     codec: CodecConfig = CodecConfig()
     encoder: EncoderConfig = EncoderConfig()

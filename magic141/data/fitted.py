@@ -79,6 +79,11 @@ def _save(clips: Sequence[Clip], config: DataConfig, folder: Path, seed: int) ->
     encoders = Encoders.fit([clip.caption for clip in clips], config.encoder, seed, torch.from_numpy(sample[:, 0]))
     encoders.save(folder / "encoders")
     null_text = encoders.encode_text([""])
+    if not (null_text.tokens.isfinite().all() and null_text.pooled.isfinite().all()):
+        raise UserError(
+            f"data.encoder.path = {config.encoder.path}: encodes the empty prompt to numbers that are not finite; "
+            "expected encoders that work; put the right weights there"
+        )
     tensors = {"text_tokens": null_text.tokens, "text_mask": null_text.mask, "pooled": null_text.pooled}
     save_file(tensors, folder / NULL_TEXT_FILE)
     del encoders

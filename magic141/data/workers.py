@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -122,14 +122,15 @@ class Encode:
 
         self.code.require()  # not in __init__: Ray would report the error as the death of an actor
         clips, reasons, frames = parse_clips(row["clips"]), json.loads(row["reasons"]), row["frames"]
-        good = [clip for clip, reason in zip(clips, reasons, strict=True) if not reason]
-        tensors = self._encode(frames, row["anchors"], good) if good else {}
-        ids = map(content_id, frames, (clip.caption for clip in good))
+        readable = [clip for clip, reason in zip(clips, reasons, strict=True) if not reason]
+        tensors = self._encode(frames, row["anchors"], readable) if readable else {}
+        faults = find_overflows(tensors, len(readable))
+        encoded = map(_encoded_row, frames, readable, faults)
         rows = [
-            _left_out_row(clip, reason) if reason else _manifest_row(next(ids), clip)
+            _left_out_row(clip, reason) if reason else next(encoded)
             for clip, reason in zip(clips, reasons, strict=True)
         ]
-        return {"number": row["number"], "rows": json.dumps(rows), "tensors": save(tensors)}
+        return {"number": row["number"], "rows": json.dumps(rows), "tensors": save(_finite(tensors, faults))}
 
     def _encode(self, frames: Frames, anchor_frames: Frames, clips: list[Clip]) -> dict[str, Tensor]:
         import torch
@@ -177,8 +178,33 @@ def parse_clips(text: str) -> list[Clip]:
     return [Clip.from_dict(values) for values in json.loads(text)]
 
 
-def _manifest_row(name: str, clip: Clip) -> Row:
-    return {"id": name, "caption": clip.caption, **_taken_from(clip), "truth": clip.truth}
+def find_overflows(tensors: Mapping[str, Tensor], num_clips: int) -> list[str]:
+    """Per clip which of its tensors are not finite, as a reason to leave it out; empty for a good one.
+
+    Half precision overflows on some pictures. Training would lose every update with such a clip, and DMD2 its fake
+    score.
+    """
+    broken: list[list[str]] = [[] for _ in range(num_clips)]
+    for name, tensor in tensors.items():
+        finite = tensor.isfinite().flatten(1).all(1).tolist() if tensor.is_floating_point() else [True] * num_clips
+        for names, is_finite in zip(broken, finite, strict=True):
+            if not is_finite:
+                names.append(name)
+    return [f"encoded to numbers that are not finite ({', '.join(names)})" if names else "" for names in broken]
+
+
+def _finite(tensors: Mapping[str, Tensor], faults: Sequence[str]) -> dict[str, Tensor]:
+    """The rows of the clips without a fault; no tensors if there is none."""
+    good = [number for number, fault in enumerate(faults) if not fault]
+    if len(good) == len(faults):
+        return dict(tensors)
+    return {name: tensor[good] for name, tensor in tensors.items()} if good else {}
+
+
+def _encoded_row(frames: Frames, clip: Clip, fault: str) -> Row:
+    if fault:
+        return _left_out_row(clip, fault)
+    return {"id": content_id(frames, clip.caption), "caption": clip.caption, **_taken_from(clip), "truth": clip.truth}
 
 
 def _left_out_row(clip: Clip, reason: str) -> Row:

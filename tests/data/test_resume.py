@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ from magic141.data.videos.video import write_video
 from magic141.data.workers import Encode, Probe, Render
 from magic141.errors import UserError
 from magic141.models.encoders import Encoders
+from magic141.models.text_embedding import TextEmbedding
+from magic141.models.vae import VideoCodec
 from tests.data.test_prepare import MemoryLog
 
 CODE = CodeStamp(())
@@ -171,6 +175,23 @@ def test_encoders_that_do_not_run_are_found_before_any_clip_is_encoded(
     assert here.encoded == []
 
 
+def test_encoders_that_overflow_are_found_before_any_clip_is_encoded(
+    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = Encoders.encode_text
+
+    def overflowing(encoders: Encoders, prompts: Sequence[str]) -> TextEmbedding:
+        text = encode(encoders, prompts)
+        return replace(text, pooled=text.pooled / 0) if prompts == [""] else text
+
+    monkeypatch.setattr(Encoders, "encode_text", overflowing)
+    with pytest.raises(
+        UserError, match=r"data\.encoder\.path = None: encodes the empty prompt to numbers that are not"
+    ):
+        run(CONFIG, tmp_path)
+    assert here.encoded == []
+
+
 def test_lost_workers_are_replaced(
     here: Here, tmp_path: Path, undisturbed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,6 +299,28 @@ def test_with_fail_a_clip_that_cannot_be_read_ends_the_stage_and_finished_shards
     with pytest.raises(UserError, match=r"data\.path = .*videos: 2\.mp4: cannot be decoded \(Invalid data\); repair"):
         run(config, tmp_path)
     assert list((tmp_path / "run" / "shards").iterdir())
+
+
+def test_a_clip_that_overflows_is_left_out_and_its_file_named(
+    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_folder(tmp_path / "videos", 3)
+    whole = run(config, tmp_path / "whole")
+    lost = {row["id"] for row in manifest(whole) if (row["source"], row["start_frame"]) == ("1.mp4", 4)}
+    encode = VideoCodec.encode_video
+
+    def overflowing(codec: VideoCodec, pixels: torch.Tensor) -> torch.Tensor:
+        is_lost = [workers.content_id(clip.numpy(), "noise") in lost for clip in pixels]
+        return encode(codec, pixels).masked_fill(torch.tensor(is_lost)[:, None, None, None, None], float("nan"))
+
+    monkeypatch.setattr(VideoCodec, "encode_video", overflowing)
+    out = run(config, tmp_path / "skipped")
+    reason = "encoded to numbers that are not finite (latents)"
+    (bad,) = load_info(out).bad_files
+    assert (bad.file, bad.reason) == ("1.mp4", f"1 of its clips left out: {reason}")
+    assert {row["id"] for row in manifest(whole)} - {row["id"] for row in manifest(out)} == lost
+    with pytest.raises(UserError, match=rf"data\.path = .*videos: 1\.mp4: {re.escape(reason)}; repair"):
+        run(config.model_copy(update={"on_bad_file": "fail"}), tmp_path / "failing")
 
 
 def test_a_disk_that_does_not_answer_is_no_bad_file(

@@ -1,8 +1,9 @@
-"""What encoders computed is stored as it is."""
+"""What encoders computed is stored as it is, and not at all where it is no number."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tests.models.tiny import tiny_checkpoint, tiny_vae
 CODE = CodeStamp(())
 CONFIG = DataConfig.model_validate({"shapes": {"num_train": 1, "num_validation": 1, "num_heldout": 2}, "num_frames": 5})
 CLIPS = sample_shapes(CONFIG, seed=0)[2:]
+THREE = [*CLIPS, sample_shapes(CONFIG, seed=1)[2]]
 FLOATS = ("latents", "anchor", "anchor_tokens", "text_tokens", "pooled", "image_tokens")
 
 
@@ -93,3 +95,49 @@ def test_an_anchor_is_encoded_from_a_frame_of_its_own(tmp_path: Path, split: str
     torch.testing.assert_close(made["image_tokens"], encoders.encode_image(first))
     assert torch.equal(made["first_frame"], first)
     assert ("frames" in made) == (split == "heldout"), "pixels of training clips are not stored"
+
+
+@pytest.mark.parametrize("broken", [[1], [0, 2]])
+@pytest.mark.parametrize(
+    ("network", "method", "names"),
+    [
+        ("codec", "encode_video", "latents, first_latent, anchor"),
+        ("encoders", "encode_image", "anchor_tokens, image_tokens"),
+    ],
+)
+def test_a_clip_that_overflows_is_left_out_with_a_reason_and_the_others_stay(
+    models: Path, monkeypatch: pytest.MonkeyPatch, network: str, method: str, names: str, broken: list[int]
+) -> None:
+    encode = Encode(models, use_gpu=False, code=CODE)
+    row = Render(CONFIG, CODE)({"number": 0, "clips": json.dumps([clip.to_dict() for clip in THREE])})
+    whole = load(encode(row)["tensors"])
+    real = getattr(getattr(encode, network), method)
+
+    def overflowing(pixels: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = real(pixels)
+        result[broken, ..., 0] = float("inf")
+        return result
+
+    monkeypatch.setattr(getattr(encode, network), method, overflowing)
+    found = encode(row)
+    reasons = [clip.get("reason", "") for clip in json.loads(found["rows"])]
+    kept = [number for number in range(3) if number not in broken]
+    assert [number for number, reason in enumerate(reasons) if not reason] == kept
+    assert reasons[broken[0]] == f"encoded to numbers that are not finite ({names})"
+    tensors = load(found["tensors"])
+    assert tensors.keys() == whole.keys()
+    assert all(torch.equal(tensors[name], whole[name][kept]) for name in whole)
+
+
+def test_a_chunk_of_which_nothing_is_finite_has_no_tensors(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode = Encode(models, use_gpu=False, code=CODE)
+    text = encode.encoders.encode_text
+    monkeypatch.setattr(
+        encode.encoders, "encode_text", lambda texts: replace(text(texts), pooled=text(texts).pooled / 0)
+    )
+    row = Render(CONFIG, CODE)({"number": 0, "clips": json.dumps([clip.to_dict() for clip in CLIPS])})
+    found = encode(row)
+    assert [clip["reason"] for clip in json.loads(found["rows"])] == [
+        "encoded to numbers that are not finite (pooled)"
+    ] * 2
+    assert load(found["tensors"]) == {}
