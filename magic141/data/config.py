@@ -88,7 +88,7 @@ class DataConfig(FrozenConfig):
         description="share of windows held out, and as many more for validation: whole videos, of few their ends",
     )
     max_heldout_clips: int | None = Field(
-        None, ge=1, description="most windows held out, and most for validation; their pixels are stored (folder)"
+        None, ge=1, description="most windows held out, whose pixels are stored, and most for validation (folder)"
     )
     on_bad_file: Literal["skip", "fail"] = Field(
         "skip", description="if a file is broken, too short, without a caption or not encoded to finite numbers"

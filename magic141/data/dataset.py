@@ -34,7 +34,7 @@ class ClipDataset:
     anchor_tokens: Rows  # [N, Li, D] of that frame
     first_frame: Rows  # [N, H, W, 3] uint8
     first_latent: Rows | None  # [N, C, 1, h, w]: that frame encoded alone; None in a corpus of an earlier version
-    frames: Rows | None  # [N, F, H, W, 3] uint8; None for train
+    frames: Rows | None  # [N, F, H, W, 3] uint8; of held-out clips only
     ids: list[str]
     captions: list[str]
     truths: list[dict[str, Any] | None]

@@ -149,7 +149,7 @@ class Encode:
             "image_tokens": self.encoders.encode_image(pixels[:, 0]).to(precision).contiguous(),
             "first_frame": pixels[:, 0].clone(),
         }
-        return tensors if clips[0].split == "train" else {**tensors, "frames": pixels}
+        return {**tensors, "frames": pixels} if clips[0].split == "heldout" else tensors
 
     def _encode_videos(self, pixels: Tensor) -> Tensor:
         """Latents of uint8 [N, F, H, W, 3] in the codec's precision, as many clips at once as memory allows."""

@@ -101,7 +101,7 @@ def make_data(folder: Path, has_truth: bool = True) -> Path:
     for split, specs in clips.items():
         tensors = _encode(specs, frames[split], codec, encoders)
         shard = f"shards/{split}-00000.safetensors"
-        kept = {} if split == "train" else {"frames": frames[split]}
+        kept = {"frames": frames[split]} if split == "heldout" else {}
         save_file({name: tensor.contiguous() for name, tensor in {**tensors, **kept}.items()}, folder / shard)
         for row, clip in enumerate(specs):
             truth = clip.to_dict() if has_truth else None
