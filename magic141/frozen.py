@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 from pydantic.fields import FieldInfo
 
 BY_CONTENT = "(by its content)"
+_UNLESS_A_NAME = "by its content, unless it is a name"
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # `Path` collapses `//`; at least two letters, as C:/ is a drive
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -45,11 +46,15 @@ class FrozenConfig(BaseModel):
     @classmethod
     def _whole_paths(cls, value: Any, info: ValidationInfo) -> Any:
         """Makes a source's path absolute, so that processes in other folders find the same files."""
-        name = str(info.field_name)
-        is_path = _in_key(cls.model_fields[name]) == BY_CONTENT and isinstance(value, str | Path)
+        is_path = isinstance(value, str | Path) and _names_source(cls.model_fields[str(info.field_name)], value)
         if is_path and is_address(value):  # it would become a folder `s3:` of the current one
             raise ValueError("an address, expected a path on this machine; mount it or copy it here")
         return os.path.abspath(os.path.expanduser(value)) if is_path else value
+
+
+def names_file(text: str | Path) -> bool:
+    """Whether a value of a `source_or_name` is a path: a name has no slash."""
+    return os.sep in str(text)
 
 
 def is_address(path: str | Path) -> bool:
@@ -92,20 +97,30 @@ def source_path(**kwargs: Any) -> Any:
     return Field(None, json_schema_extra={"in_key": BY_CONTENT}, **kwargs)
 
 
+def source_or_name(**kwargs: Any) -> Any:
+    """A field with the path of the user's file, as `source_path`, or with a name, which counts as any value does."""
+    return Field(None, json_schema_extra={"in_key": _UNLESS_A_NAME}, **kwargs)
+
+
 def key_fields(config: BaseModel) -> dict[str, Any]:
     """The fields of `config` that determine its result, as plain JSON values.
 
-    `placement` fields are left out. A `source_path` counts only as set or not: its digest is a source of the stage.
+    `placement` fields are left out. A source's path counts only as set or not: its digest is a source of the stage.
     """
     fields: dict[str, Any] = {}
     for name, info in type(config).model_fields.items():
-        in_key = _in_key(info)
         value = getattr(config, name)
-        if in_key == BY_CONTENT:
-            fields[name] = None if value is None else BY_CONTENT
-        elif in_key is not False:
+        if value is not None and _names_source(info, value):
+            fields[name] = BY_CONTENT
+        elif _in_key(info) is not False:
             fields[name] = key_fields(value) if isinstance(value, BaseModel) else config.model_dump(mode="json")[name]
     return fields
+
+
+def _names_source(field: FieldInfo, value: Any) -> bool:
+    """Whether a field's value is the path of the user's files."""
+    in_key = _in_key(field)
+    return in_key == BY_CONTENT or (in_key == _UNLESS_A_NAME and names_file(value))
 
 
 def _in_key(field: FieldInfo) -> object:

@@ -21,7 +21,7 @@ from magic141.data.config import DataConfig
 from magic141.environment import temporary_environment
 from magic141.errors import UserError
 from magic141.evaluation.config import EvaluateConfig, GenerateConfig, PublishConfig, QuantizeConfig, ReportConfig
-from magic141.frozen import FrozenConfig, Name, is_address, placement
+from magic141.frozen import FrozenConfig, Name, is_address, names_file, placement
 from magic141.models.config import TransformerConfig
 from magic141.retrieval.config import ClipConfig, IndexConfig
 from magic141.training.config import CfgDistillationConfig, FlowMatchingConfig
@@ -166,7 +166,7 @@ def named_sources(config: PipelineConfig) -> dict[str, Path]:
         "data.encoder.path": data.encoder.path if data.encoder.kind == "hunyuan" else None,
         "pretrain_t2v.base": config.pretrain_t2v.base,
         "pretrain_i2v.base": config.pretrain_i2v.base,
-        CLIP_WEIGHTS: clip.pretrained if clip.kind == "pretrained" and "/" in (clip.pretrained or "") else None,
+        CLIP_WEIGHTS: clip.pretrained if clip.kind == "pretrained" and names_file(clip.pretrained or "") else None,
     }
     return {field: Path(value) for field, value in named.items() if value is not None}
 

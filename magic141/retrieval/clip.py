@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from magic141.artifacts.digests import digest_file
 from magic141.data.dataset import ClipDataset
 from magic141.data.rows import Rows
 from magic141.errors import UserError
+from magic141.frozen import names_file
 from magic141.models.device import cpu_threads
 from magic141.retrieval.config import ClipConfig
 from magic141.retrieval.pretrained import Preprocessing, load_pretrained
@@ -31,6 +31,7 @@ MAX_CACHED_IMAGES = 20_000
 MAX_LOGIT_SCALE = 100.0
 EMBED_BATCH = 256
 LOG_EVERY_STEPS = 10
+WEIGHTS_LINK = "weights"  # to a file of the user's: an artifact's digest reaches behind it
 
 Embeddings = NDArray[np.float32]
 Images = Rows | Tensor | NDArray[np.uint8]
@@ -57,7 +58,9 @@ class ClipEmbedder:
             raise UserError(f"{description}: no such file; expected the artifact of stage train_clip; run that stage")
         record = json.loads(description.read_text())
         if record["kind"] == "pretrained":
-            return cls(*load_pretrained(record["model"], record["pretrained"], record.get("release")))
+            link = folder / WEIGHTS_LINK
+            weights = str(link.readlink()) if link.is_symlink() else record["pretrained"]
+            return cls(*load_pretrained(record["model"], weights, record.get("release")))
         model = open_clip.CLIP(**record["architecture"])
         model.load_state_dict(load_file(folder / "model.safetensors"))
         vision, text = record["architecture"]["vision_cfg"], record["architecture"]["text_cfg"]
@@ -101,10 +104,10 @@ class TrainingImages:
 def build_clip(config: ClipConfig, data: Path, out: Path, log: StageLog, seed: int) -> None:
     """Trains the tiny CLIP model on captions and first frames of the training clips, or records the pretrained one.
 
-    Writes `clip.json` and, when trained, `model.safetensors`.
+    Writes `clip.json` and, when trained, `model.safetensors`, or a link to the file that was named.
     """
     if config.kind == "pretrained":
-        _write(out, _pretrained_record(config, log))
+        _write(out, _pretrained_record(config, out, log))
         return
     dataset = ClipDataset.open(data, "train")
     size = min(MAX_IMAGE_SIZE, *(side // 8 * 8 for side in dataset.first_frame.shape[1:3]))
@@ -126,20 +129,21 @@ def build_clip(config: ClipConfig, data: Path, out: Path, log: StageLog, seed: i
     log.summary({"clip_loss": loss, "clip_parameters": num_parameters})
 
 
-def _pretrained_record(config: ClipConfig, log: StageLog) -> dict[str, Any]:
-    """Which weights are meant, once they have been loaded."""
+def _pretrained_record(config: ClipConfig, out: Path, log: StageLog) -> dict[str, Any]:
+    """Which weights are meant, once they have been loaded. A file is linked: its content counts, not its path."""
     assert config.pretrained is not None  # the config requires it
     load_pretrained(config.model, config.pretrained, config.release)
-    weights = Path(config.pretrained)
-    digest = digest_file(weights) if weights.is_file() else None  # other weights in its place are another artifact
     log.note(f"CLIP: {config.model}, {config.pretrained} loads")
-    if digest and not config.release:
+    is_file = names_file(config.pretrained)
+    if is_file:
+        (out / WEIGHTS_LINK).symlink_to(config.pretrained)  # not resolved: the target's suffix says how to read it
+    if is_file and not config.release:
         log.note(
             "CLIP: train_clip.release is not set: the weights are taken to want OpenAI's normalisation and the "
             f"activation of open_clip's {config.model}; if they are of a release, name it"
         )
-    known = {"kind": "pretrained", "model": config.model, "pretrained": config.pretrained, "release": config.release}
-    return {**known, "digest": digest}
+    named = WEIGHTS_LINK if is_file else config.pretrained
+    return {"kind": "pretrained", "model": config.model, "pretrained": named, "release": config.release}
 
 
 @dataclass(frozen=True)

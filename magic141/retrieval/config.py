@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from magic141.frozen import MOST_STEPS, FrozenConfig, placement
+from magic141.frozen import MOST_STEPS, FrozenConfig, names_file, placement, source_or_name
 
 
 class ClipConfig(FrozenConfig):
@@ -15,7 +14,7 @@ class ClipConfig(FrozenConfig):
 
     kind: Literal["train", "pretrained"] = Field("train", description="train a tiny model, or load pretrained weights")
     model: str = Field("ViT-L-14", description="open_clip model name (kind pretrained)")
-    pretrained: str | None = Field(None, description="open_clip tag or path of a state dict (kind pretrained)")
+    pretrained: str | None = source_or_name(description="open_clip tag or path of a state dict (kind pretrained)")
     release: str | None = Field(
         None,
         description="open_clip tag of the weights that the file `pretrained` holds: its normalisation and activation",
@@ -25,13 +24,6 @@ class ClipConfig(FrozenConfig):
     batch_size: int = Field(64, ge=2, description="image-caption pairs per step")
     learning_rate: float = Field(1e-3, gt=0, description="peak rate of AdamW, decayed to zero by a cosine")
 
-    @field_validator("pretrained")
-    @classmethod
-    def _anywhere(cls, pretrained: str | None) -> str | None:
-        """Makes a file's path absolute, so that commands in other folders find the same; a tag has no slash."""
-        is_path = pretrained is not None and os.sep in pretrained
-        return os.path.abspath(os.path.expanduser(pretrained)) if pretrained and is_path else pretrained
-
     @model_validator(mode="after")
     def _weights_for_pretrained(self) -> ClipConfig:
         if self.kind == "pretrained" and not self.pretrained:
@@ -39,7 +31,7 @@ class ClipConfig(FrozenConfig):
                 "pretrained is not set: kind = pretrained needs a tag that open_clip has for its model, or the path of "
                 "a state dict"
             )
-        if self.release and (self.pretrained is None or os.sep not in self.pretrained):
+        if self.release and (not names_file(self.pretrained or "")):
             raise ValueError(
                 f"release = {self.release}: says which weights a file holds, but pretrained = {self.pretrained} is no "
                 "path of one; use release = null"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from magic141.errors import UserError, first_line
+from magic141.frozen import names_file
 from magic141.models.device import sampling_device
 
 RESIZE_MODES = ("shortest", "squash")
@@ -107,7 +107,7 @@ def require_known(name: str, pretrained: str, release: str | None = None) -> Non
 
 def _is_file(pretrained: str) -> bool:
     """Whether it names a file; without a slash it is a tag, also in a stage's key."""
-    return os.sep in pretrained and Path(pretrained).is_file()
+    return names_file(pretrained) and Path(pretrained).is_file()
 
 
 def _require_tag(name: str, field: str, tag: str, reason: str) -> None:

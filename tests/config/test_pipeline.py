@@ -242,7 +242,7 @@ def test_missing_clip_weights_are_reported_before_work(tmp_path: Path) -> None:
     assert [*missing_sources(config), *missing_sources(tag)] == []
 
 
-@pytest.mark.parametrize("field", ["data.path", "data.codec.path", "pretrain_t2v.base"])
+@pytest.mark.parametrize("field", ["data.path", "data.codec.path", "pretrain_t2v.base", "train_clip.pretrained"])
 @pytest.mark.parametrize("address", ["s3://bucket/videos", "https://host/a.tar", "gs:/bucket"])
 def test_addresses_are_no_paths(field: str, address: str) -> None:
     with pytest.raises(UserError) as caught:

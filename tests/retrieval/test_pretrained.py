@@ -4,17 +4,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import pytest
 import torch
 from open_clip import pretrained as registry
 
+from magic141.artifacts.digests import digest_folder
 from magic141.config import load_config
 from magic141.errors import UserError
 from magic141.retrieval.clip import ClipEmbedder, build_clip
 from magic141.retrieval.config import ClipConfig
 from magic141.retrieval.pretrained import load_pretrained
-from magic141.stage_log import NullLog
 from tests.evaluation.artifacts import RecordingLog
 
 NAME = "tiny-for-tests"
@@ -80,13 +81,39 @@ def test_an_unknown_release_is_refused_with_the_known_ones(weights: str) -> None
         load_pretrained(NAME, weights, "laion")
 
 
+def built(folder: Path, weights: str, release: str | None, log: RecordingLog) -> Path:
+    folder.mkdir()
+    build_clip(ClipConfig(kind="pretrained", model=NAME, pretrained=weights, release=release), folder, folder, log, 0)
+    return folder
+
+
 def test_the_release_is_kept_and_its_absence_is_noted(weights: str, tmp_path: Path) -> None:
-    config, log = ClipConfig(kind="pretrained", model=NAME, pretrained=weights), RecordingLog()
-    build_clip(config, tmp_path, tmp_path, log, 0)
+    log = RecordingLog()
+    assert ClipEmbedder.load(built(tmp_path / "a", weights, None, log)).preprocessing.mean != (0.4, 0.3, 0.2)
     assert "train_clip.release is not set" in log.notes[1]
-    assert ClipEmbedder.load(tmp_path).preprocessing.mean != (0.4, 0.3, 0.2)
-    build_clip(config.model_copy(update={"release": "like_openai"}), tmp_path, tmp_path, NullLog(), 0)
-    assert ClipEmbedder.load(tmp_path).preprocessing.mean == (0.4, 0.3, 0.2)
+    released = built(tmp_path / "b", weights, "like_openai", log)
+    assert ClipEmbedder.load(released).preprocessing.mean == (0.4, 0.3, 0.2)
+
+
+def test_the_same_weights_in_another_place_are_the_same_artifact(weights: str, tmp_path: Path) -> None:
+    """Else the index and all videos would be made again where a cluster mounts its checkpoints elsewhere."""
+    moved = tmp_path / "elsewhere" / "clip.bin"
+    moved.parent.mkdir()
+    moved.write_bytes(Path(weights).read_bytes())
+    folders = [built(tmp_path / path.stem, str(path), None, RecordingLog()) for path in (Path(weights), moved)]
+    assert digest_folder(folders[0]) == digest_folder(folders[1])
+    texts = [ClipEmbedder.load(folder).embed_texts(["a red circle"]) for folder in folders]
+    np.testing.assert_array_equal(texts[0], texts[1])
+    Path(weights).unlink()
+    assert digest_folder(folders[0]) != digest_folder(folders[1]), "it is made again when its weights are gone"
+
+
+def test_the_record_of_an_earlier_version_names_the_path(weights: str, tmp_path: Path) -> None:
+    folder = built(tmp_path / "a", weights, "like_openai", RecordingLog())
+    (folder / "weights").unlink()
+    record = json.loads((folder / "clip.json").read_text())
+    (folder / "clip.json").write_text(json.dumps(record | {"pretrained": weights}))
+    assert ClipEmbedder.load(folder).preprocessing.mean == (0.4, 0.3, 0.2)
 
 
 def test_the_13b_config_names_a_release_that_its_model_has() -> None:

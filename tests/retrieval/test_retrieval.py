@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from magic141.artifacts.digests import digest_folder
 from magic141.data.dataset import ClipDataset
 from magic141.data.rows import Rows
 from magic141.errors import UserError
@@ -206,8 +207,9 @@ def test_other_weights_under_the_same_path_are_another_artifact(
     for content in ("old", "new"):
         weights.write_text(content)
         config = ClipConfig(kind="pretrained", model="RN50", pretrained=str(weights))
-        build_clip(config, artifacts["data"], tmp_path, NullLog(), 0)
-        found.add((tmp_path / "clip.json").read_text())
+        (tmp_path / content).mkdir()
+        build_clip(config, artifacts["data"], tmp_path / content, NullLog(), 0)
+        found.add(digest_folder(tmp_path / content))
     assert len(found) == 2
 
 
