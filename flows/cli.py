@@ -13,6 +13,7 @@ from flows.command_line.outcomes import (
     say_cleaning,
     say_comparison,
     say_decision,
+    say_deletion,
     say_findings,
     say_outcome,
     say_sweep,
@@ -89,6 +90,8 @@ def plan(
             typer.echo(planning.as_json(rows))
             return
         wide_console().print(planning.as_table(rows))
+        if together := planning.total(rows):
+            typer.echo(together)
 
 
 @app.command()
@@ -163,7 +166,7 @@ def generate(
 
 @app.command()
 def compare(
-    runs: Annotated[list[str], typer.Argument(help="ids of two or more runs")],
+    runs: Annotated[list[str], typer.Argument(help="ids of two or more runs, or of a sweep")],
     variant: Annotated[str, typer.Option(help="row of the score table")] = "student_4",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="HTML page to write, with videos")] = None,
     workspace: Workspace = None,
@@ -174,6 +177,24 @@ def compare(
         from flows.comparison import compare as compared
 
         say_comparison(compared(checked_home(workspace), runs, variant, output), output)
+
+
+@app.command()
+def runs(
+    limit: Annotated[int, typer.Option(min=1, help="how many, the newest first")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="print a JSON list, one object per run")] = False,
+    workspace: Workspace = None,
+    debug: Debug = False,
+) -> None:
+    """List the newest runs, with their ids and scores; every command takes the beginning of an id."""
+    with reporting(debug), uncollected():
+        from flows import listing
+
+        rows = listing.newest(checked_home(workspace), limit)
+        if as_json:
+            typer.echo(listing.as_json(rows))
+            return
+        wide_console().print(listing.as_table(rows))
 
 
 @app.command()
@@ -221,6 +242,24 @@ def serve(
         from flows.serving import serve as serving
 
         serving(checked_home(workspace), model, host, port, set_ or (), replace, say=typer.echo)
+
+
+@app.command()
+def delete(
+    runs: Annotated[list[str], typer.Argument(help="ids of runs")],
+    yes: Annotated[bool, typer.Option("--yes", help="delete what is listed, instead of only listing it")] = False,
+    workspace: Workspace = None,
+    debug: Debug = False,
+) -> None:
+    """List, or mark as deleted in MLflow, runs and all below them; gc then frees what only they have made."""
+    with reporting(debug):
+        from flows import deletion
+
+        home = checked_home(workspace)
+        found = deletion.family(home, runs)
+        if yes:
+            deletion.delete(home, found)
+        say_deletion(found, yes)
 
 
 @app.command()

@@ -48,19 +48,20 @@ def compare(workspace: Path, run_ids: Sequence[str], variant: str, page: Path | 
 
     Args:
         workspace: folder of the runs.
-        run_ids: two or more pipeline, evaluation or stage runs; the others are compared with the first.
+        run_ids: two or more pipeline, evaluation or stage runs; the others are compared with the first. A sweep stands
+            for its members.
         variant: row of the score table, such as student_4.
         page: HTML file to write.
 
     Raises:
         UserError: for fewer than two runs, an unknown run, a variant that no run has, or a page that cannot be written.
     """
-    if len(run_ids) < 2:
-        raise UserError("compare: expected two or more run ids; `magic141 run` prints the id of a run at its end")
     if page is not None:
         require_output(page)
     tracker = open_store(workspace)
-    runs = [read_run(tracker, run_id) for run_id in run_ids]
+    runs = [read_run(tracker, run.info.run_id) for run_id in run_ids for run in tracker.members(run_id)]
+    if len(runs) < 2:
+        raise UserError("compare: expected two or more runs, or a sweep; `magic141 runs` lists them")
     scores = score_rows(runs, variant)
     if not scores:
         names = list(dict.fromkeys(name for run in runs for name in run.variants))

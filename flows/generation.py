@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 from flows.failures.writable import require_output
+from flows.records.naming import workspace_option
 from magic141.errors import UserError
 from magic141.serving.requests import MAX_SEED
 from magic141.text_files import name_aside
@@ -81,7 +83,8 @@ def find_model(workspace: Path, model: str) -> Path:
     else:
         found = tracker.artifacts_of(tracker.pipeline_run(model)).get("publish")
         if found is None:
-            raise UserError(f"--model {model}: that run has published nothing; finish it with `magic141 run`")
+            again = shlex.join(["magic141", "run", "--run", model, *workspace_option(workspace)])
+            raise UserError(f"--model {model}: that run has published nothing; finish it with `{again}`")
         ref = found
     try:
         return local_folder(tracker, ref)

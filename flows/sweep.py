@@ -27,6 +27,7 @@ from magic141.evaluation.scores import COSTS, EXACT, FRECHET, VBENCH, Dimension
 from magic141.evaluation.variants import list_variants
 from magic141.frozen import FrozenConfig
 from magic141.tracking import RunLog, Tracker, closing
+from magic141.tracking.tags import SWEEP
 from magic141.urls import without_credentials
 from tasks.pipeline import stages_until
 
@@ -107,7 +108,7 @@ def sweep(
     first = configs[0]
     tracker = Tracker(first.home, first.experiment)
     name, tags = f"{first.name}{SEPARATOR}sweep of {len(chosen)}", overrides_tag(overrides or ()) | flow_tags()
-    run = tracker.start_parent(name, "sweep", identity(first) | tags | {"members": str(len(chosen))})
+    run = tracker.start_parent(name, SWEEP, identity(first) | tags | {"members": str(len(chosen))})
     with marking_resumable(), closing(run):
         each = MemberRun(config, tuple(overrides or ()), until, variant, run.run_id)
         outcomes = run_members(each, chosen, configs, parallel)

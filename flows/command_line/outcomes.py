@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from flows.promotion import Decision
     from flows.records.session import Outcome
     from flows.sweep import SweepOutcome
+    from magic141.tracking import Run
 
 FILE_COLUMNS = 140
 
@@ -131,6 +132,14 @@ def say_findings(findings: Iterable[Finding]) -> None:
 
 def _mark(ok: bool) -> str:
     return "✓" if ok else "✗"
+
+
+def say_deletion(runs: Sequence[Run], done: bool) -> None:
+    """Prints which runs are, or would be, marked as deleted."""
+    for run in runs:
+        typer.echo(f"{run.info.run_id}  {run.info.run_name}")
+    more = "deleted; `magic141 gc` frees what only they have made" if done else "in all; --yes deletes them"
+    typer.echo(f"{len(runs)} run{'s' * (len(runs) != 1)} {more}")
 
 
 def say_cleaning(

@@ -50,8 +50,10 @@ def members_of(vary: Sequence[str], listed: Sequence[str]) -> list[Member]:
     grid = [Member(tuple(settings)) for settings in itertools.product(*axes)] if axes else []
     members = list(dict.fromkeys([*grid, *(_listed(text) for text in listed)]))
     if len(members) < 2:
+        again = f"{members[0].label} alone, however often; " if len(grid) + len(listed) > 1 else ""
         raise UserError(
-            "sweep: expected two or more members; use --vary distill_dmd2.a_weak=0,0.25,0.5, or several --member"
+            f"sweep: {again}expected two or more members; use --vary distill_dmd2.a_weak=0,0.25,0.5, or several "
+            "--member"
         )
     if len(members) > MAX_MEMBERS:
         raise UserError(f"sweep: {len(members)} members; expected at most {MAX_MEMBERS}; vary fewer values")

@@ -156,6 +156,19 @@ def as_json(rows: Sequence[PlannedStage]) -> str:
     return json.dumps([asdict(row) for row in rows], indent=1)
 
 
+def total(rows: Sequence[PlannedStage]) -> str:
+    """The time of all stages that would run, and the GPU time in it; empty if fewer than two have a time."""
+    timed = [row.estimate for row in rows if row.estimate and row.estimate.seconds is not None]
+    if len(timed) < 2:
+        return ""
+    seconds = sum(estimate.seconds or 0 for estimate in timed)
+    gpu_hours = sum((estimate.seconds or 0) * estimate.num_gpus for estimate in timed) / 3600
+    about = "" if all(estimate.timed for estimate in timed) else "~ "
+    untimed = [row.stage for row in rows if row.estimate and row.estimate.seconds is None]
+    gpus = f", {about}{gpu_hours:,.3g} GPU hours" if gpu_hours else ""
+    return f"in all  {about}{_duration(seconds)}{gpus}{f', without {first_few(untimed, 3)}' if untimed else ''}"
+
+
 def as_table(rows: Sequence[PlannedStage]) -> Table:
     """The plan for the console."""
     from rich.markup import escape

@@ -48,6 +48,12 @@ def _line(details: ErrorDetails, model: type[BaseModel], source: str) -> str:
         if isinstance(details["input"], Mapping | BaseModel):  # concerns several fields of a section
             return message if not path or message.startswith(path) else f"{path}.{message}"
         return f"{path} = {_show(details['input'])}: {message}; {remedy}"
+    if details["type"] == "model_type":
+        if details["input"] is None:
+            return f"{path}: empty, expected fields; remove the line from {source} to take the defaults"
+        return f"{path} = {_show(details['input'])}: expected a section of fields; change it in {source}"
+    if details["type"] == "tuple_type":
+        return f"{path} = {_show(details['input'])}: expected a list in brackets, such as [4, 1]; {remedy}"
     if details["type"] == "missing":
         return f"{path}: not set, but required; set it in {source} or with {option}"
     expected = (

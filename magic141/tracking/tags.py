@@ -13,6 +13,7 @@ TAG_PROCESSES = "magic141.processes"  # the scope in which TAG_PID identifies th
 TAG_HEARTBEAT = "magic141.heartbeat"  # seconds since 1970
 TAG_PROMOTIONS = "magic141.promotions"
 TAG_ANNOUNCED = "magic141.announced"  # on versions: the pipeline run whose event told of it
+SWEEP = "sweep"  # a value of TAG_KIND
 TAG_REFRESH = "magic141.refresh"  # on stage runs
 TAG_PARENT = "mlflow.parentRunId"
 MAX_TAG_CHARS, MAX_BATCH = 4900, 100

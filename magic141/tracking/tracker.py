@@ -30,6 +30,7 @@ from magic141.tracking.run_files import read_text
 from magic141.tracking.run_log import RunLog
 from magic141.tracking.stores import note_store, store_name
 from magic141.tracking.tags import (
+    SWEEP,
     TAG_ARTIFACT,
     TAG_KEY,
     TAG_KIND,
@@ -157,9 +158,35 @@ class Tracker:
         return found[0] if found else None
 
     def pipeline_run(self, run_id: str) -> Run:
-        """The run `run_id` if it is a pipeline or evaluation; if it is a stage, the run it belongs to."""
+        """The run `run_id` if it is a pipeline or evaluation; if it is a stage, the run it belongs to.
+
+        Raises:
+            UserError: there is no such run, or it is a sweep.
+        """
         run = self.get_run(run_id)
+        if run.data.tags.get(TAG_KIND) == SWEEP:
+            members = first_few([f"{member.info.run_id} ({member.info.run_name})" for member in self.children(run)], 3)
+            raise UserError(f"run {run_id}: a sweep; give one of its members: {members or 'it has none'}")
         return self.get_run(run.data.tags[TAG_PARENT]) if TAG_STAGE in run.data.tags else run
+
+    def members(self, run_id: str) -> list[Run]:
+        """The members of a sweep, oldest first; of anything else, `pipeline_run`."""
+        run = self.get_run(run_id)
+        return self.children(run)[::-1] if run.data.tags.get(TAG_KIND) == SWEEP else [self.pipeline_run(run_id)]
+
+    def delete(self, run: Run) -> None:
+        """Marks a run as deleted; MLflow can restore it.
+
+        Raises:
+            UserError: if it is still at work.
+        """
+        if run.info.status == "RUNNING" and not is_dead(run):
+            raise UserError(f"run {run.info.run_id} ({run.info.run_name}): is at work; stop it first, or wait")
+        self.client.delete_run(run.info.run_id)
+
+    def children(self, run: Run) -> list[Run]:
+        """The runs directly below a run, newest first: a sweep's members, or a pipeline's stages."""
+        return list(self.search_all(f"tags.`{TAG_PARENT}` = '{run.info.run_id}'", everywhere=True))
 
     def artifacts_of(self, parent: Run) -> dict[str, ArtifactRef]:
         """Every stage's artifact in a pipeline run, made there or reused."""

@@ -137,6 +137,9 @@ MISTAKES = {
     "train_clip.num_steps=1" + "0" * 40: "expected less than or equal to 1000000000",
     "distill_dmd2.num_steps=1" + "0" * 40: "expected less than or equal to 1000000000",
     "data": "--set data: expected SECTION.FIELD=VALUE",
+    "distill_dmd2=": "distill_dmd2: empty, expected fields; remove the line from demo.yaml to take the defaults",
+    "model=3": "model = 3: expected a section of fields; change it in demo.yaml",
+    "generate.few_steps=4,1": "generate.few_steps = '4,1': expected a list in brackets, such as [4, 1]; change it in",
 }
 
 

@@ -39,7 +39,8 @@ def test_listed_members_follow_the_grid_and_none_is_there_twice() -> None:
     ("vary", "listed", "line"),
     [
         ([], [], "expected two or more members"),
-        (["seed=1"], [], "expected two or more members"),
+        (["seed=1"], [], "^sweep: expected two or more members"),
+        (["seed=1,1"], [], "^sweep: seed 1 alone, however often; expected two or more members"),
         (["seed"], [], "--vary seed: expected FIELD=VALUE,VALUE"),
         (["seed=[1"], [], r"--vary seed=\[1: not YAML .*; expected FIELD=VALUE,VALUE"),
         ([], ["seed"], "--member seed: expected FIELD=VALUE"),

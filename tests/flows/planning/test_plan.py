@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from flows.planning.estimates import IMAGE_TOKENS, Estimate, _num_evaluations, estimate
-from flows.planning.plan import _size, _time, _wishes, make_plan
+from flows.planning.plan import PlannedStage, _size, _time, _wishes, make_plan, total
 from magic141.config import load_config
 from magic141.config.checks import TRAINING_SECTIONS
 from magic141.evaluation.generation.pieces import list_pieces
@@ -101,6 +101,16 @@ def test_calculated_memory_is_marked(memory_gib: float, measured: bool, words: s
 )
 def test_calculated_time_is_marked(seconds: float | None, timed: bool, words: str) -> None:
     assert _time(Estimate("2 x 1 GPU", 2, seconds, timed, None, False)) == words
+
+
+def test_the_times_of_all_stages_and_of_their_gpus_are_added_up() -> None:
+    def row(stage: str, seconds: float | None, num_gpus: float = 0.0, timed: bool = True) -> PlannedStage:
+        return PlannedStage(stage, "run", "", estimate=Estimate("", num_gpus, seconds, timed, None, False))
+
+    reused, soon, calculated = PlannedStage("a", "reused", ""), row("b", 40.0), row("c", 7200.0, 8.0, timed=False)
+    assert total([reused, soon, row("d", 20.0)]) == "in all  60 s"
+    assert total([reused, soon, calculated, row("d", None)]) == "in all  ~ 2.0 h, ~ 16 GPU hours, without d"
+    assert total([reused, soon]) == ""
 
 
 def test_time_on_gpus_is_calculated_from_a_measured_pass_and_on_cpus_it_is_not() -> None:

@@ -45,10 +45,11 @@ def test_a_run_goes_on_from_results_that_are_there_and_as_they_were(
     assert kept() == (ref,)
     with pytest.raises(UserError, match="--set workspace: an earlier run goes on in its own; --workspace says where"):
         kept(f"workspace={tmp_path}/elsewhere")
-    with pytest.raises(
-        UserError, match=f"distill_cfg is kept .*; use `magic141 run --run {parent} --from distill_cfg`"
-    ):
-        kept("distill_cfg.num_steps=7")  # `eval` has no --from
+    again = f"magic141 run --run {parent} --from distill_cfg --set distill_cfg.num_steps=7 --workspace {tmp_path}"
+    with pytest.raises(UserError, match=f"distill_cfg is kept .*; use `{again}`"):  # `eval` has no --from
+        kept("distill_cfg.num_steps=7")
     make_file(student, "others")
-    with pytest.raises(UserError, match=f"run {parent}: {student} was altered; `magic141 run` makes it again"):
+    with pytest.raises(
+        UserError, match=f"run {parent}: {student} was altered; `magic141 run --run {parent} --w.* again"
+    ):
         kept()

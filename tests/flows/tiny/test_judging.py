@@ -39,7 +39,7 @@ def test_runs_are_compared_by_their_ids(outcome: Outcome, config: str, home: Pat
     assert found.remarks == []
     assert list(fields.columns[0].cells) == ["report.title"]
     assert (tmp_path / "page.html").is_file()
-    mistakes = {("x",): "two or more", ("x", "y"): "no such run"}
+    mistakes = {(outcome.run_id,): "two or more", ("x", "y"): "no such run"}
     for ids, line in mistakes.items():
         with pytest.raises(UserError, match=line):
             compare(home, ids, "student_4", None)

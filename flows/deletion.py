@@ -1,0 +1,36 @@
+"""`magic141 delete`: marks runs as deleted in MLflow, with the runs below them; `gc` then frees what only they made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from magic141.tracking import Run, Tracker, open_store
+
+
+def family(workspace: Path, run_ids: Sequence[str]) -> list[Run]:
+    """The runs and everything below them, parents first: a sweep's members, a pipeline's stages.
+
+    Raises:
+        UserError: for an unknown run.
+    """
+    tracker = open_store(workspace)
+    found = {run.info.run_id: run for run_id in run_ids for run in _with_children(tracker, tracker.get_run(run_id))}
+    return [run for run in found.values() if run.info.lifecycle_stage == "active"]
+
+
+def delete(workspace: Path, runs: Sequence[Run]) -> None:
+    """Marks the runs as deleted, children first: an interruption leaves none without its parent.
+
+    Raises:
+        UserError: if one is still at work.
+    """
+    tracker = open_store(workspace)
+    for run in reversed(runs):
+        tracker.delete(run)
+
+
+def _with_children(tracker: Tracker, run: Run) -> Iterator[Run]:
+    yield run
+    for child in tracker.children(run):
+        yield from _with_children(tracker, child)
