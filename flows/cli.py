@@ -92,6 +92,9 @@ def plan(
         wide_console().print(planning.as_table(rows))
         if together := planning.total(rows):
             typer.echo(together)
+        if lacking := [row.lacking for row in rows if row.lacking]:
+            others = f"; the same for {len(lacking) - 1} more" if lacking[1:] else ""
+            warn(f"run would refuse: {lacking[0]}{others}")
 
 
 @app.command()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ValidationError
 
 from flows.planning.estimates import Estimate, estimate
-from flows.planning.needs import HERE
+from flows.planning.needs import HERE, needs_of
 from flows.records.origin import continue_run, find_origin, stages_between
 from magic141.artifacts.references import ArtifactRef, StageKey
 from magic141.config import PipelineConfig
@@ -40,6 +40,7 @@ class PlannedStage:
         run_id: the run that a reused stage comes from.
         changes: fields, modules and inputs that differ from the nearest finished run, `old -> new`.
         estimate: its needs; None for a stage that does not run.
+        lacking: what this machine has too little of for it, for which `run` would refuse; None if nothing.
     """
 
     stage: str
@@ -48,6 +49,7 @@ class PlannedStage:
     run_id: str | None = None
     changes: tuple[str, ...] = ()
     estimate: Estimate | None = None
+    lacking: str | None = None
 
 
 def plan_of(
@@ -84,7 +86,8 @@ def make_plan(
     for stage in stages:
         row = _planned(stage, config, tracker, artifacts, refresh, blocked)
         if row.action == "run":
-            row = replace(row, estimate=estimate(stage.name, config, tracker))
+            lacking = needs_of(stage.name, config).lacking_here()
+            row = replace(row, estimate=estimate(stage.name, config, tracker), lacking=lacking)
         yield row
 
 
@@ -165,7 +168,7 @@ def total(rows: Sequence[PlannedStage]) -> str:
     gpu_hours = sum((estimate.seconds or 0) * estimate.num_gpus for estimate in timed) / 3600
     about = "" if all(estimate.timed for estimate in timed) else "~ "
     untimed = [row.stage for row in rows if row.estimate and row.estimate.seconds is None]
-    gpus = f", {about}{gpu_hours:,.3g} GPU hours" if gpu_hours else ""
+    gpus = f", {about}{gpu_hours:,.{0 if gpu_hours >= 10 else 1}f} GPU hours" if gpu_hours else ""
     return f"in all  {about}{_duration(seconds)}{gpus}{f', without {first_few(untimed, 3)}' if untimed else ''}"
 
 

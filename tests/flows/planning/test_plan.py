@@ -55,6 +55,15 @@ def test_all_that_is_missing_is_said_at_once(tmp_path: Path, monkeypatch: pytest
     ]
 
 
+def test_what_this_machine_has_too_little_of_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAGIC141_HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    config = load_config(DEMO, ["pretrain_i2v.placement.cpus_per_worker=5000"])
+    lacking = {row.stage: row.lacking for row in make_plan(config, STAGES) if row.lacking}
+    assert list(lacking) == ["pretrain_i2v"]
+    assert re.match(r"pretrain_i2v.placement.num_workers = 2: with cpus_per_worker = 5000", lacking["pretrain_i2v"])
+
+
 def test_generate_asks_for_gpus_when_workers_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAGIC141_HOME", str(tmp_path))
     here = estimate("generate", load_config(DEMO), None)
