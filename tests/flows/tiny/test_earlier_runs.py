@@ -14,6 +14,7 @@ from flows.evaluation import evaluation
 from flows.pipeline import pipeline, rerun
 from flows.planning.plan import as_json, plan_of
 from flows.records.session import Outcome
+from flows.sweep import sweep
 from magic141.errors import UserError
 from magic141.tracking import open_store
 from tests.flows.tiny.stages import ALL
@@ -40,10 +41,13 @@ def test_evaluation_of_a_run_or_model_runs_only_the_judging_stages(outcome: Outc
     assert newest.info.run_id == judged.run_id  # this is how a promotion finds it
 
 
-def test_a_run_is_compared_with_the_newest_one_that_has_scores(outcome: Outcome, home: Path, config: str) -> None:
-    before = evaluation(str(home), run_id=outcome.run_id)
+def test_a_run_is_compared_with_its_origin_or_with_the_configs_last(outcome: Outcome, home: Path, config: str) -> None:
+    last = pipeline(config, ["report.title=last"])
+    assert evaluation(str(home), run_id=outcome.run_id).previous == outcome.run_id
+    sweep(config, ["report.title=a,b"])
     assert pipeline(config, until="distill_cfg").previous is None
-    assert evaluation(str(home), run_id=outcome.run_id).previous == before.run_id
+    assert pipeline(config, ["report.title=new"]).previous == last.run_id
+    assert pipeline(config, ["name=another"]).previous is None
 
 
 def test_an_evaluation_works_in_the_workspace_that_it_is_given(
@@ -107,7 +111,7 @@ def test_any_stage_runs_again_on_an_earlier_run(outcome: Outcome, home: Path) ->
     [
         (
             ("distill_dmd2", ["pretrain_i2v.num_steps=3"]),
-            "pretrain_i2v is kept from run .*; use `magic141 run --run .* --from pretrain_i2v`",
+            "pretrain_i2v is kept from run .*; use `magic141 run --run .* --from pretrain_i2v --set ",
         ),
         (("distill_dmd2", ["model.num_layers=3"]), "pretrain_t2v is kept from run"),
         (("quantize", [], "distill_cfg"), "--from quantize: comes after --until distill_cfg"),
