@@ -5,13 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.table import Column
+from rich.text import Text
 
 PLAIN_LINE_SECONDS = 15.0
 NAME_WIDTH = 13
 SHOWN_VALUES = 4
+MIN_BAR, MAX_BAR, TERMINAL_PER_BAR = 10, 24, 8  # characters; a narrow terminal needs its room for the figures
 # Those that tell most, first; the bar has the speed.
 PREFERRED = ("loss", "validation_loss", "validation_motion_ratio", "validation_frechet", "fake_loss", "grad_norm")
 SPEED = "steps_per_s"
@@ -70,21 +74,21 @@ class StageConsole:
     def _live(self, stage: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
         columns = (
             TextColumn(f"  {stage:<{NAME_WIDTH}}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=min(max(MIN_BAR, self.console.width // TERMINAL_PER_BAR), MAX_BAR)),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
             TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[values]}"),
+            _TimeColumn(Column(no_wrap=True)),
+            # with `expand`, the only column that gives way: with the others alike, count and time would be cut off
+            TextColumn("{task.fields[values]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
         )
-        with Progress(*columns, console=self.console, transient=True, refresh_per_second=4) as bar:
-            task: TaskID = bar.add_task(stage, total=total, rate="", values="")
+        with Progress(*columns, console=self.console, transient=True, refresh_per_second=4, expand=True) as bar:
+            task: TaskID = bar.add_task(stage, total=total, rate="", left=None, values="")
             meter = _Meter(total)
 
             def advance(done: int) -> None:
                 meter.add(done)
-                bar.update(task, advance=done, rate=f"{meter.rate:.2f} {unit}/s", values=self._values)
+                rate, left = (f"{meter.rate:.2f} {unit}/s", meter.left) if meter.rate > 0 else ("", None)
+                bar.update(task, advance=done, rate=rate, left=left, values=self._values)
 
             yield advance
 
@@ -103,6 +107,15 @@ class StageConsole:
             self.line(" ", stage, f"{meter.done}/{total}{speed}  {self._values}".rstrip())
 
         yield advance
+
+
+class _TimeColumn(ProgressColumn):
+    """The time left; until it is known, the time so far, so that one sees that something goes on."""
+
+    def render(self, task: Task) -> Text:
+        left = task.fields["left"]
+        seconds, which = (task.elapsed or 0.0, "so far") if left is None else (left, "left")
+        return Text(f"{timedelta(seconds=round(seconds))} {which}")
 
 
 class _Meter:
