@@ -174,17 +174,25 @@ def is_served() -> bool:
 
 
 def stop(deployed_s: float | None) -> None:
-    """Removes the application; on the cluster at RAY_ADDRESS also Serve, if no other application is left.
+    """Ends a local Ray, and all that it serves; on the cluster at RAY_ADDRESS removes the application.
+
+    Serve is ended on a cluster, too, if no other application is left. A local one is not asked to: what stops this
+    process may have stopped Ray's daemons as well (systemd and Slurm signal all processes at once), and a call to dead
+    ones blocks for a minute, then ends this process.
 
     Args:
         deployed_s: what `start` returned; an application deployed in its place since is kept. None if `start` did not
             return: removes any.
     """
-    if is_alive():  # a local one that is dead would end this process without a message
-        with suppress(*_NO_SERVE):
-            served = serve.status().applications.get(APP)
-            if served and deployed_s in (None, served.last_deployed_time_s):
-                serve.delete(APP)
-            if ray_cluster() and not serve.status().applications:
-                serve.shutdown()
-    ray.shutdown()  # ends a local Ray, only disconnects from a cluster
+    if ray_cluster():
+        _withdraw(deployed_s)
+    ray.shutdown()  # of a cluster, only disconnects
+
+
+def _withdraw(deployed_s: float | None) -> None:
+    with suppress(*_NO_SERVE):
+        served = serve.status().applications.get(APP)
+        if served and deployed_s in (None, served.last_deployed_time_s):
+            serve.delete(APP)
+        if not serve.status().applications:
+            serve.shutdown()

@@ -65,6 +65,7 @@ def server(published: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[b
         stdout=subprocess.PIPE,
         bufsize=0,  # what was read ahead would not be seen by select
         env=environment,
+        start_new_session=True,  # a process group of its own, with its Ray
     )
     try:
         wait_for(process, f"{published} answers at http://127.0.0.1:{port}/ (Ctrl-C stops it)", START_SECONDS)
@@ -127,6 +128,17 @@ def test_it_ends_with_its_ray(server: tuple[subprocess.Popen[bytes], str]) -> No
     (daemon,) = (child for child in psutil.Process(process.pid).children() if child.name() == "raylet")
     daemon.kill()
     assert process.wait(60) == 1
+
+
+@pytest.mark.slow
+def test_it_stops_in_good_order_though_its_ray_is_stopped_at_the_same_moment(
+    server: tuple[subprocess.Popen[bytes], str],
+) -> None:
+    """As systemd and Slurm stop a service: every process gets the signal."""
+    process, _ = server
+    os.killpg(process.pid, signal.SIGTERM)
+    wait_for(process, "stopped", 45)  # a call to a Ray that is gone takes 60 seconds
+    assert process.wait(60) == 0
 
 
 class SlowStudent:
@@ -228,7 +240,7 @@ def test_what_took_the_place_of_ours_stays(
     deployed_s: float | None, gone: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deleted: list[str] = []
-    monkeypatch.setattr(deployment, "is_alive", lambda: True)
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     monkeypatch.setattr(ray.serve, "status", lambda: ServeStatus(applications={deployment.APP: SERVED}))
     monkeypatch.setattr(ray.serve, "delete", deleted.append)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
@@ -253,7 +265,7 @@ def test_a_cluster_serves_until_somebody_ends_it(monkeypatch: pytest.MonkeyPatch
     deployment.stop(0.0)
 
 
-def test_nothing_is_asked_of_a_local_ray_that_has_died(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_asked_of_a_local_ray_that_may_have_died(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[bool] = []
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(deployment, "is_alive", lambda: False)
