@@ -9,10 +9,11 @@ from pathlib import Path
 from flows.failures.writable import require_output
 from flows.records.naming import workspace_option
 from magic141.errors import UserError
+from magic141.serving.config import MIN_SECONDS
 from magic141.serving.requests import MAX_SEED
 from magic141.text_files import name_aside
 
-MIN_SECONDS, MAX_SECONDS = 0.1, 86_400
+MAX_SECONDS = 86_400
 
 
 def animate(

@@ -15,16 +15,19 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.types import Message
 
+from magic141.config.errors import nearest
 from magic141.data.videos.video import fit_image
 from magic141.errors import shortened
 from magic141.frozen import FrozenConfig
-from magic141.serving.config import ServingConfig
+from magic141.serving.config import MIN_SECONDS, ServingConfig
 from magic141.serving.requests import (
+    FIELDS,
     MALFORMED,
     RequestError,
     Video,
     VideoRequest,
     check_image_bytes,
+    check_names,
     check_request,
 )
 
@@ -34,6 +37,8 @@ MAX_UNPACKING = 2  # pictures decoded at once: one of the largest takes half a g
 FIRST_RETRY_SECONDS = 10  # until the first video shows how long one takes
 MAX_REMARK_CHARS = 200  # twelve bytes each at most in JSON; clients refuse headers of more than about 8,000
 BUSY, TOO_SLOW, FAILED = 503, 504, 500
+UNKNOWN_PATH, WRONG_METHOD = 404, 405
+PATHS = ("/", "/health", "/generate")
 
 Animate = Callable[[VideoRequest], Awaitable[Video]]
 CountReady = Callable[[], Awaitable[int]]
@@ -76,7 +81,8 @@ class Endpoints:
     async def page(self) -> HTMLResponse:
         """GET /: the page on which to upload a picture, type a prompt and watch the video."""
         environment = Environment(loader=PackageLoader("magic141", "serving"), autoescape=True)
-        html = environment.get_template("page.html.j2").render(card=self._card, config=self._config)
+        values = {"card": self._card, "config": self._config, "min_seconds": MIN_SECONDS}
+        html = environment.get_template("page.html.j2").render(values)
         policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
         policy += "img-src blob:; media-src blob:; connect-src 'self'"
         return HTMLResponse(html, headers={"Content-Security-Policy": policy})
@@ -113,12 +119,13 @@ class Endpoints:
         if not request.headers.get("content-type", "").startswith("multipart/form-data"):
             value = request.headers.get("content-type", "(missing)")
             raise RequestError("Content-Type", value, "multipart/form-data", "send a form", MALFORMED)
-        async with self._bounded(request).form(max_files=1, max_fields=MAX_FIELDS) as form:
-            image = form.get("image")
-            data = await image.read() if isinstance(image, UploadFile) else image
-            texts = {name: form.get(name) for name in ("prompt", "seconds", "seed")}
+        async with self._bounded(request).form(max_files=MAX_FIELDS, max_fields=MAX_FIELDS) as form:
+            check_names(form.multi_items())
+            fields: dict[str, object] = {name: form.get(name) for name in FIELDS}
+            if isinstance(image := fields["image"], UploadFile):
+                fields["image"] = await image.read()
             async with self._unpacking:  # in a thread, as a large picture takes a while and other requests need answers
-                return await asyncio.to_thread(self._checked, {**texts, "image": data})
+                return await asyncio.to_thread(self._checked, fields)
 
     def _checked(self, fields: Mapping[str, object]) -> VideoRequest:
         """The checked request, with its picture scaled to the model's size."""
@@ -150,8 +157,9 @@ def build_app(animate: Animate, count_ready: CountReady, card: ModelCard, config
     """The application around a model."""
     endpoints = Endpoints(animate, count_ready, card, config)
     app = FastAPI(title="magic141", docs_url=None, redoc_url=None, openapi_url=None)
-    app.get("/", response_model=None)(endpoints.page)
-    app.get("/health", response_model=None)(endpoints.health)
+    readable = ["GET", "HEAD"]  # what watches over a server often asks for the head alone
+    app.api_route("/", methods=readable, response_model=None)(endpoints.page)
+    app.api_route("/health", methods=readable, response_model=None)(endpoints.health)
     app.post("/generate", response_model=None)(endpoints.generate)
     app.exception_handler(RequestError)(_answer_request_error)
     app.exception_handler(HTTPException)(_answer_http_error)
@@ -165,8 +173,15 @@ async def _answer_request_error(_: Request, error: Any) -> JSONResponse:
 
 async def _answer_http_error(request: Request, error: Any) -> JSONResponse:
     """Unknown paths, wrong methods, and forms that cannot be read."""
-    expected = "GET /, GET /health or POST /generate with a form"
-    return _problem(error.status_code, "request", f"{request.method} {request.url.path}", expected, str(error.detail))
+    asked, expected = f"{request.method} {request.url.path}", "GET /, GET /health or POST /generate with a form"
+    remedy, headers = str(error.detail), error.headers or {}
+    if error.status_code == UNKNOWN_PATH:
+        remedy = nearest(request.url.path, PATHS)
+    elif error.status_code == WRONG_METHOD:
+        remedy = f"ask with {' or '.join(sorted(headers['Allow'].split(', ')))}"
+    answer = _problem(error.status_code, "request", asked, expected, remedy)
+    answer.headers.update(headers)
+    return answer
 
 
 async def _answer_failure(_: Request, error: Exception) -> JSONResponse:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from magic141.config.errors import nearest
 from magic141.data.videos.pictures import UNREADABLE, upright_rgb
 from magic141.errors import UserError, shortened
-from magic141.serving.config import Limits
+from magic141.serving.config import MIN_SECONDS, Limits
 
+FIELDS = ("image", "prompt", "seconds", "seed")
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_SEED = 2**32 - 1
 MALFORMED, TOO_LARGE, INVALID = 400, 413, 422
@@ -54,6 +56,21 @@ class Video:
     seconds: float
 
 
+def check_names(fields: Sequence[tuple[str, object]]) -> None:
+    """Raises RequestError for the first field of a form that is unknown, or given more than once.
+
+    Left unsaid, a slip in a name gives a video with another seed or length than was asked for.
+    """
+    names = [name for name, _ in fields]
+    for name, value in fields:
+        if name not in FIELDS:
+            shown = _short(value) if isinstance(value, str) else _kind(value)
+            known, hint = f"only the fields {', '.join(FIELDS)}", nearest(name, FIELDS)
+            raise RequestError(_short(name), shown, known, hint, MALFORMED)
+        if names.count(name) > 1:
+            raise RequestError(name, f"given {names.count(name)} times", "one value", "send it once", MALFORMED)
+
+
 def check_request(fields: Mapping[str, object], limits: Limits) -> VideoRequest:
     """Reads image, prompt, seconds and seed, given as text or as values; the last two may be left out.
 
@@ -79,9 +96,9 @@ def _prompt(prompt: object, limits: Limits) -> str:
 def _seconds(seconds: object, limits: Limits) -> float | None:
     if _is_missing(seconds):
         return None
-    expected = f"a number above 0, at most {limits.max_seconds:g}"
+    expected = f"a number from {MIN_SECONDS:g} to {limits.max_seconds:g}"
     length = _number(seconds, "seconds", expected)
-    if not 0 < length <= limits.max_seconds:
+    if not MIN_SECONDS <= length <= limits.max_seconds:
         raise RequestError("seconds", _short(seconds), expected, "change it, or leave it out for one window")
     return length
 

@@ -87,9 +87,12 @@ def test_what_the_model_does_not_understand_is_said(client: TestClient, image: b
         ({"files": {}}, 400, "Content-Type"),
         ({"files": {"image": b"text"}}, 422, "image"),
         ({"files": {"image": picture(300, 300)}}, 413, "image"),
-        ({"files": {"picture": picture()}}, 400, "image"),
-        ({"files": [("image", picture()), ("image", picture())]}, 400, "request"),
-        ({"files": {"image": picture(), "prompt": b"a file"}, "data": {}}, 400, "request"),
+        ({"files": {"picture": picture()}}, 400, "picture"),
+        ({"files": [("image", picture()), ("image", picture())]}, 400, "image"),
+        ({"files": [("image", picture())] * 9}, 400, "request"),
+        ({"files": {"image": picture(), "prompt": b"a file"}, "data": {}}, 400, "prompt"),
+        ({"data": {**PROMPT, "sed": "1"}}, 400, "sed"),
+        ({"data": {"prompt": ["it moves up", "it moves down"]}}, 400, "prompt"),
         ({"data": {**PROMPT, "seconds": "4.5"}}, 422, "seconds"),
         ({"data": {**PROMPT, "seed": "x"}}, 400, "seed"),
     ],
@@ -187,16 +190,43 @@ def test_a_failure_shows_no_traceback(image: bytes) -> None:
     assert "secret" not in answer.text
 
 
-def test_health_page_and_unknown_paths(client: TestClient) -> None:
+def test_health_and_page(client: TestClient) -> None:
     health = client.get("/health")
     assert (health.status_code, health.json()["status"], health.json()["model"]) == (200, "ok", CARD.model)
     assert client_of(None, ready=0).get("/health").status_code == 503
     page = client.get("/")
+    assert 'min="0.1" max="4.0"' in page.text
     assert CARD.model in page.text
     assert "http" not in page.text  # everything it needs is in it
     assert "default-src 'none'" in page.headers["content-security-policy"]
-    assert client.get("/nowhere").json()["error"]["value"] == "GET /nowhere"
-    assert client.get("/generate").status_code == 405
+
+
+def test_a_monitor_may_ask_for_the_head_alone(client: TestClient) -> None:
+    assert [client.head(path).status_code for path in ("/", "/health")] == [200, 200]
+    assert client_of(None, ready=0).head("/health").status_code == 503
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "remedy"),
+    [
+        ("GET", "/helth", 404, "did you mean '/health'?"),
+        ("GET", "/favicon.ico", 404, "known: /, /generate, /health"),
+        ("GET", "/generate", 405, "ask with POST"),
+        ("POST", "/", 405, "ask with GET or HEAD"),
+    ],
+)
+def test_a_wrong_address_or_method_is_answered_with_the_right_ones(
+    client: TestClient, method: str, path: str, status: int, remedy: str
+) -> None:
+    answer = client.request(method, path)
+    assert answer.status_code == status
+    assert answer.json()["error"] == {
+        "field": "request",
+        "value": f"{method} {path}",
+        "expected": "GET /, GET /health or POST /generate with a form",
+        "remedy": remedy,
+    }
+    assert ("allow" in answer.headers) == (status == 405)
 
 
 def test_a_place_is_free_again_whatever_became_of_its_request(image: bytes) -> None:

@@ -96,6 +96,7 @@ def test_a_posted_picture_becomes_a_playable_video_and_a_full_queue_is_refused(
         fields = {"prompt": "a red circle moves up", "seconds": seconds}
         return httpx.post(f"{url}/generate", files={"image": picture()}, data=fields, timeout=120)
 
+    assert httpx.head(f"{url}/health", timeout=60).status_code == 200
     answer = post("2")
     assert (answer.status_code, answer.headers["content-type"]) == (200, "video/mp4"), answer.text
     with av.open(io.BytesIO(answer.content)) as container:

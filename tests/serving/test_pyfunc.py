@@ -67,7 +67,7 @@ def test_rows_of_every_kind_become_videos(model: mlflow.pyfunc.PyFuncModel, imag
         ({"image": "cat.png!"}, "row 1: image = 8 characters: expected bytes, or their base64 text"),
         ({"image": b"no picture"}, "row 1: image = 10 bytes: expected a readable picture"),
         ({"prompt": " "}, "row 1: prompt = (empty)"),
-        ({"seconds": 60.0}, "row 1: seconds = 60.0: expected a number above 0, at most 20"),
+        ({"seconds": 60.0}, "row 1: seconds = 60.0: expected a number from 0.1 to 20"),
     ],
 )
 def test_bad_rows_are_user_errors(

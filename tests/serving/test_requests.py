@@ -7,7 +7,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from magic141.serving.config import Limits
-from magic141.serving.requests import RequestError, check_request
+from magic141.serving.requests import RequestError, check_names, check_request
 from tests.data.made import with_damaged_exif
 from tests.serving.conftest import picture
 
@@ -36,11 +36,12 @@ def test_formats(kind: str) -> None:
         ({"prompt": 3}, 400, "prompt = int: expected a string"),
         ({"prompt": "  "}, 422, "prompt = (empty): expected a description"),
         ({"prompt": "word " * 9}, 422, "prompt = 45 characters: expected at most 20; shorten it"),
-        ({"seconds": "soon"}, 400, "seconds = soon: expected a number above 0, at most 5"),
-        ({"seconds": 0}, 422, "seconds = 0: expected a number above 0, at most 5"),
-        ({"seconds": "5.1"}, 422, "seconds = 5.1: expected a number above 0, at most 5"),
-        ({"seconds": "nan"}, 422, "seconds = nan: expected a number above 0, at most 5"),
-        ({"seconds": "inf"}, 422, "seconds = inf: expected a number above 0, at most 5"),
+        ({"seconds": "soon"}, 400, "seconds = soon: expected a number from 0.1 to 5"),
+        ({"seconds": 0}, 422, "seconds = 0: expected a number from 0.1 to 5"),
+        ({"seconds": "0.0001"}, 422, "seconds = 0.0001: expected a number from 0.1 to 5"),
+        ({"seconds": "5.1"}, 422, "seconds = 5.1: expected a number from 0.1 to 5"),
+        ({"seconds": "nan"}, 422, "seconds = nan: expected a number from 0.1 to 5"),
+        ({"seconds": "inf"}, 422, "seconds = inf: expected a number from 0.1 to 5"),
         ({"seed": "1.5"}, 422, "seed = 1.5: expected a whole number from 0 to"),
         ({"seed": "-1"}, 422, "seed = -1: expected a whole number from 0 to"),
         ({"seed": "inf"}, 422, "seed = inf: expected a whole number from 0 to"),
@@ -66,11 +67,30 @@ def test_one_line_says_what_is_wrong(fields: dict[str, object], status: int, mes
     assert set(caught.value.record) == {"field", "value", "expected", "remedy"}
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ([("sed", "1")], "sed = 1: expected only the fields image, prompt, seconds, seed; did you mean 'seed'?"),
+        (
+            [("Prompt", b"a file")],
+            "Prompt = bytes: expected only the fields image, prompt, seconds, seed; did you mean",
+        ),
+        ([("prompt", "a"), ("seed", "1"), ("prompt", "b")], "prompt = given 2 times: expected one value; send it once"),
+    ],
+)
+def test_no_field_is_passed_over_in_silence(fields: list[tuple[str, object]], message: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        check_names(fields)
+    assert message in str(caught.value)
+    assert caught.value.status == 400
+
+
 def test_what_is_just_within_the_limits_is_taken() -> None:
     largest = {"image": picture(100, 40), "prompt": "p" * 20, "seconds": 5, "seed": 2**32 - 1}
     limits = LIMITS.model_copy(update={"max_image_bytes": len(picture(100, 40))})
     request = check_request(largest, limits)
     assert (request.image.shape, request.seconds, request.seed) == ((40, 100, 3), 5, 2**32 - 1)
+    assert check_request({**GOOD, "seconds": "0.1"}, LIMITS).seconds == 0.1
 
 
 def test_a_picture_that_was_taken_upright_is_turned() -> None:
