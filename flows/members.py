@@ -26,7 +26,8 @@ from flows.planning.grid import Member
 from flows.records.session import Outcome
 from magic141.config import PipelineConfig
 from magic141.errors import first_line
-from magic141.evaluation.reports.comparison_tables import scores_in
+from magic141.evaluation.reports.comparison_tables import errors_in, scores_in
+from magic141.evaluation.scores import Dimension, error_text
 from magic141.frozen import FrozenConfig
 from magic141.tracking import Tracker
 from magic141.urls import without_credentials
@@ -38,14 +39,22 @@ STOPPING_S = 20.0
 
 
 class MemberOutcome(FrozenConfig):
-    """A member's result: its run and scores, or its error and whether that is a mistake to be corrected."""
+    """A member's result: its run and scores with their standard errors, or its error and whether that is a mistake."""
 
     label: str
     run_id: str | None = None
     scores: dict[str, float] = Field(default_factory=dict)
+    errors: dict[str, float] = Field(default_factory=dict)
     reused: tuple[str, ...] = ()
     error: str | None = None
     is_mistake: bool = False
+
+    def cell(self, dimension: Dimension) -> str:
+        """A score with its standard error, as a table on the console shows it."""
+        if dimension.key not in self.scores:
+            return "-"
+        error = error_text(self.errors.get(dimension.key), dimension.digits)
+        return f"{self.scores[dimension.key]:.{dimension.digits}f} {error}".rstrip()
 
     @property
     def reason(self) -> str:
@@ -76,11 +85,13 @@ class MemberRun:
         try:
             done: Outcome = pipeline(self.config, [*self.overrides, *member.overrides], self.until, None, self.parent)
             tracker = Tracker(values.home, values.experiment)
-            scores = scores_in(tracker.get_run(done.run_id).data.metrics, self.variant)
+            run = tracker.get_run(done.run_id)
+            scores, judged = scores_in(run.data.metrics, self.variant), tracker.artifacts_of(run).get("evaluate")
+            errors = errors_in(judged.path, self.variant) if judged else {}
         except Exception as error:  # the stage's run has the traceback; other members go on
             text = without_credentials(f"{type(error).__name__}: {error}")
             return MemberOutcome(label=member.label, error=text, is_mistake=is_mistake(error))
-        return MemberOutcome(label=member.label, run_id=done.run_id, scores=scores, reused=done.reused)
+        return MemberOutcome(label=member.label, run_id=done.run_id, scores=scores, errors=errors, reused=done.reused)
 
 
 def run_members(
@@ -94,7 +105,7 @@ def run_members(
     console = StageConsole()
     if num_parallel == 1:
         return list(_in_turn(run, members, configs, console))
-    folder = configs[0].home / "sweeps" / run.parent
+    folder = output_folder(configs[0].home, run.parent)
     folder.mkdir(parents=True, exist_ok=True)
     console.note(NAME, f"{len(members)} members, {num_parallel} at once; their output: {folder}")
     processes = [
@@ -109,6 +120,11 @@ def run_members(
             for process in processes:
                 process.stop()
             raise
+
+
+def output_folder(home: Path, sweep_id: str) -> Path:
+    """Where a sweep's page is, and what its members print when several run at once."""
+    return home / "sweeps" / sweep_id
 
 
 def _in_turn(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,10 +12,10 @@ from prefect.artifacts import create_table_artifact
 
 from flows.comparison import NUM_VIDEOS, read_run, remarks_on
 from flows.failures.resume import marking_resumable
-from flows.members import MemberOutcome, MemberRun, run_members
+from flows.members import MemberOutcome, MemberRun, output_folder, run_members
 from flows.orchestration.notify import notify
 from flows.orchestration.orchestrated import flow_tags, run_link
-from flows.planning.grid import Member, check_members, members_of, number_at
+from flows.planning.grid import Member, check_members, members_of, name_at, number_at
 from flows.records.naming import SEPARATOR, overrides_tag
 from flows.records.session import identity
 from magic141.config import PipelineConfig
@@ -33,6 +32,7 @@ from tasks.pipeline import stages_until
 
 SCORES = {dimension.key: dimension for dimension in (*EXACT, FRECHET, *VBENCH, *COSTS)}
 CHARTED = [SCORES[key] for key in ("motion", "direction", "background_psnr_db", "frechet")]
+APART = 0.5  # share of a name's place on the x axis that points of different lines take
 SHOWN = [*CHARTED, *(SCORES[key] for key in ("temporal_flickering", "nfe", "latency_ms", "cpu_ms_per_clip"))]
 
 
@@ -44,12 +44,14 @@ class SweepOutcome(FrozenConfig):
         tracking_uri: the store that holds them.
         members: the members' outcomes, in order.
         seconds: total time.
+        page: the HTML page, if a member has scores.
     """
 
     run_id: str
     tracking_uri: str
     members: tuple[MemberOutcome, ...]
     seconds: float
+    page: str | None = None
 
     @property
     def failed(self) -> tuple[MemberOutcome, ...]:
@@ -112,12 +114,13 @@ def sweep(
     with marking_resumable(), closing(run):
         each = MemberRun(config, tuple(overrides or ()), until, variant, run.run_id)
         outcomes = run_members(each, chosen, configs, parallel)
-        _publish(run, tracker, chosen, configs, outcomes, variant)
+        page = _publish(run, tracker, chosen, configs, outcomes, variant)
         outcome = SweepOutcome(
             run_id=run.run_id,
             tracking_uri=without_credentials(tracker.uri),
             members=tuple(outcomes),
             seconds=round(time.monotonic() - started, 1),
+            page=str(page) if page else None,
         )
         if outcome.failed:
             raise SweepFailed(outcome)
@@ -142,20 +145,20 @@ def _publish(
     configs: Sequence[PipelineConfig],
     outcomes: Sequence[MemberOutcome],
     variant: str,
-) -> None:
-    """Publishes the comparison: a table for MLflow and Prefect, and a page with charts and videos."""
+) -> Path | None:
+    """Publishes the comparison: a table for MLflow and Prefect, and a page with charts and videos, if there are any."""
     rows = [table_row(member, outcome) for member, outcome in zip(members, outcomes, strict=True)]
     run.table({name: [row.get(name) for row in rows] for name in columns(rows)}, "sweep.json")
     create_table_artifact(key="sweep", table=rows, description=run_link(tracker.uri, run.run_id))
     finished = [outcome for outcome in outcomes if outcome.run_id]
     if not any(outcome.scores for outcome in finished):
-        return
+        return None
     runs = [read_run(tracker, str(outcome.run_id), outcome.label) for outcome in finished]
-    with tempfile.TemporaryDirectory() as folder:
-        page = Path(folder) / "sweep.html"
-        drawn, remarks = list(charts(members, configs, outcomes)), list(remarks_on(runs, tracker.workspace))
-        write_comparison(runs, variant, NUM_VIDEOS, page, drawn, remarks)
-        run.file(page)
+    page = output_folder(configs[0].home, run.run_id) / "sweep.html"
+    drawn, remarks = list(charts(members, configs, outcomes)), list(remarks_on(runs, tracker.workspace))
+    write_comparison(runs, variant, NUM_VIDEOS, page, drawn, remarks)
+    run.file(page)
+    return page
 
 
 def table_row(member: Member, outcome: MemberOutcome) -> dict[str, Any]:
@@ -163,6 +166,7 @@ def table_row(member: Member, outcome: MemberOutcome) -> dict[str, Any]:
     return {
         **dict(member.settings),
         **outcome.scores,
+        **{f"{name}_stderr": error for name, error in outcome.errors.items()},
         "stages reused": len(outcome.reused),
         "run": outcome.run_id or f"failed: {outcome.error}",
     }
@@ -176,25 +180,43 @@ def columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def charts(
     members: Sequence[Member], configs: Sequence[PipelineConfig], outcomes: Sequence[MemberOutcome]
 ) -> Iterator[tuple[str, str]]:
-    """Title and SVG per score, over the first field that varies if it is a number, else over the members' order."""
-    fields = [field for field, _ in members[0].settings]
-    places = [number_at(config, fields[0]) if fields else None for config in configs]
-    label = fields[0] if None not in places else "member"
+    """Title and SVG per score, over the first field that varies: a line if it is a number, else points over names."""
+    field = members[0].settings[0][0]
+    numbers = [number for config in configs if (number := number_at(config, field)) is not None]
+    names = [name_at(member, config, field) for member, config in zip(members, configs, strict=True)]
+    named = [] if len(numbers) == len(configs) else list(dict.fromkeys(names))
+    places = [float(named.index(name)) for name in names] if named else numbers
+    lines = _line_of_each(members, field)
     for dimension in CHARTED:
-        lines = _lines(dimension, members, [float(i + 1) if p is None else p for i, p in enumerate(places)], outcomes)
-        if drawn := line_chart(lines, label, whole_x=label == "member"):
-            yield dimension.label, drawn
+        series = list(_series(dimension, lines, places, outcomes, named=bool(named)))
+        if drawn := line_chart(series, field, whole_x=False, title=dimension.label, x_names=named):
+            yield dimension.heading, drawn
 
 
-def _lines(
-    dimension: Dimension, members: Sequence[Member], places: Sequence[float], outcomes: Sequence[MemberOutcome]
-) -> list[Series]:
-    """One line per setting of the other fields."""
-    found: dict[str, list[tuple[float, float]]] = {}
-    for member, place, outcome in zip(members, places, outcomes, strict=True):
-        if dimension.key in outcome.scores:
-            found.setdefault(Member(member.settings[1:]).label, []).append((place, outcome.scores[dimension.key]))
-    return [Series(label, sorted(points), dots=True) for label, points in found.items()]
+def _line_of_each(members: Sequence[Member], field: str) -> list[str]:
+    """The line that each member is on: its settings of the other fields; no name if there is one line."""
+    labels = [member.without(field).label for member in members]
+    return labels if len(set(labels)) > 1 else [""] * len(members)
+
+
+def _series(
+    dimension: Dimension,
+    lines: Sequence[str],
+    places: Sequence[float],
+    outcomes: Sequence[MemberOutcome],
+    named: bool,
+) -> Iterator[Series]:
+    """The lines with their points in order, and the standard errors as bars; over names, beside each other."""
+    labels, key = list(dict.fromkeys(lines)), dimension.key
+    for number, label in enumerate(labels):
+        aside = (number - (len(labels) - 1) / 2) * APART / len(labels) if named else 0.0
+        found = sorted(
+            (place + aside, outcome.scores[key], outcome.errors.get(key))
+            for line, place, outcome in zip(lines, places, outcomes, strict=True)
+            if line == label and key in outcome.scores
+        )
+        bars = [(x, y - error, y + error) for x, y, error in found if error is not None]
+        yield Series(label, [(x, y) for x, y, _ in found], dots=True, bars=bars, line=not named)
 
 
 def shown(outcomes: Sequence[MemberOutcome]) -> list[Dimension]:

@@ -85,9 +85,11 @@ def say_sweep(outcome: SweepOutcome) -> None:
     table = Table("member", *(d.label for d in dimensions), box=None, pad_edge=False)
     table.add_column("run", no_wrap=True)
     for member in outcome.members:
-        cells = (f"{member.scores[d.key]:.{d.digits}f}" if d.key in member.scores else "-" for d in dimensions)
+        cells = (member.cell(d) for d in dimensions)
         table.add_row(escape(member.label), *cells, member.run_id or "[red]failed[/]")
     wide_console().print(table)
+    if outcome.page:
+        typer.echo(f"page    {outcome.page}")
     _say_run(outcome.run_id, outcome.tracking_uri)
     typer.echo(f"done    in {outcome.seconds:.1f} s")
 

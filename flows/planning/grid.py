@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
 from magic141.config import PipelineConfig, load_config, missing_sources
 from magic141.config.files import load_yaml, shown
@@ -27,7 +29,11 @@ class Member:
     @property
     def label(self) -> str:
         """Its settings, with only the last part of each field's name."""
-        return ", ".join(f"{field.rpartition('.')[2]} {value}" for field, value in self.settings) or "as it is"
+        return ", ".join(f"{field.rpartition('.')[2]} {value}" for field, value in self.settings) or "as configured"
+
+    def without(self, field: str) -> Member:
+        """Its other settings."""
+        return Member(tuple((name, value) for name, value in self.settings if name != field))
 
     @property
     def overrides(self) -> list[str]:
@@ -78,10 +84,22 @@ def check_members(config: Path, members: Sequence[Member], overrides: Sequence[s
 
 def number_at(config: PipelineConfig, field: str) -> float | None:
     """The value of `field` in `config` for the axis of a chart; None if it is not a number."""
+    value = _value_at(config, field)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def name_at(member: Member, config: PipelineConfig, field: str) -> str:
+    """The value of `field` as the axis of a chart names it: as the member sets it, or as its config has it."""
+    value = _value_at(config, field)
+    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    return dict(member.settings).get(field) or json.dumps(plain, default=str)
+
+
+def _value_at(config: PipelineConfig, field: str) -> Any:
     value: Any = config
     for name in field.split("."):
         value = getattr(value, name)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    return value
 
 
 def _axis(text: str) -> list[tuple[str, str]]:

@@ -7,21 +7,37 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
 
+from magic141.errors import shortened
+
 WIDTH, HEIGHT = 440, 220
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 14, 30
 COLOURS = ("#2f6fde", "#d9822b", "#2a9d6f", "#b0413e", "#7a5cc9", "#4a5568")
 NUM_TICKS = 4
 MIN_GAP = 0.08  # between marks of the x axis, of its length
+CHAR_WIDTH = 5.8  # of names on the x axis, in pixels
+MAX_NAME_CHARS, MAX_NAMES = 24, 24
+SLANT = 60  # degrees, of names that are too long to stand side by side
 
 
 @dataclass(frozen=True)
 class Series:
-    """A line: points (x, y) in order of x; `dots` marks the points, `bounds` are drawn dotted."""
+    """A line of a chart.
+
+    Attributes:
+        label: its name in the legend; without one it is not there.
+        points: (x, y), in order of x.
+        dots: mark the points.
+        bounds: y of dotted lines.
+        bars: (x, lowest y, highest y), such as a value's standard error.
+        line: connect the points.
+    """
 
     label: str
     points: Sequence[tuple[float, float]]
     dots: bool = False
     bounds: Sequence[float] = ()
+    bars: Sequence[tuple[float, float, float]] = ()
+    line: bool = True
 
 
 @dataclass(frozen=True)
@@ -62,6 +78,7 @@ def line_chart(
     whole_x: bool = True,
     title: str = "",
     level: float | None = None,
+    x_names: Sequence[str] = (),
 ) -> str:
     """Draws the lines that have points.
 
@@ -73,6 +90,7 @@ def line_chart(
         whole_x: label whole numbers only, as for steps.
         title: what the chart shows, for those who do not see it.
         level: y of a dashed line, such as what the lines should reach.
+        x_names: what stands on the x axis at 0, 1, 2, … in place of numbers.
 
     Returns:
         An svg element and its legend; empty if there is no point.
@@ -81,21 +99,17 @@ def line_chart(
     drawn = [line for line in drawn if line.points]
     if not drawn:
         return ""
-    ys = [y for line in drawn for y in (*(y for _, y in line.points), *line.bounds)]
-    ys += [] if level is None else [level]
-    xs = [x for line in drawn for x, _ in line.points]
+    ys = [y for line in drawn for y in _heights(line)] + ([] if level is None else [level])
     y_axis = _axis(ys, log_y and min(ys) > 0) if y_range is None else _Axis(*y_range)
-    x_axis = _Axis(min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1)
-    parts = [_grid(x_axis, y_axis, x_label, whole_x)]
+    x_axis = _Axis(-0.5, len(x_names) - 0.5) if x_names else _x_axis(drawn)
+    marks, below = _names(x_axis, x_names) if x_names else (_numbers(x_axis, whole_x), 0)
+    parts = [_grid(y_axis), marks, _x_title(x_label, HEIGHT + below)]
     parts += [] if level is None else [_level(y_axis, level, "#5d6b7a", "6 4")]
     parts += [_line(line, colour, x_axis, y_axis) for line, colour in zip(drawn, _colours(len(drawn)), strict=True)]
-    legend = "".join(
-        f'<span><i style="background:{colour}"></i>{escape(line.label)}</span>'
-        for line, colour in zip(drawn, _colours(len(drawn)), strict=True)
-    )
-    name = escape(f"{title or 'chart'} over {x_label}: {', '.join(line.label for line in drawn)}")
-    svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{name}">{"".join(parts)}</svg>'
-    return f'{svg}<div class="legend">{legend}</div>'
+    labels = ", ".join(line.label for line in drawn if line.label)
+    name = escape(f"{title or 'chart'} over {x_label}{labels and f': {labels}'}")
+    svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT + below}" role="img" aria-label="{name}">{"".join(parts)}</svg>'
+    return f"{svg}{_legend(drawn)}"
 
 
 def smooth(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -106,6 +120,26 @@ def smooth(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
         window = [y for _, y in points[max(0, index - width + 1) : index + 1]]
         means.append((points[index][0], sum(window) / len(window)))
     return means[:: max(1, len(means) // 200)]
+
+
+def _heights(line: Series) -> list[float]:
+    """Every y that must be on the chart."""
+    return [*(y for _, y in line.points), *line.bounds, *(end for _, low, high in line.bars for end in (low, high))]
+
+
+def _legend(drawn: Sequence[Series]) -> str:
+    """The named lines with their colours; nothing if none has a name."""
+    named = "".join(
+        f'<span><i style="background:{colour}"></i>{escape(line.label)}</span>'
+        for line, colour in zip(drawn, _colours(len(drawn)), strict=True)
+        if line.label
+    )
+    return f'<div class="legend">{named}</div>' if named else ""
+
+
+def _x_axis(drawn: Sequence[Series]) -> _Axis:
+    xs = [x for line in drawn for x, _ in line.points]
+    return _Axis(min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1)
 
 
 def _axis(values: Sequence[float], log: bool) -> _Axis:
@@ -138,23 +172,53 @@ def _line(line: Series, colour: str, x_axis: _Axis, y_axis: _Axis) -> str:
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
     dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="{colour}"/>' for x, y in places)
     bounds = "".join(_level(y_axis, bound, colour, "1 4") for bound in line.bounds)
-    drawn = f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>'
-    return f"{bounds}{drawn}{dots if line.dots else ''}"
+    bars = "".join(_bar(_x(x_axis, x), _y(y_axis, low), _y(y_axis, high), colour) for x, low, high in line.bars)
+    drawn = f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>' if line.line else ""
+    return f"{bounds}{bars}{drawn}{dots if line.dots else ''}"
 
 
-def _grid(x_axis: _Axis, y_axis: _Axis, x_label: str, whole_x: bool) -> str:
+def _bar(x: float, low: float, high: float, colour: str) -> str:
+    """A vertical bar with a foot at each end."""
+    path = f"M{x:.1f} {low:.1f}V{high:.1f}M{x - 3:.1f} {low:.1f}h6M{x - 3:.1f} {high:.1f}h6"
+    return f'<path d="{path}" fill="none" stroke="{colour}" stroke-opacity="0.6"/>'
+
+
+def _grid(y_axis: _Axis) -> str:
     parts = []
     for value in y_axis.ticks():
         y = _y(y_axis, value)
         parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{value:.4g}</text>')
-    for value in (tick for tick in _with_ends(x_axis) if not whole_x or tick == round(tick)):
-        x = _x(x_axis, value)
-        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 14}" text-anchor="middle">{value:.4g}</text>')
-    parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 2}" text-anchor="end">{escape(x_label)}</text>')
     if y_axis.log:
         parts.append(f'<text x="{LEFT}" y="{TOP - 4}">logarithmic</text>')
     return "".join(parts)
+
+
+def _x_title(label: str, height: int) -> str:
+    return f'<text x="{WIDTH - RIGHT}" y="{height - 2}" text-anchor="end">{escape(label)}</text>'
+
+
+def _numbers(axis: _Axis, whole: bool) -> str:
+    """Marks of an x axis of numbers."""
+    marks = [tick for tick in _with_ends(axis) if not whole or tick == round(tick)]
+    places = f'y="{HEIGHT - BOTTOM + 14}" text-anchor="middle"'
+    return "".join(f'<text x="{_x(axis, value):.1f}" {places}>{value:.4g}</text>' for value in marks)
+
+
+def _names(axis: _Axis, names: Sequence[str]) -> tuple[str, int]:
+    """Marks of an x axis of names, slanted where they have no room side by side; and the height that this adds."""
+    longest = min(max(map(len, names)), MAX_NAME_CHARS) * CHAR_WIDTH
+    slanted = max(map(len, names)) * CHAR_WIDTH > (WIDTH - LEFT - RIGHT) / len(names)
+    every = math.ceil(len(names) / MAX_NAMES)
+    marks = "".join(_name(_x(axis, index), names[index], slanted) for index in range(0, len(names), every))
+    return marks, round(longest * math.sin(math.radians(SLANT))) if slanted else 0
+
+
+def _name(x: float, name: str, slanted: bool) -> str:
+    y = HEIGHT - BOTTOM + (10 if slanted else 14)
+    place = f'text-anchor="end" transform="rotate(-{SLANT} {x:.1f} {y})"' if slanted else 'text-anchor="middle"'
+    text = shortened(name, MAX_NAME_CHARS) if slanted else name
+    return f'<text x="{x:.1f}" y="{y}" {place}>{escape(text)}<title>{escape(name)}</title></text>'
 
 
 def _with_ends(axis: _Axis) -> list[float]:

@@ -64,6 +64,14 @@ def scores_in(metrics: Mapping[str, float], variant: str) -> dict[str, float]:
     return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
 
 
+def errors_in(evaluate: Path, variant: str) -> dict[str, float]:
+    """Standard errors of one variant's scores, from what stage `evaluate` made; none if that is on another machine."""
+    rows = read_variants(evaluate) if (evaluate / SCORES_FILE).is_file() else []
+    record = next((row for row in rows if row["name"] == variant), {})
+    errors = {dimension.key: _error(dimension.key, record) for dimension in (*EXACT, FRECHET, *VBENCH, *COSTS)}
+    return {key: error for key, error in errors.items() if error is not None}
+
+
 @dataclass(frozen=True)
 class Row:
     """A line of the comparison: a value per run, and the difference of each to the first run's.

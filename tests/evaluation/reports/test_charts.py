@@ -25,6 +25,33 @@ def test_the_ends_of_x_are_marked_and_the_chart_says_what_it_shows() -> None:
     assert len([line for line in _svg(chart).findall("line") if "stroke-dasharray" in line.attrib]) == 1
 
 
+def test_a_single_line_needs_no_legend() -> None:
+    assert "legend" not in line_chart([Series("", [(0, 1), (1, 2)])], "step")
+    assert "legend" in line_chart([Series("a", [(0, 1)]), Series("b", [(0, 2)])], "step")
+
+
+def test_names_stand_on_the_axis_and_their_points_are_not_connected() -> None:
+    points = Series("", [(0, 1), (1, 2)], dots=True, line=False)
+    chart = _svg(line_chart([points], "sampler", x_names=["euler", "a <b>"]))
+    assert [text.text for text in chart.findall("text") if text.find("title") is not None] == ["euler", "a <b>"]
+    assert (len(chart.findall("circle")), chart.findall("polyline")) == (2, [])
+
+
+def test_names_without_room_are_slanted_and_shortened_on_a_taller_chart() -> None:
+    long = ["[" + ", ".join(map(str, range(number))) + "]" for number in (9, 10, 11)]
+    chart = _svg(line_chart([Series("", [(0, 1)], line=False)], "steps", x_names=long))
+    names = [text for text in chart.findall("text") if "rotate" in text.get("transform", "")]
+    assert [name.findtext("title") for name in names] == long
+    assert all(str(name.text).endswith("…") for name in names)
+    assert int(chart.attrib["viewBox"].split()[-1]) > 300
+
+
+def test_standard_errors_are_bars_within_the_chart() -> None:
+    (bar,) = _svg(line_chart([Series("", [(0, 1)], dots=True, bars=[(0, -9, 11)])], "step")).findall("path")
+    low, high = (float(bar.attrib["d"].split("M")[1].split()[1].split("V")[number]) for number in (0, 1))
+    assert 14 <= high < low <= 190
+
+
 def test_higher_values_are_drawn_higher() -> None:
     points = _svg(line_chart([Series("a", [(0, 1), (1, 2)])], "step")).findall("polyline")[0].attrib["points"].split()
     (x0, y0), (x1, y1) = (map(float, point.split(",")) for point in points)

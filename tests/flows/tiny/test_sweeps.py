@@ -46,6 +46,7 @@ def test_a_sweep_shares_stages_and_survives_a_member_that_fails(
     assert (parent.info.status, parent.data.tags["magic141.kind"]) == ("FAILED", "sweep")
     assert parent.info.run_name.endswith(" · sweep of 3")
     assert {file.path for file in client.list_artifacts(swept.run_id)} == {"sweep.json", "sweep.html"}
+    assert Path(str(swept.page)).read_text().count("<figcaption>motion ↑") == 1
     for member in done:
         tags = client.get_run(str(member.run_id)).data.tags
         assert tags["mlflow.parentRunId"] == swept.run_id
