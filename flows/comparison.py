@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.failures.writable import require_output
 from flows.records.judgements import CODE, TRAINED_IN, command_like, measurement_of
+from flows.records.naming import workspace_option
 from magic141.artifacts.references import ArtifactRef, flatten
 from magic141.errors import UserError
 from magic141.evaluation.reports.comparison import write_comparison
@@ -24,6 +26,7 @@ from magic141.evaluation.reports.comparison_tables import (
     unjudged,
 )
 from magic141.tracking import Run, Tracker, open_store
+from tasks.pipeline import STAGES
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -75,13 +78,27 @@ def compare(workspace: Path, run_ids: Sequence[str], variant: str, page: Path | 
 
 
 def remarks_on(runs: Sequence[RunParts], workspace: Path) -> Iterator[str]:
-    """Why differences of the scores are not the models', and what to do about it."""
+    """Why there are no differences of the scores, or they are not the models', and what to do about it."""
+    for run in runs:
+        if not run.variants:
+            yield _without_scores(run, workspace)
     if unknown := unjudged(runs):
         yield f"Not on record how these were judged, so no difference is coloured: {', '.join(unknown)}."
         return
-    if fields := not_alike(runs):
+    if fields := not_alike([run for run in runs if run.variants]) if runs[0].variants else []:
         differ = f"{', '.join(fields)} {'differs' if len(fields) == 1 else 'differ'}"
         yield f"Not judged alike: {differ}. Differences below are not the model's; {_way_out(runs, fields, workspace)}"
+
+
+def _without_scores(run: RunParts, workspace: Path) -> str:
+    """How far the run came, and the command that judges it, in a new run: trains only what is not trained yet."""
+    names = [stage.name for stage in STAGES]
+    done = [name for name in names if name in run.stages]
+    trained = names.index("generate") <= len(done)
+    words = ["eval", "--run", run.run_id] if trained else ["run", "--run", run.run_id, "--until", "report"]
+    command = shlex.join(["magic141", *words, *workspace_option(workspace)])
+    far = f"it came as far as {done[-1]}" if done else "it has finished no stage"
+    return f"{run.label} has no scores: {far}; `{command}` judges it, in a run with an id of its own."
 
 
 def _way_out(runs: Sequence[RunParts], fields: Sequence[str], workspace: Path) -> str:
@@ -110,6 +127,8 @@ def read_run(tracker: Tracker, run_id: str, label: str | None = None) -> RunPart
         metrics=run.data.metrics,
         made=_made(run, refs),
         measurement=measurement_of(tracker, run),
+        run_id=run.info.run_id,
+        stages=list(refs),
     )
 
 

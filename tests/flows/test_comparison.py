@@ -11,6 +11,7 @@ from flows.comparison import compare
 from magic141.artifacts.references import ArtifactRef
 from magic141.errors import UserError
 from magic141.tracking import RunLog, Tracker
+from tasks.pipeline import STAGES
 
 
 @pytest.fixture
@@ -49,3 +50,39 @@ def test_scores_and_config_come_from_the_store(tracker: Tracker, tmp_path: Path)
     nothing.close("FINISHED")
     with pytest.raises(UserError, match=r"has no file config\.yaml"):
         compare(tracker.workspace, [first.run_id, nothing.run_id], "student_4", None)
+
+
+def ended(tracker: Tracker, *stages: str) -> RunLog:
+    """A finished run of some stages, without scores."""
+    run = tracker.start_parent("demo", "pipeline", {})
+    run.params({"seed": 2})
+    for stage in stages:
+        ref = ArtifactRef(stage=stage, key="k", uri=f"/nowhere/{stage}", digest="d", run_id=run.run_id)
+        tracker.set_artifact(run.run_id, ref, reused=False)
+    run.close("FINISHED")
+    return run
+
+
+TRAINED = [stage.name for stage in STAGES[: [stage.name for stage in STAGES].index("generate")]]
+
+
+@pytest.mark.parametrize(
+    ("stages", "far", "command"),
+    [
+        ([], "it has finished no stage", "run --run {run} --until report"),
+        (["prepare_data"], "it came as far as prepare_data", "run --run {run} --until report"),
+        (TRAINED, "it came as far as quantize", "eval --run {run}"),
+    ],
+)
+def test_a_run_without_scores_is_told_from_one_without_a_record(
+    stages: list[str], far: str, command: str, tracker: Tracker
+) -> None:
+    first, other = judged(tracker, 0.5, seed=0), ended(tracker, *stages)
+    command = f"magic141 {command.format(run=other.run_id)} --workspace {tracker.workspace}"
+    line = f"demo {other.run_id[:8]} has no scores: {far}; `{command}` judges it, in a run with an id of its own."
+    remarks = compare(tracker.workspace, [first.run_id, other.run_id], "student_4", None).remarks
+    assert remarks == [
+        line,
+        f"Not on record how these were judged, so no difference is coloured: demo {first.run_id[:8]}.",
+    ]
+    assert compare(tracker.workspace, [other.run_id, first.run_id], "student_4", None).remarks == remarks

@@ -29,6 +29,8 @@ class RunParts:
         metrics: from the tracking store; they include the scores even if the run's folders are on another machine.
         made: field -> value of what it was made with and from, beside the config.
         measurement: its figures with the conditions under which it was judged; none where they are not on record.
+        run_id: of the tracking store.
+        stages: whose results it has, wherever they are.
     """
 
     label: str
@@ -37,6 +39,8 @@ class RunParts:
     metrics: Mapping[str, float] = field(default_factory=dict)
     made: Mapping[str, str] = field(default_factory=dict)
     measurement: Measurement | None = None
+    run_id: str = ""
+    stages: Sequence[str] = ()
 
     def variant(self, name: str) -> Mapping[str, Any]:
         """Scores and costs of one variant; empty if the run does not have that variant."""
@@ -122,8 +126,8 @@ def not_alike(runs: Sequence[RunParts]) -> list[str]:
 
 
 def unjudged(runs: Sequence[RunParts]) -> list[str]:
-    """Labels of the runs whose conditions are not on record."""
-    return [run.label for run in runs if run.measurement is None]
+    """Labels of the runs that have scores, of which it is not on record how they came about."""
+    return [run.label for run in runs if run.variants and run.measurement is None]
 
 
 def score_rows(runs: Sequence[RunParts], variant: str) -> list[Row]:
