@@ -82,7 +82,9 @@ def say_sweep(outcome: SweepOutcome) -> None:
     from flows.sweep import shown
 
     dimensions = shown(outcome.members)
-    table = Table("member", *(d.label for d in dimensions), box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("member", *(d.heading for d in dimensions)):
+        table.add_column(heading, overflow="fold")  # many values begin alike
     table.add_column("run", no_wrap=True)
     for member in outcome.members:
         cells = (member.cell(d) for d in dimensions)
