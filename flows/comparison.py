@@ -14,6 +14,7 @@ from flows.failures.writable import require_output
 from flows.records.judgements import CODE, TRAINED_IN, command_like, measurement_of
 from flows.records.naming import workspace_option
 from magic141.artifacts.references import ArtifactRef, flatten
+from magic141.config import PipelineConfig
 from magic141.errors import UserError
 from magic141.evaluation.reports.comparison import write_comparison
 from magic141.evaluation.reports.comparison_tables import (
@@ -25,6 +26,7 @@ from magic141.evaluation.reports.comparison_tables import (
     score_rows,
     unjudged,
 )
+from magic141.frozen import determines_result
 from magic141.tracking import Run, Tracker, open_store
 from tasks.pipeline import STAGES
 
@@ -36,6 +38,7 @@ DIGITS_OF_ID = 8
 DIGITS_OF_DIGEST = DIGITS_OF_COMMIT = 13
 FROM = {"prepare_data": "data", "distill_dmd2": "student", "generate": "generated"}
 MAX_COMMANDS = 3
+AFTER_SCORES = ("report.", "publish.")
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,10 @@ def compare(workspace: Path, run_ids: Sequence[str], variant: str, page: Path | 
     if page is not None:
         write_comparison(runs, variant, NUM_VIDEOS, page, remarks=remarks)
     labels = [run.label for run in runs]
-    shown = ((variant, scores), ("made with", made_differences(runs)), ("config", config_differences(runs)))
-    return Comparison(remarks, [_table(title, labels, rows) for title, rows in shown])
+    deciding, idle = config_differences(runs)
+    plain = (("config", deciding), ("where and how it runs", idle), ("made with", made_differences(runs)))
+    tables = [_score_table(variant, labels, scores), *(_table(title, labels, rows) for title, rows in plain)]
+    return Comparison(remarks, tables)
 
 
 def remarks_on(runs: Sequence[RunParts], workspace: Path) -> Iterator[str]:
@@ -119,17 +124,23 @@ def _way_out(runs: Sequence[RunParts], fields: Sequence[str], workspace: Path) -
 def read_run(tracker: Tracker, run_id: str, label: str | None = None) -> RunParts:
     """The parts of a run that are compared; its default label is its name and id."""
     run = tracker.pipeline_run(run_id)
-    refs = tracker.artifacts_of(run)
+    refs, config = tracker.artifacts_of(run), _config(tracker, run)
     return RunParts(
         label=label or f"{run.info.run_name} {run.info.run_id[:DIGITS_OF_ID]}",
-        config=_config(tracker, run),
+        config=config,
         artifacts={stage: ref.path for stage, ref in refs.items() if ref.path.is_dir()},
         metrics=run.data.metrics,
         made=_made(run, refs),
         measurement=measurement_of(tracker, run),
         run_id=run.info.run_id,
         stages=list(refs),
+        idle=[name for name, _ in flatten(config) if _is_idle(name)],
     )
+
+
+def _is_idle(field: str) -> bool:
+    """Whether a field of the config decides no score."""
+    return field.startswith(AFTER_SCORES) or not determines_result(PipelineConfig, field)
 
 
 def _made(run: Run, refs: Mapping[str, ArtifactRef]) -> dict[str, str]:
@@ -159,18 +170,37 @@ def _value(param: str) -> Any:
 
 
 def _table(title: str, labels: Sequence[str], rows: Sequence[Row]) -> Table:
+    """A value per run."""
+    from rich.markup import escape
+
+    table = _empty_table(title, *labels)
+    for row in rows:
+        table.add_row(escape(row.label), *map(escape, row.values))
+    return table
+
+
+def _score_table(title: str, labels: Sequence[str], rows: Sequence[Row]) -> Table:
+    """A score with its standard error per run, and in a column of its own the difference to the first run's."""
+    from rich.markup import escape
+
+    first, *others = labels
+    table = _empty_table(title, first, *(heading for label in others for heading in (label, "difference")))
+    for row in rows:
+        values = [f"{value} {error}".rstrip() for value, error in zip(row.values, row.errors, strict=True)]
+        apart = map(_coloured, row.differences[1:], row.better[1:])
+        pairs = zip(values[1:], apart, strict=True)
+        table.add_row(escape(row.label), values[0], *(cell for pair in pairs for cell in pair))
+    return table
+
+
+def _empty_table(*headings: str) -> Table:
+    """A table whose texts are broken where they have no room, never cut: many fields begin alike."""
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title, *labels, box=None, pad_edge=False)
-    for row in rows:
-        cells = (
-            " ".join(filter(None, (escape(value), error, _coloured(difference, better))))
-            for value, error, difference, better in zip(
-                row.values, row.errors, row.differences, row.better, strict=True
-            )
-        )
-        table.add_row(escape(row.label), *cells)
+    table = Table(box=None, pad_edge=False)
+    for heading in headings:
+        table.add_column(escape(heading), overflow="fold")
     return table
 
 

@@ -117,6 +117,17 @@ def key_fields(config: BaseModel) -> dict[str, Any]:
     return fields
 
 
+def determines_result(config: type[BaseModel], field: str) -> bool:
+    """Whether `section.field` of a config determines its result; true of a field that the config does not have."""
+    name, _, rest = field.partition(".")
+    info = config.model_fields.get(name)
+    if info is None or _in_key(info) is False:
+        return info is None
+    kinds = (info.annotation, *get_args(info.annotation))
+    section = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+    return section is None or determines_result(section, rest)
+
+
 def _names_source(field: FieldInfo, value: Any) -> bool:
     """Whether a field's value is the path of the user's files."""
     in_key = _in_key(field)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from magic141.artifacts.references import flatten
 from magic141.config import (
     PipelineConfig,
     config_digest,
@@ -19,7 +20,7 @@ from magic141.config import (
     working_in,
 )
 from magic141.errors import UserError
-from magic141.frozen import key_fields
+from magic141.frozen import determines_result, key_fields
 from magic141.training.config import OptimizerConfig
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -282,3 +283,11 @@ def test_placement_is_not_in_keys_but_in_the_digest(monkeypatch: pytest.MonkeyPa
     assert config_digest(config) != config_digest(other)
     monkeypatch.setenv("MAGIC141_HOME", str(tmp_path))
     assert other.home == tmp_path
+
+
+def test_a_field_determines_a_result_if_it_is_in_the_key() -> None:
+    config = load_config(CONFIGS / "demo.yaml")
+    in_key = {name for name, _ in flatten(key_fields(config))}
+    for name, _ in flatten(config.model_dump(mode="json")):
+        assert determines_result(PipelineConfig, name) == (name in in_key), name
+    assert determines_result(PipelineConfig, "distill_dmd2.of_an_older_version")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
+from rich.console import Console
 from rich.table import Table
 
 from flows.comparison import compare
@@ -12,6 +14,11 @@ from magic141.artifacts.references import ArtifactRef
 from magic141.errors import UserError
 from magic141.tracking import RunLog, Tracker
 from tasks.pipeline import STAGES
+
+HOW = [  # what decides no score
+    {"distill_dmd2": {"placement": {"num_workers": workers}}, "report": {"title": title}}
+    for workers, title in ((1, "a"), (2, "b"))
+]
 
 
 @pytest.fixture
@@ -23,7 +30,7 @@ def tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tracker:
 def judged(tracker: Tracker, motion: float, seed: int) -> RunLog:
     """A finished pipeline run without its config's file and its evaluation's folder."""
     run = tracker.start_parent("demo", "pipeline", {})
-    run.params({"seed": seed, "train": {"rate": 1e-05, "engine": None, "sizes": [1, 2]}})
+    run.params({"seed": seed, "train": {"rate": 1e-05, "engine": None, "sizes": [1, 2]}, **HOW[seed]})
     run.metrics({"scores/student_4/motion": motion})
     gone = ArtifactRef(stage="evaluate", key="k", uri="/nowhere/evaluate", digest="d", run_id=run.run_id)
     tracker.set_artifact(run.run_id, gone, reused=False)
@@ -37,12 +44,14 @@ def cells(table: Table) -> list[list[str]]:
 
 def test_scores_and_config_come_from_the_store(tracker: Tracker, tmp_path: Path) -> None:
     first, second = judged(tracker, 0.5, seed=0), judged(tracker, 0.75, seed=1)
-    second.text("{seed: 1, train: {rate: 0.00001, engine: null, sizes: [1, 2]}}", "config.yaml")
+    config_file = {"seed": 1, "train": {"rate": 1e-05, "engine": None, "sizes": [1, 2]}, **HOW[1]}
+    second.text(yaml.safe_dump(config_file), "config.yaml")
     page = tmp_path / "compare.html"
     found = compare(tracker.workspace, [first.run_id, second.run_id], "student_4", page)
-    scores, _, config = found.tables
-    assert cells(scores) == [["motion ↑"], ["0.500"], ["0.750 +0.250"]]
+    scores, config, how, _ = found.tables
+    assert cells(scores) == [["motion ↑"], ["0.500"], ["0.750"], ["+0.250"]]
     assert cells(config) == [["seed"], ["0"], ["1"]]
+    assert cells(how) == [["distill_dmd2.placement.num_workers", "report.title"], ["1", '"a"'], ["2", '"b"']]
     [remark] = found.remarks
     assert remark.startswith("Not on record how these were judged, so no difference is coloured: demo ")
     assert "not on this machine" in page.read_text()
@@ -86,3 +95,13 @@ def test_a_run_without_scores_is_told_from_one_without_a_record(
         f"Not on record how these were judged, so no difference is coloured: demo {first.run_id[:8]}.",
     ]
     assert compare(tracker.workspace, [other.run_id, first.run_id], "student_4", None).remarks == remarks
+
+
+def test_no_name_is_cut_on_a_narrow_console(tracker: Tracker, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [judged(tracker, motion, seed=seed).run_id for seed, motion in enumerate((0.5, 0.75))]
+    console = Console(width=40)
+    for table in compare(tracker.workspace, runs, "student_4", None).tables:
+        console.print(table)
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    assert "distill_dmd2" in printed

@@ -33,6 +33,7 @@ def write_comparison(
         remarks: lines about how the runs were judged.
     """
     references = _references(runs)
+    deciding, idle = config_differences(runs)
     html = render_page(
         "comparison.html.j2",
         variant=variant,
@@ -41,7 +42,8 @@ def write_comparison(
         charts=[(title, Markup(svg)) for title, svg in charts],
         remarks=remarks,
         made=made_differences(runs),
-        differences=config_differences(runs),
+        differences=deciding,
+        idle=idle,
         scores=score_rows(runs, variant),
         references=list(references),
         videos=_videos(runs, variant, num_videos, references),

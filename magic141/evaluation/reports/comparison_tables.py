@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ class RunParts:
         measurement: its figures with the conditions under which it was judged; none where they are not on record.
         run_id: of the tracking store.
         stages: whose results it has, wherever they are.
+        idle: fields of its config that decide no score, but where and how it runs and what is done with the scores.
     """
 
     label: str
@@ -41,6 +42,7 @@ class RunParts:
     measurement: Measurement | None = None
     run_id: str = ""
     stages: Sequence[str] = ()
+    idle: Collection[str] = ()
 
     def variant(self, name: str) -> Mapping[str, Any]:
         """Scores and costs of one variant; empty if the run does not have that variant."""
@@ -103,10 +105,15 @@ class Row:
         return cls(label, values, empty, [None] * len(values), empty)
 
 
-def config_differences(runs: Sequence[RunParts]) -> list[Row]:
-    """Fields that are not the same in all runs; what only names a run is left out."""
+def config_differences(runs: Sequence[RunParts]) -> tuple[list[Row], list[Row]]:
+    """Fields that are not the same in all runs: those that decide scores, and the others.
+
+    What only names a run is left out.
+    """
     flat = [{name: json.dumps(value) for name, value in flatten(run.config)} for run in runs]
-    return [row for row in _differing(flat) if row.label not in NAMES_ONLY]
+    idle = {name for run in runs for name in run.idle}
+    rows = [row for row in _differing(flat) if row.label not in NAMES_ONLY]
+    return [row for row in rows if row.label not in idle], [row for row in rows if row.label in idle]
 
 
 def made_differences(runs: Sequence[RunParts]) -> list[Row]:

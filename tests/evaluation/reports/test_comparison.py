@@ -57,13 +57,27 @@ def row_of(runs: list[RunParts], label: str) -> Row:
 
 
 def test_only_fields_that_differ_are_named(runs: list[RunParts]) -> None:
-    assert [(row.label, row.values) for row in config_differences(runs)] == [
-        ("new", ["-", "true"]),
-        ("train.steps", ["100", "200"]),
-    ]
-    assert config_differences([runs[0], runs[0]]) == []
+    deciding, idle = config_differences(runs)
+    assert [(row.label, row.values) for row in deciding] == [("new", ["-", "true"]), ("train.steps", ["100", "200"])]
+    assert (idle, config_differences([runs[0], runs[0]])) == ([], ([], []))
     renamed = replace(runs[0], config={**runs[0].config, "name": "x", "workspace": "/y", "experiment": "z"})
-    assert config_differences([runs[0], renamed]) == []
+    assert config_differences([runs[0], renamed]) == ([], [])
+
+
+def test_fields_that_decide_no_score_stand_apart_and_below(runs: list[RunParts], tmp_path: Path) -> None:
+    told = [replace(run, idle=["new"]) for run in runs]
+    deciding, idle = config_differences(told)
+    assert ([row.label for row in deciding], [row.label for row in idle]) == (["train.steps"], ["new"])
+    write_comparison(told, "student_4", num_videos=6, file=tmp_path / "page.html")
+    html = (tmp_path / "page.html").read_text()
+    places = [html.index(text) for text in ('id="scores"', 'id="videos"', ">train.steps<", "shown: 1 field<", ">new<")]
+    assert places == sorted(places)
+
+
+def test_the_difference_has_a_column_of_its_own(runs: list[RunParts], tmp_path: Path) -> None:
+    write_comparison(runs, "student_4", num_videos=6, file=tmp_path / "page.html")
+    html = (tmp_path / "page.html").read_text()
+    assert '<td>0.850 <small>±.010</small></td><td class="difference"><span class="delta good">+0.050</span>' in html
 
 
 def test_scores_come_with_their_difference_and_which_way_is_better(runs: list[RunParts]) -> None:
