@@ -21,7 +21,7 @@ VARIANTS = {
     "shows what step distillation adds",
     "student": "the CFG-distilled model, distilled once more, so that its clips of few steps are distributed like "
     "those of many (distribution matching distillation, DMD2)",
-    "int8": "the student with weights stored in 8 bits",
+    "int8": "the student with weights stored in 8 bits: it takes less memory, and no less time",
 }
 
 

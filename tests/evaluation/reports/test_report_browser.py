@@ -55,6 +55,16 @@ def test_the_videos_of_a_row_play_in_step_until_they_are_all_paused(page: Page) 
     assert page.evaluate("[...document.querySelectorAll('video')].every(video => video.paused)")
 
 
+def test_the_bar_stays_above_what_it_leads_to_and_the_page_does_not_scroll_sideways(page: Page) -> None:
+    page.evaluate("document.querySelector('nav a[href=\"#videos\"]').click()")
+    page.wait_for("window.scrollY > 0")
+    bar, heading = (f"document.querySelector('{where}').getBoundingClientRect()" for where in ("nav", "#videos h2"))
+    assert page.evaluate(f"{bar}.top === 0 && {bar}.bottom <= {heading}.top")
+    assert page.evaluate("document.querySelector('nav').contains(document.querySelector('#playback'))")
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    page.evaluate("window.scrollTo(0, 0)")
+
+
 def test_videos_play(page: Page) -> None:
     number = page.evaluate("document.querySelectorAll('video').length")
     assert number > 1
