@@ -46,6 +46,7 @@ def write_comparison(
         idle=idle,
         scores=score_rows(runs, variant),
         references=list(references),
+        unscored=[run.label for run in runs if not run.variants],
         videos=_videos(runs, variant, num_videos, references),
         files=any("generate" in run.artifacts for run in runs),
     )

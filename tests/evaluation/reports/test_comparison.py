@@ -153,6 +153,7 @@ def test_a_run_without_files_here_has_the_scores_of_the_store_and_no_videos(
     assert (rows["motion ↑"], rows["evaluations ↓"]) == (["0.800", "0.900"], ["4", "4"])
     for compared, videos, line in (
         ([afar, runs[0]], 2, "not on this machine</span>"),
+        ([RunParts("unscored", {}, {}), runs[0]], 2, "not generated</span>"),
         ([afar], 0, "The videos of the runs are not on this machine."),
     ):
         write_comparison(compared, "student_4", num_videos=6, file=tmp_path / "page.html")
