@@ -94,9 +94,10 @@ def test_members_of_a_sweep_run_in_processes_of_their_own(workspace: Path, compl
     assert swept.code == 0, swept.output
     assert swept.output.count(": finished, run ") == 2
     (folder,) = (workspace / "sweeps").iterdir()
-    outputs = [log.read_text().splitlines() for log in sorted(folder.iterdir())]
+    outputs = [log.read_text().splitlines() for log in sorted(folder.glob("*.log"))]
     made = [[line.split()[1] for line in lines if line.startswith("✓")] for lines in outputs]
     assert made == [["report"], ["report"]]
+    assert f"page    {folder / 'sweep.html'}\n" in swept.output
 
 
 def test_every_score_is_a_value_or_says_why_it_is_missing(workspace: Path, completed: Finished) -> None:
