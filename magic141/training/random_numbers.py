@@ -14,7 +14,9 @@ _NO_RANK = 4095  # in place of a rank
 def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
     """The random generator of one step on one rank; it depends only on the arguments, so resuming needs no state.
 
-    Training counts `step` from 0; validation has the negative numbers, so that its draws are the same every time.
+    Training counts `step` from 0. The warm-up of DMD2's fake score counts on behind the last step. Negative numbers
+    belong to validation, whose draws are the same every time: -1 to its loss, and to the noise on DMD2's pictures; -2
+    to the conditions of DMD2's clips, and one number down for each of their seeds.
     """
     mixed = (seed * 1_000_003 + step) * 4099 + rank
     return torch.Generator().manual_seed(mixed % 2**63)
