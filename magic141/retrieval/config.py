@@ -31,7 +31,7 @@ class ClipConfig(FrozenConfig):
                 "pretrained is not set: kind = pretrained needs a tag that open_clip has for its model, or the path of "
                 "a state dict"
             )
-        if self.release and (not names_file(self.pretrained or "")):
+        if self.release and not names_file(self.pretrained or ""):
             raise ValueError(
                 f"release = {self.release}: says which weights a file holds, but pretrained = {self.pretrained} is no "
                 "path of one; use release = null"

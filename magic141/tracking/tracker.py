@@ -143,9 +143,7 @@ class Tracker:
         """
         run = look_up(lambda: self.client.get_run(run_id)) or self._beginning_with(run_id)
         if run is None:
-            uri = without_credentials(self.uri)
-            page = uri if uri.startswith("http") else f"`mlflow ui --backend-store-uri {uri}`"
-            raise UserError(f"run {run_id}: no such run in {uri}; {page} lists the runs")
+            raise UserError(f"run {run_id}: no such run in {without_credentials(self.uri)}; `magic141 runs` lists them")
         return run
 
     def _beginning_with(self, start: str) -> Run | None:
