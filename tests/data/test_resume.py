@@ -2,96 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 from ray.exceptions import ActorDiedError
 from safetensors.torch import load_file
 
 from magic141.artifacts.digests import digest_folder
 from magic141.artifacts.fingerprint import CodeStamp
-from magic141.data import fitted, prepare, workers
+from magic141.data import fitted, prepare
 from magic141.data.config import DataConfig
-from magic141.data.dataset import ClipDataset
 from magic141.data.info import load_info
 from magic141.data.kept import ProbeRecords, read_record, write_record
-from magic141.data.prepare import MAX_LOSSES, prepare_dataset
+from magic141.data.prepare import MAX_LOSSES
 from magic141.data.sources.chunks import Chunk
-from magic141.data.sources.clips import Clip, render_chunk
-from magic141.data.sources.listing import VideoFile
-from magic141.data.videos.decoding import BadVideo, StorageError
-from magic141.data.videos.video import write_video
-from magic141.data.workers import Encode, Probe, Render
+from magic141.data.workers import Encode
 from magic141.errors import UserError
 from magic141.models.encoders import Encoders
 from magic141.models.text_embedding import TextEmbedding
-from magic141.models.vae import VideoCodec
+from tests.data.attempts import Here, Killed, make_folder, run, without_ray
 from tests.data.test_prepare import MemoryLog
 
-CODE = CodeStamp(())
 CONFIG = DataConfig.model_validate(
     {"shapes": {"num_train": 23, "num_validation": 3, "num_heldout": 5}, "shard_size": 4, "codec": {"num_channels": 8}}
 )
-
-
-class Killed(BaseException):
-    """As Ctrl-C."""
-
-
-class Here:
-    """Probes and encodes in this process as Ray's workers do, and is killed after some chunks."""
-
-    def __init__(self) -> None:
-        self.chunks_left = 10**9
-        self.killer: type[BaseException] = Killed
-        self.encoded: list[Clip] = []
-        self.probed: list[str] = []
-
-    def encode(self, chunks: Sequence[Chunk], config: DataConfig, models: Path) -> Iterator[dict[str, Any]]:
-        encode = Encode(models, use_gpu=False, code=CODE)
-        for chunk in chunks:
-            if not self.chunks_left:
-                raise self.killer
-            self.chunks_left -= 1
-            self.encoded += chunk.clips
-            yield encode(Render(config, CODE)({"number": chunk.place.number, "clips": chunk.json}))
-
-    def probe(self, folder: Path, videos: Sequence[VideoFile], config: DataConfig) -> Iterator[dict[str, Any]]:
-        for video in videos:
-            self.probed.append(video.file)
-            yield Probe(folder, config, CODE)(video._asdict())
-
-
-def without_ray(patch: pytest.MonkeyPatch) -> Here:
-    """Work in this process, on chunks of three clips, so that shards of four end inside of them."""
-    here = Here()
-    torch.set_num_threads(1)  # as `Encode` does, after the first attempt has fitted the codec with other kernels
-    patch.setattr(prepare, "_start_ray", lambda config: None)
-    patch.setattr(prepare, "_encoded_chunks", here.encode)
-    patch.setattr(prepare, "_probe_results", here.probe)
-    patch.setattr("magic141.data.sources.clips.MAX_CHUNK_CLIPS", 3)
-    return here
-
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> Here:
-    return without_ray(monkeypatch)
-
-
-def run(config: DataConfig, folder: Path, log: MemoryLog | None = None) -> Path:
-    """One attempt, with an empty `out` and the run_dir of those before."""
-    out = folder / f"out{len(list(folder.glob('out*')))}"
-    out.mkdir(parents=True)
-    prepare_dataset(config, out, log or MemoryLog(), 3, folder / "run")
-    return out
 
 
 def raising(error: BaseException) -> Callable[..., None]:
@@ -236,102 +174,6 @@ def test_a_worker_that_dies_on_ray_is_replaced(tmp_path: Path, monkeypatch: pyte
     assert (tmp_path / "run" / "died").exists()
     assert load_info(out).num_clips == {"train": 23, "validation": 3, "heldout": 5}
     assert log.notes == ["an encoding worker was lost (ActorDiedError): goes on with new ones"]
-
-
-def make_folder(folder: Path, num: int) -> DataConfig:
-    """Videos of different noise; none is bad."""
-    folder.mkdir()
-    for number in range(num):
-        frames = np.random.default_rng(number).integers(0, 255, (45, 32, 32, 3), np.uint8)
-        write_video(folder / f"{number}.mp4", frames, fps=8)
-        (folder / f"{number}.txt").write_text("noise")
-    return DataConfig.model_validate(
-        {"source": "folder", "path": folder, "shard_size": 4, "stride_frames": 4, "codec": {"num_channels": 8}}
-    )
-
-
-def break_clip(monkeypatch: pytest.MonkeyPatch, file: str, start: int, error: Exception) -> None:
-    """Reading a chunk with this clip raises."""
-
-    def render(chunk: Sequence[Clip], config: DataConfig) -> Any:
-        if any((clip.source, clip.start_frame) == (file, start) for clip in chunk):
-            raise error
-        return render_chunk(chunk, config)
-
-    monkeypatch.setattr(workers, "render_chunk", render)
-
-
-DAMAGED = BadVideo(Path("1.mp4"), "cannot be decoded (Invalid data)")
-
-
-def test_a_clip_that_cannot_be_read_is_left_out_and_its_file_named(
-    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = make_folder(tmp_path / "videos", 3)
-    whole = run(config, tmp_path / "whole")
-    break_clip(monkeypatch, "1.mp4", 4, DAMAGED)
-    log = MemoryLog()
-    out = run(config, tmp_path / "skipped", log)
-    (bad,) = load_info(out).bad_files
-    assert (bad.file, bad.reason) == ("1.mp4", "1 of its clips left out: cannot be decoded (Invalid data)")
-    assert f"1.mp4: {bad.reason}" in log.notes
-    before, after = ({(row["source"], row["start_frame"]) for row in manifest(folder)} for folder in (whole, out))
-    assert before - after == {("1.mp4", 4)}
-    for split in ("train", "validation", "heldout"):
-        clips = ClipDataset.open(out, split)
-        assert len(clips) == len(clips.latents) == load_info(out).num_clips[split]
-    here.chunks_left = 5
-    with pytest.raises(Killed):
-        run(config, tmp_path / "killed")
-    here.chunks_left = 10**9
-    assert digest_folder(run(config, tmp_path / "killed")) == digest_folder(out)
-
-
-def manifest(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
-
-
-def test_with_fail_a_clip_that_cannot_be_read_ends_the_stage_and_finished_shards_stay(
-    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = make_folder(tmp_path / "videos", 3).model_copy(update={"on_bad_file": "fail"})
-    break_clip(monkeypatch, "2.mp4", 0, DAMAGED)
-    with pytest.raises(UserError, match=r"data\.path = .*videos: 2\.mp4: cannot be decoded \(Invalid data\); repair"):
-        run(config, tmp_path)
-    assert list((tmp_path / "run" / "shards").iterdir())
-
-
-def test_a_clip_that_overflows_is_left_out_and_its_file_named(
-    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = make_folder(tmp_path / "videos", 3)
-    whole = run(config, tmp_path / "whole")
-    lost = {row["id"] for row in manifest(whole) if (row["source"], row["start_frame"]) == ("1.mp4", 4)}
-    encode = VideoCodec.encode_video
-
-    def overflowing(codec: VideoCodec, pixels: torch.Tensor) -> torch.Tensor:
-        is_lost = [workers.content_id(clip.numpy(), "noise") in lost for clip in pixels]
-        return encode(codec, pixels).masked_fill(torch.tensor(is_lost)[:, None, None, None, None], float("nan"))
-
-    monkeypatch.setattr(VideoCodec, "encode_video", overflowing)
-    out = run(config, tmp_path / "skipped")
-    reason = "encoded to numbers that are not finite (latents)"
-    (bad,) = load_info(out).bad_files
-    assert (bad.file, bad.reason) == ("1.mp4", f"1 of its clips left out: {reason}")
-    assert {row["id"] for row in manifest(whole)} - {row["id"] for row in manifest(out)} == lost
-    with pytest.raises(UserError, match=rf"data\.path = .*videos: 1\.mp4: {re.escape(reason)}; repair"):
-        run(config.model_copy(update={"on_bad_file": "fail"}), tmp_path / "failing")
-
-
-def test_a_disk_that_does_not_answer_is_no_bad_file(
-    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = make_folder(tmp_path / "videos", 3)
-    with monkeypatch.context() as patch:
-        break_clip(patch, "2.mp4", 0, StorageError("Input/output error"))
-        with pytest.raises(OSError, match="Input/output error"):
-            run(config, tmp_path)
-    assert load_info(run(config, tmp_path)).bad_files == ()
 
 
 def test_no_video_is_probed_twice(here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
