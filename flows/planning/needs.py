@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from magic141.cluster.address import ray_cluster
-from magic141.cluster.room import TO_A_CLUSTER, shortage, this_machine
+from magic141.cluster.room import TO_A_CLUSTER, cpus_here, gpus_here, shortage
 from magic141.config import PipelineConfig
 from magic141.config.checks import TRAINING_SECTIONS
 from magic141.training.config import PlacementConfig
@@ -62,7 +62,8 @@ class Needs:
         if ray_cluster() and not self.is_here:
             return None
         each = {amount.field: amount.number for amount in (self.cpus, self.gpus) if amount.field}
-        return shortage(self.field, self.num_workers, each, this_machine(), self.remedy)
+        present = {"CPU": cpus_here(), "GPU": gpus_here() if self.gpus.number else 0}
+        return shortage(self.field, self.num_workers, each, present, self.remedy)
 
 
 def needs_of(stage: str, config: PipelineConfig) -> Needs:

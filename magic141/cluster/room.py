@@ -35,11 +35,16 @@ def _cgroup_cpus() -> int | None:
     return None
 
 
-def this_machine() -> dict[str, float]:
-    """The CPUs and GPUs that a Ray started here has; at least two CPUs, so that two workers always fit."""
-    import torch  # takes seconds, which `plan` does without
+def cpus_here() -> int:
+    """The CPUs that a Ray started here has; at least two, so that two workers always fit."""
+    return max(2, usable_cpus())
 
-    return {"CPU": max(2, usable_cpus()), "GPU": torch.cuda.device_count()}
+
+def gpus_here() -> int:
+    """The GPUs that a Ray started here has."""
+    import torch  # takes seconds: `plan` asks for GPUs only where a stage does
+
+    return torch.cuda.device_count()
 
 
 def shortage(
@@ -67,4 +72,4 @@ def shortage(
 def slow_without_gpu(data: DataConfig) -> str | None:
     """What to tell before a run whose own process would encode and decode with HunyuanVideo's networks on a CPU."""
     large = "hunyuan" in (data.codec.kind, data.encoder.kind)
-    return NO_GPU_HERE if large and not this_machine()["GPU"] else None
+    return NO_GPU_HERE if large and not gpus_here() else None

@@ -16,7 +16,7 @@ import ray.exceptions
 
 from magic141.accelerator import settle_accelerator
 from magic141.cluster.address import VARIABLE, ray_address_trouble, ray_cluster
-from magic141.cluster.room import shortage, this_machine
+from magic141.cluster.room import cpus_here, shortage
 from magic141.environment import temporary_environment
 from magic141.errors import UserError, first_line
 
@@ -113,7 +113,7 @@ def _start_local() -> None:
 def _init_local() -> None:
     ray.init(
         address="local",
-        num_cpus=this_machine()["CPU"],
+        num_cpus=cpus_here(),
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
