@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from magic141.accelerator import settle_accelerator
+from magic141.environment import as_if_missing, temporary_environment
 from magic141.training.config import OptimizerConfig
 from magic141.training.engines.engine import Precision, autocast
 from magic141.training.engines.optimizers import learning_rate_factor, make_optimizer
@@ -131,6 +133,7 @@ def import_deepspeed(device: torch.device) -> Any:
     That op needs a compiler to run.
     """
     settle_accelerator(device)
+    _import_what_is_needed()
     import deepspeed
     from deepspeed.utils import logger
 
@@ -141,6 +144,15 @@ def import_deepspeed(device: torch.device) -> Any:
     if not deepspeed.comm.is_initialized():
         deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
     return deepspeed
+
+
+def _import_what_is_needed() -> None:
+    """Imports DeepSpeed without MLflow and the compiler, which only its autotuner and its own Muon use.
+
+    They would take every worker four seconds.
+    """
+    with as_if_missing("mlflow"), temporary_environment({"TORCHDYNAMO_DISABLE": "1"}):
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
 
 
 def deepspeed_config(max_grad_norm: float, precision: Precision, context: TrainContext) -> dict[str, Any]:
