@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,12 @@ from flows.failures.resume import marking_resumable
 from flows.members import MemberOutcome, MemberRun, output_folder, run_members
 from flows.orchestration.notify import notify
 from flows.orchestration.orchestrated import flow_tags, run_link
-from flows.planning.grid import Member, check_members, members_of, name_at, number_at
+from flows.planning.grid import Member, check_members, members_of
 from flows.records.naming import SEPARATOR, overrides_tag
 from flows.records.session import identity
+from flows.sweep_charts import charts
 from magic141.config import PipelineConfig
 from magic141.errors import UserError
-from magic141.evaluation.reports.charts import Series, line_chart
 from magic141.evaluation.reports.comparison import write_comparison
 from magic141.evaluation.scores import COSTS, EXACT, FRECHET, VBENCH, Dimension
 from magic141.evaluation.variants import list_variants
@@ -28,11 +28,10 @@ from magic141.frozen import FrozenConfig
 from magic141.tracking import RunLog, Tracker, closing
 from magic141.tracking.tags import SWEEP
 from magic141.urls import without_credentials
-from tasks.pipeline import stages_until
+from tasks.pipeline import stages_between
 
 SCORES = {dimension.key: dimension for dimension in (*EXACT, FRECHET, *VBENCH, *COSTS)}
 CHARTED = [SCORES[key] for key in ("motion", "direction", "background_psnr_db", "frechet")]
-APART = 0.5  # share of a name's place on the x axis that points of different lines take
 SHOWN = [*CHARTED, *(SCORES[key] for key in ("temporal_flickering", "nfe", "latency_ms", "cpu_ms_per_clip"))]
 
 
@@ -105,7 +104,7 @@ def sweep(
         raise UserError(f"parallel = {parallel}: expected at least 1 member at once; use --parallel 1")
     chosen = members_of(vary or (), members or ())
     configs = check_members(Path(config), chosen, overrides or ())
-    if "evaluate" in (stage.name for stage in stages_until(until)):
+    if "evaluate" in (stage.name for stage in stages_between(None, until)):
         check_variant(variant, chosen, configs)
     first = configs[0]
     tracker = Tracker(first.home, first.experiment)
@@ -155,7 +154,7 @@ def _publish(
         return None
     runs = [read_run(tracker, str(outcome.run_id), outcome.label) for outcome in finished]
     page = output_folder(configs[0].home, run.run_id) / "sweep.html"
-    drawn, remarks = list(charts(members, configs, outcomes)), list(remarks_on(runs, tracker.workspace))
+    drawn, remarks = list(charts(members, configs, outcomes, CHARTED)), list(remarks_on(runs, tracker.workspace))
     write_comparison(runs, variant, NUM_VIDEOS, page, drawn, remarks)
     run.file(page)
     return page
@@ -175,48 +174,6 @@ def table_row(member: Member, outcome: MemberOutcome) -> dict[str, Any]:
 def columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """All column names, in the order of first use."""
     return list(dict.fromkeys(name for row in rows for name in row))
-
-
-def charts(
-    members: Sequence[Member], configs: Sequence[PipelineConfig], outcomes: Sequence[MemberOutcome]
-) -> Iterator[tuple[str, str]]:
-    """Title and SVG per score, over the first field that varies: a line if it is a number, else points over names."""
-    field = members[0].settings[0][0]
-    numbers = [number for config in configs if (number := number_at(config, field)) is not None]
-    names = [name_at(member, config, field) for member, config in zip(members, configs, strict=True)]
-    named = [] if len(numbers) == len(configs) else list(dict.fromkeys(names))
-    places = [float(named.index(name)) for name in names] if named else numbers
-    lines = _line_of_each(members, field)
-    for dimension in CHARTED:
-        series = list(_series(dimension, lines, places, outcomes, named=bool(named)))
-        if drawn := line_chart(series, field, whole_x=False, title=dimension.label, x_names=named):
-            yield dimension.heading, drawn
-
-
-def _line_of_each(members: Sequence[Member], field: str) -> list[str]:
-    """The line that each member is on: its settings of the other fields; no name if there is one line."""
-    labels = [member.without(field).label for member in members]
-    return labels if len(set(labels)) > 1 else [""] * len(members)
-
-
-def _series(
-    dimension: Dimension,
-    lines: Sequence[str],
-    places: Sequence[float],
-    outcomes: Sequence[MemberOutcome],
-    named: bool,
-) -> Iterator[Series]:
-    """The lines with their points in order, and the standard errors as bars; over names, beside each other."""
-    labels, key = list(dict.fromkeys(lines)), dimension.key
-    for number, label in enumerate(labels):
-        aside = (number - (len(labels) - 1) / 2) * APART / len(labels) if named else 0.0
-        found = sorted(
-            (place + aside, outcome.scores[key], outcome.errors.get(key))
-            for line, place, outcome in zip(lines, places, outcomes, strict=True)
-            if line == label and key in outcome.scores
-        )
-        bars = [(x, y - error, y + error) for x, y, error in found if error is not None]
-        yield Series(label, [(x, y) for x, y, _ in found], dots=True, bars=bars, line=not named)
 
 
 def shown(outcomes: Sequence[MemberOutcome]) -> list[Dimension]:

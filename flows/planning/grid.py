@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel
 
 from magic141.config import PipelineConfig, load_config, missing_sources
 from magic141.config.files import load_yaml, shown
@@ -80,26 +78,6 @@ def check_members(config: Path, members: Sequence[Member], overrides: Sequence[s
             raise UserError("\n".join(problems))
         configs.append(values)
     return configs
-
-
-def number_at(config: PipelineConfig, field: str) -> float | None:
-    """The value of `field` in `config` for the axis of a chart; None if it is not a number."""
-    value = _value_at(config, field)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def name_at(member: Member, config: PipelineConfig, field: str) -> str:
-    """The value of `field` as the axis of a chart names it: as the member sets it, or as its config has it."""
-    value = _value_at(config, field)
-    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
-    return dict(member.settings).get(field) or json.dumps(plain, default=str)
-
-
-def _value_at(config: PipelineConfig, field: str) -> Any:
-    value: Any = config
-    for name in field.split("."):
-        value = getattr(value, name)
-    return value
 
 
 def _axis(text: str) -> list[tuple[str, str]]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
 
@@ -12,7 +10,7 @@ from flows.command_line.outcomes import say_sweep
 from flows.failures.resume import CORRECT, RESUME, way_on
 from flows.members import MemberOutcome
 from flows.planning.grid import check_members, members_of
-from flows.sweep import SweepFailed, SweepOutcome, charts, check_variant
+from flows.sweep import SweepFailed, SweepOutcome, check_variant
 from magic141.errors import UserError
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
@@ -44,37 +42,6 @@ def test_a_sweep_goes_on_by_the_same_command_unless_a_member_failed_by_a_mistake
     )
     failed = SweepFailed(SweepOutcome(run_id="c3d4", tracking_uri="sqlite://", members=members, seconds=1.0))
     assert way_on(failed) == way
-
-
-def swept(vary: Sequence[str]) -> list[tuple[str, ElementTree.Element]]:
-    """The charts of a sweep whose members have the motion scores 0.5, 0.6, …, each ± 0.05."""
-    members = members_of(vary, [])
-    outcomes = [
-        MemberOutcome(label=member.label, run_id="a1", scores={"motion": 0.5 + number / 10}, errors={"motion": 0.05})
-        for number, member in enumerate(members)
-    ]
-    drawn = charts(members, check_members(DEMO, members, []), outcomes)
-    return [(title, ElementTree.fromstring(f"<div>{chart}</div>")) for title, chart in drawn]
-
-
-def test_numbers_are_a_line_with_standard_errors_and_one_line_has_no_legend() -> None:
-    [(title, chart)] = swept(["distill_dmd2.a_weak=0,0.25,0.5"])
-    assert title == "motion ↑"
-    assert [len(chart.findall(f"svg/{tag}")) for tag in ("polyline", "circle", "path")] == [1, 3, 3]
-    assert chart.find("div") is None
-
-
-def test_a_second_field_has_a_line_per_value() -> None:
-    [(_, chart)] = swept(["distill_dmd2.a_weak=0,0.5", "seed=1,2"])
-    assert len(chart.findall("svg/polyline")) == 2
-    assert ["".join(name.itertext()) for name in chart.findall("div/span")] == ["seed 1", "seed 2"]
-
-
-def test_values_that_are_no_numbers_are_names_with_points_beside_each_other() -> None:
-    [(_, chart)] = swept(["generate.few_steps=[4],[8, 4]", "seed=1,2"])
-    assert [text.text for text in chart.findall("svg/text") if text.find("title") is not None] == ["[4]", "[8, 4]"]
-    assert chart.find("svg/polyline") is None
-    assert len({dot.attrib["cx"] for dot in chart.findall("svg/circle")}) == 4
 
 
 def test_the_table_has_standard_errors_and_the_page_a_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.planning.grid import check_members, members_of, name_at, number_at
+from flows.planning.grid import check_members, members_of
 from magic141.config import load_config
 from magic141.errors import UserError
 
@@ -62,17 +62,3 @@ def test_mistakes_are_named(vary: list[str], listed: list[str], line: str) -> No
 def test_members_share_a_workspace() -> None:
     with pytest.raises(UserError, match="member workspace a: all members of a sweep share a workspace; give it as --"):
         check_members(DEMO, members_of(["workspace=a,b"], []), [])
-
-
-def test_numbers_for_the_axis_of_a_chart() -> None:
-    config = load_config(DEMO)
-    assert number_at(config, "distill_dmd2.a_weak") == 0.5
-    assert number_at(config, "distill_dmd2.sampler") is None
-
-
-def test_names_for_the_axis_of_a_chart() -> None:
-    config = load_config(DEMO)
-    listed, other = members_of([], ["'generate.few_steps=[8, 4]' seed=1", "seed=2"])
-    assert name_at(listed, config, "generate.few_steps") == "[8, 4]"
-    assert name_at(other, config, "generate.few_steps") == "[4, 2, 1]"
-    assert listed.without("generate.few_steps").label == "seed 1"
