@@ -14,7 +14,7 @@ from flows.failures.resume import marking_resumable
 from flows.records.naming import TAG_DESCRIPTION, description, overrides_tag, run_name
 from magic141.cluster.room import slow_without_gpu
 from magic141.config import PipelineConfig, config_digest, to_yaml
-from magic141.evaluation.reports.headline import headline, headline_figures
+from magic141.evaluation.reports.headline import headline, headline_figures, student_row
 from magic141.evaluation.scores import COSTS, read_variants
 from magic141.frozen import FrozenConfig
 from magic141.tracking import TAG_PARENT, RunLog, Tracker, closing
@@ -26,7 +26,7 @@ from tasks.run_stage import run_stage
 from tasks.stage import Stage, StageContext
 
 PIPELINE, TAG_ORIGIN = "pipeline", "origin_run"
-MOST_MEMBERS = 100  # of sweeps, among which the last run of a config is looked for
+MOST_RUNS = 100  # among which the last one of a config is looked for
 
 
 class Outcome(FrozenConfig):
@@ -73,38 +73,35 @@ class Session:
             stage.require_unedited()  # for all stages now: later ones may use modules that the first one imports
         for stage in stages:
             run(stage, self.context)
-        self._publish_scores()
-        self._describe([stage.name for stage in stages if stage.name not in self.context.reused])
-        return self._outcome()
+        variants = self._variants()
+        self._publish_scores(variants)
+        said = headline(variants)
+        self._describe(said, [stage.name for stage in stages if stage.name not in self.context.reused])
+        return self._outcome(said)
 
     def scores(self) -> list[dict[str, Any]]:
         """The score table, one row per variant; empty before evaluation."""
         return [score_row(variant) for variant in self._variants()]
 
-    def _publish_scores(self) -> None:
-        table = self.scores()
-        if not table:
+    def _publish_scores(self, variants: Sequence[Mapping[str, Any]]) -> None:
+        student = student_row(variants)
+        if student is None:
             return
-        student = next(row for row in table if str(row["variant"]).startswith("student_"))
-        figures = {**headline_figures(self._variants()), **_numbers(student)}
+        figures = {**headline_figures(variants), **_numbers(score_row(student))}
         self.run.metrics({f"student/{name}": value for name, value in figures.items()})
-        self.run.metrics({f"scores/{row['variant']}/{name}": v for row in table for name, v in _numbers(row).items()})
+        for variant in variants:
+            row = _numbers(score_row(variant))
+            self.run.metrics({f"scores/{variant['name']}/{name}": value for name, value in row.items()})
 
     def _variants(self) -> list[dict[str, Any]]:
         ref = self.context.artifacts.get("evaluate")
         return read_variants(ref.path) if ref else []
 
-    def _describe(self, made: Sequence[str]) -> None:
+    def _describe(self, said: str, made: Sequence[str]) -> None:
         """What a person finds on the run's page without opening its stages: scores, the way back, the report."""
         context, report = self.context, self.context.artifacts.get("report")
-        text = description(
-            headline(self._variants()),
-            self.run.run_id,
-            context.tracker.experiment_id,
-            context.home,
-            context.artifacts,
-            made,
-        )
+        experiment_id = context.tracker.experiment_id
+        text = description(said, self.run.run_id, experiment_id, context.home, context.artifacts, made)
         self.run.tags({TAG_DESCRIPTION: text})
         if report:
             self.run.file(report.path / "report.html")
@@ -114,16 +111,16 @@ class Session:
 
         Members of sweeps and evaluations do not count as a config's last.
         """
+        tracker, name = self.context.tracker, self.context.config.name
         scored = f"tags.`{TAG_ARTIFACT}.evaluate` LIKE '%' and attributes.status = 'FINISHED'"
         if self.origin:
-            found = self.context.tracker.search(f"{scored} and attributes.run_id = '{self.origin}'", 1)
+            found = tracker.search(f"{scored} and attributes.run_id = '{self.origin}'", 1, everywhere=True)
         else:
-            named = f"params.name = '{self.context.config.name}' and tags.`{TAG_KIND}` = '{PIPELINE}'"
-            found = self.context.tracker.search(f"{scored} and {named}", MOST_MEMBERS)
-        others = (run for run in found if run.info.run_id != self.run.run_id and TAG_PARENT not in run.data.tags)
-        return next((run.info.run_id for run in others), None)
+            runs = tracker.search(f"{scored} and tags.`{TAG_KIND}` = '{PIPELINE}'", MOST_RUNS)
+            found = [run for run in runs if run.data.params.get("name") == name and TAG_PARENT not in run.data.tags]
+        return found[0].info.run_id if found else None
 
-    def _outcome(self) -> Outcome:
+    def _outcome(self, said: str) -> Outcome:
         seconds = time.monotonic() - self.started
         report = self.context.artifacts.get("report")
         self.run.metrics({"total_seconds": seconds})
@@ -133,7 +130,7 @@ class Session:
             report=str(report.path / "report.html") if report else None,
             seconds=round(seconds, 1),
             reused=tuple(self.context.reused),
-            headline=(said := headline(self._variants())),
+            headline=said,
             previous=self._previous() if said else None,
         )
 

@@ -44,10 +44,18 @@ def test_evaluation_of_a_run_or_model_runs_only_the_judging_stages(outcome: Outc
 def test_a_run_is_compared_with_its_origin_or_with_the_configs_last(outcome: Outcome, home: Path, config: str) -> None:
     last = pipeline(config, ["report.title=last"])
     assert evaluation(str(home), run_id=outcome.run_id).previous == outcome.run_id
-    sweep(config, ["report.title=a,b"])
+    swept = sweep(config, ["report.title=a,b"])
     assert pipeline(config, until="distill_cfg").previous is None
     assert pipeline(config, ["report.title=new"]).previous == last.run_id
     assert pipeline(config, ["name=another"]).previous is None
+    member = str(swept.members[0].run_id)
+    assert rerun(str(home), member, "report").previous == member
+
+
+def test_a_configs_name_may_have_quotes(outcome: Outcome, config: str) -> None:
+    quoted = ['name=Bob\'s "best" run']
+    assert pipeline(config, quoted).previous is None
+    assert pipeline(config, [*quoted, "report.title=again"]).previous is not None
 
 
 def test_an_evaluation_works_in_the_workspace_that_it_is_given(
