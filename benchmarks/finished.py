@@ -14,7 +14,7 @@ from magic141.artifacts.references import ArtifactRef
 from magic141.config import HOME_VARIABLE, PipelineConfig, load_config
 from magic141.tracking import Tracker
 from magic141.tracking.tags import TAG_ARTIFACT
-from tasks.pipeline import stages_until
+from tasks.pipeline import stages_between
 
 MAGIC141 = str(Path(sys.executable).parent / "magic141")
 
@@ -29,7 +29,7 @@ def finished(config: PipelineConfig, until: str) -> dict[str, Path]:
     """Stage -> artifact folder, up to and with `until`; stops the script where one is missing."""
     tracker = Tracker(config.home, config.experiment)
     found = {}
-    for row in make_plan(config, stages_until(until)):
+    for row in make_plan(config, stages_between(None, until)):
         if row.run_id is None:
             raise SystemExit(f"{config.home}: {row.stage} is not finished ({row.why}); run the config there first")
         found[row.stage] = ArtifactRef.model_validate_json(tracker.get_run(row.run_id).data.tags[TAG_ARTIFACT]).path

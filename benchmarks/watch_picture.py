@@ -26,7 +26,7 @@ from flows.planning.plan import make_plan
 from magic141.config import load_config
 from magic141.evaluation.reports.charts import Series, line_chart
 from magic141.tracking import Tracker
-from tasks.pipeline import stages_until
+from tasks.pipeline import stages_between
 
 WATCH = ("distill_dmd2.validate_every_steps=20", "distill_dmd2.collapse.stop=false")
 TOO_HARD = 16.0  # times the generator's rate
@@ -64,7 +64,7 @@ def main() -> None:
         folder = finished(config, "distill_dmd2")["distill_dmd2"]
         watched[label] = json.loads((folder / "watch.json").read_text())["validations"]
     _draw(watched, IMAGES / "watch_curves.png")
-    stage = next(row for row in make_plan(config, stages_until("distill_dmd2")) if row.stage == "distill_dmd2")
+    stage = next(row for row in make_plan(config, stages_between(None, "distill_dmd2")) if row.stage == "distill_dmd2")
     sheet = _last_sheet(Tracker(config.home, config.experiment), str(stage.run_id))
     shutil.copyfile(sheet, IMAGES / "student_real_fake_collapsed.png")
 

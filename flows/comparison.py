@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.failures.writable import require_output
-from flows.records.judgements import CODE, TRAINED_IN, command_like, measurement_of
-from flows.records.naming import workspace_option
+from flows.records.commands import command
+from flows.records.judgements import CODE, TRAINED_IN, command_like, measurement_of, param_value
 from magic141.artifacts.references import ArtifactRef, flatten
 from magic141.config import PipelineConfig
 from magic141.errors import UserError
@@ -36,7 +34,7 @@ if TYPE_CHECKING:
 NUM_VIDEOS = 6
 DIGITS_OF_ID = 8
 DIGITS_OF_DIGEST = DIGITS_OF_COMMIT = 13
-FROM = {"prepare_data": "data", "distill_dmd2": "student", "generate": "generated"}
+MADE_FROM = {"prepare_data": "data", "distill_dmd2": "student", "generate": "generated"}
 MAX_COMMANDS = 3
 AFTER_SCORES = ("report.", "publish.")
 
@@ -101,9 +99,9 @@ def _without_scores(run: RunParts, workspace: Path) -> str:
     done = [name for name in names if name in run.stages]
     trained = names.index("generate") <= len(done)
     words = ["eval", "--run", run.run_id] if trained else ["run", "--run", run.run_id, "--until", "report"]
-    command = shlex.join(["magic141", *words, *workspace_option(workspace)])
+    way = command(*words, workspace=workspace)
     far = f"it came as far as {done[-1]}" if done else "it has finished no stage"
-    return f"{run.label} has no scores: {far}; `{command}` judges it, in a run with an id of its own."
+    return f"{run.label} has no scores: {far}; `{way}` judges it, in a run with an id of its own."
 
 
 def _way_out(runs: Sequence[RunParts], fields: Sequence[str], workspace: Path) -> str:
@@ -146,7 +144,7 @@ def _is_idle(field: str) -> bool:
 def _made(run: Run, refs: Mapping[str, ArtifactRef]) -> dict[str, str]:
     """Where a run comes from: commit, time, and the digests of what its figures are made of."""
     started = datetime.fromtimestamp(run.info.start_time / 1000, UTC)
-    digests = {name: refs[stage].digest[:DIGITS_OF_DIGEST] for stage, name in FROM.items() if stage in refs}
+    digests = {name: refs[stage].digest[:DIGITS_OF_DIGEST] for stage, name in MADE_FROM.items() if stage in refs}
     commit, dirty, _ = run.data.tags.get("mlflow.source.git.commit", "not on record").partition("-dirty")
     return {**digests, "commit": commit[:DIGITS_OF_COMMIT] + dirty, "started": f"{started:%Y-%m-%d %H:%M} UTC"}
 
@@ -158,15 +156,7 @@ def _config(tracker: Tracker, run: Run) -> Mapping[str, Any]:
     except UserError:
         if not run.data.params:
             raise
-        return {name: _value(text) for name, text in run.data.params.items()}
-
-
-def _value(param: str) -> Any:
-    """The value of a param, which MLflow stores as the text that Python prints for it."""
-    try:
-        return ast.literal_eval(param)
-    except (ValueError, SyntaxError):
-        return param
+        return {name: param_value(text) for name, text in run.data.params.items()}
 
 
 def _table(title: str, labels: Sequence[str], rows: Sequence[Row]) -> Table:

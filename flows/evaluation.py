@@ -15,7 +15,7 @@ from flows.records.session import Outcome
 from magic141.config import default_home, working_in
 from magic141.errors import UserError
 from magic141.tracking import open_store, parse_uri, store_exists
-from tasks import pipeline as stages_of
+from tasks import pipeline
 
 
 @flow(name="magic141-evaluation", retries=0, validate_parameters=False, on_failure=[notify], on_crashed=[notify])
@@ -41,7 +41,7 @@ def evaluation(
     with working_in(home):  # a worker's own MAGIC141_HOME may differ
         if if_there and model and not _is_there(home, model):
             return Completed(name="Skipped", message=f"{model} names nothing yet")  # type: ignore[return-value]
-        judging = [stage for stage in stages_of.STAGES if stage.name in stages_of.JUDGING]
+        judging = [stage for stage in pipeline.STAGES if stage.name in pipeline.JUDGING]
         origin = find_origin(home, str(run_id or model))
         going_on = continue_run(origin, judging, overrides or ())
         return carry_on(going_on, "evaluation", overrides=overrides or ())

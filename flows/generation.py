@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 from flows.failures.writable import require_output
-from flows.records.naming import workspace_option
+from flows.records.commands import command
 from magic141.errors import UserError
 from magic141.serving.config import MIN_SECONDS
 from magic141.serving.requests import MAX_SEED
@@ -84,7 +83,7 @@ def find_model(workspace: Path, model: str) -> Path:
     else:
         found = tracker.artifacts_of(tracker.pipeline_run(model)).get("publish")
         if found is None:
-            again = shlex.join(["magic141", "run", "--run", model, *workspace_option(workspace)])
+            again = command("run", "--run", model, workspace=workspace)
             raise UserError(f"--model {model}: that run has published nothing; finish it with `{again}`")
         ref = found
     try:

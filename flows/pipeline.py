@@ -9,12 +9,12 @@ from prefect import flow
 from flows.orchestration.notify import notify
 from flows.orchestration.orchestrated import carry_on, flow_tags, run_as_tasks
 from flows.planning.readiness import require_ready
-from flows.records.origin import continue_run, find_origin, stages_between
+from flows.records.origin import continue_run, find_origin
 from flows.records.session import Outcome, open_session
 from magic141.config import load_config, missing_sources, working_in
 from magic141.errors import UserError
 from magic141.tracking import TAG_PARENT
-from tasks.pipeline import known_stage, missing_by_stage
+from tasks.pipeline import known_stage, missing_by_stage, stages_between
 
 
 @flow(name="magic141", retries=0, validate_parameters=False, on_failure=[notify], on_crashed=[notify])

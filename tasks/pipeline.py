@@ -38,12 +38,21 @@ STAGES: tuple[Stage, ...] = (
 JUDGING = ("generate", "evaluate", "report")
 
 
-def stages_until(name: str | None) -> tuple[Stage, ...]:
-    """The stages up to and including `name`; all of them if it is None."""
-    if name is None:
-        return STAGES
-    names = [stage.name for stage in STAGES]
-    return STAGES[: names.index(known_stage(name, "--until")) + 1]
+def stages_between(first: str | None, last: str | None) -> tuple[Stage, ...]:
+    """The stages from `first` to `last`, inclusive; None stands for the very first or last stage.
+
+    Raises:
+        UserError: if there is no such stage, or `first` comes after `last`.
+    """
+    start = _place(first, "--from") if first else 0
+    end = _place(last, "--until") if last else len(STAGES) - 1
+    if start > end:
+        raise UserError(f"--from {first}: comes after --until {last}; swap them, or leave one out")
+    return STAGES[start : end + 1]
+
+
+def _place(name: str, option: str) -> int:
+    return [stage.name for stage in STAGES].index(known_stage(name, option))
 
 
 def known_stage(name: str, option: str) -> str:
@@ -60,8 +69,8 @@ def known_stage(name: str, option: str) -> str:
 
 def missing_by_stage(config: PipelineConfig) -> dict[str, str]:
     """Stage -> error lines, for stages that read missing files or folders or a base that does not fit."""
+    stages = {stage.section: stage.name for stage in STAGES}
     found: dict[str, list[str]] = {}
     for line in missing_sources(config):
-        section = line.partition(".")[0]
-        found.setdefault("prepare_data" if section == "data" else section, []).append(line)
+        found.setdefault(stages[line.partition(".")[0]], []).append(line)
     return {stage: "\n".join(lines) for stage, lines in found.items()}

@@ -39,4 +39,5 @@ STAGE = Stage(
     sources=sources_in("data", {"data.path": corpus_files}),
     run=_run,
     on_ready=_require_batches,
+    section_name="data",
 )

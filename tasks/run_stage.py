@@ -35,20 +35,18 @@ def run_stage(stage: Stage, context: StageContext) -> ArtifactRef:
     stage.require_unedited()
     with _only_worker(stage.name, key.digest, context):
         context.tracker.close_stale(key.digest)
-        ref = (_refreshed if stage.name in context.refresh else _reuse)(stage, key.digest, context)
-        if ref:
+        reused = (_refreshed if stage.name in context.refresh else _reuse)(stage, key.digest, context)
+        if reused:
             context.reused.append(stage.name)
-        if ref is None:
-            stage.require_same_sources(key, context.config)
-        made = ref or _compute(stage, key, context)
-        if ref is None or not _a_refresh_needs(stage, key.digest, context):
+        ref = reused or _compute(stage, key, context)
+        if not (reused and _unfinished_refresh_has_checkpoints(stage, key.digest, context)):
             # the artifact has the result, so checkpoints are obsolete, even those of a run killed right here
             shutil.rmtree(context.run_dir(stage.name, key.digest), ignore_errors=True)
-        context.artifacts[stage.name] = made
-        context.tracker.set_artifact(context.parent_id, made, reused=ref is not None)
+        context.artifacts[stage.name] = ref
+        context.tracker.set_artifact(context.parent_id, ref, reused=reused is not None)
         if stage.on_ready:
-            stage.on_ready(context, made)
-    return made
+            stage.on_ready(context, ref)
+    return ref
 
 
 def _refreshed(stage: Stage, key: str, context: StageContext) -> ArtifactRef | None:
@@ -61,7 +59,7 @@ def _refreshed(stage: Stage, key: str, context: StageContext) -> ArtifactRef | N
     return _reuse(stage, key, context) if begun.info.status == "FINISHED" else None
 
 
-def _a_refresh_needs(stage: Stage, key: str, context: StageContext) -> bool:
+def _unfinished_refresh_has_checkpoints(stage: Stage, key: str, context: StageContext) -> bool:
     """Whether the key's checkpoints belong to an interrupted refresh, not to the result that is reused."""
     if stage.name in context.refresh or not context.run_dir(stage.name, key).exists():
         return False
@@ -79,6 +77,7 @@ def _reuse(stage: Stage, key: str, context: StageContext) -> ArtifactRef | None:
 
 
 def _compute(stage: Stage, key: StageKey, context: StageContext) -> ArtifactRef:
+    stage.require_same_sources(key, context.config)
     refresh = stage.name in context.refresh
     run = context.tracker.start_stage(stage.name, key.digest, context.parent_id, source_tags(), refresh=refresh)
     log = TaskLog(stage.name, run, context.console)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,21 +27,16 @@ RUN_DIR_CHARS = 12  # characters of the key in the name of a run_dir
 # Settings are in the key by value; the others determine how and where work runs and what is shown of it, not what it
 # computes.
 NOT_IN_KEY = (
-    "magic141.config",
     "magic141.data.config",
     "magic141.evaluation.config",
     "magic141.models.config",
     "magic141.retrieval.config",
-    "magic141.serving.config",
     "magic141.training.config",
     "magic141.training.dmd2.config",
-    "magic141.config.errors",
     "magic141.errors",
     "magic141.frozen",
     "magic141.artifacts.digests",
     "magic141.artifacts.publication",
-    "magic141.artifacts.references",
-    "magic141.tracking",
     "magic141.cluster.address",
     "magic141.cluster.room",
     "magic141.cluster.session",
@@ -48,7 +44,6 @@ NOT_IN_KEY = (
     "magic141.text_files",
     "magic141.training.launch",
     "magic141.training.progress",
-    "magic141.training.ray_launch",
     "magic141.evaluation.generation.ray_launch",
     "magic141._torchvision",
 )
@@ -113,7 +108,7 @@ class Stage:
     """One stage of the pipeline.
 
     Attributes:
-        name: also the name of its config section.
+        name: its name, everywhere.
         modules: the library modules that determine its result, with everything that they import.
         settings: the config values that determine its result; placement fields of sections are dropped.
         run: does the work; imports the library inside, so that plan and reuse stay fast.
@@ -125,6 +120,7 @@ class Stage:
         check: raises UserError for settings that it cannot work with, where that needs the library; asked before any
             stage starts.
         on_ready: called with the artifact whenever it is made or reused.
+        section_name: of its config section; empty if that has its own name.
     """
 
     name: str
@@ -138,6 +134,17 @@ class Stage:
     model_type: str | None = None
     check: Callable[[PipelineConfig], None] = _accept
     on_ready: Callable[[StageContext, ArtifactRef], None] | None = None
+    section_name: str = ""
+
+    @property
+    def section(self) -> str:
+        """The name of its config section."""
+        return self.section_name or self.name
+
+    def import_code(self) -> None:
+        """Imports its modules, which takes seconds; otherwise they are imported once it runs."""
+        for module in self.modules:
+            importlib.import_module(module)
 
     def key(self, config: PipelineConfig, artifacts: Mapping[str, ArtifactRef]) -> StageKey:
         """The stage key: everything that determines the result, given the artifacts of earlier stages."""

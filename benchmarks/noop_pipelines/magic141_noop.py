@@ -39,13 +39,16 @@ def main() -> None:
     WORKSPACE.mkdir(parents=True, exist_ok=True)
     server = PrefectServer(WORKSPACE)
     with uncollected():
-        from flows.command_line.unchanged import run_unchanged
+        from flows.command_line.unchanged import first_to_run, run_unchanged
         from magic141.config import PipelineConfig
         from magic141.evaluation.config import ReportConfig
 
-    config = PipelineConfig(name="noop", workspace=WORKSPACE, report=ReportConfig(title=SETTING))
-    stages = [make(number) for number in range(1, NUM_STAGES + 1)]
-    if run_unchanged(config, stages, server.stop):
+        config = PipelineConfig(name="noop", workspace=WORKSPACE, report=ReportConfig(title=SETTING))
+        stages = [make(number) for number in range(1, NUM_STAGES + 1)]
+        work = first_to_run(config, stages)
+    if work is None:
+        server.stop()
+        run_unchanged(config, stages)
         return
     from prefect import flow
 

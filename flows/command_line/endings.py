@@ -53,7 +53,7 @@ def reporting(debug: bool) -> Iterator[None]:
     """Prints user errors (exit code 2) and other failures (1) as one line; tracebacks only with --debug."""
     from magic141.errors import UserError
 
-    _print_what_can_be()
+    _replace_unencodable()
     try:
         yield
     except UserError as error:
@@ -84,7 +84,7 @@ def _nobody_reads_on() -> bool:
     return True
 
 
-def _print_what_can_be() -> None:
+def _replace_unencodable() -> None:
     """A character that the terminal's encoding lacks becomes a question mark; it must not end a command half way."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from flows.command_line.endings import FAILURE, typed
-from flows.records.naming import workspace_option
+from flows.records.commands import workspace_option
 
 if TYPE_CHECKING:
     from rich.console import Console

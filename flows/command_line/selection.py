@@ -54,7 +54,7 @@ def selection(
 ) -> Selection:
     """Checks the options of `run` and `plan` as far as possible before anything starts."""
     from magic141.errors import UserError
-    from tasks.pipeline import known_stage
+    from tasks.pipeline import known_stage, stages_between
 
     if (config is None) == (origin is None):
         raise UserError("expected either a config, such as configs/demo.yaml, or --run with the id of an earlier run")
@@ -64,8 +64,6 @@ def selection(
     for stage, option in [(first, "--from"), (until, "--until"), *((name, "--refresh") for name in refresh or ())]:
         if stage:
             known_stage(stage, option)
-    from flows.records.origin import stages_between  # takes a second to import, so only after the checks above
-
     running = {stage.name for stage in stages_between(first, until)}
     if idle := [name for name in refresh or () if name not in running]:
         between = " ".join(f"{option} {name}" for option, name in (("--from", first), ("--until", until)) if name)
@@ -125,19 +123,22 @@ def use_workspace(workspace: str | None) -> Path:
 
 
 def run_selected(chosen: Selection, debug: bool) -> Outcome:
-    """Runs what was selected; without Prefect if all of it is reused."""
+    """Runs what was selected; without Prefect if all of it is reused. Slow imports go on while its server starts."""
     server = start_prefect(chosen.home, debug)
     if server.embedded and chosen.values and not chosen.refresh:
         with uncollected():
-            from flows.command_line.unchanged import run_unchanged
-            from tasks.pipeline import stages_until
+            from flows.command_line.unchanged import first_to_run, run_unchanged
+            from tasks.pipeline import stages_between
 
-        stages = stages_until(chosen.until)
-        if outcome := run_unchanged(chosen.values, stages, server.stop, chosen.overrides):
-            return outcome
-    server.wait()
+            stages = stages_between(None, chosen.until)
+            work = first_to_run(chosen.values, stages)
+        if work is None:
+            server.stop()  # it is not needed, and other commands wait while it starts
+            return run_unchanged(chosen.values, stages, chosen.overrides)
+        work.import_code()
     from flows.pipeline import pipeline, rerun
 
+    server.wait()
     overrides, refresh = list(chosen.overrides), list(chosen.refresh)
     if chosen.origin:
         return rerun(str(chosen.home), chosen.origin, chosen.first, overrides, chosen.until, refresh)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.error import HTTPError
@@ -19,6 +18,7 @@ from prefect.utilities.urls import url_for
 
 from flows.failures.resume import CORRECT, RESUME
 from flows.orchestration.server import EMBEDDED_VARIABLE
+from flows.records.commands import command
 from magic141.config import HOME_VARIABLE, default_home
 from magic141.errors import UserError, first_line
 from magic141.urls import without_credentials
@@ -87,7 +87,7 @@ def resume_command(
     if flow_name not in COMMANDS:
         return None
     config = [str(parameters["config"])] if "config" in parameters else []
-    return shlex.join(["magic141", COMMANDS[flow_name], *config, *_options(parameters), *_workspace(parameters)])
+    return command(COMMANDS[flow_name], *config, *_options(parameters), *_workspace(parameters))
 
 
 def _workspace(parameters: Mapping[str, Any]) -> Sequence[str]:

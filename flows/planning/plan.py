@@ -12,12 +12,12 @@ from pydantic import ValidationError
 
 from flows.planning.estimates import Estimate, estimate
 from flows.planning.needs import HERE, needs_of
-from flows.records.origin import continue_run, find_origin, stages_between
+from flows.records.origin import continue_run, find_origin
 from magic141.artifacts.references import ArtifactRef, StageKey
 from magic141.config import PipelineConfig
 from magic141.errors import first_few
 from magic141.tracking import Tracker, begun_refresh, find_reusable, store_exists
-from tasks.pipeline import missing_by_stage
+from tasks.pipeline import missing_by_stage, stages_between
 from tasks.stage import Stage
 
 if TYPE_CHECKING:

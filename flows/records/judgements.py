@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import json
-import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from flows.records.naming import workspace_option
+from flows.records.commands import command
 from magic141.artifacts.references import flatten
 from magic141.errors import UserError
 from magic141.evaluation.measurement import Difference, Measurement, as_setting
@@ -19,7 +17,7 @@ from magic141.evaluation.scoring.vbench_needs import computed_by
 from magic141.tracking import Run, Tracker
 from tasks.provenance import cpu_model
 
-STAGES = ("generate", "evaluate")
+JUDGED_BY = ("generate", "evaluate")
 TRAINED_IN = ("data", "model.window_frames")
 DEVICE = "device of "
 CODE = "code of magic141.evaluation."  # the measuring code; code that builds and samples is part of the model
@@ -71,14 +69,14 @@ def judged(tracker: Tracker, uri: str) -> Judged:
     if not measurements:
         raise UserError(
             f"model {uri}: no finished run has judged it; `magic141 eval --model {uri}` does, and where that reuses "
-            f"what a deleted run measured, `{shlex.join(['magic141', *_measuring_anew(uri)])}`"
+            f"what a deleted run measured, `{command(*_measuring_anew(uri))}`"
         )
     return Judged(uri, run, tracker.workspace, settings, measurements)
 
 
 def _measuring_anew(uri: str) -> list[str]:
-    again = [word for stage in STAGES for word in ("--refresh", stage)]
-    return ["run", "--run", uri, "--from", STAGES[0], "--until", "report", *again]
+    again = [word for stage in JUDGED_BY for word in ("--refresh", stage)]
+    return ["run", "--run", uri, "--from", JUDGED_BY[0], "--until", "report", *again]
 
 
 def command_like(words: Sequence[str], settings: Mapping[str, Any], like: Measurement, workspace: Path) -> str:
@@ -87,7 +85,7 @@ def command_like(words: Sequence[str], settings: Mapping[str, Any], like: Measur
     texts = {field: as_setting(value) for field, value in wanted.items() if _can_be_set(field)}
     changed = [f"{field}={text}" for field, text in texts.items() if as_setting(settings.get(field)) != text]
     given = (word for text in changed for word in ("--set", text))
-    return shlex.join(["magic141", *words, *given, *workspace_option(workspace)])
+    return command(*words, *given, workspace=workspace)
 
 
 def measurement_of(tracker: Tracker, run: Run) -> Measurement | None:
@@ -126,8 +124,8 @@ def _measurements(tracker: Tracker, runs: Sequence[Run], settings: Mapping[str, 
     seen = set()
     for run in runs:
         refs = tracker.artifacts_of(run)
-        made_by = tuple(refs[stage].run_id for stage in STAGES if stage in refs)
-        if len(made_by) < len(STAGES) or made_by in seen:
+        made_by = tuple(refs[stage].run_id for stage in JUDGED_BY if stage in refs)
+        if len(made_by) < len(JUDGED_BY) or made_by in seen:
             continue
         seen.add(made_by)
         records = _records(tracker, run)
@@ -138,7 +136,7 @@ def _measurements(tracker: Tracker, runs: Sequence[Run], settings: Mapping[str, 
 def _records(tracker: Tracker, run: Run) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """What the stages that generated and scored say of themselves."""
     refs = tracker.artifacts_of(run)
-    generated, evaluated = (_record(tracker, refs[stage].run_id) if stage in refs else None for stage in STAGES)
+    generated, evaluated = (_record(tracker, refs[stage].run_id) if stage in refs else None for stage in JUDGED_BY)
     return (generated, evaluated) if generated and evaluated else None
 
 
@@ -146,7 +144,7 @@ def _measurement(
     tracker: Tracker, run: Run, generated: Mapping[str, Any], evaluated: Mapping[str, Any]
 ) -> Measurement | None:
     try:
-        measuring = tracker.pipeline_run(tracker.artifacts_of(run)[STAGES[0]].run_id)
+        measuring = tracker.pipeline_run(tracker.artifacts_of(run)[JUDGED_BY[0]].run_id)
     except UserError:  # it was deleted for good: its threads and other settings of speed are unknown
         return None
     conditions = _conditions(generated, evaluated)
@@ -170,7 +168,7 @@ def _sampled_as(generated: Mapping[str, Any], settings: Mapping[str, Any]) -> bo
 
 
 def _conditions(generated: Mapping[str, Any], evaluated: Mapping[str, Any]) -> dict[str, Any]:
-    parts, records = generated["parts"], dict(zip(STAGES, (generated, evaluated), strict=True))
+    parts, records = generated["parts"], dict(zip(JUDGED_BY, (generated, evaluated), strict=True))
     settings = {stage: record["parts"]["config"][stage] for stage, record in records.items()}
     code = {f"code of {name}": digest[:8] for r in records.values() for name, digest in r["modules"].items()}
     return {
@@ -187,7 +185,15 @@ def _machine(generated: Mapping[str, Any], params: Mapping[str, str], conditions
     """CPU and GPU models (not the host name, which changes with every pod), and settings that only affect times."""
     placement = [name for name in params if name.startswith("generate.") and name not in conditions]
     where = {name: generated.get(name) for name in ("cpu", "device")}
-    return where | {name: yaml.safe_load(params[name]) for name in placement}
+    return where | {name: param_value(params[name]) for name in placement}
+
+
+def param_value(text: str) -> Any:
+    """The value of a param, which MLflow stores as the text that Python prints for it."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def _can_be_set(field: str) -> bool:

@@ -1,4 +1,4 @@
-"""What a parent run is called, what its page in MLflow says first, and how commands name its workspace."""
+"""What a parent run is called, and what its page in MLflow says first."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flows.records.commands import command
 from magic141.errors import shortened
 from magic141.urls import without_credentials
 
@@ -48,7 +49,7 @@ def description(
     made: Collection[str],
 ) -> str:
     """Markdown for the run's page: what came out, how to run it again, and the run that made each stage's result."""
-    again = shlex.join(["magic141", "run", "--run", run_id, *workspace_option(workspace)])
+    again = command("run", "--run", run_id, workspace=workspace)
     rows = [
         f"| {stage} | [{ref.run_id[:8]}](#/experiments/{experiment_id}/runs/{ref.run_id}) | "
         f"{'made' if stage in made else 'reused'} |"
@@ -56,11 +57,6 @@ def description(
     ]
     first = [f"**{headline}**"] if headline else []
     return "\n".join([*first, "", f"Again: `{again}`", "", "| stage | made by run | here |", "|---|---|---|", *rows])
-
-
-def workspace_option(workspace: Path) -> list[str]:
-    """The option that names the workspace, where it is not the one that commands look in."""
-    return [] if workspace == Path("runs").resolve() else ["--workspace", str(workspace)]
 
 
 def _short(override: str, ends: Mapping[str, int]) -> str:

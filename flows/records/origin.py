@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from flows.failures.reach import require_servers
-from flows.records.naming import workspace_option
+from flows.records.commands import command
 from magic141.artifacts.references import ArtifactRef, flatten
 from magic141.config import PipelineConfig, validate_stored, with_overrides
 from magic141.errors import UserError
 from magic141.tracking import Run, Tracker, open_store
 from magic141.urls import without_credentials
-from tasks import pipeline as stages_of
+from tasks import pipeline
 from tasks.stage import Stage
 
 
@@ -78,21 +77,10 @@ def continue_run(origin: Origin, stages: Sequence[Stage], overrides: Sequence[st
     Raises:
         UserError: if an override changes what is kept, or a needed artifact is missing or altered.
     """
-    before = stages_of.STAGES[: [stage.name for stage in stages_of.STAGES].index(stages[0].name)]
+    before = pipeline.STAGES[: pipeline.STAGES.index(stages[0])]
     config = with_overrides(origin.config, overrides, "the run's config")
     _refuse_changes(origin, config, before, [stage.name for stage in stages], overrides)
     return Continuation(origin, config, tuple(_kept_artifacts(origin, stages, before)), tuple(stages))
-
-
-def stages_between(first: str | None, last: str | None) -> tuple[Stage, ...]:
-    """The stages from `first` to `last`, inclusive; None stands for the very first or last stage."""
-    stages = stages_of.stages_until(last)
-    if first is None:
-        return stages
-    names = [stage.name for stage in stages]
-    if stages_of.known_stage(first, "--from") not in names:
-        raise UserError(f"--from {first}: comes after --until {last}; swap them, or leave one out")
-    return stages[names.index(first) :]
 
 
 def _refuse_changes(
@@ -112,16 +100,17 @@ def _refuse_changes(
                 f"--set {changed}: {stage.name} is kept from run {run_id}; what runs here is {', '.join(running)}; use "
                 f"`{again}`"
             )
-    idle = {stage.name for stage in stages_of.STAGES}.difference(running)
-    for section in set(type(config).model_fields) & {"data" if name == "prepare_data" else name for name in idle}:
+    idle = {stage.section for stage in pipeline.STAGES if stage.name not in running}
+    for section in idle.intersection(type(config).model_fields):
         if getattr(origin.config, section) != getattr(config, section):
             raise UserError(f"--set {section}: that stage does not run here, only {', '.join(running)}")
 
 
 def _run_again(origin: Origin, *more: str) -> str:
     """The command that runs the origin's config again, with `more` options."""
-    words = ("magic141", "run", "--run", origin.run.info.run_id, *more, *workspace_option(origin.tracker.workspace))
-    return without_credentials(shlex.join(words))
+    return without_credentials(
+        command("run", "--run", origin.run.info.run_id, *more, workspace=origin.tracker.workspace)
+    )
 
 
 def _kept_artifacts(origin: Origin, stages: Sequence[Stage], before: Iterable[Stage]) -> list[ArtifactRef]:

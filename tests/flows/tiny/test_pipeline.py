@@ -9,7 +9,7 @@ import pytest
 from mlflow import MlflowClient
 
 import tasks.pipeline
-from flows.command_line.unchanged import run_unchanged
+from flows.command_line.unchanged import first_to_run, run_unchanged
 from flows.pipeline import pipeline, rerun
 from flows.planning.plan import make_plan
 from flows.records.session import Outcome
@@ -65,25 +65,24 @@ def test_a_change_runs_what_depends_on_it_and_the_plan_says_so(
 
 def test_a_run_with_nothing_to_do_needs_no_orchestrator(outcome: Outcome, config: str) -> None:
     stages = tasks.pipeline.STAGES
-    released: list[bool] = []
-    again = run_unchanged(load_config(Path(config)), stages, lambda: released.append(True))
-    assert released == [True], "others wait for a server that starts"
-    assert again is not None
+    assert first_to_run(load_config(Path(config)), stages) is None
+    again = run_unchanged(load_config(Path(config)), stages)
     assert list(again.reused) == ALL
     assert again.report == outcome.report
     first, second = (MlflowClient(outcome.tracking_uri).get_run(run.run_id) for run in (outcome, again))
     assert second.info.status == "FINISHED"
     assert "prefect.flow_run_id" not in second.data.tags
     assert second.data.metrics["student/motion"] == first.data.metrics["student/motion"]
-    assert run_unchanged(load_config(Path(config), ["report.title=Not made yet"]), stages, pytest.fail) is None
+    work = first_to_run(load_config(Path(config), ["report.title=Not made yet"]), stages)
+    assert work is not None
+    assert work.name == "report"
 
 
 def test_a_result_altered_meanwhile_is_made_again_without_an_orchestrator_too(outcome: Outcome, config: str) -> None:
     run = MlflowClient(outcome.tracking_uri).get_run(outcome.run_id)
     folder = Path(json.loads(run.data.tags["magic141.artifact.quantize"])["uri"])
     (folder / "result.json").write_text("something else")
-    again = run_unchanged(load_config(Path(config)), tasks.pipeline.STAGES, lambda: None)
-    assert again is not None
+    again = run_unchanged(load_config(Path(config)), tasks.pipeline.STAGES)
     assert list(again.reused) == after("quantize")
 
 

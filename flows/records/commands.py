@@ -1,0 +1,16 @@
+"""Commands as they are printed for the user to copy."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+
+def command(*words: str, workspace: Path | None = None) -> str:
+    """`magic141 WORDS …` for a shell, with the option that names the workspace where it takes one."""
+    return shlex.join(["magic141", *words, *(workspace_option(workspace) if workspace else [])])
+
+
+def workspace_option(workspace: Path) -> list[str]:
+    """The option that names the workspace, where it is not the one that commands look in."""
+    return [] if workspace == Path("runs").resolve() else ["--workspace", str(workspace)]
