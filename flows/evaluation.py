@@ -8,6 +8,7 @@ from prefect import flow
 from prefect.states import Completed
 
 from flows.failures.reach import require_servers
+from flows.orchestration.names import flow_run_name
 from flows.orchestration.notify import notify
 from flows.orchestration.orchestrated import carry_on
 from flows.records.origin import continue_run, find_origin
@@ -18,7 +19,14 @@ from magic141.tracking import open_store, parse_uri, store_exists
 from tasks import pipeline
 
 
-@flow(name="magic141-evaluation", retries=0, validate_parameters=False, on_failure=[notify], on_crashed=[notify])
+@flow(
+    name="magic141-evaluation",
+    flow_run_name=flow_run_name,
+    retries=0,
+    validate_parameters=False,
+    on_failure=[notify],
+    on_crashed=[notify],
+)
 def evaluation(
     workspace: str | None = None,
     run_id: str | None = None,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from prefect import flow
 
+from flows.orchestration.names import flow_run_name
 from flows.orchestration.notify import notify
 from flows.orchestration.orchestrated import carry_on, flow_tags, run_as_tasks
 from flows.planning.readiness import require_ready
@@ -17,7 +18,14 @@ from magic141.tracking import TAG_PARENT
 from tasks.pipeline import known_stage, missing_by_stage, stages_between
 
 
-@flow(name="magic141", retries=0, validate_parameters=False, on_failure=[notify], on_crashed=[notify])
+@flow(
+    name="magic141",
+    flow_run_name=flow_run_name,
+    retries=0,
+    validate_parameters=False,
+    on_failure=[notify],
+    on_crashed=[notify],
+)
 def pipeline(
     config: str,
     overrides: list[str] | None = None,
@@ -43,7 +51,14 @@ def pipeline(
         return run_as_tasks(session, stages)
 
 
-@flow(name="magic141-rerun", retries=0, validate_parameters=False, on_failure=[notify], on_crashed=[notify])
+@flow(
+    name="magic141-rerun",
+    flow_run_name=flow_run_name,
+    retries=0,
+    validate_parameters=False,
+    on_failure=[notify],
+    on_crashed=[notify],
+)
 def rerun(
     workspace: str,
     origin: str,

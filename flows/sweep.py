@@ -13,6 +13,7 @@ from prefect.artifacts import create_table_artifact
 from flows.comparison import NUM_VIDEOS, read_run, remarks_on
 from flows.failures.resume import marking_resumable
 from flows.members import MemberOutcome, MemberRun, output_folder, run_members
+from flows.orchestration.names import flow_run_name
 from flows.orchestration.notify import notify
 from flows.orchestration.orchestrated import flow_tags, run_link
 from flows.planning.grid import Member, check_members, members_of
@@ -75,7 +76,14 @@ class SweepFailed(RuntimeError):
         return f"{type(self).__name__}({str(self)!r})"
 
 
-@flow(name="magic141-sweep", retries=0, validate_parameters=False, on_failure=[notify], on_crashed=[notify])
+@flow(
+    name="magic141-sweep",
+    flow_run_name=flow_run_name,
+    retries=0,
+    validate_parameters=False,
+    on_failure=[notify],
+    on_crashed=[notify],
+)
 def sweep(
     config: str,
     vary: list[str] | None = None,

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas import State
 from prefect.runtime import flow_run
+from prefect.states import Completed
 
 from flows.orchestration.events import announcing_candidate
 from flows.orchestration.server import EMBEDDED_VARIABLE
@@ -36,14 +38,14 @@ def as_task(stage: Stage, context: StageContext) -> ArtifactRef:
     """Runs the stage as a Prefect task, without Prefect's caching and retries: stages manage their reuse themselves."""
 
     @task(name=stage.name, cache_policy=NO_CACHE, retries=0)
-    def run(context: StageContext) -> ArtifactRef:
+    def run(context: StageContext) -> State[ArtifactRef]:
         ref = run_stage(stage, context)
         facts = (run_link(context.tracker.uri, ref.run_id), f"artifact `{ref.uri}`", f"digest `{ref.digest}`")
         lines = (f"# {stage.name}", *(f"- {fact}" for fact in facts))
         create_markdown_artifact(key=stage.name.replace("_", "-"), markdown="\n".join(lines))
-        return ref
+        return Completed(name="Reused" if stage.name in context.reused else "Completed", data=ref)
 
-    return run(context)
+    return run(context).result()
 
 
 def run_link(tracking_uri: str, run_id: str) -> str:

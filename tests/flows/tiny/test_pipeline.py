@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from mlflow import MlflowClient
+from prefect import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
 import tasks.pipeline
 from flows.command_line.unchanged import first_to_run, run_unchanged
@@ -61,6 +64,17 @@ def test_a_change_runs_what_depends_on_it_and_the_plan_says_so(
     if first and overrides:
         assert overrides[0].split("=")[0].split(".")[-1] in plan[first].why
     assert list(pipeline(config, overrides).reused) == after(*runs)
+
+
+def test_prefect_names_the_run_and_tells_reused_stages_from_others(outcome: Outcome, config: str) -> None:
+    again = pipeline(config, ["report.title=Seen in Prefect"])
+    flow_run_id = MlflowClient(again.tracking_uri).get_run(again.run_id).data.tags["prefect.flow_run_id"]
+    with get_client(sync_client=True) as client:
+        assert client.read_flow_run(UUID(flow_run_id)).name == f"{Path(config).stem} · title=Seen in Prefect"
+        of_run = FlowRunFilter(id=FlowRunFilterId(any_=[UUID(flow_run_id)]))
+        states = {run.name.rpartition("-")[0]: run.state for run in client.read_task_runs(flow_run_filter=of_run)}
+    named = {stage: state.name for stage, state in states.items() if state}
+    assert named == {**dict.fromkeys(ALL, "Reused"), "report": "Completed"}
 
 
 def test_a_run_with_nothing_to_do_needs_no_orchestrator(outcome: Outcome, config: str) -> None:
