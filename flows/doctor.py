@@ -132,7 +132,7 @@ def _store(workspace: Path) -> Finding:
     if not (finding.ok and os.environ.get(STORE)):
         return finding
     from magic141.tracking.first_contact import require_answer
-    from magic141.tracking.tracker import tracking_uri
+    from magic141.tracking.store_address import tracking_uri
 
     try:
         require_answer(tracking_uri(workspace))

@@ -14,9 +14,10 @@ from magic141.tracking.references import ArtifactName, References, Work, referen
 from magic141.tracking.registry import parse_uri
 from magic141.tracking.reuse import begun_refresh, find_reusable
 from magic141.tracking.run_log import RunLog, closing
+from magic141.tracking.store_address import store_exists
 from magic141.tracking.stores import STORES
 from magic141.tracking.tags import TAG_ANNOUNCED, TAG_PARENT
-from magic141.tracking.tracker import Tracker, open_store, store_exists
+from magic141.tracking.tracker import Tracker, open_store
 
 __all__ = [
     "STORES",

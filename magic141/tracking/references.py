@@ -13,9 +13,10 @@ from mlflow.entities import Run, ViewType
 
 from magic141.artifacts.references import ArtifactRef
 from magic141.tracking.paging import all_experiments, every
+from magic141.tracking.store_address import default_uri, tracking_uri
 from magic141.tracking.stores import noted_stores, store_name
 from magic141.tracking.tags import TAG_ARTIFACT, TAG_KEY, TAG_KIND, TAG_STAGE
-from magic141.tracking.tracker import default_uri, open_store, tracking_uri
+from magic141.tracking.tracker import open_store
 
 
 class ArtifactName(NamedTuple):

@@ -28,6 +28,7 @@ from magic141.tracking.registry import Registry, look_up, unless_there
 from magic141.tracking.relocation import FILES, settle_place
 from magic141.tracking.run_files import read_text
 from magic141.tracking.run_log import RunLog
+from magic141.tracking.store_address import default_uri, store_exists, tracking_uri
 from magic141.tracking.stores import note_store, store_name
 from magic141.tracking.tags import (
     SWEEP,
@@ -39,7 +40,7 @@ from magic141.tracking.tags import (
     TAG_STAGE,
     set_tags,
 )
-from magic141.urls import settle_credentials, without_credentials
+from magic141.urls import without_credentials
 
 FEWEST_DIGITS = 6  # of a run's id, for its beginning to be taken for it
 
@@ -229,23 +230,6 @@ class Tracker:
             order = ["attributes.start_time DESC"]
             search = partial(self.client.search_runs, within, condition, view, order_by=order)
             yield from every(search, page_size)
-
-
-def tracking_uri(workspace: Path) -> str:
-    """The store's URI: MLFLOW_TRACKING_URI, or a SQLite file in the workspace."""
-    settle_credentials("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
-    return os.environ.get("MLFLOW_TRACKING_URI") or default_uri(workspace)
-
-
-def default_uri(workspace: Path) -> str:
-    """The URI of the workspace's own store."""
-    return f"sqlite:///{workspace}/mlflow.db"
-
-
-def store_exists(workspace: Path) -> bool:
-    """Whether the store exists, as a plan must not create one; servers are assumed to."""
-    uri = tracking_uri(workspace)
-    return not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///")).exists()
 
 
 def open_store(workspace: Path) -> Tracker:

@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 
 from magic141.errors import UserError
 from magic141.tracking import Tracker, find_reusable, store_exists
-from magic141.tracking.tracker import tracking_uri
+from magic141.tracking.store_address import tracking_uri
 from tests.tracking.made import make_artifact
 
 
