@@ -83,7 +83,7 @@ class VideoGenerator:
         num_windows: int,
         num_carried: int,
         seed: int,
-        on_window: Callable[[int], None] | None = None,
+        on_window: Callable[[], None] | None = None,
     ) -> Tensor:
         """Generates a long video window by window (see `diffusion.long_video`); image tokens stay those of frame 0.
 
@@ -103,7 +103,7 @@ class VideoGenerator:
         def sample_window(prefix: Tensor, index: int) -> Tensor:
             latents = self.sample(text, image_tokens, prefix, seed + index)
             if on_window is not None:
-                on_window(index)
+                on_window()
             return latents
 
         return chain_windows(sample_window, first_latent, num_windows, num_carried)

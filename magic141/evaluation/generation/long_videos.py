@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -68,17 +69,39 @@ def long_evaluations(work: Workload, variant: Variant) -> int:
     return variant.num_evaluations * work.config.long_video_windows * len(work.long_rows)
 
 
+class Mark(NamedTuple):
+    """A moment between two windows.
+
+    Attributes:
+        wall_s: seconds by the clock.
+        cpu_s: seconds of the CPU.
+        memory_mb: `peak_megabytes`, in MiB.
+    """
+
+    wall_s: float
+    cpu_s: float
+    memory_mb: float
+
+    @classmethod
+    def now(cls, device: torch.device) -> Mark:
+        """This moment, once all GPU work begun is finished."""
+        finish_gpu_work()
+        return cls(time.perf_counter(), time.process_time(), peak_megabytes(device))
+
+
 def long_latents(
     config: GenerateConfig, generator: VideoGenerator, conditions: Conditions, seed: int, advance: Advance
 ) -> tuple[Tensor, list[dict[str, float]]]:
-    """Latents of the long videos, and cost and memory per window (fused: the total, divided by the windows)."""
-    device = conditions.prefix.device
-    memory = "gpu_mb" if device.type == "cuda" else "rss_mb"
-    marks = [_mark(device)]
+    """Latents of the long videos, and cost and memory per window.
 
-    def on_window(_: int) -> None:
-        marks.append(_mark(device))
-        advance(generator.settings.num_evaluations * len(conditions))
+    Fused windows are made together: each has an equal share of the time, and the peak memory of all.
+    """
+    device, num_evaluations = conditions.prefix.device, generator.settings.num_evaluations * len(conditions)
+    marks = [Mark.now(device)]
+
+    def on_window() -> None:
+        marks.append(Mark.now(device))
+        advance(num_evaluations)
 
     given = (conditions.text, conditions.image_tokens, conditions.prefix)
     windows = (config.long_video_windows, config.long_video_carried)
@@ -86,24 +109,28 @@ def long_latents(
         latents = generator.chain(*given, *windows, seed, on_window)
     else:
         latents = generator.fuse(*given, *windows, seed)
-        advance(generator.settings.num_evaluations * len(conditions) * config.long_video_windows)
-        marks = np.linspace(marks[0], _mark(device), config.long_video_windows + 1).tolist()
-    costs = [
+        advance(num_evaluations * config.long_video_windows)
+        marks = _spread(marks[0], Mark.now(device), config.long_video_windows)
+    return latents, _window_costs(marks, len(conditions), "gpu_mb" if device.type == "cuda" else "rss_mb")
+
+
+def _spread(begin: Mark, end: Mark, num_windows: int) -> list[Mark]:
+    """Marks as if the windows had been made one after the other; the peak is that of all, as no window ran alone."""
+    times = np.linspace(begin[:2], end[:2], num_windows + 1).tolist()
+    return [Mark(wall_s, cpu_s, end.memory_mb) for wall_s, cpu_s in times]
+
+
+def _window_costs(marks: Sequence[Mark], num_clips: int, memory: str) -> list[dict[str, float]]:
+    """Cost per clip between every two marks, with the memory named `memory`."""
+    return [
         {
             "window": number,
-            "wall_ms_per_clip": 1000 * (after[0] - before[0]) / len(conditions),
-            "cpu_ms_per_clip": 1000 * (after[1] - before[1]) / len(conditions),
-            memory: after[2],
+            "wall_ms_per_clip": 1000 * (after.wall_s - before.wall_s) / num_clips,
+            "cpu_ms_per_clip": 1000 * (after.cpu_s - before.cpu_s) / num_clips,
+            memory: after.memory_mb,
         }
         for number, (before, after) in enumerate(pairwise(marks))
     ]
-    return latents, costs
-
-
-def _mark(device: torch.device) -> tuple[float, float, float]:
-    """Seconds by the clock and of the CPU, and `peak_megabytes`, once all GPU work begun is finished."""
-    finish_gpu_work()
-    return time.perf_counter(), time.process_time(), peak_megabytes(device)
 
 
 def write_windows(work: Workload, windows: dict[str, list[dict[str, float]]], out: Path) -> None:

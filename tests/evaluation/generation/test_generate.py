@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from magic141.data.dataset import ClipDataset, load_null_text
 from magic141.data.videos.video import read_video
 from magic141.evaluation.config import GenerateConfig
-from magic141.evaluation.generation.long_videos import frame_spans, long_latents, mean_costs
+from magic141.evaluation.generation.long_videos import long_latents
 from magic141.evaluation.generation.suite import clip_conditions
 from magic141.evaluation.variants import list_variants
 from magic141.models.generator import VideoGenerator
@@ -54,12 +54,6 @@ def test_the_student_is_compared_with_what_it_started_from_in_the_same_chain() -
 def test_the_same_step_count_twice_gives_one_variant() -> None:
     names = [variant.name for variant in list_variants(GenerateConfig(many_steps=4), Dmd2Config())]
     assert len(names) == len(set(names))
-
-
-def test_spans_follow_the_latent_frames() -> None:
-    # 5 latent frames a window: 9 frames; then the anchor, 1 carried and 3 new ones of 2 frames each
-    assert frame_spans(3, 5, 1, 2) == [(0, 9), (7, 15), (13, 21)]
-    assert frame_spans(3, 5, 2, 2) == [(0, 9), (5, 13), (9, 17)]
 
 
 def test_every_variant_continues_the_same_open_clips(generated: Generated) -> None:
@@ -169,11 +163,6 @@ def test_fused_windows_make_a_video_as_long_as_chained_ones(generated: Generated
     assert sum(counted) == 2 * 2 * 4 * GENERATE.long_video_windows
     given = (conditions.text, conditions.image_tokens, conditions.prefix)
     torch.testing.assert_close(generator.fuse(*given, 1, 2, seed=5), generator.sample(*given, seed=5))
-
-
-def test_the_cost_of_a_window_is_the_mean_over_its_batches_clips() -> None:
-    batches = [[{"window": 0, "wall_ms_per_clip": 10.0}], [{"window": 0, "wall_ms_per_clip": 40.0}]]
-    assert mean_costs(batches, [2, 1]) == [{"window": 0.0, "wall_ms_per_clip": 20.0}]
 
 
 def test_models_that_are_sampled_alone_have_the_guidance_and_shift_of_the_config() -> None:
