@@ -115,13 +115,13 @@ COSTS = (
     Dimension("cpu_ms_per_clip", "CPU ms per clip", "cost", "low", 1, "CPU time, sampled in batches"),
     Dimension(
         "peak_memory_mb",
-        "peak memory, MB",
+        "peak memory, MiB",
         "cost",
         "low",
         0,
         "weights, and what sampling a batch needs in addition (on a CPU: the tensors alive at once)",
     ),
-    Dimension("weight_mb", "weights, MB", "cost", "low", 2, "size of the weights as stored"),
+    Dimension("weight_mb", "weights, MiB", "cost", "low", 2, "size of the weights as stored"),
 )
 AVERAGE = Dimension("average", "average", "vbench", "high", 4, "mean of the seven dimensions of the paper's Table 1")
 

@@ -33,8 +33,8 @@ DIGITS_OF_STUDENT = 8  # of its key, behind the page's title
 QUANTIZED = {
     "num_layers": ("layers in int8", ""),
     "max_relative_error": ("largest error of a layer, relative", ".2%"),
-    "weight_mb_before": ("weights before, MB", ".2f"),
-    "weight_mb_after": ("weights after, MB", ".2f"),
+    "weight_mb_before": ("weights before, MiB", ".2f"),
+    "weight_mb_after": ("weights after, MiB", ".2f"),
     "linear_weight_ratio": ("size of those layers, of before", ".0%"),
 }
 MIN_TILE = 112  # smallest width of a shown video, in screen pixels

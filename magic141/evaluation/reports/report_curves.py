@@ -26,8 +26,8 @@ DRIFT_CHARTS: dict[str, ChartTitle] = {
 WATCHED = ("variance_ratio", "motion_ratio", "diversity_ratio", "mode_coverage")
 COST_CHARTS: dict[str, ChartTitle] = {
     "cpu_ms_per_clip": ("CPU ms per window and clip", None),
-    "rss_mb": ("resident memory, MB", None),
-    "gpu_mb": ("largest allocation on the GPU, MB", None),
+    "rss_mb": ("resident memory, MiB", None),
+    "gpu_mb": ("largest allocation on the GPU, MiB", None),
 }
 LONG_VIDEO_SCHEMES = {
     "chained": "Windows are generated one after the other. Each after the first knows the video's first latent frame, "
