@@ -176,17 +176,19 @@ def timed_frames(
     """
     if start is not None:
         track = _track_of(path)
+        wanted = start(track)
         for jump in (_sought, _skimmed):
             with opened(path) as video:
-                frames = jump(video, track, start(track))
+                frames = jump(video, track, wanted)
                 first = next(frames, None)
-                time = None if first is None else track.time_of(first)
-                if first is not None and time is not None and time <= start(track):
+                landed = None if first is None else track.time_of(first)
+                if first is not None and landed is not None and landed <= wanted:
                     yield from ((track, timed) for timed in track.timed(chain((first,), frames)))
                     return
     with opened(path) as video:
         frames = decode(video) if decode else video.container.decode(video.stream)
-        for first in frames:  # once, if at all: the rest follows it at once
+        first = next(frames, None)
+        if first is not None:
             track = Track.of(video, first)
             yield from ((track, timed) for timed in track.timed(chain((first,), frames)))
 
