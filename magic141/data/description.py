@@ -15,6 +15,7 @@ from magic141.data.fitted import NUM_SHEET_CLIPS, Fitted
 from magic141.data.info import BadFileInfo, DatasetInfo
 from magic141.data.psnr import psnr_db
 from magic141.data.sources.listing import BadFile
+from magic141.data.sources.splits import HeldOut
 from magic141.data.videos.sheets import comparison_sheet, contact_sheet
 from magic141.models.device import sampling_device
 from magic141.models.vae import CausalPCACodec, VideoCodec
@@ -29,13 +30,14 @@ def describe(
     out: Path,
     fitted: Fitted,
     num_clips: dict[str, int],
+    heldout: HeldOut | None,
     bad_files: Sequence[BadFile],
     log: StageLog,
 ) -> DatasetInfo:
     """Reads the held-out split back, measures the codec's PSNR on it and shows some of its clips."""
-    heldout = ClipDataset.open(out, "heldout")
+    clips = ClipDataset.open(out, "heldout")
     codec, null_text = fitted.codec, fitted.null_text
-    channels, length, height, width = heldout.latents.shape[1:]
+    channels, length, height, width = clips.latents.shape[1:]
     return DatasetInfo(
         num_clips=num_clips,
         source=config.source,
@@ -45,7 +47,7 @@ def describe(
         width=config.width,
         latent_shape=(channels, length, height, width),
         num_text_tokens=null_text.tokens.shape[1],
-        num_image_tokens=heldout.image_tokens.shape[1],
+        num_image_tokens=clips.image_tokens.shape[1],
         text_width=null_text.tokens.shape[2],
         pooled_width=null_text.pooled.shape[1],
         temporal_factor=codec.temporal_factor,
@@ -54,7 +56,8 @@ def describe(
         encoder_version=digest_folder(out / "encoders")[:16],
         has_ground_truth=config.source == "shapes",
         bad_files=tuple(BadFileInfo(file=file, reason=reason) for file, reason in bad_files),
-        codec_psnr_db=_judge_codec(heldout, codec, log),
+        codec_psnr_db=_judge_codec(clips, codec, log),
+        heldout=heldout,
     )
 
 

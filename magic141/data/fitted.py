@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from magic141.artifacts.digests import digest_folder
-from magic141.artifacts.publication import link_or_copy, publish, staging
+from magic141.artifacts.publication import link_or_copy, written_aside
 from magic141.cluster.room import usable_cpus
 from magic141.data.config import DataConfig
 from magic141.data.dataset import NULL_TEXT_FILE, load_null_text
@@ -63,13 +63,13 @@ def fit_models(clips: Sequence[Clip], config: DataConfig, run_dir: Path, log: St
         log.note(remark)
     folder, record = run_dir / "models", run_dir / "models.json"
     paths = [config.codec.path, config.encoder.path]  # the folder holds links into them, and they may move
-    kept = read_record(record) or {}
-    if not (folder.is_dir() and kept == {"digest": digest_folder(folder), "paths": paths}):
-        with staging(folder) as aside:
+    digest = digest_folder(folder) if folder.is_dir() else ""
+    if read_record(record) != {"digest": digest, "paths": paths}:
+        with written_aside(folder) as aside:
             _save(clips, config, aside, seed)
-            publish(aside, folder)
-        write_record(record, {"digest": digest_folder(folder), "paths": paths})
-    return Fitted(folder, digest_folder(folder), load_codec(folder / "codec"), load_null_text(folder))
+        digest = digest_folder(folder)
+        write_record(record, {"digest": digest, "paths": paths})
+    return Fitted(folder, digest, load_codec(folder / "codec"), load_null_text(folder))
 
 
 def _save(clips: Sequence[Clip], config: DataConfig, folder: Path, seed: int) -> None:

@@ -73,8 +73,7 @@ def prepare_dataset(config: DataConfig, out: Path, log: StageLog, seed: int, run
     _require_clips(writer.num_clips, bad_files, config)
     fitted.deliver(out)
     writer.deliver(out)
-    info = describe(config, out, fitted, writer.num_clips, bad_files, log)
-    info = info.model_copy(update={"heldout": windows.heldout})
+    info = describe(config, out, fitted, writer.num_clips, windows.heldout, bad_files, log)
     (out / INFO_FILE).write_text(info.model_dump_json(indent=2, exclude_none=True) + "\n")
     counts: dict[str, float | int | str] = {f"num_{split}_clips": info.num_clips[split] for split in SPLITS}
     if windows.heldout:
