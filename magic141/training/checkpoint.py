@@ -37,7 +37,7 @@ class CheckpointInfo:
         step: optimizer steps done.
         engine: the engine that wrote it.
         world_size: the number of workers that wrote it.
-        zero_stage: DeepSpeed's ZeRO stage; None in checkpoints of older versions, which did not record it.
+        zero_stage: the ZeRO stage of its placement, which DeepSpeed alone heeds.
         seconds: wall time of training up to here, over all attempts.
         cpu_seconds: CPU time of all workers up to here, over all attempts.
     """
@@ -45,9 +45,9 @@ class CheckpointInfo:
     step: int
     engine: str
     world_size: int
-    zero_stage: int | None = None
-    seconds: float = 0.0
-    cpu_seconds: float = 0.0
+    zero_stage: int
+    seconds: float
+    cpu_seconds: float
 
 
 class CheckpointStore(Protocol):
@@ -150,12 +150,11 @@ def require_compatible(info: CheckpointInfo, context: TrainContext) -> None:
     placement = context.placement
     if "deepspeed" not in (info.engine, placement.engine):
         return
-    stage = placement.zero_stage if info.zero_stage is None else info.zero_stage
-    if (info.engine, info.world_size, stage) != (placement.engine, context.world_size, placement.zero_stage):
+    if (info.engine, info.world_size, info.zero_stage) != (placement.engine, context.world_size, placement.zero_stage):
         raise UserError(
             f"placement.engine = {placement.engine}, num_workers = {context.world_size}, zero_stage = "
             f"{placement.zero_stage}: {context.run_dir} holds step {info.step} of engine {info.engine} with "
-            f"{info.world_size} workers and zero_stage {stage}; use those again or delete that folder"
+            f"{info.world_size} workers and zero_stage {info.zero_stage}; use those again or delete that folder"
         )
 
 
