@@ -8,8 +8,6 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from magic141.errors import UserError
-
 
 @dataclass(frozen=True)
 class BatchSampler:
@@ -32,10 +30,7 @@ class BatchSampler:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.num_clips < self.batch_size:
-            raise UserError(
-                f"batch_size = {self.batch_size}: the data has only {self.num_clips} clips; use a smaller batch"
-            )
+        assert self.batch_size <= self.num_clips, (self.batch_size, self.num_clips)  # `train` has checked it
 
     @property
     def batch_size(self) -> int:
