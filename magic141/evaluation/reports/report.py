@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from magic141.evaluation.config import ReportConfig
+from magic141.evaluation.reports.headline import Row
 from magic141.evaluation.reports.pages import MAX_TILE, media_of, media_uri, read_json, read_lines, render_page
 from magic141.evaluation.reports.report_curves import (
     TRAINING_STAGES,
@@ -24,7 +25,7 @@ from magic141.evaluation.reports.report_tables import (
     score_tables,
     variant_terms,
 )
-from magic141.evaluation.scores import COSTS
+from magic141.evaluation.scores import COSTS, SCORES_FILE
 from magic141.stage_log import StageLog
 from magic141.training.config import RECORD_FILE
 from magic141.urls import without_credentials
@@ -63,21 +64,27 @@ def write_report(
 
 def _sections(config: ReportConfig, settings: Mapping[str, Any], parts: Mapping[str, Path]) -> dict[str, Any]:
     """What the page shows, by its names in the template; None or empty where artifacts are missing."""
-    costs = sampling_costs(parts)
+    scores = read_json(parts, "evaluate", SCORES_FILE) or {}
+    rows = scores.get("variants", [])
+    variants = read_json(parts, "generate", "variants.json") or []
+    info = read_json(parts, "prepare_data", "dataset.json") or {}
+    clips = read_lines(parts, "generate", "exact/conditions.jsonl")
+    prompts = read_lines(parts, "generate", "suite/prompts.jsonl")
+    costs = sampling_costs(variants)
     made = {stage: folder.name for stage, folder in parts.items()}
     text = without_credentials(yaml.safe_dump(dict(settings), sort_keys=False))
     return {
-        "facts": _facts(parts),
-        "result": headline_table(parts),
+        "facts": _facts(parts, info, len(clips)),
+        "result": headline_table(rows),
         "student": made.get("distill_dmd2", "")[:DIGITS_OF_STUDENT],
-        "tables": score_tables(parts, settings["evaluate"]["frechet_dimensions"]),
-        "terms": variant_terms(parts),
-        "notes": _notes(parts),
-        "comparison": _comparison(parts, config),
-        "suite": _suite(parts),
-        "retrieval": _retrieval(parts),
+        "tables": score_tables(rows, settings["evaluate"]["frechet_dimensions"]),
+        "terms": variant_terms(rows),
+        "notes": _notes(parts, scores, variants),
+        "comparison": _comparison(parts, variants, clips[: config.num_videos]),
+        "suite": _suite(parts, variants, prompts),
+        "retrieval": _retrieval(parts, prompts),
         "curves": training_curves(parts, settings.get("distill_dmd2", {}).get("collapse")),
-        "long": long_video(parts, settings["generate"]),
+        "long": long_video(parts, scores, settings["generate"]),
         "costs": costs,
         "measured": measured_on(costs),
         "cost_columns": COSTS,
@@ -86,14 +93,14 @@ def _sections(config: ReportConfig, settings: Mapping[str, Any], parts: Mapping[
         "made": made,
         "settings": text,
         "settings_uri": f"data:text/yaml;base64,{base64.b64encode(text.encode()).decode()}",
-        **_tile(parts, config),
+        **_tile(info, config),
     }
 
 
-def _facts(parts: Mapping[str, Path]) -> list[tuple[str, str]]:
+def _facts(parts: Mapping[str, Path], info: Row, num_clips: int) -> list[tuple[str, str]]:
     """Facts about the run as (name, value)."""
     facts: list[tuple[str, str]] = []
-    if info := read_json(parts, "prepare_data", "dataset.json"):
+    if info:
         facts.append(("data", f"{info['source']}: {sum(info['num_clips'].values())} clips"))
         facts.append(("clips", f"{info['num_frames']} frames, {info['width']}x{info['height']}, {info['fps']:g} fps"))
         shape = "x".join(map(str, info["latent_shape"]))
@@ -105,13 +112,12 @@ def _facts(parts: Mapping[str, Path]) -> list[tuple[str, str]]:
     if trained := [record for record in records if record["steps"]]:  # not a base that is used as it is
         steps, seconds = (sum(record[name] for record in trained) for name in ("steps", "seconds"))
         facts.append(("training", f"{steps} steps, {seconds:.0f} s"))
-    if clips := read_lines(parts, "generate", "exact/conditions.jsonl"):
-        facts.append(("judged on", f"{len(clips)} held-out clips"))
+    if num_clips:
+        facts.append(("judged on", f"{num_clips} held-out clips"))
     return facts
 
 
-def _notes(parts: Mapping[str, Path]) -> list[str]:
-    scores = read_json(parts, "evaluate", "scores.json")
+def _notes(parts: Mapping[str, Path], scores: Row, variants: Sequence[Row]) -> list[str]:
     if not scores:
         return []
     notes = [f"{sentence[0].upper()}{sentence[1:]}."] if (sentence := scores.get("heldout")) else []
@@ -126,37 +132,34 @@ def _notes(parts: Mapping[str, Path]) -> list[str]:
         )
     if version := scores["vbench"]["versions"]["vbench"]:
         notes.append(
-            f"VBench {version}, custom videos: on {_num_showcase(parts)} clips per variant. Its temporal "
+            f"VBench {version}, custom videos: on {_num_showcase(parts, variants)} clips per variant. Its temporal "
             "flickering is the higher the less moves, and 1 if nothing does: it should match the real clips'."
         )
     return notes
 
 
-def _num_showcase(parts: Mapping[str, Path]) -> int:
+def _num_showcase(parts: Mapping[str, Path], variants: Sequence[Row]) -> int:
     """Clips of each variant that VBench has seen."""
-    (first, *_) = read_json(parts, "generate", "variants.json")
-    return len(list((parts["generate"] / "showcase" / first["name"]).glob("*.mp4")))
+    return len(list((parts["generate"] / "showcase" / variants[0]["name"]).glob("*.mp4")))
 
 
-def _comparison(parts: Mapping[str, Path], config: ReportConfig) -> dict[str, Any] | None:
+def _comparison(parts: Mapping[str, Path], variants: Sequence[Row], clips: Sequence[Row]) -> dict[str, Any] | None:
     """Videos side by side: a row per clip, a column per variant."""
-    folder = parts.get("generate")
-    if folder is None:
+    if not clips:
         return None
-    variants = read_json(parts, "generate", "variants.json")
+    folder = parts["generate"] / "showcase"
     columns = [("input", "input image"), ("real", "real clip")]
     columns += [(v["name"], v["label"]) for v in variants if _is_shown(v, variants)]
-    columns = [(name, label) for name, label in columns if (folder / "showcase" / name).is_dir()]
-    clips = read_lines(parts, "generate", "exact/conditions.jsonl")[: config.num_videos]
+    columns = [(name, label) for name, label in columns if (folder / name).is_dir()]
     rows = []
     for number, clip in enumerate(clips):
-        media = [media_of(folder / "showcase" / name, f"{number:02d}") for name, _ in columns]
+        media = [media_of(folder / name, f"{number:02d}") for name, _ in columns]
         if any(media):
             rows.append({"caption": clip["caption"], "media": media})
     return {"columns": columns, "rows": rows}
 
 
-def _is_shown(variant: Mapping[str, Any], variants: Sequence[Mapping[str, Any]]) -> bool:
+def _is_shown(variant: Row, variants: Sequence[Row]) -> bool:
     """Whether to show a variant: of the teacher the two with most steps, of others only some step counts."""
     steps = [v["num_steps"] for v in variants if v["model"] == variant["model"] and v["sampler"] == variant["sampler"]]
     ordered = sorted(set(steps), reverse=True)
@@ -167,34 +170,33 @@ def _is_shown(variant: Mapping[str, Any], variants: Sequence[Mapping[str, Any]])
     return variant["num_steps"] in (ordered[0], ordered[-1])
 
 
-def _suite(parts: Mapping[str, Path]) -> list[dict[str, Any]]:
+def _suite(parts: Mapping[str, Path], variants: Sequence[Row], prompts: Sequence[Row]) -> list[dict[str, Any]]:
     """Prompts with their retrieved image and the videos of every seed, the students' first."""
-    folder = parts.get("generate")
-    if folder is None:
+    if not prompts:
         return []
-    variants = read_json(parts, "generate", "variants.json")
+    folder = parts["generate"] / "suite"
     shown = sorted((v for v in variants if _is_shown(v, variants)), key=lambda v: v["model"] not in STUDENTS)
     labels = {v["name"]: v["label"] for v in shown}
     rows = []
-    for number, row in enumerate(read_lines(parts, "generate", "suite/prompts.jsonl")):
+    for number, row in enumerate(prompts):
         videos = [
             {"src": media_uri(file), "label": f"{labels[name]}, seed {file.stem.partition('-s')[2]}"}
             for name in labels
-            for file in sorted((folder / "suite" / name).glob(f"{number:02d}-s*.mp4"))
+            for file in sorted((folder / name).glob(f"{number:02d}-s*.mp4"))
         ]
-        image = media_uri(folder / "suite" / "images" / f"{number:02d}-0.png")
+        image = media_uri(folder / "images" / f"{number:02d}-0.png")
         own = row["hits"][0].get("own_video", False)
         rows.append({**row, "image": image, "own_video": own, "videos": videos})
     return rows
 
 
-def _retrieval(parts: Mapping[str, Path]) -> dict[str, Any] | None:
+def _retrieval(parts: Mapping[str, Path], prompts: Sequence[Row]) -> dict[str, Any] | None:
     """Recall, and the images found for each prompt."""
     folder, index = parts.get("generate"), read_json(parts, "build_index", "index.json")
     if folder is None or index is None:
         return None
     rows = []
-    for number, row in enumerate(read_lines(parts, "generate", "suite/prompts.jsonl")):
+    for number, row in enumerate(prompts):
         images = folder / "suite" / "images"
         hits = [{**hit, "src": media_uri(images / f"{number:02d}-{rank}.png")} for rank, hit in enumerate(row["hits"])]
         rows.append({"prompt": row["prompt"], "hits": hits})
@@ -206,8 +208,7 @@ def _quantization(parts: Mapping[str, Path]) -> list[tuple[str, str]]:
     return [(label, f"{record[key]:{form}}") for key, (label, form) in QUANTIZED.items() if key in record]
 
 
-def _tile(parts: Mapping[str, Path], config: ReportConfig) -> dict[str, Any]:
+def _tile(info: Row, config: ReportConfig) -> dict[str, Any]:
     """The width of videos in screen pixels, and whether they are enlarged without smoothing."""
-    info = read_json(parts, "prepare_data", "dataset.json")
-    width = info["width"] if info else 32
+    width = info.get("width", 32)
     return {"tile": max(MIN_TILE, min(MAX_TILE, width * config.zoom)), "pixelated": width < MIN_TILE}

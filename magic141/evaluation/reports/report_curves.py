@@ -75,13 +75,23 @@ def _watch(parts: Mapping[str, Path], collapse: Mapping[str, Any]) -> list[dict[
     return [{"title": title, "facts": facts, "chart": chart}] if chart else []
 
 
-def long_video(parts: Mapping[str, Path], generate: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Long videos, with charts of drift and cost per window; `generate`: the settings of that stage."""
+def long_video(
+    parts: Mapping[str, Path], scores: Mapping[str, Any], generate: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Long videos, with charts of drift and cost per window.
+
+    Args:
+        parts: stage name -> artifact folder.
+        scores: the content of scores.json; empty if there is none.
+        generate: the settings of stage `generate`.
+
+    Returns:
+        What the template shows; None if no long videos were made.
+    """
     record = read_json(parts, "generate", "long/windows.json")
     if record is None:
         return None
     names = sorted(record["variants"], key=lambda name: not name.startswith("student"))
-    scores = read_json(parts, "evaluate", "scores.json") or {}
     drift = scores.get("long_video", {}).get("drift") or {}
     charts = [*_window_charts(names, drift, DRIFT_CHARTS), *_window_charts(names, record["variants"], COST_CHARTS)]
     windows, num_frames, fps = len(record["frames"]), record["frames"][-1][1], record["fps"]

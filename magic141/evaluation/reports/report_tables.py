@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from magic141.evaluation.reports.headline import headline_dimensions, many_step_row, on_gpu, speedup, student_row
-from magic141.evaluation.reports.pages import read_json
+from magic141.evaluation.reports.headline import Row, headline_dimensions, many_step_row, on_gpu, speedup, student_row
 from magic141.evaluation.scores import AVERAGE, EXACT, FRECHET, VBENCH, Dimension, error_text
 
 STUDENTS = ("student", "int8")  # models that stand out in tables
@@ -25,12 +23,10 @@ VARIANTS = {
 }
 
 
-def score_tables(parts: Mapping[str, Path], frechet_dimensions: int) -> list[dict[str, Any]]:
-    """The score table in the layout of the paper's Table 1, once per group of dimensions."""
-    scores = read_json(parts, "evaluate", "scores.json")
-    if not scores:
+def score_tables(rows: Sequence[Row], frechet_dimensions: int) -> list[dict[str, Any]]:
+    """The score table in the layout of the paper's Table 1, once per group of dimensions; `rows`: of scores.json."""
+    if not rows:
         return []
-    rows = scores["variants"]
     has_truth = any(row["scores"]["motion"]["value"] is not None for row in rows)
     frechet = _frechet(frechet_dimensions)
     first = [EXACT[0], frechet, *EXACT[1:]] if has_truth else [frechet]
@@ -40,9 +36,8 @@ def score_tables(parts: Mapping[str, Path], frechet_dimensions: int) -> list[dic
     return [_table(title, first, rows), _table("VBench, in the layout of the paper's Table 1", vbench, rows)]
 
 
-def headline_table(parts: Mapping[str, Path]) -> dict[str, Any] | None:
+def headline_table(rows: Sequence[Row]) -> dict[str, Any] | None:
     """The student, the model of many steps and the real clips: their first scores, evaluations and latency."""
-    rows = (read_json(parts, "evaluate", "scores.json") or {"variants": []})["variants"]
     student, many = student_row(rows), many_step_row(rows)
     if student is None or many is None:
         return None
@@ -61,30 +56,26 @@ def headline_table(parts: Mapping[str, Path]) -> dict[str, Any] | None:
     return {"dimensions": dimensions, "rows": lines, "speedup": speedup(many, student), "on_gpu": on_gpu(many)}
 
 
-def sampling_costs(parts: Mapping[str, Path]) -> list[dict[str, Any]]:
-    """Evaluations, time and memory of every variant, with its speed-up over the first one."""
-    variants = read_json(parts, "generate", "variants.json")
-    if variants is None:
-        return []
+def sampling_costs(variants: Sequence[Row]) -> list[dict[str, Any]]:
+    """Evaluations, time and memory of every variant in variants.json, with its speed-up over the first one."""
     return [{**v, "speedup": speedup(variants[0], v), "is_student": v["model"] in STUDENTS} for v in variants]
 
 
-def measured_on(costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def measured_on(costs: Sequence[Row]) -> dict[str, Any]:
     """Device and precision of the costs, and what its speed-up is taken from."""
-    first: Mapping[str, Any] = costs[0] if costs else {}
+    first: Row = costs[0] if costs else {}
     device = str(first.get("device", "cpu")).replace("cpu", "CPU")
     precision = f", {first['precision']}" if "precision" in first else ""
     return {"device": f"{device}{precision}", "on_gpu": on_gpu(first)}
 
 
-def variant_terms(parts: Mapping[str, Path]) -> list[tuple[str, str]]:
+def variant_terms(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """Terms that occur in the variants' labels, with their meanings."""
-    scores = read_json(parts, "evaluate", "scores.json") or {"variants": []}
-    names = [row["label"] for row in scores["variants"]]
+    names = [row["label"] for row in rows]
     return [(term, meaning) for term, meaning in VARIANTS.items() if any(term in name for name in names)]
 
 
-def _named(row: Mapping[str, Any]) -> dict[str, Any]:
+def _named(row: Row) -> dict[str, Any]:
     """What a row is called, and how it is set apart."""
     return {
         "label": row["label"],
@@ -94,7 +85,7 @@ def _named(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _shown(dimensions: Sequence[Dimension], rows: Sequence[Mapping[str, Any]]) -> list[Dimension]:
+def _shown(dimensions: Sequence[Dimension], rows: Sequence[Row]) -> list[Dimension]:
     """The columns in which some row has a value."""
     return [d for d in dimensions if any(row["scores"][d.key]["value"] is not None for row in rows)]
 
@@ -109,7 +100,7 @@ def _frechet(num_dimensions: int) -> Dimension:
     )
 
 
-def _table(title: str, dimensions: Sequence[Dimension], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _table(title: str, dimensions: Sequence[Dimension], rows: Sequence[Row]) -> dict[str, Any]:
     """A table for the template; columns without any value are only named."""
     shown = _shown(dimensions, rows)
     best = {dimension.key: _best(dimension, rows) for dimension in shown}
@@ -132,14 +123,14 @@ def _table(title: str, dimensions: Sequence[Dimension], rows: Sequence[Mapping[s
     }
 
 
-def _meaning(dimension: Dimension, rows: Sequence[Mapping[str, Any]]) -> str:
+def _meaning(dimension: Dimension, rows: Sequence[Row]) -> str:
     """The meaning of a column, and why values are missing in it."""
     reasons = dict.fromkeys(row["scores"][dimension.key]["reason"] for row in rows)
     known = [reason for reason in reasons if reason]
     return dimension.help + (f" (n/a: {'; '.join(known)})" if known else "")
 
 
-def _best(dimension: Dimension, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+def _best(dimension: Dimension, rows: Sequence[Row]) -> Mapping[str, Any] | None:
     """The best score among the variants; ceilings do not compete."""
     scores: list[Mapping[str, Any]] = [row["scores"][dimension.key] for row in rows if "nfe" in row]
     known = [score for score in scores if score["value"] is not None]
