@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ class RunParts:
         scored = (name.split("/") for name in self.metrics if name.startswith("scores/"))
         return list(dict.fromkeys(variant for _, variant, *_ in scored if variant not in CEILINGS))
 
-    @property
+    @cached_property
     def _judged(self) -> list[dict[str, Any]] | None:
         """The entries of its scores.json; None if that is not on this machine."""
         folder = self.artifacts.get("evaluate")
