@@ -1,4 +1,4 @@
-"""The flow-matching path, its time schedule, and conversions between velocity, clean and noise estimates.
+"""The flow-matching path, its time schedule, and the clean estimate that follows from a velocity.
 
 Conventions of the paper (section 3.1): `x_t = sigma*noise + (1-sigma)*x0`; the network predicts the velocity
 `u = noise - x0`; time is `sigma` in [0, 1], 1 is pure noise. The network itself sees `1000*sigma`.
@@ -29,16 +29,6 @@ def velocity_target(x0: Tensor, noise: Tensor) -> Tensor:
 def x0_from_velocity(x_t: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
     """The clean estimate `x0 = x_t - sigma*u`, [B, ...]; x_t, velocity: [B, ...]; sigma: [B] in [0, 1]."""
     return x_t - expand(sigma, x_t) * velocity
-
-
-def noise_from_velocity(x_t: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
-    """The noise estimate `noise = x_t + (1-sigma)*u`, [B, ...]; x_t, velocity: [B, ...]; sigma: [B] in [0, 1]."""
-    return x_t + (1 - expand(sigma, x_t)) * velocity
-
-
-def velocity_from_x0(x_t: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
-    """The velocity that leads from `x_t` to `x0`: `(x_t - x0)/sigma`; x_t, x0: [B, ...]; sigma: [B] in (0, 1]."""
-    return (x_t - x0) / expand(sigma, x_t)
 
 
 def shift_sigma(x: Tensor, shift: float) -> Tensor:

@@ -9,18 +9,18 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from magic141.diffusion.flow import (
+    expand,
     interpolate,
-    noise_from_velocity,
     sample_sigma,
     shift_sigma,
     sigma_grid,
-    velocity_from_x0,
     velocity_target,
     x0_from_velocity,
 )
 from magic141.diffusion.guidance import guided_velocity
 from magic141.diffusion.samplers import chain_input, sample
 from magic141.models.config import Sampler
+from tests.diffusion.fields import velocity_to
 
 SHAPE = (5, 3, 2, 4, 4)
 
@@ -36,8 +36,8 @@ def test_velocity_gives_back_both_ends_of_the_path(path: tuple[torch.Tensor, ...
     x0, noise, sigma = path
     x_t, velocity = interpolate(x0, noise, sigma), velocity_target(x0, noise)
     torch.testing.assert_close(x0_from_velocity(x_t, velocity, sigma), x0)
-    torch.testing.assert_close(noise_from_velocity(x_t, velocity, sigma), noise)
-    torch.testing.assert_close(velocity_from_x0(x_t, x0, sigma), velocity)
+    torch.testing.assert_close(x_t + (1 - expand(sigma, x_t)) * velocity, noise)
+    torch.testing.assert_close(velocity_to(x0, x_t, sigma), velocity)
 
 
 def test_path_starts_at_the_data_and_ends_in_noise(path: tuple[torch.Tensor, ...]) -> None:
@@ -85,7 +85,7 @@ def test_one_known_clip_is_reproduced_by_both_samplers(sampler: Sampler) -> None
     noise = torch.randn(SHAPE, generator=torch.Generator().manual_seed(3))
 
     def exact(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        return velocity_from_x0(x, point, sigma)
+        return velocity_to(point, x, sigma)
 
     made = sample(exact, noise, sigma_grid(4, 5.0), sampler, torch.Generator().manual_seed(4))
     torch.testing.assert_close(made, point, atol=1e-5, rtol=0)

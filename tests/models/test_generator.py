@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from magic141.diffusion.flow import expand, sigma_grid, velocity_from_x0
+from magic141.diffusion.flow import expand, sigma_grid
 from magic141.models.generator import VideoGenerator
 from magic141.models.sampling import SamplingSettings
 from magic141.models.text_embedding import TextEmbedding
 from magic141.models.transformer import Conditioning
+from tests.diffusion.fields import velocity_to
 
 STEPS, SHIFT, W = 4, 5.0, 2.0
 
@@ -31,7 +32,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
     ) -> Tensor:
         calls.append((x_t, sigma))
         value = cond.pooled[:, 0] * (1 if guidance_scale is None else guidance_scale)
-        return velocity_from_x0(x_t, expand(value, x_t).expand_as(x_t), sigma)
+        return velocity_to(expand(value, x_t), x_t, sigma)
 
     monkeypatch.setattr("magic141.models.generator.velocity", field)
     return calls

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from magic141.data.dataset import ClipDataset
-from magic141.diffusion.flow import interpolate, sample_sigma, shift_sigma, velocity_from_x0
+from magic141.diffusion.flow import interpolate, sample_sigma, shift_sigma
 from magic141.diffusion.samplers import randn_like, sample
 from magic141.evaluation.scoring.frechet import TubeSpace, frechet_distance
 from magic141.models.config import Sampler
@@ -27,6 +27,7 @@ from magic141.training.dmd2.dmd2 import Dmd2
 from magic141.training.dmd2.networks import Guidance
 from magic141.training.flow_matching import FlowMatching, FlowMatchingSpec
 from magic141.training.random_numbers import step_generator
+from tests.diffusion.fields import velocity_to
 from tests.models.tiny import CONFIG
 from tests.training.dmd2.tiny import PLACEMENT, build
 
@@ -49,10 +50,10 @@ class Leading:
         self.clips = {"real": real, "fake": fake}
 
     def real(self, x_t: Tensor, sigma: Tensor, batch: Batch, w: Guidance) -> Tensor:
-        return velocity_from_x0(x_t, self.clips["real"], sigma)
+        return velocity_to(self.clips["real"], x_t, sigma)
 
     def fake(self, network: Any, x_t: Tensor, sigma: Tensor, batch: Batch, w: Guidance) -> Tensor:
-        return velocity_from_x0(x_t, self.clips["fake"], sigma)
+        return velocity_to(self.clips["fake"], x_t, sigma)
 
 
 def test_flow_matching_asks_for_the_velocity_under_the_caption(
@@ -67,7 +68,7 @@ def test_flow_matching_asks_for_the_velocity_under_the_caption(
         assert cond is batch.cond
         assert prefix is batch.prefix
         assert torch.equal(sigma, sample_sigma(4, config.shift, step_generator(0, 1)))
-        return velocity_from_x0(x_t, batch.x0, sigma)
+        return velocity_to(batch.x0, x_t, sigma)
 
     monkeypatch.setattr("magic141.training.flow_matching.velocity", exact)
     assert float(objective.loss(batch, objective.draw(batch.x0, step_generator(0, 1)))) < 1e-8
