@@ -12,7 +12,10 @@ import numpy as np
 from av.video.frame import VideoFrame
 from PIL import ExifTags, Image
 
+from magic141.data.videos.video import read_frames
+
 NUM_BITS = 8
+MAX_FRAMES = 10_000  # of a video here
 CODECS = {  # of a suffix, where it is not H.264 with B-frames
     ".webm": "libvpx",
     ".ogv": "libvpx",
@@ -39,6 +42,11 @@ def numbers_of(frames: np.ndarray) -> list[int]:
     middles = (2 * np.arange(NUM_BITS) + 1) * width // (2 * NUM_BITS)
     bits = frames[:, height // 2, middles, 0] > 127
     return [int(number) for number in bits @ (1 << np.arange(NUM_BITS))]
+
+
+def resampled(path: Path, fps: float, size: tuple[int, int] | None = None) -> np.ndarray:
+    """All frames that a video shows at this rate, decoded from its first on."""
+    return read_frames(path, fps, size, range(MAX_FRAMES))
 
 
 def encode(

@@ -56,18 +56,17 @@ def measure_video(path: Path, fps: float) -> Measured:
     return Measured(num_frames, num_distinct)
 
 
-def read_video(path: Path, fps: float | None = None, size: tuple[int, int] | None = None) -> Frames:
-    """Decodes a whole video.
+def read_video(path: Path, size: tuple[int, int] | None = None) -> Frames:
+    """Decodes every frame of a video.
 
     Args:
         path: The file.
-        fps: Resample to this rate: output frame k is what is on screen at k / fps seconds. None keeps every frame.
         size: (height, width) to scale and centre-crop to; None keeps the stored size.
 
     Returns:
         uint8 [F, H, W, 3].
     """
-    return _stacked(path, _stored(path) if fps is None else _indexed_frames(path, fps, 0), size)
+    return _stacked(path, _stored(path), size)
 
 
 def read_frames(path: Path, fps: float, size: tuple[int, int] | None, wanted: Collection[int]) -> Frames:
@@ -75,7 +74,7 @@ def read_frames(path: Path, fps: float, size: tuple[int, int] | None, wanted: Co
 
     Args:
         path: The file.
-        fps: Resample to this rate, as in `read_video`.
+        fps: Resample to this rate: output frame k is what is on screen at k / fps seconds.
         size: As in `read_video`.
         wanted: Indices after resampling.
 

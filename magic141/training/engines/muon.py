@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NUM_ITERATIONS = 5
+MOMENTUM = 0.95  # Nesterov's
 RMS_SCALE = 0.2  # the root mean square of a typical AdamW update
 
 
@@ -26,7 +27,6 @@ class BatchedMuon(Optimizer):
         matrices: the parameters, [rows, columns] each.
         lr: learning rate, as for AdamW.
         weight_decay: decoupled weight decay.
-        momentum: coefficient of the Nesterov momentum.
         num_workers: data-parallel workers, all with the same gradients, that share the orthogonalisation.
     """
 
@@ -35,10 +35,9 @@ class BatchedMuon(Optimizer):
         matrices: Iterable[nn.Parameter],
         lr: float,
         weight_decay: float = 0.0,
-        momentum: float = 0.95,
         num_workers: int = 1,
     ) -> None:
-        super().__init__(list(matrices), {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        super().__init__(list(matrices), {"lr": lr, "weight_decay": weight_decay})
         self._num_workers = num_workers
 
     @torch.no_grad()
@@ -48,20 +47,20 @@ class BatchedMuon(Optimizer):
             parameters = [p for p in group["params"] if p.grad is not None]
             if not parameters:
                 continue
-            directions = self._momentum(parameters, group["momentum"])
+            directions = self._momentum(parameters)
             updates = _orthogonalize_together(directions, self._num_workers)
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
             for parameter, update in zip(parameters, updates, strict=True):
                 parameter.sub_(update.to(parameter.dtype), alpha=group["lr"] * RMS_SCALE * max(parameter.shape) ** 0.5)
 
-    def _momentum(self, parameters: list[Tensor], momentum: float) -> Sequence[Tensor]:
+    def _momentum(self, parameters: list[Tensor]) -> Sequence[Tensor]:
         """Nesterov momentum of the gradients."""
         gradients = [p.grad for p in parameters if p.grad is not None]
         for parameter in parameters:
             self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
         buffers = [self.state[parameter]["momentum"] for parameter in parameters]
-        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
-        return torch._foreach_lerp(gradients, buffers, momentum)
+        torch._foreach_lerp_(buffers, gradients, 1 - MOMENTUM)
+        return torch._foreach_lerp(gradients, buffers, MOMENTUM)
 
 
 def _orthogonalize_together(matrices: Sequence[Tensor], num_workers: int) -> list[Tensor]:

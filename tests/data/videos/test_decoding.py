@@ -15,8 +15,8 @@ import pytest
 from magic141.data.sources.listing import VIDEO_SUFFIXES
 from magic141.data.videos import decoding
 from magic141.data.videos.decoding import BadVideo, StorageError
-from magic141.data.videos.video import measure_video, read_frames, read_video
-from tests.data.made import encode, numbered, numbers_of
+from magic141.data.videos.video import measure_video, read_frames
+from tests.data.made import encode, numbered, numbers_of, resampled
 
 PARTS = ((1, 5), (5, 13), (23, 4), (24, 4), (25, 4), (49, 13), (77, 13))
 NUM_FRAMES = 90
@@ -26,14 +26,14 @@ NUM_FRAMES = 90
 def test_a_part_of_a_video_equals_that_part_of_the_whole(tmp_path: Path, suffix: str) -> None:
     path, fps = tmp_path / f"a{suffix}", 20.0 if suffix == ".gif" else 24.0
     encode(path, numbered(NUM_FRAMES), fps)
-    whole = read_video(path, fps)
+    whole = resampled(path, fps)
     assert numbers_of(whole) == list(range(NUM_FRAMES))
     assert measure_video(path, fps).num_frames == NUM_FRAMES
     for first, count in PARTS:
         np.testing.assert_array_equal(
             read_frames(path, fps, None, range(first, first + count)), whole[first : first + count]
         )
-    assert numbers_of(read_frames(path, 10.0, None, range(7, 12))) == numbers_of(read_video(path, 10.0))[7:12]
+    assert numbers_of(read_frames(path, 10.0, None, range(7, 12))) == numbers_of(resampled(path, 10.0))[7:12]
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_a_part_of_a_video_equals_that_part_of_the_whole(tmp_path: Path, suffix:
 def test_other_codecs_in_containers_without_an_index(tmp_path: Path, name: str, codec: str) -> None:
     path, pix_fmt = tmp_path / name, "yuvj420p" if codec == "mjpeg" else "yuv420p"
     encode(path, numbered(NUM_FRAMES), codec=codec, pix_fmt=pix_fmt, options={} if codec == "mjpeg" else {"bf": "2"})
-    whole = read_video(path, 24.0)
+    whole = resampled(path, 24.0)
     assert numbers_of(whole) == list(range(NUM_FRAMES))
     for first, count in PARTS:
         np.testing.assert_array_equal(
@@ -54,7 +54,7 @@ def test_a_recording_that_begins_between_key_frames(tmp_path: Path) -> None:
     encode(tmp_path / "whole.ts", numbered(NUM_FRAMES))
     content = (tmp_path / "whole.ts").read_bytes()
     (tmp_path / "cut.ts").write_bytes(content[len(content) // 4 // 188 * 188 :])
-    whole = read_video(tmp_path / "cut.ts", 24.0)
+    whole = resampled(tmp_path / "cut.ts", 24.0)
     assert numbers_of(whole) == list(range(NUM_FRAMES - len(whole), NUM_FRAMES))
     for first in (0, 1, 20, 40):
         part = read_frames(tmp_path / "cut.ts", 24.0, None, range(first, first + 9))
@@ -65,8 +65,8 @@ def test_a_recording_that_begins_between_key_frames(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fps", [24, 30, 60, Fraction(30000, 1001)])
 def test_times_in_milliseconds_lose_and_repeat_no_frame(tmp_path: Path, name: str, fps: Fraction) -> None:
     encode(tmp_path / name, numbered(NUM_FRAMES), fps)
-    assert numbers_of(read_video(tmp_path / name, float(fps))) == list(range(NUM_FRAMES))
-    half = numbers_of(read_video(tmp_path / name, float(fps) / 2))
+    assert numbers_of(resampled(tmp_path / name, float(fps))) == list(range(NUM_FRAMES))
+    half = numbers_of(resampled(tmp_path / name, float(fps) / 2))
     assert half == list(range(0, NUM_FRAMES, 2))
 
 
@@ -116,7 +116,7 @@ def test_a_codec_that_is_not_known_is_its_file_s_fault(tmp_path: Path) -> None:
 def test_frames_that_cannot_be_scaled_are_their_file_s_fault(tmp_path: Path) -> None:
     encode(tmp_path / "a.mp4", np.zeros((2, 2, 3000, 3), np.uint8))
     with pytest.raises(BadVideo, match=r"a\.mp4: cannot be decoded \(Invalid argument\)"):
-        read_video(tmp_path / "a.mp4", 24.0, (544, 960))
+        resampled(tmp_path / "a.mp4", 24.0, (544, 960))
 
 
 def test_an_index_that_is_broken_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

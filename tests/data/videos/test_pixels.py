@@ -10,7 +10,7 @@ import pytest
 from av.video.frame import VideoFrame
 
 from magic141.data.videos.video import read_frames, read_video
-from tests.data.made import encode
+from tests.data.made import encode, resampled
 
 RED = (200, 40, 90)
 
@@ -35,7 +35,7 @@ def test_pixels_that_are_not_square_are_made_so(tmp_path: Path, name: str) -> No
     encode(tmp_path / name, frames, 25, pixel_aspect=Fraction(64, 45))
     stored = read_video(tmp_path / name)
     assert stored.shape == (12, 96, 171, 3)
-    cropped = read_video(tmp_path / name, 25.0, (96, 96))[0, :, :, 0] > 127
+    cropped = resampled(tmp_path / name, 25.0, (96, 96))[0, :, :, 0] > 127
     assert abs(int(cropped.any(axis=0).sum()) - 34) <= 1
     assert abs(int(cropped.any(axis=1).sum()) - 30) <= 1
 
@@ -85,7 +85,7 @@ def test_pictures_are_turned_and_mirrored_as_browsers_do(
     frames = np.array(list(colours.values()), np.uint8).reshape(1, 2, 2, 3).repeat(32, 1).repeat(48, 2).repeat(2, 0)
     encode(tmp_path / "a.mp4", frames)
     shown_by(tmp_path / "a.mp4", matrix)
-    picture = read_video(tmp_path / "a.mp4", 24.0, size)[0].astype(int)
+    picture = resampled(tmp_path / "a.mp4", 24.0, size)[0].astype(int)
     height, width = picture.shape[:2]
     assert (width > height) == (size is None and matrix[0] != 0)
     quarters = (picture[y * height // 4, x * width // 4] for y in (1, 3) for x in (1, 3))
@@ -99,6 +99,6 @@ def test_what_is_transparent_is_black(tmp_path: Path, size: tuple[int, int] | No
     frames[..., 0] = 255
     frames[:, 16:48, 16:48] = (0, 255, 0, 255)
     encode(tmp_path / "a.mov", frames, codec="qtrle", pix_fmt="argb", options={})
-    shown = read_video(tmp_path / "a.mov", 24.0, size)[0]
+    shown = resampled(tmp_path / "a.mov", 24.0, size)[0]
     assert shown[2, 2].tolist() == [0, 0, 0]
     assert shown[len(shown) // 2, len(shown) // 2].tolist() == [0, 255, 0]

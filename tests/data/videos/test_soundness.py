@@ -12,8 +12,8 @@ from magic141.data.config import DataConfig
 from magic141.data.sources.clips import probe_video
 from magic141.data.sources.listing import BadFile, VideoFile
 from magic141.data.videos.decoding import BadVideo
-from magic141.data.videos.video import measure_video, read_video
-from tests.data.made import encode
+from magic141.data.videos.video import measure_video
+from tests.data.made import encode, resampled
 
 NUM_FRAMES = 60
 OPEN = "open-gop=1:keyint=12:bframes=3:log-level=-1"  # frames before a key frame refer to what was before it
@@ -36,7 +36,7 @@ def test_a_video_with_damaged_bytes_is_a_bad_file(tmp_path: Path) -> None:
     for place in range(begin, begin + 2000, 300):
         content[place] ^= 1
     (tmp_path / "a.mp4").write_bytes(content)
-    assert len(read_video(tmp_path / "a.mp4", 24.0)) == NUM_FRAMES, "which FFmpeg patches up"
+    assert len(resampled(tmp_path / "a.mp4", 24.0)) == NUM_FRAMES, "which FFmpeg patches up"
     probed = probe_video(tmp_path, VideoFile("a.mp4", "x"), DataConfig(source="folder", path=tmp_path))
     assert isinstance(probed, BadFile)
     assert probed.reason.startswith("cannot be decoded (Invalid data found")
@@ -62,7 +62,7 @@ def test_a_copied_part_may_refer_to_what_was_before_it(tmp_path: Path, key_frame
         for packet in packets[begin:]:
             packet.stream = stream
             part.mux(packet)
-    assert num_frames(tmp_path / "part.mp4") == len(read_video(tmp_path / "part.mp4", 24.0))
+    assert num_frames(tmp_path / "part.mp4") == len(resampled(tmp_path / "part.mp4", 24.0))
 
 
 KINDS = [
@@ -83,7 +83,7 @@ def test_recordings_begin_and_end_within_a_picture(
     for share in (0.3, 0.5, 0.65):
         place = round(share * len(content)) // 188 * 188
         cut.write_bytes(content[:place])
-        loose = len(read_video(cut, 24.0))
+        loose = len(resampled(cut, 24.0))
         assert num_frames(cut) in (loose, loose - 1), "without what is left of the last"
         cut.write_bytes(content[place:])
-        assert num_frames(cut) == len(read_video(cut, 24.0))
+        assert num_frames(cut) == len(resampled(cut, 24.0))

@@ -17,7 +17,7 @@ from magic141.data.videos.video import (
     write_video,
 )
 from magic141.errors import UserError
-from tests.data.made import with_damaged_exif
+from tests.data.made import resampled, with_damaged_exif
 
 
 def gray_levels(num_frames: int, height: int = 32, width: int = 48) -> np.ndarray:
@@ -64,19 +64,19 @@ def test_odd_sides_become_even_and_zoom_repeats(tmp_path: Path) -> None:
 )
 def test_resampling_shows_the_frame_of_its_time(tmp_path: Path, fps: float, expected: list[int]) -> None:
     write_video(tmp_path / "a.mp4", gray_levels(18), fps=24)
-    assert levels_of(read_video(tmp_path / "a.mp4", fps)) == expected
+    assert levels_of(resampled(tmp_path / "a.mp4", fps)) == expected
     assert measure_video(tmp_path / "a.mp4", fps).num_frames == len(expected)
 
 
 def test_upsampling_repeats_frames(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", gray_levels(4), fps=4)
-    assert levels_of(read_video(tmp_path / "a.mp4", 8.0)) == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert levels_of(resampled(tmp_path / "a.mp4", 8.0)) == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
 def test_a_part_equals_that_part_of_the_whole(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     write_video(tmp_path / "a.mp4", rng.integers(0, 255, (300, 16, 16, 3), np.uint8), fps=24)  # several key frames
-    whole = read_video(tmp_path / "a.mp4", 10.0)
+    whole = resampled(tmp_path / "a.mp4", 10.0)
     for first, count in ((0, 5), (17, 13), (110, 13)):
         part = read_frames(tmp_path / "a.mp4", 10.0, None, range(first, first + count))
         np.testing.assert_array_equal(part, whole[first : first + count])
@@ -86,7 +86,7 @@ def test_resize_keeps_the_aspect_and_the_centre(tmp_path: Path) -> None:
     frames = gray_levels(3, 32, 96)
     frames[:, :, 32:64] = 200  # only the centre square survives the crop
     write_video(tmp_path / "a.mp4", frames, fps=8)
-    cropped = read_video(tmp_path / "a.mp4", 8.0, size=(16, 16))
+    cropped = resampled(tmp_path / "a.mp4", 8.0, (16, 16))
     assert cropped.shape == (3, 16, 16, 3)
     assert np.abs(cropped[:, :, 2:14].astype(int) - 200).max() < 8
 
@@ -131,7 +131,7 @@ def test_a_wide_video_is_shrunk_for_a_page_and_a_small_one_stays(tmp_path: Path)
     assert shrunk_video(tmp_path / "wide.mp4", 100, 23) == (tmp_path / "wide.mp4").read_bytes()
     (tmp_path / "small.mp4").write_bytes(shrunk_video(tmp_path / "wide.mp4", 50, 23))
     assert read_video(tmp_path / "small.mp4").shape == (6, 30, 50, 3)
-    assert read_video(tmp_path / "small.mp4", fps=8).shape[0] == 6
+    assert resampled(tmp_path / "small.mp4", 8.0).shape[0] == 6
 
 
 def test_a_picture_that_was_taken_upright_is_turned(tmp_path: Path) -> None:
