@@ -66,7 +66,7 @@ class ShardWriter:
     Shards that an earlier attempt finished in the same folder are kept: their chunks need not be added again.
     """
 
-    def __init__(self, folder: Path, shard_size: int, stamp: str = "") -> None:
+    def __init__(self, folder: Path, shard_size: int, stamp: str) -> None:
         self.folder = folder
         self.shard_size = shard_size
         self._stamp = stamp

@@ -105,7 +105,7 @@ class SharedScores(Scores):
     """Two scores on one network, which differ only in the strength of its adapter."""
 
     def __init__(
-        self, base: HunyuanVideoTransformer3DModel, rank: int, a_weak: float, a_strong: float, seed: int = 0
+        self, base: HunyuanVideoTransformer3DModel, rank: int, a_weak: float, a_strong: float, seed: int
     ) -> None:
         """Freezes `base` and adds the adapter to every linear layer of its blocks.
 

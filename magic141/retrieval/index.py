@@ -47,8 +47,8 @@ def build_index(config: IndexConfig, data: Path, clip: Path, out: Path, log: Sta
     _report(recall, len(vectors), log)
 
 
-def make_index(config: IndexConfig, vectors: Embeddings, seed: int = 0) -> Any:
-    """An inner-product index over unit vectors [N, D]."""
+def make_index(config: IndexConfig, vectors: Embeddings, seed: int) -> Any:
+    """An inner-product index over unit vectors [N, D]; `seed` is of its clusters, if it has any."""
     num, dim = vectors.shape
     index: Any
     if config.kind == "flat":

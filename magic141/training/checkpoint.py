@@ -65,7 +65,7 @@ class CheckpointStore(Protocol):
 class LocalStore:
     """Checkpoints of one process in `folder`, written elsewhere and renamed; the newest `num_to_keep` are kept."""
 
-    def __init__(self, folder: Path, num_to_keep: int = 2) -> None:
+    def __init__(self, folder: Path, num_to_keep: int) -> None:
         self.folder, self.num_to_keep = folder, num_to_keep
 
     @contextmanager

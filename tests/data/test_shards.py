@@ -32,7 +32,7 @@ def tensors_of(start: int, count: int, with_frames: bool) -> dict[str, torch.Ten
 
 
 def write_corpus(folder: Path) -> None:
-    writer = ShardWriter(folder, shard_size=4)
+    writer = ShardWriter(folder, shard_size=4, stamp="")
     for split in ("train", "heldout"):
         for number, (start, count) in enumerate(((0, 3), (3, 7), (10, 1))):
             rows = [
@@ -54,7 +54,7 @@ def test_shards_have_the_asked_size_and_rows_stay_together(tmp_path: Path) -> No
 
 
 def test_shards_of_large_clips_have_fewer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = ShardWriter(tmp_path, shard_size=4)
+    writer = ShardWriter(tmp_path, shard_size=4, stamp="")
     clip = tensors_of(0, 1, with_frames=True)
     monkeypatch.setattr(shards, "MAX_SHARD_BYTES", 2 * sum(tensor.nbytes for tensor in clip.values()))
     for number in range(5):
@@ -81,7 +81,7 @@ def test_dataset_opens_one_split_in_order(tmp_path: Path) -> None:
 
 
 def test_signs_that_end_lines_elsewhere_may_be_in_names_and_captions(tmp_path: Path) -> None:
-    writer = ShardWriter(tmp_path, shard_size=4)
+    writer = ShardWriter(tmp_path, shard_size=4, stamp="")
     texts = ["a\u2028b", "a\x85b", "a\x0cb", "é"]
     rows = [{"id": text, "caption": text, "source": text, "start_frame": 0, "truth": None} for text in texts]
     writer.add(Place(0, "train", 0), rows, tensors_of(0, 4, with_frames=False))
@@ -91,7 +91,7 @@ def test_signs_that_end_lines_elsewhere_may_be_in_names_and_captions(tmp_path: P
 
 
 def test_opening_a_split_reads_no_clip(tmp_path: Path) -> None:
-    writer = ShardWriter(tmp_path, shard_size=32)
+    writer = ShardWriter(tmp_path, shard_size=32, stamp="")
     rows = [{"id": str(n), "caption": "", "source": "s", "start_frame": 0, "truth": None} for n in range(64)]
     frames = torch.ones(64, 1024, 1024, dtype=torch.uint8)
     writer.add(Place(0, "train", 0), rows, {**tensors_of(0, 64, with_frames=False), "frames": frames})
@@ -121,7 +121,7 @@ def test_missing_parts_are_user_errors(tmp_path: Path) -> None:
 
 
 def test_rows_in_turns_show_many_videos_first(tmp_path: Path) -> None:
-    writer = ShardWriter(tmp_path, shard_size=8)
+    writer = ShardWriter(tmp_path, shard_size=8, stamp="")
     for number, source in enumerate("aaabbc"):
         row = {"id": str(number), "caption": "", "source": source, "start_frame": number, "truth": None}
         writer.add(Place(number, "heldout", number), [row], tensors_of(number, 1, with_frames=True))

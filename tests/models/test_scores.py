@@ -12,7 +12,7 @@ from tests.models.tiny import tiny_inputs, tiny_transformer
 
 
 def make_scores(a_weak: float, a_strong: float = 1.0) -> SharedScores:
-    scores = SharedScores(tiny_transformer(image_condition=True, guidance_embeds=True), 4, a_weak, a_strong)
+    scores = SharedScores(tiny_transformer(image_condition=True, guidance_embeds=True), 4, a_weak, a_strong, seed=0)
     for parameter in scores.parameters():
         if parameter.requires_grad:  # as after some training: B is not zero
             torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(3))

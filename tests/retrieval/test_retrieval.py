@@ -123,7 +123,7 @@ def test_images_are_read_a_batch_at_a_time_and_copied_nowhere(
 def test_recall_of_an_approximate_index_compares_with_an_exact_search_in_little_memory() -> None:
     rng = np.random.default_rng(0)
     vectors, queries = (rng.normal(size=(num, 4)).astype(np.float32) for num in (40_000, 200))
-    index = make_index(IndexConfig(kind="ivf", num_lists=16, num_probes=2), vectors)
+    index = make_index(IndexConfig(kind="ivf", num_lists=16, num_probes=2), vectors, seed=0)
     best = np.argsort(-queries @ vectors.T, axis=1)[:, :10]
     found = index.search(queries, 10)[1]
     expected = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, best, strict=True)])
@@ -165,7 +165,7 @@ def test_prior_never_returns_more_than_it_has(artifacts: dict[str, Path]) -> Non
 def test_every_index_finds_a_vector_by_itself(kind: str) -> None:
     vectors = np.random.default_rng(0).normal(size=(300, 16)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    index = make_index(IndexConfig.model_validate({"kind": kind}), vectors)
+    index = make_index(IndexConfig.model_validate({"kind": kind}), vectors, seed=0)
     scores, rows = index.search(vectors[:20], 1)
     assert (rows[:, 0] == np.arange(20)).all()
     np.testing.assert_allclose(scores[:, 0], 1, rtol=1e-5)
@@ -256,7 +256,7 @@ def test_of_every_video_only_the_best_image_is_found(kind: str) -> None:
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     videos = [f"{row // 50}.mp4" for row in range(300)]
     config = IndexConfig.model_validate({"kind": kind, "num_lists": 1})
-    index = make_index(config, vectors)
+    index = make_index(config, vectors, seed=0)
     found = search_videos(index, vectors[[20, 130]], videos, 4)
     assert [hits[0].row for hits in found] == [20, 130]
     if kind != "hnsw":  # whose graph need not reach all of them
@@ -277,7 +277,7 @@ def test_recall_counts_videos() -> None:
     embedder = cast("ClipEmbedder", SimpleNamespace(embed_texts=lambda texts: queries))
     contents, videos = ["a", "a", "a", "b", "c", "c"], ["a1", "a1", "a1", "b1", "c1", "c2"]
     recall = measure_recall(
-        make_index(IndexConfig(), vectors), embedder, vectors, contents, [("c", "c")], exact=True, videos=videos
+        make_index(IndexConfig(), vectors, seed=0), embedder, vectors, contents, [("c", "c")], exact=True, videos=videos
     )
     assert recall.at == {1: 0.0, 5: 1.0, 10: 1.0}
     assert recall.chance
@@ -315,7 +315,7 @@ def test_recall_of_captions_that_trained_is_no_number(
 def test_as_many_lists_are_searched_as_the_config_says(num_probes: int, exact: bool) -> None:
     rng = np.random.default_rng(0)
     vectors, queries = (rng.normal(size=(num, 8)).astype(np.float32) for num in (800, 50))
-    index = make_index(IndexConfig(kind="ivf", num_lists=8, num_probes=num_probes), vectors)
+    index = make_index(IndexConfig(kind="ivf", num_lists=8, num_probes=num_probes), vectors, seed=0)
     best = np.argsort(-queries @ vectors.T, axis=1)[:, :5]
     assert bool((index.search(queries, 5)[1] == best).all()) == exact
 

@@ -47,7 +47,7 @@ def _work(rank: int, task: WorkerTask, folder: Path) -> None:
     torch.set_num_threads(placement.threads_per_worker)
     dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=placement.num_workers)
     context = TrainContext(rank, placement.num_workers, torch.device("cpu"), task.run_dir, task.seed, placement)
-    result = run_training(task.spec, task.config, context, _SharedStore(task.run_dir), task.launch_id)
+    result = run_training(task.spec, task.config, context, _SharedStore(task.run_dir, num_to_keep=2), task.launch_id)
     if context.is_main:
         (folder / "result.json").write_text(json.dumps(asdict(result)))
     dist.barrier()

@@ -65,8 +65,8 @@ def is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim == 2 and _IN_BLOCK.search(name) is not None
 
 
-def make_adamw(parameters: list[nn.Parameter], config: OptimizerConfig, fused: bool = True) -> AdamW:
-    """AdamW, by default in its fused form (one pass over memory, CPU and CUDA)."""
+def make_adamw(parameters: list[nn.Parameter], config: OptimizerConfig, fused: bool) -> AdamW:
+    """AdamW; `fused`: in one pass over memory, on a CPU as on a GPU."""
     return AdamW(parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=fused)
 
 
