@@ -23,7 +23,7 @@ from flows.sweep_charts import charts
 from magic141.config import PipelineConfig
 from magic141.errors import UserError
 from magic141.evaluation.reports.comparison import write_comparison
-from magic141.evaluation.scores import COSTS, EXACT, FRECHET, VBENCH, Dimension
+from magic141.evaluation.scores import DIMENSIONS, Dimension
 from magic141.evaluation.variants import list_variants
 from magic141.frozen import FrozenConfig
 from magic141.tracking import RunLog, Tracker, closing
@@ -31,7 +31,7 @@ from magic141.tracking.tags import SWEEP
 from magic141.urls import without_credentials
 from tasks.pipeline import stages_between
 
-SCORES = {dimension.key: dimension for dimension in (*EXACT, FRECHET, *VBENCH, *COSTS)}
+SCORES = {dimension.key: dimension for dimension in DIMENSIONS}
 CHARTED = [SCORES[key] for key in ("motion", "direction", "background_psnr_db", "frechet")]
 SHOWN = [*CHARTED, *(SCORES[key] for key in ("temporal_flickering", "nfe", "latency_ms", "cpu_ms_per_clip"))]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from magic141.errors import UserError
 from magic141.evaluation.config import GateCondition
 from magic141.evaluation.measurement import Difference, Measurement, Pair
-from magic141.evaluation.scores import COSTS, EXACT, FRECHET, VBENCH
+from magic141.evaluation.scores import DIMENSIONS
 
 COLLAPSE = {True: "seen", False: "none seen", None: "not known: the store has no such metric of the student's run"}
 
@@ -70,7 +70,7 @@ def _unmeasured(name: str, pair: Pair) -> Verdict:
         UserError: if no metric has that name.
     """
     run = pair.candidate
-    if name.rpartition("/")[2] in {dimension.key for dimension in (*EXACT, FRECHET, *VBENCH, *COSTS)}:
+    if name.rpartition("/")[2] in {dimension.key for dimension in DIMENSIONS}:
         return Verdict(
             name, False, f"run {run.run_id} has none: its report says why; measure it, or change publish.gate"
         )

@@ -123,6 +123,7 @@ COSTS = (
     ),
     Dimension("weight_mb", "weights, MiB", "cost", "low", 2, "size of the weights as stored"),
 )
+DIMENSIONS = (*EXACT, FRECHET, *VBENCH, *COSTS)  # in the order of the tables
 AVERAGE = Dimension("average", "average", "vbench", "high", 4, "mean of the seven dimensions of the paper's Table 1")
 
 

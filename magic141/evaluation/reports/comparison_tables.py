@@ -12,7 +12,7 @@ from typing import Any
 
 from magic141.artifacts.references import flatten
 from magic141.evaluation.measurement import OF_THE_MACHINE, Measurement, Pair, as_setting
-from magic141.evaluation.scores import COSTS, EXACT, FRECHET, SCORES_FILE, VBENCH, Dimension, error_text, read_variants
+from magic141.evaluation.scores import DIMENSIONS, SCORES_FILE, Dimension, error_text, read_variants
 
 MEASURED_ONCE = 0.3  # share by which times and memory of the same model may differ from run to run
 CEILINGS = ("real", "codec")  # rows of the score table that no model made
@@ -75,7 +75,7 @@ def errors_in(evaluate: Path, variant: str) -> dict[str, float]:
     """Standard errors of one variant's scores, from what stage `evaluate` made; none if that is on another machine."""
     rows = read_variants(evaluate) if (evaluate / SCORES_FILE).is_file() else []
     record = next((row for row in rows if row["name"] == variant), {})
-    errors = {dimension.key: _error(dimension.key, record) for dimension in (*EXACT, FRECHET, *VBENCH, *COSTS)}
+    errors = {dimension.key: _error(dimension.key, record) for dimension in DIMENSIONS}
     return {key: error for key, error in errors.items() if error is not None}
 
 
@@ -141,7 +141,7 @@ def unjudged(runs: Sequence[RunParts]) -> list[str]:
 def score_rows(runs: Sequence[RunParts], variant: str) -> list[Row]:
     """Scores and costs of one variant in every run; those that no run has are left out."""
     records = [run.variant(variant) for run in runs]
-    rows = (_score_row(dimension, records, runs) for dimension in (*EXACT, FRECHET, *VBENCH, *COSTS))
+    rows = (_score_row(dimension, records, runs) for dimension in DIMENSIONS)
     return [row for row in rows if row is not None]
 
 
