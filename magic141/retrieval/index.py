@@ -40,7 +40,7 @@ def build_index(config: IndexConfig, data: Path, clip: Path, out: Path, log: Sta
         faiss.write_index(index, str(out / "index.faiss"))
         _write_images(corpus, out)
         advance(1)
-        recall = _measure(config, index, embedder, vectors, data, seed)
+        recall = _measure(config, index, embedder, vectors, corpus, data, seed)
         advance(1)
     record = {"kind": config.kind, "dim": vectors.shape[1], "num_images": len(vectors), "recall": recall.to_dict()}
     (out / "index.json").write_text(json.dumps(record, indent=1))
@@ -75,14 +75,20 @@ def contents(dataset: ClipDataset) -> list[Hashable]:
 
 
 def _measure(
-    config: IndexConfig, index: Any, embedder: ClipEmbedder, vectors: Embeddings, data: Path, seed: int
+    config: IndexConfig,
+    index: Any,
+    embedder: ClipEmbedder,
+    vectors: Embeddings,
+    corpus: ClipDataset,
+    data: Path,
+    seed: int,
 ) -> Recall:
     """Recall of held-out captions, which have to be of something that nobody trained on.
 
     Where whole videos are held out, their images are searched among those of the training videos, as those of the
     shapes world, whose content the corpus holds many times, need not be.
     """
-    info, corpus, heldout = load_info(data), ClipDataset.open(data, "train"), ClipDataset.open(data, "heldout")
+    info, heldout = load_info(data), ClipDataset.open(data, "heldout")
     known, asked, exact = contents(corpus), contents(heldout), config.kind == "flat"
     queries = list(zip(heldout.captions, asked, strict=True))
     if info.has_ground_truth:

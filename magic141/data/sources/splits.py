@@ -87,7 +87,7 @@ def _label_whole(
     labels: list[Labels] = [["train"] * group.counts[0] for group in groups]
     wanted = _share_of_videos(share, total, sum(len(group.videos) for group in groups), max_windows)
     remarks = []
-    for name, spans in (("heldout", _spans_from_0(spare)), ("validation", _spans_from_1(spare))):
+    for name, spans in (("heldout", _spans(spare, 0)), ("validation", _spans(spare, 1))):
         free = {index: span for index, span in spans.items() if labels[index][0] == "train"}
         held = _nearest(free, wanted)
         _hold_out(held, name, labels, total if max_windows is None else max_windows)
@@ -96,12 +96,9 @@ def _label_whole(
     return (labels, remarks) if all(any(name in video for video in labels) for name in SPLITS) else None
 
 
-def _spans_from_0(groups: Mapping[int, VideoGroup]) -> dict[int, Span]:
-    return {index: Span.of(map(rank_of, group.digests)) for index, group in groups.items()}
-
-
-def _spans_from_1(groups: Mapping[int, VideoGroup]) -> dict[int, Span]:
-    return {index: Span.of(1 - rank_of(digest) for digest in group.digests) for index, group in groups.items()}
+def _spans(groups: Mapping[int, VideoGroup], end: int) -> dict[int, Span]:
+    """Of each video, from the end 0 or 1 of the ranks."""
+    return {index: Span.of(abs(end - rank_of(digest)) for digest in group.digests) for index, group in groups.items()}
 
 
 def _nearest(spans: Mapping[int, Span], wanted: float) -> list[int]:
