@@ -49,12 +49,6 @@ def git_commit() -> str | None:
     return _described() or os.environ.get("MAGIC141_COMMIT") or None
 
 
-def commit_tag() -> dict[str, str]:
-    """The commit as the tag that MLflow shows; empty if it is unknown."""
-    commit = git_commit()
-    return {"mlflow.source.git.commit": without_credentials(commit)} if commit else {}
-
-
 def source_tags() -> dict[str, str]:
     """Command, user and commit as the tags by which MLflow shows a run's source; what is not known is left out.
 
@@ -63,7 +57,7 @@ def source_tags() -> dict[str, str]:
     program = Path(sys.argv[0]).name
     words = takewhile(lambda word: not word.startswith("-"), sys.argv[1:]) if program == "magic141" else ()
     source = {"mlflow.source.name": shlex.join([program, *words]), "mlflow.source.type": "LOCAL"}
-    return {**source, **_user_tag(), **commit_tag()}
+    return {**source, **_user_tag(), **_commit_tag()}
 
 
 def _user_tag() -> dict[str, str]:
@@ -71,6 +65,11 @@ def _user_tag() -> dict[str, str]:
         return {"mlflow.user": getpass.getuser()}
     except (ImportError, KeyError, OSError):  # a container's user may have no name
         return {}
+
+
+def _commit_tag() -> dict[str, str]:
+    commit = git_commit()
+    return {"mlflow.source.git.commit": without_credentials(commit)} if commit else {}
 
 
 def _described() -> str | None:

@@ -15,10 +15,8 @@ from pydantic import ValidationError
 from magic141.config.errors import explain
 from magic141.errors import UserError
 from magic141.serving.config import Limits
-from magic141.serving.requests import RequestError, VideoRequest, check_request
+from magic141.serving.requests import FIELDS, RequestError, VideoRequest, check_request
 from magic141.serving.student import Student
-
-COLUMNS = ("image", "prompt", "seconds", "seed")
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ def _rows(data: Any) -> Iterator[Mapping[str, Any]]:
         data = data.to_dict(orient="records")
     for row in [data] if isinstance(data, Mapping) else data:
         if not isinstance(row, Mapping):
-            raise UserError(f"input of type {type(row).__name__}: expected rows with the columns {', '.join(COLUMNS)}")
+            raise UserError(f"input of type {type(row).__name__}: expected rows with the columns {', '.join(FIELDS)}")
         yield row
 
 

@@ -25,7 +25,7 @@ def test_an_image_has_no_repository_but_knows_its_commit(
     monkeypatch.setattr(provenance, "__file__", str(tmp_path / "provenance.py"))
     monkeypatch.setenv("MAGIC141_COMMIT", variable)
     assert provenance.git_commit() == commit
-    assert provenance.commit_tag() == ({"mlflow.source.git.commit": commit} if commit else {})
+    assert provenance.source_tags().get("mlflow.source.git.commit") == commit
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ STOP_SECONDS = 30
 def make_on_ray(work: Workload, folders: ModelFolders, pieces: Sequence[Piece], advance: Advance) -> None:
     """Makes pieces as Ray tasks, `generate.num_workers` at a time, longest first, so that no long one comes last.
 
-    Workers read and write the workspace, which all of them must see, as in training.
+    Workers read and write the workspace, which all of them must see, as in training. They are sent `work` as it is: it
+    comes from `Workload.for_workers`.
 
     Raises:
         UserError: if a worker met a user's mistake, or more GPUs are asked for than there are.
@@ -34,7 +35,7 @@ def make_on_ray(work: Workload, folders: ModelFolders, pieces: Sequence[Piece], 
 
     code = CodeStamp.of(["magic141.evaluation.generation.generate"])
     # sent once, not with every task; pickled, so that a worker checks that it has the same code before loading it
-    shared = ray.put(pickle.dumps((work.for_workers(), folders)))
+    shared = ray.put(pickle.dumps((work, folders)))
     task = ray.remote(num_cpus=1, num_gpus=work.config.gpus_per_worker)(_make)
     waiting = sorted(pieces, key=lambda piece: piece.num_evaluations(work))
     running: dict[ray.ObjectRef, Piece] = {}
