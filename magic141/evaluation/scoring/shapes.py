@@ -38,7 +38,7 @@ Pixels = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
-class Track:
+class Movement:
     """The object as measured in the frames of one clip. A world pixel is 1/REFERENCE_SIZE of a frame's side."""
 
     centres: Array  # [F, 2], pixels of the frame, unwrapped along the path
@@ -48,7 +48,7 @@ class Track:
     path_error: float  # root mean square distance of the centres from that line, world pixels
 
 
-def measure_track(frames: NDArray[np.uint8], clip: ShapeClip) -> Track:
+def measure_movement(frames: NDArray[np.uint8], clip: ShapeClip) -> Movement:
     """Finds the object in `frames` [F, H, W, 3] by its difference from the known background, on the torus."""
     height, width = frames.shape[1:3]
     alpha = _alpha(frames, clip)
@@ -61,7 +61,7 @@ def measure_track(frames: NDArray[np.uint8], clip: ShapeClip) -> Track:
     line = centres.mean(0) + times[:, None] * velocity
     error = float(np.sqrt((((centres - line) / scale) ** 2).sum(1).mean()))
     true_area = coverage(clip.shape, frame_radius(clip, height, width), sizes[None] / 2, height, width).sum()
-    return Track(centres, alpha.sum((1, 2)) / true_area, line, velocity / scale, error)
+    return Movement(centres, alpha.sum((1, 2)) / true_area, line, velocity / scale, error)
 
 
 def score_clip(frames: NDArray[np.uint8], clip: ShapeClip, from_start: bool = True) -> dict[str, float]:
@@ -83,18 +83,18 @@ def score_clip(frames: NDArray[np.uint8], clip: ShapeClip, from_start: bool = Tr
         plus: for axis captions with an allowed direction, 1 for the first of the two; otherwise NaN.
     """
     height, width = frames.shape[1:3]
-    radius, track = frame_radius(clip, height, width), measure_track(frames, clip)
+    radius, movement = frame_radius(clip, height, width), measure_movement(frames, clip)
     made = slice(1 if from_start and len(frames) > 1 else 0, None)
     pixels, alpha = frames[made].astype(np.float32) / 255, _alpha(frames[made], clip)
-    masks = {shape: coverage(shape, radius, track.centres[made], height, width) for shape in SHAPES}
+    masks = {shape: coverage(shape, radius, movement.centres[made], height, width) for shape in SHAPES}
     overlaps = {shape: _soft_iou(alpha, mask) for shape, mask in masks.items()}
     best = np.max(list(overlaps.values()), axis=0)
-    redrawn = compose(clip, coverage(clip.shape, radius, track.line[made], height, width))
-    speed = float(np.hypot(*track.velocity))
-    heading = _heading(track.velocity, clip)
-    whole = bool(((track.area > AREA_RANGE[0]) & (track.area < AREA_RANGE[1])).all())
-    even = track.path_error <= MAX_PATH_ERROR
-    placed = not from_start or _start_error(track, clip, height, width) <= MAX_START_ERROR
+    redrawn = compose(clip, coverage(clip.shape, radius, movement.line[made], height, width))
+    speed = float(np.hypot(*movement.velocity))
+    heading = _heading(movement.velocity, clip)
+    whole = bool(((movement.area > AREA_RANGE[0]) & (movement.area < AREA_RANGE[1])).all())
+    even = movement.path_error <= MAX_PATH_ERROR
+    placed = not from_start or _start_error(movement, clip, height, width) <= MAX_START_ERROR
     low, high = SPEEDS[0] * (1 - SPEED_TOLERANCE), SPEEDS[1] * (1 + SPEED_TOLERANCE)
     return {
         "direction": float(heading is not None),
@@ -116,10 +116,10 @@ def score_clips(frames: NDArray[np.uint8], truths: list[dict[str, Any]], from_st
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
-def _start_error(track: Track, clip: ShapeClip, height: int, width: int) -> float:
+def _start_error(movement: Movement, clip: ShapeClip, height: int, width: int) -> float:
     """Distance of the first centre from the true one, on the torus, in world pixels."""
     sizes = np.array([width, height])
-    apart = track.centres[0] - path(clip, 1, height, width)[0]
+    apart = movement.centres[0] - path(clip, 1, height, width)[0]
     return float(np.hypot(*(((apart + sizes / 2) % sizes - sizes / 2) / frame_scale(height, width))))
 
 

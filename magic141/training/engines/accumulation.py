@@ -75,12 +75,14 @@ class Parts:
                 means[name] = means[name] + share if name in means else share
         return means
 
-    def over(self, evaluate: Callable[..., Tensor], *told: Conditions, everywhere: bool = False) -> PredictVelocity:
+    def over(
+        self, evaluate: Callable[..., Tensor], *conditions: Conditions, everywhere: bool = False
+    ) -> PredictVelocity:
         """Evaluates a network, without a gradient, on at most `size` clips at once: more may not fit.
 
         Args:
-            evaluate: (x_t [B, ...], sigma [B], *told) -> velocity [B, ...].
-            told: the conditions of the whole batch.
+            evaluate: (x_t [B, ...], sigma [B], *conditions) -> velocity [B, ...].
+            conditions: those of the whole batch.
             everywhere: evaluate `num` times even if there are fewer clips. A network that is split over workers with
                 different numbers of clips needs this: all of them must call it equally often.
         """
@@ -88,7 +90,7 @@ class Parts:
         def predict(x_t: Tensor, sigma: Tensor) -> Tensor:
             parts = self.slices(len(x_t))
             spare = parts[:1] * (self.num - len(parts)) if everywhere else []
-            made = [evaluate(x_t[rows], sigma[rows], *(one.part(rows) for one in told)) for rows in parts + spare]
+            made = [evaluate(x_t[rows], sigma[rows], *(one.part(rows) for one in conditions)) for rows in parts + spare]
             return torch.cat(made)[: len(x_t)]
 
         return predict

@@ -10,7 +10,7 @@ import pytest
 
 from magic141.data.config import ShapesConfig
 from magic141.data.shapes import ShapeClip, compose, other_future, render_clip, sample_clip
-from magic141.evaluation.scoring.shapes import measure_track, score_clip, score_clips
+from magic141.evaluation.scoring.shapes import measure_movement, score_clip, score_clips
 
 
 def draw(clip: ShapeClip, num_frames: int = 9) -> np.ndarray:
@@ -45,7 +45,7 @@ def test_every_valid_future_is_as_good_as_the_stored_one() -> None:
 
 def test_speed_and_sense_are_measured(clip: ShapeClip) -> None:
     axis = replace(clip, exact=False)
-    assert measure_track(draw(clip), clip).velocity == pytest.approx([0, -1.2], abs=0.03)
+    assert measure_movement(draw(clip), clip).velocity == pytest.approx([0, -1.2], abs=0.03)
     assert score_clip(draw(clip), clip)["speed"] == pytest.approx(1.2, abs=0.03)
     assert score_clip(draw(axis), axis)["plus"] == 1
     assert score_clip(draw(replace(axis, direction=6)), axis)["plus"] == 0
