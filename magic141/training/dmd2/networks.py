@@ -13,10 +13,10 @@ from torch import Tensor
 
 from magic141.diffusion.guidance import guided_velocity
 from magic141.models.adapters import add_lora, merge_lora
-from magic141.models.scores import Scores, SeparateScores, SharedScores
 from magic141.models.transformer import add_guidance_embedding, load_transformer, velocity
 from magic141.training.batches import Batch
 from magic141.training.dmd2.config import Dmd2Config
+from magic141.training.dmd2.score_networks import Scores, SeparateScores, SharedScores
 from magic141.training.single_network import save_network
 
 GENERATOR = "generator"

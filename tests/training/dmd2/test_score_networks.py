@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from magic141.models.adapters import add_lora, merge_lora
-from magic141.models.scores import SeparateScores, SharedScores
 from magic141.models.transformer import make_prefix, velocity
+from magic141.training.dmd2.score_networks import SeparateScores, SharedScores
 from tests.models.tiny import tiny_inputs, tiny_transformer
 
 
@@ -102,17 +101,3 @@ def test_the_head_judges_every_token_of_the_last_input() -> None:
     assert logits.shape == (3, x_t[0, 0].numel())
     with pytest.raises(AssertionError):
         scores.logits()  # each forward pass is judged once
-
-
-def test_a_merged_adapter_is_the_network_with_its_adapter() -> None:
-    network = tiny_transformer(image_condition=True)
-    add_lora(network, rank=4, name="branch", seed=0)
-    for name, parameter in network.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
-    plain = tiny_transformer(image_condition=True, seed=5)
-    plain.load_state_dict(merge_lora(network.state_dict(), "branch"))
-    x_t, sigma, cond = tiny_inputs()
-    prefix = make_prefix(x_t, 1)
-    expected = velocity(network, x_t, sigma, cond, prefix)
-    torch.testing.assert_close(velocity(plain, x_t, sigma, cond, prefix), expected, atol=1e-5, rtol=1e-4)
