@@ -52,7 +52,7 @@ def git_commit() -> str | None:
 def source_tags() -> dict[str, str]:
     """Command, user and commit as the tags by which MLflow shows a run's source; what is not known is left out.
 
-    Of the command what comes before its options: MLflow shows the last part, which is to be the config.
+    The command up to its first option: MLflow shows only its last word, which should be the config.
     """
     program = Path(sys.argv[0]).name
     words = takewhile(lambda word: not word.startswith("-"), sys.argv[1:]) if program == "magic141" else ()

@@ -35,7 +35,9 @@ class Rows:
         return torch.Size([len(self), *self._parts[0].shape[1:]])
 
     def __getitem__(self, index: Index | tuple[Index, *tuple[int | slice, ...]]) -> Tensor:
-        """A copy of the rows, in the given order; a single row by its number is, unless of halves, the mapped file.
+        """A copy of the rows, in the given order.
+
+        A single row (int index) is a view of the mapped file, not a copy, unless it is stored in half precision.
 
         Raises:
             IndexError: if there is no such row.

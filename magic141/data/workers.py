@@ -137,7 +137,7 @@ class Encode:
 
         pixels, anchors = torch.from_numpy(frames.copy()), torch.from_numpy(anchor_frames.copy())
         text, parts = self.encoders.encode_text([clip.caption for clip in clips]), self.encoders.parts
-        precision = parts.text_encoder.dtype  # of all values that it gave, though they come as float32
+        precision = parts.text_encoder.dtype  # that they were computed in; the encoders return float32
         tensors = {
             "latents": self._encode_videos(pixels),
             "first_latent": self._encode_videos(pixels[:, :1]),

@@ -56,7 +56,7 @@ class _Drawn:
 
     Attributes:
         anchored: whether a window begins with its video's first latent frame, whatever follows.
-        starts: the latent frame of the clip from which on it follows.
+        starts: index in the clip of the latent frame that comes second in the window.
         num_known: latent frames that are known.
         no_text: whether the prompt is dropped.
         no_image: whether the image tokens and known frames are.

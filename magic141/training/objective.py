@@ -17,7 +17,7 @@ class Objective(Protocol):
 
     @property
     def first_step(self) -> int:
-        """Where training begins: 0, or below it, as a step before 0 prepares others and is not one of `num_steps`."""
+        """The first step: 0, or negative if preparatory steps come first; those do not count in `num_steps`."""
         ...
 
     @property

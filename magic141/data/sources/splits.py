@@ -21,8 +21,8 @@ MIN_HELD_VIDEOS = 3  # that whole videos are held out: scores of fewer say littl
 MAX_SHARE = 0.25  # of the videos in each of the two splits that do not train, so that half of them does
 SPARED_SHARE = 0.01  # of the videos may be held out even if `max_windows` is less, which then takes few of each
 LATECOMERS = (
-    "{name}: copies that train left too few videos; of those taken in their place a model from before there were these "
-    "copies may have seen some"
+    "{name}: too few videos have no copy that trains, so the next ones were taken; a model trained before those copies "
+    "were added may have seen some"
 )
 
 

@@ -13,7 +13,7 @@ class VideoGroup(NamedTuple):
     """A video with its copies.
 
     Attributes:
-        digests: of their contents: they are told by these, whatever their names and whatever else the corpus holds.
+        digests: of their contents; these identify the files, whatever their names or the rest of the corpus.
         videos: their numbers in the corpus; the first stands for all.
         counts: windows of each.
     """

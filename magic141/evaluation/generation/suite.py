@@ -15,7 +15,8 @@ from magic141.models.vae import VideoCodec
 from magic141.retrieval.prior import Hit
 
 FRAMES_PER_PASS = 8  # first frames that the codec encodes at once
-_SEEDS_APART = 1009  # more than a generation has batches, or a long video windows
+# more than the batches of a generation or the windows of a long video, so that seeds do not repeat
+_SEEDS_APART = 1009
 
 
 def clip_seed(seed: int, batch: int) -> int:

@@ -108,7 +108,7 @@ def test_where_copies_leave_too_few_videos_others_are_held_out_with_a_note() -> 
     assert after.labels[first] == after.labels[24] == ["train"] * 10
     assert len(videos(before, "heldout")) == len(videos(after, "heldout")) == 3
     assert len(before.notes) == 1
-    assert [note.partition(" left")[0] for note in after.notes[1:]] == ["heldout: copies that train"]
+    assert [note.partition(" have")[0] for note in after.notes[1:]] == ["heldout: too few videos"]
 
 
 def test_a_video_with_copies_is_in_one_split_even_if_it_is_near_both_ends() -> None:
