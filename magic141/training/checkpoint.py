@@ -40,6 +40,7 @@ class CheckpointInfo:
         zero_stage: the ZeRO stage of its placement, which DeepSpeed alone heeds.
         seconds: wall time of training up to here, over all attempts.
         cpu_seconds: CPU time of all workers up to here, over all attempts.
+        num_skipped: steps up to here whose update was skipped for a non-finite gradient.
     """
 
     step: int
@@ -48,6 +49,7 @@ class CheckpointInfo:
     zero_stage: int
     seconds: float
     cpu_seconds: float
+    num_skipped: int
 
 
 class CheckpointStore(Protocol):

@@ -40,12 +40,14 @@ class LoopResult:
         cpu_seconds: CPU time, summed over workers and attempts.
         peak_memory_mb: largest allocation on the GPU, or largest resident memory, of each worker, summed over workers.
         resumed_from_step: where the last attempt began; 0 is the start.
+        num_skipped: steps whose update was skipped for a non-finite gradient.
     """
 
     seconds: float
     cpu_seconds: float
     peak_memory_mb: float
     resumed_from_step: int
+    num_skipped: int
 
 
 def run_training(
@@ -59,7 +61,7 @@ def run_training(
         start = loop.resume()
         loop.run(start, ProgressWriter(context.run_dir, launch_id, start) if context.is_main else None)
         loop.export()
-    return usage.result(context, start)
+    return usage.result(context, start, loop.skipped.num_skipped)
 
 
 @dataclass
@@ -77,23 +79,30 @@ class _Loop:
     store: CheckpointStore
     usage: _Usage
     since_check: Meter = field(default_factory=Meter)
+    skipped: _SkippedSteps = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.skipped = _SkippedSteps(self.config.max_skipped_steps)
 
     def resume(self) -> int:
         """The number of steps done by earlier attempts, whose state is put back."""
         with self.store.latest() as folder:
             info = read_checkpoint(folder, self.objective, self.since_check, self.context) if folder else None
             barrier(self.context)  # no worker goes on before all have read: the folder may be temporary
+        if info is None:
+            return self.objective.first_step
         self.usage.add(info)
-        return info.step if info else self.objective.first_step
+        self.skipped.num_skipped = info.num_skipped
+        return info.step
 
     def run(self, start: int, writer: ProgressWriter | None) -> None:
         """Runs steps start to num_steps - 1; logs and checkpoints are numbered by finished steps, `done`."""
-        config, since_log, skipped = self.config, Meter(), _SkippedSteps(self.config.max_skipped_steps)
-        self.prepare(start, writer, skipped)
+        config, since_log = self.config, Meter()
+        self.prepare(start, writer)
         for step in range(max(start, 0), config.num_steps):
             values = self.objective.step(step)
             done = step + 1
-            if not skipped.record(values, done):
+            if not self.skipped.record(values, done):
                 since_log.add(values)
                 self.since_check.add(values)
             last = done == config.num_steps
@@ -112,11 +121,11 @@ class _Loop:
             if save:
                 self._save(done)
 
-    def prepare(self, start: int, writer: ProgressWriter | None, skipped: _SkippedSteps) -> None:
+    def prepare(self, start: int, writer: ProgressWriter | None) -> None:
         """Runs the steps before 0, which are not logged, but show that training lives and can go on after a crash."""
         for step in range(start, 0):
             done = step + 1
-            skipped.record(self.objective.step(step), done)
+            self.skipped.record(self.objective.step(step), done)
             if writer:
                 writer.heartbeat(done)
             if done % self.config.checkpoint_every_steps == 0:
@@ -142,7 +151,16 @@ class _Loop:
 
     def _save(self, done: int) -> None:
         context, place = self.context, self.context.placement
-        info = CheckpointInfo(done, place.engine, context.world_size, place.zero_stage, *self.usage.so_far(context))
+        seconds, cpu_seconds = self.usage.so_far(context)
+        info = CheckpointInfo(
+            step=done,
+            engine=place.engine,
+            world_size=context.world_size,
+            zero_stage=place.zero_stage,
+            seconds=seconds,
+            cpu_seconds=cpu_seconds,
+            num_skipped=self.skipped.num_skipped,
+        )
         self.store.save(done, lambda aside: write_checkpoint(aside, self.objective, self.since_check, context, info))
 
 
@@ -164,10 +182,11 @@ def barrier(context: TrainContext) -> None:
 
 @dataclass
 class _SkippedSteps:
-    """Counts steps skipped in a row for a non-finite gradient: on all workers alike, as the gradient is averaged."""
+    """Counts steps skipped for a non-finite gradient: on all workers alike, as the gradient is averaged."""
 
     max_in_a_row: int
     num_in_a_row: int = 0
+    num_skipped: int = 0
 
     def record(self, values: Mapping[str, Tensor | float], step: int) -> bool:
         """Whether a network skipped its update in this step; raises UserError after too many in a row."""
@@ -175,6 +194,7 @@ class _SkippedSteps:
             self.num_in_a_row = 0
             return False
         self.num_in_a_row += 1
+        self.num_skipped += 1
         if self.num_in_a_row > self.max_in_a_row:
             _require_finite(values, step)
         return True
@@ -187,10 +207,9 @@ class _Usage:
         self._wall, self._cpu = time.perf_counter(), time.process_time()
         self._earlier_seconds = self._earlier_cpu_seconds = 0.0
 
-    def add(self, info: CheckpointInfo | None) -> None:
+    def add(self, info: CheckpointInfo) -> None:
         """Include the attempts that led to a checkpoint."""
-        if info:
-            self._earlier_seconds, self._earlier_cpu_seconds = info.seconds, info.cpu_seconds
+        self._earlier_seconds, self._earlier_cpu_seconds = info.seconds, info.cpu_seconds
 
     def so_far(self, context: TrainContext) -> tuple[float, float]:
         """Wall seconds and CPU seconds over all workers."""
@@ -198,11 +217,11 @@ class _Usage:
         seconds = self._earlier_seconds + time.perf_counter() - self._wall
         return seconds, self._earlier_cpu_seconds + float(sum_over_workers(cpu, context))
 
-    def result(self, context: TrainContext, start: int) -> LoopResult:
+    def result(self, context: TrainContext, start: int, num_skipped: int) -> LoopResult:
         """The totals of the finished run."""
         seconds, cpu_seconds = self.so_far(context)
         peak = torch.tensor([_peak_memory_mb(context.device)], dtype=torch.float64)
-        return LoopResult(seconds, cpu_seconds, float(sum_over_workers(peak, context)), max(start, 0))
+        return LoopResult(seconds, cpu_seconds, float(sum_over_workers(peak, context)), max(start, 0), num_skipped)
 
 
 def _peak_memory_mb(device: torch.device) -> float:

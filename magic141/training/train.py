@@ -52,6 +52,7 @@ def _usage(config: TrainConfig, result: TrainResult, out: Path) -> dict[str, flo
         "num_workers": config.placement.num_workers,
         "clips_per_pass": config.clips_per_pass,
         "resumed_from_step": result.resumed_from_step,
+        "skipped_steps": result.num_skipped,
     }
 
 

@@ -142,9 +142,14 @@ def test_divergence_is_a_users_error_and_leaves_no_bad_checkpoint(tmp_path: Path
     assert not list(tmp_path.glob("checkpoints/*"))
 
 
-def test_a_few_steps_with_a_broken_gradient_are_left_out(tmp_path: Path) -> None:
-    config = linear_config()
-    result = launch(LinearSpec(config, bad_steps=(3, 4, 8)), config, tmp_path / "few", NullLog(), seed=0)
+def test_a_few_steps_with_a_broken_gradient_are_left_out_and_counted(tmp_path: Path) -> None:
+    config = linear_config()  # a checkpoint every 5 steps
+    spec, log = LinearSpec(config, bad_steps=(3, 4, 8)), RecordingLog()
+    with pytest.raises(ZeroDivisionError):
+        launch(replace(spec, crash_at=7), config, tmp_path / "few", log, seed=0)
+    result = launch(spec, config, tmp_path / "few", log, seed=0)
+    assert result.num_skipped == 3, "those before the crash, too"
+    assert log.notes[-1] == f"3 of {config.num_steps} updates were skipped, for non-finite gradients"
     assert all(bool(torch.isfinite(value).all()) for value in weights(tmp_path / "few").values())
     assert "NaN" not in result.metrics_file.read_text()
     with pytest.raises(UserError, match=r"nan at step 7: training diverged"):
@@ -178,7 +183,7 @@ def test_what_all_workers_have_alike_is_written_once(tmp_path: Path) -> None:
     for place in places:
         trained = LinearSpec(config).build(place)
         trained.step(0)
-        write_checkpoint(tmp_path / "step-1", trained, Meter(), place, CheckpointInfo(1, "plain", 2, 1, 0.0, 0.0))
+        write_checkpoint(tmp_path / "step-1", trained, Meter(), place, CheckpointInfo(1, "plain", 2, 1, 0.0, 0.0, 0))
     assert "ema" not in torch.load(tmp_path / "step-1" / "objective-1.pt")
 
     resumed = LinearSpec(config).build(places[1])

@@ -26,7 +26,7 @@ def test_an_export_is_linked_into_the_artifact_and_outlives_its_run(
     weights.parent.mkdir(parents=True)
     save_file({"w": torch.ones(3, 5)}, weights)
     (run_dir / "metrics.jsonl").write_text('{"step": 0}\n')
-    result = TrainResult(1.0, 1.0, 1.0, 0, run_dir / "export", run_dir / "metrics.jsonl")
+    result = TrainResult(1.0, 1.0, 1.0, 0, 0, run_dir / "export", run_dir / "metrics.jsonl")
     monkeypatch.setattr(training, "launch", lambda *_: result)
     config = linear_config()
     training.train(LinearSpec(config), config, tmp_path, out, NullLog(), 0, run_dir)
