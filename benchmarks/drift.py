@@ -94,6 +94,7 @@ SCHEMES = {  # model: its rows
     SELF_FORCED: (Scheme(2), NO_ANCHOR),
     "teacher": (Scheme(2), NO_ANCHOR),
 }
+IN_DOCS = (Scheme(1), Scheme(2), NO_ANCHOR)  # rows of docs/results.md; benchmarks/results/drift.md has them all
 
 
 @dataclass(frozen=True)
@@ -222,8 +223,18 @@ def _judge(videos: LongVideos, jury: Jury) -> Figures:
     return score(frames, jury.truths, [spans[window] for window in shown(videos.num_windows)])
 
 
-def table(config: PipelineConfig, seeds: Sequence[Mapping[str, Mapping[str, Figures]]]) -> str:
-    """Markdown, a row a scheme: means over the seeds, the default of the config in bold."""
+def table(
+    config: PipelineConfig,
+    seeds: Sequence[Mapping[str, Mapping[str, Figures]]],
+    schemes: Sequence[Scheme] | None = None,
+) -> str:
+    """Markdown, a row a scheme: means over the seeds, the default of the config in bold.
+
+    Args:
+        config: says how models are sampled, and what the default is.
+        seeds: per seed: model -> scheme -> figures.
+        schemes: rows to show; all of them without.
+    """
     generate = config.generate
     default = Scheme(generate.long_video_carried, fused=generate.long_video_scheme == "fused").label
     windows = " / ".join(str(window + 1) for window in shown(generate.long_video_windows))
@@ -231,7 +242,8 @@ def table(config: PipelineConfig, seeds: Sequence[Mapping[str, Mapping[str, Figu
     lines = [f"| a window knows | frames | {' | '.join(heads)} | dB lost | same way at the end |"]
     lines.append("|---|" + "--:|" * (3 + len(COLUMNS)))
     for model, variant in variants(config).items():
-        for label in seeds[0][model]:
+        labels = seeds[0][model] if schemes is None else [scheme.label for scheme in schemes]
+        for label in filter(seeds[0][model].__contains__, labels):
             title = f"**{label}**" if label == default else label
             cells = _cells([figures[model][label] for figures in seeds])
             lines.append(f"| {variant.label}: {title} | {' | '.join(cells)} |")
@@ -253,19 +265,20 @@ def main() -> None:
     settle()
     parser = parser_of_seeds(__doc__)
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="seeds at a time, one core each")
-    parser.add_argument("--write-docs", action="store_true", help="also put the table into docs/results.md")
+    parser.add_argument("--write-docs", action="store_true", help="also put some rows into docs/results.md")
     arguments = parser.parse_args()
     cases = [Case(arguments.config, arguments.workspace.resolve(), seed) for seed in arguments.seeds]
     train_students([replace(case, changes=(OWN_FRAMES,)).student() for case in cases])
     with ProcessPoolExecutor(arguments.processes, get_context("spawn")) as pool:
         seeds = list(pool.map(judge_seed, cases))
     head = f"Means over seeds {', '.join(map(str, arguments.seeds))}, {NUM_CLIPS} fresh clips each:"
-    text = f"{head}\n\n{table(load_config(Path(arguments.config)), seeds)}"
+    config = load_config(Path(arguments.config))
+    text = f"{head}\n\n{table(config, seeds)}"
     print("\n" + text)
     (RESULTS / "drift.json").write_text(json.dumps(dict(zip(arguments.seeds, seeds, strict=True)), indent=1) + "\n")
     (RESULTS / "drift.md").write_text(text + "\n")
     if arguments.write_docs:
-        write_section("drift", text)
+        write_section("drift", f"{head}\n\n{table(config, seeds, IN_DOCS)}")
 
 
 if __name__ == "__main__":

@@ -94,3 +94,6 @@ def test_the_default_stands_out_in_the_table(monkeypatch: pytest.MonkeyPatch) ->
     default = "| student, 4 steps: **the video's first frame, 2 carried** | 53 | 0.90 / 0.80 / 0.70 / 0.60 |"
     assert next(line for line in lines if "**" in line and line.startswith("| student")).startswith(default)
     assert len(lines) == 2 + sum(map(len, drift.SCHEMES.values()))
+    documented = drift.table(config, [seed, seed], drift.IN_DOCS).splitlines()
+    assert [line for line in lines if line in documented] == documented
+    assert len(documented) == 2 + 3 + 2 + 2
