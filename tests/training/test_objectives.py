@@ -122,6 +122,18 @@ def test_the_fake_score_learns_the_generated_clips_under_their_captions(folders:
     assert error() < 0.99 * before
 
 
+def test_a_fake_score_that_leads_to_the_generated_clips_has_nothing_to_learn(folders: Path, tmp_path: Path) -> None:
+    dmd2 = build(folders, tmp_path)
+    batch, w = batch_of(dmd2), Guidance.fixed(dmd2.config, 4)
+    made, losses = batch.x0 + 2, []
+    for led_to in (made, batch.x0):
+        dmd2.guided = Leading(batch.x0, led_to)  # type: ignore[assignment]
+        loss, _ = dmd2.fake_loss(Generated(made, batch, w, exit_step=0), step_generator(0, 1))(slice(0, 4))
+        losses.append(float(loss))
+    assert losses[0] == pytest.approx(0, abs=1e-6)
+    assert losses[1] > 2**2, "the real clips are not what it is asked for"
+
+
 def around_a_step(dmd2: Dmd2) -> tuple[Batch, Tensor, Tensor]:
     """The batch of a generator update, and the clean estimates of its input before and after."""
     rng = step_generator(0, 0)
