@@ -51,6 +51,12 @@ def test_normaliser_has_a_floor_and_nan_counts_as_zero() -> None:
     assert broken.abs().max() == 0
 
 
+def test_a_place_at_which_the_fake_score_overflows_pulls_nowhere() -> None:
+    x = torch.zeros(3)[None]
+    fake = torch.tensor([[torch.inf, -torch.inf, 3.0]])
+    assert dmd2_gradient(x, x + 2, fake).tolist() == [[0.0, 0.0, 0.5]]
+
+
 def test_gradient_in_x0_form_equals_the_weighted_score_difference() -> None:
     """x0_fake - x0_real = sigma * (u_real - u_fake), the paper's velocity form of DMD."""
     mean, covariance = torch.zeros(3).double(), torch.eye(3).double()
