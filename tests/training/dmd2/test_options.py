@@ -147,6 +147,7 @@ def test_equal_strengths_leave_the_generator_where_it_is(folders: Path, tmp_path
     w = Guidance.fixed(dmd2.config, 4)
     gradient = dmd2.distribution_matching_gradient(batch.x0, batch, w, step_generator(0, 0))
     assert float(gradient.abs().max()) == 0
+    assert not gradient.requires_grad, "a graph through the fake score would take as much memory as training it"
 
 
 def test_a_run_that_was_killed_ends_as_one_that_was_not(
@@ -236,9 +237,9 @@ def test_options_that_do_not_fit_together_are_refused(options: dict[str, Any], l
 @pytest.mark.parametrize("broken", [float("inf"), float("nan")])
 def test_a_fake_update_that_was_left_out_shows(folders: Path, tmp_path: Path, broken: float) -> None:
     """The generator's own norm is fine, and the fake score would stay what it was without anyone knowing."""
-    dmd2 = build(folders, tmp_path)
+    dmd2, factors = build(folders, tmp_path), iter((broken, 1.0))  # of the first of two updates only
     (some, *_) = (p for p in dmd2.fake.module.parameters() if p.requires_grad)
-    some.register_hook(lambda gradient: gradient * broken)
+    some.register_hook(lambda gradient: gradient * next(factors))
     values = dmd2.step(0)
     assert math.isfinite(values["grad_norm"])
     assert not math.isfinite(values["fake_grad_norm"])
@@ -306,9 +307,26 @@ def test_clips_that_are_not_finite_cost_their_step_and_no_other(
     assert all(math.isfinite(value) for value in dmd2.step(1).values())
 
 
-def test_the_average_is_validated_and_the_best_one_exported(folders: Path, tmp_path: Path) -> None:
+def test_clips_that_are_broken_on_one_worker_are_kept_on_none(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that trained on its own while the others leave the step out would wait for them for ever."""
+    dmd2 = build(folders, tmp_path)
+    batch, w = dmd2.maker.make(torch.arange(4), step_generator(0, 0)), Guidance.fixed(dmd2.config, 4)
+    made = Generated(batch.x0, batch, w, exit_step=0)
+    assert dmd2.keep(made)
+    dmd2.context = replace(dmd2.context, world_size=2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda broken: broken.add_(1))  # of the other worker's clips
+    assert not dmd2.keep(made)
+    assert len(dmd2.replay) == 1
+
+
+@pytest.mark.parametrize(("keep", "exported"), [("best", 1), ("last", 2)])
+def test_the_average_is_validated_and_the_best_or_the_last_one_exported(
+    folders: Path, tmp_path: Path, keep: str, exported: int
+) -> None:
     fast = {"kind": "adamw", "learning_rate": 0.02, "warmup_steps": 0}
-    dmd2, averages = build(folders, tmp_path, num_steps=3, optimizer=fast), []
+    dmd2, averages = build(folders, tmp_path, num_steps=3, optimizer=fast, keep=keep), []
     for step, frechet in enumerate((2.0, 1.0, 3.0)):
         dmd2.step(step)
         dmd2.judge(step + 1, {"validation_frechet": frechet})
@@ -318,7 +336,7 @@ def test_the_average_is_validated_and_the_best_one_exported(folders: Path, tmp_p
     with dmd2.ema.applied():
         assert validated == dmd2.validation.figures()
     dmd2.export(tmp_path / "out")
-    assert torch.equal(load_transformer(tmp_path / "out" / "transformer").proj_out.weight, averages[1])
+    assert torch.equal(load_transformer(tmp_path / "out" / "transformer").proj_out.weight, averages[exported])
 
 
 @pytest.mark.parametrize("collapsed", [True, False])
