@@ -11,6 +11,7 @@ from magic141.evaluation.scoring.frechet import TubeSpace, frechet_between, frec
 def test_identical_sets_have_distance_zero() -> None:
     a = np.random.default_rng(0).normal(size=(50, 4))
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(a, a) >= 0, "whatever the rounding: no distance is negative"
 
 
 def test_moved_set_has_the_squared_distance_of_its_mean() -> None:
@@ -91,6 +92,16 @@ def test_the_error_is_what_other_draws_of_clips_differ_by() -> None:
     spread = np.std([frechet_distance(a, b) for a, b in draws])
     errors = [frechet_error(a, b, num_clips) for a, b in draws]
     assert 0.6 < np.mean([error for error in errors if error is not None]) / spread < 1.6
+
+
+def test_a_clip_is_left_out_together_with_its_own_futures() -> None:
+    """Clips beside whose futures nothing changes have no error, also if they are no multiple of the groups."""
+    rng, num_clips = np.random.default_rng(0), 24
+    a, others = rng.normal(size=(num_clips * 3, 3)), rng.normal(size=(2 * num_clips * 3, 3))
+    own, any_other = (frechet_error(a, b, num_clips) for b in (np.concatenate([a, a]), others))
+    assert own is not None
+    assert any_other is not None
+    assert own < 1e-3 * any_other
 
 
 def test_too_few_clips_have_no_error() -> None:
