@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -64,6 +65,29 @@ def test_shards_of_large_clips_have_fewer(tmp_path: Path, monkeypatch: pytest.Mo
     files = sorted((tmp_path / "shards").iterdir())
     assert [len(load_file(path)["frames"]) for path in files] == [2, 2, 1]
     assert ClipDataset.open(tmp_path, "heldout").latents[:, 0, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_later_attempt_goes_on_behind_a_clip_that_was_left_out(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"id": str(n), "caption": "", "source": "s", "start_frame": n, "truth": None} for n in range(4)
+    ]
+    rows[1] = {"source": "s", "start_frame": 1, "reason": "damaged"}
+    tensors = {name: tensor[[0, 2, 3]] for name, tensor in tensors_of(0, 4, with_frames=False).items()}
+    for _ in range(2):  # the first is killed with its last clip in memory, behind a shard of two
+        writer = ShardWriter(tmp_path, shard_size=2)
+        writer.add(Place(0, "train", 0), rows, tensors)
+    writer.close()
+    assert ClipDataset.open(tmp_path, "train").latents[:, 0, 0, 0, 0].tolist() == [0, 2, 3]
+    assert writer.left_out == [rows[1]]
+
+
+@pytest.mark.parametrize("lost", ["records/train-00000.json", "shards/train-00000.safetensors"])
+def test_shards_behind_a_lost_one_are_dropped(tmp_path: Path, lost: str) -> None:
+    """Counted from the start of their split, their clips would be taken for others."""
+    write_corpus(tmp_path)
+    (tmp_path / lost).unlink()
+    assert ShardWriter(tmp_path, shard_size=4).num_clips == {"heldout": 11}
+    assert not list((tmp_path / "shards").glob("train-*"))
 
 
 def test_dataset_opens_one_split_in_order(tmp_path: Path) -> None:
