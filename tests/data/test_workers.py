@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load
@@ -15,7 +16,7 @@ from magic141.artifacts.fingerprint import CodeStamp
 from magic141.data.config import DataConfig, EncoderConfig
 from magic141.data.sources.clips import render_anchors, render_chunk, sample_shapes
 from magic141.data.sources.splits import SPLITS
-from magic141.data.workers import Encode, Render
+from magic141.data.workers import Encode, Render, content_id
 from magic141.models.encoders import Encoders
 from magic141.models.vae import VideoCodec
 from tests.evaluation.artifacts import make_data
@@ -142,3 +143,10 @@ def test_a_chunk_of_which_nothing_is_finite_has_no_tensors(models: Path, monkeyp
         "encoded to numbers that are not finite (pooled)"
     ] * 2
     assert load(found["tensors"]) == {}
+
+
+def test_a_clip_is_known_by_its_pixels_and_its_caption() -> None:
+    """Evaluation finds clips again by this: one video may be there twice, with two captions."""
+    black, white = np.zeros((5, 8, 8, 3), np.uint8), np.full((5, 8, 8, 3), 255, np.uint8)
+    assert content_id(black, "a cat") == content_id(black.copy(), "a cat")
+    assert len({content_id(frames, caption) for frames in (black, white) for caption in ("a cat", "a dog")}) == 4

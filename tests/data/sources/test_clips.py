@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from magic141.data.config import DataConfig
 from magic141.data.shapes import ShapeClip, render_clip
+from magic141.data.sources.chunks import place_chunks, stamp_of
 from magic141.data.sources.clips import (
     Clip,
     Probed,
@@ -33,9 +35,11 @@ def add_video(folder: Path, name: str, num_frames: int = 20, seed: int = 0) -> N
 def test_probe_names_broken_and_short_files(tmp_path: Path) -> None:
     config = DataConfig(source="folder", path=tmp_path)
     add_video(tmp_path, "good.mp4", 20)
+    add_video(tmp_path, "just.mp4", 13)
     add_video(tmp_path, "short.mp4", 12)
     (tmp_path / "broken.mp4").write_bytes(b"\0" * 999)
     assert probe_video(tmp_path, VideoFile("good.mp4", "x"), config) == 20
+    assert probe_video(tmp_path, VideoFile("just.mp4", "x"), config) == 13
     short = probe_video(tmp_path, VideoFile("short.mp4", "x"), config)
     assert short == BadFile("short.mp4", "too short: 12 frames at data.fps = 8, data.num_frames = 13")
     broken = probe_video(tmp_path, VideoFile("broken.mp4", "x"), config)
@@ -44,17 +48,18 @@ def test_probe_names_broken_and_short_files(tmp_path: Path) -> None:
 
 
 def test_slow_videos_would_be_still_pictures(tmp_path: Path) -> None:
-    """Half of data.fps is still taken: drawings move like that."""
-    for fps in (4, 2, 1):
-        encode(tmp_path / f"{fps}.mp4", numbered(20), fps)
+    """Half of data.fps is still taken, and a thousandth less: drawings move like that."""
+    rates: dict[str, float | Fraction] = {"4": 4, "ntsc": Fraction(4000, 1001), "2": 2, "1": 1}
+    for name, fps in rates.items():
+        encode(tmp_path / f"{name}.mp4", numbered(20), fps)
     config = DataConfig(source="folder", path=tmp_path)
-    probed = {fps: probe_video(tmp_path, VideoFile(f"{fps}.mp4", "x"), config) for fps in (4, 2, 1)}
-    assert probed[4] == 40
-    assert probed[2] == BadFile(
+    probed = {name: probe_video(tmp_path, VideoFile(f"{name}.mp4", "x"), config) for name in rates}
+    assert (probed["4"], probed["ntsc"]) == (40, 41)
+    assert probed["2"] == BadFile(
         "2.mp4",
         "too slow: each of its 20 frames would be shown 4.0 times at data.fps = 8, expected at most 2; lower data.fps",
     )
-    assert isinstance(probed[1], BadFile)
+    assert isinstance(probed["1"], BadFile)
 
 
 def test_probe_refuses_pictures_that_cannot_be_shown_as_meant(tmp_path: Path) -> None:
@@ -139,6 +144,17 @@ def test_chunks_are_bounded_and_keep_the_order() -> None:
     assert [clip for chunk in chunks for clip in chunk] == clips
     large = config.model_copy(update={"height": 544, "width": 960, "num_frames": 81})
     assert {len(chunk) for chunk in make_chunks(clips[:4], large)} == {1}
+
+
+def test_shards_are_stamped_with_the_clips_their_chunks_and_the_models() -> None:
+    """What an earlier attempt left is of this one only if all three are the same."""
+    clips = [Clip("train", "a.mp4", start, "x") for start in range(3)]
+    stamps = {
+        stamp_of(place_chunks(chunks), models)
+        for chunks in ([clips], [clips[:1], clips[1:]], [clips[:2]])
+        for models in ("models", "fitted again")
+    }
+    assert len(stamps) == 3 * 2
 
 
 def test_shapes_are_reproducible_and_splits_differ() -> None:

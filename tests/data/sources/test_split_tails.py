@@ -52,6 +52,12 @@ def test_every_split_gets_a_window_and_training_most() -> None:
             assert all(share(labels, name) > 0 for name in SPLITS), counts
 
 
+def test_a_gap_shrinks_no_more_than_it_has_to() -> None:
+    (labels,), notes = label_tails([12], fraction=0.15, gap=3)
+    assert labels == [*["train"] * 5, None, None, "validation", None, None, None, "heldout"]
+    assert [note.partition("(")[2] for note in notes] == ["gap of 2 instead of 3 windows)"]
+
+
 def test_a_smaller_gap_is_noted() -> None:
     labels, notes = label_tails([6], fraction=0.15, gap=3)
     assert {label for label in labels[0] if label} == set(SPLITS)

@@ -35,6 +35,28 @@ def test_whole_videos_are_held_out_where_there_are_enough(counts: list[int]) -> 
     assert all(0.05 < windows(split, name) / sum(counts) < 0.28 for name in ("validation", "heldout"))
 
 
+@pytest.mark.parametrize("fraction", [0.25, 0.4, 0.49])
+def test_half_of_the_videos_train_whatever_is_asked_for(fraction: float) -> None:
+    assert windows(split_windows(corpus([10] * 200), fraction, gap=3), "train") >= 0.5 * 2000
+
+
+def test_a_video_longer_than_what_is_held_out_trains_wherever_it_ranks() -> None:
+    first, *others = (str(number) for number in sorted(range(301), key=lambda number: rank_of(str(number))))
+    groups = [VideoGroup((first,), (0,), (1000,))]
+    groups += [VideoGroup((digest,), (1 + place,), (9,)) for place, digest in enumerate(others)]
+    split = split_windows(groups, fraction=0.15, gap=3)
+    assert split.heldout == "videos"
+    assert set(split.labels[0]) == {"train"}
+
+
+def test_of_many_windows_those_that_are_kept_lie_spread_over_their_video() -> None:
+    split = split_windows(corpus([90] * 100), fraction=0.15, gap=3, max_windows=3)
+    held = [video for video in split.labels if "heldout" in video]
+    assert [[place for place, label in enumerate(video) if label] for video in held] == [[45]] * 3
+    held = [video for video in split_windows(corpus([90] * 20), 0.15, 3, 9).labels if "heldout" in video]
+    assert [[place for place, label in enumerate(video) if label] for video in held] == [[15, 45, 75]] * 3
+
+
 def test_a_corpus_of_few_videos_or_a_few_long_ones_holds_out_tails_and_says_so() -> None:
     for counts in (FEW, [30] * 19, [500, 500, *[1] * 15]):
         split = split_windows(corpus(counts), fraction=0.15, gap=3)
