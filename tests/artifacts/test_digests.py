@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
+from magic141.artifacts import digests
 from magic141.artifacts.digests import digest_folder, digest_source, source_files
 
 
@@ -30,6 +33,23 @@ def test_source_digest_follows_content(folder: Path) -> None:
     before = digest_source(folder)
     (folder / "new.mp4").write_bytes(b"video")
     assert digest_source(folder) != before
+
+
+def test_a_large_source_is_told_by_names_sizes_and_times_and_not_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digests, "SMALL_SOURCE_BYTES", 0)
+    monkeypatch.setattr(digests, "digest_file", lambda path: pytest.fail(f"{path} was read"))
+    found = [digest_source(folder)]
+    os.utime(folder / "one.txt", (1, 1))  # as of another video of the same size
+    found.append(digest_source(folder))
+    (folder / "one.txt").write_text("12")
+    os.utime(folder / "one.txt", (1, 1))
+    found.append(digest_source(folder))
+    (folder / "one.txt").rename(folder / "uno.txt")
+    found.append(digest_source(folder))
+    assert len(set(found)) == 4
+    assert digest_source(folder) == found[-1]
 
 
 def test_source_digest_sees_through_links_and_not_what_begins_with_a_dot(folder: Path, tmp_path: Path) -> None:

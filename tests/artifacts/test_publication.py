@@ -9,7 +9,7 @@ import pytest
 from magic141.artifacts import file_records
 from magic141.artifacts.digests import digest_folder
 from magic141.artifacts.file_records import record_path
-from magic141.artifacts.publication import publish, publish_by_content, staging, written_aside
+from magic141.artifacts.publication import link_or_copy, publish, publish_by_content, staging, written_aside
 
 
 def test_staging_leaves_nothing_unless_published(tmp_path: Path) -> None:
@@ -88,6 +88,25 @@ def test_what_was_set_aside_comes_back_when_publishing_was_killed_before_the_new
     assert left == {"key", "key-lost", "key-whole", "key-moved", ".old-other", ".old-key6"}
 
 
+def test_a_publication_that_is_killed_half_way_leaves_the_older_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(source: Path, target: Path) -> Path:
+        if source.name.startswith(".staging"):
+            raise KeyboardInterrupt
+        return replace(source, target)
+
+    replace, final = Path.replace, tmp_path / "stage" / "key"
+    with staging(final) as out:
+        (out / "whole.txt").write_text("first")
+        publish(out, final)
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt), written_aside(final) as out:
+        (out / "whole.txt").write_text("second")
+    assert (final / "whole.txt").read_text() == "first"
+    assert list(final.parent.iterdir()) == [final]
+
+
 def test_other_content_of_the_same_key_stays_beside_and_equal_content_is_replaced(tmp_path: Path) -> None:
     place = tmp_path / "stage" / "key"
 
@@ -115,3 +134,15 @@ def test_digests_of_a_large_artifacts_files_are_kept_beside_it(tmp_path: Path, m
     assert sorted(place.parent.iterdir()) == [made.path, record]
     monkeypatch.setattr("magic141.artifacts.digests.digest_file", lambda path: pytest.fail(f"{path} was read"))
     assert digest_folder(made.path, record=record) == made.digest
+
+
+def test_an_artifact_shares_the_file_behind_a_link_and_outlives_both(tmp_path: Path) -> None:
+    """Checkpoints often consist of links into a cache, which may be cleared."""
+    blob, link = tmp_path / "blob", tmp_path / "model.safetensors"
+    blob.write_text("weights")
+    link.symlink_to(blob)
+    target = Path(link_or_copy(str(link), str(tmp_path / "artifact")))
+    assert target.samefile(blob)
+    for path in (link, blob):
+        path.unlink()
+    assert target.read_text() == "weights"
