@@ -11,6 +11,7 @@ import faiss
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from magic141.artifacts.digests import digest_folder
 from magic141.data.dataset import ClipDataset
@@ -25,6 +26,7 @@ from magic141.retrieval.prior import ImagePrior
 from magic141.retrieval.recall import measure_recall
 from magic141.retrieval.search import search_videos
 from magic141.stage_log import NullLog
+from magic141.text_files import json_lines, read_json_lines
 from tests.evaluation.artifacts import RecordingLog, make_data, make_retrieval
 
 
@@ -270,18 +272,41 @@ def test_of_every_video_only_the_best_image_is_found(kind: str) -> None:
     ].tolist()
 
 
+@pytest.mark.parametrize("videos", [None, [*range(100)]])
+def test_places_that_an_index_leaves_empty_are_no_hits(videos: list[int] | None) -> None:
+    """An approximate one fills them with row -1, which is the last image to Python."""
+    vectors = np.eye(2, dtype=np.float32)[[0] * 50 + [1] * 50]
+    index = make_index(IndexConfig(kind="ivf", num_lists=2, num_probes=1), vectors)
+    [found] = search_videos(index, vectors[:1], videos, 80)
+    assert sorted(hit.row for hit in found) == list(range(50))
+
+
+def test_the_temperature_learns_no_further_than_its_bound(
+    artifacts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = ClipConfig(num_steps=3, batch_size=16)
+    scales = []
+    for bound in (1.0, clip.MAX_LOGIT_SCALE):
+        monkeypatch.setattr(clip, "MAX_LOGIT_SCALE", bound)
+        build_clip(config, artifacts["data"], tmp_path, NullLog(), 0)
+        scales.append(float(load_file(tmp_path / "model.safetensors")["logit_scale"]))
+    held, free = (abs(scale - np.log(1 / 0.07)) for scale in scales)  # weight decay moves it a little all the same
+    assert held < 0.1 * free
+
+
 def test_recall_counts_videos() -> None:
     """Two windows of a video are one chance, and one answer."""
     vectors = np.eye(4, dtype=np.float32)[[0, 0, 0, 1, 2, 3]]
     queries = np.array([[0.9, 0.8, 0.7, 0.6]], np.float32)
-    embedder = cast("ClipEmbedder", SimpleNamespace(embed_texts=lambda texts: queries))
+    embedder = cast("ClipEmbedder", SimpleNamespace(embed_texts=lambda texts: queries.repeat(len(texts), axis=0)))
     contents, videos = ["a", "a", "a", "b", "c", "c"], ["a1", "a1", "a1", "b1", "c1", "c2"]
-    recall = measure_recall(
-        make_index(IndexConfig(), vectors, seed=0), embedder, vectors, contents, [("c", "c")], exact=True, videos=videos
-    )
-    assert recall.at == {1: 0.0, 5: 1.0, 10: 1.0}
-    assert recall.chance
-    assert recall.chance[1] == pytest.approx(2 / 4)
+    index = make_index(IndexConfig(), vectors, seed=0)
+    for asked, at_once, chance in (("c", 0, 2 / 4), ("b", 0, 1 / 4), ("a", 1, 1 / 4), ("abc", 1 / 3, 1 / 3)):
+        pairs = [(content, content) for content in asked]
+        recall = measure_recall(index, embedder, vectors, contents, pairs, exact=True, videos=videos)
+        assert recall.at == {1: pytest.approx(at_once), 5: 1.0, 10: 1.0}
+        assert recall.chance
+        assert recall.chance[1] == pytest.approx(chance)
 
 
 def test_recall_is_of_videos_that_nobody_trained_on(of_videos: dict[str, Path]) -> None:
@@ -293,6 +318,18 @@ def test_recall_is_of_videos_that_nobody_trained_on(of_videos: dict[str, Path]) 
     hits = open_prior(of_videos).retrieve("a red circle moves up", 24)
     assert len({hit.video for hit in hits}) == 24
     assert len(open_prior(of_videos).retrieve("a red circle", 100)) == 24
+
+
+def test_a_held_out_video_is_found_among_all(
+    of_videos: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(of_videos["data"], tmp_path / "data")
+    rows = read_json_lines(tmp_path / "data" / "manifest.jsonl")
+    told_apart = ({**row, "caption": f"video {row['source']}"} for row in rows)
+    (tmp_path / "data" / "manifest.jsonl").write_text(json_lines(told_apart))
+    monkeypatch.setattr("magic141.retrieval.recall.RECALL_AT", (1, 100))  # more than there are videos
+    build_index(IndexConfig(), tmp_path / "data", of_videos["clip"], tmp_path, NullLog(), 0)
+    assert json.loads((tmp_path / "index.json").read_text())["recall"]["at"]["100"] == 1
 
 
 @pytest.mark.parametrize(("rule", "reason"), [("tails", "later parts of training videos"), (None, "prepare it again")])
