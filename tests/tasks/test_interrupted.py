@@ -70,6 +70,7 @@ def test_code_edited_during_the_run_is_filed_under_no_key(
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def work(call: StageCall) -> None:
+        begun.append(call.out.name)
         call.run_dir.mkdir(parents=True, exist_ok=True)
         (call.out / "x").write_text("x")
         module.write_text(code)
@@ -77,15 +78,34 @@ def test_code_edited_during_the_run_is_filed_under_no_key(
     own = Stage("own", ("editedlib.work",), lambda c: {}, work)
     earlier, later = Stage("earlier", CODE, lambda c: {}, work), Stage("later", own.modules, lambda c: {}, work)
     for stages in ([own], [earlier, later]):
-        context, code = start("seed=10"), "VALUE = 12\n"
+        context, code, begun = start("seed=10"), "VALUE = 12\n", list[str]()
         session = Session(context, RunLog(context.tracker.client, context.parent_id), 0)
         with pytest.raises(UserError, match=rf"{stages[-1].name}: editedlib.work edited during the run.* again"):
             session.run_stages(stages)
         assert stages[-1].name not in context.artifacts
+        assert len(begun) == 1, "no hours of work that will be filed under no key"
         code = "VALUE = 1\n"
         module.write_text(code)
     assert context.run_dir("own", own.key(context.config, {}).digest).exists()
     assert run_stage(own, start("seed=10")).stage == "own"
+
+
+def test_checkpoints_are_gone_on_from_by_the_key_that_left_them_and_by_no_other(
+    start: Callable[..., StageContext],
+) -> None:
+    def work(call: StageCall) -> None:
+        seen.append(call.run_dir.exists())
+        call.run_dir.mkdir(parents=True, exist_ok=True)
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+
+    seen: list[bool] = []
+    stage = Stage("resuming", CODE, lambda c: {}, work)
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(stage, start("seed=30"))
+    for seed in (31, 30):
+        run_stage(stage, start(f"seed={seed}"))
+    assert seen == [False, False, True]
 
 
 def test_one_worker_a_key(start: Callable[..., StageContext]) -> None:

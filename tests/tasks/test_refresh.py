@@ -87,6 +87,23 @@ def test_a_run_that_reuses_a_result_keeps_its_hands_off_a_refresh_of_it(start: C
     assert seen == [False, False, True]
 
 
+def test_a_refresh_begins_at_the_first_step_although_there_are_checkpoints_of_a_run_before_it(
+    start: Callable[..., StageContext],
+) -> None:
+    def work(call: StageCall) -> None:
+        seen.append(call.run_dir.exists())
+        call.run_dir.mkdir(parents=True, exist_ok=True)
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+
+    seen: list[bool] = []
+    long = Stage("begins", CODE, lambda c: {}, work)
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(long, start("seed=13"))
+    run_stage(long, start("seed=13", refresh="begins"))
+    assert seen == [False, False]
+
+
 def test_what_a_refresh_makes_anew_takes_nothing_from_earlier_runs(start: Callable[..., StageContext]) -> None:
     texts, stage = ["new", "old"], Stage("varies", CODE, lambda c: {}, lambda call: write_last(call, texts))
     old, new = run_stage(stage, start("seed=9")), run_stage(stage, start("seed=9", refresh="varies"))
