@@ -74,7 +74,7 @@ def test_a_later_attempt_goes_on_behind_a_clip_that_was_left_out(tmp_path: Path)
     rows[1] = {"source": "s", "start_frame": 1, "reason": "damaged"}
     tensors = {name: tensor[[0, 2, 3]] for name, tensor in tensors_of(0, 4, with_frames=False).items()}
     for _ in range(2):  # the first is killed with its last clip in memory, behind a shard of two
-        writer = ShardWriter(tmp_path, shard_size=2)
+        writer = ShardWriter(tmp_path, shard_size=2, stamp="")
         writer.add(Place(0, "train", 0), rows, tensors)
     writer.close()
     assert ClipDataset.open(tmp_path, "train").latents[:, 0, 0, 0, 0].tolist() == [0, 2, 3]
@@ -86,7 +86,7 @@ def test_shards_behind_a_lost_one_are_dropped(tmp_path: Path, lost: str) -> None
     """Counted from the start of their split, their clips would be taken for others."""
     write_corpus(tmp_path)
     (tmp_path / lost).unlink()
-    assert ShardWriter(tmp_path, shard_size=4).num_clips == {"heldout": 11}
+    assert ShardWriter(tmp_path, shard_size=4, stamp="").num_clips == {"heldout": 11}
     assert not list((tmp_path / "shards").glob("train-*"))
 
 
