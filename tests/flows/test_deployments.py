@@ -227,7 +227,7 @@ def test_a_new_candidate_starts_its_evaluation_whose_failure_is_posted(
 
     (post,) = wait_for(lambda: webhook.posts)  # the run behind this candidate has nothing to judge
     lines = post["text"].splitlines()
-    assert lines[0] == f"magic141-evaluation: run {run['name']} failed"
+    assert lines[0] == "magic141-evaluation: run models:/magic141/1 · eval · num_seeds=4 failed"
     assert lines[1].endswith(f"/runs/flow-run/{run['id']}")
     assert "has no file config.yaml; give the id of a run of `magic141 run`" in lines[2]
     assert lines[3] == f"correct this, then: prefect flow-run retry {run['id']}"
