@@ -83,7 +83,7 @@ def _sections(config: ReportConfig, settings: Mapping[str, Any], parts: Mapping[
         "comparison": _comparison(parts, variants, clips[: config.num_videos]),
         "suite": _suite(parts, variants, prompts),
         "retrieval": _retrieval(parts, prompts),
-        "curves": training_curves(parts, settings.get("distill_dmd2", {}).get("collapse")),
+        "curves": training_curves(parts, settings.get("distill_dmd2", {})),
         "long": long_video(parts, scores, settings["generate"]),
         "costs": costs,
         "measured": measured_on(costs),

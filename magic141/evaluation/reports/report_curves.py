@@ -8,7 +8,7 @@ from typing import Any
 
 from magic141.evaluation.reports.charts import Series, line_chart, smooth
 from magic141.evaluation.reports.pages import media_uri, read_json, read_lines
-from magic141.training.config import METRICS_FILE, RECORD_FILE
+from magic141.training.config import METRICS_FILE, RECORD_FILE, WATCH_FILE
 
 TRAINING_STAGES = {
     "pretrain_t2v": "Text to video (flow matching)",
@@ -23,7 +23,15 @@ DRIFT_CHARTS: dict[str, ChartTitle] = {
     "iou": ("subject", 1.0),
     "background_psnr_db": ("background PSNR, dB", None),
 }
-WATCHED = ("variance_ratio", "motion_ratio", "diversity_ratio", "mode_coverage")
+WATCHED = {
+    "variance_ratio": "variance ratio",
+    "motion_ratio": "motion ratio",
+    "diversity_ratio": "diversity ratio",
+    "mode_coverage": "mode coverage",
+    "frechet_ratio": "Fréchet ratio",  # by the distance that it is taken of, the best step is chosen
+}
+LIKE = 1.0  # the many-step model
+BOUND_REACH = 2.0  # a bound beyond so many times the largest value is not drawn: it would squeeze the lines
 COST_CHARTS: dict[str, ChartTitle] = {
     "cpu_ms_per_clip": ("CPU ms per window and clip", None),
     "rss_mb": ("resident memory, MiB", None),
@@ -38,8 +46,8 @@ LONG_VIDEO_SCHEMES = {
 }
 
 
-def training_curves(parts: Mapping[str, Path], collapse: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-    """Loss curves of the training stages, and the collapse watch with the bounds of its settings."""
+def training_curves(parts: Mapping[str, Path], distill_dmd2: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Loss curves of the training stages, and the collapse watch with the bounds of stage `distill_dmd2`'s settings."""
     curves = []
     for stage, title in TRAINING_STAGES.items():
         lines = read_lines(parts, stage, METRICS_FILE)
@@ -54,25 +62,36 @@ def training_curves(parts: Mapping[str, Path], collapse: Mapping[str, Any] | Non
             record = read_json(parts, stage, RECORD_FILE) or {}
             facts = f"{record['steps']} steps, {record['seconds']:.0f} s" if record else ""
             curves.append({"title": title, "facts": facts, "chart": chart})
-    return [*curves, *_watch(parts, collapse or {})]
+    return [*curves, *_watch(parts, distill_dmd2)]
 
 
-def _watch(parts: Mapping[str, Path], collapse: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _watch(parts: Mapping[str, Path], settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The chart of the collapse watch: the student's metrics relative to the many-step model's."""
-    record = read_json(parts, "distill_dmd2", "watch.json")
+    record = read_json(parts, "distill_dmd2", WATCH_FILE)
     if record is None:
         return []
+    rows, collapse = record["validations"], settings.get("collapse", {})
+    reach = BOUND_REACH * max([LIKE, *(row.get(f"validation_{key}", 0.0) for row in rows for key in WATCHED)])
     series = []
-    for label in WATCHED:
-        key = f"validation_{label}"
-        bounds = [collapse[name] for end in ("min", "max") if (name := f"{end}_{label}") in collapse]
-        if points := [(row["step"], row[key]) for row in record["validations"] if key in row]:
-            series.append(Series(label.replace("_", " "), points, dots=True, bounds=bounds))
-    best = f"best: step {record['best_step']}, " if record.get("best_step") is not None else ""
-    facts = f"dashed: like the many-step model, dotted: bounds; {best}exported: step {record['exported_step']}"
+    for key, label in WATCHED.items():
+        bounds = [collapse[name] for end in ("min", "max") if (name := f"{end}_{key}") in collapse]
+        points = [(row["step"], row[f"validation_{key}"]) for row in rows if f"validation_{key}" in row]
+        if points:
+            near = [bound for bound in bounds if bound <= reach]
+            series.append(Series(label, points, dots=True, bounds=near))
     title = "Collapse watch of the step distillation"
-    chart = line_chart(series, "step", title=title, level=1.0)
+    chart = line_chart(series, "step", title=title, level=LIKE)
+    facts = f"dashed: like the many-step model, dotted: bounds; {_exported(record, settings)}"
     return [{"title": title, "facts": facts, "chart": chart}] if chart else []
+
+
+def _exported(record: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """The best step and the exported one, each with the rule that chose it."""
+    rule = f" (keep: {settings['keep']})" if "keep" in settings else ""
+    exported = f"exported: step {record['exported_step']}{rule}"
+    if record.get("best_step") is None:
+        return exported
+    return f"best, by bounds and then Fréchet distance: step {record['best_step']}; {exported}"
 
 
 def long_video(
