@@ -146,12 +146,10 @@ def test_the_page_begins_with_the_student_beside_the_model_of_many_steps(page: s
     assert "The student takes 4 network evaluations for a clip in place of 10" in section
 
 
-@pytest.mark.parametrize(("device", "slower"), [("cpu", True), ("NVIDIA H200", False)])
-def test_the_costs_say_what_int8_is_for(device: str, slower: bool, scored: dict[str, Path], tmp_path: Path) -> None:
-    page = _write(_record(scored, tmp_path, device=device), tmp_path)
+def test_the_costs_say_what_int8_is_for_and_of_its_speed_only_what_was_measured(page: str) -> None:
     costs = page[page.index('<section id="costs"') : page.index('<section id="training"')]
     assert "Int8 saves memory, not time" in costs
-    assert ("slower on a CPU" in costs) == slower
+    assert "slower" not in costs
 
 
 def _record(parts: Mapping[str, Path], folder: Path, **values: Any) -> dict[str, Path]:
