@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from flows.failures.writable import require_output
 from flows.records.commands import command
 from flows.records.judgements import CODE, TRAINED_IN, command_like, measurement_of, param_value
+from magic141.artifacts.publication import DIGEST_CHARS
 from magic141.artifacts.references import ArtifactRef, flatten
 from magic141.config import PipelineConfig
 from magic141.errors import UserError
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 NUM_VIDEOS = 6
 DIGITS_OF_ID = 8
-DIGITS_OF_DIGEST = DIGITS_OF_COMMIT = 13
 MADE_FROM = {"prepare_data": "data", "distill_dmd2": "student", "generate": "generated"}
 MAX_COMMANDS = 3
 AFTER_SCORES = ("report.", "publish.")
@@ -144,9 +144,9 @@ def _is_idle(field: str) -> bool:
 def _made(run: Run, refs: Mapping[str, ArtifactRef]) -> dict[str, str]:
     """Where a run comes from: commit, time, and the digests of what its figures are made of."""
     started = datetime.fromtimestamp(run.info.start_time / 1000, UTC)
-    digests = {name: refs[stage].digest[:DIGITS_OF_DIGEST] for stage, name in MADE_FROM.items() if stage in refs}
+    digests = {name: refs[stage].digest[:DIGEST_CHARS] for stage, name in MADE_FROM.items() if stage in refs}
     commit, dirty, _ = run.data.tags.get("mlflow.source.git.commit", "not on record").partition("-dirty")
-    return {**digests, "commit": commit[:DIGITS_OF_COMMIT] + dirty, "started": f"{started:%Y-%m-%d %H:%M} UTC"}
+    return {**digests, "commit": commit[:DIGEST_CHARS] + dirty, "started": f"{started:%Y-%m-%d %H:%M} UTC"}
 
 
 def _config(tracker: Tracker, run: Run) -> Mapping[str, Any]:

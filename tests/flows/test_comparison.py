@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.comparison import compare
+from magic141.artifacts.publication import DIGEST_CHARS
 from magic141.artifacts.references import ArtifactRef
 from magic141.errors import UserError
 from magic141.tracking import RunLog, Tracker
@@ -66,7 +67,7 @@ def ended(tracker: Tracker, *stages: str) -> RunLog:
     run = tracker.start_parent("demo", "pipeline", {})
     run.params({"seed": 2})
     for stage in stages:
-        ref = ArtifactRef(stage=stage, key="k", uri=f"/nowhere/{stage}", digest="d", run_id=run.run_id)
+        ref = ArtifactRef(stage=stage, key="k", uri=f"/nowhere/{stage}", digest="d" * 64, run_id=run.run_id)
         tracker.set_artifact(run.run_id, ref, reused=False)
     run.close("FINISHED")
     return run
@@ -95,6 +96,13 @@ def test_a_run_without_scores_is_told_from_one_without_a_record(
         f"Not on record how these were judged, so no difference is coloured: demo {first.run_id[:8]}.",
     ]
     assert compare(tracker.workspace, [other.run_id, first.run_id], "student_4", None).remarks == remarks
+
+
+def test_a_student_is_called_by_as_many_digits_as_its_folder(tracker: Tracker) -> None:
+    first, other = judged(tracker, 0.5, seed=0), ended(tracker, "distill_dmd2")
+    made = compare(tracker.workspace, [first.run_id, other.run_id], "student_4", None).tables[-1]
+    names, _, values = cells(made)
+    assert values[names.index("student")] == "d" * DIGEST_CHARS
 
 
 def test_no_name_is_cut_on_a_narrow_console(tracker: Tracker, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from magic141.artifacts.publication import DIGEST_CHARS
 from magic141.evaluation.config import ReportConfig
 from magic141.evaluation.reports.headline import Row
 from magic141.evaluation.reports.pages import MAX_TILE, media_of, media_uri, read_json, read_lines, render_page
@@ -30,7 +31,6 @@ from magic141.stage_log import StageLog
 from magic141.training.config import RECORD_FILE
 from magic141.urls import without_credentials
 
-DIGITS_OF_STUDENT = 8  # of its key, behind the page's title
 QUANTIZED = {
     "num_layers": ("layers in int8", ""),
     "max_relative_error": ("largest error of a layer, relative", ".2%"),
@@ -76,7 +76,7 @@ def _sections(config: ReportConfig, settings: Mapping[str, Any], parts: Mapping[
     return {
         "facts": _facts(parts, info, len(clips)),
         "result": headline_table(rows),
-        "student": made.get("distill_dmd2", "")[:DIGITS_OF_STUDENT],
+        "student": made.get("distill_dmd2", "").rpartition("-")[2][:DIGEST_CHARS],  # as `compare` has it
         "tables": score_tables(rows, settings["evaluate"]["frechet_dimensions"]),
         "terms": variant_terms(rows),
         "notes": _notes(parts, scores, variants),

@@ -254,6 +254,16 @@ def test_the_same_inputs_give_the_same_file_at_any_time(scored: dict[str, Path],
     assert not re.search(rf"\b{date.today().year}-\d\d-\d\d\b", first)
 
 
+def test_the_student_is_called_by_its_content_whose_digest_ends_its_folder_s_name(
+    scored: dict[str, Path], tmp_path: Path
+) -> None:
+    student = tmp_path / "df1cf76acd7e3864-8b6e3accaf94"
+    shutil.copytree(scored["distill_dmd2"], student)
+    page = _write({**scored, "distill_dmd2": student}, tmp_path)
+    assert "· student 8b6e3accaf94</title>" in page
+    assert "Student <code>8b6e3accaf94</code>." in page
+
+
 @pytest.mark.parametrize(("score", "bold"), [("motion", "0.700"), ("frechet", "1.50")])
 def test_the_best_value_of_a_column_is_bold_and_ceilings_do_not_compete(
     scored: dict[str, Path], tmp_path: Path, score: str, bold: str
