@@ -123,7 +123,7 @@ def made_differences(runs: Sequence[RunParts]) -> list[Row]:
     made, conditions = [run.made for run in runs], [_judged_with(run) for run in runs]
     judged = [values for values in conditions if values]  # a run that was not has nothing that could differ
     apart = {row.label for row in (*_differing(made), *_differing(judged))} - known
-    rows = _differing([{**origin, **values} for origin, values in zip(made, conditions, strict=True)])
+    rows = _differing([{**values, **origin} for origin, values in zip(made, conditions, strict=True)])
     return [row for row in rows if row.label in apart]
 
 

@@ -131,6 +131,13 @@ def test_what_runs_were_made_with_is_shown_where_it_differs_and_is_no_setting(ru
     assert [row.label for row in made_differences(unjudged)] == ["commit"]
 
 
+def test_the_data_a_run_is_made_from_and_judged_on_has_one_name(runs: list[RunParts]) -> None:
+    named = [
+        replace(judged(run, data=f"{place}-long"), made={"data": place}) for run, place in zip(runs, "ab", strict=True)
+    ]
+    assert [(row.label, row.values) for row in made_differences(named)] == [("data", ["a", "b"])]
+
+
 def test_the_page_shows_the_clips_that_both_runs_have(runs: list[RunParts], tmp_path: Path) -> None:
     page = tmp_path / "pages" / "compare.html"
     write_comparison(runs, "student_4", num_videos=6, file=page, remarks=["Not judged alike: <seed>"])
