@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from magic141.evaluation.scores import EXACT, FRECHET, VBENCH, Dimension
+from magic141.evaluation.scores import COSTS, EXACT, FRECHET, VBENCH, Dimension
 
 Row = Mapping[str, Any]
 MAX_SCORES = 2
@@ -41,9 +41,15 @@ def on_gpu(row: Row) -> bool:
     return str(row.get("device", "cpu")) != "cpu"
 
 
+def time_that_counts(row: Row) -> Dimension:
+    """What a speed-up is one of: latency on a GPU, CPU time on a CPU."""
+    key = "latency_ms" if on_gpu(row) else "cpu_ms_per_clip"
+    return next(d for d in COSTS if d.key == key)
+
+
 def speedup(slow: Row, fast: Row) -> float | None:
-    """How many times less `fast` takes for a clip: in latency on a GPU, in CPU time on a CPU."""
-    key = "latency_ms" if on_gpu(slow) else "cpu_ms_per_clip"
+    """How many times less `fast` takes for a clip."""
+    key = time_that_counts(slow).key
     return float(slow[key] / fast[key]) if slow.get(key) and fast.get(key) else None
 
 

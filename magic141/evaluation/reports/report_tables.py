@@ -6,7 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from magic141.evaluation.reports.headline import Row, headline_dimensions, many_step_row, on_gpu, speedup, student_row
+from magic141.evaluation.reports.headline import (
+    Row,
+    headline_dimensions,
+    many_step_row,
+    on_gpu,
+    speedup,
+    student_row,
+    time_that_counts,
+)
 from magic141.evaluation.scores import AVERAGE, EXACT, FRECHET, VBENCH, Dimension, error_text
 
 STUDENTS = ("student", "int8")  # models that stand out in tables
@@ -37,23 +45,23 @@ def score_tables(rows: Sequence[Row], frechet_dimensions: int) -> list[dict[str,
 
 
 def headline_table(rows: Sequence[Row]) -> dict[str, Any] | None:
-    """The student, the model of many steps and the real clips: their first scores, evaluations and latency."""
+    """The student, the model of many steps and the real clips: their first scores, evaluations and time per clip."""
     student, many = student_row(rows), many_step_row(rows)
     if student is None or many is None:
         return None
-    dimensions = headline_dimensions(rows)
+    dimensions, time = headline_dimensions(rows), time_that_counts(many)
     real = next((row for row in rows if row["name"] == "real"), None)
     lines = [
         {
             **_named(row),
             "cells": [_cell(d, row["scores"][d.key], None, competes=False) for d in dimensions],
             "nfe": row.get("nfe", ""),
-            "latency": f"{row['latency_ms']:.1f}" if "latency_ms" in row else "",
+            "time": f"{row[time.key]:.{time.digits}f}" if time.key in row else "",
         }
         for row in (student, many, real)
         if row is not None
     ]
-    return {"dimensions": dimensions, "rows": lines, "speedup": speedup(many, student), "on_gpu": on_gpu(many)}
+    return {"dimensions": dimensions, "time": time, "rows": lines, "speedup": speedup(many, student)}
 
 
 def sampling_costs(variants: Sequence[Row]) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from magic141.evaluation.reports.headline import headline, headline_figures
+from magic141.evaluation.reports.report_tables import headline_table
 
 
 def row(name: str, motion: float, frechet: float, **more: Any) -> dict[str, Any]:
@@ -45,3 +46,14 @@ def test_its_figures_come_with_errors_and_ratios() -> None:
 def test_on_a_gpu_latency_counts() -> None:
     rows = [{**line, "device": "GPU 1"} for line in ROWS]
     assert headline_figures(rows)["speedup"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("device", "label", "times"),
+    [("cpu", "CPU ms per clip", ["10.0", "100.0", ""]), ("GPU 1", "latency, ms", ["1.0"] * 3)],
+)
+def test_the_table_shows_the_times_that_the_speed_up_is_one_of(device: str, label: str, times: list[str]) -> None:
+    table = headline_table([{**line, "device": device} for line in ROWS])
+    assert table is not None
+    assert (table["time"].label, [line["time"] for line in table["rows"]]) == (label, times)
+    assert table["speedup"] == float(times[1]) / float(times[0])
