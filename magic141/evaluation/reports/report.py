@@ -170,24 +170,29 @@ def _is_shown(variant: Row, variants: Sequence[Row]) -> bool:
     return variant["num_steps"] in (ordered[0], ordered[-1])
 
 
-def _suite(parts: Mapping[str, Path], variants: Sequence[Row], prompts: Sequence[Row]) -> list[dict[str, Any]]:
-    """Prompts with their retrieved image and the videos of every seed, the students' first."""
+def _suite(parts: Mapping[str, Path], variants: Sequence[Row], prompts: Sequence[Row]) -> dict[str, Any] | None:
+    """Prompts side by side: a row per prompt with its retrieved image, a column per variant, the students' first.
+
+    A cell holds the videos of all seeds.
+    """
     if not prompts:
-        return []
+        return None
     folder = parts["generate"] / "suite"
     shown = sorted((v for v in variants if _is_shown(v, variants)), key=lambda v: v["model"] not in STUDENTS)
-    labels = {v["name"]: v["label"] for v in shown}
     rows = []
     for number, row in enumerate(prompts):
-        videos = [
-            {"src": media_uri(file), "label": f"{labels[name]}, seed {file.stem.partition('-s')[2]}"}
-            for name in labels
-            for file in sorted((folder / name).glob(f"{number:02d}-s*.mp4"))
-        ]
+        videos = [_seeds(folder / v["name"], number) for v in shown]
         image = media_uri(folder / "images" / f"{number:02d}-0.png")
         own = row["hits"][0].get("own_video", False)
         rows.append({**row, "image": image, "own_video": own, "videos": videos})
-    return rows
+    seeds = dict.fromkeys(video["seed"] for row in rows for videos in row["videos"] for video in videos)
+    return {"columns": [v["label"] for v in shown], "seeds": list(seeds), "rows": rows}
+
+
+def _seeds(folder: Path, number: int) -> list[dict[str, str]]:
+    """A variant's videos of one prompt."""
+    files = sorted(folder.glob(f"{number:02d}-s*.mp4"))
+    return [{"src": media_uri(file), "seed": file.stem.partition("-s")[2]} for file in files]
 
 
 def _retrieval(parts: Mapping[str, Path], prompts: Sequence[Row]) -> dict[str, Any] | None:

@@ -115,6 +115,16 @@ def test_videos_are_shown_side_by_side(page: str) -> None:
     assert _Page(page).tags.count("video") == side_by_side + suite + long
 
 
+def test_the_prompt_suite_has_a_column_per_variant_and_the_seeds_below_each_other(page: str) -> None:
+    section = page[page.index('<section id="prompts"') : page.index('<section id="long"')]
+    variants = re.findall(r'<th scope="col">([^<]+)</th>', section)[1:]
+    assert variants == list(dict.fromkeys(variants))
+    row = section[section.index("<tbody>") : section.index("</tr>", section.index("<tbody>"))]
+    labels = [label.rpartition(": ")[2] for label in re.findall(r'aria-label="([^"]+)"', unescape(row))]
+    assert labels == [f"{variant}, seed {seed}" for variant in variants for seed in range(GENERATE.num_seeds)]
+    assert "From top to bottom: seeds 0, 1." in section
+
+
 def _headings(page: str, title: str) -> list[str]:
     table = page[page.index(f"{title}</h3>") :]
     return re.findall(r"<th[^>]*>([^<]+)</th>", table[: table.index("</thead>")])
