@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from magic141.data.dataset import ClipDataset
@@ -32,6 +33,8 @@ from magic141.training.random_numbers import step_generator
 
 SHOWN_SIGMA = 0.7  # time at which the pictures show the scores: the modes are still undecided, the shapes are not
 SHEET = "student_real_fake"
+ROWS = ("student", "real score", "fake score")  # of each clip in the sheet
+TEXT_SHARE, MIN_TEXT = 0.15, 13  # of a row's height, and in pixels
 
 
 class Dmd2Validation:
@@ -151,7 +154,20 @@ class Dmd2Validation:
         codec = load_codec(self.data / "codec")
         codec.to(self.context.device)
         clips = [codec.decode_video(clip).cpu() for clip in latents.split(1)]  # one at a time, to be sure that they fit
-        return contact_sheet(torch.cat(clips).numpy())
+        return with_row_names(contact_sheet(torch.cat(clips).numpy()), len(clips), ROWS)
 
     def _rng(self, stream: int) -> torch.Generator:
         return step_generator(self.context.seed, -2 - stream, self.context.rank)
+
+
+def with_row_names(sheet: NDArray[np.uint8], num_rows: int, names: Sequence[str]) -> NDArray[np.uint8]:
+    """A contact sheet, uint8 [H, W, 3], with a name to the left of every row; the names take turns."""
+    height = len(sheet) // num_rows
+    size = max(MIN_TEXT, round(TEXT_SHARE * height))
+    font = ImageFont.load_default(size)
+    width = size // 2 + max(round(font.getlength(name)) for name in names)
+    margin = Image.new("RGB", (width, len(sheet)), "white")
+    draw = ImageDraw.Draw(margin)
+    for row in range(num_rows):
+        draw.text((size // 4, (row + 0.5) * height), names[row % len(names)], "black", font, anchor="lm")
+    return np.concatenate([np.asarray(margin), sheet], axis=1)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from magic141.training.dmd2.backward_simulation import BackwardSimulation, Gener
 from magic141.training.dmd2.config import Dmd2Config
 from magic141.training.dmd2.dmd2 import Dmd2, Dmd2Spec
 from magic141.training.dmd2.networks import Guidance, GuidedScores
+from magic141.training.dmd2.validation import ROWS, with_row_names
 from magic141.training.launch import launch
 from magic141.training.random_numbers import step_generator
 from magic141.training.train import train
@@ -52,6 +54,19 @@ def test_it_trains_judges_and_exports_a_plain_transformer(
     watched = json.loads((out / "watch.json").read_text())
     assert watched["exported_step"] == (2 if dmd2.config.keep == "last" else watched["best_step"])
     assert (tmp_path / "images" / "student_real_fake-000001.png").is_file()
+
+
+@pytest.mark.parametrize("height", [68, 324])
+def test_every_row_of_a_sheet_has_its_name_beside_it(height: int) -> None:
+    sheet = np.full((6 * height, 90, 3), 128, np.uint8)
+    named = with_row_names(sheet, 6, ROWS)
+    margin = named[:, :-90].reshape(6, height, -1, 3)
+    assert np.array_equal(named[:, -90:], sheet)
+    assert np.array_equal(margin[:3], margin[3:]), "the clips' rows are named alike"
+    student, real, fake = ((row < 128).any(axis=2) for row in margin[:3])
+    assert student.any(axis=1).sum() >= max(8, height // 10), "large enough to read"
+    assert not (student == real).all()
+    assert not (real == fake).all()
 
 
 def test_real_score_is_frozen_and_the_generator_does_not_learn_from_fake_updates(folders: Path, tmp_path: Path) -> None:
