@@ -10,7 +10,7 @@ from html import escape
 from magic141.errors import shortened
 
 WIDTH, HEIGHT = 440, 220
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 14, 30
+LEFT, RIGHT, TOP, BOTTOM = 52, 18, 14, 30
 COLOURS = ("#2f6fde", "#d9822b", "#2a9d6f", "#b0413e", "#7a5cc9", "#4a5568")
 NUM_TICKS = 4
 MIN_GAP = 0.08  # between marks of the x axis, of its length
