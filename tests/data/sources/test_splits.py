@@ -49,6 +49,14 @@ def test_a_video_longer_than_what_is_held_out_trains_wherever_it_ranks() -> None
     assert set(split.labels[0]) == {"train"}
 
 
+def test_tails_are_held_out_where_all_videos_rank_among_the_held_out_ones() -> None:
+    first = sorted(map(str, range(999)), key=rank_of)[:30]
+    groups = [VideoGroup((digest,), (place,), (10,)) for place, digest in enumerate(first)]
+    split = split_windows(groups, fraction=0.15, gap=1)
+    assert split.heldout == "tails"
+    assert all(windows(split, name) for name in SPLITS)
+
+
 def test_of_many_windows_those_that_are_kept_lie_spread_over_their_video() -> None:
     split = split_windows(corpus([90] * 100), fraction=0.15, gap=3, max_windows=3)
     held = [video for video in split.labels if "heldout" in video]
