@@ -43,6 +43,18 @@ def test_one_update_moves_the_new_channels_and_all_that_can_matter() -> None:
     assert all(name.endswith("to_k.bias") for name, change in moved.items() if not change.any())
 
 
+def test_training_starts_from_the_zero_velocity() -> None:
+    x_t, sigma, cond = tiny_inputs()
+    fresh = build_transformer(CONFIG, CHANNELS, TEXT, POOLED)
+    assert not velocity(fresh, x_t, sigma, cond).any()
+
+
+def test_velocities_are_float32_also_where_the_network_computes_in_bf16() -> None:
+    x_t, sigma, cond = tiny_inputs()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert velocity(tiny_transformer(), x_t, sigma, cond).dtype == torch.float32
+
+
 def test_guidance_embedding_starts_without_effect() -> None:
     teacher = tiny_transformer(image_condition=True)
     student = add_guidance_embedding(teacher)

@@ -94,6 +94,14 @@ def test_pca_latents_have_unit_variance_and_keep_the_picture(pca: VideoCodec, cl
     assert 10 * torch.log10(255**2 / error) > 30  # dB
 
 
+def test_large_components_stay_larger_by_the_root_of_what_they_were(pca: VideoCodec, clips: torch.Tensor) -> None:
+    """Half-whitened: a latent's deviation is, but for one factor, the root of its component's."""
+    latents = pca.encode_video(clips)[:, :, 1:]
+    components = latents * pca.vae.group_scale.reshape(-1, 1, 1, 1)
+    ratios = latents.transpose(0, 1).flatten(1).std(1) / components.transpose(0, 1).flatten(1).std(1).sqrt()
+    torch.testing.assert_close(ratios / ratios[0], torch.ones_like(ratios), atol=0.02, rtol=0)
+
+
 def test_what_is_no_codec_is_refused(clips: torch.Tensor, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"num_channels = 200: a patch of the first frame has 192 values"):
         CausalPCACodec.fit(clips, CodecConfig(num_channels=200))
