@@ -139,3 +139,10 @@ def test_far_anchors_come_late_in_pretraining(tmp_path: Path) -> None:
         TrainContext(0, 1, torch.device("cpu"), tmp_path, 0, placement)
     )
     assert [objective.maker_at(step).far_anchors for step in (0, 6, 7, 9)] == [False, False, True, True]
+
+
+def test_a_model_that_knows_no_frames_sees_clips_as_they_go_on(maker: BatchMaker) -> None:
+    """A window that continues from anywhere jumps behind its first frame: text to video would learn the jump."""
+    batch = make(maker, image_condition=False, continued_fraction=1.0)
+    assert set(frames(batch)) == {tuple(range(1, WINDOW + 1))}
+    assert batch.prefix is None

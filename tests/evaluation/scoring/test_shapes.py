@@ -81,6 +81,14 @@ def test_an_object_that_jumps_does_not_move_evenly(clip: ShapeClip) -> None:
     assert score_clip(frames, clip)["motion"] == 0
 
 
+def test_an_object_that_waits_and_then_hurries_does_not_move_evenly(clip: ShapeClip) -> None:
+    hurried = draw(replace(clip, speed=2.4), 5)
+    frames = np.concatenate([hurried[:1]] * 4 + [hurried])
+    scores = score_clip(frames, clip)
+    assert 0.6 < scores["speed"] < 2.2, "a speed of the world"
+    assert (scores["direction"], scores["motion"]) == (1, 0)
+
+
 def test_an_object_that_starts_elsewhere(clip: ShapeClip) -> None:
     frames = draw(replace(clip, x=clip.x + 16, y=clip.y + 11))
     scores = score_clip(frames, clip)

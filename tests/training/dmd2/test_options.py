@@ -231,6 +231,7 @@ def test_validation_takes_no_more_clips_at_once_than_training(folders: Path, tmp
             {"optimizer": {"kind": "adamw"}, "fake_optimizer": {"kind": "muon"}, "placement": {"engine": "deepspeed"}},
             "fake_optimizer.kind = muon: ZeRO stage",
         ),
+        ({"min_score_time": 0.4, "max_score_time": 0.4}, "min_score_time = 0.4 is not below max_score_time = 0.4"),
         ({"student_guidance_range": (3.0, 1.0)}, "its ends are swapped"),
         ({"student_guidance_range": (2.0, 3.0)}, r"to contain student_guidance_scale = 1.2.*use \(1.2, 3.0\)"),
         (
