@@ -19,3 +19,17 @@ def test_a_merged_adapter_is_the_network_with_its_adapter() -> None:
     prefix = make_prefix(x_t, 1)
     expected = velocity(network, x_t, sigma, cond, prefix)
     torch.testing.assert_close(velocity(plain, x_t, sigma, cond, prefix), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_new_adapter_is_the_seeds_and_leaves_the_process_its_random_numbers() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    adapters = []
+    for state, seed in ((5, 1), (6, 1), (5, 2)):
+        network = tiny_transformer()
+        torch.manual_seed(state)
+        add_lora(network, 4, "fake", seed)
+        adapters.append(torch.cat([p.flatten() for name, p in network.named_parameters() if "lora_A" in name]))
+        assert torch.equal(torch.rand(3), expected) == (state == 5)
+    assert torch.equal(adapters[0], adapters[1])
+    assert not torch.equal(adapters[0], adapters[2])
