@@ -106,9 +106,10 @@ def _planned(
     if changed:
         return PlannedStage(stage.name, "run", f"after {changed[-1]}")
     key = stage.key(config, artifacts)
-    if stage.name in refresh and not _is_refreshed(stage, key.digest, tracker):
+    is_to_refresh = stage.name in refresh and not _is_refreshed(stage, key.digest, tracker)
+    if is_to_refresh and stage.name not in blocked:
         return PlannedStage(stage.name, "run", "--refresh")
-    found = find_reusable(tracker, stage.name, key.digest, verify=False) if tracker else None
+    found = find_reusable(tracker, stage.name, key.digest, verify=False) if tracker and not is_to_refresh else None
     if found and found.ref:
         artifacts[stage.name] = found.ref
         return PlannedStage(stage.name, "reused", f"run {found.ref.run_id}", found.ref.run_id)

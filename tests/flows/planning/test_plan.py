@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from flows.planning.estimates import IMAGE_TOKENS, Estimate, _num_evaluations, estimate
-from flows.planning.plan import PlannedStage, _size, _time, _wishes, make_plan, total
-from magic141.config import load_config
+from flows.planning.plan import PlannedStage, _changed, _size, _time, _wishes, make_plan, total
+from magic141.config import PipelineConfig, load_config, with_overrides
 from magic141.config.checks import TRAINING_SECTIONS
 from magic141.evaluation.generation.pieces import list_pieces
 from magic141.evaluation.generation.workload import Workload
@@ -17,6 +17,7 @@ from magic141.evaluation.variants import list_variants, long_video_variants
 from magic141.models.tiny_encoders import build_tiny_parts
 from tasks.pipeline import STAGES
 from tests.models.tiny import INFO
+from tests.tasks.stages import FIRST
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 DEMO = CONFIGS / "demo.yaml"
@@ -33,6 +34,27 @@ def test_a_stage_whose_source_is_missing_is_blocked(tmp_path: Path, monkeypatch:
 
     videos.mkdir()
     assert next(make_plan(config, STAGES)).action == "run"
+
+
+def test_a_stage_that_is_to_be_refreshed_without_its_source_is_blocked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAGIC141_HOME", str(tmp_path))
+    config = load_config(DEMO, ["data.source=folder", f"data.path={tmp_path / 'videos'}"])
+    first, *_ = make_plan(config, STAGES, refresh=["prepare_data"])
+    assert first.action == "blocked"
+    assert first.why.startswith(f"data.path = {tmp_path / 'videos'}: no such folder")
+
+
+def test_a_stage_is_compared_with_the_nearest_of_its_runs() -> None:
+    config = PipelineConfig()
+    far, near = (
+        FIRST.key(with_overrides(config, changes, "test"), {}) for changes in (["seed=1", "data.fps=9"], ["data.fps=7"])
+    )
+    records = [{"parts": "of another version"}, *({"parts": key.model_dump(mode="json")} for key in (far, near, far))]
+    tracker: Any = SimpleNamespace(records=lambda stage, limit: records)
+    row = _changed(FIRST, FIRST.key(config, {}), tracker)
+    assert (row.action, row.why) == ("run", "changed: data.fps: 7.0 -> 8.0")
 
 
 @pytest.mark.parametrize(
