@@ -36,7 +36,9 @@ def test_a_bundle_needs_neither_the_checkpoint_nor_its_place(tmp_path: Path, dow
         shutil.rmtree(tmp_path / path, ignore_errors=True)
     bundle = load_bundle(moved, CPU)
     assert torch.equal(bundle.encoders.encode_text([PROMPT]).tokens, expected.tokens)
-    assert bundle.generate(np.zeros((40, 40, 3), np.uint8), PROMPT).shape == (13, 32, 32, 3)
+    image = np.zeros((40, 40, 3), np.uint8)
+    assert bundle.generate(image, PROMPT).shape == (13, 32, 32, 3)
+    assert bundle.generate(image, PROMPT, seconds=15 / bundle.info.fps).shape == (15, 32, 32, 3)
 
 
 def test_long_videos_carry_as_many_frames_as_was_judged(tmp_path: Path) -> None:
