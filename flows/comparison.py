@@ -63,7 +63,7 @@ def compare(workspace: Path, run_ids: Sequence[str], variant: str, page: Path | 
     if page is not None:
         require_output(page)
     tracker = open_store(workspace)
-    runs = [read_run(tracker, run.info.run_id) for run_id in run_ids for run in tracker.members(run_id)]
+    runs = [read_run(tracker, run) for run_id in run_ids for run in tracker.members(run_id)]
     if len(runs) < 2:
         raise UserError("compare: expected two or more runs, or a sweep; `magic141 runs` lists them")
     scores = score_rows(runs, variant)
@@ -119,9 +119,8 @@ def _way_out(runs: Sequence[RunParts], fields: Sequence[str], workspace: Path) -
     return f"judge again: {'; '.join(commands[:MAX_COMMANDS])}{more}"
 
 
-def read_run(tracker: Tracker, run_id: str, label: str | None = None) -> RunParts:
-    """The parts of a run that are compared; its default label is its name and id."""
-    run = tracker.pipeline_run(run_id)
+def read_run(tracker: Tracker, run: Run, label: str | None = None) -> RunParts:
+    """The parts of a pipeline run that are compared; its default label is its name and id."""
     refs, config = tracker.artifacts_of(run), _config(tracker, run)
     return RunParts(
         label=label or f"{run.info.run_name} {run.info.run_id[:DIGITS_OF_ID]}",

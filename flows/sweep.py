@@ -160,7 +160,7 @@ def _publish(
     finished = [outcome for outcome in outcomes if outcome.run_id]
     if not any(outcome.scores for outcome in finished):
         return None
-    runs = [read_run(tracker, str(outcome.run_id), outcome.label) for outcome in finished]
+    runs = [read_run(tracker, tracker.pipeline_run(str(outcome.run_id)), outcome.label) for outcome in finished]
     page = output_folder(configs[0].home, run.run_id) / "sweep.html"
     drawn, remarks = list(charts(members, configs, outcomes, CHARTED)), list(remarks_on(runs, tracker.workspace))
     write_comparison(runs, variant, NUM_VIDEOS, page, drawn, remarks)

@@ -36,8 +36,7 @@ STAGE = Stage(
     name="report",
     modules=(
         "magic141.evaluation.reports.report",
-        "magic141.evaluation.reports:report.html.j2",
-        "magic141.evaluation.reports:playback.html.j2",
+        *(f"magic141.evaluation.reports:{name}.j2" for name in ("report.html", "playback.html", "bar.html", "bar.css")),
     ),
     settings=_settings,
     inputs=INPUTS,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,6 +20,7 @@ from magic141.text_files import read_json_lines
 
 MANIFEST_FILE = "manifest.jsonl"
 NULL_TEXT_FILE = "null_text.safetensors"
+GOLDEN_RATIO = (1 + 5**0.5) / 2
 
 
 @dataclass(frozen=True)
@@ -72,14 +74,25 @@ class ClipDataset:
         """The video that each clip is of; none in the shapes world, where every clip is its own."""
         return None if any(truth is not None for truth in self.truths) else self.sources
 
+    @property
+    def pixels(self) -> Rows:
+        """The frames of held-out clips, uint8 [N, F, H, W, 3], which no other split has."""
+        assert self.frames is not None
+        return self.frames
+
     def in_turns(self, rows: Iterable[int]) -> list[int]:
-        """Reorders rows: one of every video, then a second of each, and so on, so that a few cover many videos."""
-        turns: Counter[str] = Counter()
-        numbered = []
+        """Reorders rows, so that a few cover many videos, and of each its whole length.
+
+        One of every video comes first, then a second of each, and so on; those of a video are spread over it. Clips
+        that are videos of their own keep their order.
+        """
+        if self.videos is None:
+            return list(rows)
+        of_videos: dict[str, list[int]] = defaultdict(list)
         for row in rows:
-            numbered.append((turns[self.sources[row]], row))
-            turns[self.sources[row]] += 1
-        return [row for _, row in sorted(numbered, key=lambda turn_and_row: turn_and_row[0])]
+            of_videos[self.sources[row]].append(row)
+        turns = zip_longest(*map(_spread, of_videos.values()))
+        return [row for turn in turns for row in turn if row is not None]
 
     def known_first(self, rows: Tensor | Sequence[int]) -> Tensor:
         """What a model is told of some clips' first frames, [B, C, 1, h, w]: what encoding a single picture gives.
@@ -98,3 +111,8 @@ def load_null_text(folder: Path) -> TextEmbedding:
     """Reads the embedding of the empty prompt, one row."""
     fields = load_file(existing(folder / NULL_TEXT_FILE))
     return TextEmbedding(fields["text_tokens"], fields["text_mask"], fields["pooled"])
+
+
+def _spread(rows: Sequence[int]) -> list[int]:
+    """The rows in an order of which every beginning lies spread over them: multiples of the golden ratio, modulo 1."""
+    return [rows[place] for place in sorted(range(len(rows)), key=lambda place: (0.5 + GOLDEN_RATIO * place) % 1)]

@@ -63,10 +63,9 @@ def describe(
 
 def _judge_codec(heldout: ClipDataset, codec: VideoCodec, log: StageLog) -> float:
     """PSNR in dB of held-out clips after encoding and decoding; also logs pictures of both."""
-    assert heldout.frames is not None
     count = NUM_QUALITY_CLIPS if isinstance(codec.vae, CausalPCACodec) else 2
     shown = torch.linspace(0, len(heldout) - 1, min(count, len(heldout))).long()
-    original = heldout.frames[shown].numpy()
+    original = heldout.pixels[shown].numpy()
     codec.to(sampling_device())
     decoded = codec.decode_video(heldout.latents[shown]).cpu().numpy()
     log.image("clips", contact_sheet(original[:NUM_SHEET_CLIPS]))

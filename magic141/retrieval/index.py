@@ -12,6 +12,7 @@ import numpy as np
 
 from magic141.data.dataset import ClipDataset
 from magic141.data.info import load_info
+from magic141.data.sources.splits import HeldOut
 from magic141.retrieval.clip import ClipEmbedder, Embeddings
 from magic141.retrieval.config import IndexConfig
 from magic141.retrieval.recall import Recall, measure_recall
@@ -19,7 +20,7 @@ from magic141.stage_log import StageLog
 from magic141.text_files import json_lines
 
 IMAGES_PER_LIST = 39  # training points per cluster that FAISS's k-means asks for
-NOT_APPLICABLE = {
+NOT_APPLICABLE: dict[HeldOut | None, str] = {
     "tails": "held-out clips are later parts of training videos, whose captions they share",
     None: "the data set does not say whether its held-out clips are of videos that also train; prepare it again",
 }
@@ -93,7 +94,7 @@ def _measure(
     queries = list(zip(heldout.captions, asked, strict=True))
     if info.has_ground_truth:
         return measure_recall(index, embedder, vectors, known, _pick(queries, config.num_queries, seed), exact)
-    if info.heldout != "videos":
+    if info.heldout in NOT_APPLICABLE:
         return Recall(None, None, 0, 0, None, NOT_APPLICABLE[info.heldout])
     added = embedder.embed_images(heldout.first_frame)
     index.add(added)  # the file is written: these are only for the measurement

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any
 
 import faiss
@@ -72,14 +74,18 @@ def measure_recall(
     places = np.array(
         [_place([corpus[hit.row] == content for hit in hits]) for hits, (_, content) in zip(found, asked, strict=True)]
     )
-    share = np.array([counts[content] / sum(counts.values()) for _, content in asked])
     return Recall(
         at={k: float((places < k).mean()) for k in RECALL_AT},
-        chance={k: float((1 - (1 - share) ** k).mean()) for k in RECALL_AT},
+        chance={k: fmean(_chance(counts.total(), counts[content], k) for _, content in asked) for k in RECALL_AT},
         num_queries=len(asked),
         num_without_match=missing,
         same_as_exact=None if exact else _agreement(index, embedded, vectors),
     )
+
+
+def _chance(num_videos: int, num_matching: int, k: int) -> float:
+    """The probability that one of k different videos, drawn at random, matches."""
+    return 1 - math.comb(num_videos - num_matching, k) / math.comb(num_videos, k) if k < num_videos else 1.0
 
 
 def _place(is_hit: Sequence[bool]) -> float:

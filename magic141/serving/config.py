@@ -7,13 +7,14 @@ from pydantic import Field
 from magic141.frozen import FrozenConfig
 
 MIN_SECONDS = 0.1  # of a video; no shorter one is made
+MOST_PIXELS = 178_956_970  # of a picture; PIL refuses more
 
 
 class Limits(FrozenConfig):
     """The largest request that is answered."""
 
     max_image_bytes: int = Field(10_000_000, ge=1, description="largest picture file, in bytes")
-    max_image_pixels: int = Field(40_000_000, ge=1, description="largest width x height of the picture")
+    max_image_pixels: int = Field(40_000_000, ge=1, le=MOST_PIXELS, description="largest width x height of the picture")
     max_prompt_chars: int = Field(1000, ge=1, description="longest prompt, in characters")
     max_seconds: float = Field(20.0, ge=MIN_SECONDS, description="longest video, in seconds")
 

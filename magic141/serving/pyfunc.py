@@ -6,13 +6,14 @@ import base64
 import string
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from magic141.config.errors import explain
+from magic141.data.videos.video import fit_image
 from magic141.errors import UserError
 from magic141.serving.config import Limits
 from magic141.serving.requests import FIELDS, RequestError, VideoRequest, check_request
@@ -43,10 +44,13 @@ class PyfuncModel:
         return [{"video": base64.b64encode(self.student.animate(request).mp4).decode()} for request in requests]
 
     def _checked(self, number: int, row: Mapping[str, Any]) -> VideoRequest:
+        """The request, with its picture scaled to the model's size: all rows are in memory at the same time."""
         try:
-            return check_request({**row, "image": _decoded(row.get("image"))}, self.limits)
+            request = check_request({**row, "image": _decoded(row.get("image"))}, self.limits)
         except RequestError as error:
             raise UserError(f"row {number}: {error}") from None
+        info = self.student.bundle.info
+        return replace(request, image=fit_image(request.image, info.height, info.width))
 
 
 def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> PyfuncModel:

@@ -128,13 +128,18 @@ def _picture(data: object, limits: Limits) -> npt.NDArray[np.uint8]:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > limits.max_image_pixels:
-                value, expected = f"{image.width} x {image.height}", f"at most {limits.max_image_pixels} pixels"
-                raise RequestError("image", value, expected, "scale it down")
+                raise _too_many_pixels(f"{image.width} x {image.height}", limits)
             return upright_rgb(image)
     except RequestError:
         raise
+    except Image.DecompressionBombError:  # PIL's own limit, at which it names no size
+        raise _too_many_pixels(f"{len(data)} bytes", limits) from None
     except UNREADABLE:
         raise RequestError("image", f"{len(data)} bytes", "a readable picture", "send a PNG, JPEG or WebP") from None
+
+
+def _too_many_pixels(value: str, limits: Limits) -> RequestError:
+    return RequestError("image", value, f"at most {limits.max_image_pixels} pixels", "scale it down")
 
 
 def check_image_bytes(size: int, limits: Limits) -> None:

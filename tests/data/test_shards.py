@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,28 @@ def test_rows_in_turns_show_many_videos_first(tmp_path: Path) -> None:
         writer.add(Place(number, "heldout", number), [row], tensors_of(number, 1, with_frames=True))
     writer.close()
     heldout = ClipDataset.open(tmp_path, "heldout")
-    assert heldout.in_turns(range(6)) == [0, 3, 5, 1, 4, 2]
-    assert heldout.in_turns([1, 2, 4]) == [1, 4, 2]
-    assert heldout.in_turns([0, 1, 2]) == [0, 1, 2]  # of one source, such as the demo's world: as they are
+    assert heldout.in_turns(range(6)) == [1, 4, 5, 0, 3, 2]
+    assert heldout.in_turns([1, 2, 4]) == [2, 4, 1]
+
+
+def test_the_first_of_the_rows_in_turns_are_of_all_parts_of_a_video(tmp_path: Path) -> None:
+    """Otherwise a few clips of long videos would all be their openings."""
+    writer = ShardWriter(tmp_path, shard_size=200, stamp="")
+    for number in range(200):
+        row = {"id": str(number), "caption": "", "source": "long", "start_frame": number, "truth": None}
+        writer.add(Place(number, "heldout", number), [row], tensors_of(number, 1, with_frames=True))
+    writer.close()
+    rows = ClipDataset.open(tmp_path, "heldout").in_turns(range(200))
+    assert sorted(rows) == list(range(200))
+    for num in (5, 8, 30):
+        ends = [0, *sorted(rows[:num]), 199]
+        assert max(later - earlier for earlier, later in pairwise(ends)) < 2.7 * 200 / num
+
+
+def test_clips_that_are_videos_of_their_own_keep_their_order(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path, shard_size=8, stamp="")
+    for number in range(4):
+        row = {"id": str(number), "caption": "", "source": "shapes", "start_frame": 0, "truth": {"colour": "red"}}
+        writer.add(Place(number, "heldout", number), [row], tensors_of(number, 1, with_frames=True))
+    writer.close()
+    assert ClipDataset.open(tmp_path, "heldout").in_turns([0, 3, 1]) == [0, 3, 1]

@@ -139,7 +139,7 @@ def test_recall_of_an_approximate_index_compares_with_an_exact_search_in_little_
     assert recall.same_as_exact == pytest.approx(expected)
     assert 0.1 < expected < 1
     assert recall.chance
-    assert [recall.chance[k] for k in (1, 10)] == pytest.approx([0.01, 1 - 0.99**10])
+    assert [recall.chance[k] for k in (1, 10)] == pytest.approx([0.01, 1 - 0.99**10], rel=2e-3)
     assert peak < 200 * 40_000 * 4, "less than one similarity of every query and image"
     assert Content.num_compared < 100_000, "not every query with every image"
 
@@ -329,7 +329,8 @@ def test_a_held_out_video_is_found_among_all(
     (tmp_path / "data" / "manifest.jsonl").write_text(json_lines(told_apart))
     monkeypatch.setattr("magic141.retrieval.recall.RECALL_AT", (1, 100))  # more than there are videos
     build_index(IndexConfig(), tmp_path / "data", of_videos["clip"], tmp_path, NullLog(), 0)
-    assert json.loads((tmp_path / "index.json").read_text())["recall"]["at"]["100"] == 1
+    recall = json.loads((tmp_path / "index.json").read_text())["recall"]
+    assert recall["at"]["100"] == recall["chance"]["100"] == 1
 
 
 @pytest.mark.parametrize(("rule", "reason"), [("tails", "later parts of training videos"), (None, "prepare it again")])

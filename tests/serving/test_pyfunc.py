@@ -25,6 +25,7 @@ from flows.generation import find_model
 from magic141.artifacts.digests import digest_folder
 from magic141.artifacts.references import ArtifactRef
 from magic141.errors import UserError
+from magic141.serving.pyfunc import _load_pyfunc
 from magic141.tracking import Tracker
 from tasks.publish import STAGE
 from tests.serving.conftest import free_port, picture, publish
@@ -48,6 +49,13 @@ def test_equal_publications_have_equal_digests(published: Path, tmp_path: Path) 
     assert digest_folder(again) == digest_folder(published, STAGE.volatile)
     weights = "transformer/diffusion_pytorch_model.safetensors"
     assert (again / weights).samefile(source / "models" / "student" / weights)
+
+
+def test_rows_that_wait_hold_pictures_of_the_models_size(published: Path) -> None:
+    """A hundred photographs as they are would take gigabytes."""
+    model = _load_pyfunc(str(published))
+    request = model._checked(0, {"image": picture(400, 300), "prompt": PROMPT})
+    assert request.image.shape == (model.student.bundle.info.height, model.student.bundle.info.width, 3)
 
 
 def test_rows_of_every_kind_become_videos(model: mlflow.pyfunc.PyFuncModel, image: bytes) -> None:

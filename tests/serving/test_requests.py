@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -10,6 +12,20 @@ from magic141.serving.config import Limits
 from magic141.serving.requests import RequestError, check_names, check_request
 from tests.data.made import with_damaged_exif
 from tests.serving.conftest import picture
+
+
+def png_header(width: int, height: int) -> bytes:
+    """All that is read of a picture that claims to be far too large."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + struct.pack(">I", 13)
+        + header
+        + struct.pack(">I", zlib.crc32(header))
+        + bytes(4)
+        + b"IDAT"
+    )
+
 
 LIMITS = Limits(max_image_bytes=20_000, max_image_pixels=4000, max_prompt_chars=20, max_seconds=5)
 GOOD = {"image": picture(), "prompt": "it moves"}
@@ -55,6 +71,7 @@ def test_formats(kind: str) -> None:
         ({"image": picture()[:-2000]}, 422, "expected a readable picture"),
         ({"image": with_damaged_exif()}, 422, "expected a readable picture"),
         ({"image": picture(100, 41)}, 422, "image = 100 x 41: expected at most 4000 pixels; scale it down"),
+        ({"image": png_header(20_000, 10_000)}, 422, "bytes: expected at most 4000 pixels; scale it down"),
         ({"image": bytes(20_001)}, 413, "image = 20001 bytes: expected at most 20000"),
     ],
 )

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jinja2 import Environment
+from jinja2.meta import find_referenced_templates
 
 from magic141.artifacts.references import ArtifactRef
 from magic141.config import PipelineConfig, load_config, validate
@@ -13,6 +15,7 @@ from tasks.report import INPUTS, STAGE
 from tasks.stage import StageCall
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
+TEMPLATES = Path(__file__).parents[2] / "magic141" / "evaluation" / "reports"
 ARTIFACTS = {name: ArtifactRef(stage=name, key="", uri="", digest=f"digest of {name}", run_id="") for name in INPUTS}
 
 
@@ -26,8 +29,14 @@ def test_a_setting_that_the_page_shows_is_in_the_key_and_where_work_runs_is_not(
     assert key_of(load_config(DEMO, ["workspace=elsewhere", "generate.num_workers=2", "publish.alias=best"])) == demo
 
 
-def test_the_template_is_in_the_key() -> None:
-    assert "magic141.evaluation.reports:report.html.j2" in STAGE.code()
+def test_the_page_s_templates_are_in_the_key() -> None:
+    found, to_read = set[str](), ["report.html.j2"]
+    while to_read:
+        found.add(name := to_read.pop())
+        included = find_referenced_templates(Environment().parse((TEMPLATES / name).read_text()))
+        to_read += [other for other in included if other and other not in found]
+    assert len(found) > 1
+    assert {name.partition(":")[2] for name in STAGE.code() if ":" in name} == found
 
 
 def test_the_settings_shown_are_a_config_of_the_same_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,10 +10,12 @@ from magic141.data.sources.split_tails import Labels, label_tails
 from magic141.data.sources.video_groups import VideoGroup
 
 SPLITS = ("train", "validation", "heldout")
-HeldOut = Literal["videos", "tails"]
+HeldOut = Literal["videos", "short_videos", "tails"]
 MEANING: dict[str, str] = {
     "videos": "held-out clips are of videos that nobody trained on (but a model from before there were enough videos "
     "to hold out whole ones has seen those of them that were there)",
+    "short_videos": "held-out clips are of videos that nobody trained on, too short to be split; which ones may "
+    "change with every video that is added",
     "tails": "held-out clips are later parts of videos that were trained on, since there are too few videos to hold "
     "out whole ones: scores of unseen videos would be worse",
 }
@@ -61,13 +63,19 @@ def split_windows(groups: Sequence[VideoGroup], fraction: float, gap: int, max_w
         max_windows: Most windows held out, and most used for validation; they are spread over all such videos.
     """
     whole = _label_whole(groups, fraction, max_windows)
-    rule: HeldOut = "tails" if whole is None else "videos"
     firsts, remarks = whole or label_tails([group.counts[0] for group in groups], fraction, gap, max_windows)
+    rule: HeldOut = "videos" if whole else _rule_of_tails(firsts)
     labels: list[Labels] = [[] for group in groups for _ in group.counts]
     for group, first in zip(groups, firsts, strict=True):
         for place, (video, count) in enumerate(zip(group.videos, group.counts, strict=True)):
             labels[video] = first if place == 0 else _label_copy(first, count)
     return Split(labels, rule, [MEANING[rule], *remarks])
+
+
+def _rule_of_tails(labels: Sequence[Labels]) -> HeldOut:
+    """Whether videos that are held out also train; short ones are held out whole."""
+    held = [video for video in labels if "heldout" in video]
+    return "short_videos" if held and not any("train" in video for video in held) else "tails"
 
 
 def _label_copy(first: Labels, count: int) -> Labels:

@@ -91,20 +91,20 @@ def write_video(path: Path, frames: Frames, fps: float, zoom: int = 1, crf: int 
 
     `zoom` repeats pixels; odd sides gain one repeated row or column, because yuv420p needs even sides.
     """
-    zoomed = np.repeat(np.repeat(frames, zoom, axis=1), zoom, axis=2)
-    height, width = zoomed.shape[1:3]
-    even = np.pad(zoomed, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    height, width = (side * zoom for side in frames.shape[1:3])
+    margins = ((0, height % 2), (0, width % 2), (0, 0))
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
-        stream.height, stream.width = even.shape[1:3]
+        stream.height, stream.width = height + height % 2, width + width % 2
         stream.pix_fmt = "yuv420p"
         stream.options = {"crf": str(crf), "preset": "veryfast"}
         codec = stream.codec_context
         codec.color_range = int(ColorRange.MPEG)
         codec.colorspace = codec.color_primaries = codec.color_trc = _BT709
-        for frame in even:
-            container.mux(stream.encode(_in_bt709(frame)))
+        for frame in frames:
+            zoomed = frame.repeat(zoom, axis=0).repeat(zoom, axis=1)
+            container.mux(stream.encode(_in_bt709(np.pad(zoomed, margins, mode="edge"))))
         container.mux(stream.encode())
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from magic141.accelerator import finish_gpu_work
 from magic141.data.videos.sheets import contact_sheet
 from magic141.evaluation.config import GenerateConfig
-from magic141.evaluation.generation.media import first_clips, save_video
+from magic141.evaluation.generation.media import read_image, save_image, save_video
 from magic141.evaluation.generation.performance import peak_megabytes
 from magic141.evaluation.generation.suite import Conditions, clip_conditions, long_video_seed
 from magic141.evaluation.generation.workload import Advance, Workload
@@ -32,21 +32,28 @@ NUM_LONG_VIDEOS_SHOWN = 3
 def run_long(
     work: Workload, variant: Variant, generator: VideoGenerator, out: Path, advance: Advance
 ) -> list[dict[str, float]]:
-    """Generates long videos of all long clips into `out`, batch by batch; returns cost and memory per window."""
+    """Generates long videos of all long clips into `out`, batch by batch; returns cost and memory per window.
+
+    Their pixels are kept for exact scores, where there are any, and of some as videos.
+    """
     parts, costs = [], []
     for number, batch in enumerate(clip_conditions(work.heldout, work.long_rows).batches(work.config.batch_size)):
         seed = long_video_seed(work.seed, number)
         latents, taken = long_latents(work.config, generator, batch.to(work.device), seed, advance)
         parts.append(latents.cpu())
         costs.append(taken)
-    frames = work.decode(torch.cat(parts))
+    made, scored = torch.cat(parts), work.info.has_ground_truth
+    frames = work.decode(made if scored else made[:NUM_LONG_VIDEOS_SHOWN])
     folder = out / "long"
     folder.mkdir()
-    save_file({"frames": frames}, folder / f"{variant.name}.safetensors")
-    for number, clip in enumerate(frames[:NUM_LONG_VIDEOS_SHOWN].numpy()):
+    if scored:
+        save_file({"frames": frames}, folder / f"{variant.name}.safetensors")
+    shown = frames[:NUM_LONG_VIDEOS_SHOWN].numpy()
+    for number, clip in enumerate(shown):
         save_video(folder / variant.name / f"{number:02d}.mp4", clip, work.info.fps)
+    save_image(folder / f"{variant.name}.png", contact_sheet(shown, max_columns=16))
     if variant.model == "student":
-        save_video(folder / "long.mp4", frames[0].numpy(), work.info.fps)
+        save_video(folder / "long.mp4", shown[0], work.info.fps)
     return mean_costs(costs, [len(part) for part in parts])
 
 
@@ -60,8 +67,7 @@ def show_long(variant: Variant, folder: Path, log: StageLog) -> None:
     """Logs the videos that `run_long` has written below `folder`."""
     if variant.model == "student":
         log.file(folder / "long" / "long.mp4", "long")
-    clips = first_clips(folder / "long" / f"{variant.name}.safetensors", NUM_LONG_VIDEOS_SHOWN)
-    log.image(f"long/{variant.name}", contact_sheet(clips, max_columns=16))
+    log.image(f"long/{variant.name}", read_image(folder / "long" / f"{variant.name}.png"))
 
 
 def long_evaluations(work: Workload, variant: Variant) -> int:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from safetensors import safe_open
 
 from magic141.data.videos.pixels import Frames
 from magic141.data.videos.video import write_video
@@ -25,18 +24,16 @@ def save_video(path: Path, frames: Frames, fps: float) -> None:
     write_video(path, frames, fps, zoom_for(frames))
 
 
-def first_clips(path: Path, num: int) -> Frames:
-    """The first `num` clips of a safetensors file's `frames`, uint8 [N, F, H, W, 3]; reads only these."""
-    with safe_open(str(path), framework="np") as tensors:
-        stored = tensors.get_slice("frames")
-        clips: Frames = stored[: min(num, stored.get_shape()[0])]
-    return clips
-
-
 def save_image(path: Path, image: Frames) -> None:
     """Writes uint8 [H, W, 3] as PNG, small ones enlarged."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(_enlarge(image, zoom_for(image))).save(path)
+
+
+def read_image(path: Path) -> Frames:
+    """A picture that `save_image` wrote, uint8 [H, W, 3]."""
+    with Image.open(path) as image:
+        return np.asarray(image)
 
 
 def _enlarge(frames: Frames, zoom: int) -> Frames:

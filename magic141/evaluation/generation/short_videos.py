@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from magic141.data.videos.sheets import contact_sheet
-from magic141.evaluation.generation.media import first_clips, save_video
+from magic141.evaluation.generation.media import read_image, save_image, save_video
 from magic141.evaluation.generation.performance import Usage, measure, weight_megabytes
 from magic141.evaluation.generation.suite import Conditions, clip_conditions, clip_seed
 from magic141.evaluation.generation.tensor_memory import TensorMemory
@@ -61,8 +61,7 @@ def show_short(work: Workload, variant: Variant, folder: Path, log: StageLog) ->
     """Logs the showcase videos that `run_short` has written below `folder`."""
     for file in sorted((folder / "showcase" / variant.name).iterdir()):
         log.file(file, f"showcase/{variant.name}")
-    clips = first_clips(folder / "exact" / f"{variant.name}.safetensors", work.config.num_showcase_clips)
-    log.image(f"samples/{variant.name}", contact_sheet(clips))
+    log.image(f"samples/{variant.name}", read_image(sheet_file(folder, variant)))
 
 
 def short_evaluations(work: Workload, variant: Variant) -> int:
@@ -73,13 +72,22 @@ def short_evaluations(work: Workload, variant: Variant) -> int:
     return variant.num_evaluations * clips
 
 
+def sheet_file(folder: Path, variant: Variant) -> Path:
+    """The contact sheet of a variant's showcase."""
+    return folder / "showcase" / "sheets" / f"{variant.name}.png"
+
+
 def _write_clips(work: Workload, variant: Variant, latents: Tensor, out: Path) -> None:
-    """Writes the continued held-out clips for the exact scores, and some of them as videos."""
-    frames = work.decode(latents)
+    """Writes the continued held-out clips, some of them as videos; of the others pixels only for exact scores."""
+    num_shown, scored = work.config.num_showcase_clips, work.info.has_ground_truth
+    frames = work.decode(latents if scored else latents[:num_shown])
+    pixels = {"frames": frames} if scored else {}
     (out / "exact").mkdir()
-    save_file({"frames": frames, "latents": latents}, out / "exact" / f"{variant.name}.safetensors")
-    for number, clip in enumerate(frames[: work.config.num_showcase_clips].numpy()):
+    save_file({"latents": latents, **pixels}, out / "exact" / f"{variant.name}.safetensors")
+    shown = frames[:num_shown].numpy()
+    for number, clip in enumerate(shown):
         save_video(out / "showcase" / variant.name / f"{number:02d}.mp4", clip, work.info.fps)
+    save_image(sheet_file(out, variant), contact_sheet(shown))
 
 
 def _run_suite(work: Workload, variant: Variant, generator: VideoGenerator, out: Path, advance: Advance) -> None:
@@ -97,16 +105,9 @@ def _run_continuation(work: Workload, variant: Variant, generator: VideoGenerato
     latents, _ = _sample(work, generator, conditions, work.seed, advance)
     frames = work.decode(latents)
     known = num_pixel_frames(NUM_KNOWN, work.info.temporal_factor)
-    truth = _true_continuation(work, rows, frames.shape[1])
+    truth = work.heldout.pixels[rows, : frames.shape[1]]
     tensors = {"frames": frames[:, known:].contiguous(), "truth": truth[:, known:].contiguous()}
     save_file(tensors, out / "exact" / f"continuation-{variant.name}.safetensors")
-
-
-def _true_continuation(work: Workload, rows: list[int], num_frames: int) -> Tensor:
-    """The clips' own frames, or their reconstruction if those were not stored."""
-    if work.heldout.frames is not None:
-        return work.heldout.frames[rows, :num_frames]
-    return work.decode(work.heldout.latents[rows, :, : work.latent_frames])
 
 
 def _sample(

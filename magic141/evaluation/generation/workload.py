@@ -11,7 +11,6 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from magic141.data.dataset import ClipDataset, load_null_text
 from magic141.data.info import DatasetInfo, load_info
@@ -160,9 +159,8 @@ def write_conditions(work: Workload, out: Path) -> None:
     num_frames = num_pixel_frames(work.latent_frames, work.info.temporal_factor)
     for number, row in enumerate(work.rows[: work.config.num_showcase_clips]):
         save_image(out / "showcase" / "input" / f"{number:02d}.png", heldout.first_frame[row].numpy())
-        if heldout.frames is not None:
-            clip: NDArray[np.uint8] = heldout.frames[row, :num_frames].numpy()
-            save_video(out / "showcase" / "real" / f"{number:02d}.mp4", clip, work.info.fps)
+        clip = heldout.pixels[row, :num_frames].numpy()
+        save_video(out / "showcase" / "real" / f"{number:02d}.mp4", clip, work.info.fps)
         decoded = work.codec.decode_video(heldout.latents[[row], :, : work.latent_frames])[0].cpu().numpy()
         save_video(out / "showcase" / "codec" / f"{number:02d}.mp4", decoded, work.info.fps)
     _write_prompts(work, out)

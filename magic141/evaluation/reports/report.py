@@ -26,11 +26,12 @@ from magic141.evaluation.reports.report_tables import (
     score_tables,
     variant_terms,
 )
-from magic141.evaluation.scores import COSTS, SCORES_FILE
+from magic141.evaluation.scores import COSTS, SCORES_FILE, VBENCH
 from magic141.stage_log import StageLog
 from magic141.training.config import RECORD_FILE
 from magic141.urls import without_credentials
 
+VBENCH_KEYS = [dimension.key for dimension in VBENCH]
 QUANTIZED = {
     "num_layers": ("layers in int8", ""),
     "max_relative_error": ("largest error of a layer, relative", ".2%"),
@@ -130,10 +131,13 @@ def _notes(parts: Mapping[str, Path], scores: Row, variants: Sequence[Row]) -> l
             "model that has learned both goes each way in half of its clips: 0.5. One that always goes the same way, a "
             "collapse, has 0 or 1."
         )
-    if version := scores["vbench"]["versions"]["vbench"]:
+    judged = {key for row in rows for key in VBENCH_KEYS if row["scores"][key]["value"] is not None}
+    if judged:
+        version = scores["vbench"]["versions"]["vbench"]
+        notes.append(f"VBench {version}, custom videos: on {_num_showcase(parts, variants)} clips per variant.")
+    if "temporal_flickering" in judged:
         notes.append(
-            f"VBench {version}, custom videos: on {_num_showcase(parts, variants)} clips per variant. Its temporal "
-            "flickering is the higher the less moves, and 1 if nothing does: it should match the real clips'."
+            "Its temporal flickering is 1 if nothing moves, and less the more does: it should match real clips'."
         )
     return notes
 

@@ -7,6 +7,7 @@ good model's clips.
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -18,7 +19,7 @@ from magic141.data.rows import Rows
 
 Array = NDArray[np.float64]
 MAX_FIT_TUBES = 200_000
-NUM_GROUPS = 16  # of clips, each left out once for the error
+NUM_GROUPS = 16  # of videos, each left out once for the error
 
 
 @dataclass(frozen=True)
@@ -70,30 +71,31 @@ def frechet_between(a: Array, b: Array) -> float:
     return float(max(0.0, means + np.trace(cov_a) + np.trace(cov_b) - 2 * cross))
 
 
-def frechet_error(a: Array, b: Array, num_clips: int) -> float | None:
-    """The standard error of `frechet_distance` that comes from which clips were drawn, by the grouped jackknife.
+def frechet_error(a: Array, b: Array, videos: Sequence[Hashable]) -> float | None:
+    """The standard error of `frechet_distance` that comes from which videos were drawn, by the grouped jackknife.
 
     Args:
         a: samples [N*P, n] of N clips with P places each.
         b: samples [F*N*P, n] of F clips for each of those, all of one round after all of the other.
-        num_clips: N.
+        videos: what each of the N clips is of; clips of a video are alike, and left out together.
 
     Returns:
-        None if what is left without a group is too little for n directions.
+        None if there is one video, or what is left without a group is too little for n directions.
     """
-    num_groups = min(num_clips, NUM_GROUPS)
-    if num_groups < 2 or len(a) * (num_groups - 1) // num_groups <= a.shape[1] + 1:
+    numbers = {video: number for number, video in enumerate(dict.fromkeys(videos))}
+    num_groups = min(len(numbers), NUM_GROUPS)
+    group = np.array([numbers[video] % num_groups for video in videos])
+    parts = [_moments_of_groups(x, len(a) // len(videos), group, num_groups) for x in (a, b)]
+    left = [[part.sum(0) - part[number] for part in parts] for number in range(num_groups)]
+    if num_groups < 2 or min(without_a[0, 0] for without_a, _ in left) <= a.shape[1] + 1:
         return None
-    parts = [_moments_of_groups(x, len(a) // num_clips, num_clips, num_groups) for x in (a, b)]
-    sums = [part.sum(0) for part in parts]
-    without = [frechet_between(*(s - part[g] for s, part in zip(sums, parts, strict=True))) for g in range(num_groups)]
-    return float(np.sqrt((num_groups - 1) * np.var(without)))
+    return float(np.sqrt((num_groups - 1) * np.var([frechet_between(*pair) for pair in left])))
 
 
-def _moments_of_groups(x: Array, num_places: int, num_clips: int, num_groups: int) -> Array:
-    """The `moments` [G, 1 + n, 1 + n] of the clips of each group, every G-th one."""
-    group = np.arange(len(x)) // num_places % num_clips % num_groups
-    return np.stack([moments(x[group == number]) for number in range(num_groups)])
+def _moments_of_groups(x: Array, num_places: int, group: NDArray[np.int64], num_groups: int) -> Array:
+    """The `moments` [G, 1 + n, 1 + n] of the clips of each group; `group` [N]: of each clip."""
+    of_sample = group[np.arange(len(x)) // num_places % len(group)]
+    return np.stack([moments(x[of_sample == number]) for number in range(num_groups)])
 
 
 def _gaussian(summed: Array) -> tuple[Array, Array]:

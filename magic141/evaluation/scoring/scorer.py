@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -78,19 +78,18 @@ class Scorer:
         if truths is not None:
             num_frames = num_pixel_frames(frames, info.temporal_factor)
             futures = space.project(valid_futures(truths, num_frames, info.height, info.width, codec))
-            real, floor = futures, frechet_score(real, futures, len(rows))
+            real, floor = futures, frechet_score(real, futures, rows)
         return cls(config, codec, generated, heldout, rows, truths, space, real, floor, num_latent_frames=frames)
 
     def heldout_clips(self) -> dict[str, Score]:
         """Scores of the held-out clips themselves: a ceiling."""
-        return self._scores("real", self._real_frames(), self.floor, Score.missing(OWN_CONTINUATION))
+        return self._scores("real", self._real_frames, self.floor, Score.missing(OWN_CONTINUATION))
 
     def reconstruction(self) -> dict[str, Score]:
         """Scores of what the codec makes of the held-out clips: a ceiling of all that is made of its latents."""
         frames = self._decoded()
         encoded = torch.cat([self.codec.encode_video(part).cpu() for part in frames.split(codec_batch(self.codec))])
-        distance = frechet_score(self.space.project(encoded), self.real, len(self.rows))
-        return self._scores("codec", frames, distance, Score.missing(OWN_CONTINUATION))
+        return self._scores("codec", lambda: frames, self._distance(encoded), Score.missing(OWN_CONTINUATION))
 
     def _decoded(self) -> Tensor:
         """The held-out clips as the codec reconstructs them, uint8 [N, F, H, W, 3]."""
@@ -98,29 +97,36 @@ class Scorer:
         return torch.cat([self.codec.decode_video(part).cpu() for part in latents.split(codec_batch(self.codec))])
 
     def _real_frames(self) -> Tensor:
-        """The held-out clips' pixels, uint8 [N, F, H, W, 3]; decoded ones if none are stored."""
-        if self.heldout.frames is None:
-            return self._decoded()
+        """The held-out clips' pixels, uint8 [N, F, H, W, 3]."""
         num_frames = num_pixel_frames(self.num_latent_frames, self.codec.temporal_factor)
-        return self.heldout.frames[self.rows, :num_frames]
+        return self.heldout.pixels[self.rows, :num_frames]
 
     def variant(self, name: str) -> dict[str, Score]:
         """Scores of a generated variant."""
         tensors = load_file(self.generated / "exact" / f"{name}.safetensors")
-        distance = frechet_score(self.space.project(tensors["latents"]), self.real, len(self.rows))
-        return self._scores(name, tensors["frames"], distance, self._continuation(name))
+        return self._scores(
+            name, lambda: tensors["frames"], self._distance(tensors["latents"]), self._continuation(name)
+        )
 
-    def _scores(self, name: str, frames: Tensor, distance: Score, continuation: Score) -> dict[str, Score]:
+    def _distance(self, latents: Tensor) -> Score:
+        """The Fréchet distance of clips made from the conditions."""
+        videos = self.rows if self.heldout.videos is None else [self.heldout.videos[row] for row in self.rows]
+        return frechet_score(self.space.project(latents), self.real, videos)
+
+    def _scores(
+        self, name: str, frames: Callable[[], Tensor], distance: Score, continuation: Score
+    ) -> dict[str, Score]:
         scores = {**self._exact(frames), FRECHET.key: distance}
         if self.truths is not None:
             scores["continuation_psnr_db"] = continuation
         scores |= score_folder(self.generated / "showcase" / name, self.config.vbench_dimensions)
         return {**scores, AVERAGE.key: average(scores)}
 
-    def _exact(self, frames: Tensor) -> dict[str, Score]:
+    def _exact(self, frames: Callable[[], Tensor]) -> dict[str, Score]:
+        """Scores against the ground truth; only these need pixels."""
         if self.truths is None:
             return {dimension.key: Score.missing(NO_TRUTH) for dimension in EXACT}
-        values = score_clips(frames.numpy(), self.truths)
+        values = score_clips(frames().numpy(), self.truths)
         scores = {name: Score.mean(array) for name, array in values.items()}
         return {**scores, "speed_std": Score(float(np.std(values["speed"])))}
 
@@ -161,13 +167,13 @@ def valid_futures(
     return torch.cat(latents)
 
 
-def frechet_score(a: NDArray[np.float64], b: NDArray[np.float64], num_clips: int) -> Score:
+def frechet_score(a: NDArray[np.float64], b: NDArray[np.float64], videos: Sequence[Hashable]) -> Score:
     """The distance between coefficients, with its error; missing if there are too few to tell their directions apart.
 
     Args:
         a: [N*P, n] of N clips with P places each.
         b: [F*N*P, n] of F clips for each of those, all of one round after all of the other.
-        num_clips: N.
+        videos: what each of the N clips is of.
     """
     num_dimensions = a.shape[1]
     if min(len(a), len(b)) <= num_dimensions:
@@ -177,7 +183,7 @@ def frechet_score(a: NDArray[np.float64], b: NDArray[np.float64], num_clips: int
         )
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return Score.missing("latents with values that are not finite")
-    return Score(frechet_distance(a, b), stderr=frechet_error(a, b, num_clips))
+    return Score(frechet_distance(a, b), stderr=frechet_error(a, b, videos))
 
 
 def _num_latent_frames(generated: Path) -> int:

@@ -76,6 +76,15 @@ def test_a_corpus_of_few_videos_or_a_few_long_ones_holds_out_tails_and_says_so()
     assert split_windows([], fraction=0.15, gap=3) == Split([], "tails", [split.notes[0]])
 
 
+@pytest.mark.parametrize("num_windows", [3, 7])
+def test_short_videos_of_a_small_corpus_are_held_out_whole_and_said_to_be(num_windows: int) -> None:
+    split = split_windows(corpus([num_windows] * 15), fraction=0.15, gap=3)
+    assert not videos(split, "heldout") & videos(split, "train")
+    assert split.heldout == "short_videos"
+    assert split.notes[0].startswith("held-out clips are of videos that nobody trained on, too short to be split")
+    assert split_windows(corpus([8] * 15), fraction=0.15, gap=3).heldout == "tails"
+
+
 @pytest.mark.parametrize("counts", [[1] * 4000, [4] * 1000, [40] * 100, [400] * 100])
 def test_a_limit_is_kept_and_spread_over_many_videos(counts: list[int]) -> None:
     split = split_windows(corpus(counts), fraction=0.15, gap=3, max_windows=20)

@@ -122,6 +122,9 @@ def test_long_videos_have_costs_for_every_window(generated: Generated) -> None:
 
 def test_without_ground_truth_nothing_is_called_determined(generated_from_folder: dict[str, Path]) -> None:
     out = generated_from_folder["generate"]
+    for file in (out / "exact").glob("*.safetensors"):
+        assert load_file(file).keys() == {"latents"}, "no pixels of clips that are not shown"
+    assert not list((out / "long").glob("*.safetensors"))
     assert not list((out / "exact").glob("continuation-*"))
     assert (out / "exact" / "student_4.safetensors").is_file()
 

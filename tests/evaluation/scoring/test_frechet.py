@@ -90,7 +90,7 @@ def test_the_error_is_what_other_draws_of_clips_differ_by() -> None:
 
     draws = [(clips(1), clips(num_rounds)) for _ in range(60)]
     spread = np.std([frechet_distance(a, b) for a, b in draws])
-    errors = [frechet_error(a, b, num_clips) for a, b in draws]
+    errors = [frechet_error(a, b, range(num_clips)) for a, b in draws]
     assert 0.6 < np.mean([error for error in errors if error is not None]) / spread < 1.6
 
 
@@ -98,13 +98,29 @@ def test_a_clip_is_left_out_together_with_its_own_futures() -> None:
     """Clips beside whose futures nothing changes have no error, also if they are no multiple of the groups."""
     rng, num_clips = np.random.default_rng(0), 24
     a, others = rng.normal(size=(num_clips * 3, 3)), rng.normal(size=(2 * num_clips * 3, 3))
-    own, any_other = (frechet_error(a, b, num_clips) for b in (np.concatenate([a, a]), others))
+    own, any_other = (frechet_error(a, b, range(num_clips)) for b in (np.concatenate([a, a]), others))
     assert own is not None
     assert any_other is not None
     assert own < 1e-3 * any_other
 
 
+@pytest.mark.parametrize(("num_videos", "num_clips"), [(5, 51), (4, 64), (24, 10)])
+def test_clips_of_a_video_say_as_much_as_one_if_they_are_alike(num_videos: int, num_clips: int) -> None:
+    """They come in turns, one of every video; were they left out one by one, hardly anything would change."""
+    rng, videos = np.random.default_rng(0), list(range(num_videos)) * num_clips
+
+    def clips() -> np.ndarray:
+        return np.tile(rng.normal(size=(num_videos, 2)), (num_clips, 1)) + 0.1 * rng.normal(size=(len(videos), 2))
+
+    real = rng.normal(size=(2000, 2))[: len(videos)]
+    draws = [clips() for _ in range(80)]
+    spread = np.std([frechet_distance(a, real) for a in draws])
+    errors = [frechet_error(a, real, videos) for a in draws]
+    assert 0.5 < np.mean([error for error in errors if error is not None]) / spread < 2
+
+
 def test_too_few_clips_have_no_error() -> None:
     a = np.random.default_rng(0).normal(size=(12, 4))
-    assert frechet_error(a, a, 1) is None
-    assert frechet_error(a[:6], a[:6], 2) is None
+    assert frechet_error(a, a, ["video"]) is None
+    assert frechet_error(a, a, ["video"] * 12) is None
+    assert frechet_error(a[:6], a[:6], range(2)) is None

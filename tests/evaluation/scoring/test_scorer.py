@@ -83,14 +83,14 @@ def test_a_vae_encodes_one_clip_at_a_time() -> None:
 def test_clips_with_a_value_that_is_not_finite_miss_their_distance_and_no_other_score() -> None:
     sound, broken = np.random.default_rng(0).normal(size=(2, 20, 3))
     broken[7, 1] = np.nan
-    assert frechet_score(sound, sound, 1).value is not None
-    assert frechet_score(broken, sound, 1).reason == "latents with values that are not finite"
+    assert frechet_score(sound, sound, [0]).value is not None
+    assert frechet_score(broken, sound, [0]).reason == "latents with values that are not finite"
 
 
 def test_a_distance_needs_more_places_than_dimensions_in_both_sets() -> None:
     many = np.random.default_rng(0).normal(size=(20, 3))
-    assert frechet_score(many, many[:4], 1).value is not None
+    assert frechet_score(many, many[:4], [0]).value is not None
     for a, b in ((many, many[:3]), (many[:3], many)):
-        reason = frechet_score(a, b, 1).reason or ""
+        reason = frechet_score(a, b, [0]).reason or ""
         assert reason.startswith("its 3 dimensions (evaluate.frechet_dimensions) need more places in more clips")
         assert reason.endswith(f"there are {len(a)} and {len(b)}")
