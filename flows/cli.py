@@ -21,6 +21,9 @@ from flows.command_line.outcomes import (
     wide_console,
 )
 from flows.command_line.selection import (
+    ALL_SERVERS,
+    RAY,
+    STORE,
     checked_home,
     prefect_server,
     refuse_second_workspace,
@@ -114,7 +117,7 @@ def sweep(
         from flows.planning.grid import check_members, members_of
 
         refuse_second_workspace(set_, workspace)
-        checked_home(workspace)
+        checked_home(workspace, ALL_SERVERS)
         values, *_ = check_members(config, members_of(vary or (), member or ()), set_ or ())
         with resumable(), prefect_server(values.home, debug):
             from flows.sweep import SweepFailed
@@ -140,7 +143,7 @@ def evaluate(
 ) -> None:
     """Generate, evaluate and report again with the models of an earlier run."""
     with reporting(debug):
-        home = checked_home(workspace)
+        home = checked_home(workspace, ALL_SERVERS)
         with resumable(), prefect_server(home, debug):
             from flows.evaluation import evaluation
 
@@ -244,7 +247,7 @@ def serve(
     with reporting(debug):
         from flows.serving import serve as serving
 
-        serving(checked_home(workspace), model, host, port, set_ or (), replace, say=typer.echo)
+        serving(checked_home(workspace, (STORE, RAY)), model, host, port, set_ or (), replace, say=typer.echo)
 
 
 @app.command()

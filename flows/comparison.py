@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from flows.failures.writable import require_output
 from flows.records.commands import command
-from flows.records.judgements import CODE, TRAINED_IN, command_like, measurement_of, param_value
+from flows.records.judgements import (
+    CODE,
+    DEVICE,
+    TRAINED_IN,
+    command_like,
+    measurement_of,
+    measuring_anew,
+    param_value,
+)
 from magic141.artifacts.publication import DIGEST_CHARS
 from magic141.artifacts.references import ArtifactRef, flatten
 from magic141.config import PipelineConfig
@@ -107,16 +115,22 @@ def _without_scores(run: RunParts, workspace: Path) -> str:
 def _way_out(runs: Sequence[RunParts], fields: Sequence[str], workspace: Path) -> str:
     if trained := sorted({*fields}.intersection(TRAINED_IN)):
         return f"the runs were trained with other {' and '.join(trained)}, which no evaluation changes."
-    first = runs[0].measurement
+    first, elsewhere = runs[0].measurement, any(field.startswith(DEVICE) for field in fields)
     by_code = any(field.startswith(CODE) for field in fields)
     again = [run for run in runs if by_code or (run is not runs[0] and not_alike([runs[0], run]))]
     commands = [
-        command_like(["eval", "--run", run.measurement.run_id], dict(flatten(run.config)), first, workspace)
+        command_like(_judging(run.measurement.run_id, elsewhere), dict(flatten(run.config)), first, workspace)
         for run in again
         if run.measurement and first
     ]
     more = f" (and {len(commands) - MAX_COMMANDS} more)" if len(commands) > MAX_COMMANDS else ""
-    return f"judge again: {'; '.join(commands[:MAX_COMMANDS])}{more}"
+    where = f" on a machine like that of {runs[0].label}" if elsewhere else ""
+    return f"judge again{where}: {'; '.join(commands[:MAX_COMMANDS])}{more}"
+
+
+def _judging(run_id: str, elsewhere: bool) -> list[str]:
+    """Judges a run's models; `elsewhere`: on another device, which is in no key, so that what is there is reused."""
+    return measuring_anew(run_id) if elsewhere else ["eval", "--run", run_id]
 
 
 def read_run(tracker: Tracker, run: Run, label: str | None = None) -> RunParts:
@@ -125,7 +139,7 @@ def read_run(tracker: Tracker, run: Run, label: str | None = None) -> RunParts:
     return RunParts(
         label=label or f"{run.info.run_name} {run.info.run_id[:DIGITS_OF_ID]}",
         config=config,
-        artifacts={stage: ref.path for stage, ref in refs.items() if ref.path.is_dir()},
+        artifacts={stage: ref.path for stage, ref in refs.items() if ref.is_open},
         metrics=run.data.metrics,
         made=_made(run, refs),
         measurement=measurement_of(tracker, run),

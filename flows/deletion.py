@@ -23,9 +23,11 @@ def delete(workspace: Path, runs: Sequence[Run]) -> None:
     """Marks the runs as deleted, children first: an interruption leaves none without its parent.
 
     Raises:
-        UserError: if one is still at work.
+        UserError: if one is still at work; then none is deleted.
     """
     tracker = open_store(workspace)
+    for run in runs:
+        tracker.require_ended(run)
     for run in reversed(runs):
         tracker.delete(run)
 

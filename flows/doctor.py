@@ -69,8 +69,6 @@ def _python() -> Finding:
 
 def _package(distribution: str, module: str, purpose: str) -> Finding:
     found = installed_version(distribution)
-    if found is None and distribution == "faiss-cpu":
-        found = installed_version("faiss-gpu-cu12")
     if found is None:
         return Finding(distribution, "not installed", False, f"for {purpose}: run `make setup`, or pip install -e .")
     try:

@@ -13,7 +13,7 @@ from flows.orchestration.notify import notify
 from flows.orchestration.orchestrated import carry_on
 from flows.records.origin import continue_run, find_origin
 from flows.records.session import Outcome
-from magic141.config import default_home, working_in
+from magic141.config import default_home, working_in, workspace_folder
 from magic141.errors import UserError
 from magic141.tracking import open_store, parse_uri, store_exists
 from tasks import pipeline
@@ -45,7 +45,7 @@ def evaluation(
     """
     if (run_id is None) == (model is None):
         raise UserError("eval: give either --run ID or --model URI, such as --model models:/magic141@candidate")
-    home = Path(workspace) if workspace else default_home()
+    home = workspace_folder(workspace) if workspace else default_home()
     with working_in(home):  # a worker's own MAGIC141_HOME may differ
         if if_there and model and not _is_there(home, model):
             return Completed(name="Skipped", message=f"{model} names nothing yet")  # type: ignore[return-value]

@@ -12,7 +12,7 @@ from flows.orchestration.orchestrated import carry_on, flow_tags, run_as_tasks
 from flows.planning.readiness import require_ready
 from flows.records.origin import continue_run, find_origin
 from flows.records.session import Outcome, open_session
-from magic141.config import load_config, missing_sources, working_in
+from magic141.config import load_config, missing_sources, working_in, workspace_folder
 from magic141.errors import UserError
 from magic141.tracking import TAG_PARENT
 from tasks.pipeline import known_stage, missing_by_stage, stages_between
@@ -79,8 +79,9 @@ def rerun(
     """
     again = [known_stage(name, "--refresh") for name in refresh or ()]
     stages = stages_between(first, until)
-    with working_in(Path(workspace)):
-        going_on = continue_run(find_origin(Path(workspace), origin), stages, overrides or ())
+    home = workspace_folder(workspace)
+    with working_in(home):
+        going_on = continue_run(find_origin(home, origin), stages, overrides or ())
         missing = missing_by_stage(going_on.config)
         _refuse([missing[stage.name] for stage in stages if stage.name in missing])
         return carry_on(going_on, "pipeline", again, overrides or ())

@@ -12,7 +12,7 @@ from magic141.config import with_overrides
 from magic141.errors import UserError
 from magic141.evaluation.gate import Verdict, apart, judge
 from magic141.evaluation.measurement import Pair, closest
-from magic141.tracking import Run, Tracker, open_store, parse_uri
+from magic141.tracking import TAG_PUBLISHER, ModelVersion, Run, Tracker, open_store, parse_uri
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,16 @@ class Decision:
 
 
 def promote(workspace: Path, model: str, overrides: Sequence[str] = (), force: bool = False) -> Decision:
-    """Judges `models:/NAME@ALIAS` or `models:/NAME/VERSION` by its run's gate; if it holds, moves the champion alias.
+    """Judges `models:/NAME@ALIAS` or `models:/NAME/VERSION`; if its gate holds, moves the champion alias.
+
+    The gate is that of the run that published it last: a run may reuse a version, and publish it with another gate.
 
     Compares the newest two measurements of it and of the champion that were made under the same conditions.
 
     Args:
         workspace: folder of the runs.
         model: the version to promote.
-        overrides: `a.b=c` overrides of its run's config.
+        overrides: `a.b=c` overrides of that run's config.
         force: promote despite the gate, or although the champion's runs are gone.
 
     Raises:
@@ -52,7 +54,7 @@ def promote(workspace: Path, model: str, overrides: Sequence[str] = (), force: b
     """
     tracker = open_store(workspace)
     name, version = tracker.registry.version(model)
-    run = tracker.pipeline_run(version.run_id)
+    run = _publisher(tracker, version)
     config = with_overrides(config_of(run, tracker, workspace), overrides, "the run's config")
     gate = config.publish.conditions(has_ground_truth=config.data.source == "shapes")
     uri = f"models:/{name}@{config.publish.champion}"
@@ -68,6 +70,15 @@ def promote(workspace: Path, model: str, overrides: Sequence[str] = (), force: b
         tracker.registry.promote(name, config.publish.champion, version.version, forced=not holds)
     ways = remedies(apart(pair, gate), candidate, champion, pair.candidate) if champion else ()
     return Decision(uri, str(version.version), pair, verdicts, holds or force, tuple(ways))
+
+
+def _publisher(tracker: Tracker, version: ModelVersion) -> Run:
+    """The run that published a version last, whose gate counts; that which made it, if the other is gone."""
+    last = version.tags.get(TAG_PUBLISHER, version.run_id)
+    try:
+        return tracker.pipeline_run(last)
+    except UserError:
+        return tracker.pipeline_run(version.run_id)
 
 
 def _champion(tracker: Tracker, uri: str, force: bool) -> tuple[Judged | None, list[Verdict]]:

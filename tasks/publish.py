@@ -25,8 +25,10 @@ def _run(call: StageCall) -> None:
 
 
 def _register(context: StageContext, ref: ArtifactRef) -> None:
+    from magic141.tracking import TAG_PUBLISHER
+
     publish = context.config.publish
-    tags = {"pipeline_run": context.parent_id, "student": context.artifacts["distill_dmd2"].digest}
+    tags = {TAG_PUBLISHER: context.parent_id, "student": context.artifacts["distill_dmd2"].digest}
     version = context.tracker.registry.register(publish.model_name, ref, publish.alias, tags)
     uri = f"models:/{publish.model_name}@{publish.alias}"
     context.console.note("publish", f"{uri} is version {version}")

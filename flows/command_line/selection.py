@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from flows.orchestration.server import PrefectServer
     from flows.records.session import Outcome
     from magic141.config import PipelineConfig
+
+STORE, RAY = "MLFLOW_TRACKING_URI", "RAY_ADDRESS"
+ALL_SERVERS = (STORE, "PREFECT_API_URL", RAY)
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ def selection(
     if idle := [name for name in refresh or () if name not in running]:
         between = " ".join(f"{option} {name}" for option, name in (("--from", first), ("--until", until)) if name)
         raise UserError(f"--refresh {idle[0]}: would not run with {between}; give one of the two")
-    home = values.home if values else checked_home(workspace)
+    home = values.home if values else checked_home(workspace, ALL_SERVERS)
     file = config.resolve() if config else None
     return Selection(home, file, values, origin, first, until, tuple(refresh or ()), tuple(overrides or ()))
 
@@ -80,7 +83,7 @@ def _load(config: Path, overrides: list[str] | None, workspace: str | None, must
 
     refuse_second_workspace(overrides, workspace)
     values = load_config(config, overrides or [])
-    checked_home(workspace)
+    checked_home(workspace, ALL_SERVERS)
     problems = list(missing_sources(values)) if must_exist else []
     if problems:
         raise UserError("\n".join(problems))
@@ -100,11 +103,11 @@ def refuse_second_workspace(overrides: list[str] | None, workspace: str | None) 
         raise UserError(f"--set workspace: {HOME_VARIABLE} = {home} decides; give --workspace DIR, or unset it")
 
 
-def checked_home(workspace: str | None) -> Path:
-    """The workspace, after checking that the servers named in the environment answer."""
+def checked_home(workspace: str | None, servers: Sequence[str] = (STORE,)) -> Path:
+    """The workspace, after checking that those servers answer that the command needs and the environment names."""
     from flows.failures.reach import require_servers
 
-    require_servers()
+    require_servers(servers)
     return use_workspace(workspace)
 
 

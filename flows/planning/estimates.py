@@ -69,10 +69,10 @@ def _seconds(record: Mapping[str, Any], training: TrainConfig | None, config: Pi
     if seconds is None or not _same_network(record, config):
         return None
     if training is None or training.num_steps == summary.get("steps"):
-        return float(seconds)
+        return max(float(seconds), float(summary.get("seconds", 0.0)))  # the first is of the last attempt only
     if not summary.get("steps"):
         return None
-    stepping = float(summary["seconds"])  # of all attempts, `seconds` only of the last one
+    stepping = float(summary["seconds"])
     start = max(float(seconds) - stepping, 0.0)
     return start + stepping * training.num_steps / float(summary["steps"])
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,28 @@ MAX_MEMBERS = 200
 
 @dataclass(frozen=True)
 class Member:
-    """One run of a sweep: pairs (field, value) as `--set` takes them."""
+    """One run of a sweep.
+
+    Attributes:
+        settings: pairs (field, value) as `--set` takes them.
+        shared_ends: last parts of names that several fields of the sweep have.
+    """
 
     settings: tuple[tuple[str, str], ...]
+    shared_ends: frozenset[str] = field(default=frozenset(), compare=False)
 
     @property
     def label(self) -> str:
-        """Its settings, with only the last part of each field's name."""
-        return ", ".join(f"{field.rpartition('.')[2]} {value}" for field, value in self.settings) or "as configured"
+        """Its settings, with only the last part of each field's name where that tells the fields apart."""
+        return ", ".join(f"{self._short(name)} {value}" for name, value in self.settings) or "as configured"
 
-    def without(self, field: str) -> Member:
+    def _short(self, name: str) -> str:
+        end = last_part(name)
+        return name if end in self.shared_ends else end
+
+    def without(self, name: str) -> Member:
         """Its other settings."""
-        return Member(tuple((name, value) for name, value in self.settings if name != field))
+        return replace(self, settings=tuple(pair for pair in self.settings if pair[0] != name))
 
     @property
     def overrides(self) -> list[str]:
@@ -52,7 +63,7 @@ def members_of(vary: Sequence[str], listed: Sequence[str]) -> list[Member]:
     axes = [_axis(text) for text in vary]
     _refuse_twice("--vary", [axis[0][0] for axis in axes])
     grid = [Member(tuple(settings)) for settings in itertools.product(*axes)] if axes else []
-    members = list(dict.fromkeys([*grid, *(_listed(text) for text in listed)]))
+    members = _told_apart(dict.fromkeys([*grid, *(_listed(text) for text in listed)]))
     if len(members) < 2:
         again = f"{members[0].label} alone, however often; " if len(grid) + len(listed) > 1 else ""
         raise UserError(
@@ -62,6 +73,19 @@ def members_of(vary: Sequence[str], listed: Sequence[str]) -> list[Member]:
     if len(members) > MAX_MEMBERS:
         raise UserError(f"sweep: {len(members)} members; expected at most {MAX_MEMBERS}; vary fewer values")
     return members
+
+
+def _told_apart(members: Iterable[Member]) -> list[Member]:
+    """The members with labels that name every field by as much as tells it from the sweep's others."""
+    found = list(members)
+    ends = Counter(map(last_part, {name for member in found for name, _ in member.settings}))
+    shared = frozenset(end for end, num in ends.items() if num > 1)
+    return [replace(member, shared_ends=shared) for member in found]
+
+
+def last_part(name: str) -> str:
+    """`a_weak` of `distill_dmd2.a_weak`."""
+    return name.rpartition(".")[2]
 
 
 def check_members(config: Path, members: Sequence[Member], overrides: Sequence[str]) -> list[PipelineConfig]:

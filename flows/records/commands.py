@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
+
+from magic141.config import HOME_VARIABLE
 
 
 def command(*words: str, workspace: Path | None = None) -> str:
@@ -13,4 +16,5 @@ def command(*words: str, workspace: Path | None = None) -> str:
 
 def workspace_option(workspace: Path) -> list[str]:
     """The option that names the workspace, where it is not the one that commands look in."""
-    return [] if workspace == Path("runs").resolve() else ["--workspace", str(workspace)]
+    looked_in = HOME_VARIABLE not in os.environ and workspace == Path("runs").resolve()
+    return [] if looked_in else ["--workspace", str(workspace)]

@@ -50,7 +50,7 @@ class Judged:
         """
         words = ["eval", "--model", self.uri]
         if remeasure:
-            words = _measuring_anew(self.uri)
+            words = measuring_anew(self.uri)
         return command_like(words, self.settings, like, self.workspace)
 
 
@@ -67,16 +67,20 @@ def judged(tracker: Tracker, uri: str) -> Judged:
     runs = tracker.registry.runs_with(student) if student else []
     measurements = tuple(_measurements(tracker, runs, settings))
     if not measurements:
+        judge, anew = (
+            command(*words, workspace=tracker.workspace) for words in (("eval", "--model", uri), measuring_anew(uri))
+        )
         raise UserError(
-            f"model {uri}: no finished run has judged it; `magic141 eval --model {uri}` does, and where that reuses "
-            f"what a deleted run measured, `{command(*_measuring_anew(uri))}`"
+            f"model {uri}: no finished run has judged it; `{judge}` does, and where that reuses what a deleted run "
+            f"measured, `{anew}`"
         )
     return Judged(uri, run, tracker.workspace, settings, measurements)
 
 
-def _measuring_anew(uri: str) -> list[str]:
+def measuring_anew(source: str) -> list[str]:
+    """`run …`, which generates and scores again with the models of a run or a version, whatever is on record."""
     again = [word for stage in JUDGED_BY for word in ("--refresh", stage)]
-    return ["run", "--run", uri, "--from", JUDGED_BY[0], "--until", "report", *again]
+    return ["run", "--run", source, "--from", JUDGED_BY[0], "--until", "report", *again]
 
 
 def command_like(words: Sequence[str], settings: Mapping[str, Any], like: Measurement, workspace: Path) -> str:

@@ -22,11 +22,13 @@ class Origin:
     """An earlier pipeline run.
 
     Attributes:
+        source: how it was named: a run id, or a model URI, which also leads to a run that was deleted.
         run: its MLflow run.
         config: the config that it ran with.
         tracker: the store that holds it.
     """
 
+    source: str
     run: Run
     config: PipelineConfig
     tracker: Tracker
@@ -45,7 +47,7 @@ def find_origin(workspace: Path, source: str) -> Origin:
     run = tracker.pipeline_run(tracker.registry.resolve(source).run_id if registered else source)
     if not registered and run.info.lifecycle_stage != "active":
         raise UserError(f"run {source}: it was deleted, and gc may free what it made; restore it in MLflow")
-    return Origin(run, config_of(run, tracker, workspace), tracker)
+    return Origin(source, run, config_of(run, tracker, workspace), tracker)
 
 
 def config_of(run: Run, tracker: Tracker, workspace: Path) -> PipelineConfig:
@@ -108,9 +110,7 @@ def _refuse_changes(
 
 def _run_again(origin: Origin, *more: str) -> str:
     """The command that runs the origin's config again, with `more` options."""
-    return without_credentials(
-        command("run", "--run", origin.run.info.run_id, *more, workspace=origin.tracker.workspace)
-    )
+    return without_credentials(command("run", "--run", origin.source, *more, workspace=origin.tracker.workspace))
 
 
 def _kept_artifacts(origin: Origin, stages: Sequence[Stage], before: Iterable[Stage]) -> list[ArtifactRef]:
@@ -126,5 +126,6 @@ def _kept_artifacts(origin: Origin, stages: Sequence[Stage], before: Iterable[St
         )
     for name in needed:
         if (state := known[name].state()) != "intact":
-            raise UserError(f"run {run_id}: {known[name].uri} was {state}; `{_run_again(origin)}` makes it again")
+            found = "is not readable for this user" if state == "closed" else f"was {state}"
+            raise UserError(f"run {run_id}: {known[name].uri} {found}; `{_run_again(origin)}` makes it again")
     return [known[stage.name] for stage in before if stage.name in known]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,19 @@ class ArtifactRef(FrozenConfig):
         return self.digest == sha256_text("")
 
     def state(self) -> str:
-        """'intact', 'deleted' or 'altered'; reads the folder (of a large one, only files that may have changed)."""
-        if not self.path.is_dir():
-            return "deleted"
-        return "intact" if digest_folder(self.path, self.volatile, record_path(self.path)) == self.digest else "altered"
+        """'intact', 'deleted', 'altered', or 'closed' to this user; of a large folder, reads what may have changed."""
+        try:
+            if not self.path.is_dir():
+                return "deleted"
+            found = digest_folder(self.path, self.volatile, record_path(self.path))
+        except PermissionError:
+            return "closed"
+        return "intact" if found == self.digest else "altered"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether its folder is on this machine, and this user may read it."""
+        return os.access(self.path, os.R_OK | os.X_OK)
 
 
 class StageKey(FrozenConfig):

@@ -16,13 +16,14 @@ from magic141.tracking.reuse import begun_refresh, find_reusable
 from magic141.tracking.run_log import RunLog, closing
 from magic141.tracking.store_address import store_exists
 from magic141.tracking.stores import STORES
-from magic141.tracking.tags import TAG_ANNOUNCED, TAG_PARENT
+from magic141.tracking.tags import TAG_ANNOUNCED, TAG_PARENT, TAG_PUBLISHER
 from magic141.tracking.tracker import Tracker, open_store
 
 __all__ = [
     "STORES",
     "TAG_ANNOUNCED",
     "TAG_PARENT",
+    "TAG_PUBLISHER",
     "ArtifactName",
     "ModelVersion",
     "References",

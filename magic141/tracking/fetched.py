@@ -57,6 +57,8 @@ def _fetch(tracker: Tracker, ref: ArtifactRef, copy: Path) -> None:
 
 
 def _absence(tracker: Tracker, ref: ArtifactRef) -> str:
+    if ref.state() == "closed":
+        return f"{ref.uri} is not readable for this user; ask for the right to read it, or publish to a server"
     host = tracker.get_run(ref.run_id).data.tags.get(TAG_HOST)
     if host in (None, socket.gethostname()):
         return f"{ref.uri} was deleted; `magic141 run` makes it again"

@@ -18,6 +18,7 @@ from mlflow.exceptions import MlflowException
 from magic141.artifacts.references import ArtifactRef
 from magic141.errors import UserError
 from magic141.tracking.paging import all_experiments
+from magic141.tracking.store_address import is_database
 from magic141.tracking.tags import TAG_ARTIFACT, TAG_PROMOTIONS
 from magic141.urls import without_credentials
 
@@ -51,22 +52,27 @@ class Registry:
     uri: str
 
     def register(self, name: str, ref: ArtifactRef, alias: str, tags: Mapping[str, str]) -> str:
-        """Registers an artifact, once per run, and points the alias at that version; returns the version."""
+        """Registers an artifact, once per run, and points the alias at that version; returns the version.
+
+        The tags become those of the version, also if an earlier pipeline registered it.
+        """
         versions = self.client.search_model_versions(f"name = '{name}'")
         if not versions:
             with unless_there():
                 self.client.create_registered_model(name, description="image-to-video models made by magic141")
         found = [v for v in versions if v.run_id == ref.run_id]
-        version = found[0] if found else self._new_version(name, ref, tags)
+        version = found[0] if found else self._new_version(name, ref)
+        for tag, value in tags.items():
+            self.note(version, tag, value)
         self.client.set_registered_model_alias(name, alias, version.version)
         return str(version.version)
 
-    def _new_version(self, name: str, ref: ArtifactRef, tags: Mapping[str, str]) -> ModelVersion:
+    def _new_version(self, name: str, ref: ArtifactRef) -> ModelVersion:
         source = ref.uri
         if self.keeps_models:  # a server refuses folders outside its own artifact root
             self.client.log_artifacts(ref.run_id, ref.uri, MODEL_FOLDER)
             source = f"runs:/{ref.run_id}/{MODEL_FOLDER}"
-        own = {**tags, TAG_ARTIFACT: ref.model_dump_json()}
+        own = {TAG_ARTIFACT: ref.model_dump_json()}
         return self.client.create_model_version(name, source=source, run_id=ref.run_id, tags=own)
 
     def resolve(self, uri: str) -> ArtifactRef:
@@ -160,8 +166,8 @@ class Registry:
 
     @property
     def keeps_models(self) -> bool:
-        """Whether published folders are copied to the store; a SQLite file in the workspace does not need that."""
-        return not self.uri.startswith("sqlite:")
+        """Whether published folders are copied to the store; a database has no place for them."""
+        return not is_database(self.uri)
 
     def _unknown(self, model: str) -> UserError:
         where = without_credentials(self.uri)

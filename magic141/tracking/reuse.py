@@ -82,9 +82,9 @@ def _results(tracker: Tracker, stage: str, key: str) -> Iterator[tuple[Run, Arti
 
 
 def _state(ref: ArtifactRef, verify: bool) -> str:
+    if verify:
+        return ref.state()
     try:
-        if verify:
-            return ref.state()
         return "intact" if ref.path.is_dir() else "deleted"
     except PermissionError:
         return "closed"

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from magic141.urls import settle_credentials
 
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+
 
 def tracking_uri(workspace: Path) -> str:
     """The store's URI: MLFLOW_TRACKING_URI, or a SQLite file in the workspace."""
@@ -22,4 +24,9 @@ def default_uri(workspace: Path) -> str:
 def store_exists(workspace: Path) -> bool:
     """Whether the store exists, as a plan must not create one; servers are assumed to."""
     uri = tracking_uri(workspace)
-    return not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///")).exists()
+    return not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///").partition("?")[0]).exists()
+
+
+def is_database(uri: str) -> bool:
+    """Whether a store is a database without a server, which keeps no files itself."""
+    return uri.partition(":")[0].partition("+")[0] in DATABASES

@@ -12,6 +12,7 @@ TAG_KIND, TAG_HOST, TAG_PID, TAG_STARTED = (f"magic141.{n}" for n in ("kind", "h
 TAG_PROCESSES = "magic141.processes"  # the scope in which TAG_PID identifies the process
 TAG_HEARTBEAT = "magic141.heartbeat"  # seconds since 1970
 TAG_PROMOTIONS = "magic141.promotions"
+TAG_PUBLISHER = "pipeline_run"  # on versions: the pipeline run that published it last
 TAG_ANNOUNCED = "magic141.announced"  # on versions: the pipeline run whose event told of it
 SWEEP = "sweep"  # a value of TAG_KIND
 TAG_REFRESH = "magic141.refresh"  # on stage runs

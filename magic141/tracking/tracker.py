@@ -28,7 +28,7 @@ from magic141.tracking.registry import Registry, look_up, unless_there
 from magic141.tracking.relocation import FILES, settle_place
 from magic141.tracking.run_files import read_text
 from magic141.tracking.run_log import RunLog
-from magic141.tracking.store_address import default_uri, store_exists, tracking_uri
+from magic141.tracking.store_address import default_uri, is_database, store_exists, tracking_uri
 from magic141.tracking.stores import note_store, store_name
 from magic141.tracking.tags import (
     SWEEP,
@@ -49,11 +49,13 @@ class Tracker:
     """One experiment in one tracking store.
 
     Args:
-        workspace: folder of the default store, `mlflow.db`; MLFLOW_TRACKING_URI overrides it.
+        workspace: folder of the default store, `mlflow.db`, as an absolute path, since it is recorded;
+            MLFLOW_TRACKING_URI overrides it.
         experiment: its name; created if it is new.
     """
 
     def __init__(self, workspace: Path, experiment: str) -> None:
+        assert workspace.is_absolute(), workspace
         self.uri = tracking_uri(workspace)
         self.workspace = workspace
         self.experiment = experiment
@@ -82,7 +84,7 @@ class Tracker:
         found = self.client.get_experiment_by_name(self.experiment)
         if found is None:
             root = f"{self.workspace}{FILES}{_slug(self.experiment)}"
-            location = root if self.uri.startswith("sqlite:") else None
+            location = root if is_database(self.uri) else None  # a server has a root of its own
             with unless_there():
                 self.client.create_experiment(self.experiment, artifact_location=location)
             found = self.client.get_experiment_by_name(self.experiment)
@@ -173,14 +175,13 @@ class Tracker:
         run = self.get_run(run_id)
         return self.children(run)[::-1] if run.data.tags.get(TAG_KIND) == SWEEP else [self.pipeline_run(run_id)]
 
-    def delete(self, run: Run) -> None:
-        """Marks a run as deleted; MLflow can restore it.
-
-        Raises:
-            UserError: if it is still at work.
-        """
+    def require_ended(self, run: Run) -> None:
+        """Raises UserError if a run is still at work."""
         if run.info.status == "RUNNING" and not is_dead(run):
             raise UserError(f"run {run.info.run_id} ({run.info.run_name}): is at work; stop it first, or wait")
+
+    def delete(self, run: Run) -> None:
+        """Marks a run as deleted; MLflow can restore it."""
         self.client.delete_run(run.info.run_id)
 
     def children(self, run: Run) -> list[Run]:

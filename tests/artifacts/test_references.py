@@ -23,6 +23,17 @@ def test_ref_knows_whether_its_folder_is_intact(folder: Path) -> None:
     assert ref.model_copy(update={"uri": str(folder / "gone")}).state() == "deleted"
 
 
+def test_a_folder_of_somebody_else_is_closed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> str:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    ref = ArtifactRef(stage="s", key="k", uri=str(folder), digest="", run_id="r")
+    assert ref.is_open
+    monkeypatch.setattr("magic141.artifacts.references.digest_folder", refuse)
+    assert ref.state() == "closed"
+    assert not ref.model_copy(update={"uri": str(folder / "gone")}).is_open
+
+
 @pytest.fixture
 def large(folder: Path, monkeypatch: pytest.MonkeyPatch) -> ArtifactRef:
     """An artifact of a size that is not read whole at every check; it was checked once."""

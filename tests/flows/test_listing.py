@@ -90,3 +90,13 @@ def test_a_run_that_is_at_work_is_not_deleted(store: Store) -> None:
     assert f"run {working.run_id} (demo): is at work; stop it first, or wait" in text
     assert working.run_id in store.active()
     working.close("FINISHED")
+
+
+def test_of_a_sweep_that_is_at_work_nothing_is_deleted(store: Store) -> None:
+    working = store.start("demo · seed=2", "pipeline", store.sweep)
+    before = store.active()
+    code, text = magic141("delete", store.sweep.run_id, "--yes", store=store)
+    assert code == 2
+    assert f"run {working.run_id} (demo · seed=2): is at work" in text
+    assert store.active() == before
+    working.close("FINISHED")

@@ -12,6 +12,7 @@ from flows.cli import app
 from magic141.artifacts.references import ArtifactRef
 from magic141.evaluation.config import PublishConfig
 from magic141.tracking import Tracker
+from tests.serving.conftest import free_port
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,13 @@ def test_a_rollback_needs_a_name_and_no_config(model: str) -> None:
     code, output = promote("--rollback", "--model", model)
     assert code == 2
     assert "no earlier promotion" in output
+
+
+def test_a_rollback_needs_no_server_but_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{free_port()}/api")
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port()}")
+    assert promote("--rollback", "--model", "models:/film")[1].startswith("error: model models:/film: expected")
+    assert promote("--rollback", "--model", "models:/film/1")[0] == 0
 
 
 def test_another_alias_is_named() -> None:

@@ -19,7 +19,7 @@ from flows.records.session import open_session
 from magic141.artifacts.references import ArtifactRef
 from magic141.config import PipelineConfig, with_overrides
 from magic141.errors import UserError
-from magic141.tracking import Tracker
+from magic141.tracking import TAG_PUBLISHER, Tracker
 from tasks import evaluate, generate, publish
 from tasks.stage import Stage, StageCall
 
@@ -142,6 +142,20 @@ def test_the_newest_evaluation_of_the_candidate_counts_too(store: Store) -> None
     assert runs(decision) == (better, first)
 
 
+def test_the_gate_is_that_of_the_run_that_published_the_version_last(store: Store) -> None:
+    """A changed gate changes no result: the next run reuses the version, and publishes it again."""
+    store.train("one", motion=0.7)
+    refused = store.promote('publish.gate=[{"metric": "student/motion", "better": "higher", "limit": 0.9}]')
+    assert not refused.promoted
+    stricter = 'publish.gate=[{"metric": "student/motion", "better": "higher", "limit": 0.8}]'
+    later, tracker = store.judge("one", stricter, motion=0.7), Tracker(store.home, "magic141")
+    ref = tracker.registry.resolve("models:/magic141@candidate")
+    assert tracker.registry.register("magic141", ref, "candidate", {TAG_PUBLISHER: later}) == "1"
+    assert failing(store.promote()) == ["student/motion"]
+    tracker.client.set_model_version_tag("magic141", "1", TAG_PUBLISHER, "0" * 32)  # a run that is gone
+    assert store.promote().promoted
+
+
 def test_steps_of_another_sampler_are_another_model(store: Store) -> None:
     first = store.train("one")
     store.judge("one", "distill_dmd2.sampler=euler", motion=0.1)
@@ -217,7 +231,9 @@ def test_a_measurement_counts_no_more_whose_pipeline_run_was_deleted_for_good(st
         tracker.set_artifact(second, measured[stage], reused=True)
     tracker.client.delete_run(first)
     tracker.client._tracking_client.store._hard_delete_run(first)  # as `mlflow gc` does
-    with pytest.raises(UserError, match=r"no finished run has judged it; .* --refresh generate --refresh evaluate`"):
+    with pytest.raises(
+        UserError, match=r"no finished run has judged it; .*--refresh generate --refresh evaluate --w.*`"
+    ):
         store.promote(force=True)
     again = store.judge("one", CLIPS)
     assert runs(store.promote()) == (again, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -52,13 +53,14 @@ def test_the_heart_beats_until_the_run_is_closed_and_survives_a_store_that_does_
         away.setattr(tracker.client, "set_tag", raising)
         time.sleep(0.3)
     run.tags({TAG_HEARTBEAT: "0"})
-    time.sleep(0.5)
+    deadline = time.monotonic() + 30
+    while float(tracker.get_run(run.run_id).data.tags[TAG_HEARTBEAT]) == 0 and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert float(tracker.get_run(run.run_id).data.tags[TAG_HEARTBEAT]) > 0
+    (beats,) = (thread for thread in threading.enumerate() if thread.name == f"heartbeat-{run.run_id}")
     run.close("FINISHED")
-    time.sleep(0.3)  # a beat that was under way
-    run.tags({TAG_HEARTBEAT: "0"})
-    time.sleep(0.3)
-    assert float(tracker.get_run(run.run_id).data.tags[TAG_HEARTBEAT]) == 0
+    beats.join(30)
+    assert not beats.is_alive()
 
 
 def raising(*_: object) -> None:

@@ -105,6 +105,12 @@ def test_default_store_is_in_the_workspace(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert tracking_uri(tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
     assert not store_exists(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db?timeout=60")
+    assert not store_exists(tmp_path)
+    (tmp_path / "mlflow.db").touch()
+    assert store_exists(tmp_path)
+    (tmp_path / "mlflow.db").unlink()
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     assert tracking_uri(tmp_path) == "http://127.0.0.1:1"
     assert store_exists(tmp_path)

@@ -23,6 +23,17 @@ def test_a_grid_has_every_combination() -> None:
     ]
 
 
+def test_fields_of_the_same_name_are_told_apart_by_their_sections() -> None:
+    members = members_of(["seed=1,2"], ["distill_cfg.num_steps=10", "distill_dmd2.num_steps=10 seed=1"])
+    assert [member.label for member in members] == [
+        "seed 1",
+        "seed 2",
+        "distill_cfg.num_steps 10",
+        "distill_dmd2.num_steps 10, seed 1",
+    ]
+    assert members[3].without("seed").label == "distill_dmd2.num_steps 10"
+
+
 def test_values_may_be_lists_and_words() -> None:
     members = members_of(["generate.few_steps=[4],[8, 4]", "distill_dmd2.sampler=euler"], [])
     configs = [load_config(DEMO, member.overrides) for member in members]

@@ -183,6 +183,14 @@ def test_time_is_that_of_an_earlier_run_of_the_same_network_with_its_steps_scale
     assert (wants.seconds, wants.timed) == (seconds, seconds is not None)
 
 
+def test_time_of_a_run_that_was_resumed_is_that_of_all_its_attempts() -> None:
+    before = load_config(DEMO).model_dump(mode="json")
+    summary = {"steps": before["distill_dmd2"]["num_steps"], "seconds": 70.0}
+    record = {"parts": {"config": before}, "seconds": 10.0, "summary": summary}
+    tracker: Any = SimpleNamespace(records=lambda stage, limit: [record])
+    assert estimate("distill_dmd2", load_config(DEMO), tracker).seconds == 70.0
+
+
 def test_what_a_base_took_that_was_used_as_it_is_says_nothing_of_its_training() -> None:
     taken: Any = SimpleNamespace(records=lambda stage, limit: [{"seconds": 0.5, "summary": {"steps": 0}}])
     assert estimate("pretrain_t2v", load_config(DEMO), taken).seconds is None

@@ -33,7 +33,7 @@ def test_a_run_goes_on_from_results_that_are_there_and_as_they_were(
     parent = tracker.start_parent("test", "pipeline", {}).run_id
 
     def kept(*overrides: str) -> tuple[ArtifactRef, ...]:
-        origin = Origin(tracker.get_run(parent), PipelineConfig(workspace=tmp_path), tracker)
+        origin = Origin(parent, tracker.get_run(parent), PipelineConfig(workspace=tmp_path), tracker)
         return continue_run(origin, [quantize.STAGE], overrides).kept
 
     with pytest.raises(UserError, match=f"run {parent}: it has no artifact of distill_dmd2; finish it"):
@@ -53,3 +53,13 @@ def test_a_run_goes_on_from_results_that_are_there_and_as_they_were(
         UserError, match=f"run {parent}: {student} was altered; `magic141 run --run {parent} --w.* again"
     ):
         kept()
+
+
+def test_what_leads_to_a_deleted_run_is_named_again_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A version outlives its run; `run --run ID` would refuse that run."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    tracker = Tracker(tmp_path, "origin")
+    run = tracker.start_parent("test", "pipeline", {})
+    origin = Origin("models:/film@champion", tracker.get_run(run.run_id), PipelineConfig(workspace=tmp_path), tracker)
+    with pytest.raises(UserError, match="finish it with `magic141 run --run models:/film@champion "):
+        continue_run(origin, [quantize.STAGE])

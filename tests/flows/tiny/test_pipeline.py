@@ -143,7 +143,7 @@ def test_a_run_is_refused_what_a_later_stage_would_be_refused_hours_later(outcom
     ],
 )
 def test_a_clip_model_that_there_is_not_is_refused_before_the_corpus_is_prepared(
-    wrong: str, line: str, config: str, home: Path
+    wrong: str, line: str, config: str, home: Path, outcome: Outcome
 ) -> None:
     made = set((home / "artifacts" / "prepare_data").iterdir())
     with pytest.raises(UserError, match=line):

@@ -1,0 +1,28 @@
+"""Commands that are printed find the same workspace again, from the same shell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flows.records.commands import command
+
+
+@pytest.mark.parametrize(
+    ("home", "workspace", "words"),
+    [
+        (None, "runs", "magic141 runs"),
+        (None, "other", "magic141 runs --workspace {}/other"),
+        ("elsewhere", "runs", "magic141 runs --workspace {}/runs"),
+        ("elsewhere", "elsewhere", "magic141 runs --workspace {}/elsewhere"),
+    ],
+)
+def test_the_workspace_is_named_unless_commands_look_there(
+    home: str | None, workspace: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MAGIC141_HOME", raising=False)
+    if home:
+        monkeypatch.setenv("MAGIC141_HOME", str(tmp_path / home))
+    assert command("runs", workspace=tmp_path / workspace) == words.format(tmp_path)
