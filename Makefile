@@ -3,7 +3,7 @@
 # make servers, make servers-stop   PostgreSQL, and on it a Prefect and an MLflow server, on 127.0.0.1
 
 PYTHON ?= python3
-EXTRAS ?= cpu,dev,bench,servers
+EXTRAS ?= dev,bench,servers
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -28,7 +28,7 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v not in ((3, 11), (3, 12)) and \
 	    f"Python {v[0]}.{v[1]}: expected 3.11 or 3.12; use make PYTHON=python3.11")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -e '.[$(EXTRAS)]'
 	touch $@

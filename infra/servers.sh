@@ -273,7 +273,10 @@ down() {
 }
 
 case ${1:-} in
-    up | status | down) "$1" ;;
+    up | status | down)
+        command -v ps >/dev/null || fail "no ps, which tells processes that live; on Debian: apt-get install procps"
+        "$1"
+        ;;
     run)
         find_python && find_postgres && find_owner
         "run_$2"

@@ -154,6 +154,9 @@ def test_a_taken_port_is_named_and_nothing_stays_half_started(servers: Servers) 
 
 def test_a_server_that_does_not_start_is_named_with_its_log(servers: Servers) -> None:
     version = servers.folder / "postgres" / "PG_VERSION"
+    if not version.exists():
+        servers("up")
+        servers("down")
     right = version.read_text()
     version.write_text("9.6\n")
     up = servers("up")
