@@ -8,6 +8,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from magic141.data.dataset import ClipDataset
+from magic141.training.context import TrainContext
+
 
 @dataclass(frozen=True)
 class BatchSampler:
@@ -53,3 +56,13 @@ def _order(num_clips: int, seed: int, epoch: int) -> Tensor:
     """The order of the clips in one pass, int64 [num_clips]."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     return torch.randperm(num_clips, generator=generator)
+
+
+def own_share(dataset: ClipDataset, num_clips: int, context: TrainContext) -> Tensor:
+    """This worker's rows of about `num_clips` validation clips, which are of as many videos as there are.
+
+    As many on every worker (sharded networks need that), different ones where there are enough.
+    """
+    order = torch.tensor(dataset.in_turns(range(len(dataset))))
+    num = max(1, num_clips // context.world_size)
+    return order[(torch.arange(num) + context.rank * num) % len(order)]

@@ -133,7 +133,8 @@ class BatchMaker:
         continued = torch.rand(num, generator=rng) < (self.continued_fraction if self.image_condition else 0.0)
         last_start = self.dataset.latents.shape[2] - self.num_latent_frames + 1
         anywhere = torch.randint(1, last_start + 1, (num,), generator=rng)
-        carried = torch.randint(1, MAX_CARRIED + 1, (num,), generator=rng)
+        most_carried = min(MAX_CARRIED, self.num_latent_frames - 2)  # at least one frame is left to generate
+        carried = torch.randint(1, max(1, most_carried) + 1, (num,), generator=rng)
         no_text = torch.rand(num, generator=rng) < self.text_dropout
         no_image = torch.rand(num, generator=rng) < self.image_dropout if self.image_condition else torch.zeros(num) > 0
         anchored = continued & self.far_anchors

@@ -11,6 +11,7 @@ from torch.nn.functional import mse_loss
 
 from magic141.diffusion.flow import interpolate, sample_sigma, velocity_target
 from magic141.diffusion.guidance import guided_velocity
+from magic141.diffusion.samplers import randn_like
 from magic141.models.config import TransformerConfig
 from magic141.models.transformer import add_guidance_embedding, load_transformer, velocity
 from magic141.training.batches import Batch, BatchMaker
@@ -71,7 +72,7 @@ class CfgDistillation(SingleNetworkObjective):
         low, high = self.config.min_guidance_scale, self.config.max_guidance_scale
         w = (low + (high - low) * torch.rand(len(x0), generator=rng)).to(x0.device)
         sigma = sample_sigma(len(x0), self.config.shift, rng).to(x0.device)
-        return w, sigma, torch.randn(x0.shape, generator=rng).to(x0)
+        return w, sigma, randn_like(x0, rng)
 
     def loss(self, batch: Batch, drawn: RandomNumbers) -> Tensor:
         """The distillation loss of a batch or a part of it."""

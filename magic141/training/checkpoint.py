@@ -11,7 +11,7 @@ import json
 import re
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -40,7 +40,8 @@ class CheckpointInfo:
         zero_stage: the ZeRO stage of its placement, which DeepSpeed alone heeds.
         seconds: wall time of training up to here, over all attempts.
         cpu_seconds: CPU time of all workers up to here, over all attempts.
-        num_skipped: steps up to here whose update was skipped for a non-finite gradient.
+        peak_memory_mb: as in `LoopResult`, up to here.
+        num_skipped: steps up to here with an update that was skipped for a non-finite gradient.
     """
 
     step: int
@@ -49,6 +50,7 @@ class CheckpointInfo:
     zero_stage: int
     seconds: float
     cpu_seconds: float
+    peak_memory_mb: float
     num_skipped: int
 
 
@@ -72,8 +74,12 @@ class LocalStore:
 
     @contextmanager
     def latest(self) -> Iterator[Path | None]:
-        """The newest complete checkpoint."""
-        yield next((folder for folder in reversed(self._complete()) if is_whole(folder)), None)
+        """The newest checkpoint that is whole."""
+        kept = self._complete()
+        whole = next((folder for folder in reversed(kept) if is_whole(folder)), None)
+        if kept and whole is None:
+            raise damaged(kept)
+        yield whole
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
         """Write to a temporary folder, rename it, delete the oldest checkpoints."""
@@ -134,12 +140,22 @@ def read_checkpoint(folder: Path, objective: Objective, meter: Meter, context: T
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether no file of a checkpoint was cut short, as by a machine that lost its power."""
+    """Whether no file that a checkpoint needs is missing or was cut short, as by a machine that lost its power.
+
+    Files of workers that it does not have may be there, left by an earlier upload of the same step.
+    """
     try:
-        read_info(folder)
+        ranks = range(read_info(folder).world_size)
     except (OSError, ValueError, TypeError):
         return False
-    return all(map(zipfile.is_zipfile, folder.rglob("*.pt")))
+    own = [folder / f"{kind}-{rank}.pt" for kind in ("objective", "random") for rank in ranks]
+    return all(map(zipfile.is_zipfile, [folder / "objective.pt", *own, *(folder / "engines").rglob("*.pt")]))
+
+
+def damaged(folders: Sequence[Path | str]) -> UserError:
+    """The error if no checkpoint that was kept is whole: training anew is for the user to decide."""
+    paths = ", ".join(map(str, folders))
+    return UserError(f"checkpoint {paths}: damaged; delete the folder around it to train anew")
 
 
 def read_info(folder: Path) -> CheckpointInfo:

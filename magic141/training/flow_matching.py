@@ -12,7 +12,7 @@ from torch.nn.functional import mse_loss
 
 from magic141.data.info import load_info
 from magic141.diffusion.flow import interpolate, sample_sigma, velocity_target
-from magic141.diffusion.samplers import PredictVelocity
+from magic141.diffusion.samplers import PredictVelocity, randn_like
 from magic141.models.config import TransformerConfig
 from magic141.models.transformer import (
     build_transformer,
@@ -76,7 +76,7 @@ class FlowMatching(SingleNetworkObjective):
     def draw(self, x0: Tensor, rng: torch.Generator) -> RandomNumbers:
         """Draws times [B] and noise [B, C, T, h, w]."""
         sigma = sample_sigma(len(x0), self.shift, rng).to(x0.device)
-        return sigma, torch.randn(x0.shape, generator=rng).to(x0)
+        return sigma, randn_like(x0, rng)
 
     def loss(self, batch: Batch, drawn: RandomNumbers) -> Tensor:
         """The flow-matching loss of a batch or a part of it."""

@@ -33,7 +33,16 @@ def _smaller(config: TrainConfig) -> Iterator[str]:
     if not placement.gradient_checkpointing:
         yield "placement.gradient_checkpointing = true"
     splits = placement.engine == "deepspeed"
-    if placement.num_workers > 1 and not (splits and placement.zero_stage == 3):
-        yield "placement.engine = deepspeed with zero_stage = 3"
+    if placement.num_workers > 1 and not (splits and placement.zero_stage == _highest_stage(config)):
+        yield f"placement.engine = deepspeed with zero_stage = {_highest_stage(config)}{_needs_adamw(config)}"
     if splits and placement.zero_stage and not placement.offload_optimizer:
         yield "placement.offload_optimizer = true"
+
+
+def _highest_stage(config: TrainConfig) -> int:
+    """ZeRO 3 allows no adversarial term."""
+    return 2 if getattr(config, "adversarial_weight", 0) > 0 else 3
+
+
+def _needs_adamw(config: TrainConfig) -> str:
+    return " and optimizer.kind = adamw (trains anew)" if config.optimizer.kind == "muon" else " (trains anew)"

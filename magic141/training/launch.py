@@ -72,7 +72,7 @@ def launch(spec: ObjectiveSpec, config: TrainConfig, run_dir: Path, log: StageLo
     if outcome.resumed_from_step:
         log.note(f"training continued from step {outcome.resumed_from_step} of {config.num_steps}")
     if outcome.num_skipped:
-        log.note(f"{outcome.num_skipped} of {config.num_steps} updates were skipped, for non-finite gradients")
+        log.note(f"{outcome.num_skipped} of {config.num_steps} steps skipped an update, for non-finite gradients")
     record = {"num_steps": config.num_steps, **asdict(outcome)}
     write_metrics(run_dir)
     replace_text(run_dir / _RESULT, json.dumps(record))

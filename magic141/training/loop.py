@@ -38,9 +38,10 @@ class LoopResult:
     Attributes:
         seconds: wall time inside the workers (not their start-up), over all attempts that led to the result.
         cpu_seconds: CPU time, summed over workers and attempts.
-        peak_memory_mb: largest allocation on the GPU, or largest resident memory, of each worker, summed over workers.
+        peak_memory_mb: largest allocation on the GPU, or largest resident memory, of each worker, summed over workers;
+            of the attempt that took most.
         resumed_from_step: where the last attempt began; 0 is the start.
-        num_skipped: steps whose update was skipped for a non-finite gradient.
+        num_skipped: steps in which an update was skipped for a non-finite gradient.
     """
 
     seconds: float
@@ -82,7 +83,7 @@ class _Loop:
     skipped: _SkippedSteps = field(init=False)
 
     def __post_init__(self) -> None:
-        self.skipped = _SkippedSteps(self.config.max_skipped_steps)
+        self.skipped = _SkippedSteps(self.config)
 
     def resume(self) -> int:
         """The number of steps done by earlier attempts, whose state is put back."""
@@ -110,10 +111,10 @@ class _Loop:
             check = last or done % config.validate_every_steps == 0
             if save or check or done % config.placement.log_every_steps == 0:
                 means = since_log.mean(self.context)
-                _require_finite(means, done)
+                _require_finite(means, done, self.config)
                 found = self._validate() if check else {}
                 if writer:
-                    writer.metrics(done, means | found)
+                    writer.metrics(done, means | found | self.skipped.figures)
                 if check:
                     self.objective.judge(done, self.since_check.mean(self.context) | found)
             elif writer:
@@ -152,6 +153,7 @@ class _Loop:
     def _save(self, done: int) -> None:
         context, place = self.context, self.context.placement
         seconds, cpu_seconds = self.usage.so_far(context)
+        peak_memory_mb = self.usage.peak_memory_mb(context)
         info = CheckpointInfo(
             step=done,
             engine=place.engine,
@@ -159,18 +161,21 @@ class _Loop:
             zero_stage=place.zero_stage,
             seconds=seconds,
             cpu_seconds=cpu_seconds,
+            peak_memory_mb=peak_memory_mb,
             num_skipped=self.skipped.num_skipped,
         )
         self.store.save(done, lambda aside: write_checkpoint(aside, self.objective, self.since_check, context, info))
 
 
-def _require_finite(values: Mapping[str, Tensor | float], step: int) -> None:
+def _require_finite(values: Mapping[str, Tensor | float], step: int, config: TrainConfig) -> None:
     for name, figure in values.items():
         value = float(torch.as_tensor(figure).detach())
         if not math.isfinite(value):
+            optimizer = "fake_optimizer" if name.startswith("fake") else "optimizer"
+            precision = "" if config.precision == "fp32" else ", or use precision = fp32"
             raise UserError(
-                f"{name} = {value} at step {step}: training diverged; lower optimizer.learning_rate or "
-                "optimizer.max_grad_norm, or use precision = fp32: with another value the stage starts over"
+                f"{name} = {value} at step {step}: training diverged; lower {optimizer}.learning_rate or "
+                f"{optimizer}.max_grad_norm{precision}: with another value the stage starts over"
             )
 
 
@@ -182,11 +187,16 @@ def barrier(context: TrainContext) -> None:
 
 @dataclass
 class _SkippedSteps:
-    """Counts steps skipped for a non-finite gradient: on all workers alike, as the gradient is averaged."""
+    """Counts steps in which an update was skipped for a non-finite gradient, which all workers share."""
 
-    max_in_a_row: int
+    config: TrainConfig
     num_in_a_row: int = 0
     num_skipped: int = 0
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Their number as a curve, once there are any: the steps themselves are not among the logged means."""
+        return {"skipped_steps": float(self.num_skipped)} if self.num_skipped else {}
 
     def record(self, values: Mapping[str, Tensor | float], step: int) -> bool:
         """Whether a network skipped its update in this step; raises UserError after too many in a row."""
@@ -195,21 +205,24 @@ class _SkippedSteps:
             return False
         self.num_in_a_row += 1
         self.num_skipped += 1
-        if self.num_in_a_row > self.max_in_a_row:
-            _require_finite(values, step)
+        if self.num_in_a_row > self.config.max_skipped_steps:
+            _require_finite(values, step, self.config)
         return True
 
 
 class _Usage:
-    """Wall time, CPU time and memory of a worker since its start, plus the times of earlier attempts."""
+    """Wall time, CPU time and memory of a worker since its start, with those of earlier attempts."""
 
     def __init__(self) -> None:
         self._wall, self._cpu = time.perf_counter(), time.process_time()
-        self._earlier_seconds = self._earlier_cpu_seconds = 0.0
+        self._earlier_seconds = self._earlier_cpu_seconds = self._earlier_peak_mb = 0.0
+        if torch.cuda.is_initialized():  # by an earlier stage in this process
+            torch.cuda.reset_peak_memory_stats()
 
     def add(self, info: CheckpointInfo) -> None:
         """Include the attempts that led to a checkpoint."""
         self._earlier_seconds, self._earlier_cpu_seconds = info.seconds, info.cpu_seconds
+        self._earlier_peak_mb = info.peak_memory_mb
 
     def so_far(self, context: TrainContext) -> tuple[float, float]:
         """Wall seconds and CPU seconds over all workers."""
@@ -217,11 +230,15 @@ class _Usage:
         seconds = self._earlier_seconds + time.perf_counter() - self._wall
         return seconds, self._earlier_cpu_seconds + float(sum_over_workers(cpu, context))
 
+    def peak_memory_mb(self, context: TrainContext) -> float:
+        """MiB over all workers: now, or in an earlier attempt, if that took more."""
+        peak = torch.tensor([_peak_memory_mb(context.device)], dtype=torch.float64)
+        return max(self._earlier_peak_mb, float(sum_over_workers(peak, context)))
+
     def result(self, context: TrainContext, start: int, num_skipped: int) -> LoopResult:
         """The totals of the finished run."""
         seconds, cpu_seconds = self.so_far(context)
-        peak = torch.tensor([_peak_memory_mb(context.device)], dtype=torch.float64)
-        return LoopResult(seconds, cpu_seconds, float(sum_over_workers(peak, context)), max(start, 0), num_skipped)
+        return LoopResult(seconds, cpu_seconds, self.peak_memory_mb(context), max(start, 0), num_skipped)
 
 
 def _peak_memory_mb(device: torch.device) -> float:

@@ -29,7 +29,8 @@ class Objective(Protocol):
         """One optimizer step (0-based `step`): batch by step, forward, backward, `engine.step()`; returns scalars.
 
         Tensors may carry a graph and live on any device: the loop detaches them and averages them over workers, but for
-        those of steps before 0. A `grad_norm` that is not finite leaves the step out, on every worker alike.
+        those of steps before 0. A `grad_norm` that is not finite, of an update that was skipped, leaves the step's
+        figures out of the means, on every worker alike.
         """
         ...
 

@@ -100,7 +100,8 @@ def _simulation(config: Dmd2Config) -> Passes:
     """The student's chain up to its exit, and the frames that it generates to continue."""
     before_exit = sum(step * share for step, share in enumerate(exit_shares(config)))
     chain = (before_exit if config.generator_input == "backward_simulation" else 0) + 1
-    return EVALUATION * (chain + config.own_frames_fraction * config.num_inference_steps)
+    own_frames = config.own_frames_fraction * config.continued_fraction  # share of the clips that follow a made window
+    return EVALUATION * (chain + own_frames * config.num_inference_steps)
 
 
 def _fake_update(config: Dmd2Config) -> Passes:

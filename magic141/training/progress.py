@@ -6,7 +6,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -141,17 +141,22 @@ class _Tail:
             if self._earlier is not None and row.get("launch") != self._launch_id:
                 self._earlier.append(row)
                 continue
-            for kept in self._earlier or ():
-                self._log_metrics(kept)
-            self._earlier = None
+            if self._earlier is not None:
+                self._begin(self._earlier, row["step"])
             self._take(row)
         if self._earlier is None:
             self._show_images()
 
+    def _begin(self, earlier: Sequence[dict[str, Any]], first_step: int) -> None:
+        """Once a launch, however often the file is read: logs what came before it."""
+        for row in earlier:
+            self._log_metrics(row)
+        self._earlier = None
+        if first_step < 0:
+            self._log.note(f"steps of preparation before the first that is counted: {-first_step}")
+
     def _take(self, row: dict[str, Any]) -> None:
         step = row["step"]
-        if "launch" in row and step < 0:
-            self._log.note(f"steps of preparation before the first that is counted: {-step}")
         if step > self._shown:
             self._advance(step - self._shown)
             self._shown = step

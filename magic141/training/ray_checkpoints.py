@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
-from magic141.errors import UserError
-from magic141.training.checkpoint import is_whole, step_name
+from magic141.training.checkpoint import damaged, is_whole, step_name
 
 if TYPE_CHECKING:
     from ray.train import Checkpoint
@@ -33,8 +32,7 @@ class RayStore:
             return
         place = _for_all(next((place for place, one in enumerate(committed) if _readable(one)), len(committed)))
         if place == len(committed):
-            paths = ", ".join(one.path for one in committed)
-            raise UserError(f"checkpoint {paths}: damaged; delete the folder around it to train anew")
+            raise damaged([one.path for one in committed])
         if place > 0:  # Ray deletes the damaged one later, by its name: nothing else may have it
             self._suffix = f"-{self._launch_id[:8]}"
         with committed[place].as_directory() as folder:

@@ -13,7 +13,7 @@ from diffusers import HunyuanVideoTransformer3DModel
 from torch import Tensor
 
 from magic141.data.dataset import ClipDataset
-from magic141.training.batch_sampler import BatchSampler
+from magic141.training.batch_sampler import BatchSampler, own_share
 from magic141.training.batches import Batch, BatchMaker
 from magic141.training.config import TrainConfig
 from magic141.training.context import TrainContext
@@ -97,11 +97,9 @@ class SingleNetworkObjective(ABC):
         return {"validation_loss": total / len(rows)}
 
     def validation_rows(self) -> Tensor:
-        """Clips of many videos: as many on every worker (sharded networks need that), different ones where enough."""
-        dataset, context = self.validation.dataset, self.context
-        order = torch.tensor(dataset.in_turns(range(len(dataset))))
-        num = max(1, min(MAX_VALIDATION_CLIPS, len(order)) // context.world_size)
-        return order[(torch.arange(num) + context.rank * num) % len(order)]
+        """This worker's validation clips."""
+        dataset = self.validation.dataset
+        return own_share(dataset, min(MAX_VALIDATION_CLIPS, len(dataset)), self.context)
 
     def judge(self, step: int, values: Mapping[str, float]) -> None:  # noqa: B027 (a hook)
         """Does nothing: the last average is the result."""

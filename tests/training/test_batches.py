@@ -115,6 +115,13 @@ def test_dropped_conditions_leave_the_rest_alone(maker: BatchMaker) -> None:
     assert float(no_image.cond.tokens[:, :num_image_tokens].abs().max()) == 0
 
 
+def test_however_short_the_window_a_frame_is_left_to_generate(maker: BatchMaker) -> None:
+    for num_latent_frames in (3, 4):
+        batch = make(maker, num_latent_frames=num_latent_frames, continued_fraction=1.0)
+        assert batch.prefix is not None
+        assert int(batch.prefix.mask[:, 0, :, 0, 0].sum(1).max()) == num_latent_frames - 1
+
+
 def test_the_generator_alone_decides(maker: BatchMaker) -> None:
     first, second = make(maker, continued_fraction=0.5), make(maker, continued_fraction=0.5)
     assert torch.equal(first.x0, second.x0)

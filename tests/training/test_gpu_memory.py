@@ -9,6 +9,7 @@ import torch
 
 from magic141.errors import UserError
 from magic141.training.config import TrainConfig
+from magic141.training.dmd2.config import Dmd2Config
 from magic141.training.gpu_memory import explained
 
 DEEPSPEED = {"engine": "deepspeed", "num_workers": 2, "clips_per_pass": 1, "gradient_checkpointing": True}
@@ -20,7 +21,7 @@ DEEPSPEED = {"engine": "deepspeed", "num_workers": 2, "clips_per_pass": 1, "grad
         (
             {"precision": "fp32", "placement": {"engine": "ddp", "num_workers": 2}},
             "precision = bf16 (trains anew); placement.clips_per_pass below 4; "
-            "placement.gradient_checkpointing = true; placement.engine = deepspeed with zero_stage = 3; ",
+            "placement.gradient_checkpointing = true; placement.engine = deepspeed with zero_stage = 3 (trains anew); ",
         ),
         ({"precision": "bf16", "placement": DEEPSPEED | {"zero_stage": 3}}, "placement.offload_optimizer = true; "),
         ({"precision": "bf16", "placement": DEEPSPEED | {"zero_stage": 3, "offload_optimizer": True}}, ""),
@@ -33,3 +34,14 @@ def test_what_is_not_yet_set_is_named(settings: dict[str, Any], remedies: str) -
     message = f"CUDA out of memory. Tried to allocate 2.00 GiB. What takes less: {remedies}PYTORCH_ALLOC_CONF="
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
+
+
+def test_no_remedy_is_named_that_the_config_would_refuse() -> None:
+    two = {"precision": "bf16", "num_steps": 1, "placement": DEEPSPEED | {"engine": "ddp"}}
+    for config, engine in (
+        (TrainConfig.model_validate(two), "zero_stage = 3 and optimizer.kind = adamw (trains anew); "),
+        (Dmd2Config.model_validate(two | {"adversarial_weight": 0.1}), "zero_stage = 2 and optimizer.kind = adamw "),
+    ):
+        with pytest.raises(UserError) as error, explained(config):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        assert f"placement.engine = deepspeed with {engine}" in str(error.value)

@@ -23,6 +23,7 @@ from magic141.training.config import PlacementConfig
 from magic141.training.context import TrainContext
 from magic141.training.launch import launch
 from magic141.training.meter import Meter
+from magic141.training.progress import read_rows
 from tests.training.linear import LinearRegression, LinearSpec, linear_config
 
 
@@ -91,6 +92,35 @@ def test_a_checkpoint_that_was_cut_short_is_passed_over(tmp_path: Path, file: st
     assert launch(LinearSpec(config), config, tmp_path, NullLog(), seed=3).resumed_from_step == 5
 
 
+def test_damage_to_all_that_was_kept_is_told_and_not_trained_over(tmp_path: Path) -> None:
+    config = linear_config()
+    with pytest.raises(ZeroDivisionError):
+        launch(LinearSpec(config, crash_at=11), config, tmp_path, NullLog(), seed=3)
+    for file in tmp_path.glob("checkpoints/*/objective-0.pt"):
+        file.unlink()
+    with pytest.raises(UserError, match=r"step-000005, \S+step-000010: damaged; delete the folder around it"):
+        launch(LinearSpec(config), config, tmp_path, NullLog(), seed=3)
+
+
+def test_what_a_worker_that_is_no_more_left_behind_damages_nothing(tmp_path: Path) -> None:
+    config = linear_config()
+    with pytest.raises(ZeroDivisionError):
+        launch(LinearSpec(config, crash_at=11), config, tmp_path, NullLog(), seed=3)
+    (tmp_path / "checkpoints" / "step-000010" / "objective-1.pt").write_bytes(b"half a file")
+    assert launch(LinearSpec(config), config, tmp_path, NullLog(), seed=3).resumed_from_step == 10
+
+
+def test_the_memory_of_a_training_is_that_of_the_attempt_that_took_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = linear_config()
+    monkeypatch.setattr("magic141.training.loop._peak_memory_mb", lambda device: 700.0)
+    with pytest.raises(ZeroDivisionError):
+        launch(LinearSpec(config, crash_at=11), config, tmp_path, NullLog(), seed=3)
+    monkeypatch.setattr("magic141.training.loop._peak_memory_mb", lambda device: 100.0)
+    assert launch(LinearSpec(config), config, tmp_path, NullLog(), seed=3).peak_memory_mb == 700.0
+
+
 def test_finished_run_returns_without_training(tmp_path: Path) -> None:
     config = linear_config()
     first = launch(LinearSpec(config), config, tmp_path, NullLog(), seed=0)
@@ -137,7 +167,7 @@ def test_validation_does_not_change_training(tmp_path: Path) -> None:
 
 def test_divergence_is_a_users_error_and_leaves_no_bad_checkpoint(tmp_path: Path) -> None:
     config = linear_config()
-    with pytest.raises(UserError, match=r"nan at step .*lower optimizer.learning_rate"):
+    with pytest.raises(UserError, match=r"nan at step .*lower optimizer.learning_rate or .*max_grad_norm: with"):
         launch(LinearSpec(config, noise=float("nan")), config, tmp_path, NullLog(), seed=0)
     assert not list(tmp_path.glob("checkpoints/*"))
 
@@ -149,9 +179,11 @@ def test_a_few_steps_with_a_broken_gradient_are_left_out_and_counted(tmp_path: P
         launch(replace(spec, crash_at=7), config, tmp_path / "few", log, seed=0)
     result = launch(spec, config, tmp_path / "few", log, seed=0)
     assert result.num_skipped == 3, "those before the crash, too"
-    assert log.notes[-1] == f"3 of {config.num_steps} updates were skipped, for non-finite gradients"
+    assert log.notes[-1] == f"3 of {config.num_steps} steps skipped an update, for non-finite gradients"
     assert all(bool(torch.isfinite(value).all()) for value in weights(tmp_path / "few").values())
     assert "NaN" not in result.metrics_file.read_text()
+    skipped = {row["step"]: row.get("skipped_steps") for row in read_rows(result.metrics_file)}
+    assert {skipped[2], skipped[6], skipped[12]} == {None, 2, 3}
     with pytest.raises(UserError, match=r"nan at step 7: training diverged"):
         launch(LinearSpec(config, bad_steps=(3, 4, 5, 6)), config, tmp_path / "many", NullLog(), seed=0)
 
@@ -183,7 +215,9 @@ def test_what_all_workers_have_alike_is_written_once(tmp_path: Path) -> None:
     for place in places:
         trained = LinearSpec(config).build(place)
         trained.step(0)
-        write_checkpoint(tmp_path / "step-1", trained, Meter(), place, CheckpointInfo(1, "plain", 2, 1, 0.0, 0.0, 0))
+        write_checkpoint(
+            tmp_path / "step-1", trained, Meter(), place, CheckpointInfo(1, "plain", 2, 1, 0.0, 0.0, 0.0, 0)
+        )
     assert "ema" not in torch.load(tmp_path / "step-1" / "objective-1.pt")
 
     resumed = LinearSpec(config).build(places[1])

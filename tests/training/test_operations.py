@@ -18,6 +18,7 @@ from magic141.models.adapters import add_lora
 from magic141.models.config import TransformerConfig
 from magic141.models.transformer import Conditioning, build_transformer, make_prefix, velocity
 from magic141.training.config import CfgDistillationConfig, FlowMatchingConfig, PlacementConfig
+from magic141.training.dmd2.config import Dmd2Config
 from magic141.training.operations import EVALUATION, Passes, num_operations, passes_of_training, passes_per_update
 from tests.training.dmd2.tiny import build
 
@@ -92,7 +93,7 @@ def blocks_run() -> Iterator[list[bool]]:
         {"generator_lora_rank": 4},
         {"generator_input": "noised_real"},
         {"adversarial_weight": 0.01},
-        {"continued_fraction": 0.5, "own_frames_fraction": 1.0},
+        {"continued_fraction": 1.0, "own_frames_fraction": 1.0},
     ],
     ids=str,
 )
@@ -106,6 +107,15 @@ def test_a_dmd2_update_takes_the_passes_that_are_counted(
     training = Passes.training(checkpointing=False)
     taken = EVALUATION * passes.count(False) + training * passes.count(True)
     assert taken.attention == pytest.approx(passes_per_update(dmd2.config).attention)
+
+
+def test_windows_of_its_own_are_generated_for_the_clips_that_continue_only() -> None:
+    none, half, all_ = (
+        passes_per_update(Dmd2Config(continued_fraction=share, own_frames_fraction=1.0 if share else 0.0)).attention
+        for share in (0.0, 0.5, 1.0)
+    )
+    assert half - none == pytest.approx((all_ - none) / 2)
+    assert all_ > none
 
 
 def test_the_warm_up_of_the_fake_score_counts(folders: Path, tmp_path: Path) -> None:

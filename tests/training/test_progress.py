@@ -18,6 +18,10 @@ class CountingLog(NullLog):
         self.done = 0
         self.logged: list[tuple[int, float]] = []
         self.pictures: list[tuple[str, int, np.ndarray[Any, Any]]] = []
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
     def image(self, key: str, image: np.ndarray[Any, Any], step: int = 0) -> None:
         self.pictures.append((key, step, image))
@@ -94,6 +98,31 @@ class BusyStore(CountingLog):
     def image(self, key: str, image: np.ndarray[Any, Any], step: int = 0) -> None:
         self._answer()
         super().image(key, image, step)
+
+
+class Refusing(CountingLog):
+    """Takes no pictures."""
+
+    asked = False
+
+    def image(self, key: str, image: np.ndarray[Any, Any], step: int = 0) -> None:
+        self.asked = True
+        raise PermissionError(13, "Permission denied")
+
+
+def test_a_note_is_made_once_however_often_a_picture_is_refused(tmp_path: Path) -> None:
+    log = Refusing()
+    with follow(tmp_path, "run", 3, log):
+        writer = ProgressWriter(tmp_path, "run", -4)
+        write_image(tmp_path, "clips", 3, np.zeros((2, 2, 3), np.uint8))
+        for step in (1, 2, 3):
+            writer.metrics(step, {"loss": 1.0 / step})
+            time.sleep(0.7)
+    assert log.asked
+    assert [note for note in log.notes if "preparation" in note] == [
+        "steps of preparation before the first that is counted: 4"
+    ]
+    assert [step for step, _ in log.logged] == [1, 2, 3]
 
 
 def test_a_store_that_is_busy_for_a_while_gets_everything_once(tmp_path: Path) -> None:

@@ -26,8 +26,8 @@ PREFIX = "validation_"
 Pool = Callable[[Tensor], Tensor]
 _FRECHET = f"{PREFIX}frechet"
 _TRENDS = ("fake_loss", "dmd_gradient")
-_MORE_NOISE = "raise score_shift or fake_updates_per_step, lower real_guidance_scale or optimizer.learning_rate"
-_SLOWER = "lower optimizer.learning_rate or real_guidance_scale, raise a_weak"
+_MORE_NOISE = "raise score_shift or fake_updates_per_step, lower the guidance or optimizer.learning_rate"
+_SLOWER = "lower optimizer.learning_rate or the guidance, or raise a_weak (with fake_score = lora)"
 _FASTER_FAKE = "raise fake_updates_per_step or fake_optimizer.learning_rate, lower optimizer.learning_rate"
 
 

@@ -232,8 +232,9 @@ class Dmd2:
             return self.validation.figures()
 
     def judge(self, step: int, values: Mapping[str, float]) -> None:
-        """Keeps the best average; raises UserError when the student has collapsed."""
-        self.watch.judge(step, values, self.ema.state_dict())
+        """Keeps the best average where it may be exported; raises UserError when the student has collapsed."""
+        kept = self.config.keep == "best" and (self.context.is_main or self.generator.sharded)
+        self.watch.judge(step, values, self.ema.state_dict() if kept else {})
 
     @property
     def replicated(self) -> tuple[str, ...]:
@@ -253,9 +254,12 @@ class Dmd2:
 
     def export(self, folder: Path) -> None:
         """Writes the averaged student as a diffusers folder `transformer`, and the watch's record."""
-        if self.config.keep == "best" and self.watch.best is not None:
-            self.ema.load_state_dict(self.watch.best)
+        exported_step = self.config.num_steps
+        if self.config.keep == "best" and self.watch.best_step is not None:
+            exported_step = self.watch.best_step
+            if self.watch.best:
+                self.ema.load_state_dict(self.watch.best)
         state = self.ema.full_state_dict(self.generator)
         if self.context.is_main:
             export_generator(self.generator.module, state, folder / "transformer")
-            self.watch.write(folder, self.ema.num_updates)
+            self.watch.write(folder, exported_step)

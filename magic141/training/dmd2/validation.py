@@ -21,6 +21,7 @@ from magic141.evaluation.scoring.frechet import TubeSpace, frechet_between, mome
 from magic141.models.config import Sampler
 from magic141.models.transformer import velocity
 from magic141.models.vae import load_codec
+from magic141.training.batch_sampler import own_share
 from magic141.training.batches import Batch, BatchMaker
 from magic141.training.context import TrainContext, sum_over_workers
 from magic141.training.dmd2.collapse import PREFIX, compare
@@ -91,12 +92,9 @@ class Dmd2Validation:
         return np.asarray(sum_over_workers(own, self.context))
 
     def _batch(self) -> Batch:
-        """This worker's batch: as many clips on every worker, different ones as far as there are enough."""
-        config, context = self.config.collapse, self.context
-        num = max(1, config.num_clips // context.world_size)
-        order = torch.tensor(self._maker.dataset.in_turns(range(len(self._maker.dataset))))
-        rows = order[(torch.arange(num) + context.rank * num) % len(order)]
-        return self._maker.make(rows, self._rng(0)).to(context.device)
+        """This worker's batch."""
+        rows = own_share(self._maker.dataset, self.config.collapse.num_clips, self.context)
+        return self._maker.make(rows, self._rng(0)).to(self.context.device)
 
     def _sample_student(self, batch: Batch, w: Guidance) -> Tensor:
         """The student's clips, from its own chain."""

@@ -62,7 +62,9 @@ class Ema:
             with self.applied():
                 return engine.full_state_dict()
         state = engine.full_state_dict()
-        return {name: self._shadow[name].cpu().clone() if name in self._shadow else state[name] for name in state}
+        return {
+            name: self._shadow[name].to("cpu", copy=True) if name in self._shadow else state[name] for name in state
+        }
 
     @torch.no_grad()
     def _put(self, values: Mapping[str, Tensor]) -> None:

@@ -351,8 +351,10 @@ def test_the_average_is_validated_and_the_best_or_the_last_one_exported(
     assert validated != dmd2.validation.figures(), "of the weights as they are"
     with dmd2.ema.applied():
         assert validated == dmd2.validation.figures()
+    assert bool(dmd2.watch.best) == (keep == "best"), "no copy that nothing reads"
     dmd2.export(tmp_path / "out")
     assert torch.equal(load_transformer(tmp_path / "out" / "transformer").proj_out.weight, averages[exported])
+    assert json.loads((tmp_path / "out" / "watch.json").read_text())["exported_step"] == exported + 1
 
 
 @pytest.mark.parametrize("collapsed", [True, False])
