@@ -143,7 +143,9 @@ def _lock(stack: ExitStack, workspace: Path, candidate: Candidate) -> bool:
     """Takes the locks of all keys that a folder may belong to; False if a stage holds one of them."""
     try:
         for work in candidate.work:
-            stack.enter_context(FileLock(lock_file(workspace, *work), timeout=0, is_singleton=True))
+            stack.enter_context(
+                FileLock(lock_file(workspace, *work), timeout=0, is_singleton=True, fallback_to_soft=False)
+            )
     except Timeout:
         return False
     return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -28,5 +28,10 @@ def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
 
 def read_json_lines(file: Path) -> list[dict[str, Any]]:
     """The rows of a file of JSON lines."""
+    return list(each_json_line(file))
+
+
+def each_json_line(file: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a file of JSON lines, one at a time."""
     with file.open(encoding="utf-8") as lines:  # not `splitlines`, which also cuts where a caption has a U+2028
-        return [json.loads(line) for line in lines]
+        yield from map(json.loads, lines)

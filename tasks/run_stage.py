@@ -129,7 +129,7 @@ def _telling_of_failure(stage: str, run: RunLog, context: StageContext) -> Itera
 @contextmanager
 def _only_worker(stage: str, key: str, context: StageContext) -> Iterator[None]:
     """Holds the key's lock; prints a note if it has to wait for another process."""
-    lock = FileLock(lock_file(context.home, stage, key))
+    lock = FileLock(lock_file(context.home, stage, key), fallback_to_soft=False)
     try:
         lock.acquire(timeout=0)
     except Timeout:

@@ -34,6 +34,11 @@ def _fault(pattern: str, line: str) -> Fault:
 
 FAULTS = (
     _fault(
+        "Function not implemented|No locks available",
+        "workspace {home}: its file system has no locks, without which two runs could do the same work; mount it with "
+        "them (Lustre: -o flock), or set MAGIC141_HOME to another",
+    ),
+    _fault(
         "No space left on device|database or disk is full|Disk quota exceeded",
         "workspace {home}: the disk is full; free some space, or set MAGIC141_HOME to a larger disk",
     ),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from magic141.artifacts.file_records import file_digests
+from magic141.errors import UserError
 
 CHUNK_BYTES = 1 << 20
 FileSelection = Callable[[Path, list[Path]], list[Path]]  # of the files in a folder
@@ -63,12 +64,15 @@ def source_files(folder: Path) -> list[Path]:
     """All files below a folder that the user owns, sorted; follows links to folders, skips names that begin with a dot.
 
     A folder that can be reached in several ways counts once, and not through a link if there is another way.
+
+    Raises:
+        UserError: if a folder cannot be listed, so that what it holds would be missing without a word.
     """
     files: list[Path] = []
     seen: set[Path] = set()
     starts = [folder]
     for start in starts:
-        for root, folders, names in os.walk(start):
+        for root, folders, names in os.walk(start, onerror=_refuse_unlisted):
             here = Path(root)
             if here.resolve() in seen:
                 folders.clear()
@@ -78,6 +82,11 @@ def source_files(folder: Path) -> list[Path]:
             starts += [here / name for name in folders if (here / name).is_symlink()]
             files += [here / name for name in names if not name.startswith(".")]
     return sorted(path for path in files if path.is_file())
+
+
+def _refuse_unlisted(error: OSError) -> None:
+    if Path(error.filename).name != "lost+found":  # of a whole file system
+        raise UserError(f"{error.filename}: cannot be listed ({error.strerror}); make it readable, or move it away")
 
 
 def canonical_json(value: object) -> str:

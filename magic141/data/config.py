@@ -44,6 +44,15 @@ class CodecConfig(FrozenConfig):
     spatial_factor: int = Field(8, ge=1, description="side of a latent pixel, in pixels (kind pca)")
     num_fit_clips: int = Field(512, ge=2, description="clips that the codec is fitted on (kind pca)")
 
+    @model_validator(mode="after")
+    def _channels_fit(self) -> CodecConfig:
+        most = 3 * self.spatial_factor**2  # values of a patch of the first frame
+        if self.kind == "pca" and self.num_channels > most:
+            raise ValueError(
+                f"num_channels = {self.num_channels}: a patch of the first frame has {most} values; use at most {most}"
+            )
+        return self
+
     @property
     def sizes(self) -> CodecSizes:
         """The sizes of the latents, of either kind."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from magic141.data.info import existing
 from magic141.data.rows import Rows
 from magic141.errors import UserError
 from magic141.models.text_embedding import TextEmbedding
-from magic141.text_files import read_json_lines
+from magic141.text_files import each_json_line
 
 MANIFEST_FILE = "manifest.jsonl"
 NULL_TEXT_FILE = "null_text.safetensors"
@@ -50,7 +51,7 @@ class ClipDataset:
             folder: artifact of `prepare_data`.
             split: name of the split.
         """
-        rows = [row for row in read_json_lines(existing(folder / MANIFEST_FILE)) if row["split"] == split]
+        rows = [row for row in each_json_line(existing(folder / MANIFEST_FILE)) if row["split"] == split]
         if not rows:
             raise UserError(f"data set {folder}: no clips of split {split!r}; expected train, validation or heldout")
         # load_file maps the file: nothing is read yet, and later reads share the page cache between all workers
@@ -61,9 +62,9 @@ class ClipDataset:
         return cls(
             **fields,
             ids=[row["id"] for row in rows],
-            captions=[row["caption"] for row in rows],
+            captions=[sys.intern(row["caption"]) for row in rows],  # the windows of a video share one
             truths=[row["truth"] for row in rows],
-            sources=[row["source"] for row in rows],
+            sources=[sys.intern(row["source"]) for row in rows],
         )
 
     def __len__(self) -> int:

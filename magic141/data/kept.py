@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from magic141.artifacts.digests import canonical_json, sha256_text
 from magic141.text_files import replace_text
 
-PROBES_A_PIECE = 256  # results that a crash may lose at most
+PROBES_A_PIECE = 256  # results that a kill may lose at most
+SECONDS_A_PIECE = 60.0  # after which those that there are reach the disk
 
 
 def write_record(path: Path, value: object) -> None:
@@ -45,20 +48,34 @@ class ProbeRecords:
             self.found.update(piece)
         self._num_pieces, self._num_read = len(pieces), len(self.found)
         self._new: dict[str, list[Any]] = {}
+        self._written = time.monotonic()
 
     def add(self, file: str, result: list[Any] | str) -> None:
         """One more; results reach the disk some at a time."""
         self.found[file] = result
         if not isinstance(result, str):
             self._new[file] = result
-        if len(self._new) >= PROBES_A_PIECE:
-            self._write(self._new)
-            self._new = {}
+        if len(self._new) >= PROBES_A_PIECE or time.monotonic() > self._written + SECONDS_A_PIECE:
+            self._flush()
+
+    @contextmanager
+    def kept_anyhow(self) -> Iterator[None]:
+        """Also if what is inside fails, all that was added reaches the disk."""
+        try:
+            yield
+        finally:
+            self._flush()
 
     def settle(self) -> None:
         """Keeps everything: from here on, every attempt cuts the same clips."""
         if len(self.found) > self._num_read:
             self._write(self.found)
+
+    def _flush(self) -> None:
+        if self._new:
+            self._write(self._new)
+        self._new = {}
+        self._written = time.monotonic()
 
     def _write(self, results: Mapping[str, list[Any] | str]) -> None:
         write_record(self._folder / f"{self._num_pieces:05d}.json", results)

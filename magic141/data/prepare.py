@@ -43,6 +43,7 @@ RESTARTS = {"max_restarts": 8, "max_task_retries": 2}  # of a GPU's worker: the 
 # whole ones, runs that start together could take them all, and wait for each other for ever
 ENCODER_CPUS = 0.01
 MAX_LOSSES = 3  # times in a row that workers are lost on the way to one chunk: then it is the chunk that kills them
+NUM_RETRIES = 3  # of a task whose process died; Ray Data's own number is without end
 
 
 def prepare_dataset(config: DataConfig, out: Path, log: StageLog, seed: int, run_dir: Path) -> None:
@@ -106,9 +107,10 @@ def _probe(
     missing = [video for video in videos if video.file not in records.found]
     with log.progress(len(videos), "video") as advance, _users_mistakes():
         advance(len(videos) - len(missing))
-        for video, result in zip(missing, _probe_results(folder, missing, config), strict=True):
-            records.add(video.file, result["reason"] or [int(result["num_frames"]), result["digest"]])
-            advance(1)
+        with records.kept_anyhow():
+            for video, result in zip(missing, _probe_results(folder, missing, config), strict=True):
+                records.add(video.file, result["reason"] or [int(result["num_frames"]), result["digest"]])
+                advance(1)
     found = ((video.file, records.found[video.file]) for video in videos)
     return [BadFile(file, result) if isinstance(result, str) else Probed(*result) for file, result in found]
 
@@ -117,9 +119,21 @@ def _probe_results(folder: Path, videos: Sequence[VideoFile], config: DataConfig
     """The rows of `Probe`, in order, as its tasks end."""
     if not videos:
         return
-    num_blocks = -(-len(videos) // PROBE_BLOCK_VIDEOS)
+    all_cpus = 4 * int(ray.cluster_resources().get("CPU", 1))  # a few blocks for each: videos differ in length
+    num_blocks = max(-(-len(videos) // PROBE_BLOCK_VIDEOS), min(len(videos), all_cpus))
     rows = ray.data.from_items([video._asdict() for video in videos], override_num_blocks=num_blocks)
-    yield from rows.map(Probe(folder, config, _workers_code())).iter_rows()
+    num_done = 0
+    try:
+        for row in rows.map(Probe(folder, config, _workers_code()), max_retries=NUM_RETRIES).iter_rows():
+            yield row
+            num_done += 1
+    except ray.exceptions.RayTaskError:
+        raise
+    except ray.exceptions.RayError as error:
+        raise UserError(
+            f"data.path = {folder}: processes that read {videos[num_done].file}, or one of the next "
+            f"{PROBE_BLOCK_VIDEOS}, died ({type(error).__name__}): remove it, or give them more memory"
+        ) from error
 
 
 def _handle_bad_files(bad: Sequence[BadFile], config: DataConfig, log: StageLog) -> None:
@@ -190,8 +204,13 @@ def _encoded_anyhow(
                 num_done, num_losses = num_done + 1, 0
         except ray.exceptions.RayError as error:
             num_losses += 1
-            if isinstance(error, ray.exceptions.RayTaskError) or num_losses == MAX_LOSSES:  # the former: its own error
+            if isinstance(error, ray.exceptions.RayTaskError):  # the worker's own
                 raise
+            if num_losses == MAX_LOSSES:
+                raise UserError(
+                    f"workers that encode {chunks[num_done].clips[0].source} died {num_losses} times in a row "
+                    f"({type(error).__name__}): give them more memory, or leave that video out"
+                ) from error
             log.note(f"an encoding worker was lost ({type(error).__name__}): goes on with new ones")
             _start_ray(config)  # again, if it was a local Ray that died, and all workers with it
 
@@ -207,7 +226,9 @@ def _encoded_chunks(chunks: Sequence[Chunk], config: DataConfig, models: Path) -
     # On CPUs: no restarts by Ray, which announces them with a false alarm; `_encoded_anyhow` replaces lost workers.
     placement = {"num_gpus": config.num_gpus_per_worker} | RESTARTS if use_gpu else {"max_restarts": 0}
     code = _workers_code()
-    rendered = ray.data.from_items(items, override_num_blocks=len(items)).map(Render(config, code), num_cpus=1)
+    rendered = ray.data.from_items(items, override_num_blocks=len(items)).map(
+        Render(config, code), num_cpus=1, max_retries=NUM_RETRIES
+    )
     with warnings.catch_warnings():  # restarts have no named parameters yet; Ray is pinned below 2.61
         warnings.filterwarnings("ignore", message=".*ray_remote_args")
         encoded = rendered.map(

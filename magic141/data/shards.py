@@ -72,6 +72,7 @@ class ShardWriter:
         self._stamp = stamp
         (folder / "shards").mkdir(parents=True, exist_ok=True)
         self._shards = {split: list(self._kept(split)) for split in SPLITS}
+        self._num_finished = {split: sum(len(shard.rows) for shard in self._shards[split]) for split in SPLITS}
         self._drop_others()
         self._pending: dict[str, list[Row]] = {split: [] for split in SPLITS}
         self._tensors: dict[str, list[Mapping[str, Tensor]]] = {split: [] for split in SPLITS}
@@ -88,7 +89,7 @@ class ShardWriter:
 
     def is_kept(self, place: Place, num_clips: int) -> bool:
         """Whether all clips of a chunk are in finished shards."""
-        return place.start + num_clips <= self._num_finished(place.split)
+        return place.start + num_clips <= self._num_finished[place.split]
 
     def add(self, place: Place, rows: Sequence[Row], tensors: Mapping[str, Tensor]) -> None:
         """Takes a chunk; those of a split come in order.
@@ -99,7 +100,7 @@ class ShardWriter:
             tensors: of the encoded clips.
         """
         split, pending = place.split, self._pending[place.split]
-        known = self._num_finished(split) + len(pending) - place.start
+        known = self._num_finished[split] + len(pending) - place.start
         assert 0 <= known <= len(rows), f"{place}: of {len(rows)} clips {known} are known"
         first = sum(map(is_good, rows[:known]))
         pending.extend(rows[known:])
@@ -116,11 +117,13 @@ class ShardWriter:
         for split, pending in self._pending.items():
             if any(map(is_good, pending)):
                 self._write(split, len(pending), None)
-        with (self.folder / MANIFEST_FILE).open("w", encoding="utf-8") as manifest:
+        aside = self.folder / ".manifest"  # the file itself may be linked into an artifact of an earlier attempt
+        with aside.open("w", encoding="utf-8") as manifest:
             for shard in self._in_order():
                 for index, row in enumerate(shard.good_rows):
                     line = {"id": row["id"], "split": shard.split, "shard": shard.file, "row": index, **row}
                     manifest.write(json.dumps(line) + "\n")  # in ASCII: nothing in a caption or name can end a line
+        aside.replace(self.folder / MANIFEST_FILE)
 
     def deliver(self, out: Path) -> None:
         """Puts shards and manifest into an artifact; the folder stays as it is."""
@@ -135,9 +138,6 @@ class ShardWriter:
         yield from (row for shard in self._shards[split] for row in shard.rows)
         yield from self._pending[split]
 
-    def _num_finished(self, split: str) -> int:
-        return sum(len(shard.rows) for shard in self._shards[split])
-
     def _write(self, split: str, num_rows: int, completed_by: int | None) -> None:
         rows, self._pending[split] = self._pending[split][:num_rows], self._pending[split][num_rows:]
         count, parts = sum(map(is_good, rows)), self._tensors[split]
@@ -151,6 +151,7 @@ class ShardWriter:
         aside.replace(self.folder / file)
         write_record(self._record(file), shard._asdict())
         self._shards[split].append(shard)
+        self._num_finished[split] += len(rows)
 
     def _record(self, file: str) -> Path:
         return self.folder / "records" / f"{Path(file).stem}.json"

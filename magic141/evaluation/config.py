@@ -22,13 +22,30 @@ VBenchDimension = Literal[
 ]
 
 
+TransformerModule = Literal[
+    "x_embedder",
+    "context_embedder",
+    "time_text_embed",
+    "transformer_blocks",
+    "single_transformer_blocks",
+    "norm_out",
+    "proj_out",
+]
+
+
 class QuantizeConfig(FrozenConfig):
     """Int8 weights of the transformer blocks' linear layers, one scale per output channel."""
 
-    exclude: tuple[str, ...] = Field(
+    exclude: tuple[TransformerModule, ...] = Field(
         ("x_embedder", "context_embedder", "time_text_embed", "norm_out", "proj_out"),
         description="top-level modules whose linear layers stay in full precision",
     )
+
+    @model_validator(mode="after")
+    def _quantizes_blocks(self) -> QuantizeConfig:
+        if "transformer_blocks" in self.exclude and "single_transformer_blocks" in self.exclude:
+            raise ValueError(f"exclude = {list(self.exclude)}: leaves no block to quantise; exclude fewer modules")
+        return self
 
 
 class GenerateConfig(FrozenConfig):

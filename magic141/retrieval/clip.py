@@ -21,7 +21,7 @@ from magic141.data.rows import Rows
 from magic141.errors import UserError
 from magic141.frozen import names_file
 from magic141.models.device import cpu_threads
-from magic141.retrieval.config import ClipConfig
+from magic141.retrieval.config import HEAD_WIDTH, ClipConfig
 from magic141.retrieval.pretrained import Preprocessing, load_pretrained
 from magic141.stage_log import StageLog
 
@@ -173,7 +173,7 @@ class Captions:
 
 def tiny_architecture(embed_dim: int, image_size: int, context_length: int) -> dict[str, Any]:
     """Arguments of `open_clip.CLIP`: two layers on each side, patches of 8 pixels, texts of `context_length` tokens."""
-    heads = max(1, embed_dim // 32)
+    heads = max(1, embed_dim // HEAD_WIDTH)
     vision = {
         "image_size": image_size,
         "layers": 2,

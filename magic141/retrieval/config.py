@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from magic141.frozen import MOST_STEPS, FrozenConfig, names_file, placement, source_or_name
 
+HEAD_WIDTH = 32  # about, of the tiny model
+
 
 class ClipConfig(FrozenConfig):
     """The open_clip model: trained on the corpus (tiny) or loaded."""
@@ -23,6 +25,15 @@ class ClipConfig(FrozenConfig):
     num_steps: int = Field(800, ge=1, le=MOST_STEPS, description="contrastive steps (kind train)")
     batch_size: int = Field(64, ge=2, description="image-caption pairs per step")
     learning_rate: float = Field(1e-3, gt=0, description="peak rate of AdamW, decayed to zero by a cosine")
+
+    @model_validator(mode="after")
+    def _width_divides(self) -> ClipConfig:
+        heads = max(1, self.embed_dim // HEAD_WIDTH)
+        if self.kind == "train" and self.embed_dim % heads:
+            raise ValueError(
+                f"embed_dim = {self.embed_dim}: not divisible by its {heads} heads; use a multiple of {HEAD_WIDTH}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _weights_for_pretrained(self) -> ClipConfig:

@@ -247,7 +247,9 @@ def open_store(workspace: Path) -> Tracker:
 
 def _alone(workspace: Path) -> AbstractContextManager[object]:
     """A lock for creating a store, which two processes at once would break; a read-only workspace needs none."""
-    return FileLock(workspace / ".store.lock") if os.access(workspace, os.W_OK) else nullcontext()
+    return (
+        FileLock(workspace / ".store.lock", fallback_to_soft=False) if os.access(workspace, os.W_OK) else nullcontext()
+    )
 
 
 @contextmanager

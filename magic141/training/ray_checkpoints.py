@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,22 +12,34 @@ from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
+from magic141.artifacts.digests import sha256_text
 from magic141.training.checkpoint import damaged, is_whole, step_name
 
 if TYPE_CHECKING:
     from ray.train import Checkpoint
 
+LIST_FILE = "checkpoint_manager_snapshot.json"  # Ray's name
+
 
 class RayStore:
-    """Checkpoints through Ray Train, which merges all workers' files into run_dir/step-XXXXXX."""
+    """Checkpoints through Ray Train, which merges all workers' files into run_dir/step-XXXXXX.
 
-    def __init__(self, launch_id: str) -> None:
+    Args:
+        run_dir: folder of the training.
+        rank: number of this worker.
+        launch_id: names this launch.
+    """
+
+    def __init__(self, run_dir: Path, rank: int, launch_id: str) -> None:
         self._launch_id = launch_id
         self._suffix = ""
+        # always the same: what a worker that was killed while it wrote has left there goes when the next one comes
+        self._aside = Path(tempfile.gettempdir()) / f"magic141-{sha256_text(str(run_dir))[:16]}-{rank}"
 
     @contextmanager
     def latest(self) -> Iterator[Path | None]:
         """The newest checkpoint that Ray has committed and that is whole, on all workers the same."""
+        shutil.rmtree(self._aside, ignore_errors=True)
         committed = _committed_checkpoints()
         if not committed:
             yield None
@@ -42,11 +56,23 @@ class RayStore:
         """Write this worker's part and report it (a barrier)."""
         import ray.train
 
-        with tempfile.TemporaryDirectory() as folder:
-            write(Path(folder))
-            checkpoint = ray.train.Checkpoint.from_directory(folder)
+        self._aside.mkdir(mode=0o700)
+        try:
+            write(self._aside)
+            checkpoint = ray.train.Checkpoint.from_directory(self._aside)
             name = step_name(step) + self._suffix
             ray.train.report({"step": step}, checkpoint=checkpoint, checkpoint_dir_name=name)
+        finally:
+            shutil.rmtree(self._aside, ignore_errors=True)
+
+
+def require_readable_list(run_dir: Path) -> None:
+    """Raises UserError if Ray's list of a training's checkpoints was cut short: Ray writes it in place."""
+    file = run_dir / LIST_FILE
+    try:
+        json.loads(file.read_text()) if file.exists() else None
+    except ValueError:
+        raise damaged([file]) from None
 
 
 def _committed_checkpoints() -> list[Checkpoint]:

@@ -24,7 +24,7 @@ from magic141.training.config import PlacementConfig, TrainConfig
 from magic141.training.context import TrainContext
 from magic141.training.loop import LoopResult, run_training
 from magic141.training.objective import ObjectiveSpec
-from magic141.training.ray_checkpoints import RayStore
+from magic141.training.ray_checkpoints import RayStore, require_readable_list
 
 if TYPE_CHECKING:
     from ray.train import ScalingConfig
@@ -60,6 +60,7 @@ def run_on_ray(task: WorkerTask) -> LoopResult:
     _configure_ray_train()
     from magic141.cluster.session import ensure_ray, require_room
 
+    require_readable_list(task.run_dir)
     ensure_ray()
     give_back_freed_memory()  # earlier stages may have encoded in this process, on a GPU that a worker may get
     import ray.train
@@ -105,8 +106,9 @@ def _worker(config: dict[str, Any]) -> dict[str, Any] | str:
         return refusal
     torch.set_num_threads(task.config.placement.threads_per_worker)
     context = TrainContext(rank, world_size, get_device(), task.run_dir, task.seed, task.config.placement)
+    store = RayStore(task.run_dir, rank, task.launch_id)
     try:
-        return asdict(run_training(task.spec, task.config, context, RayStore(task.launch_id), task.launch_id))
+        return asdict(run_training(task.spec, task.config, context, store, task.launch_id))
     except UserError as mistake:
         if world_size == 1 or made_by_all(dist.distributed_c10d._get_default_store(), rank, world_size):
             return str(mistake)

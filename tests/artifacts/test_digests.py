@@ -9,6 +9,7 @@ import pytest
 
 from magic141.artifacts import digests
 from magic141.artifacts.digests import digest_folder, digest_source, source_files
+from magic141.errors import UserError
 
 
 def test_digest_ignores_place_and_time_but_not_content_or_names(folder: Path, tmp_path: Path) -> None:
@@ -66,3 +67,18 @@ def test_source_files_of_a_folder_are_taken_once_and_loops_end(folder: Path) -> 
     (folder / "again").symlink_to("sub")
     (folder / "sub" / "loop").symlink_to(folder)
     assert source_files(folder) == [folder / "one.txt", folder / "sub" / "two.txt"]
+
+
+def test_a_folder_that_cannot_be_listed_is_no_empty_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its videos would be missing under the digest of all, or without a word."""
+    scan = os.scandir
+
+    def refusing(path: str) -> object:
+        if path.endswith("/sub"):
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    (folder / "sub").mkdir(exist_ok=True)
+    monkeypatch.setattr("os.scandir", refusing)
+    with pytest.raises(UserError, match=r"/sub: cannot be listed \(Permission denied\); make it readable"):
+        source_files(folder)

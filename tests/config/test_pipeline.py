@@ -64,6 +64,10 @@ def test_a_section_given_in_part_keeps_the_rest_of_its_default(field: str) -> No
 
 
 MISTAKES = {
+    "quantize.exclude=[transformer_block]": "quantize.exclude",
+    "quantize.exclude=[transformer_blocks,single_transformer_blocks]": "leaves no block to quantise",
+    "train_clip.embed_dim=100": "embed_dim = 100: not divisible by its 3 heads; use a multiple of 32",
+    "data.codec.num_channels=193": "num_channels = 193: a patch of the first frame has 192 values; use at most 192",
     "data.encoder.width=9": "data.encoder.width = 9: expected a multiple of 2",
     "train_clip.release=openai": "release = openai: says which weights a file holds, but pretrained = None is no path",
     "train_clip.kind=pretrained": "train_clip.pretrained is not set: kind = pretrained needs a tag",

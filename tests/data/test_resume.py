@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from magic141.data.info import load_info
 from magic141.data.kept import ProbeRecords, read_record, write_record
 from magic141.data.prepare import MAX_LOSSES
 from magic141.data.sources.chunks import Chunk
+from magic141.data.videos.decoding import StorageError
 from magic141.data.workers import Encode
 from magic141.errors import UserError
 from magic141.models.encoders import Encoders
@@ -146,7 +148,7 @@ def test_lost_workers_are_replaced(
 
 def test_a_chunk_that_kills_all_workers_ends_the_stage(here: Here, tmp_path: Path) -> None:
     here.killer, here.chunks_left, log = ActorDiedError, 4, MemoryLog()
-    with pytest.raises(ActorDiedError):
+    with pytest.raises(UserError, match=r"workers that encode shapes died 3 times in a row \(ActorDiedError\): give"):
         run(CONFIG, tmp_path, log)
     assert len(log.notes) == MAX_LOSSES - 1
     assert len(list((tmp_path / "run" / "shards").iterdir())) == 3
@@ -200,6 +202,19 @@ def test_a_file_is_bad_for_good_once_clips_were_cut_without_it(tmp_path: Path) -
     assert ProbeRecords(tmp_path).found == records.found
     ProbeRecords(tmp_path).settle()
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_was_probed_is_kept_when_probing_fails_or_takes_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = ProbeRecords(tmp_path)
+    with suppress(StorageError), records.kept_anyhow():
+        records.add("a.mp4", [1])
+        raise StorageError("the disk is gone")
+    assert list(ProbeRecords(tmp_path).found) == ["a.mp4"]
+    monkeypatch.setattr("magic141.data.kept.SECONDS_A_PIECE", 0.0)
+    ProbeRecords(tmp_path).add("b.mp4", [2])
+    assert list(ProbeRecords(tmp_path).found) == ["a.mp4", "b.mp4"]
 
 
 def test_a_record_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
