@@ -27,6 +27,7 @@ from flows.command_line.selection import (
     checked_home,
     prefect_server,
     refuse_second_workspace,
+    require_origin,
     run_selected,
     selection,
     use_workspace,
@@ -40,6 +41,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"max_content_width": 120},
 )
 
 
@@ -48,7 +50,7 @@ def options(version: Version = False) -> None:
     """Options without a command; each ends the program itself."""
 
 
-@app.command()
+@app.command(short_help="Run a config's stages; existing results are reused.")
 def run(
     config: ConfigFile = None,
     set_: Overrides = None,
@@ -67,7 +69,7 @@ def run(
         say_outcome(outcome, chosen.home)
 
 
-@app.command()
+@app.command(short_help="Show which stages would run and why, on what, how long.")
 def plan(
     config: ConfigFile = None,
     set_: Overrides = None,
@@ -100,11 +102,13 @@ def plan(
             warn(f"run would refuse: {lacking[0]}{others}")
 
 
-@app.command()
+@app.command(short_help="Run a config once per combination of values.")
 def sweep(
     config: Annotated[Path, typer.Argument(help="YAML config, such as configs/demo.yaml")],
-    vary: Annotated[list[str] | None, typer.Option(help="FIELD=VALUE,VALUE,…; several make a grid")] = None,
-    member: Annotated[list[str] | None, typer.Option(help="'FIELD=VALUE FIELD=VALUE …': one run of the sweep")] = None,
+    vary: Annotated[
+        list[str] | None, typer.Option(metavar="FIELD=VALUE,…", help="a value per run; several fields make a grid")
+    ] = None,
+    member: Annotated[list[str] | None, typer.Option(metavar="'FIELD=VALUE …'", help="one run of the sweep")] = None,
     variant: Annotated[str, typer.Option(help="row of the score table to compare")] = "student_4",
     set_: Overrides = None,
     until: Annotated[str, typer.Option(help="last stage to run; with publish each becomes the candidate")] = "report",
@@ -131,7 +135,7 @@ def sweep(
         say_sweep(outcome)
 
 
-@app.command(name="eval")
+@app.command(name="eval", short_help="Judge an earlier run's models again; train nothing.")
 def evaluate(
     run_id: Annotated[
         str | None, typer.Option("--run", help="MLflow run id of a pipeline run; this or --model")
@@ -144,6 +148,9 @@ def evaluate(
     """Generate, evaluate and report again with the models of an earlier run."""
     with reporting(debug):
         home = checked_home(workspace, ALL_SERVERS)
+        from flows.records.origin import one_of
+
+        require_origin(home, one_of(run_id, model))
         with resumable(), prefect_server(home, debug):
             from flows.evaluation import evaluation
 
@@ -170,7 +177,7 @@ def generate(
         typer.echo(f"{output}: {made}")
 
 
-@app.command()
+@app.command(short_help="Compare runs: scores, config, videos.")
 def compare(
     runs: Annotated[list[str], typer.Argument(help="ids of two or more runs, or of a sweep")],
     variant: Annotated[str, typer.Option(help="row of the score table")] = "student_4",
@@ -185,7 +192,7 @@ def compare(
         say_comparison(compared(checked_home(workspace), runs, variant, output), output)
 
 
-@app.command()
+@app.command(short_help="List the newest runs, with their ids and scores.")
 def runs(
     limit: Annotated[int, typer.Option(min=1, help="how many, the newest first")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="print a JSON list, one object per run")] = False,
@@ -203,7 +210,7 @@ def runs(
         wide_console().print(listing.as_table(rows))
 
 
-@app.command()
+@app.command(short_help="Make a model the champion if its gate holds.")
 def promote(
     model: Annotated[
         str, typer.Option(help="models:/NAME@ALIAS or models:/NAME/VERSION")
@@ -229,7 +236,7 @@ def promote(
         say_decision(promotion.promote(checked_home(workspace), model, set_ or [], force))
 
 
-@app.command()
+@app.command(short_help="Serve a model: a web page, and POST picture + prompt.")
 def serve(
     model: Annotated[
         str, typer.Option(help="models:/NAME@ALIAS, models:/NAME/VERSION, a run id, or a folder")
@@ -250,7 +257,7 @@ def serve(
         serving(checked_home(workspace, (STORE, RAY)), model, host, port, set_ or (), replace, say=typer.echo)
 
 
-@app.command()
+@app.command(short_help="List runs and all below them, or delete them in MLflow.")
 def delete(
     runs: Annotated[list[str], typer.Argument(help="ids of runs")],
     yes: Annotated[bool, typer.Option("--yes", help="delete what is listed, instead of only listing it")] = False,
@@ -265,10 +272,10 @@ def delete(
         found = deletion.family(home, runs)
         if yes:
             deletion.delete(home, found)
-        say_deletion(found, yes)
+        say_deletion(home, found, yes)
 
 
-@app.command()
+@app.command(short_help="List, or remove, what no run refers to any more.")
 def gc(
     delete: Annotated[bool, typer.Option("--delete", help="remove what is listed, instead of only listing it")] = False,
     workspace: Workspace = None,
@@ -282,7 +289,7 @@ def gc(
         say_cleaning(home, find_leftovers(home), remove if delete else None)
 
 
-@app.command()
+@app.command(short_help="Show what is installed, and what is missing.")
 def doctor(workspace: Workspace = None, debug: Debug = False) -> None:
     """Show what is installed, on which device, what is missing and how to get it."""
     with reporting(debug):

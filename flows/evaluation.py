@@ -11,10 +11,9 @@ from flows.failures.reach import require_servers
 from flows.orchestration.names import flow_run_name
 from flows.orchestration.notify import notify
 from flows.orchestration.orchestrated import carry_on
-from flows.records.origin import continue_run, find_origin
+from flows.records.origin import continue_run, find_origin, one_of
 from flows.records.session import Outcome
 from magic141.config import default_home, working_in, workspace_folder
-from magic141.errors import UserError
 from magic141.tracking import open_store, parse_uri, store_exists
 from tasks import pipeline
 
@@ -43,14 +42,13 @@ def evaluation(
         overrides: settings `generate.*`, `evaluate.*`, `report.*` to judge differently.
         if_there: skip instead of failing if `model` does not exist yet, as for a schedule without a champion so far.
     """
-    if (run_id is None) == (model is None):
-        raise UserError("eval: give either --run ID or --model URI, such as --model models:/magic141@candidate")
+    source = one_of(run_id, model)
     home = workspace_folder(workspace) if workspace else default_home()
     with working_in(home):  # a worker's own MAGIC141_HOME may differ
         if if_there and model and not _is_there(home, model):
             return Completed(name="Skipped", message=f"{model} names nothing yet")  # type: ignore[return-value]
         judging = [stage for stage in pipeline.STAGES if stage.name in pipeline.JUDGING]
-        origin = find_origin(home, str(run_id or model))
+        origin = find_origin(home, source)
         going_on = continue_run(origin, judging, overrides or ())
         return carry_on(going_on, "evaluation", overrides=overrides or ())
 

@@ -138,11 +138,14 @@ def _mark(ok: bool) -> str:
     return "✓" if ok else "✗"
 
 
-def say_deletion(runs: Sequence[Run], done: bool) -> None:
-    """Prints which runs are, or would be, marked as deleted."""
+def say_deletion(home: Path, runs: Sequence[Run], done: bool) -> None:
+    """Prints which runs of a workspace are, or would be, marked as deleted."""
+    from flows.records.commands import command
+
     for run in runs:
         typer.echo(f"{run.info.run_id}  {run.info.run_name}")
-    more = "deleted; `magic141 gc` frees what only they have made" if done else "in all; --yes deletes them"
+    freeing = command("gc", workspace=home)
+    more = f"deleted; `{freeing}` frees what only they have made" if done else "in all; --yes deletes them"
     typer.echo(f"{len(runs)} run{'s' * (len(runs) != 1)} {more}")
 
 

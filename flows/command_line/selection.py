@@ -72,6 +72,8 @@ def selection(
         between = " ".join(f"{option} {name}" for option, name in (("--from", first), ("--until", until)) if name)
         raise UserError(f"--refresh {idle[0]}: would not run with {between}; give one of the two")
     home = values.home if values else checked_home(workspace, ALL_SERVERS)
+    if origin is not None:
+        require_origin(home, origin)
     file = config.resolve() if config else None
     return Selection(home, file, values, origin, first, until, tuple(refresh or ()), tuple(overrides or ()))
 
@@ -101,6 +103,15 @@ def refuse_second_workspace(overrides: list[str] | None, workspace: str | None) 
         raise UserError(f"--set workspace: --workspace {workspace} decides; give one of the two")
     if home := os.environ.get(HOME_VARIABLE):
         raise UserError(f"--set workspace: {HOME_VARIABLE} = {home} decides; give --workspace DIR, or unset it")
+
+
+def require_origin(home: Path, source: str) -> None:
+    """Checks that an earlier run is there before anything starts: a flow run that fails tells the whole team."""
+    from flows.failures.writable import require_workspace
+    from flows.records.origin import find_origin
+
+    require_workspace(home)
+    find_origin(home, source)
 
 
 def checked_home(workspace: str | None, servers: Sequence[str] = (STORE,)) -> Path:

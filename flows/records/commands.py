@@ -6,8 +6,6 @@ import os
 import shlex
 from pathlib import Path
 
-from magic141.config import HOME_VARIABLE
-
 
 def command(*words: str, workspace: Path | None = None) -> str:
     """`magic141 WORDS …` for a shell, with the option that names the workspace where it takes one."""
@@ -16,5 +14,7 @@ def command(*words: str, workspace: Path | None = None) -> str:
 
 def workspace_option(workspace: Path) -> list[str]:
     """The option that names the workspace, where it is not the one that commands look in."""
+    from magic141.config import HOME_VARIABLE  # here, for --help to be fast
+
     looked_in = HOME_VARIABLE not in os.environ and workspace == Path("runs").resolve()
     return [] if looked_in else ["--workspace", str(workspace)]

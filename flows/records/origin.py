@@ -34,6 +34,13 @@ class Origin:
     tracker: Tracker
 
 
+def one_of(run_id: str | None, model: str | None) -> str:
+    """The run or model to judge; raises UserError unless exactly one of the two is given."""
+    if (run_id is None) == (model is None):
+        raise UserError("eval: give either --run ID or --model URI, such as --model models:/magic141@candidate")
+    return str(run_id or model)
+
+
 def find_origin(workspace: Path, source: str) -> Origin:
     """The pipeline run that `source` names.
 

@@ -37,6 +37,7 @@ MAX_UNPACKING = 2  # pictures decoded at once: one of the largest takes half a g
 FIRST_RETRY_SECONDS = 10  # until the first video shows how long one takes
 MAX_REMARK_CHARS = 200  # twelve bytes each at most in JSON; clients refuse headers of more than about 8,000
 BUSY, TOO_SLOW, FAILED = 503, 504, 500
+UPLOAD_TOO_SLOW, UPLOAD_SECONDS = 408, 60.0
 UNKNOWN_PATH, WRONG_METHOD = 404, 405
 PATHS = ("/", "/health", "/generate")
 
@@ -97,7 +98,12 @@ class Endpoints:
         """POST /generate: a form with image, prompt and optionally seconds and seed; returns the mp4 file."""
         if self._in_work >= self._config.max_queued + self._config.num_replicas:
             return self._busy()  # before any work on its picture
-        checked = await self._read(request)
+        try:
+            async with asyncio.timeout(UPLOAD_SECONDS):  # a client that is gone must not keep its place
+                checked = await self._read(request)
+        except TimeoutError:
+            expected = f"the whole form within {UPLOAD_SECONDS:g} s"
+            return _problem(UPLOAD_TOO_SLOW, "request", "not complete", expected, "send it again, or a smaller picture")
         self._in_work += 1
         try:
             async with asyncio.timeout(self._config.timeout_seconds):

@@ -144,9 +144,21 @@ def start(folder: Path, card: ModelCard, config: ServingConfig, host: str, port:
     require_room("num_replicas", config.num_replicas, each)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # the caller reports what matters
     serve.start(http_options={"host": host, "port": port}, logging_config={"log_level": "WARNING"})
-    serve.run(application(folder, card, config), name=APP)
+    try:
+        serve.run(application(folder, card, config), name=APP)
+    except RuntimeError as error:
+        raise RuntimeError(_reason() or str(error)) from error
     deployed_s: float = serve.status().applications[APP].last_deployed_time_s
     return deployed_s
+
+
+def _reason() -> str:
+    """Why a copy of the model did not start, which Ray tells in the status alone: the last line of its traceback."""
+    with suppress(*_NO_SERVE):
+        application = serve.status().applications.get(APP)
+        told = [part.message.strip() for part in application.deployments.values()] if application else []
+        return "; ".join(text.splitlines()[-1] for text in told if text)
+    return ""
 
 
 def require_unserved() -> None:

@@ -21,6 +21,7 @@ from flows.command_line.endings import again, reporting, resumable, typed
 from flows.failures.resume import Outage, marking_resumable
 from magic141 import __version__
 from magic141.errors import UserError
+from magic141.tracking import Tracker
 from tasks.provenance import git_commit
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -117,6 +118,16 @@ def test_mistakes_exit_with_2_and_one_line(arguments: tuple[str, ...], line: str
     assert line in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("arguments", [("eval", "--run", "0" * 32), ("run", "--run", "0" * 32)])
+def test_a_run_that_is_not_there_is_missed_before_anything_starts(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    """Otherwise a flow run would fail, and say so to the whole team."""
+    Tracker(tmp_path, "magic141")
+    result = CliRunner().invoke(app, [*arguments, "--workspace", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "error: run 00000000000000000000000000000000: " in result.output
+    assert not (tmp_path / "prefect").exists()
 
 
 def test_debug_shows_the_traceback() -> None:

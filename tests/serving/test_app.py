@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import time
+from collections.abc import MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -53,6 +54,27 @@ def num_frames(mp4: bytes) -> int:
         frames = list(container.decode(video=0))
     assert {(frame.height, frame.width) for frame in frames} == {(32, 32)}
     return len(frames)
+
+
+def test_an_upload_that_stalls_loses_its_place(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("magic141.serving.app.UPLOAD_SECONDS", 0.1)
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        if sent or asked:
+            await asyncio.sleep(60)
+        asked.append(True)
+        return {"type": "http.request", "body": b"--b\r\n", "more_body": True}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(dict(message))
+
+    asked: list[bool] = []
+    headers = [(b"content-type", b"multipart/form-data; boundary=b")]
+    scope = {"type": "http", "method": "POST", "path": "/generate", "headers": headers, "query_string": b""}
+    asyncio.run(asyncio.wait_for(client.app(scope, receive, send), 10))
+    assert sent[0]["status"] == 408
+    assert b'"expected":"the whole form within 0.1 s"' in sent[1]["body"]
 
 
 def test_a_picture_and_a_prompt_become_a_video(client: TestClient, image: bytes) -> None:
