@@ -26,6 +26,7 @@ DRIFT_CHARTS: dict[str, ChartTitle] = {
 WATCHED = {
     "variance_ratio": "variance ratio",
     "motion_ratio": "motion ratio",
+    "detail_ratio": "detail ratio",
     "diversity_ratio": "diversity ratio",
     "mode_coverage": "mode coverage",
     "frechet_ratio": "Fréchet ratio",  # by the distance that it is taken of, the best step is chosen

@@ -26,7 +26,7 @@ PREFIX = "validation_"
 Pool = Callable[[Tensor], Tensor]
 _FRECHET = f"{PREFIX}frechet"
 _TRENDS = ("fake_loss", "dmd_gradient")
-_MORE_NOISE = "raise score_shift or fake_updates_per_step, lower the guidance or optimizer.learning_rate"
+_MORE_NOISE = "lower the guidance or optimizer.learning_rate, or try a higher score_shift"
 _SLOWER = "lower optimizer.learning_rate or the guidance, or raise a_weak (with fake_score = lora)"
 _FASTER_FAKE = "raise fake_updates_per_step or fake_optimizer.learning_rate, lower optimizer.learning_rate"
 
@@ -34,7 +34,8 @@ _FASTER_FAKE = "raise fake_updates_per_step or fake_optimizer.learning_rate, low
 def compare(student: Tensor, reference: Tensor, pool: Pool = lambda own: own) -> dict[str, float]:
     """Metrics of the student's clips; if they equal the reference, ratios and coverage are 1, all others 0.
 
-    With one frame there is no motion, with one seed neither diversity nor mode coverage: these are then left out.
+    With one frame there is no motion, with one seed neither diversity nor mode coverage: these are then left out. The
+    detail ratio alone sees how neighbouring places differ: the others would not notice if they were swapped.
 
     Args:
         student: latents [S, N, C, T, h, w]: S seeds for each of N conditions.
@@ -49,6 +50,7 @@ def compare(student: Tensor, reference: Tensor, pool: Pool = lambda own: own) ->
         f"{PREFIX}variance_ratio": _ratio(made.variance, expected.variance),
         **_change_ratio("motion_ratio", student, reference, 3, pool),
         **_change_ratio("diversity_ratio", student, reference, 0, pool),
+        **_change_ratio("detail_ratio", student, reference, -1, pool),
         **_coverage(student, reference, pool),
         f"{PREFIX}mean_drift": float(drift.square().mean().sqrt()),
         f"{PREFIX}saturation": max(0.0, float(saturated - usual)),
@@ -74,6 +76,8 @@ def symptoms(values: Mapping[str, float], growth: Mapping[str, float], limits: C
     yield from _low(values, "variance_ratio", limits.min_variance_ratio, "variance", _MORE_NOISE)
     yield from _high(values, "variance_ratio", limits.max_variance_ratio, "variance", _SLOWER)
     yield from _low(values, "motion_ratio", limits.min_motion_ratio, "motion", _MORE_NOISE)
+    yield from _low(values, "detail_ratio", limits.min_detail_ratio, "difference between neighbours", _MORE_NOISE)
+    yield from _high(values, "detail_ratio", limits.max_detail_ratio, "difference between neighbours", _SLOWER)
     yield from _low(values, "diversity_ratio", limits.min_diversity_ratio, "difference between seeds", _MORE_NOISE)
     yield from _uncovered(values, limits.min_mode_coverage)
     yield from _high(values, "frechet_ratio", limits.max_frechet_ratio, "Fréchet distance", _SLOWER)
@@ -98,7 +102,9 @@ def _grown(
 def _uncovered(values: Mapping[str, float], bound: float) -> Iterator[Symptom]:
     value = values.get(f"{PREFIX}mode_coverage")
     if value is not None and value < bound:
-        yield Symptom(f"{value:.0%} of the many-step model's modes kept (at least {bound:.0%})", _MORE_NOISE)
+        yield Symptom(
+            f"{value:.0%} of the many-step model's clips have a student's near (at least {bound:.0%})", _SLOWER
+        )
 
 
 def _low(values: Mapping[str, float], name: str, bound: float, what: str, remedy: str) -> Iterator[Symptom]:

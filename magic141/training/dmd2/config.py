@@ -25,6 +25,8 @@ class CollapseConfig(FrozenConfig):
     min_variance_ratio: float = Field(0.5, ge=0, description="variance relative to the many-step model's: lower bound")
     max_variance_ratio: float = Field(2.0, gt=0, description="variance relative to the many-step model's: upper bound")
     min_motion_ratio: float = Field(0.4, ge=0, description="mean square of frame differences, likewise relative")
+    min_detail_ratio: float = Field(0.4, ge=0, description="mean square of differences between horizontal neighbours")
+    max_detail_ratio: float = Field(2.5, gt=0, description="the same: upper bound")
     min_diversity_ratio: float = Field(0.2, ge=0, description="mean square of seed differences, likewise relative")
     min_mode_coverage: float = Field(
         0.1, ge=0, le=1, description="share of the many-step model's clips nearer to a student's than to another seed"

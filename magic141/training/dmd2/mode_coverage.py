@@ -1,4 +1,4 @@
-"""Mode coverage: the share of the many-step model's modes that a student keeps (Naeem et al. 2020, section 3.2)."""
+"""Coverage of the many-step model's clips by a student's (Naeem et al. 2020, section 3.2), within each condition."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ def mode_coverage(student: Tensor, reference: Tensor) -> float:
     """Share of the reference's clips that are nearer to a student's clip than to the reference's own nearest other.
 
     From 0 for a student far away to 1 for one equal to the reference; other samples of the reference's distribution are
-    expected at S / (2S - 1), which is 2/3 for two seeds. Averaging over equal parts of the conditions gives the
-    coverage of all of them.
+    expected at S / (2S - 1), which is 2/3 for two seeds. With so few it hardly tells how many of the modes are kept: a
+    student with a single one has about 0.55. That is what the diversity ratio shows. Averaging over equal parts of the
+    conditions gives the coverage of all of them.
 
     Args:
         student: latents [S, N, C, T, h, w]: S > 1 seeds for each of N conditions.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from magic141.data.dataset import ClipDataset
 from magic141.data.videos.sheets import contact_sheet
-from magic141.diffusion.flow import interpolate, sigma_grid, x0_from_velocity
+from magic141.diffusion.flow import interpolate, shift_sigma, sigma_grid, x0_from_velocity
 from magic141.diffusion.samplers import PredictVelocity, randn_like, sample
 from magic141.evaluation.scoring.frechet import TubeSpace, frechet_between, moments
 from magic141.models.config import Sampler
@@ -32,7 +32,6 @@ from magic141.training.engines.engine import Engine
 from magic141.training.progress import write_image
 from magic141.training.random_numbers import step_generator
 
-SHOWN_SIGMA = 0.7  # time at which the pictures show the scores: the modes are still undecided, the shapes are not
 SHEET = "student_real_fake"
 ROWS = ("student", "real score", "fake score")  # of each clip in the sheet
 TEXT_SHARE, MIN_TEXT = 0.15, 13  # of a row's height, and in pixels
@@ -137,7 +136,10 @@ class Dmd2Validation:
         num = self.config.collapse.num_shown
         if num == 0:
             return
-        sigma = torch.full((len(student),), SHOWN_SIGMA, device=student.device)
+        median = shift_sigma(
+            torch.tensor(0.5), self.config.score_shift
+        )  # of the times at which the scores are compared
+        sigma = median.expand(len(student)).to(student.device)
         x_t = interpolate(student, randn_like(student, self._rng(-1)), sigma)
         self.guided.scores.set_exit(self.config.num_inference_steps - 1)
         fake = self._in_parts(partial(self.guided.fake, self.guided.scores), batch, w)(x_t, sigma)

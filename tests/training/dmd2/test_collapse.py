@@ -22,6 +22,7 @@ HEALTHY = {
     "validation_frechet": 2.0,
     "validation_variance_ratio": 1.0,
     "validation_motion_ratio": 1.0,
+    "validation_detail_ratio": 1.0,
     "validation_diversity_ratio": 1.0,
     "validation_mode_coverage": 1.0,
     "validation_mean_drift": 0.0,
@@ -66,7 +67,7 @@ class Pools:
 
 def test_a_student_like_the_reference_has_ratios_and_coverage_of_one() -> None:
     seen = figures(clips(0))
-    for name in ("variance_ratio", "motion_ratio", "diversity_ratio", "mode_coverage"):
+    for name in ("variance_ratio", "motion_ratio", "detail_ratio", "diversity_ratio", "mode_coverage"):
         assert seen[name] == pytest.approx(1.0, abs=1e-5), name
     assert seen["mean_drift"] == pytest.approx(0.0, abs=1e-5)
     assert seen["saturation"] == 0
@@ -86,6 +87,17 @@ def test_a_student_like_the_reference_has_ratios_and_coverage_of_one() -> None:
 )
 def test_each_kind_of_collapse_shows(collapsed: Callable[[Tensor], Tensor], figure: str, value: float) -> None:
     assert figures(collapsed(clips(0)))[figure] == pytest.approx(value, abs=0.03)
+
+
+def test_shapes_in_pieces_show_in_the_detail_alone() -> None:
+    """Places that are swapped, the same in all frames and clips, change no sum over places."""
+    ramp = torch.linspace(-1, 1, 8)
+    smooth = clips(0)[..., :1, :1] * 0.1 + ramp + ramp[:, None]
+    swapped = smooth[..., torch.tensor([1, 0, 3, 2, 5, 4, 7, 6])]
+    seen = compare(swapped, smooth)
+    assert seen.pop("validation_detail_ratio") > 2.5
+    healthy = compare(smooth, smooth)
+    assert {name: value for name, value in seen.items() if value != pytest.approx(healthy[name], abs=1e-5)} == {}
 
 
 def test_workers_clips_are_judged_together() -> None:
@@ -136,10 +148,16 @@ def test_two_bad_validations_in_a_row_stop_the_run_with_a_remedy() -> None:
         ("fake_loss", 1.0, r"fake loss 5.0 x its first value .*fake_updates_per_step"),
         ("dmd_gradient", 7.5, r"gradient 5.0 x its first value .*fake_updates_per_step"),
         ("validation_frechet", 5.0, r"Fréchet distance 2.5 x its smallest value .*optimizer.learning_rate"),
-        ("validation_mode_coverage", 0.05, r"5% of the many-step model's modes kept \(at least 10%\).*score_shift"),
+        (
+            "validation_mode_coverage",
+            0.05,
+            r"5% of the many-step model's clips have .* near \(at least 10%\).*a_weak",
+        ),
         ("validation_frechet_ratio", 11.0, r"Fréchet distance 11.00 x that of the many-step model \(at most 10"),
         ("validation_variance_ratio", 2.5, r"variance 2.50 x that .*at most 2.*learning_rate"),
         ("validation_motion_ratio", 0.3, r"motion 0.30 x that .*at least 0.4.*score_shift"),
+        ("validation_detail_ratio", 0.3, r"difference between neighbours 0.30 x that .*at least 0.4.*score_shift"),
+        ("validation_detail_ratio", 3.0, r"difference between neighbours 3.00 x that .*at most 2.5.*learning_rate"),
         ("validation_diversity_ratio", 0.1, r"difference between seeds 0.10 x that .*at least 0.2.*score_shift"),
         ("validation_mean_drift", 1.5, r"mean off by 1.50 standard deviations \(at most 1"),
         ("validation_saturation", 0.2, r"20% of the values saturated \(at most 10%"),

@@ -363,7 +363,14 @@ def test_what_the_watch_saw_at_the_end_reaches_the_stages_figures(
 ) -> None:
     """A promotion asks for nothing else."""
     never = {f"max_{name}": 1e9 for name in ("variance_ratio", "mean_drift", "frechet_ratio")}
-    never |= {"min_motion_ratio": 0, "min_diversity_ratio": 0, "min_mode_coverage": 0, "max_saturation": 1}
+    never |= {
+        "min_detail_ratio": 0,
+        "max_detail_ratio": 1e9,
+        "min_motion_ratio": 0,
+        "min_diversity_ratio": 0,
+        "min_mode_coverage": 0,
+        "max_saturation": 1,
+    }
     watched = SHORT["collapse"] | never | {"patience": 1, "min_variance_ratio": 1e9 if collapsed else 0}
     config = Dmd2Config.model_validate(SHORT | {"collapse": watched})
     spec = Dmd2Spec(config, CONFIG, folders / "data", folders / "teacher", folders / "student")
