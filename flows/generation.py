@@ -62,6 +62,15 @@ def _refuse_mistakes(image: Path, prompt: str, output: Path, seconds: float | No
     require_output(output)
 
 
+def pinned(workspace: Path, model: str) -> str:
+    """The name of a model, for `models:/NAME@ALIAS` with the version that it means now."""
+    if not model.startswith("models:/") or Path(model).is_dir():
+        return model
+    from magic141.tracking import open_store
+
+    return f"{model} (version {open_store(workspace).registry.version(model)[1].version})"
+
+
 def find_model(workspace: Path, model: str) -> Path:
     """The model folder that a path, a registry URI or a run id refers to; fetched from a server if need be.
 

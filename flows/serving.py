@@ -12,7 +12,7 @@ from types import FrameType
 
 from pydantic import ValidationError
 
-from flows.generation import find_model
+from flows.generation import find_model, pinned
 from magic141.cluster.address import ray_cluster
 from magic141.config.errors import explain
 from magic141.errors import UserError
@@ -52,7 +52,7 @@ def serve(
     from magic141.cluster.session import ensure_ray
     from magic141.serving import deployment
 
-    card = deployment.describe(model, folder)
+    card = deployment.describe(pinned(workspace, model), folder)
     ensure_ray()  # before _until_stopped, because Ray sets its own signal handlers
     if not replace:
         deployment.require_unserved()
@@ -60,7 +60,7 @@ def serve(
     with _until_stopped():
         try:
             deployed_s = deployment.start(folder, card, config, host, port)
-            say(f"{model} answers at http://{host}:{port}/ (Ctrl-C stops it)")
+            say(f"{card.model} answers at http://{host}:{port}/ (Ctrl-C stops it)")
             while deployment.is_served():
                 time.sleep(WATCH_SECONDS)
             raise RuntimeError(f"{model}: not served any more, as Ray or its application has ended; start it again")
