@@ -73,19 +73,21 @@ def int8(evidence: Evidence) -> Verdict:
 
 
 def long_video(evidence: Evidence) -> Verdict:
-    """Cost, memory and drift from the first to the last window."""
+    """Cost and drift from the first to the last window.
+
+    Not memory: a window of all clips is 0.2 MB of latents here, which the memory of a process does not show.
+    """
     rows = [scores.record["long_video"] for scores in evidence.scores]
     cost = [_later_by_earlier([w["cpu_ms_per_clip"] for w in row["variants"]["student_4"]]) for row in rows]
-    memory = [r["variants"]["student_4"][-1]["rss_mb"] - r["variants"]["student_4"][0]["rss_mb"] for r in rows]
     drift = [row["drift"]["student_4"] for row in rows]
     motion = [windows[-1]["motion"] for windows in drift]
     error = share_error(motion, LONG_CLIPS)
     lost = [windows[0]["background_psnr_db"] - windows[-1]["background_psnr_db"] for windows in drift]
     figures = (
-        f"{len(drift[0])} windows: CPU per window, second half to first {mean(cost)} x; memory {mean(memory, 1)} MB "
-        f"more; motion at the end {mean(motion, error=error)}; background lost {mean(lost, 1)} dB"
+        f"{len(drift[0])} windows: CPU per window, second half to first {mean(cost)} x; motion at "
+        f"the end {mean(motion, error=error)}; background lost {mean(lost, 1)} dB; memory not measured"
     )
-    steady = all_of(at_most(cost, 1.1), HOLDS if max(memory) < 50 else FAILS)
+    steady = at_most(cost, 1.1)
     kept = all_of(at_least(motion, 0.85, error), at_most(lost, 6.0))
     return Verdict("long videos at constant cost and quality", figures, f"cost: {steady}; quality: {kept}")
 

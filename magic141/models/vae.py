@@ -49,16 +49,7 @@ class CausalPCACodec(ModelMixin, ConfigMixin):
         Args:
             frames: uint8 [N, F, H, W, 3], F = temporal_factor * k + 1.
             config: channels and factors.
-
-        Raises:
-            UserError: if a patch has fewer values than `num_channels`.
         """
-        size = 3 * config.spatial_factor**2
-        if config.num_channels > size:
-            raise UserError(
-                f"data.codec.num_channels = {config.num_channels}: a patch of the first frame has {size} values; "
-                f"use at most {size}"
-            )
         codec: CausalPCACodec = cls(config.num_channels, config.temporal_factor, config.spatial_factor)
         first, groups = codec._patches(_to_float(frames))
         codec._fit_part("first", first.flatten(0, -2))

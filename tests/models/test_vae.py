@@ -102,9 +102,7 @@ def test_large_components_stay_larger_by_the_root_of_what_they_were(pca: VideoCo
     torch.testing.assert_close(ratios / ratios[0], torch.ones_like(ratios), atol=0.02, rtol=0)
 
 
-def test_what_is_no_codec_is_refused(clips: torch.Tensor, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"num_channels = 200: a patch of the first frame has 192 values"):
-        CausalPCACodec.fit(clips, CodecConfig(num_channels=200))
+def test_what_is_no_codec_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"config\.json: no such file"):
         load_codec(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKL"}))
