@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import HunyuanVideoTransformer3DModel
 from documents import RESULTS, write_section
 from environment import machine
 from torch import nn
@@ -42,6 +42,9 @@ from magic141.quantization import quantize_linear_layers
 from magic141.training.engines.engine import autocast
 from magic141.training.memory import activation_bytes
 from magic141.training.operations import EVALUATION, Passes, num_operations
+
+if TYPE_CHECKING:
+    from diffusers import HunyuanVideoTransformer3DModel
 
 NUM_PASSES = 4  # the first of them warms up
 ENOUGH_S = 20.0  # what has taken so long is not repeated; to warm up matters little to it

@@ -13,9 +13,9 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import HunyuanVideoTransformer3DModel
 from documents import RESULTS, write_section
 from finished import config_in, finished
 from torch import Tensor
@@ -32,6 +32,10 @@ from magic141.training.random_numbers import step_generator
 
 SEEDS, OTHER_SEEDS = (1, 2), (3, 4)
 COLUMNS = ("mode_coverage", "diversity_ratio", "motion_ratio", "variance_ratio", "mean_drift")
+
+
+if TYPE_CHECKING:
+    from diffusers import HunyuanVideoTransformer3DModel
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from diffusers import HunyuanVideoTransformer3DModel
 from documents import RESULTS, write_section
 from environment import machine
 from finished import config_in, finished
@@ -121,6 +120,8 @@ def one_worker(config: TrainConfig) -> Any:
 
 def speeds(config: PipelineConfig, folders: dict[str, Path]) -> list[Speed]:
     """I2V step, DMD2 iteration, sampler."""
+    from diffusers import HunyuanVideoTransformer3DModel  # after magic141, with which torchvision can be imported
+
     data, teacher, student = folders["prepare_data"], folders["pretrain_i2v"], folders["distill_cfg"]
     clock = Clock()
     clock.wrap(HunyuanVideoTransformer3DModel, "forward", "forward")
