@@ -117,14 +117,14 @@ def test_sharded_step_distillation_in_several_passes_is_that_of_whole_networks_i
 
 
 def test_sharded_step_distillation_in_bf16_is_nearly_that_of_whole_networks(folders: Path, tmp_path: Path) -> None:
-    """What the 13B configuration trains with. The loss is of a difference of scores, hardly above the rounding."""
+    """What the 13B configuration trains with; guided, as otherwise the scores differ by little more than rounding."""
 
     def run(name: str, placement: dict[str, Any]) -> TrainResult:
-        config = Dmd2Config.model_validate(DMD2 | BF16 | {"placement": placement})
+        config = Dmd2Config.model_validate(DMD2 | BF16 | {"real_guidance_scale": 6.0, "placement": placement})
         spec = Dmd2Spec(config, CONFIG, folders / "data", folders / "teacher", folders / "student")
         return launch(spec, config, tmp_path / name, NullLog(), seed=0)
 
-    assert losses(run("sharded", SHARDED)) == pytest.approx(losses(run("whole", DDP)), rel=0.2)
+    assert losses(run("sharded", SHARDED)) == pytest.approx(losses(run("whole", DDP)), rel=0.02)
 
 
 def test_sharded_guidance_distillation_in_bf16_is_nearly_that_of_whole_networks(folders: Path, tmp_path: Path) -> None:
