@@ -21,9 +21,6 @@ from flows.command_line.outcomes import (
     wide_console,
 )
 from flows.command_line.selection import (
-    ALL_SERVERS,
-    RAY,
-    STORE,
     checked_home,
     prefect_server,
     refuse_second_workspace,
@@ -33,6 +30,7 @@ from flows.command_line.selection import (
     use_workspace,
 )
 from flows.command_line.startup import uncollected
+from flows.failures.servers import RAY, SERVERS, STORE
 
 app = typer.Typer(
     name="magic141",
@@ -121,7 +119,7 @@ def sweep(
         from flows.planning.grid import check_members, members_of
 
         refuse_second_workspace(set_, workspace)
-        checked_home(workspace, ALL_SERVERS)
+        checked_home(workspace, SERVERS)
         values, *_ = check_members(config, members_of(vary or (), member or ()), set_ or ())
         with resumable(), prefect_server(values.home, debug):
             from flows.sweep import SweepFailed
@@ -147,9 +145,9 @@ def evaluate(
 ) -> None:
     """Generate, evaluate and report again with the models of an earlier run."""
     with reporting(debug):
-        home = checked_home(workspace, ALL_SERVERS)
         from flows.records.origin import one_of
 
+        home = checked_home(workspace, SERVERS)
         require_origin(home, one_of(run_id, model))
         with resumable(), prefect_server(home, debug):
             from flows.evaluation import evaluation

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.failures.reach import STORE, trouble
+from flows.failures.reach import trouble
+from flows.failures.servers import STORE
 from flows.failures.writable import OTHER_WORKSPACE, folder_trouble, nearest_existing
 from magic141.cluster.room import usable_cpus
 from magic141.environment import installed_version

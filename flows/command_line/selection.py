@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.command_line.startup import uncollected
+from flows.failures.servers import SERVERS, STORE
 
 if TYPE_CHECKING:
     from flows.orchestration.server import PrefectServer
     from flows.records.session import Outcome
     from magic141.config import PipelineConfig
-
-STORE, RAY = "MLFLOW_TRACKING_URI", "RAY_ADDRESS"
-ALL_SERVERS = (STORE, "PREFECT_API_URL", RAY)
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ def selection(
     if idle := [name for name in refresh or () if name not in running]:
         between = " ".join(f"{option} {name}" for option, name in (("--from", first), ("--until", until)) if name)
         raise UserError(f"--refresh {idle[0]}: would not run with {between}; give one of the two")
-    home = values.home if values else checked_home(workspace, ALL_SERVERS)
+    home = values.home if values else checked_home(workspace, SERVERS)
     if origin is not None:
         require_origin(home, origin)
     file = config.resolve() if config else None
@@ -85,7 +83,7 @@ def _load(config: Path, overrides: list[str] | None, workspace: str | None, must
 
     refuse_second_workspace(overrides, workspace)
     values = load_config(config, overrides or [])
-    checked_home(workspace, ALL_SERVERS)
+    checked_home(workspace, SERVERS)
     problems = list(missing_sources(values)) if must_exist else []
     if problems:
         raise UserError("\n".join(problems))

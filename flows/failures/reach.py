@@ -12,20 +12,18 @@ from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
 from flows.failures.databases import TIMEOUT_S, database_trouble
-from magic141.cluster.address import VARIABLE as RAY
+from flows.failures.servers import RAY, SERVERS, STORE
 from magic141.cluster.address import ray_address_trouble, ray_cluster
 from magic141.errors import UserError
 from magic141.urls import without_credentials
 
-STORE = "MLFLOW_TRACKING_URI"
 REGISTRY = "MLFLOW_REGISTRY_URI"
-SERVERS = (STORE, "PREFECT_API_URL")
 _EXAMPLES = {"PREFECT_API_URL": "http://HOST:4200/api", "MLFLOW_TRACKING_URI": "http://HOST:5000"}
 _HEALTHY = {"PREFECT_API_URL": b"true", "MLFLOW_TRACKING_URI": b"OK"}  # other servers have a /health, too
 _REFUSED = (401, 403)  # it answers; credentials are checked by its client
 
 
-def require_servers(variables: Sequence[str] = (*SERVERS, RAY)) -> None:
+def require_servers(variables: Sequence[str] = SERVERS) -> None:
     """Raises UserError with a line for every variable whose server does not answer or whose value is invalid."""
     problems = [problem for variable in variables if (problem := trouble(variable))]
     if STORE in variables and os.environ.get(REGISTRY, os.environ.get(STORE)) != os.environ.get(STORE):

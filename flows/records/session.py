@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from flows.failures.faults import explaining
-from flows.failures.reach import STORE, require_servers
+from flows.failures.reach import require_servers
 from flows.failures.resume import marking_resumable
+from flows.failures.servers import STORE
 from flows.records.naming import TAG_DESCRIPTION, description, overrides_tag, run_name
 from magic141.cluster.room import slow_without_gpu
 from magic141.config import PipelineConfig, config_digest, to_yaml

@@ -69,8 +69,10 @@ class RayStore:
 def require_readable_list(run_dir: Path) -> None:
     """Raises UserError if Ray's list of a training's checkpoints was cut short: Ray writes it in place."""
     file = run_dir / LIST_FILE
+    if not file.exists():
+        return
     try:
-        json.loads(file.read_text()) if file.exists() else None
+        json.loads(file.read_text())
     except ValueError:
         raise damaged([file]) from None
 

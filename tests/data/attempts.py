@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from magic141.artifacts.fingerprint import CodeStamp
-from magic141.data import prepare
+from magic141.data import prepare, ray_launch
 from magic141.data.config import DataConfig
 from magic141.data.prepare import prepare_dataset
 from magic141.data.sources.chunks import Chunk
@@ -56,9 +56,10 @@ def without_ray(patch: pytest.MonkeyPatch) -> Here:
     """Work in this process, on chunks of three clips, so that shards of four end inside of them."""
     here = Here()
     torch.set_num_threads(1)  # as `Encode` does, after the first attempt has fitted the codec with other kernels
-    patch.setattr(prepare, "_start_ray", lambda config: None)
-    patch.setattr(prepare, "_encoded_chunks", here.encode)
-    patch.setattr(prepare, "_probe_results", here.probe)
+    for module in (prepare, ray_launch):
+        patch.setattr(module, "start_ray", lambda config: None)
+    patch.setattr(ray_launch, "encoded_chunks", here.encode)
+    patch.setattr(prepare, "probe_results", here.probe)
     patch.setattr("magic141.data.sources.clips.MAX_CHUNK_CLIPS", 3)
     return here
 

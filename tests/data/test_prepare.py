@@ -12,7 +12,7 @@ import torch
 
 from magic141.artifacts.digests import digest_folder
 from magic141.artifacts.fingerprint import CodeStamp
-from magic141.data import fitted, prepare
+from magic141.data import fitted, prepare, ray_launch
 from magic141.data.config import DataConfig
 from magic141.data.dataset import ClipDataset, load_null_text
 from magic141.data.info import load_info
@@ -223,7 +223,7 @@ def test_a_video_that_the_storage_does_not_deliver_ends_the_stage(
 def test_workers_say_what_they_cannot_decode_and_refuse_to_work_without_the_folder(tmp_path: Path) -> None:
     make_videos(tmp_path / "videos", num_good=1)
     config = DataConfig(source="folder", path=tmp_path / "videos", num_frames=5)
-    stamp = prepare._workers_code()
+    stamp = ray_launch._workers_code()
     row = {"number": 0, "clips": json.dumps([Clip("train", "broken.mp4", 0, "x").to_dict()])}
     (reason,) = json.loads(Render(config, stamp)(row)["reasons"])
     assert reason.startswith("cannot be decoded")
@@ -243,7 +243,7 @@ def test_workers_with_other_code_than_the_drivers_prepare_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     newer = CodeStamp((("magic141.data.workers", "0"),))
-    monkeypatch.setattr(prepare, "_workers_code", lambda: newer)
+    monkeypatch.setattr(ray_launch, "_workers_code", lambda: newer)
     with pytest.raises(UserError, match=r"^machine \S+: magic141\.data\.workers differ from the driver's, [^\n]*$"):
         prepare_dataset(DataConfig.model_validate(SHAPES), tmp_path, NullLog(), seed=0, run_dir=tmp_path / "run")
     make_videos(tmp_path / "videos", num_good=1)
@@ -260,7 +260,7 @@ def test_corpora_that_are_prepared_at_once_do_not_wait_for_each_other(tmp_path: 
     outs = [tmp_path / name for name in ("one", "two")]
     for out in outs:
         out.mkdir()
-    prepare._start_ray(config)
+    ray_launch.start_ray(config)
     works = [(config, out, NullLog(), 0, out.with_suffix(".run")) for out in outs]
     threads = [threading.Thread(target=prepare_dataset, args=work, daemon=True) for work in works]
     for thread in threads:

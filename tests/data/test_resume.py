@@ -15,14 +15,14 @@ from safetensors.torch import load_file
 
 from magic141.artifacts.digests import digest_folder
 from magic141.artifacts.fingerprint import CodeStamp
-from magic141.data import fitted, prepare
+from magic141.data import fitted, prepare, ray_launch
 from magic141.data.config import DataConfig
 from magic141.data.info import load_info
 from magic141.data.kept import ProbeRecords, read_record, write_record
-from magic141.data.prepare import MAX_LOSSES
+from magic141.data.ray_launch import MAX_LOSSES
 from magic141.data.sources.chunks import Chunk
 from magic141.data.videos.decoding import StorageError
-from magic141.data.workers import Encode
+from magic141.data.workers import Encode, Probe
 from magic141.errors import UserError
 from magic141.models.encoders import Encoders
 from magic141.models.text_embedding import TextEmbedding
@@ -139,7 +139,7 @@ def test_lost_workers_are_replaced(
         here.chunks_left = 2
         return here.encode(chunks, config, models)
 
-    monkeypatch.setattr(prepare, "_encoded_chunks", encode)
+    monkeypatch.setattr(ray_launch, "encoded_chunks", encode)
     here.killer, log = ActorDiedError, MemoryLog()
     assert digest_folder(run(CONFIG, tmp_path, log)) == undisturbed
     assert len(here.encoded) == 31
@@ -168,9 +168,33 @@ class Dying(Encode):
         return super().__call__(row)
 
 
+class DyingProbe(Probe):
+    """Takes its process along at one video, every time."""
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        if row["file"] == "2.mp4":
+            os._exit(1)
+        return super().__call__(row)
+
+
+@pytest.mark.slow
+def test_a_video_that_kills_its_decoder_is_named_and_the_others_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray Data would run its task again without end and without a word."""
+    config = make_folder(tmp_path / "videos", 4)
+    monkeypatch.setattr(ray_launch, "Probe", DyingProbe)
+    with pytest.raises(UserError, match=r"processes that read [012]\.mp4, or one of the next 16, died .*: remove it"):
+        run(config, tmp_path)
+    monkeypatch.setattr(ray_launch, "Probe", Probe)
+    (tmp_path / "videos" / "2.mp4").unlink()
+    (tmp_path / "videos" / "2.txt").unlink()
+    assert load_info(run(config, tmp_path)).num_clips["train"] > 0
+
+
 @pytest.mark.slow
 def test_a_worker_that_dies_on_ray_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare, "Encode", Dying)
+    monkeypatch.setattr(ray_launch, "Encode", Dying)
     log = MemoryLog()
     out = run(CONFIG, tmp_path, log)
     assert (tmp_path / "run" / "died").exists()

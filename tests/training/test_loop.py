@@ -19,7 +19,7 @@ from magic141.training.checkpoint import (
     require_compatible,
     write_checkpoint,
 )
-from magic141.training.config import PlacementConfig
+from magic141.training.config import PlacementConfig, TrainConfig
 from magic141.training.context import TrainContext
 from magic141.training.launch import launch
 from magic141.training.meter import Meter
@@ -82,11 +82,16 @@ def test_resume_is_bit_equal(tmp_path: Path, optimizer: str) -> None:
         assert torch.equal(value, weights(tmp_path / "broken")[name]), name
 
 
+def crash(config: TrainConfig, folder: Path) -> None:
+    """A training that is lost at step 11, with checkpoints of steps 5 and 10."""
+    with pytest.raises(ZeroDivisionError):
+        launch(LinearSpec(config, crash_at=11), config, folder, NullLog(), seed=3)
+
+
 @pytest.mark.parametrize("file", ["engines/network/engine.pt", "objective.pt", "info.json"])
 def test_a_checkpoint_that_was_cut_short_is_passed_over(tmp_path: Path, file: str) -> None:
     config = linear_config()
-    with pytest.raises(ZeroDivisionError):
-        launch(LinearSpec(config, crash_at=11), config, tmp_path, NullLog(), seed=3)
+    crash(config, tmp_path)
     torn = tmp_path / "checkpoints" / "step-000010" / file
     torn.write_bytes(torn.read_bytes()[: torn.stat().st_size // 2])
     assert launch(LinearSpec(config), config, tmp_path, NullLog(), seed=3).resumed_from_step == 5
@@ -94,8 +99,7 @@ def test_a_checkpoint_that_was_cut_short_is_passed_over(tmp_path: Path, file: st
 
 def test_damage_to_all_that_was_kept_is_told_and_not_trained_over(tmp_path: Path) -> None:
     config = linear_config()
-    with pytest.raises(ZeroDivisionError):
-        launch(LinearSpec(config, crash_at=11), config, tmp_path, NullLog(), seed=3)
+    crash(config, tmp_path)
     for file in tmp_path.glob("checkpoints/*/objective-0.pt"):
         file.unlink()
     with pytest.raises(UserError, match=r"step-000005, \S+step-000010: damaged; delete the folder around it"):
@@ -104,8 +108,7 @@ def test_damage_to_all_that_was_kept_is_told_and_not_trained_over(tmp_path: Path
 
 def test_what_a_worker_that_is_no_more_left_behind_damages_nothing(tmp_path: Path) -> None:
     config = linear_config()
-    with pytest.raises(ZeroDivisionError):
-        launch(LinearSpec(config, crash_at=11), config, tmp_path, NullLog(), seed=3)
+    crash(config, tmp_path)
     (tmp_path / "checkpoints" / "step-000010" / "objective-1.pt").write_bytes(b"half a file")
     assert launch(LinearSpec(config), config, tmp_path, NullLog(), seed=3).resumed_from_step == 10
 
@@ -115,8 +118,7 @@ def test_the_memory_of_a_training_is_that_of_the_attempt_that_took_most(
 ) -> None:
     config = linear_config()
     monkeypatch.setattr("magic141.training.loop._peak_memory_mb", lambda device: 700.0)
-    with pytest.raises(ZeroDivisionError):
-        launch(LinearSpec(config, crash_at=11), config, tmp_path, NullLog(), seed=3)
+    crash(config, tmp_path)
     monkeypatch.setattr("magic141.training.loop._peak_memory_mb", lambda device: 100.0)
     assert launch(LinearSpec(config), config, tmp_path, NullLog(), seed=3).peak_memory_mb == 700.0
 

@@ -74,7 +74,7 @@ def short_evaluations(work: Workload, variant: Variant) -> int:
 
 def sheet_file(folder: Path, variant: Variant) -> Path:
     """The contact sheet of a variant's showcase."""
-    return folder / "showcase" / "sheets" / f"{variant.name}.png"
+    return folder / "showcase" / f"{variant.name}.png"
 
 
 def _write_clips(work: Workload, variant: Variant, latents: Tensor, out: Path) -> None:

@@ -21,8 +21,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from flows.failures.databases import TIMEOUT_S
-from flows.failures.reach import SERVERS, require_servers, trouble
-from magic141.cluster.address import VARIABLE as RAY
+from flows.failures.reach import require_servers, trouble
+from flows.failures.servers import PREFECT, SERVERS, STORE
 from magic141.cluster.address import ray_address_trouble
 from magic141.errors import UserError
 
@@ -75,7 +75,7 @@ def own_certificate(folder: Path) -> ssl.SSLContext:
 
 @pytest.fixture(autouse=True)
 def _no_servers(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in (*SERVERS, RAY):
+    for variable in SERVERS:
         monkeypatch.delenv(variable, raising=False)
 
 
@@ -91,7 +91,7 @@ def test_a_server_that_answers_is_fine(server: str, path: str, monkeypatch: pyte
     require_servers()
 
 
-@pytest.mark.parametrize("variable", SERVERS)
+@pytest.mark.parametrize("variable", [STORE, PREFECT])
 def test_a_certificate_is_the_clients_business(variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     httpd = HTTPServer(("127.0.0.1", 0), Health)
     httpd.socket = own_certificate(tmp_path).wrap_socket(httpd.socket, server_side=True)
@@ -162,7 +162,7 @@ def test_a_database_without_its_driver_is_told_apart(monkeypatch: pytest.MonkeyP
 
 
 def test_every_server_that_is_down_has_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in SERVERS:
+    for variable in (STORE, PREFECT):
         monkeypatch.setenv(variable, f"http://127.0.0.1:{free_port()}")
     with pytest.raises(UserError) as caught:
         require_servers()
@@ -186,7 +186,7 @@ def test_a_wrong_url_is_told_from_a_dead_server(server: str, monkeypatch: pytest
     assert ":4200/api" in str(trouble("PREFECT_API_URL"))
 
 
-@pytest.mark.parametrize("variable", SERVERS)
+@pytest.mark.parametrize("variable", [STORE, PREFECT])
 def test_the_log_of_a_server_that_fails_says_more(variable: str, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, f"{server}/broken")
     assert re.search(r"the server answers with HTTP 503; see its log .* or unset", str(trouble(variable)))
@@ -216,7 +216,7 @@ def test_another_server_at_the_url_is_told(
     assert trouble("PREFECT_API_URL") is None
 
 
-@pytest.mark.parametrize("variable", SERVERS)
+@pytest.mark.parametrize("variable", [STORE, PREFECT])
 def test_a_url_without_its_scheme_is_told(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, "127.0.0.1:4200/api")
     assert "127.0.0.1:4200/api: not a URL; expected one such as http://HOST:" in str(trouble(variable))

@@ -8,7 +8,7 @@ from flows.orchestration.names import name_of
 @pytest.mark.parametrize(
     ("flow", "parameters", "name"),
     [
-        ("magic141", {"config": "/work/configs/demo.yaml", "overrides": None}, "demo"),
+        ("magic141", {"config": "team/configs/demo.yaml", "overrides": None}, "demo"),
         ("magic141", {"config": "demo.yaml", "overrides": ["distill_dmd2.a_weak=0.25"]}, "demo · a_weak=0.25"),
         ("magic141-rerun", {"origin": "1f2e3d4c5b6a7988", "overrides": ["seed=1"]}, "1f2e3d4c · seed=1"),
         ("magic141-evaluation", {"run_id": None, "model": "models:/m@champion"}, "models:/m@champion · eval"),
