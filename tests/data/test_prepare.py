@@ -1,17 +1,19 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 import torch
 
 from magic141.artifacts.digests import digest_folder
 from magic141.artifacts.fingerprint import CodeStamp
+from magic141.cluster import session
 from magic141.data import fitted, prepare, ray_launch
 from magic141.data.config import DataConfig
 from magic141.data.dataset import ClipDataset, load_null_text
@@ -254,19 +256,28 @@ def test_workers_with_other_code_than_the_drivers_prepare_nothing(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
 @pytest.mark.slow
-def test_corpora_that_are_prepared_at_once_do_not_wait_for_each_other(tmp_path: Path) -> None:
-    """Their encoding workers together would take every CPU, and leave none to decode on."""
+def test_corpora_that_are_prepared_at_once_do_not_wait_for_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their encoding workers together would take every CPU, and leave none to decode on.
+
+    Two processes on one Ray, as two flows on a cluster: diffusers patches torch.nn while it loads a network, which
+    threads that load at once leave patched.
+    """
     config = DataConfig.model_validate({**SHAPES, "num_workers": 64})
     outs = [tmp_path / name for name in ("one", "two")]
     for out in outs:
         out.mkdir()
     ray_launch.start_ray(config)
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", session._TOKEN)
     works = [(config, out, NullLog(), 0, out.with_suffix(".run")) for out in outs]
-    threads = [threading.Thread(target=prepare_dataset, args=work, daemon=True) for work in works]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(180)
+    flows = [get_context("spawn").Process(target=prepare_dataset, args=work, daemon=True) for work in works]
+    for flow in flows:
+        flow.start()
+    for flow in flows:
+        flow.join(180)
+    assert [flow.exitcode for flow in flows] == [0, 0]
     assert [load_info(out).num_clips["train"] for out in outs] == [300, 300]
 
 
