@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -105,12 +106,22 @@ class TrainConfig(FrozenConfig):
                 f"batch_size = {self.batch_size}: not divisible by placement.num_workers = {workers}; "
                 f"use a multiple of {workers}"
             )
-        self.require_whole_matrices("optimizer", self.optimizer)
+        return self
+
+    @model_validator(mode="after")
+    def _muon_has_whole_matrices(self) -> TrainConfig:
+        stage = self.placement.zero_stage if self.placement.engine == "deepspeed" else 0
+        for name, optimizer in self.optimizers.items():
+            if optimizer.kind == "muon" and stage > 0:
+                raise ValueError(
+                    f"{name}.kind = muon: ZeRO stage {stage} flattens the matrices that Muon needs; "
+                    f"use {name}.kind = adamw, or placement.zero_stage = 0"
+                )
         return self
 
     @model_validator(mode="after")
     def _passes_divide(self) -> TrainConfig:
-        clips, size = self.batch_size // self.placement.num_workers, self.clips_per_pass
+        clips, size = self.clips_per_worker, self.clips_per_pass
         if clips % size:
             raise ValueError(
                 f"placement.clips_per_pass = {size}: expected a divisor of {clips}, a worker's clips of an update "
@@ -119,17 +130,19 @@ class TrainConfig(FrozenConfig):
         return self
 
     @property
+    def clips_per_worker(self) -> int:
+        """Clips of a worker in an optimizer step."""
+        return self.batch_size // self.placement.num_workers
+
+    @property
     def clips_per_pass(self) -> int:
         """Clips that a worker takes through its networks in one pass."""
-        return self.placement.clips_per_pass or self.batch_size // self.placement.num_workers
+        return self.placement.clips_per_pass or self.clips_per_worker
 
-    def require_whole_matrices(self, name: str, optimizer: OptimizerConfig) -> None:
-        """Raises ValueError if `optimizer` is Muon and ZeRO would flatten the matrices that it needs."""
-        if self.placement.engine == "deepspeed" and optimizer.kind == "muon" and self.placement.zero_stage > 0:
-            raise ValueError(
-                f"{name}.kind = muon: ZeRO stage {self.placement.zero_stage} flattens the matrices that Muon needs; "
-                f"use {name}.kind = adamw, or placement.zero_stage = 0"
-            )
+    @property
+    def optimizers(self) -> Mapping[str, OptimizerConfig]:
+        """The optimizer of every trained network, by the name of its field."""
+        return {"optimizer": self.optimizer}
 
 
 class FlowMatchingConfig(TrainConfig):
@@ -166,7 +179,7 @@ class CfgDistillationConfig(TrainConfig):
     continued_fraction: float = Field(0.25, ge=0, le=1, description="as in pretrain_i2v")
 
     @model_validator(mode="after")
-    def _range(self) -> CfgDistillationConfig:
+    def _guidance_scales_in_order(self) -> CfgDistillationConfig:
         if self.min_guidance_scale > self.max_guidance_scale:
             raise ValueError(
                 f"min_guidance_scale = {self.min_guidance_scale} is above max_guidance_scale = "

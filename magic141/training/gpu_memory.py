@@ -9,8 +9,11 @@ import torch
 
 from magic141.errors import UserError, first_line
 from magic141.training.config import TrainConfig
+from magic141.training.dmd2.config import Dmd2Config
 
-SEGMENTS = "PYTORCH_ALLOC_CONF=expandable_segments:True in the environment of the workers' machines, against fragments"
+AGAINST_FRAGMENTATION = (
+    "set PYTORCH_ALLOC_CONF=expandable_segments:True on the workers' machines, against fragmentation"
+)
 
 
 @contextmanager
@@ -19,30 +22,37 @@ def explained(config: TrainConfig) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        remedies = "; ".join([*_smaller(config), SEGMENTS])
-        raise UserError(f"{first_line(str(error))} What takes less: {remedies}") from error
+        remedies = "; ".join([*_smaller(config), AGAINST_FRAGMENTATION])
+        raise UserError(f"{first_line(str(error))} To use less memory: {remedies}") from error
 
 
 def _smaller(config: TrainConfig) -> Iterator[str]:
     """Settings that take less memory than those of `config`, the cheapest in time first."""
     placement = config.placement
     if config.precision == "fp32":
-        yield "precision = bf16 (trains anew)"
+        yield "precision = bf16 (starts the stage over)"
     if config.clips_per_pass > 1:
         yield f"placement.clips_per_pass below {config.clips_per_pass}"
     if not placement.gradient_checkpointing:
         yield "placement.gradient_checkpointing = true"
     splits = placement.engine == "deepspeed"
     if placement.num_workers > 1 and not (splits and placement.zero_stage == _highest_stage(config)):
-        yield f"placement.engine = deepspeed with zero_stage = {_highest_stage(config)}{_needs_adamw(config)}"
+        yield _splitting(config)
     if splits and placement.zero_stage and not placement.offload_optimizer:
         yield "placement.offload_optimizer = true"
 
 
+def _splitting(config: TrainConfig) -> str:
+    """DeepSpeed, with what it needs: it splits no matrices of Muon's, and reads no checkpoint that it split otherwise.
+
+    Placement is not in the stage's key, an optimizer is: with another one there is no checkpoint yet.
+    """
+    muon = [f"{name}.kind = adamw" for name, optimizer in config.optimizers.items() if optimizer.kind == "muon"]
+    settings = " and ".join([f"zero_stage = {_highest_stage(config)}", *muon])
+    cost = "starts the stage over" if muon else "delete this training's checkpoints first"
+    return f"placement.engine = deepspeed with {settings} ({cost})"
+
+
 def _highest_stage(config: TrainConfig) -> int:
     """ZeRO 3 allows no adversarial term."""
-    return 2 if getattr(config, "adversarial_weight", 0) > 0 else 3
-
-
-def _needs_adamw(config: TrainConfig) -> str:
-    return " and optimizer.kind = adamw (trains anew)" if config.optimizer.kind == "muon" else " (trains anew)"
+    return 2 if isinstance(config, Dmd2Config) and config.is_adversarial else 3

@@ -59,7 +59,7 @@ def activation_bytes(config: TrainConfig, model: TransformerConfig, num_tokens: 
     """
     size = BF16 if config.precision == "bf16" else FP32
     # the discriminator's losses on real and on made clips are of the same backward pass as the fake score's own
-    num_passes = 3 if isinstance(config, Dmd2Config) and config.adversarial_weight > 0 else 1
+    num_passes = 3 if isinstance(config, Dmd2Config) and config.is_adversarial else 1
     blocks, ratio = model.num_layers + model.num_single_layers, model.mlp_ratio
     if config.placement.gradient_checkpointing:
         per_channel = blocks * size + 60 + 12 * ratio

@@ -92,7 +92,7 @@ def _dmd2(config: Dmd2Config) -> Iterator[Passes]:
     yield EVALUATION * (2 if config.real_score == "teacher" and config.is_guided else 1)  # the real score
     yield EVALUATION  # the fake one
     yield _fake_update(config) * config.fake_updates_per_step
-    if config.adversarial_weight > 0:
+    if config.is_adversarial:
         yield Passes.training(checkpointing, frozen=True)
 
 
@@ -107,4 +107,4 @@ def _simulation(config: Dmd2Config) -> Passes:
 def _fake_update(config: Dmd2Config) -> Passes:
     """Generated clips, and for a discriminator real and generated ones."""
     fake = Passes.training(config.placement.gradient_checkpointing, frozen=config.fake_score == "lora")
-    return fake * (3 if config.adversarial_weight > 0 else 1)
+    return fake * (3 if config.is_adversarial else 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -78,8 +79,8 @@ class Dmd2Config(TrainConfig):
         None,
         ge=0,
         le=1,
-        description="share of updates that train the chain's first step, the only one a one-step student uses; null: "
-        "an equal part of what final_exit_fraction leaves",
+        description="share of updates that train the chain's first step, the only one a one-step student uses; null, "
+        "as with less than 3 steps: an equal part of what final_exit_fraction leaves",
     )
     exit_embedding: bool = Field(
         False, description="tell the fake score at which step a clip left the chain: better clips with few steps"
@@ -122,11 +123,32 @@ class Dmd2Config(TrainConfig):
         """Whether the real score uses guidance."""
         return self.student_guidance_range is not None or self.real_guidance_scale != 1
 
+    @property
+    def is_adversarial(self) -> bool:
+        """Whether there is a discriminator."""
+        return self.adversarial_weight > 0
+
+    @property
+    def optimizers(self) -> Mapping[str, OptimizerConfig]:
+        """Those of generator and fake score."""
+        return {"optimizer": self.optimizer, "fake_optimizer": self.fake_optimizer}
+
     @model_validator(mode="after")
-    def _possible(self) -> Dmd2Config:
+    def _score_times_in_order(self) -> Dmd2Config:
         if self.min_score_time >= self.max_score_time:
             raise ValueError(
-                f"min_score_time = {self.min_score_time} is not below max_score_time = {self.max_score_time}"
+                f"min_score_time = {self.min_score_time} is not below max_score_time = {self.max_score_time}; "
+                "swap them, or move them apart"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _first_exit_is_not_the_rest(self) -> Dmd2Config:
+        if self.first_exit_fraction is not None and self.num_inference_steps < 3:
+            raise ValueError(
+                f"first_exit_fraction = {self.first_exit_fraction}: with num_inference_steps = "
+                f"{self.num_inference_steps} the first step's share follows from final_exit_fraction; expected three "
+                "or more steps; use first_exit_fraction = null"
             )
         return self
 
@@ -141,7 +163,6 @@ class Dmd2Config(TrainConfig):
 
     @model_validator(mode="after")
     def _options_fit(self) -> Dmd2Config:
-        self.require_whole_matrices("fake_optimizer", self.fake_optimizer)
         if self.fake_score == "full" and self.a_weak > 0:
             raise ValueError(
                 f"a_weak = {self.a_weak}: a full fake score has no adapter to shift the real score by; use a_weak = 0, "
@@ -152,12 +173,12 @@ class Dmd2Config(TrainConfig):
                 f"regression_weight = {self.regression_weight}: backward simulation has no real clip behind a sample; "
                 "use generator_input = noised_real, or regression_weight = 0"
             )
-        if self.adversarial_weight > 0 and self.discriminator_weight == 0:
+        if self.is_adversarial and self.discriminator_weight == 0:
             raise ValueError(
                 f"adversarial_weight = {self.adversarial_weight}: with discriminator_weight = 0 a discriminator that "
                 "never learns would push the student; raise that, or use adversarial_weight = 0"
             )
-        if self.adversarial_weight > 0 and self.placement.engine == "deepspeed" and self.placement.zero_stage == 3:
+        if self.is_adversarial and self.placement.engine == "deepspeed" and self.placement.zero_stage == 3:
             raise ValueError(
                 f"adversarial_weight = {self.adversarial_weight}: the generator's gradient cannot pass through a fake "
                 "score that ZeRO stage 3 has split; use placement.zero_stage <= 2, or adversarial_weight = 0"
@@ -178,7 +199,7 @@ class Dmd2Config(TrainConfig):
         head = f"own_frames_fraction = {self.own_frames_fraction}"
         if self.own_frames_fraction > 0 and self.continued_fraction == 0:
             raise ValueError(f"{head}: no clip is continued with continued_fraction = 0; raise that, or use 0")
-        if self.own_frames_fraction > 0 and (self.adversarial_weight > 0 or self.generator_input == "noised_real"):
+        if self.own_frames_fraction > 0 and (self.is_adversarial or self.generator_input == "noised_real"):
             raise ValueError(
                 f"{head}: no real clip goes on from the student's frames; use adversarial_weight = 0 and "
                 "generator_input = backward_simulation, or own_frames_fraction = 0"

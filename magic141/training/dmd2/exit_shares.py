@@ -18,7 +18,7 @@ def exit_shares(config: Dmd2Config) -> tuple[float, ...]:
     num, first, last = config.num_inference_steps, config.first_exit_fraction, config.final_exit_fraction
     if num == 1:
         return (1.0,)
-    if first is None or num == 2:
+    if first is None:
         first = (1 - last) / (num - 1)
     between = (1 - last - first) / max(num - 2, 1)
     return (first, *[between] * (num - 2), last)

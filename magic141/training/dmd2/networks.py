@@ -52,7 +52,7 @@ def build_scores(config: Dmd2Config, teacher: Path, cfg_distilled: Path, seed: i
         scores = SharedScores(base, config.lora_rank, config.a_weak, config.a_strong, seed)
     if config.exit_embedding:
         scores.add_exits(config.num_inference_steps)
-    if config.adversarial_weight > 0:
+    if config.is_adversarial:
         scores.add_head(seed)
     return scores
 
@@ -80,7 +80,7 @@ class Guidance:
 
     @classmethod
     def fixed(cls, config: Dmd2Config, num: int) -> Guidance:
-        """The scales that the student is validated with."""
+        """The configured scales: those of validation and, without a range, of training too."""
         real = config.student_guidance_scale if config.student_guidance_range else config.real_guidance_scale
         return cls(torch.full((num,), config.student_guidance_scale), torch.full((num,), real))
 

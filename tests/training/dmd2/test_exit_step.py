@@ -16,9 +16,7 @@ THIRD = 0.4 / 3
     ("num_steps", "first", "shares"),
     [
         (1, None, [1.0]),
-        (1, 0.3, [1.0]),
         (2, None, [0.4, 0.6]),
-        (2, 0.3, [0.4, 0.6]),  # two shares are one number
         (4, None, [THIRD, THIRD, THIRD, 0.6]),
         (4, 0.3, [0.3, 0.05, 0.05, 0.6]),
         (4, 0.0, [0.0, 0.2, 0.2, 0.6]),
@@ -34,6 +32,13 @@ def test_every_step_of_the_chain_is_left_as_often_as_its_share(
     drawn = torch.tensor([draw_exit_step(found, generator) for _ in range(4000)])
     counts = torch.bincount(drawn, minlength=num_steps) / len(drawn)
     torch.testing.assert_close(counts, torch.tensor(found), atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2])
+def test_a_share_that_follows_from_the_others_cannot_be_set(num_steps: int) -> None:
+    line = f"first_exit_fraction = 0.3: with num_inference_steps = {num_steps} .* use first_exit_fraction = null"
+    with pytest.raises(ValueError, match=line):
+        Dmd2Config(num_inference_steps=num_steps, first_exit_fraction=0.3)
 
 
 def test_no_draw_lies_beyond_the_chain() -> None:
