@@ -52,6 +52,10 @@ class Discriminator:
         sigma = score_times(x, self.config, rng) if noised else torch.zeros(len(x), device=x.device)
         return Noise(randn_like(x, rng), sigma)
 
+    def noises(self, x: Tensor, rng: torch.Generator) -> tuple[Noise, Noise]:
+        """Noise for the real clips of a batch, and for the generated ones x [B, C, T, h, w]."""
+        return self.noise(x, rng), self.noise(x, rng)
+
     def loss(self, kept: Generated, for_real: Noise, for_generated: Noise) -> Tensor:
         """The head's loss in telling the real clips of a batch from the generated ones."""
         real = self.logits(self.fake, kept.batch.x0, kept.batch, kept.w, for_real)

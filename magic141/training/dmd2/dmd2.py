@@ -93,7 +93,6 @@ class Dmd2:
         self.fake = make_engine(self.scores, config.fake_optimizer, num_fake, config.precision, context)
         self.guided = GuidedScores(self.scores, config.real_score, config.is_guided)
         self.discriminator = Discriminator(config, self.guided, self.fake)
-        self.is_adversarial = config.adversarial_weight > 0
         self.ema = Ema(self.generator.module, config.ema_decay)
         self.replay: deque[Generated] = deque(maxlen=config.replay_batches)
         self.validation = Dmd2Validation(self.maker, self.guided, self.generator, config, spec.data, context)
@@ -174,18 +173,19 @@ class Dmd2:
     def fake_loss(self, kept: Generated, rng: torch.Generator) -> LossOfPart:
         """The fake score's loss on the generated clips, with the discriminator's; draws their noise from `rng`."""
         own = Noise(randn_like(kept.x0, rng), score_times(kept.x0, self.config, rng))
-        judged = [self.discriminator.noise(kept.x0, rng) for _ in range(2 if self.is_adversarial else 0)]
+        head_noises = self.discriminator.noises(kept.x0, rng) if self.config.is_adversarial else None
 
         def loss_of(rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
             made, noise = kept.part(rows), own.part(rows)
             with self.fake.autocast():
                 u = self.guided.fake(self.fake, noise.on(made.x0), noise.sigma, made.batch, made.w)
                 loss = mse_loss(u, velocity_target(made.x0, noise.noise))
-                if not judged:
+                if head_noises is None:
                     return loss, {"fake_loss": loss}
-                other = self.discriminator.loss(made, *(noise.part(rows) for noise in judged))
-            total = loss + self.config.discriminator_weight * other
-            return total, {"fake_loss": loss, "discriminator_loss": other}
+                for_real, for_generated = head_noises
+                discriminator_loss = self.discriminator.loss(made, for_real.part(rows), for_generated.part(rows))
+            total = loss + self.config.discriminator_weight * discriminator_loss
+            return total, {"fake_loss": loss, "discriminator_loss": discriminator_loss}
 
         return loss_of
 
@@ -194,14 +194,14 @@ class Dmd2:
         batch, w = made.batch, made.w
         self.scores.set_exit(made.exit_step)
         gradient = self.distribution_matching_gradient(made.x0, batch, w, rng)
-        judged = self.discriminator.noise(made.x0, rng) if self.is_adversarial else None
+        head_noise = self.discriminator.noise(made.x0, rng) if self.config.is_adversarial else None
 
         def loss_of(rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
             part = made.part(rows)
             x0 = self.chain.clean_estimate(self.generator, state.part(rows), part.batch, part.w)
             loss = dmd2_loss(x0, gradient[rows])
-            other = self.other_losses(x0, part.batch, part.w, judged.part(rows) if judged else None)
-            return sum(other.values(), loss), {"loss": loss, **other}
+            others = self.other_losses(x0, part.batch, part.w, head_noise.part(rows) if head_noise else None)
+            return sum(others.values(), loss), {"loss": loss, **others}
 
         losses = self.parts.accumulate(self.generator, loss_of)
         return {**losses, "grad_norm": self.generator.step(), "dmd_gradient": gradient.square().mean()}
@@ -216,11 +216,11 @@ class Dmd2:
             real = self.parts.over(self.guided.real, batch, w)(x_t, sigma)
         return dmd2_gradient(x, x0_from_velocity(x_t, real, sigma), x0_from_velocity(x_t, fake, sigma))
 
-    def other_losses(self, x: Tensor, batch: Batch, w: Guidance, judged: Noise | None) -> dict[str, Tensor]:
-        """The weighted adversarial and regression losses, if switched on; the head sees x with the noise `judged`."""
+    def other_losses(self, x: Tensor, batch: Batch, w: Guidance, head_noise: Noise | None) -> dict[str, Tensor]:
+        """The weighted adversarial and regression losses, if switched on; the head sees x with `head_noise`."""
         config, losses = self.config, {}
-        if judged is not None:
-            adversarial = self.discriminator.generator_loss(x, batch, w, judged)
+        if head_noise is not None:
+            adversarial = self.discriminator.generator_loss(x, batch, w, head_noise)
             losses["adversarial_loss"] = config.adversarial_weight * adversarial
         if config.regression_weight > 0:
             losses["regression_loss"] = config.regression_weight * mse_loss(x, batch.x0)
