@@ -16,7 +16,7 @@ from magic141.accelerator import settle_accelerator
 from magic141.environment import as_if_missing, temporary_environment
 from magic141.training.config import OptimizerConfig
 from magic141.training.engines.engine import Precision, autocast
-from magic141.training.engines.optimizers import learning_rate_factor, make_optimizer
+from magic141.training.engines.optimizers import make_optimizer, set_learning_rate
 
 if TYPE_CHECKING:
     from magic141.training.context import TrainContext
@@ -62,9 +62,7 @@ class DeepSpeedEngine:
 
     def step(self) -> float:
         """Average, clip and update, all by DeepSpeed; a non-finite gradient updates nothing."""
-        rate = self._config.learning_rate * learning_rate_factor(self.num_updates, self._num_steps, self._config)
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = rate
+        set_learning_rate(self._engine.optimizer, self.num_updates, self._num_steps, self._config)
         norm = self._unsplit_norm() if self._context.placement.zero_stage == 0 else None
         if norm is None or torch.isfinite(norm):  # with ZeRO 0, DeepSpeed would update all the same
             self._engine.step()

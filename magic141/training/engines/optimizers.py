@@ -79,6 +79,13 @@ def make_optimizer(
     return make_adamw(list(named_parameters.values()), config, fused)
 
 
+def set_learning_rate(optimizer: Any, step: int, num_steps: int, config: OptimizerConfig) -> None:
+    """Sets all groups of an optimizer, torch's or DeepSpeed's, to the scheduled rate of 0-based `step`."""
+    rate = config.learning_rate * learning_rate_factor(step, num_steps, config)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
 def learning_rate_factor(step: int, num_steps: int, config: OptimizerConfig) -> float:
     """Share of the peak rate at 0-based `step`: a pure function, so that resuming needs no scheduler state."""
     warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from magic141.training.config import OptimizerConfig
 from magic141.training.context import TrainContext
 from magic141.training.engines.engine import Precision, autocast
-from magic141.training.engines.optimizers import learning_rate_factor, make_optimizer
+from magic141.training.engines.optimizers import make_optimizer, set_learning_rate
 
 
 class PlainEngine:
@@ -58,9 +58,7 @@ class PlainEngine:
         scale = torch.clamp(self._config.max_grad_norm / (norm + 1e-6), max=1.0)
         for flat in self._gradients:
             flat.mul_(scale)
-        factor = learning_rate_factor(self.num_updates, self._num_steps, self._config)
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._config.learning_rate * factor
+        set_learning_rate(self._optimizer, self.num_updates, self._num_steps, self._config)
         self._optimizer.step()
 
     def full_state_dict(self) -> dict[str, Tensor]:
