@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from magic141.errors import UserError
+from magic141.models.device import cpu_threads
 from magic141.stage_log import StageLog
 from magic141.text_files import replace_text
 from magic141.training.checkpoint import LocalStore, step_of
@@ -25,7 +26,7 @@ from magic141.training.engines.deepspeed_engine import forget_process_group
 from magic141.training.loop import EXPORT, LoopResult, run_training
 from magic141.training.objective import ObjectiveSpec
 from magic141.training.progress import follow, write_metrics
-from magic141.training.random_numbers import random_state, set_random_state
+from magic141.training.random_numbers import kept_random_state
 from magic141.training.ray_launch import NUM_TO_KEEP, WorkerTask, run_on_ray
 
 _RESULT = "result.json"
@@ -119,14 +120,8 @@ def _run_here(task: WorkerTask) -> LoopResult:
     device = torch.device("cuda" if placement.gpus_per_worker > 0 else "cpu")
     context = TrainContext(0, 1, device, task.run_dir, task.seed, placement)
     store = LocalStore(task.run_dir / _LOCAL, NUM_TO_KEEP)
-    threads, state = torch.get_num_threads(), random_state()
-    torch.set_num_threads(placement.threads_per_worker)
-    try:
-        with _process_group(placement):
-            return run_training(task.spec, task.config, context, store, task.launch_id)
-    finally:
-        torch.set_num_threads(threads)
-        set_random_state(state)
+    with cpu_threads(placement.threads_per_worker), kept_random_state(), _process_group(placement):
+        return run_training(task.spec, task.config, context, store, task.launch_id)
 
 
 @contextmanager

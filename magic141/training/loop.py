@@ -26,7 +26,7 @@ from magic141.training.gpu_memory import explained
 from magic141.training.meter import Meter
 from magic141.training.objective import Objective, ObjectiveSpec
 from magic141.training.progress import ProgressWriter
-from magic141.training.random_numbers import random_state, seed_everything, set_random_state
+from magic141.training.random_numbers import kept_random_state, seed_everything
 
 EXPORT = "export"
 
@@ -144,10 +144,9 @@ class _Loop:
 
     def _validate(self) -> dict[str, float]:
         """Validation metrics averaged over workers; leaves the random state as it was."""
-        state = random_state()
         meter = Meter()
-        meter.add(self.objective.validate())
-        set_random_state(state)
+        with kept_random_state():
+            meter.add(self.objective.validate())
         return meter.mean(self.context)
 
     def _save(self, done: int) -> None:
