@@ -125,8 +125,8 @@ def _same_size(stage: str, record: Mapping[str, Any], training: TrainConfig | No
     if training is None:
         return False
     summary, then = record.get("summary", {}), record.get("parts", {}).get("config", {})
-    where, all_at_once = training.placement, training.batch_size // training.placement.num_workers
-    at_once = summary.get("clips_per_pass", all_at_once)
+    where = training.placement
+    at_once = summary.get("clips_per_pass", training.clips_per_worker)
     before = (summary.get("num_workers"), summary.get("splitting"), at_once, *_sized_by(then.get(stage, {})))
     options = _sized_by(training.model_dump(mode="json"))
     now = (where.num_workers, where.splitting, training.clips_per_pass, *options)

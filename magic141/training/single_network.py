@@ -44,7 +44,7 @@ class SingleNetworkObjective(ABC):
         self.engine = make_engine(network, config.optimizer, config.num_steps, config.precision, context)
         self.ema = Ema(self.engine.module, config.ema_decay)
         self.sampler = make_sampler(maker, config, context)
-        self.parts = Parts.of(config, context)
+        self.parts = Parts.of(config)
         self.validation = replace(
             maker, dataset=ClipDataset.open(data, "validation"), text_dropout=0.0, image_dropout=0.0
         )
@@ -128,7 +128,7 @@ def make_sampler(maker: BatchMaker, config: TrainConfig, context: TrainContext) 
     """The sampler of this worker's clips."""
     return BatchSampler(
         num_clips=len(maker.dataset),
-        batch_size_per_worker=config.batch_size // context.world_size,
+        batch_size_per_worker=config.clips_per_worker,
         rank=context.rank,
         world_size=context.world_size,
         seed=context.seed,

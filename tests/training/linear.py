@@ -67,12 +67,10 @@ class LinearRegression:
         config = spec.config
         generator = torch.Generator().manual_seed(0)
         self.x = torch.randn(NUM_POINTS, WIDTH, generator=generator)
-        self.parts = Parts.of(config, context)
+        self.parts = Parts.of(config)
         self.engine = make_engine(Network(), config.optimizer, config.num_steps, config.precision, context)
         self.ema = Ema(self.engine.module, config.ema_decay)
-        self.sampler = BatchSampler(
-            NUM_POINTS, config.batch_size // context.world_size, context.rank, context.world_size, context.seed
-        )
+        self.sampler = BatchSampler(NUM_POINTS, config.clips_per_worker, context.rank, context.world_size, context.seed)
 
     @property
     def engines(self) -> Mapping[str, Engine]:

@@ -61,6 +61,8 @@ def objective(folder: Path, rank: int, batch_size: int) -> FlowMatching:
     """I2V pretraining on one of two workers; nothing that these tests do reaches the other one."""
     placement = PlacementConfig(engine="plain", launcher="local", num_workers=1)
     config = FlowMatchingConfig(num_steps=1, batch_size=batch_size, placement=placement)
+    placement = placement.model_copy(update={"num_workers": 2})  # refused of a user: the plain engine averages nothing
+    config = config.model_copy(update={"placement": placement})
     context = TrainContext(rank, 2, torch.device("cpu"), folder, 0, placement)
     return FlowMatchingSpec(config, CONFIG, folder / "data", folder / "t2v").build(context)
 

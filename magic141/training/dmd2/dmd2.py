@@ -86,7 +86,7 @@ class Dmd2:
         generator = build_generator(config, spec.teacher, spec.cfg_distilled, context.seed)
         # Build this engine before loading the scores: only then can the host copy of these weights be freed.
         self.generator = make_engine(generator, config.optimizer, config.num_steps, config.precision, context)
-        self.parts = Parts.of(config, context)
+        self.parts = Parts.of(config)
         self.chain = BackwardSimulation(config, self.generator, self.parts)
         self.scores = build_scores(config, spec.teacher, spec.cfg_distilled, context.seed)
         num_fake = config.num_steps * config.fake_updates_per_step + config.fake_warmup_updates

@@ -115,7 +115,7 @@ class Dmd2Validation:
 
         Callers draw the noise for the whole batch, so that it does not depend on the size of the parts.
         """
-        parts = Parts.of(self.config, self.context).over(evaluate, batch, w)
+        parts = Parts.of(self.config).over(evaluate, batch, w)
 
         def predict(x_t: Tensor, sigma: Tensor) -> Tensor:
             with self.generator.autocast():

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from magic141.diffusion.samplers import PredictVelocity
 from magic141.training.config import TrainConfig
-from magic141.training.context import TrainContext
 from magic141.training.engines.engine import Engine
 
 LossOfPart = Callable[[slice], tuple[Tensor, Mapping[str, Tensor]]]
@@ -42,12 +41,9 @@ class Parts:
     num: int
 
     @classmethod
-    def of(cls, config: TrainConfig, context: TrainContext) -> Self:
+    def of(cls, config: TrainConfig) -> Self:
         """Parts of `placement.clips_per_pass` clips, or a single part if that is not set."""
-        clips = config.batch_size // context.world_size
-        size = context.placement.clips_per_pass or clips
-        assert clips % size == 0, f"{clips} clips do not divide into passes of {size}"
-        return cls(size, clips // size)
+        return cls(config.clips_per_pass, config.clips_per_worker // config.clips_per_pass)
 
     @property
     def num_clips(self) -> int:
