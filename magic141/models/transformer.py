@@ -54,6 +54,14 @@ class Prefix:
     latents: Tensor
     mask: Tensor
 
+    def to(self, device: torch.device) -> Prefix:
+        """The same on another device."""
+        return Prefix(self.latents.to(device), self.mask.to(device))
+
+    def part(self, rows: slice | Tensor) -> Prefix:
+        """The samples `rows`."""
+        return Prefix(self.latents[rows], self.mask[rows])
+
     def dropped(self, drop: Tensor) -> Prefix:
         """The prefix with nothing known of the samples in `drop` [B] (bool)."""
         keep = (~drop).reshape(-1, 1, 1, 1, 1).to(self.latents.dtype)

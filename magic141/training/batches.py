@@ -28,9 +28,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The batch on another device."""
-        prefix = self.prefix
-        if prefix is not None:
-            prefix = Prefix(prefix.latents.to(device), prefix.mask.to(device))
+        prefix = None if self.prefix is None else self.prefix.to(device)
         return Batch(self.x0.to(device), self.cond.to(device), self.uncond.to(device), prefix)
 
     def part(self, rows: slice | Tensor) -> Batch:
@@ -44,9 +42,7 @@ class Batch:
         return self._rows(rows)
 
     def _rows(self, rows: slice | Tensor) -> Batch:
-        prefix = self.prefix
-        if prefix is not None:
-            prefix = Prefix(prefix.latents[rows], prefix.mask[rows])
+        prefix = None if self.prefix is None else self.prefix.part(rows)
         return Batch(self.x0[rows], self.cond.part(rows), self.uncond.part(rows), prefix)
 
 
@@ -134,9 +130,11 @@ class BatchMaker:
         last_start = self.dataset.latents.shape[2] - self.num_latent_frames + 1
         anywhere = torch.randint(1, last_start + 1, (num,), generator=rng)
         most_carried = min(MAX_CARRIED, self.num_latent_frames - 2)  # at least one frame is left to generate
-        carried = torch.randint(1, max(1, most_carried) + 1, (num,), generator=rng)
+        carried = torch.randint(1, most_carried + 1, (num,), generator=rng)
         no_text = torch.rand(num, generator=rng) < self.text_dropout
-        no_image = torch.rand(num, generator=rng) < self.image_dropout if self.image_condition else torch.zeros(num) > 0
+        no_image = torch.zeros(num, dtype=torch.bool)
+        if self.image_condition:
+            no_image = torch.rand(num, generator=rng) < self.image_dropout
         anchored = continued & self.far_anchors
         return _Drawn(
             anchored=anchored,
