@@ -80,9 +80,9 @@ class BackwardSimulation:
             return ChainStep(interpolate(batch.x0, noise, sigma), sigma)
         return chain_input(self._in_parts(batch, w), noise, self.sigmas, exit_step, self.config.sampler, rng)
 
-    def clean_estimate(self, generator: Any, state: ChainStep, batch: Batch, w: Guidance) -> Tensor:
-        """The generator's x0 [B, C, T, h, w] at one step of its chain; for a gradient, `generator` is the engine."""
-        u = self._velocity(generator, state.x_t, state.sigma, batch, w)
+    def clean_estimate(self, state: ChainStep, batch: Batch, w: Guidance) -> Tensor:
+        """The generator's x0 [B, C, T, h, w] at one step of its chain, with a gradient."""
+        u = self.velocity(self.generator, state.x_t, state.sigma, batch, w)
         return x0_from_velocity(state.x_t, u, state.sigma)
 
     @torch.no_grad()
@@ -125,9 +125,10 @@ class BackwardSimulation:
 
     def _in_parts(self, batch: Batch, w: Guidance) -> PredictVelocity:
         """The generator without a graph; one that is split over the ranks is called equally often on all of them."""
-        evaluate = partial(self._velocity, self.generator.module)
+        evaluate = partial(self.velocity, self.generator.module)
         return self.parts.over(evaluate, batch, w, everywhere=self.generator.sharded)
 
-    def _velocity(self, generator: Any, x_t: Tensor, sigma: Tensor, batch: Batch, w: Guidance) -> Tensor:
+    def velocity(self, network: Any, x_t: Tensor, sigma: Tensor, batch: Batch, w: Guidance) -> Tensor:
+        """The generator's velocity [B, C, T, h, w]; `network` is its engine for a gradient, and its module without."""
         with self.generator.autocast():
-            return velocity(generator, x_t, sigma, batch.cond, batch.prefix, w.student)
+            return velocity(network, x_t, sigma, batch.cond, batch.prefix, w.student)

@@ -95,8 +95,9 @@ class Dmd2:
         self.discriminator = Discriminator(config, self.guided, self.fake)
         self.ema = Ema(self.generator.module, config.ema_decay)
         self.replay: deque[Generated] = deque(maxlen=config.replay_batches)
-        self.validation = Dmd2Validation(self.maker, self.guided, self.generator, config, spec.data, context)
+        self.validation = Dmd2Validation(self.maker, self.guided, self.chain, spec.data, context)
         self.watch = CollapseWatch(config.collapse)
+        self.num_done = 0  # steps of this attempt's last, whether it updated anything or not
 
     @property
     def first_step(self) -> int:
@@ -115,6 +116,7 @@ class Dmd2:
         """
         if step < 0:
             return self.warm_up(step)
+        self.num_done = step + 1
         rng = step_generator(self.context.seed, step, self.context.rank)
         state, made = self.simulate(step, rng)
         if not self.keep(made):
@@ -198,7 +200,7 @@ class Dmd2:
 
         def loss_of(rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
             part = made.part(rows)
-            x0 = self.chain.clean_estimate(self.generator, state.part(rows), part.batch, part.w)
+            x0 = self.chain.clean_estimate(state.part(rows), part.batch, part.w)
             loss = dmd2_loss(x0, gradient[rows])
             others = self.other_losses(x0, part.batch, part.w, head_noise.part(rows) if head_noise else None)
             return sum(others.values(), loss), {"loss": loss, **others}
@@ -229,7 +231,7 @@ class Dmd2:
     def validate(self) -> dict[str, float]:
         """Metrics of the averaged student's clips, compared with the many-step model's."""
         with self.ema.applied():
-            return self.validation.figures()
+            return self.validation.figures(self.num_done)
 
     def judge(self, step: int, values: Mapping[str, float]) -> None:
         """Keeps the best average where it may be exported; raises UserError when the student has collapsed."""

@@ -19,16 +19,13 @@ from magic141.diffusion.flow import interpolate, shift_sigma, sigma_grid, x0_fro
 from magic141.diffusion.samplers import PredictVelocity, randn_like, sample
 from magic141.evaluation.scoring.frechet import TubeSpace, frechet_between, moments
 from magic141.models.config import Sampler
-from magic141.models.transformer import velocity
 from magic141.models.vae import load_codec
 from magic141.training.batch_sampler import own_share
 from magic141.training.batches import Batch, BatchMaker
 from magic141.training.context import TrainContext, sum_over_workers
+from magic141.training.dmd2.backward_simulation import BackwardSimulation
 from magic141.training.dmd2.collapse import PREFIX, compare
-from magic141.training.dmd2.config import Dmd2Config
 from magic141.training.dmd2.networks import Guidance, GuidedScores
-from magic141.training.engines.accumulation import Parts
-from magic141.training.engines.engine import Engine
 from magic141.training.progress import write_image
 from magic141.training.random_numbers import step_generator
 
@@ -44,12 +41,12 @@ class Dmd2Validation:
         self,
         maker: BatchMaker,
         guided: GuidedScores,
-        generator: Engine,
-        config: Dmd2Config,
+        chain: BackwardSimulation,
         data: Path,
         context: TrainContext,
     ) -> None:
-        self.guided, self.generator, self.config, self.data, self.context = guided, generator, config, data, context
+        self.guided, self.chain, self.config = guided, chain, chain.config
+        self.data, self.context = data, context
         self._maker = replace(maker, dataset=ClipDataset.open(data, "validation"), continued_fraction=0.0)
         self._reference: Tensor | None = None  # the many-step model's latents, [S, N, C, T, h, w]
         self._reference_frechet = 1.0
@@ -59,15 +56,19 @@ class Dmd2Validation:
         self._real_moments = self._moments(real[row, :, :num_frames] for row in own)
 
     @torch.no_grad()
-    def figures(self) -> dict[str, float]:
-        """Metrics of the student with the generator's current weights, against the many-step model and real clips."""
+    def figures(self, num_steps: int) -> dict[str, float]:
+        """Metrics of the student with the generator's current weights, against the many-step model and real clips.
+
+        Args:
+            num_steps: steps done, for the name of the picture.
+        """
         batch = self._batch()
         w = Guidance.fixed(self.config, len(batch.x0)).to(self.context.device)
         if self._reference is None:
             self._reference = self._sample_reference(batch, w)
             self._reference_frechet = self._frechet(self._reference)
         student = self._sample_student(batch, w)
-        self._show(student[0], batch, w)
+        self._show(student[0], batch, w, num_steps)
         frechet = self._frechet(student)
         distances = {f"{PREFIX}frechet": frechet, f"{PREFIX}frechet_ratio": frechet / self._reference_frechet}
         return distances | compare(student, self._reference, self._mean_over_workers)
@@ -97,13 +98,8 @@ class Dmd2Validation:
 
     def _sample_student(self, batch: Batch, w: Guidance) -> Tensor:
         """The student's clips, from its own chain."""
-
-        def predict(x_t: Tensor, sigma: Tensor, batch: Batch, w: Guidance) -> Tensor:
-            return velocity(self.generator.module, x_t, sigma, batch.cond, batch.prefix, w.student)
-
-        return self._sample(
-            self._in_parts(predict, batch, w), batch, self.config.num_inference_steps, self.config.sampler
-        )
+        predict = self._in_parts(partial(self.chain.velocity, self.chain.generator.module), batch, w)
+        return self._sample(predict, batch, self.config.num_inference_steps, self.config.sampler)
 
     def _sample_reference(self, batch: Batch, w: Guidance) -> Tensor:
         """The many-step model's clips: many Euler steps of the base, without an adapter."""
@@ -115,10 +111,10 @@ class Dmd2Validation:
 
         Callers draw the noise for the whole batch, so that it does not depend on the size of the parts.
         """
-        parts = Parts.of(self.config).over(evaluate, batch, w)
+        parts = self.chain.parts.over(evaluate, batch, w)
 
         def predict(x_t: Tensor, sigma: Tensor) -> Tensor:
-            with self.generator.autocast():
+            with self.chain.generator.autocast():
                 return parts(x_t, sigma)
 
         return predict
@@ -131,14 +127,13 @@ class Dmd2Validation:
             clips.append(sample(predict, randn_like(batch.x0, rng), sigmas, sampler, rng))
         return torch.stack(clips)
 
-    def _show(self, student: Tensor, batch: Batch, w: Guidance) -> None:
+    def _show(self, student: Tensor, batch: Batch, w: Guidance, num_steps: int) -> None:
         """Writes a picture: each of the student's clips, and real and fake score's estimates from it when noised."""
         num = self.config.collapse.num_shown
         if num == 0:
             return
-        median = shift_sigma(
-            torch.tensor(0.5), self.config.score_shift
-        )  # of the times at which the scores are compared
+        middle = torch.tensor((self.config.min_score_time + self.config.max_score_time) / 2)
+        median = shift_sigma(middle, self.config.score_shift)  # of the times at which the scores are compared
         sigma = median.expand(len(student)).to(student.device)
         x_t = interpolate(student, randn_like(student, self._rng(-1)), sigma)
         self.guided.scores.set_exit(self.config.num_inference_steps - 1)
@@ -148,7 +143,7 @@ class Dmd2Validation:
             return
         rows = torch.stack([student, *(x0_from_velocity(x_t, u, sigma) for u in (real, fake))], dim=1)
         image = self._decode(rows[:num].flatten(0, 1))
-        write_image(self.context.run_dir, SHEET, self.generator.num_updates, image)
+        write_image(self.context.run_dir, SHEET, num_steps, image)
 
     def _decode(self, latents: Tensor) -> NDArray[np.uint8]:
         codec = load_codec(self.data / "codec")

@@ -27,7 +27,7 @@ class Engine(Protocol):
 
     @property
     def num_updates(self) -> int:
-        """Optimizer steps taken so far."""
+        """Calls of `step` so far, skipped updates included: the place in the learning-rate schedule."""
         ...
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

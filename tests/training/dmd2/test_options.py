@@ -103,7 +103,7 @@ def test_the_fake_score_learns_from_the_clips_that_the_generator_learns_from(fol
     dmd2 = build(folders, tmp_path)
     batch, w = dmd2.maker.make(torch.arange(4), step_generator(0, 0)), Guidance.fixed(dmd2.config, 4)
     state = dmd2.chain.state(batch, w, 2, step_generator(0, 1))
-    made, again = dmd2.chain.generate(state, batch, w, 2), dmd2.chain.clean_estimate(dmd2.generator, state, batch, w)
+    made, again = dmd2.chain.generate(state, batch, w, 2), dmd2.chain.clean_estimate(state, batch, w)
     assert torch.equal(made.x0, again.detach())
     assert again.requires_grad
     assert not made.x0.requires_grad
@@ -321,6 +321,8 @@ def test_clips_that_are_not_finite_cost_their_step_and_no_other(
     after = weights(dmd2.generator.module) | weights(dmd2.scores)
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert all(math.isfinite(value) for value in dmd2.step(1).values())
+    dmd2.validate()
+    assert (tmp_path / "images" / "student_real_fake-000002.png").is_file(), "at the step of the metrics"
 
 
 def test_clips_that_are_broken_on_one_worker_are_kept_on_none(
@@ -348,9 +350,9 @@ def test_the_average_is_validated_and_the_best_or_the_last_one_exported(
         dmd2.judge(step + 1, {"validation_frechet": frechet})
         averages.append(dmd2.ema.state_dict()["shadow"]["proj_out.weight"].clone())
     validated = dmd2.validate()
-    assert validated != dmd2.validation.figures(), "of the weights as they are"
+    assert validated != dmd2.validation.figures(num_steps=3), "of the weights as they are"
     with dmd2.ema.applied():
-        assert validated == dmd2.validation.figures()
+        assert validated == dmd2.validation.figures(num_steps=3)
     assert bool(dmd2.watch.best) == (keep == "best"), "no copy that nothing reads"
     dmd2.export(tmp_path / "out")
     assert torch.equal(load_transformer(tmp_path / "out" / "transformer").proj_out.weight, averages[exported])
