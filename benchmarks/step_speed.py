@@ -127,7 +127,7 @@ def speeds(config: PipelineConfig, folders: dict[str, Path]) -> list[Speed]:
     clock.wrap(HunyuanVideoTransformer3DModel, "forward", "forward")
     i2v, dmd2 = one_worker(config.pretrain_i2v), one_worker(config.distill_dmd2)
     t2v = folders["pretrain_t2v"] / "transformer"
-    i2v_spec = FlowMatchingSpec(i2v, config.model, data, t2v)
+    i2v_spec = FlowMatchingSpec(i2v, config.model, data, t2v, image_condition=True)
     with patch("magic141.training.engines.optimizers.BatchedMuon", torchs_muon):
         before = training_speed("I2V step with torch's Muon", i2v_spec, i2v, clock)
     return [

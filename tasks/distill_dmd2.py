@@ -15,8 +15,8 @@ def _run(call: StageCall) -> None:
     from magic141.training.train import train
 
     config, data = call.config.distill_dmd2, call.inputs["prepare_data"]
-    teacher, start = (call.inputs[stage] / "transformer" for stage in ("pretrain_i2v", "distill_cfg"))
-    spec = Dmd2Spec(config, call.config.model, data, teacher, start)
+    teacher, cfg_distilled = (call.inputs[stage] / "transformer" for stage in ("pretrain_i2v", "distill_cfg"))
+    spec = Dmd2Spec(config, call.config.model, data, teacher, cfg_distilled)
     train(spec, config, data, call.out, call.log, call.seed, call.run_dir)
 
 

@@ -12,9 +12,9 @@ def _run(call: StageCall) -> None:
     from magic141.training.flow_matching import FlowMatchingSpec
     from magic141.training.pretraining import pretrain
 
-    base = call.config.pretrain_i2v.base
-    start = Path(base) if base else call.inputs["pretrain_t2v"] / "transformer"
-    spec = FlowMatchingSpec(call.config.pretrain_i2v, call.config.model, call.inputs["prepare_data"], start)
+    config, data = call.config.pretrain_i2v, call.inputs["prepare_data"]
+    start = Path(config.base) if config.base else call.inputs["pretrain_t2v"] / "transformer"
+    spec = FlowMatchingSpec(config, call.config.model, data, start, image_condition=True)
     pretrain(spec, call.out, call.log, call.seed, call.run_dir)
 
 

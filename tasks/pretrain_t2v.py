@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from tasks.stage import Stage, StageCall, sources_in
 from tasks.training import TRAINING_CODE, VOLATILE
 
@@ -10,7 +12,9 @@ def _run(call: StageCall) -> None:
     from magic141.training.flow_matching import FlowMatchingSpec
     from magic141.training.pretraining import pretrain
 
-    spec = FlowMatchingSpec(call.config.pretrain_t2v, call.config.model, call.inputs["prepare_data"], i2v_start=None)
+    config, data = call.config.pretrain_t2v, call.inputs["prepare_data"]
+    start = Path(config.base) if config.base else None
+    spec = FlowMatchingSpec(config, call.config.model, data, start, image_condition=False)
     pretrain(spec, call.out, call.log, call.seed, call.run_dir)
 
 

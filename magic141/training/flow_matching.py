@@ -41,12 +41,21 @@ def flow_matching_loss(predict: PredictVelocity, x0: Tensor, noise: Tensor, sigm
 
 @dataclass(frozen=True)
 class FlowMatchingSpec:
-    """What a worker needs to build the objective; `i2v_start`: the T2V network, or I2V's own base; None for T2V."""
+    """What a worker needs to build the objective.
+
+    Attributes:
+        config: the stage's settings.
+        model: the transformer's settings.
+        data: the data artifact.
+        start: diffusers folder of the network to train on from; None: a new one.
+        image_condition: whether it is trained as an I2V model.
+    """
 
     config: FlowMatchingConfig
     model: TransformerConfig
     data: Path
-    i2v_start: Path | None
+    start: Path | None
+    image_condition: bool
 
     def build(self, context: TrainContext) -> FlowMatching:
         """Loads data and builds the network on this worker."""
@@ -62,7 +71,7 @@ class FlowMatching(SingleNetworkObjective):
         maker = BatchMaker.open(
             spec.data,
             spec.model.window_frames,
-            image_condition=spec.i2v_start is not None,
+            image_condition=spec.image_condition,
             continued_fraction=spec.config.continued_fraction,
             text_dropout=spec.config.text_dropout,
             image_dropout=spec.config.image_dropout,
@@ -87,13 +96,14 @@ class FlowMatching(SingleNetworkObjective):
 
 
 def initial_network(spec: FlowMatchingSpec) -> HunyuanVideoTransformer3DModel:
-    """T2V: the configured base or a new network; I2V: the configured I2V base, or the T2V network widened to I2V."""
-    folder = spec.config.base or spec.i2v_start
-    if folder is not None:
-        base = load_base(folder, spec.config.base_guidance_scale)
-        return base if spec.i2v_start is None or base.config.image_condition_type else expand_to_i2v(base)
-    info = load_info(spec.data)
-    return build_transformer(spec.model, info.latent_shape[0], info.text_width, info.pooled_width)
+    """A new network, or the one to train on from; a T2V network is widened for I2V."""
+    if spec.start is None:
+        info = load_info(spec.data)
+        return build_transformer(
+            spec.model, info.latent_shape[0], info.text_width, info.pooled_width, spec.image_condition
+        )
+    base = load_base(spec.start, spec.config.base_guidance_scale)
+    return expand_to_i2v(base) if spec.image_condition and not base.config.image_condition_type else base
 
 
 def load_base(folder: Path | str, guidance_scale: float) -> HunyuanVideoTransformer3DModel:

@@ -126,12 +126,10 @@ def code_of(spec: ObjectiveSpec) -> CodeStamp:
 def missing_folder(spec: ObjectiveSpec) -> str | None:
     """An error message if this worker's node lacks a folder that the objective reads, otherwise None."""
     folders = [value for value in vars(spec).values() if isinstance(value, Path)]
-    base = getattr(getattr(spec, "config", None), "base", None)
-    folders += [Path(base)] if base else []
     if absent := next((folder for folder in folders if not folder.exists()), None):
         return (
-            f"{absent}: not on {socket.gethostname()}, on which a worker runs; every node must have the workspace, and "
-            "a model that training starts from, under the same path"
+            f"{absent}: missing on {socket.gethostname()}, where a worker runs; every node needs the workspace, and "
+            "the base model, under the same path"
         )
     return None
 

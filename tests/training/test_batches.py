@@ -142,7 +142,7 @@ def test_far_anchors_come_late_in_pretraining(tmp_path: Path) -> None:
     placement = PlacementConfig(engine="plain", launcher="local", num_workers=1)
     config = FlowMatchingConfig(num_steps=10, continued_fraction=0.5, anchored_from=0.7, placement=placement)
     build_transformer(CONFIG, CHANNELS, info.text_width, info.pooled_width).save_pretrained(tmp_path / "t2v")
-    objective = FlowMatchingSpec(config, CONFIG, data, tmp_path / "t2v").build(
+    objective = FlowMatchingSpec(config, CONFIG, data, tmp_path / "t2v", image_condition=True).build(
         TrainContext(0, 1, torch.device("cpu"), tmp_path, 0, placement)
     )
     assert [objective.maker_at(step).far_anchors for step in (0, 6, 7, 9)] == [False, False, True, True]

@@ -32,7 +32,7 @@ def distilled_base(folder: Path) -> tuple[HunyuanVideoTransformer3DModel, FlowMa
 
 def test_i2v_of_a_guidance_distilled_base_needs_no_guidance(tmp_path: Path) -> None:
     base, config = distilled_base(tmp_path / "base")
-    network = initial_network(FlowMatchingSpec(config, CONFIG, tmp_path, tmp_path / "unused"))
+    network = initial_network(FlowMatchingSpec(config, CONFIG, tmp_path, tmp_path / "base", image_condition=True))
     x_t, sigma, cond = tiny_inputs()
     expected = velocity(base, x_t, sigma, cond, None, torch.full((3,), 6.0))
     torch.testing.assert_close(velocity(network, x_t, sigma, cond, make_prefix(x_t, 1)), expected)
@@ -64,7 +64,17 @@ def objective(folder: Path, rank: int, batch_size: int) -> FlowMatching:
     placement = placement.model_copy(update={"num_workers": 2})  # refused of a user: the plain engine averages nothing
     config = config.model_copy(update={"placement": placement})
     context = TrainContext(rank, 2, torch.device("cpu"), folder, 0, placement)
-    return FlowMatchingSpec(config, CONFIG, folder / "data", folder / "t2v").build(context)
+    return FlowMatchingSpec(config, CONFIG, folder / "data", folder / "t2v", image_condition=True).build(context)
+
+
+@pytest.mark.parametrize("image_condition", [False, True])
+@pytest.mark.parametrize("start", [None, "t2v"])
+def test_a_new_network_and_one_that_is_trained_on_see_what_the_stage_trains(
+    folder: Path, start: str | None, image_condition: bool
+) -> None:
+    begin = folder / start if start else None
+    network = initial_network(FlowMatchingSpec(FlowMatchingConfig(), CONFIG, folder / "data", begin, image_condition))
+    assert network.config.in_channels == (2 * CHANNELS + 1 if image_condition else CHANNELS)
 
 
 def test_workers_share_the_validation_clips(folder: Path) -> None:

@@ -128,7 +128,7 @@ def test_a_users_mistake_stays_one_and_is_not_retried(tmp_path: Path) -> None:
 
 def test_a_folder_that_a_node_lacks_is_named_and_not_waited_for(tmp_path: Path) -> None:
     config = linear_config(launcher="ray", engine="ddp", num_workers=2)
-    with pytest.raises(UserError, match=r"^/not/mounted: not on \S+, on which a worker runs; every node must have"):
+    with pytest.raises(UserError, match=r"^/not/mounted: missing on \S+, where a worker runs; every node needs"):
         launch(Reading(config), config, tmp_path, NullLog(), seed=0)
 
 
@@ -163,8 +163,9 @@ def test_a_ray_that_died_between_two_trainings_is_started_again(tmp_path: Path) 
 
 def test_a_model_to_start_from_that_a_node_lacks_is_named(tmp_path: Path) -> None:
     """Like a folder of the workspace: one worker alone that stops would leave the others waiting."""
-    config = FlowMatchingConfig(base=str(tmp_path / "checkpoints"))
-    spec = FlowMatchingSpec(config, TransformerConfig(), tmp_path, None)
-    assert str(ray_launch.missing_folder(spec)).startswith(f"{tmp_path / 'checkpoints'}: not on ")
-    (tmp_path / "checkpoints").mkdir()
+    base = tmp_path / "checkpoints"
+    config = FlowMatchingConfig(base=str(base))
+    spec = FlowMatchingSpec(config, TransformerConfig(), tmp_path, base, image_condition=False)
+    assert str(ray_launch.missing_folder(spec)).startswith(f"{base}: missing on ")
+    base.mkdir()
     assert ray_launch.missing_folder(spec) is None

@@ -60,7 +60,7 @@ def test_flow_matching_asks_for_the_velocity_under_the_caption(
     folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = FlowMatchingConfig(num_steps=1, text_dropout=0.0, placement=placement)
-    spec = FlowMatchingSpec(config, CONFIG, folders / "data", folders / "teacher")
+    spec = FlowMatchingSpec(config, CONFIG, folders / "data", folders / "teacher", image_condition=True)
     objective = spec.build(context(tmp_path))
     batch = batch_of(objective)
 
@@ -248,8 +248,9 @@ def test_batches_are_made_as_the_config_says_and_validated_without_dropout(folde
     asked = {"text_dropout": 0.3, "image_dropout": 0.2, "continued_fraction": 0.4}
     flow = FlowMatchingConfig.model_validate({"num_steps": 1, "placement": placement, **asked})
     cfg = CfgDistillationConfig(num_steps=1, continued_fraction=0.4, placement=placement)
-    pretraining = FlowMatchingSpec(flow, CONFIG, folders / "data", folders / "teacher").build(context(tmp_path))
-    distillation = CfgDistillationSpec(cfg, CONFIG, folders / "data", folders / "teacher").build(context(tmp_path))
+    data, teacher = folders / "data", folders / "teacher"
+    pretraining = FlowMatchingSpec(flow, CONFIG, data, teacher, image_condition=True).build(context(tmp_path))
+    distillation = CfgDistillationSpec(cfg, CONFIG, data, teacher).build(context(tmp_path))
     assert {name: getattr(pretraining.maker, name) for name in asked} == asked
     assert distillation.maker.continued_fraction == 0.4
     validation = pretraining.validation
@@ -260,7 +261,8 @@ def test_a_step_trains_and_its_average_is_validated_and_exported(folders: Path, 
     optimizer = {"kind": "adamw", "learning_rate": 0.02, "warmup_steps": 0}
     settings = {"num_steps": 3, "batch_size": 4, "ema_decay": 0.5, "optimizer": optimizer, "placement": placement}
     config = FlowMatchingConfig.model_validate(settings)
-    objective = FlowMatchingSpec(config, CONFIG, folders / "data", folders / "teacher").build(context(tmp_path))
+    spec = FlowMatchingSpec(config, CONFIG, folders / "data", folders / "teacher", image_condition=True)
+    objective = spec.build(context(tmp_path))
     network = objective.engine.module
     weights = [network.get_parameter("proj_out.weight").detach().clone()]
     for step in range(3):

@@ -77,7 +77,7 @@ def in_parts(size: int | None) -> dict[str, Any]:
 def flow_matching(folders: Path, run_dir: Path, size: int | None) -> SingleNetworkObjective:
     config = FlowMatchingConfig.model_validate({"num_steps": 2, "image_dropout": 0.3, **in_parts(size)})
     context = TrainContext(0, 1, torch.device("cpu"), run_dir, 0, config.placement)
-    return FlowMatchingSpec(config, CONFIG, folders / "data", folders / "teacher").build(context)
+    return FlowMatchingSpec(config, CONFIG, folders / "data", folders / "teacher", image_condition=True).build(context)
 
 
 def cfg(folders: Path, run_dir: Path, size: int | None) -> SingleNetworkObjective:
