@@ -153,9 +153,12 @@ def is_whole(folder: Path) -> bool:
 
 
 def damaged(folders: Sequence[Path | str]) -> UserError:
-    """The error if no checkpoint that was kept is whole: training anew is for the user to decide."""
+    """The error if no checkpoint that was kept is whole: starting over is for the user to decide."""
     paths = ", ".join(map(str, folders))
-    return UserError(f"checkpoint {paths}: damaged; delete the folder around it to train anew")
+    return UserError(
+        f"checkpoint {paths}: damaged, and none is left that is whole; delete the folder that holds them to start the "
+        "training over"
+    )
 
 
 def read_info(folder: Path) -> CheckpointInfo:
@@ -171,8 +174,9 @@ def require_compatible(info: CheckpointInfo, context: TrainContext) -> None:
     if (info.engine, info.world_size, info.zero_stage) != (placement.engine, context.world_size, placement.zero_stage):
         raise UserError(
             f"placement.engine = {placement.engine}, num_workers = {context.world_size}, zero_stage = "
-            f"{placement.zero_stage}: {context.run_dir} holds step {info.step} of engine {info.engine} with "
-            f"{info.world_size} workers and zero_stage {info.zero_stage}; use those again or delete that folder"
+            f"{placement.zero_stage}: {context.run_dir} holds a checkpoint of step {info.step}, written by engine "
+            f"{info.engine} with {info.world_size} workers and zero_stage {info.zero_stage}; use these settings again, "
+            "or delete that folder"
         )
 
 

@@ -174,7 +174,7 @@ def _require_finite(values: Mapping[str, Tensor | float], step: int, config: Tra
             precision = "" if config.precision == "fp32" else ", or use precision = fp32"
             raise UserError(
                 f"{name} = {value} at step {step}: training diverged; lower {optimizer}.learning_rate or "
-                f"{optimizer}.max_grad_norm{precision}: with another value the stage starts over"
+                f"{optimizer}.max_grad_norm{precision}; any of these changes starts the stage over"
             )
 
 

@@ -153,7 +153,7 @@ class _Tail:
             self._log_metrics(row)
         self._earlier = None
         if first_step < 0:
-            self._log.note(f"steps of preparation before the first that is counted: {-first_step}")
+            self._log.note(f"{-first_step} preparatory steps come first; they are not counted")
 
     def _take(self, row: dict[str, Any]) -> None:
         step = row["step"]

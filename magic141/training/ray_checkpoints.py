@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch.distributed as dist
 
 from magic141.artifacts.digests import sha256_text
+from magic141.errors import UserError
 from magic141.training.checkpoint import damaged, is_whole, step_name
 
 if TYPE_CHECKING:
@@ -74,7 +75,10 @@ def require_readable_list(run_dir: Path) -> None:
     try:
         json.loads(file.read_text())
     except ValueError:
-        raise damaged([file]) from None
+        raise UserError(
+            f"{file}: Ray's list of this training's checkpoints is damaged; delete the folder that holds it to start "
+            "the training over"
+        ) from None
 
 
 def _committed_checkpoints() -> list[Checkpoint]:

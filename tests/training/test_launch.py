@@ -105,7 +105,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named_if_there_is_no_other(
     whole = older.read_bytes()
     for file in (older, newer):
         os.truncate(file, len(whole) // 2)
-    with pytest.raises(UserError, match=r"step-000010, \S+step-000005: damaged; delete the folder around it to train"):
+    with pytest.raises(UserError, match=r"step-000010, \S+step-000005: damaged, and none is left that is whole"):
         launch(LinearSpec(config, noise=0.0), config, cut, NullLog(), seed=0)
     older.write_bytes(whole)
     resumed = launch(LinearSpec(config, noise=0.0), config, cut, NullLog(), seed=0)

@@ -119,8 +119,8 @@ def test_a_note_is_made_once_however_often_a_picture_is_refused(tmp_path: Path) 
             writer.metrics(step, {"loss": 1.0 / step})
             time.sleep(0.7)
     assert log.asked
-    assert [note for note in log.notes if "preparation" in note] == [
-        "steps of preparation before the first that is counted: 4"
+    assert [note for note in log.notes if "preparatory" in note] == [
+        "4 preparatory steps come first; they are not counted"
     ]
     assert [step for step, _ in log.logged] == [1, 2, 3]
 

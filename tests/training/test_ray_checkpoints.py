@@ -16,7 +16,7 @@ def test_a_list_that_was_cut_short_is_told_before_anything_starts(tmp_path: Path
     (tmp_path / LIST_FILE).write_text("{}")
     require_readable_list(tmp_path)
     (tmp_path / LIST_FILE).write_text("")
-    with pytest.raises(UserError, match=f"{LIST_FILE}: damaged; delete the folder around it to train anew"):
+    with pytest.raises(UserError, match=f"{LIST_FILE}: Ray's list .* is damaged; delete the folder"):
         require_readable_list(tmp_path)
 
 

@@ -202,9 +202,9 @@ class CollapseWatch:
         seen = "; ".join(symptom.text for symptom in found)
         remedies = "; ".join(dict.fromkeys(symptom.remedy for symptom in found))
         return (
-            f"distill_dmd2 collapsed at step {step}: {seen}; {self.num_bad} validations in a row; {remedies}; "
-            f"best was step {self.best_step}; with any other setting the stage starts over, with collapse.stop = false "
-            "it continues from its last checkpoint"
+            f"distill_dmd2 collapsed at step {step}, after {self.num_bad} validations in a row with symptoms: {seen}. "
+            f"Try this: {remedies}. The best validation was at step {self.best_step}. Changing any other setting "
+            "starts the stage over; collapse.stop = false continues from the last checkpoint."
         )
 
 

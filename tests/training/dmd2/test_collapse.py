@@ -138,7 +138,7 @@ def test_two_bad_validations_in_a_row_stop_the_run_with_a_remedy() -> None:
     judge(watch, 100, variance_ratio=0.3)
     judge(watch, 150)  # recovered
     judge(watch, 200, variance_ratio=0.3)
-    with pytest.raises(UserError, match=r"collapsed at step 250: variance 0.20 x .*at least 0.5.*score_shift.*step 50"):
+    with pytest.raises(UserError, match=r"step 250, after 2 .*: variance 0.20 x .*at least 0.5.*score_shift.*step 50"):
         judge(watch, 250, variance_ratio=0.2, frechet=1.0)
 
 
