@@ -20,7 +20,7 @@ from magic141.diffusion.long_video import num_windows_for
 from magic141.errors import UserError
 from magic141.frozen import FrozenConfig
 from magic141.models.config import Sampler, TransformerConfig
-from magic141.models.device import refuse_days_on_cpu
+from magic141.models.device import refuse_large_on_cpu
 from magic141.models.encoders import Encoders
 from magic141.models.frames import num_latent_frames
 from magic141.models.generator import VideoGenerator
@@ -155,7 +155,7 @@ def load_bundle(folder: Path, device: torch.device) -> Bundle:
         UserError: if the folder is not an exported student, or the student is too large for a machine without a GPU.
     """
     info = load_bundle_info(folder)
-    refuse_days_on_cpu(folder / "transformer", device, "run it on a machine with one")
+    refuse_large_on_cpu(folder / "transformer", device, "run it on a machine with one")
     codec = load_codec(folder / "vae")
     codec.to(device)
     generator = VideoGenerator(

@@ -36,7 +36,7 @@ def cpu_threads(num: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def refuse_days_on_cpu(transformer: Path, device: torch.device, remedy: str) -> None:
+def refuse_large_on_cpu(transformer: Path, device: torch.device, remedy: str) -> None:
     """Raises UserError before a large network is loaded onto a CPU; reads only its config.
 
     Args:

@@ -67,7 +67,7 @@ class FlowMatching(SingleNetworkObjective):
 
     def __init__(self, spec: FlowMatchingSpec, context: TrainContext) -> None:
         self.shift = spec.config.shift
-        self.first_anchored = int(spec.config.anchored_from * spec.config.num_steps)
+        self.first_step_with_far_anchors = int(spec.config.anchored_from * spec.config.num_steps)
         maker = BatchMaker.open(
             spec.data,
             spec.model.window_frames,
@@ -80,7 +80,7 @@ class FlowMatching(SingleNetworkObjective):
 
     def maker_at(self, step: int) -> BatchMaker:
         """Without far anchors early on: they are slow to learn and would delay everything else."""
-        return self.maker if step >= self.first_anchored else replace(self.maker, far_anchors=False)
+        return self.maker if step >= self.first_step_with_far_anchors else replace(self.maker, far_anchors=False)
 
     def draw(self, x0: Tensor, rng: torch.Generator) -> RandomNumbers:
         """Draws times [B] and noise [B, C, T, h, w]."""

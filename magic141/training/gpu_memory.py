@@ -17,7 +17,7 @@ AGAINST_FRAGMENTATION = (
 
 
 @contextmanager
-def explained(config: TrainConfig) -> Iterator[None]:
+def explaining_full_gpu(config: TrainConfig) -> Iterator[None]:
     """Turns the error of a full GPU into a user's, which names the settings that would take less of it."""
     try:
         yield

@@ -22,7 +22,7 @@ from magic141.training.checkpoint import (
 )
 from magic141.training.config import TrainConfig
 from magic141.training.context import TrainContext, sum_over_workers
-from magic141.training.gpu_memory import explained
+from magic141.training.gpu_memory import explaining_full_gpu
 from magic141.training.meter import Meter
 from magic141.training.objective import Objective, ObjectiveSpec
 from magic141.training.progress import ProgressWriter
@@ -57,7 +57,7 @@ def run_training(
     """Train `spec` for config.num_steps on this worker and export; called on every worker."""
     usage = _Usage()
     seed_everything(context.seed, context.rank)
-    with explained(config):
+    with explaining_full_gpu(config):
         loop = _Loop(spec.build(context), config, context, store, usage)
         start = loop.resume()
         loop.run(start, ProgressWriter(context.run_dir, launch_id, start) if context.is_main else None)

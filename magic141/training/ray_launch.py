@@ -110,7 +110,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any] | str:
     try:
         return asdict(run_training(task.spec, task.config, context, store, task.launch_id))
     except UserError as mistake:
-        if world_size == 1 or made_by_all(dist.distributed_c10d._get_default_store(), rank, world_size):
+        if world_size == 1 or all_workers_failed_alike(dist.distributed_c10d._get_default_store(), rank, world_size):
             return str(mistake)
         raise RuntimeError(f"on {socket.gethostname()}, while another worker goes on: {mistake}") from mistake
     except Exception as error:  # Ray passes on only the message, so the traceback has to be in it
@@ -134,8 +134,10 @@ def missing_folder(spec: ObjectiveSpec) -> str | None:
     return None
 
 
-def made_by_all(store: dist.distributed_c10d.Store, rank: int, world_size: int, timeout_s: float = ALIKE_S) -> bool:
-    """Whether all workers have come to a mistake of the user's, told by the worker `rank` that has.
+def all_workers_failed_alike(
+    store: dist.distributed_c10d.Store, rank: int, world_size: int, timeout_s: float = ALIKE_S
+) -> bool:
+    """Whether every worker reports a user's mistake in time; called by a worker `rank` that has met one.
 
     A worker that ended as if all had would leave the others waiting for it in a collective operation, for half an hour.
     """

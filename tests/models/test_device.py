@@ -10,7 +10,7 @@ import torch
 from magic141.config import load_config
 from magic141.errors import UserError
 from magic141.export import BUNDLE_FILE, BundleInfo, load_bundle
-from magic141.models.device import refuse_days_on_cpu, sampling_device
+from magic141.models.device import refuse_large_on_cpu, sampling_device
 from magic141.models.transformer import build_transformer
 from tests.models.tiny import tiny_transformer
 
@@ -38,7 +38,7 @@ def save_13b_config(folder: Path) -> None:
 def test_13b_on_a_cpu_is_refused_with_its_size_and_a_remedy(tmp_path: Path) -> None:
     save_13b_config(tmp_path)
     with pytest.raises(UserError, match=r"12\.8e9 parameters and no GPU.*; use another machine$") as raised:
-        refuse_days_on_cpu(tmp_path, CPU, "use another machine")
+        refuse_large_on_cpu(tmp_path, CPU, "use another machine")
     assert str(raised.value).startswith(str(tmp_path))
 
 
@@ -63,6 +63,6 @@ def test_a_published_13b_model_is_not_loaded_without_a_gpu(tmp_path: Path) -> No
 def test_13b_on_a_gpu_and_a_small_network_anywhere_are_not(tmp_path: Path) -> None:
     save_13b_config(tmp_path / "large")
     tiny_transformer().save_config(tmp_path / "small")
-    refuse_days_on_cpu(tmp_path / "large", torch.device("cuda"), "")
-    refuse_days_on_cpu(tmp_path / "small", CPU, "")
-    refuse_days_on_cpu(tmp_path / "nowhere", CPU, "the loader says what is missing")
+    refuse_large_on_cpu(tmp_path / "large", torch.device("cuda"), "")
+    refuse_large_on_cpu(tmp_path / "small", CPU, "")
+    refuse_large_on_cpu(tmp_path / "nowhere", CPU, "the loader says what is missing")

@@ -10,7 +10,7 @@ import torch
 from magic141.errors import UserError
 from magic141.training.config import TrainConfig
 from magic141.training.dmd2.config import Dmd2Config
-from magic141.training.gpu_memory import explained
+from magic141.training.gpu_memory import explaining_full_gpu
 
 DEEPSPEED = {"engine": "deepspeed", "num_workers": 2, "clips_per_pass": 1, "gradient_checkpointing": True}
 
@@ -30,7 +30,7 @@ DEEPSPEED = {"engine": "deepspeed", "num_workers": 2, "clips_per_pass": 1, "grad
 )
 def test_what_is_not_yet_set_is_named(settings: dict[str, Any], remedies: str) -> None:
     config = TrainConfig.model_validate({"num_steps": 1, "batch_size": 8, "optimizer": {"kind": "adamw"}} | settings)
-    with pytest.raises(UserError) as error, explained(config):
+    with pytest.raises(UserError) as error, explaining_full_gpu(config):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore of it")
     message = f"CUDA out of memory. Tried to allocate 2.00 GiB. To use less memory: {remedies}set PYTORCH_ALLOC_CONF="
     assert str(error.value).startswith(message)
@@ -49,6 +49,6 @@ def test_no_remedy_is_named_that_the_config_would_refuse() -> None:
         (Dmd2Config.model_validate(two | adamw | fake_muon), "zero_stage = 3 and fake_optimizer.kind = adamw (starts"),
         (Dmd2Config.model_validate(two | adamw), f"zero_stage = 3 {again}"),
     ):
-        with pytest.raises(UserError) as error, explained(config):
+        with pytest.raises(UserError) as error, explaining_full_gpu(config):
             raise torch.OutOfMemoryError("CUDA out of memory.")
         assert f"placement.engine = deepspeed with {engine}" in str(error.value)

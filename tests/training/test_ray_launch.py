@@ -6,7 +6,7 @@ import threading
 
 import torch.distributed as dist
 
-from magic141.training.ray_launch import made_by_all
+from magic141.training.ray_launch import all_workers_failed_alike
 
 
 def answers(num_mistaken: int, world_size: int, timeout_s: float) -> list[bool]:
@@ -14,7 +14,7 @@ def answers(num_mistaken: int, world_size: int, timeout_s: float) -> list[bool]:
     store, found = dist.HashStore(), list[bool]()  # type: ignore[attr-defined]
 
     def fail(rank: int) -> None:
-        found.append(made_by_all(store, rank, world_size, timeout_s))
+        found.append(all_workers_failed_alike(store, rank, world_size, timeout_s))
 
     workers = [threading.Thread(target=fail, args=(rank,)) for rank in range(num_mistaken)]
     for worker in workers:

@@ -10,7 +10,7 @@ import torch
 
 from magic141.evaluation.config import GenerateConfig
 from magic141.evaluation.variants import ModelName
-from magic141.models.device import refuse_days_on_cpu
+from magic141.models.device import refuse_large_on_cpu
 from magic141.models.transformer import load_for_sampling, sampling_dtype
 from magic141.quantization import load_quantized
 
@@ -36,7 +36,7 @@ class ModelFolders:
         """
         remedy = "run the flow on a node with a GPU, or set generate.allow_cpu=true and make the suite smaller"
         for folder in () if config.allow_cpu else (self.teacher, self.cfg, self.student, self.int8):
-            refuse_days_on_cpu(folder / "transformer", device, remedy)
+            refuse_large_on_cpu(folder / "transformer", device, remedy)
 
     def load(self, name: ModelName, device: torch.device) -> Any:
         """The network, ready for sampling."""
