@@ -39,12 +39,17 @@ def chain_windows(sample_window: SampleWindow, first_latent: Tensor, num_windows
     return torch.cat(parts, dim=2)
 
 
+def fresh_latent_frames(window_latent_frames: int, num_carried: int) -> int:
+    """Latent frames that every window but the first adds to a long video: T - 1 - k, for the anchor and the carried."""
+    return window_latent_frames - 1 - num_carried
+
+
 def video_latent_frames(num_windows: int, window_latent_frames: int, num_carried: int) -> int:
     """Latent frames of a video of n windows, each counted once: T + (n-1)*(T-1-k)."""
-    return window_latent_frames + (num_windows - 1) * (window_latent_frames - 1 - num_carried)
+    return window_latent_frames + (num_windows - 1) * fresh_latent_frames(window_latent_frames, num_carried)
 
 
 def num_windows_for(num_latent_frames: int, window_latent_frames: int, num_carried: int) -> int:
     """The smallest number of windows that cover `num_latent_frames`."""
-    fresh = window_latent_frames - 1 - num_carried
+    fresh = fresh_latent_frames(window_latent_frames, num_carried)
     return 1 + max(0, -(-(num_latent_frames - window_latent_frames) // fresh))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from magic141.accelerator import finish_gpu_work
 from magic141.data.videos.sheets import contact_sheet
+from magic141.diffusion.long_video import fresh_latent_frames
 from magic141.evaluation.config import GenerateConfig
 from magic141.evaluation.generation.media import read_image, save_image, save_video
 from magic141.evaluation.generation.performance import peak_megabytes
@@ -152,7 +153,7 @@ def write_windows(work: Workload, windows: dict[str, list[dict[str, float]]], ou
 
 def frame_spans(num_windows: int, latent_frames: int, carried: int, temporal_factor: int) -> list[tuple[int, int]]:
     """First and one-past-last pixel frame of each window, including its carried frames but not the anchor."""
-    fresh = latent_frames - 1 - carried
+    fresh = fresh_latent_frames(latent_frames, carried)
     spans = [(0, num_pixel_frames(latent_frames, temporal_factor))]
     for window in range(1, num_windows):
         stop = latent_frames + window * fresh
