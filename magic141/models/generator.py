@@ -123,7 +123,8 @@ class VideoGenerator:
         return sample(predict, noise, sigmas, self.settings.sampler, rng)
 
     def _predictor(self, text: TextEmbedding, image_tokens: Tensor, prefix: Prefix) -> PredictVelocity:
-        device = image_tokens.device  # all three go there; on a GPU, `to` removes padding if it can
+        # text and empty prompt follow the image tokens; on a GPU `to` also drops the padding where it can
+        device = image_tokens.device
         cond = condition(text, image_tokens).to(device)
         uncond = condition(self.null_text.expand(len(image_tokens)), image_tokens).to(device)
         w = torch.full((len(image_tokens),), self.settings.guidance_scale)

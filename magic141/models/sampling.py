@@ -10,7 +10,7 @@ from magic141.models.config import Sampler
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """What makes a window of a network.
+    """How a network makes a window.
 
     Attributes:
         num_steps: steps of a window.

@@ -59,7 +59,7 @@ def _order(num_clips: int, seed: int, epoch: int) -> Tensor:
 
 
 def own_share(dataset: ClipDataset, num_clips: int, context: TrainContext) -> Tensor:
-    """This worker's rows of about `num_clips` validation clips, which are of as many videos as there are.
+    """This worker's rows of about `num_clips` validation clips, spread over as many videos as possible.
 
     As many on every worker (sharded networks need that), different ones where there are enough.
     """
