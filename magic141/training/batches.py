@@ -47,7 +47,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class _Drawn:
+class _BatchDraw:
     """What is random about a batch, [B] each.
 
     Attributes:
@@ -125,7 +125,7 @@ class BatchMaker:
         prefix = make_prefix(known, drawn.num_known).dropped(drawn.no_image)
         return Batch(x0, condition(text, image), condition(null, image), prefix)
 
-    def _draw(self, num: int, rng: torch.Generator) -> _Drawn:
+    def _draw(self, num: int, rng: torch.Generator) -> _BatchDraw:
         continued = torch.rand(num, generator=rng) < (self.continued_fraction if self.image_condition else 0.0)
         last_start = self.dataset.latents.shape[2] - self.num_latent_frames + 1
         anywhere = torch.randint(1, last_start + 1, (num,), generator=rng)
@@ -136,7 +136,7 @@ class BatchMaker:
         if self.image_condition:
             no_image = torch.rand(num, generator=rng) < self.image_dropout
         anchored = continued & self.far_anchors
-        return _Drawn(
+        return _BatchDraw(
             anchored=anchored,
             starts=torch.where(anchored, anywhere, 1),
             num_known=1 + torch.where(continued, carried, 0),
@@ -144,7 +144,7 @@ class BatchMaker:
             no_image=no_image,
         )
 
-    def _latents(self, indices: Tensor, drawn: _Drawn) -> tuple[Tensor, Tensor]:
+    def _latents(self, indices: Tensor, drawn: _BatchDraw) -> tuple[Tensor, Tensor]:
         """The windows, and what may be known of them, both [B, C, T, h, w].
 
         They differ in a clip's first latent frame: what is known of it was encoded from an image, as at inference.
@@ -154,7 +154,7 @@ class BatchMaker:
         x0[anchored, :, :1] = first[anchored] = data.anchor[indices[anchored]]
         return x0, torch.cat([first, x0[:, :, 1:]], dim=2)
 
-    def _image_tokens(self, indices: Tensor, drawn: _Drawn) -> Tensor:
+    def _image_tokens(self, indices: Tensor, drawn: _BatchDraw) -> Tensor:
         """The tokens of the first frame that is known: the anchor's or the clip's; zeros if it is dropped."""
         image = self.dataset.image_tokens[indices]
         image[drawn.anchored] = self.dataset.anchor_tokens[indices[drawn.anchored]]

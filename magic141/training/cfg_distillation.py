@@ -67,7 +67,7 @@ class CfgDistillation(SingleNetworkObjective):
         dtype = torch.bfloat16 if spec.config.precision == "bf16" else torch.float32
         self.teacher = make_frozen(load_transformer(spec.teacher, dtype), spec.config.precision, context)
 
-    def draw(self, x0: Tensor, rng: torch.Generator) -> RandomNumbers:
+    def draw_noise(self, x0: Tensor, rng: torch.Generator) -> RandomNumbers:
         """Draws guidance scales w [B], times [B] and noise [B, C, T, h, w]."""
         low, high = self.config.min_guidance_scale, self.config.max_guidance_scale
         w = (low + (high - low) * torch.rand(len(x0), generator=rng)).to(x0.device)

@@ -59,7 +59,7 @@ class SingleNetworkObjective(ABC):
         return self.maker
 
     @abstractmethod
-    def draw(self, x0: Tensor, rng: torch.Generator) -> RandomNumbers:
+    def draw_noise(self, x0: Tensor, rng: torch.Generator) -> RandomNumbers:
         """Draws the random numbers of the loss for clips x0 [B, C, T, h, w]."""
 
     @abstractmethod
@@ -70,7 +70,7 @@ class SingleNetworkObjective(ABC):
         """One optimizer step."""
         rng = step_generator(self.context.seed, step, self.context.rank)
         batch = self.maker_at(step).make(self.sampler.indices(step), rng).to(self.context.device)
-        drawn = self.draw(batch.x0, rng)
+        drawn = self.draw_noise(batch.x0, rng)
 
         def loss_of(rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
             with self.engine.autocast():
@@ -90,7 +90,7 @@ class SingleNetworkObjective(ABC):
         with self.ema.applied(), self.engine.autocast():
             for clips in rows.split(self.sampler.batch_size_per_worker):
                 batch = self.validation.make(clips, rng).to(self.context.device)
-                drawn = self.draw(batch.x0, rng)
+                drawn = self.draw_noise(batch.x0, rng)
                 for part in self.parts.slices(len(clips)):  # more than in training may not fit
                     loss = self.loss(batch.part(part), [values[part] for values in drawn])
                     total += len(clips[part]) * float(loss)

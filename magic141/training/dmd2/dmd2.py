@@ -30,7 +30,7 @@ from magic141.training.dmd2.collapse import CollapseWatch
 from magic141.training.dmd2.config import Dmd2Config
 from magic141.training.dmd2.distribution_matching import Noise, dmd2_gradient, dmd2_loss, score_times
 from magic141.training.dmd2.exit_shares import exit_shares
-from magic141.training.dmd2.exit_step import Drawn
+from magic141.training.dmd2.exit_step import ExitDraw
 from magic141.training.dmd2.networks import (
     Guidance,
     GuidedScores,
@@ -147,15 +147,15 @@ class Dmd2:
         """The student's clips of a step."""
         batch = self.maker.make(self.sampler.indices(step), rng).to(self.context.device)
         w = Guidance.draw(self.config, len(batch.x0), rng).to(self.context.device)
-        drawn = self.draw(step)
+        drawn = self.draw_exit(step)
         if drawn.own_frames:
             batch = self.chain.with_own_frames(batch, w, rng)
         return self.chain.simulate(batch, w, drawn.exit_step, rng)
 
-    def draw(self, step: int) -> Drawn:
+    def draw_exit(self, step: int) -> ExitDraw:
         """Draws what is random about an update but the same on all ranks."""
         rng = shared_generator(self.context.seed, step)
-        return Drawn.of(exit_shares(self.config), self.config.own_frames_fraction, rng)
+        return ExitDraw.of(exit_shares(self.config), self.config.own_frames_fraction, rng)
 
     def update_fake(self, num_updates: int, rng: torch.Generator) -> dict[str, Tensor]:
         """Trains the fake score by flow matching on replayed generator batches.

@@ -10,7 +10,7 @@ import torch
 
 
 @dataclass(frozen=True)
-class Drawn:
+class ExitDraw:
     """An update's exit step, and whether its continued clips continue frames that the student has generated."""
 
     exit_step: int

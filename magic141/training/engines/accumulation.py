@@ -20,7 +20,7 @@ LossOfPart = Callable[[slice], tuple[Tensor, Mapping[str, Tensor]]]
 """(rows of the batch) -> the loss to minimise, and metrics; all of them scalars, means over these rows."""
 
 
-class Conditions(Protocol):
+class HasParts(Protocol):
     """Anything with one entry per clip that a network is conditioned on."""
 
     def part(self, rows: slice) -> Self:
@@ -71,9 +71,7 @@ class Parts:
                 means[name] = means[name] + share if name in means else share
         return means
 
-    def over(
-        self, evaluate: Callable[..., Tensor], *conditions: Conditions, everywhere: bool = False
-    ) -> PredictVelocity:
+    def over(self, evaluate: Callable[..., Tensor], *conditions: HasParts, everywhere: bool = False) -> PredictVelocity:
         """Evaluates a network, without a gradient, on at most `size` clips at once: more may not fit.
 
         Args:

@@ -101,12 +101,12 @@ def test_own_frames_are_drawn_for_their_share_of_the_updates_and_alike_on_all_ra
     for rank in range(2):
         dmd2 = build(folders, tmp_path, own_frames_fraction=0.3)
         dmd2.context = replace(dmd2.context, rank=rank, world_size=2)
-        drawn.append([dmd2.draw(step) for step in range(500)])
+        drawn.append([dmd2.draw_exit(step) for step in range(500)])
     assert drawn[0] == drawn[1]
     assert sum(one.own_frames for one in drawn[0]) == pytest.approx(150, abs=30)
     never = build(folders, tmp_path)
-    assert [never.draw(step).exit_step for step in range(500)] == [one.exit_step for one in drawn[0]]
-    assert not any(never.draw(step).own_frames for step in range(500))
+    assert [never.draw_exit(step).exit_step for step in range(500)] == [one.exit_step for one in drawn[0]]
+    assert not any(never.draw_exit(step).own_frames for step in range(500))
 
 
 def test_an_update_generates_from_own_frames(folders: Path, tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_the_exit_step_is_the_same_on_all_ranks(folders: Path, tmp_path: Path) -
         seen: list[Tensor] = []
         dmd2.generator.module.register_forward_pre_hook(lambda *_, seen=seen: seen.append(torch.ones(())))
         for step in range(12):
-            dmd2.chain.state(batch, w, dmd2.draw(step).exit_step, step_generator(0, step, rank))
+            dmd2.chain.state(batch, w, dmd2.draw_exit(step).exit_step, step_generator(0, step, rank))
         calls.append(len(seen))
     assert calls[0] == calls[1] > 12
 
@@ -281,7 +281,7 @@ def test_the_scores_are_told_where_the_generators_clips_left(
     monkeypatch.setattr(dmd2, "distribution_matching_gradient", watched)
     for step in range(6):
         dmd2.step(step)
-    assert told == [dmd2.draw(step).exit_step for step in range(6)]
+    assert told == [dmd2.draw_exit(step).exit_step for step in range(6)]
 
 
 def test_the_fake_score_warms_up_before_the_first_generator_update_alone(folders: Path, tmp_path: Path) -> None:
