@@ -27,7 +27,7 @@ from magic141.diffusion.samplers import randn_like, sample
 from magic141.models.config import Sampler
 from magic141.models.transformer import load_transformer, velocity
 from magic141.training.batches import Batch, BatchMaker
-from magic141.training.dmd2.collapse import PREFIX, compare
+from magic141.training.dmd2.clip_metrics import PREFIX, compare
 from magic141.training.random_numbers import step_generator
 
 SEEDS, OTHER_SEEDS = (1, 2), (3, 4)

@@ -8,53 +8,23 @@ first frames and noise, and with real clips.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from magic141.errors import UserError
 from magic141.training.config import WATCH_FILE
+from magic141.training.dmd2.clip_metrics import PREFIX
 from magic141.training.dmd2.config import CollapseConfig
-from magic141.training.dmd2.mode_coverage import mode_coverage
 
-SATURATED_STDS = 4.0
-PREFIX = "validation_"
-Pool = Callable[[Tensor], Tensor]
 _FRECHET = f"{PREFIX}frechet"
 _TRENDS = ("fake_loss", "dmd_gradient")
 _MORE_NOISE = "lower the guidance or optimizer.learning_rate, or try a higher score_shift"
 _SLOWER = "lower optimizer.learning_rate or the guidance, or raise a_weak (with fake_score = lora)"
 _FASTER_FAKE = "raise fake_updates_per_step or fake_optimizer.learning_rate, lower optimizer.learning_rate"
-
-
-def compare(student: Tensor, reference: Tensor, pool: Pool = lambda own: own) -> dict[str, float]:
-    """Metrics of the student's clips; if they equal the reference, ratios and coverage are 1, all others 0.
-
-    With one frame there is no motion, with one seed neither diversity nor mode coverage: these are then left out. The
-    detail ratio alone sees how neighbouring places differ: the others would not notice if they were swapped.
-
-    Args:
-        student: latents [S, N, C, T, h, w]: S seeds for each of N conditions.
-        reference: the many-step model's latents from the same noise, of the same shape.
-        pool: the mean over all workers, which have as many clips each; ratios are formed after it, as the few clips of
-            one worker may hardly move.
-    """
-    made, expected = (_channels(x, pool) for x in (student, reference))
-    drift = (made.mean - expected.mean) / expected.std
-    saturated, usual = pool(torch.stack([_saturated(x, expected) for x in (student, reference)]))
-    return {
-        f"{PREFIX}variance_ratio": _ratio(made.variance, expected.variance),
-        **_change_ratio("motion_ratio", student, reference, 3, pool),
-        **_change_ratio("diversity_ratio", student, reference, 0, pool),
-        **_change_ratio("detail_ratio", student, reference, -1, pool),
-        **_coverage(student, reference, pool),
-        f"{PREFIX}mean_drift": float(drift.square().mean().sqrt()),
-        f"{PREFIX}saturation": max(0.0, float(saturated - usual)),
-    }
 
 
 @dataclass(frozen=True)
@@ -206,47 +176,6 @@ class CollapseWatch:
             f"Try this: {remedies}. The best validation was at step {self.best_step}. Changing any other setting "
             "starts the stage over; collapse.stop = false continues from the last checkpoint."
         )
-
-
-def _ratio(value: Tensor, reference: Tensor) -> float:
-    return float(value / reference.clamp_min(1e-12))
-
-
-@dataclass(frozen=True)
-class _Channels:
-    """Mean and standard deviation of each channel [C], and the variance of all values about their common mean []."""
-
-    mean: Tensor
-    std: Tensor
-    variance: Tensor
-
-
-def _channels(x: Tensor, pool: Pool) -> _Channels:
-    others = (0, 1, 3, 4, 5)
-    mean, square = pool(torch.stack([x.double().mean(others), x.double().square().mean(others)]))
-    std = (square - mean.square()).clamp_min(0).sqrt()
-    return _Channels(mean, std.clamp_min(1e-6), square.mean() - mean.mean().square())
-
-
-def _saturated(x: Tensor, expected: _Channels) -> Tensor:
-    """Share of the values that are far from what is expected of their channel."""
-    mean, std = (value.to(x.device)[:, None, None, None] for value in (expected.mean, expected.std))
-    return ((x - mean).abs() > SATURATED_STDS * std).double().mean()
-
-
-def _change_ratio(name: str, student: Tensor, reference: Tensor, dim: int, pool: Pool) -> dict[str, float]:
-    """Ratio of the mean squared differences along `dim`; empty if `dim` has only one entry."""
-    if reference.shape[dim] == 1:
-        return {}
-    value, expected = pool(torch.stack([x.diff(dim=dim).double().square().mean() for x in (student, reference)]))
-    return {f"{PREFIX}{name}": _ratio(value, expected)}
-
-
-def _coverage(student: Tensor, reference: Tensor, pool: Pool) -> dict[str, float]:
-    """Mode coverage; empty with a single seed, which cannot tell how wide the modes are."""
-    if len(reference) == 1:
-        return {}
-    return {f"{PREFIX}mode_coverage": float(pool(torch.tensor(mode_coverage(student, reference), dtype=torch.float64)))}
 
 
 def _copy(state: Any) -> Any:

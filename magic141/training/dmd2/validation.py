@@ -24,7 +24,7 @@ from magic141.training.batch_sampler import own_share
 from magic141.training.batches import Batch, BatchMaker
 from magic141.training.context import TrainContext, sum_over_workers
 from magic141.training.dmd2.backward_simulation import BackwardSimulation
-from magic141.training.dmd2.collapse import PREFIX, compare
+from magic141.training.dmd2.clip_metrics import PREFIX, compare
 from magic141.training.dmd2.networks import Guidance, GuidedScores
 from magic141.training.progress import write_image
 from magic141.training.random_numbers import step_generator
