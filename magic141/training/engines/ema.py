@@ -76,7 +76,7 @@ class Ema:
 
 
 def _refresh(parameters: list[Any]) -> None:
-    """Updates the parameters that ZeRO-3 also keeps whole, which are small, from their shards (collective)."""
+    """Updates from their shards the parameters that ZeRO-3 has gathered, as after a forward pass alone (collective)."""
     whole = [p for p in parameters if hasattr(p, "ds_tensor") and p.ds_status.name == "AVAILABLE"]
     if whole:
         whole[0].partition(whole)
