@@ -28,7 +28,7 @@ from magic141.config import PipelineConfig
 from magic141.evaluation.variants import Variant, list_variants
 from magic141.models.transformer import load_transformer
 from magic141.training.dmd2.config import Dmd2Config
-from magic141.training.dmd2.dmd2 import Dmd2Spec
+from magic141.training.dmd2.spec import Dmd2Spec
 
 NUM_CLIPS = 512
 UNWATCHED = 10_000  # steps: the jury looks, once, at the end

@@ -34,7 +34,7 @@ from magic141.models.text_embedding import TextEmbedding
 from magic141.models.transformer import load_transformer
 from magic141.training.config import PlacementConfig, TrainConfig
 from magic141.training.context import TrainContext
-from magic141.training.dmd2.dmd2 import Dmd2Spec
+from magic141.training.dmd2.spec import Dmd2Spec
 from magic141.training.flow_matching import FlowMatchingSpec
 from magic141.training.objective import Objective, ObjectiveSpec
 

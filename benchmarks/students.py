@@ -18,7 +18,7 @@ from magic141.config import PipelineConfig
 from magic141.stage_log import NullLog
 from magic141.training.config import PlacementConfig
 from magic141.training.dmd2.config import Dmd2Config
-from magic141.training.dmd2.dmd2 import Dmd2Spec
+from magic141.training.dmd2.spec import Dmd2Spec
 from magic141.training.train import train
 from tasks.distill_dmd2 import STAGE
 

@@ -12,7 +12,7 @@ from students import NUM_UPDATES, Course, Student, short, train_students
 from verdicts import Evidence, Verdict, at_least, at_most, mean
 
 from magic141.text_files import read_json_lines
-from magic141.training.dmd2.dmd2 import Dmd2Spec
+from magic141.training.dmd2.spec import Dmd2Spec
 
 SHORT_TRAINING = ("pretrain_t2v.num_steps=300", "pretrain_i2v.num_steps=1000")
 VALIDATE_EVERY = 100

@@ -9,7 +9,7 @@ from finished import config_in, finished, run_pipeline
 from students import NUM_UPDATES, Course, Student, short, train_students
 from verdicts import Evidence, Verdict, at_most, mean
 
-from magic141.training.dmd2.dmd2 import Dmd2Spec
+from magic141.training.dmd2.spec import Dmd2Spec
 
 A_WEAK = (0.0, 0.1, 0.25, 0.5, 0.75)
 RATES = (1.0, 16.0, 64.0)  # times the configured one of the generator

@@ -11,7 +11,7 @@ from tasks.training import TRAINING_CODE, VOLATILE
 
 
 def _run(call: StageCall) -> None:
-    from magic141.training.dmd2.dmd2 import Dmd2Spec
+    from magic141.training.dmd2.spec import Dmd2Spec
     from magic141.training.train import train
 
     config, data = call.config.distill_dmd2, call.inputs["prepare_data"]
@@ -34,7 +34,7 @@ def _refuse_collapsed(context: StageContext, ref: ArtifactRef) -> None:
 
 STAGE = Stage(
     name="distill_dmd2",
-    modules=("magic141.training.dmd2.dmd2", *TRAINING_CODE),
+    modules=("magic141.training.dmd2.spec", *TRAINING_CODE),
     settings=lambda config: {"distill_dmd2": config.distill_dmd2, "model": config.model},
     inputs=("prepare_data", "pretrain_i2v", "distill_cfg"),
     run=_run,

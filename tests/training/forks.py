@@ -19,7 +19,7 @@ from magic141.training.context import TrainContext
 from magic141.training.loop import LoopResult, run_training
 from magic141.training.ray_launch import WorkerTask
 
-IMPORTED = [__name__, "deepspeed", "magic141.training.cfg_distillation", "magic141.training.dmd2.dmd2"]
+IMPORTED = [__name__, "deepspeed", "magic141.training.cfg_distillation", "magic141.training.dmd2.spec"]
 
 
 def run_on_forks(task: WorkerTask) -> LoopResult:

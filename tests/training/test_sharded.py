@@ -16,7 +16,7 @@ from magic141.training.cfg_distillation import CfgDistillation, CfgDistillationS
 from magic141.training.config import CfgDistillationConfig
 from magic141.training.context import TrainContext
 from magic141.training.dmd2.config import Dmd2Config
-from magic141.training.dmd2.dmd2 import Dmd2Spec
+from magic141.training.dmd2.spec import Dmd2Spec
 from magic141.training.launch import TrainResult, launch
 from tests.evaluation.artifacts import CHANNELS, make_data
 from tests.models.tiny import CONFIG

@@ -10,10 +10,9 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,13 +20,11 @@ from torch.nn.functional import mse_loss
 
 from magic141.diffusion.flow import velocity_target, x0_from_velocity
 from magic141.diffusion.samplers import ChainStep, randn_like
-from magic141.models.config import TransformerConfig
 from magic141.training.batches import Batch, BatchMaker
 from magic141.training.context import TrainContext, sum_over_workers
 from magic141.training.dmd2.adversarial import Discriminator
 from magic141.training.dmd2.backward_simulation import BackwardSimulation, Generated, Simulated
 from magic141.training.dmd2.collapse import CollapseWatch
-from magic141.training.dmd2.config import Dmd2Config
 from magic141.training.dmd2.distribution_matching import Noise, dmd2_gradient, dmd2_loss, score_times
 from magic141.training.dmd2.exit_shares import exit_shares
 from magic141.training.dmd2.exit_step import ExitDraw
@@ -47,31 +44,10 @@ from magic141.training.engines.make import make_engine
 from magic141.training.random_numbers import shared_generator, step_generator
 from magic141.training.single_network import make_sampler
 
+if TYPE_CHECKING:
+    from magic141.training.dmd2.spec import Dmd2Spec
+
 LEFT_OUT: dict[str, Tensor | float] = {"x0_std": math.nan, "grad_norm": math.nan, "fake_grad_norm": math.nan}
-
-
-@dataclass(frozen=True)
-class Dmd2Spec:
-    """What a worker needs to build the objective.
-
-    Attributes:
-        config: the stage's settings.
-        model: the transformer's settings.
-        data: the data artifact.
-        teacher: diffusers folder of the undistilled network; a T2V teacher gives a T2V student.
-        cfg_distilled: diffusers folder of the CFG-distilled network. `config.start` says from which of the two the
-            student starts, `config.real_score` which one is the real score.
-    """
-
-    config: Dmd2Config
-    model: TransformerConfig
-    data: Path
-    teacher: Path
-    cfg_distilled: Path
-
-    def build(self, context: TrainContext) -> Dmd2:
-        """Loads data and networks on this worker."""
-        return Dmd2(self, context)
 
 
 class Dmd2:
@@ -97,7 +73,7 @@ class Dmd2:
         self.replay: deque[Generated] = deque(maxlen=config.replay_batches)
         self.validation = Dmd2Validation(self.maker, self.guided, self.chain, spec.data, context)
         self.watch = CollapseWatch(config.collapse)
-        self.num_done = 0  # steps of this attempt's last, whether it updated anything or not
+        self.num_done = 0  # steps, with those that were left out
 
     @property
     def first_step(self) -> int:

@@ -13,8 +13,8 @@ from magic141.diffusion.guidance import guided_velocity
 from magic141.models.transformer import build_transformer, load_transformer, velocity
 from magic141.training.context import TrainContext
 from magic141.training.dmd2.config import Dmd2Config
-from magic141.training.dmd2.dmd2 import Dmd2Spec
 from magic141.training.dmd2.networks import Guidance
+from magic141.training.dmd2.spec import Dmd2Spec
 from magic141.training.random_numbers import step_generator
 from tests.evaluation.artifacts import CHANNELS
 from tests.models.tiny import CONFIG

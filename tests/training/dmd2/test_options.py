@@ -20,8 +20,9 @@ from magic141.stage_log import NullLog
 from magic141.training.batches import Batch
 from magic141.training.dmd2.backward_simulation import BackwardSimulation, Generated
 from magic141.training.dmd2.config import Dmd2Config
-from magic141.training.dmd2.dmd2 import Dmd2, Dmd2Spec
+from magic141.training.dmd2.dmd2 import Dmd2
 from magic141.training.dmd2.networks import Guidance, GuidedScores
+from magic141.training.dmd2.spec import Dmd2Spec
 from magic141.training.dmd2.validation import ROWS, with_row_names
 from magic141.training.launch import launch
 from magic141.training.random_numbers import step_generator

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from magic141.training.context import TrainContext
 from magic141.training.dmd2.config import Dmd2Config
-from magic141.training.dmd2.dmd2 import Dmd2, Dmd2Spec
+from magic141.training.dmd2.dmd2 import Dmd2
+from magic141.training.dmd2.spec import Dmd2Spec
 from tests.models.tiny import CONFIG
 
 PLACEMENT = {"engine": "plain", "launcher": "local", "num_workers": 1}
