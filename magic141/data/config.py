@@ -109,6 +109,11 @@ class DataConfig(FrozenConfig):
     num_workers: int = placement(1, ge=1, description="parallel Ray Data encoders")
     num_gpus_per_worker: float = placement(0.0, ge=0, description="GPUs per encoder")
 
+    @property
+    def folder(self) -> Path | None:
+        """The folder of videos; None for the shapes world, whatever `path` is."""
+        return self.path if self.source == "folder" else None
+
     @model_validator(mode="after")
     def _geometry(self) -> DataConfig:
         _, factor, spatial = self.codec.sizes

@@ -44,8 +44,8 @@ def prepare_dataset(config: DataConfig, out: Path, log: StageLog, seed: int, run
             anything is encoded, those of which only some part cannot be read when it is needed.
     """
     out, run_dir = out.resolve(), run_dir.resolve()
-    config = config.model_copy(update={"path": config.path.resolve() if config.path else None})
-    listing = list_videos(config.path) if config.source == "folder" and config.path else None
+    config = config.model_copy(update={"path": config.folder.resolve() if config.folder else None})
+    listing = list_videos(config.folder) if config.folder else None
     start_ray(config)
     windows, bad_files = _list_clips(config, listing, run_dir, log, seed)
     clips = windows.clips
@@ -68,10 +68,10 @@ def _list_clips(
     config: DataConfig, listing: Listing | None, run_dir: Path, log: StageLog, seed: int
 ) -> tuple[Windows, list[BadFile]]:
     """All clips to encode, and all files that cannot be used."""
-    if listing is None or config.path is None:
+    if listing is None or config.folder is None:
         return Windows(sample_shapes(config, seed), None, []), []
     records = ProbeRecords(run_dir / "probe")
-    probed = _probe(config.path, listing.videos, config, records, log)
+    probed = _probe(config.folder, listing.videos, config, records, log)
     bad = [*listing.bad_files, *(result for result in probed if isinstance(result, BadFile))]
     _handle_bad_files(bad, config, log)
     records.settle()

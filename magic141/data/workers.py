@@ -91,8 +91,8 @@ class Render:
 
     def __call__(self, row: Row) -> Row:  # noqa: D102 (see the class)
         self.code.require()
-        if self.config.path is not None:
-            require_folder(self.config.path)
+        if self.config.folder is not None:
+            require_folder(self.config.folder)
         rendered = render_good(parse_clips(row["clips"]), self.config)
         return {**row, **rendered._asdict(), "reasons": json.dumps(rendered.reasons)}
 

@@ -45,6 +45,14 @@ def encoded(encode: Encode) -> dict[str, torch.Tensor]:
     return tensors
 
 
+def test_the_shapes_world_needs_no_folder_even_if_one_is_set() -> None:
+    row = {"number": 0, "clips": json.dumps([clip.to_dict() for clip in CLIPS])}
+    leftover = CONFIG.model_copy(update={"path": Path("/nowhere")})
+    rendered, expected = (Render(config, CODE)(row) for config in (leftover, CONFIG))
+    assert all(np.array_equal(rendered[name], expected[name]) for name in ("frames", "anchors"))
+    assert leftover.folder is None
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_floats_are_stored_in_the_precision_that_they_have_and_without_loss(
     models: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch

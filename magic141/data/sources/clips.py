@@ -135,9 +135,9 @@ def render_chunk(chunk: Sequence[Clip], config: DataConfig) -> Frames:
         StorageError: it cannot be read, here and now.
     """
     length, height, width = config.num_frames, config.height, config.width
-    if config.path is None or chunk[0].truth is not None:
+    if config.folder is None:
         return np.stack([render_clip(_shape_of(clip), length, height, width) for clip in chunk])
-    path = config.path / chunk[0].source
+    path = config.folder / chunk[0].source
     windows = [range(clip.start_frame, clip.start_frame + length) for clip in chunk]
     wanted = sorted({frame for window in windows for frame in window})
     frames = read_frames(path, config.fps, (height, width), wanted)
@@ -150,9 +150,9 @@ def render_chunk(chunk: Sequence[Clip], config: DataConfig) -> Frames:
 def render_anchors(chunk: Sequence[Clip], config: DataConfig) -> Frames:
     """The anchor frames of a chunk, uint8 [N, H, W, 3]."""
     height, width = config.height, config.width
-    if config.path is None or chunk[0].truth is not None:
+    if config.folder is None:
         return np.concatenate([render_clip(_shape_of(clip), 1, height, width, clip.anchor_frame) for clip in chunk])
-    first = read_frames(config.path / chunk[0].source, config.fps, (height, width), [0])
+    first = read_frames(config.folder / chunk[0].source, config.fps, (height, width), [0])
     return np.repeat(first, len(chunk), axis=0)
 
 
