@@ -151,11 +151,12 @@ class Encoders:
     def remarks(self, prompt: str) -> list[str]:
         """Notes on what the encoders ignore: a too long prompt's end, and words that no caption has (kind tiny)."""
         tokenizer, room = self.parts.tokenizer, self.config.max_text_tokens - 1  # the end-of-text token takes one
-        found = []
+        is_tiny, found = self.config.kind == "tiny", []
         if len(tokenizer(prompt, add_special_tokens=False).input_ids) > room:
-            found.append(f"only its first {room} words and punctuation marks are read")
-        unknown = [word for word in words_of(prompt) if tokenizer.convert_tokens_to_ids(word) == tokenizer.unk_token_id]
-        if self.config.kind == "tiny" and unknown:
+            unit = "words and punctuation marks" if is_tiny else "tokens of the language model"
+            found.append(f"only its first {room} {unit} are read")
+        words = words_of(prompt) if is_tiny else []  # a checkpoint's tokenizer has a token for everything
+        if unknown := [word for word in words if tokenizer.convert_tokens_to_ids(word) == tokenizer.unk_token_id]:
             found.append(f"words that the text encoder has never seen: {', '.join(unknown)}")
         return found
 

@@ -89,7 +89,7 @@ def test_remarks_name_what_is_not_understood(tiny: Encoders) -> None:
         "words that the text encoder has never seen: purple, ,",
     ]
     assert tiny.encode_text(["a purple zebra"]).mask.sum() == 4
-    assert "only its first" in tiny.remarks(f"{CAPTIONS[0]} {CAPTIONS[0]}")[0]
+    assert "words and punctuation marks are read" in tiny.remarks(f"{CAPTIONS[0]} {CAPTIONS[0]}")[0]
 
 
 @pytest.mark.parametrize(
@@ -160,6 +160,7 @@ def test_checkpoint_text_is_cropped_to_the_prompt(checkpoint: Path, tmp_path: Pa
     torch.testing.assert_close(text.tokens[0, :5], embedding(words.to(embedding.weight.device))[0].float().cpu())
     assert text.mask[0].sum() - text.mask[1].sum() == 3
     assert encoders.remarks("zebra") == []
+    assert encoders.remarks("a circle " * 6) == ["only its first 11 tokens of the language model are read"]
 
 
 def test_prompts_are_not_encoded_by_another_checkpoint_than_the_data(checkpoint: Path, tmp_path: Path) -> None:
