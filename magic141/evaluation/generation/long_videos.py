@@ -131,12 +131,11 @@ def _window_costs(marks: Sequence[Mark], num_clips: int, memory: str) -> list[di
     """Cost per clip between every two marks, with the memory named `memory`."""
     return [
         {
-            "window": number,
             "wall_ms_per_clip": 1000 * (after.wall_s - before.wall_s) / num_clips,
             "cpu_ms_per_clip": 1000 * (after.cpu_s - before.cpu_s) / num_clips,
             memory: after.memory_mb,
         }
-        for number, (before, after) in enumerate(pairwise(marks))
+        for before, after in pairwise(marks)
     ]
 
 

@@ -15,7 +15,7 @@ from magic141.data.info import load_info
 from magic141.data.sources.splits import MEANING
 from magic141.evaluation.config import EvaluateConfig
 from magic141.evaluation.scores import AVERAGE, EXACT, FRECHET, SCORES_FILE, VBENCH, Score
-from magic141.evaluation.scoring.scorer import NO_TRUTH, Scorer
+from magic141.evaluation.scoring.scorer import Scorer
 from magic141.evaluation.scoring.shapes import score_clips
 from magic141.evaluation.scoring.vbench_needs import versions
 from magic141.stage_log import StageLog
@@ -50,7 +50,7 @@ def score_long(folder: Path, heldout: ClipDataset, has_truth: bool) -> dict[str,
     """The record of windows.json, with `drift`: variant -> mean exact scores per window (None without ground truth)."""
     record = json.loads((folder / "windows.json").read_text())
     if not has_truth:
-        return {**record, "drift": None, "reason": NO_TRUTH}
+        return {**record, "drift": None}
     truth_of = dict(zip(heldout.ids, heldout.truths, strict=True))
     truths = [truth_of[clip["id"]] or {} for clip in record["clips"]]
     drift: dict[str, list[dict[str, float]]] = {}
@@ -58,7 +58,7 @@ def score_long(folder: Path, heldout: ClipDataset, has_truth: bool) -> dict[str,
         frames = load_file(folder / f"{name}.safetensors")["frames"].numpy()
         scored = [score_clips(frames[:, start:stop], truths, start == 0) for start, stop in record["frames"]]
         drift[name] = [{key: float(np.nanmean(values[key])) for key in DRIFT} for values in scored]
-    return {**record, "drift": drift, "reason": None}
+    return {**record, "drift": drift}
 
 
 def _plain(scores: Mapping[str, Score]) -> dict[str, dict[str, Any]]:
