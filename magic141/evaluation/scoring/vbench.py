@@ -32,11 +32,11 @@ def score_folder(folder: Path, requested: Sequence[str]) -> dict[str, Score]:
     """
     names = dict.fromkeys([dimension.key for dimension in VBENCH] + list(requested))
     reasons = {name: why_not(name, requested) for name in names}
-    computable = [name for name, reason in reasons.items() if reason is None]
     if not any(folder.glob("*.mp4")):
-        return {name: Score.missing(reasons[name] or f"no video in {folder.name}") for name in names}
-    computed = {name: _compute(folder, name) for name in computable}
-    return {name: computed.get(name) or Score.missing(reasons[name] or "not computed") for name in names}
+        reasons = {name: reason or f"no video in {folder.name}" for name, reason in reasons.items()}
+    return {
+        name: _compute(folder, name) if reason is None else Score.missing(reason) for name, reason in reasons.items()
+    }
 
 
 def _compute(folder: Path, name: str) -> Score:

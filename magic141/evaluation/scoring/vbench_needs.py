@@ -63,8 +63,6 @@ def why_not(name: str, requested: Sequence[str]) -> str | None:
     """Why dimension `name` cannot or should not be computed; None if it can."""
     if name in NOT_SUPPORTED:
         return NOT_SUPPORTED[name]
-    if name not in NEEDS:
-        return f"not a dimension for custom videos that magic141 knows; expected one of {', '.join(NEEDS)}"
     weights, modules = NEEDS[name]
     cache = weights_folder()
     missing = [file for file in weights if not (cache / file).is_file()]

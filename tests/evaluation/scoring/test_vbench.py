@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
 from magic141.data.videos.video import write_video
+from magic141.evaluation.config import VBenchDimension
 from magic141.evaluation.scores import VBENCH, Score, average
 from magic141.evaluation.scoring import vbench, vbench_needs
 
@@ -40,8 +42,14 @@ def test_dimension_without_its_weights_is_not_computed(tmp_path: Path, monkeypat
     assert "amt_model/amt-s.pth" in (score.reason or "")
 
 
-def test_unknown_dimension_is_named(tmp_path: Path) -> None:
-    assert "not a dimension" in (vbench.score_folder(tmp_path, ["beauty"])["beauty"].reason or "")
+def test_of_every_dimension_it_is_known_what_it_needs() -> None:
+    assert {*vbench_needs.NEEDS, *vbench_needs.NOT_SUPPORTED} == set(get_args(VBenchDimension))
+
+
+def test_without_videos_nothing_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    score = vbench.score_folder(tmp_path, ["temporal_flickering"])["temporal_flickering"]
+    assert score.reason == f"no video in {tmp_path.name}"
 
 
 def test_all_dimensions_of_table_1_are_present(tmp_path: Path) -> None:
