@@ -124,16 +124,6 @@ COSTS = (
     Dimension("weight_mb", "weights, MiB", "cost", "low", 2, "size of the weights as stored"),
 )
 DIMENSIONS = (*EXACT, FRECHET, *VBENCH, *COSTS)  # in the order of the tables
-AVERAGE = Dimension("average", "average", "vbench", "high", 4, "mean of the seven dimensions of the paper's Table 1")
-
-
-def average(scores: dict[str, Score]) -> Score:
-    """The mean of the seven dimensions of Table 1; missing if one of them is."""
-    values = [scores[dimension.key].value for dimension in VBENCH]
-    missing = [dimension.label for dimension, value in zip(VBENCH, values, strict=True) if value is None]
-    if missing:
-        return Score.missing(f"{len(missing)} of {len(VBENCH)} dimensions are missing: {', '.join(missing)}")
-    return Score(float(np.mean([value for value in values if value is not None])))
 
 
 def read_variants(folder: Path) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from magic141.data.info import load_info
 from magic141.data.psnr import psnr_db
 from magic141.data.shapes import ShapeClip, other_future, render_clip
 from magic141.evaluation.config import EvaluateConfig
-from magic141.evaluation.scores import AVERAGE, EXACT, FRECHET, Score, average
+from magic141.evaluation.scores import EXACT, FRECHET, Score
 from magic141.evaluation.scoring.frechet import TubeSpace, frechet_distance, frechet_error
 from magic141.evaluation.scoring.shapes import score_clips
 from magic141.evaluation.scoring.vbench import score_folder
@@ -119,8 +119,7 @@ class Scorer:
         scores = {**self._exact(frames), FRECHET.key: distance}
         if self.truths is not None:
             scores["continuation_psnr_db"] = continuation
-        scores |= score_folder(self.generated / "showcase" / name, self.config.vbench_dimensions)
-        return {**scores, AVERAGE.key: average(scores)}
+        return scores | score_folder(self.generated / "showcase" / name, self.config.vbench_dimensions)
 
     def _exact(self, frames: Callable[[], Tensor]) -> dict[str, Score]:
         """Scores against the ground truth; only these need pixels."""

@@ -139,7 +139,7 @@ def test_table_1_shows_what_was_computed_and_names_the_rest(scored: dict[str, Pa
     (tmp_path / "scores.json").write_text(json.dumps(scores))
     page = _write({**scored, "evaluate": tmp_path}, tmp_path)
     assert _headings(page, "Table 1") == ["variant", "evaluations", "i2v subject ↑", "aesthetic ↑", "imaging ↑"]
-    missing = "subject cons., motion smooth., dynamic deg., temporal flick., average"
+    missing = "subject cons., motion smooth., dynamic deg., temporal flick."
     assert f"Not computed: {missing};" in page
     assert "<dt>dynamic deg.</dt><dd>share of videos with motion (n/a: not requested: add it to evaluate." in page
     assert "so that a frozen clip has 1; should match real (n/a: not installed: vbench)</dd>" in page

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from magic141.evaluation.config import EvaluateConfig
-from magic141.evaluation.scores import AVERAGE, EXACT, FRECHET, VBENCH
+from magic141.evaluation.scores import EXACT, FRECHET, VBENCH
 from magic141.evaluation.scoring.evaluate import evaluate_suite
 from magic141.evaluation.scoring.scorer import NO_TRUTH
 from tests.evaluation.artifacts import RecordingLog
 
-ALL = [dimension.key for dimension in (*EXACT, FRECHET, *VBENCH, AVERAGE)]
+ALL = [dimension.key for dimension in (*EXACT, FRECHET, *VBENCH)]
 
 
 def _evaluate(parts: dict[str, Path], out: Path) -> tuple[dict[str, Any], RecordingLog]:

@@ -10,7 +10,7 @@ import torch
 
 from magic141.data.videos.video import write_video
 from magic141.evaluation.config import VBenchDimension
-from magic141.evaluation.scores import VBENCH, Score, average
+from magic141.evaluation.scores import VBENCH
 from magic141.evaluation.scoring import vbench, vbench_needs
 
 
@@ -80,13 +80,6 @@ def test_dinos_weights_come_from_vbenchs_cache_and_not_from_the_network(
         )
     assert found.keys() == {"weight", "trained"}
     assert torch.hub.get_dir() == before
-
-
-def test_average_needs_all_seven() -> None:
-    scores = {dimension.key: Score(0.5) for dimension in VBENCH}
-    assert average(scores).value == 0.5
-    scores["imaging_quality"] = Score.missing("weights missing")
-    assert "imaging" in (average(scores).reason or "")
 
 
 def test_an_installation_or_weights_that_came_later_change_what_can_be_scored(
