@@ -1,4 +1,4 @@
-"""What a prepared corpus is: sizes, versions, bad files, and how well its codec keeps the pictures."""
+"""What a prepared corpus is: sizes, bad files, and how well its codec keeps the pictures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from magic141.artifacts.digests import digest_folder
 from magic141.data.config import DataConfig
 from magic141.data.dataset import ClipDataset
 from magic141.data.fitted import NUM_SHEET_CLIPS, Fitted
@@ -46,14 +45,9 @@ def describe(
         height=config.height,
         width=config.width,
         latent_shape=(channels, length, height, width),
-        num_text_tokens=null_text.tokens.shape[1],
-        num_image_tokens=clips.image_tokens.shape[1],
         text_width=null_text.tokens.shape[2],
         pooled_width=null_text.pooled.shape[1],
         temporal_factor=codec.temporal_factor,
-        spatial_factor=codec.spatial_factor,
-        codec_version=digest_folder(out / "codec")[:16],
-        encoder_version=digest_folder(out / "encoders")[:16],
         has_ground_truth=config.source == "shapes",
         bad_files=tuple(BadFileInfo(file=file, reason=reason) for file, reason in bad_files),
         codec_psnr_db=_judge_codec(clips, codec, log),

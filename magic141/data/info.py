@@ -1,4 +1,4 @@
-"""What a prepared corpus says of itself: sizes, versions, bad files. Imports nothing heavy."""
+"""What a prepared corpus says of itself: sizes, quality, bad files. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class BadFileInfo(BaseModel):
 
 
 class DatasetInfo(BaseModel):
-    """Sizes, versions and quality of a prepared corpus."""
+    """Sizes and quality of a prepared corpus."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -31,14 +31,9 @@ class DatasetInfo(BaseModel):
     height: int
     width: int
     latent_shape: tuple[int, int, int, int]  # C, T, h, w
-    num_text_tokens: int
-    num_image_tokens: int
     text_width: int
     pooled_width: int
     temporal_factor: int
-    spatial_factor: int
-    codec_version: str
-    encoder_version: str
     has_ground_truth: bool
     bad_files: tuple[BadFileInfo, ...]
     codec_psnr_db: float

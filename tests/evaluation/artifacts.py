@@ -200,7 +200,6 @@ def _encode(specs: list[ShapeClip], frames: Tensor, codec: VideoCodec, encoders:
 
 
 def _info(tensors: dict[str, Tensor], has_truth: bool) -> DatasetInfo:
-    _, num_text, text_width = tensors["text_tokens"].shape
     _, channels, frames, height, width = tensors["latents"].shape
     sizes = {
         "num_clips": NUM_CLIPS,
@@ -209,9 +208,7 @@ def _info(tensors: dict[str, Tensor], has_truth: bool) -> DatasetInfo:
         "height": SIZE,
         "width": SIZE,
         "latent_shape": (channels, frames, height, width),
-        "num_text_tokens": num_text,
-        "num_image_tokens": tensors["image_tokens"].shape[1],
-        "text_width": text_width,
+        "text_width": tensors["text_tokens"].shape[2],
         "pooled_width": tensors["pooled"].shape[1],
         "temporal_factor": 2,
         "has_ground_truth": has_truth,
