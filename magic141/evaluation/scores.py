@@ -50,7 +50,6 @@ class Dimension:
 
     key: str
     label: str
-    group: Literal["exact", "distribution", "vbench", "cost"]
     better: Literal["high", "low", "none"]
     digits: int
     help: str
@@ -61,67 +60,60 @@ class Dimension:
         return self.label + {"high": " ↑", "low": " ↓", "none": ""}[self.better]
 
 
+MOTION = Dimension(
+    "motion",
+    "motion",
+    "high",
+    3,
+    "the object moves whole and evenly from its true start, in an allowed direction and at an allowed speed",
+)
 EXACT = (
-    Dimension(
-        "motion",
-        "motion",
-        "exact",
-        "high",
-        3,
-        "the object moves whole and evenly from its true start, in an allowed direction and at an allowed speed",
-    ),
-    Dimension(
-        "direction", "direction", "exact", "high", 3, "within 22.5 degrees of a direction that the caption allows"
-    ),
-    Dimension("iou", "subject", "exact", "high", 3, "the subject is kept: overlap with the true object"),
-    Dimension("colour", "colour", "exact", "high", 3, "the object has the caption's colour"),
-    Dimension("shape", "shape", "exact", "high", 3, "share of generated frames with the caption's shape"),
-    Dimension("background_psnr_db", "background dB", "exact", "high", 1, "PSNR to the true background"),
-    Dimension("psnr_db", "PSNR dB", "exact", "high", 1, "PSNR to the clip redrawn along the measured path"),
-    Dimension(
-        "continuation_psnr_db", "continu. dB", "exact", "high", 1, "PSNR to the one future that 3 latent frames allow"
-    ),
-    Dimension("speed_std", "speed std", "exact", "none", 2, "spread of the speed, pixels per frame; should match real"),
-    Dimension("plus", "mode share", "exact", "none", 2, "axis captions: share of the first of 2 directions; truth 0.5"),
+    MOTION,
+    Dimension("direction", "direction", "high", 3, "within 22.5 degrees of a direction that the caption allows"),
+    Dimension("iou", "subject", "high", 3, "the subject is kept: overlap with the true object"),
+    Dimension("colour", "colour", "high", 3, "the object has the caption's colour"),
+    Dimension("shape", "shape", "high", 3, "share of generated frames with the caption's shape"),
+    Dimension("background_psnr_db", "background dB", "high", 1, "PSNR to the true background"),
+    Dimension("psnr_db", "PSNR dB", "high", 1, "PSNR to the clip redrawn along the measured path"),
+    Dimension("continuation_psnr_db", "continu. dB", "high", 1, "PSNR to the one future that 3 latent frames allow"),
+    Dimension("speed_std", "speed std", "none", 2, "spread of the speed, pixels per frame; should match real"),
+    Dimension("plus", "mode share", "none", 2, "axis captions: share of the first of 2 directions; truth 0.5"),
 )
 FRECHET = Dimension(
     "frechet",
     "Fréchet",
-    "distribution",
     "low",
     2,
     "Fréchet distance to valid futures of the same conditions (without ground truth: to the real clips), over each "
     "latent position's values through time",
 )
 VBENCH = (
-    Dimension("i2v_subject", "i2v subject", "vbench", "high", 4, "similarity of the frames to the input image"),
-    Dimension("subject_consistency", "subject cons.", "vbench", "high", 4, "similarity of the frames to each other"),
-    Dimension("motion_smoothness", "motion smooth.", "vbench", "high", 4, "how well frames interpolate"),
-    Dimension("dynamic_degree", "dynamic deg.", "vbench", "high", 4, "share of videos with motion"),
-    Dimension("aesthetic_quality", "aesthetic", "vbench", "high", 4, "LAION aesthetic predictor"),
-    Dimension("imaging_quality", "imaging", "vbench", "high", 4, "MUSIQ"),
+    Dimension("i2v_subject", "i2v subject", "high", 4, "similarity of the frames to the input image"),
+    Dimension("subject_consistency", "subject cons.", "high", 4, "similarity of the frames to each other"),
+    Dimension("motion_smoothness", "motion smooth.", "high", 4, "how well frames interpolate"),
+    Dimension("dynamic_degree", "dynamic deg.", "high", 4, "share of videos with motion"),
+    Dimension("aesthetic_quality", "aesthetic", "high", 4, "LAION aesthetic predictor"),
+    Dimension("imaging_quality", "imaging", "high", 4, "MUSIQ"),
     Dimension(
         "temporal_flickering",
         "temporal flick.",
-        "vbench",
         "none",
         4,
         "1 minus the mean difference of frames, so that a frozen clip has 1; should match real",
     ),
 )
 COSTS = (
-    Dimension("nfe", "evaluations", "cost", "low", 0, "network evaluations per clip"),
-    Dimension("latency_ms", "latency, ms", "cost", "low", 1, "time to sample one clip alone"),
-    Dimension("cpu_ms_per_clip", "CPU ms per clip", "cost", "low", 1, "CPU time, sampled in batches"),
+    Dimension("nfe", "evaluations", "low", 0, "network evaluations per clip"),
+    Dimension("latency_ms", "latency, ms", "low", 1, "time to sample one clip alone"),
+    Dimension("cpu_ms_per_clip", "CPU ms per clip", "low", 1, "CPU time, sampled in batches"),
     Dimension(
         "peak_memory_mb",
         "peak memory, MiB",
-        "cost",
         "low",
         0,
         "weights, and what sampling a batch needs in addition (on a CPU: the tensors alive at once)",
     ),
-    Dimension("weight_mb", "weights, MiB", "cost", "low", 2, "size of the weights as stored"),
+    Dimension("weight_mb", "weights, MiB", "low", 2, "size of the weights as stored"),
 )
 DIMENSIONS = (*EXACT, FRECHET, *VBENCH, *COSTS)  # in the order of the tables
 

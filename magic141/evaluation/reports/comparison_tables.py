@@ -12,7 +12,7 @@ from typing import Any
 
 from magic141.artifacts.references import flatten
 from magic141.evaluation.measurement import OF_THE_MACHINE, Measurement, Pair, as_setting
-from magic141.evaluation.scores import DIMENSIONS, SCORES_FILE, Dimension, error_text, read_variants
+from magic141.evaluation.scores import COSTS, DIMENSIONS, SCORES_FILE, Dimension, error_text, read_variants
 
 MEASURED_ONCE = 0.3  # share by which times and memory of the same model may differ from run to run
 CEILINGS = ("real", "codec")  # rows of the score table that no model made
@@ -203,7 +203,7 @@ def _is_better(
     sign = {"high": 1, "low": -1, "none": 0}[dimension.better]
     if value is None or first is None or not sign:
         return None
-    if dimension.group != "cost" and (error is None or first_error is None):
+    if dimension not in COSTS and (error is None or first_error is None):
         return None
     measured_once = MEASURED_ONCE * abs(first) if dimension.key in OF_THE_MACHINE else 0.0
     scatter = measured_once + 2 * math.hypot(error or 0.0, first_error or 0.0)

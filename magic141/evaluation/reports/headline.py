@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from magic141.evaluation.scores import COSTS, EXACT, FRECHET, VBENCH, Dimension
+from magic141.evaluation.scores import COSTS, FRECHET, MOTION, VBENCH, Dimension
 
 Row = Mapping[str, Any]
 MAX_SCORES = 2
@@ -26,7 +26,7 @@ def headline_dimensions(rows: Sequence[Row]) -> list[Dimension]:
 
     Those of which more is neither better nor worse are none: a student that moves less would shine.
     """
-    judging = [d for d in (EXACT[0], FRECHET, *VBENCH) if d.better != "none"]
+    judging = [d for d in (MOTION, FRECHET, *VBENCH) if d.better != "none"]
     return [d for d in judging if any(value_of(row, d) is not None for row in rows)][:MAX_SCORES]
 
 

@@ -15,7 +15,7 @@ from magic141.evaluation.reports.headline import (
     student_row,
     time_that_counts,
 )
-from magic141.evaluation.scores import EXACT, FRECHET, VBENCH, Dimension, error_text
+from magic141.evaluation.scores import EXACT, FRECHET, MOTION, VBENCH, Dimension, error_text
 
 STUDENTS = ("student", "int8")  # models that stand out in tables
 FEW_COLUMNS = 2  # of VBench; up to so many go into the first table
@@ -37,7 +37,7 @@ def score_tables(rows: Sequence[Row], frechet_dimensions: int) -> list[dict[str,
         return []
     has_truth = any(row["scores"]["motion"]["value"] is not None for row in rows)
     frechet = _frechet(frechet_dimensions)
-    first = [EXACT[0], frechet, *EXACT[1:]] if has_truth else [frechet]
+    first = [MOTION, frechet, *EXACT[1:]] if has_truth else [frechet]
     title = "Exact scores of held-out clips" if has_truth else "Distance to real clips"
     if len(_shown(VBENCH, rows)) <= FEW_COLUMNS:
         return [_table(title, [*first, *VBENCH], rows)]

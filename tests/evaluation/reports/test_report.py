@@ -19,7 +19,7 @@ from magic141.evaluation.config import EvaluateConfig, ReportConfig
 from magic141.evaluation.reports.report import write_report
 from magic141.evaluation.reports.report_curves import TRAINING_STAGES, training_curves
 from magic141.evaluation.reports.report_tables import _table
-from magic141.evaluation.scores import EXACT
+from magic141.evaluation.scores import MOTION
 from magic141.evaluation.scoring.evaluate import evaluate_suite
 from magic141.stage_log import NullLog
 from magic141.training.config import FlowMatchingConfig
@@ -184,7 +184,7 @@ def test_costs_name_their_device_and_on_a_gpu_the_speed_up_is_one_of_latency(
 def test_what_is_within_an_error_of_the_best_is_best_too() -> None:
     scores = [{"value": v, "stderr": 0.02, "reason": None} for v in (0.9, 0.885, 0.87)]
     rows = [{"nfe": 4, "name": "x", "label": "x", "scores": {"motion": score}} for score in scores]
-    [table] = [_table("", [EXACT[0]], rows)]
+    [table] = [_table("", [MOTION], rows)]
     cells = [row["cells"][0] for row in table["rows"]]
     assert [(cell["text"], cell["error"], cell["best"]) for cell in cells] == [
         *(("0.900", "±.020", True), ("0.885", "±.020", True), ("0.870", "±.020", False))
