@@ -82,9 +82,13 @@ class GenerateConfig(FrozenConfig):
     allow_cpu: bool = placement(False, description="sample more than 1e9 parameters even without a GPU")
 
     @model_validator(mode="after")
-    def _something_each(self) -> GenerateConfig:
+    def _prompts_not_empty(self) -> GenerateConfig:
         if any(not prompt.strip() for prompt in self.prompts):
             raise ValueError(f"prompts = {self.prompts}: one of them is empty, expected a string in each; remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _few_steps_differ(self) -> GenerateConfig:
         if len(set(self.few_steps)) < len(self.few_steps):
             once = list(dict.fromkeys(self.few_steps))
             raise ValueError(f"few_steps = {self.few_steps}: a number occurs twice, expected each once; use {once}")
