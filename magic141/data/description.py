@@ -10,7 +10,7 @@ import torch
 
 from magic141.data.config import DataConfig
 from magic141.data.dataset import ClipDataset
-from magic141.data.fitted import NUM_SHEET_CLIPS, Fitted
+from magic141.data.fitted import Fitted
 from magic141.data.info import BadFileInfo, DatasetInfo
 from magic141.data.psnr import psnr_db
 from magic141.data.sources.listing import BadFile
@@ -21,6 +21,8 @@ from magic141.models.vae import CausalPCACodec, VideoCodec
 from magic141.stage_log import StageLog
 
 NUM_QUALITY_CLIPS = 64
+NUM_VAE_QUALITY_CLIPS = 2  # a VAE decodes slowly
+NUM_SHEET_CLIPS = 6
 MIN_CODEC_ERROR = 1e-3 / 255**2  # nothing decodes better: 78 dB
 
 
@@ -57,7 +59,7 @@ def describe(
 
 def _judge_codec(heldout: ClipDataset, codec: VideoCodec, log: StageLog) -> float:
     """PSNR in dB of held-out clips after encoding and decoding; also logs pictures of both."""
-    count = NUM_QUALITY_CLIPS if isinstance(codec.vae, CausalPCACodec) else 2
+    count = NUM_QUALITY_CLIPS if isinstance(codec.vae, CausalPCACodec) else NUM_VAE_QUALITY_CLIPS
     shown = torch.linspace(0, len(heldout) - 1, min(count, len(heldout))).long()
     original = heldout.pixels[shown].numpy()
     codec.to(sampling_device())
