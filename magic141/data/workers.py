@@ -110,7 +110,8 @@ class Encode:
         from magic141.models.encoders import Encoders
         from magic141.models.vae import load_codec
 
-        torch.set_num_threads(1 if not use_gpu else torch.get_num_threads())
+        if not use_gpu:
+            torch.set_num_threads(1)
         device = torch.device("cuda" if use_gpu else "cpu")
         self.codec = load_codec(folder / "codec")
         self.codec.to(device)
