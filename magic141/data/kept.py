@@ -59,8 +59,8 @@ class ProbeRecords:
             self._flush()
 
     @contextmanager
-    def kept_anyhow(self) -> Iterator[None]:
-        """Also if what is inside fails, all that was added reaches the disk."""
+    def flushed_at_the_end(self) -> Iterator[None]:
+        """All that was added reaches the disk in the end, even if what is inside fails."""
         try:
             yield
         finally:

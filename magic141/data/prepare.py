@@ -18,7 +18,7 @@ from magic141.data.description import describe
 from magic141.data.fitted import Fitted, fit_models
 from magic141.data.info import INFO_FILE
 from magic141.data.kept import ProbeRecords
-from magic141.data.ray_launch import encoded_anyhow, probe_results, start_ray, users_mistakes
+from magic141.data.ray_launch import encoded_with_restarts, plain_user_errors, probe_results, start_ray
 from magic141.data.shards import ShardWriter, is_good
 from magic141.data.sources.chunks import place_chunks, stamp_of
 from magic141.data.sources.clips import Clip, Probed, Windows, cut_windows, make_chunks, sample_shapes
@@ -87,9 +87,9 @@ def _probe(
 ) -> list[Probed | BadFile]:
     """Decodes every video once, in parallel, unless an earlier attempt has; in the order of `videos`."""
     missing = [video for video in videos if video.file not in records.found]
-    with log.progress(len(videos), "video") as advance, users_mistakes():
+    with log.progress(len(videos), "video") as advance, plain_user_errors():
         advance(len(videos) - len(missing))
-        with records.kept_anyhow():
+        with records.flushed_at_the_end():
             for video, result in zip(missing, probe_results(folder, missing, config), strict=True):
                 records.add(video.file, result["reason"] or [int(result["num_frames"]), result["digest"]])
                 advance(1)
@@ -129,9 +129,9 @@ def _encode(clips: Sequence[Clip], config: DataConfig, fitted: Fitted, run_dir: 
     num_kept = len(clips) - sum(len(chunk.clips) for chunk in missing)
     if num_kept:
         log.note(f"{num_kept} of {len(clips)} clips were encoded by an earlier attempt")
-    with log.progress(len(clips), "clip") as advance, users_mistakes():
+    with log.progress(len(clips), "clip") as advance, plain_user_errors():
         advance(num_kept)
-        for row in encoded_anyhow(missing, config, fitted.folder, log):
+        for row in encoded_with_restarts(missing, config, fitted.folder, log):
             rows = json.loads(row["rows"])
             left_out = [BadFile(clip["source"], clip["reason"]) for clip in rows if not is_good(clip)]
             if config.on_bad_file == "fail":

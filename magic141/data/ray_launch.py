@@ -64,7 +64,7 @@ def probe_results(folder: Path, videos: Sequence[VideoFile], config: DataConfig)
         ) from error
 
 
-def encoded_anyhow(
+def encoded_with_restarts(
     chunks: Sequence[Chunk], config: DataConfig, models: Path, log: StageLog
 ) -> Iterator[dict[str, Any]]:
     """`encoded_chunks`, begun again behind the last one where a worker is lost, with its memory or its machine."""
@@ -95,7 +95,8 @@ def encoded_chunks(chunks: Sequence[Chunk], config: DataConfig, models: Path) ->
     there = max(1, min(wanted, spare_cpus))
     pool = {"min_size": there, "max_size": wanted} if ray_cluster() else {"size": there}  # a cluster may still grow
     use_gpu = config.num_gpus_per_worker > 0
-    # On CPUs: no restarts by Ray, which announces them with a false alarm; `encoded_anyhow` replaces lost workers.
+    # On CPUs: no restarts by Ray, which announces them with a false alarm; lost workers are replaced by
+    # `encoded_with_restarts`.
     placement = {"num_gpus": config.num_gpus_per_worker} | RESTARTS if use_gpu else {"max_restarts": 0}
     code = _workers_code()
     rows = ray.data.from_items(items, override_num_blocks=len(items))
@@ -123,7 +124,7 @@ def _workers_code() -> CodeStamp:
 
 
 @contextmanager
-def users_mistakes() -> Iterator[None]:
+def plain_user_errors() -> Iterator[None]:
     """Re-raises a worker's UserError or StorageError with its own line only, without what Ray adds to it."""
     try:
         yield

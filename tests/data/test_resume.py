@@ -232,7 +232,7 @@ def test_what_was_probed_is_kept_when_probing_fails_or_takes_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records = ProbeRecords(tmp_path)
-    with suppress(StorageError), records.kept_anyhow():
+    with suppress(StorageError), records.flushed_at_the_end():
         records.add("a.mp4", [1])
         raise StorageError("the disk is gone")
     assert list(ProbeRecords(tmp_path).found) == ["a.mp4"]
