@@ -134,7 +134,7 @@ def _sample(
 
 def _tensors_mb(work: Workload, generator: VideoGenerator, conditions: Conditions) -> float:
     """MiB of the tensors that sampling a batch makes, counted in one that is not timed."""
-    batch = conditions.part(0, work.config.batch_size).to(work.device)
+    batch = conditions.part(slice(work.config.batch_size)).to(work.device)
     repeated = generator.in_steps(min(generator.settings.num_steps, 2))  # later steps hold what the second does
     memory = TensorMemory()
     with memory:
@@ -144,7 +144,7 @@ def _tensors_mb(work: Workload, generator: VideoGenerator, conditions: Condition
 
 def _latency_s(work: Workload, generator: VideoGenerator, conditions: Conditions) -> float:
     """Seconds for one clip alone, after a warm-up of one step; the median of several where they are short."""
-    one = conditions.part(0, 1).to(work.device)
+    one = conditions.part(slice(1)).to(work.device)
     generator.in_steps(1).sample(one.text, one.image_tokens, one.prefix, work.seed)
     taken: list[float] = []
     while not taken or (sum(taken) < LATENCY_BUDGET_S and len(taken) < MAX_LATENCY_CLIPS):

@@ -46,14 +46,13 @@ class Conditions:
     def __len__(self) -> int:
         return len(self.prefix)
 
-    def part(self, start: int, stop: int) -> Conditions:
-        """Rows `start` to `stop` - 1."""
-        rows = slice(start, stop)
+    def part(self, rows: slice) -> Conditions:
+        """Some of the rows."""
         return Conditions(self.text.select(rows), self.image_tokens[rows], self.prefix[rows])
 
     def batches(self, size: int) -> Iterator[Conditions]:
         """The rows in batches."""
-        return (self.part(start, start + size) for start in range(0, len(self), size))
+        return (self.part(slice(start, start + size)) for start in range(0, len(self), size))
 
     def to(self, device: torch.device) -> Conditions:
         """The conditions on another device."""

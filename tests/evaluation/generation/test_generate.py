@@ -152,7 +152,7 @@ def test_a_bfloat16_model_samples_almost_the_same(generated: Generated) -> None:
 def test_fused_windows_make_a_video_as_long_as_chained_ones(generated: Generated) -> None:
     parts = generated[0]
     clips = ClipDataset.open(parts["prepare_data"], "heldout")
-    conditions = clip_conditions(clips, range(2)).part(0, 2)
+    conditions = clip_conditions(clips, range(2)).part(slice(2))
     model = load_transformer(parts["distill_dmd2"] / "transformer").eval()
     generator = VideoGenerator(model, load_null_text(parts["prepare_data"]), 5, FOUR_STEPS)
     videos = {}
