@@ -48,7 +48,7 @@ def to_rgb(frame: VideoFrame, size: tuple[int, int] | None, pixel_aspect: float 
         pixel_aspect: width of a pixel divided by its height.
     """
     is_mirrored = _is_mirrored(frame)
-    quarter_turns = (round(frame.rotation / 90) + 2 * is_mirrored) % 4  # of a mirrored axis the turn is half one more
+    quarter_turns = (round(frame.rotation / 90) + 2 * is_mirrored) % 4  # mirrored: `rotation` is half a turn off
     shown = (frame.height, frame.width * pixel_aspect)
     height, width = (frame.height, round(shown[1])) if size is None else size[:: -1 if quarter_turns % 2 else 1]
     scale = max(height / shown[0], width / shown[1]) if size is not None else 1.0
@@ -60,7 +60,7 @@ def to_rgb(frame: VideoFrame, size: tuple[int, int] | None, pixel_aspect: float 
 
 
 def _is_mirrored(frame: VideoFrame) -> bool:
-    """Whether its display matrix mirrors: `rotation` is of the matrix's turn, and of the first axis as it is stored."""
+    """Whether the display matrix mirrors the picture: its determinant is negative."""
     matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return False
