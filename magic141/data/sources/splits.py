@@ -12,19 +12,19 @@ from magic141.data.sources.video_groups import VideoGroup
 SPLITS = ("train", "validation", "heldout")
 HeldOut = Literal["videos", "short_videos", "tails"]
 MEANING: dict[str, str] = {
-    "videos": "held-out clips are of videos that nobody trained on (but a model from before there were enough videos "
-    "to hold out whole ones has seen those of them that were there)",
-    "short_videos": "held-out clips are of videos that nobody trained on, too short to be split; which ones may "
+    "videos": "held-out clips come from videos that are never trained on (a model trained while there were too few "
+    "videos for this may have seen some of them)",
+    "short_videos": "held-out clips come from videos that are never trained on, too short to be split; which ones may "
     "change with every video that is added",
     "tails": "held-out clips are later parts of videos that were trained on, since there are too few videos to hold "
-    "out whole ones: scores of unseen videos would be worse",
+    "out whole ones: scores on unseen videos would be worse",
 }
-MIN_HELD_VIDEOS = 3  # that whole videos are held out: scores of fewer say little about videos that nobody trained on
+MIN_HELD_VIDEOS = 3  # else parts of videos are held out: scores of fewer say little about unseen videos
 MAX_SHARE = 0.25  # of the videos in each of the two splits that do not train, so that half of them does
 SPARED_SHARE = 0.01  # of the videos may be held out even if `max_windows` is less, which then takes few of each
 LATECOMERS = (
-    "{name}: too few videos have no copy that trains, so the next ones were taken; a model trained before those copies "
-    "were added may have seen some"
+    "{name}: too few videos have no copy among the training videos, so the next in rank were taken; a model trained "
+    "before those copies were added may have seen some of them"
 )
 
 

@@ -49,7 +49,10 @@ def group_videos(files: Sequence[str], digests: Sequence[str], counts: Sequence[
 def note_copies(files: Sequence[str], groups: Sequence[VideoGroup]) -> list[str]:
     """A remark for the log, if there are copies."""
     copies = [files[number] for group in groups for number in group.videos[1:]]
-    remark = "copies of other videos (by content, or name but for the suffix): they train where these do, else not"
+    remark = (
+        "copies of other videos (same content, or same name with another suffix): used for training if the original "
+        "is, otherwise left out"
+    )
     return [f"{first_few(copies, 3)}: {remark}"] if copies else []
 
 

@@ -29,7 +29,7 @@ def test_whole_videos_are_held_out_where_there_are_enough(counts: list[int]) -> 
     split = split_windows(corpus(counts), fraction=0.15, gap=3)
     assert split.heldout == "videos"
     (note,) = split.notes
-    assert note.startswith("held-out clips are of videos that nobody trained on (but a model from before there were")
+    assert note.startswith("held-out clips come from videos that are never trained on (a model trained while there")
     assert [len(video) for video in split.labels] == counts
     assert all(len(set(video)) == 1 for video in split.labels)
     assert all(0.05 < windows(split, name) / sum(counts) < 0.28 for name in ("validation", "heldout"))
@@ -81,7 +81,7 @@ def test_short_videos_of_a_small_corpus_are_held_out_whole_and_said_to_be(num_wi
     split = split_windows(corpus([num_windows] * 15), fraction=0.15, gap=3)
     assert not videos(split, "heldout") & videos(split, "train")
     assert split.heldout == "short_videos"
-    assert split.notes[0].startswith("held-out clips are of videos that nobody trained on, too short to be split")
+    assert split.notes[0].startswith("held-out clips come from videos that are never trained on, too short to be split")
     assert split_windows(corpus([8] * 15), fraction=0.15, gap=3).heldout == "tails"
 
 

@@ -298,7 +298,7 @@ def test_without_ground_truth_the_exact_columns_are_left_out(
     assert "Exact scores are not applicable" in page
     assert "Exact scores of held-out clips" not in page
     assert "Fréchet" in page
-    assert "Held-out clips are of videos that nobody trained on (but a model" in page
+    assert "Held-out clips come from videos that are never trained on (a model" in page
 
 
 def test_recall_that_says_nothing_says_why(scored: dict[str, Path], tmp_path: Path) -> None:
