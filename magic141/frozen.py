@@ -39,7 +39,7 @@ class FrozenConfig(BaseModel):
     def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         """Rejects `num_steps=true`, which pydantic would accept as 1."""
         if _has_bool(value) and not _may_be_bool(cls.model_fields[str(info.field_name)].annotation):
-            raise ValueError("expected something other than true or false")
+            raise ValueError("true and false are not allowed here; expected another kind of value, such as a number")
         return value
 
     @field_validator("*", mode="before")

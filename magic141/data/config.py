@@ -94,13 +94,16 @@ class DataConfig(FrozenConfig):
         0.15,
         gt=0,
         lt=0.5,
-        description="share of windows held out, and as many more for validation: whole videos, of few their ends",
+        description="share of windows held out, and the same share again for validation: whole videos or, if there are "
+        "few, their ends",
     )
     max_heldout_clips: int | None = Field(
         None, ge=1, description="most windows held out, whose pixels are stored, and most for validation (folder)"
     )
     on_bad_file: Literal["skip", "fail"] = Field(
-        "skip", description="if a file is broken, too short, without a caption or not encoded to finite numbers"
+        "skip",
+        description="what to do with a file that is broken, too short, without a caption, or encoded to numbers that "
+        "are not finite",
     )
     shapes: ShapesConfig = ShapesConfig()
     codec: CodecConfig = CodecConfig()

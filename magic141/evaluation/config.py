@@ -145,10 +145,12 @@ class PublishConfig(FrozenConfig):
     model_name: Name = Field(
         "magic141",
         pattern=r"^[\w.-]([\w. -]*[\w.-])?$",
-        description="name of the registered model in MLflow: words . -",
+        description="name of the registered model in MLflow: letters, digits, _ . - and spaces inside",
     )
     alias: str = Field(
-        "candidate", pattern=r"^[A-Za-z][\w-]*$", description="alias set on the new version: a letter, then \\w or -"
+        "candidate",
+        pattern=r"^[A-Za-z][\w-]*$",
+        description="alias set on the new version: a letter, then letters, digits, _ or -",
     )
     champion: str = Field("champion", pattern=r"^[A-Za-z][\w-]*$", description="alias that `magic141 promote` moves")
     dtype: Literal["float32", "bfloat16"] = Field(

@@ -71,9 +71,10 @@ MISTAKES = {
     "data.encoder.width=9": "data.encoder.width = 9: expected a multiple of 2",
     "train_clip.release=openai": "release = openai: says which weights a file holds, but pretrained = None is no path",
     "train_clip.kind=pretrained": "train_clip.pretrained is not set: kind = pretrained needs a tag",
-    "seed=true": "seed = true: expected something other than true or false; change it in demo.yaml or with --set",
-    "data.shapes.exact_fraction=false": "data.shapes.exact_fraction = false: expected something other than true",
-    "generate.few_steps=[4, true]": "generate.few_steps = [4, true]: expected something other than true or false",
+    "seed=true": "seed = true: true and false are not allowed here; expected another kind of value, such as a number; "
+    "change it in demo.yaml or with --set",
+    "data.shapes.exact_fraction=false": "data.shapes.exact_fraction = false: true and false are not allowed here",
+    "generate.few_steps=[4, true]": "generate.few_steps = [4, true]: true and false are not allowed here",
     "model.rope_axes_dim=[7,8,9]": "model.rope_axes_dim = [7, 8, 9]: expected even widths of 2 or more",
     "publish.alias=latest": "publish.alias = 'latest': MLflow keeps `latest` and v1, v2, … for itself",
     "publish.champion=V2": "publish.champion = 'V2': MLflow keeps",
