@@ -28,7 +28,7 @@ class RunParts:
         config: its complete config, as plain values.
         artifacts: stage name -> artifact folder on this machine.
         metrics: from the tracking store; they include the scores even if the run's folders are on another machine.
-        made: field -> value of what it was made with and from, beside the config.
+        made: field -> value of what it was made with and from, besides the config.
         measurement: its figures with the conditions under which it was judged; none where they are not on record.
         run_id: of the tracking store.
         stages: whose results it has, wherever they are.

@@ -22,9 +22,9 @@ def many_step_row(rows: Sequence[Row]) -> Row | None:
 
 
 def headline_dimensions(rows: Sequence[Row]) -> list[Dimension]:
-    """The scores that are named first: motion and Fréchet distance, or of what has neither, what VBench says.
+    """The scores that are named first: motion and Fréchet distance or, where there are none, VBench's.
 
-    Those of which more is neither better nor worse are none: a student that moves less would shine.
+    Scores that are neither better nor worse when higher are left out: a student that moves less would look good.
     """
     judging = [d for d in (MOTION, FRECHET, *VBENCH) if d.better != "none"]
     return [d for d in judging if any(value_of(row, d) is not None for row in rows)][:MAX_SCORES]

@@ -34,10 +34,10 @@ from magic141.urls import without_credentials
 VBENCH_KEYS = [dimension.key for dimension in VBENCH]
 QUANTIZED = {
     "num_layers": ("layers in int8", ""),
-    "max_relative_error": ("largest error of a layer, relative", ".2%"),
+    "max_relative_error": ("largest relative error of a layer", ".2%"),
     "weight_mb_before": ("weights before, MiB", ".2f"),
     "weight_mb_after": ("weights after, MiB", ".2f"),
-    "linear_weight_ratio": ("size of those layers, of before", ".0%"),
+    "linear_weight_ratio": ("size of those layers, relative to before", ".0%"),
 }
 MIN_TILE = 112  # smallest width of a shown video, in screen pixels
 
@@ -137,7 +137,8 @@ def _notes(parts: Mapping[str, Path], scores: Row, variants: Sequence[Row]) -> l
         notes.append(f"VBench {version}, custom videos: on {_num_showcase(parts, variants)} clips per variant.")
     if "temporal_flickering" in judged:
         notes.append(
-            "Its temporal flickering is 1 if nothing moves, and less the more does: it should match real clips'."
+            "VBench's temporal flickering is 1 for a clip that stands still and falls the more it moves: it should "
+            "match the real clips' value."
         )
     return notes
 

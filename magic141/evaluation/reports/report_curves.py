@@ -29,7 +29,7 @@ WATCHED = {
     "detail_ratio": "detail ratio",
     "diversity_ratio": "diversity ratio",
     "mode_coverage": "mode coverage",
-    "frechet_ratio": "Fréchet ratio",  # by the distance that it is taken of, the best step is chosen
+    "frechet_ratio": "Fréchet ratio",  # the distance behind it decides which step is the best
 }
 LIKE = 1.0  # the many-step model
 BOUND_REACH = 2.0  # a bound beyond so many times the largest value is not drawn: it would squeeze the lines

@@ -25,9 +25,9 @@ VARIANTS = {
     "CFG-distilled": "a copy of the teacher that has learned to predict its guided velocity in one evaluation",
     "student's chain": "sampled like the student, with its sampler, shift and guidance: the student, compared with it, "
     "shows what step distillation adds",
-    "student": "the CFG-distilled model, distilled once more, so that its clips of few steps are distributed like "
-    "those of many (distribution matching distillation, DMD2)",
-    "int8": "the student with weights stored in 8 bits: it takes less memory, and no less time",
+    "student": "the CFG-distilled model, distilled once more, so that the clips it makes in few steps are "
+    "distributed like those of many (distribution matching distillation, DMD2)",
+    "int8": "the student with weights stored in 8 bits: it takes less memory, but no less time",
 }
 
 

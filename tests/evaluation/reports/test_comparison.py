@@ -70,7 +70,7 @@ def test_fields_that_decide_no_score_stand_apart_and_below(runs: list[RunParts],
     assert ([row.label for row in deciding], [row.label for row in idle]) == (["train.steps"], ["new"])
     write_comparison(told, "student_4", num_videos=6, file=tmp_path / "page.html")
     html = (tmp_path / "page.html").read_text()
-    places = [html.index(text) for text in ('id="scores"', 'id="videos"', ">train.steps<", "shown: 1 field<", ">new<")]
+    places = [html.index(text) for text in ('id="scores"', 'id="videos"', ">train.steps<", "score: 1 field<", ">new<")]
     assert places == sorted(places)
 
 

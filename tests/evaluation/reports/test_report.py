@@ -202,7 +202,7 @@ def test_the_steadiest_clips_are_not_the_best(scored: dict[str, Path], tmp_path:
     assert "temporal flick." in _headings(page, "held-out clips"), "without an arrow"
     assert not re.search(r"<b>0\.\d{4}</b>", page)
     assert f"VBench 0.1.5, custom videos: on {GENERATE.num_showcase_clips} clips per variant" in page
-    assert "flickering is 1 if nothing moves" in page
+    assert "flickering is 1 for a clip that stands still" in page
 
 
 def test_missing_scores_say_why(page: str) -> None:
