@@ -37,7 +37,7 @@ class DatasetInfo(BaseModel):
     has_ground_truth: bool
     bad_files: tuple[BadFileInfo, ...]
     codec_psnr_db: float
-    heldout: HeldOut | None = None  # by which rule clips are held out; none where they are drawn apart (shapes)
+    heldout: HeldOut | None = None  # by which rule clips are held out; None where they are drawn separately (shapes)
 
 
 def load_info(folder: Path) -> DatasetInfo:

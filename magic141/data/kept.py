@@ -13,7 +13,7 @@ from magic141.artifacts.digests import canonical_json, sha256_text
 from magic141.text_files import replace_text
 
 PROBES_A_PIECE = 256  # results that a kill may lose at most
-SECONDS_A_PIECE = 60.0  # after which those that there are reach the disk
+SECONDS_A_PIECE = 60.0  # after which the results so far reach the disk
 
 
 def write_record(path: Path, value: object) -> None:
@@ -36,8 +36,8 @@ def read_record(path: Path) -> Any:
 class ProbeRecords:
     """Files and what probing found: a list of what is known of a usable one, or the reason why one cannot be used.
 
-    Lists are kept piece by piece. Reasons only once they are accepted: a file that a disk did not give for a while
-    is probed again by the next attempt, unless clips were cut without it.
+    Lists are kept piece by piece, reasons only once clips are cut without these files: until then, a file that a disk
+    did not give for a while is probed again by the next attempt.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -51,7 +51,7 @@ class ProbeRecords:
         self._written = time.monotonic()
 
     def add(self, file: str, result: list[Any] | str) -> None:
-        """One more; results reach the disk some at a time."""
+        """Adds a result; these reach the disk several at a time."""
         self.found[file] = result
         if not isinstance(result, str):
             self._new[file] = result

@@ -1,7 +1,7 @@
 """Prepares the corpus: turns source clips into latents and embeddings on disk.
 
-Videos are decoded twice: to find the bad ones and count windows, and to encode them. Never are all pixels in memory or
-on disk at once, so that a corpus may be far larger than the machine.
+Videos are decoded twice: to find the bad ones and count windows, and to encode them. The pixels are never all in memory
+or on disk at once, so that a corpus may be far larger than the machine.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def prepare_dataset(config: DataConfig, out: Path, log: StageLog, seed: int, run
             same settings takes over. Its result is that of a call that was not disturbed.
 
     Raises:
-        UserError: for an unusable source or, with on_bad_file fail, any bad file: those that cannot be decoded before
-            anything is encoded, those of which only some part cannot be read when it is needed.
+        UserError: for an unusable source or, with on_bad_file fail, for any bad file: before anything is encoded if it
+            cannot be decoded, later if only a part of it cannot be read.
     """
     out, run_dir = out.resolve(), run_dir.resolve()
     config = config.model_copy(update={"path": config.folder.resolve() if config.folder else None})

@@ -67,7 +67,7 @@ def probe_results(folder: Path, videos: Sequence[VideoFile], config: DataConfig)
 def encoded_with_restarts(
     chunks: Sequence[Chunk], config: DataConfig, models: Path, log: StageLog
 ) -> Iterator[dict[str, Any]]:
-    """`encoded_chunks`, begun again behind the last one where a worker is lost, with its memory or its machine."""
+    """`encoded_chunks`, resumed after the last finished chunk when a worker is lost, alone or with its machine."""
     num_done, num_losses = 0, 0
     while num_done < len(chunks):
         try:
@@ -83,7 +83,7 @@ def encoded_with_restarts(
                     f"workers that encode {chunks[num_done].clips[0].source} died {num_losses} times in a row "
                     f"({type(error).__name__}): give them more memory, or leave that video out"
                 ) from error
-            log.note(f"an encoding worker was lost ({type(error).__name__}): goes on with new ones")
+            log.note(f"an encoding worker was lost ({type(error).__name__}): continuing with new ones")
             start_ray(config)  # again, if it was a local Ray that died, and all workers with it
 
 

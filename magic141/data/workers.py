@@ -100,8 +100,8 @@ class Render:
 class Encode:
     """Row of `Render` -> {number, rows: JSON, tensors: safetensors}; one actor holds the encoders.
 
-    A row of `rows` is a clip's in the manifest, or has the `reason` why it is in no tensor. Floats are stored in the
-    precision that they were computed in, on a GPU half of float32's bytes, and without loss.
+    A row of `rows` is a clip's in the manifest, or has the `reason` why it is in no tensor. Floats are stored without
+    loss, in the precision that they were computed in: on a GPU in half of float32's bytes.
     """
 
     def __init__(self, folder: Path, use_gpu: bool, code: CodeStamp) -> None:

@@ -143,7 +143,7 @@ def test_lost_workers_are_replaced(
     here.killer, log = ActorDiedError, MemoryLog()
     assert digest_folder(run(CONFIG, tmp_path, log)) == undisturbed
     assert len(here.encoded) == 31
-    assert log.notes == ["an encoding worker was lost (ActorDiedError): goes on with new ones"] * 5
+    assert log.notes == ["an encoding worker was lost (ActorDiedError): continuing with new ones"] * 5
 
 
 def test_a_chunk_that_kills_all_workers_ends_the_stage(here: Here, tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_a_worker_that_dies_on_ray_is_replaced(tmp_path: Path, monkeypatch: pyte
     out = run(CONFIG, tmp_path, log)
     assert (tmp_path / "run" / "died").exists()
     assert load_info(out).num_clips == {"train": 23, "validation": 3, "heldout": 5}
-    assert log.notes == ["an encoding worker was lost (ActorDiedError): goes on with new ones"]
+    assert log.notes == ["an encoding worker was lost (ActorDiedError): continuing with new ones"]
 
 
 def test_no_video_is_probed_twice(here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

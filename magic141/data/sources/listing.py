@@ -1,4 +1,4 @@
-"""Which files of a folder are videos, and which caption belongs to each. Light: plans ask it too."""
+"""Which files of a folder are videos, and which caption belongs to each. Imports nothing heavy: plans use it too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Splits within videos, for corpora of few: every video trains, and its tails validate and are held out."""
+"""Splits within videos, for corpora of few: their beginnings are for training, their ends for judging."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which windows of which video train, validate and are held out: those of whole videos or, of few videos, tails."""
+"""Which windows are for training, for validation and held out: whole videos or, if there are few, parts of each."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MEANING: dict[str, str] = {
     "out whole ones: scores on unseen videos would be worse",
 }
 MIN_HELD_VIDEOS = 3  # else parts of videos are held out: scores of fewer say little about unseen videos
-MAX_SHARE = 0.25  # of the videos in each of the two splits that do not train, so that half of them does
+MAX_SHARE = 0.25  # of the videos in each of the other two splits, so that half of them are trained on
 SPARED_SHARE = 0.01  # of the videos may be held out even if `max_windows` is less, which then takes few of each
 LATECOMERS = (
     "{name}: too few videos have no copy among the training videos, so the next in rank were taken; a model trained "
@@ -37,7 +37,7 @@ class Split(NamedTuple):
 
 
 class Span(NamedTuple):
-    """How far the nearest and the farthest copy of a video are from the end of the ranks that does not train."""
+    """How far the nearest and the farthest copy of a video are from one end of the ranks, where none is trained on."""
 
     nearest: float
     farthest: float
@@ -50,11 +50,11 @@ class Span(NamedTuple):
 
 
 def split_windows(groups: Sequence[VideoGroup], fraction: float, gap: int, max_windows: int | None = None) -> Split:
-    """Splits videos, each with its copies, as a whole where there are enough of them, else every one in time.
+    """Splits videos, each with its copies: whole ones where there are enough of them, else every one in time.
 
-    Where a whole video belongs depends on its content and its copies' alone, so that what trains does so for good: a
-    corpus that grows holds out new videos, but none that trained. The copies of one that does not train are left out:
-    nothing is judged twice.
+    Where a whole video belongs depends only on its content and that of its copies, so that a training video stays one:
+    a corpus that grows holds out new videos, but none that was trained on. Of a video that is not for training, copies
+    are left out: nothing is judged twice.
 
     Args:
         groups: Videos and their copies; the labels that are returned are of the videos that they number.
@@ -73,13 +73,13 @@ def split_windows(groups: Sequence[VideoGroup], fraction: float, gap: int, max_w
 
 
 def _rule_of_tails(labels: Sequence[Labels]) -> HeldOut:
-    """Whether videos that are held out also train; short ones are held out whole."""
+    """Tails, if some held-out video is also trained on; else short videos, which are held out whole."""
     held = [video for video in labels if "heldout" in video]
     return "short_videos" if held and not any("train" in video for video in held) else "tails"
 
 
 def _label_copy(first: Labels, count: int) -> Labels:
-    """A copy trains where the video itself does, and is left out elsewhere; it may be a few windows longer."""
+    """A copy is for training where the video itself is, and left out elsewhere; it may be a few windows longer."""
     longer = [*first, *first[-1:] * max(0, count - len(first))]
     return ["train" if label == "train" else None for label in longer[:count]]
 
@@ -112,25 +112,25 @@ def _spans(groups: Mapping[int, VideoGroup], end: int) -> dict[int, Span]:
 def _nearest(spans: Mapping[int, Span], wanted: float) -> list[int]:
     """The videos all of whose copies are less far than `wanted`, nearest first; at least the nearest few.
 
-    A copy that is added can only lead a video away, so that it trains.
+    A copy that is added can only move a video farther away, into training.
     """
     ordered = sorted(spans, key=lambda index: spans[index].farthest)
     return ordered[: max(MIN_HELD_VIDEOS, sum(span.farthest < wanted for span in spans.values()))]
 
 
 def _may_have_trained(held: Sequence[int], spans: Mapping[int, Span], wanted: float) -> bool:
-    """Whether some are held out only because copies led others away, so that there were too few."""
+    """Whether some are held out only because copies moved others into training, so that too few were left."""
     few = sorted(span.nearest for span in spans.values())[:MIN_HELD_VIDEOS]
     return any(spans[index].farthest > max(wanted, *few) for index in held)
 
 
 def rank_of(digest: str) -> float:
-    """A file's place between 0, where the held-out ones are, and 1, where the validating ones are."""
+    """A file's place between 0, where the held-out ones are, and 1, where those for validation are."""
     return int(hashlib.sha256(digest.encode()).hexdigest()[:13], 16) / 16**13
 
 
 def _share_of_videos(share: float, total: int, num_files: int, max_windows: int | None) -> float:
-    """Share of videos to hold out; it never grows with the corpus, so that no video that trained is held out later."""
+    """Share of videos to hold out; it never grows with the corpus, so that none is held out that was trained on."""
     if max_windows is None:
         return share
     one_of_each = min(max_windows / num_files, SPARED_SHARE)
@@ -138,7 +138,7 @@ def _share_of_videos(share: float, total: int, num_files: int, max_windows: int 
 
 
 def _hold_out(held: Sequence[int], name: str, labels: list[Labels], room: int) -> None:
-    """Labels videos in place: at most `room` windows, of every video as many, in its middle or evenly spread."""
+    """Labels videos in place: at most `room` windows, as many of every video, in its middle or evenly spread."""
     kept = _deal([len(labels[index]) for index in held], room)
     for index, num in zip(held, kept, strict=True):
         count = len(labels[index])

@@ -31,7 +31,7 @@ def group_videos(files: Sequence[str], digests: Sequence[str], counts: Sequence[
         digests: of their contents.
         counts: windows of each.
     """
-    leaders = list(range(len(files)))  # of every file one before it of its group, or itself
+    leaders = list(range(len(files)))  # for every file an earlier one of its group, or itself
     named: dict[str, int] = {}
     for number, (file, digest) in enumerate(zip(files, digests, strict=True)):
         for name in (f"content {digest}", f"name {PurePosixPath(file).with_suffix('')}"):

@@ -159,7 +159,7 @@ def storage_error(what: str, error: OSError) -> StorageError:
     """The error with the machine on which it happened."""
     return StorageError(
         f"{what}: machine {socket.gethostname()} cannot read it ({error.strerror or error}); "
-        "see that the folder is mounted and readable there"
+        "check that the folder is mounted and readable there"
     )
 
 

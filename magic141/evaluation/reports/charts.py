@@ -24,7 +24,7 @@ class Series:
     """A line of a chart.
 
     Attributes:
-        label: its name in the legend; without one it is not there.
+        label: its name in the legend; empty: it is not listed.
         points: (x, y), in order of x.
         dots: mark the points.
         bounds: y of dotted lines.
@@ -53,7 +53,7 @@ class _Axis:
         return (value - self.low) / (self.high - self.low)
 
     def ticks(self) -> list[float]:
-        """Round values inside the axis, on a logarithmic one the roundest of which it has two."""
+        """Round values inside the axis; on a logarithmic one the roundest, of which there must be two."""
         rounded = (self._log_ticks(factors) for factors in ((1, 2, 5), range(1, 10))) if self.log else ()
         return next((ticks for ticks in rounded if len(ticks) > 1), None) or self._even_ticks()
 
@@ -88,7 +88,7 @@ def line_chart(
         log_y: a logarithmic y axis, if all values are positive.
         y_range: ends of a linear y axis; None: those of the values.
         whole_x: label whole numbers only, as for steps.
-        title: what the chart shows, for those who do not see it.
+        title: what the chart shows, for screen readers.
         level: y of a dashed line, such as what the lines should reach.
         x_names: what stands on the x axis at 0, 1, 2, … in place of numbers.
 

@@ -87,7 +87,7 @@ class Row:
         label: what it is.
         values: a string per run.
         differences: to the first run's, empty where they round to zero.
-        better: than the first run; None where that cannot be told.
+        better: whether each is better than the first; None where that cannot be told.
         errors: standard errors of the values; empty where there is none.
         meaning: what the label says.
     """
@@ -134,7 +134,7 @@ def not_alike(runs: Sequence[RunParts]) -> list[str]:
 
 
 def unjudged(runs: Sequence[RunParts]) -> list[str]:
-    """Labels of the runs that have scores, of which it is not on record how they came about."""
+    """Labels of the runs that have scores, but no record of how these were measured."""
     return [run.label for run in runs if run.variants and run.measurement is None]
 
 
@@ -199,7 +199,7 @@ def _comparable(dimension: Dimension, first: RunParts, run: RunParts) -> bool:
 def _is_better(
     dimension: Dimension, value: float | None, error: float | None, first: float | None, first_error: float | None
 ) -> bool | None:
-    """Than the first, if the difference is beyond what chance makes; of a score without an error that is not known."""
+    """Whether a value is better than the first; None if chance explains the difference, or an error is not known."""
     sign = {"high": 1, "low": -1, "none": 0}[dimension.better]
     if value is None or first is None or not sign:
         return None

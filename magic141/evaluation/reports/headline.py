@@ -42,7 +42,7 @@ def on_gpu(row: Row) -> bool:
 
 
 def time_that_counts(row: Row) -> Dimension:
-    """What a speed-up is one of: latency on a GPU, CPU time on a CPU."""
+    """The time that a speed-up compares: latency on a GPU, CPU time on a CPU."""
     key = "latency_ms" if on_gpu(row) else "cpu_ms_per_clip"
     return next(d for d in COSTS if d.key == key)
 
@@ -72,7 +72,7 @@ def _beside(dimension: Dimension, student: Row, many: Row | None) -> str:
 
 
 def headline_figures(rows: Sequence[Row]) -> dict[str, float]:
-    """The student's first scores with their standard errors, and how it stands to the model of many steps."""
+    """The student's first scores with their standard errors, and two figures relative to the model of many steps."""
     student, many = student_row(rows), many_step_row(rows)
     if student is None:
         return {}

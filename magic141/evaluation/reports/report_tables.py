@@ -70,7 +70,7 @@ def sampling_costs(variants: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def measured_on(costs: Sequence[Row]) -> dict[str, Any]:
-    """Device and precision of the costs, and what its speed-up is taken from."""
+    """Device and precision of the costs, and whether speed-ups compare latency, as on a GPU, or CPU time."""
     first: Row = costs[0] if costs else {}
     device = str(first.get("device", "cpu")).replace("cpu", "CPU")
     precision = f", {first['precision']}" if "precision" in first else ""

@@ -177,8 +177,8 @@ def frechet_score(a: NDArray[np.float64], b: NDArray[np.float64], videos: Sequen
     num_dimensions = a.shape[1]
     if min(len(a), len(b)) <= num_dimensions:
         return Score.missing(
-            f"its {num_dimensions} dimensions (evaluate.frechet_dimensions) need more places in more clips; there are "
-            f"{len(a)} and {len(b)}"
+            f"its {num_dimensions} dimensions (evaluate.frechet_dimensions) need more latent positions of all clips "
+            f"than that; there are {len(a)} and {len(b)}"
         )
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return Score.missing("latents with values that are not finite")

@@ -92,5 +92,5 @@ def test_a_distance_needs_more_places_than_dimensions_in_both_sets() -> None:
     assert frechet_score(many, many[:4], [0]).value is not None
     for a, b in ((many, many[:3]), (many[:3], many)):
         reason = frechet_score(a, b, [0]).reason or ""
-        assert reason.startswith("its 3 dimensions (evaluate.frechet_dimensions) need more places in more clips")
+        assert reason.startswith("its 3 dimensions (evaluate.frechet_dimensions) need more latent positions of")
         assert reason.endswith(f"there are {len(a)} and {len(b)}")
