@@ -162,7 +162,7 @@ def generate(
     image: Annotated[Path, typer.Option(help="first frame")],
     prompt: Annotated[str, typer.Option(help="what happens in the video")],
     output: Annotated[Path, typer.Option("--output", "-o", help="video file to write")],
-    seconds: Annotated[float | None, typer.Option(help="length, at least 0.1; default: one window")] = None,
+    seconds: Annotated[float | None, typer.Option(help="length in seconds, at least 0.1; default: one window")] = None,
     seed: Annotated[int, typer.Option(help="seed of the noise, from 0")] = 0,
     workspace: Workspace = None,
     debug: Debug = False,
@@ -262,7 +262,7 @@ def delete(
     workspace: Workspace = None,
     debug: Debug = False,
 ) -> None:
-    """List, or mark as deleted in MLflow, runs and all below them; gc then frees what only they have made."""
+    """List runs and all below them; --yes marks them as deleted in MLflow. `gc` then frees what only they made."""
     with reporting(debug):
         from flows import deletion
 

@@ -19,6 +19,7 @@ from flows.records.judgements import (
     measuring_anew,
     param_value,
 )
+from flows.records.naming import RUN_ID_CHARS
 from magic141.artifacts.publication import DIGEST_CHARS
 from magic141.artifacts.references import ArtifactRef, flatten
 from magic141.config import PipelineConfig
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 NUM_VIDEOS = 6
-DIGITS_OF_ID = 8
 MADE_FROM = {"prepare_data": "data", "distill_dmd2": "student", "generate": "generated"}
 MAX_COMMANDS = 3
 AFTER_SCORES = ("report.", "publish.")
@@ -137,7 +137,7 @@ def read_run(tracker: Tracker, run: Run, label: str | None = None) -> RunParts:
     """The parts of a pipeline run that are compared; its default label is its name and id."""
     refs, config = tracker.artifacts_of(run), _config(tracker, run)
     return RunParts(
-        label=label or f"{run.info.run_name} {run.info.run_id[:DIGITS_OF_ID]}",
+        label=label or f"{run.info.run_name} {run.info.run_id[:RUN_ID_CHARS]}",
         config=config,
         artifacts={stage: ref.path for stage, ref in refs.items() if ref.is_open},
         metrics=run.data.metrics,

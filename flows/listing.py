@@ -9,13 +9,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flows.records.naming import RUN_ID_CHARS
 from magic141.tracking import TAG_PARENT, Run, open_store
 from magic141.tracking.tags import TAG_KIND
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-SHOWN_DIGITS = 8  # of an id; every command takes its beginning
 SCORES = {"motion": "student/motion", "Fréchet": "student/frechet"}
 
 
@@ -80,5 +80,5 @@ def as_table(rows: Sequence[ListedRun]) -> Table:
     table.add_column("name", overflow="fold")
     for row in rows:
         scores = (f"{row.scores[name]:.3f}" if name in row.scores else "" for name in SCORES)
-        table.add_row(row.run_id[:SHOWN_DIGITS], row.kind, row.status, row.started, *scores, escape(row.name))
+        table.add_row(row.run_id[:RUN_ID_CHARS], row.kind, row.status, row.started, *scores, escape(row.name))
     return table

@@ -25,7 +25,7 @@ from flows.pipeline import pipeline
 from flows.planning.grid import Member
 from flows.records.session import Outcome
 from magic141.config import PipelineConfig
-from magic141.errors import first_line
+from magic141.errors import MAX_REASON_CHARS, first_line
 from magic141.evaluation.reports.comparison_tables import errors_in, scores_in
 from magic141.evaluation.scores import Dimension, error_text
 from magic141.frozen import FrozenConfig
@@ -33,7 +33,6 @@ from magic141.tracking import Tracker
 from magic141.urls import without_credentials
 from tasks.console import StageConsole
 
-MAX_REASON_CHARS = 200
 NAME = "sweep"
 STOPPING_S = 20.0
 

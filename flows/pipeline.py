@@ -15,6 +15,7 @@ from flows.records.session import Outcome, open_session
 from magic141.config import load_config, missing_sources, working_in, workspace_folder
 from magic141.errors import UserError
 from magic141.tracking import TAG_PARENT
+from magic141.tracking.tags import PIPELINE
 from tasks.pipeline import known_stage, missing_by_stage, stages_between
 
 
@@ -47,7 +48,7 @@ def pipeline(
     again, stages = [known_stage(name, "--refresh") for name in refresh or ()], stages_between(None, until)
     require_ready(values, stages, again)
     tags = flow_tags() | ({TAG_PARENT: parent} if parent else {})
-    with open_session(values, "pipeline", tags, again, overrides or ()) as session:
+    with open_session(values, PIPELINE, tags, again, overrides or ()) as session:
         return run_as_tasks(session, stages)
 
 
@@ -84,7 +85,7 @@ def rerun(
         going_on = continue_run(find_origin(home, origin), stages, overrides or ())
         missing = missing_by_stage(going_on.config)
         _refuse([missing[stage.name] for stage in stages if stage.name in missing])
-        return carry_on(going_on, "pipeline", again, overrides or ())
+        return carry_on(going_on, PIPELINE, again, overrides or ())
 
 
 def _refuse(problems: list[str]) -> None:

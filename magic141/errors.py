@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+MAX_REASON_CHARS = 200  # of a failure, where one line of many tells it
+
 
 class UserError(ValueError):
     """A mistake in the user's input; its one line names the field or file, the value, what was expected, the remedy.

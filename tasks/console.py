@@ -12,6 +12,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.table import Column
 from rich.text import Text
 
+from magic141.artifacts.publication import DIGEST_CHARS
+
 PLAIN_LINE_SECONDS = 15.0
 NAME_WIDTH = 13
 SHOWN_VALUES = 4
@@ -40,7 +42,7 @@ class StageConsole:
 
     def finished(self, stage: str, seconds: float, digest: str) -> None:
         """Reports that the stage has made its artifact."""
-        self.line("✓", stage, f"{_duration(seconds)}, artifact {digest[:12]}", "green")
+        self.line("✓", stage, f"{_duration(seconds)}, artifact {digest[:DIGEST_CHARS]}", "green")
 
     def reused(self, stage: str, run_id: str) -> None:
         """Reports that the stage's artifact is reused."""

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from magic141.artifacts.publication import Published, publish_by_content, staging
 from magic141.artifacts.references import ArtifactRef, StageKey
-from magic141.errors import UserError, first_line
+from magic141.errors import MAX_REASON_CHARS, UserError, first_line
 from magic141.tracking import begun_refresh, closing, find_reusable
 from magic141.urls import without_credentials
 from tasks.provenance import environment, source_tags
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from magic141.tracking import RunLog
 
 KEY_CHARS = 16
-MAX_REASON_CHARS = 200
 
 
 def run_stage(stage: Stage, context: StageContext) -> ArtifactRef:

@@ -102,6 +102,6 @@ def _say_failure(error: Exception) -> int:
         typer.secho(f"error: {line}", fg="red", err=True)
         return USER_ERROR
     typer.secho(f"failed: {type(error).__name__}: {without_credentials(str(error))}", fg="red", err=True)
-    kept = "is error.txt of the stage's MLflow run, and " if is_resumable(error) else "is "
-    typer.echo(f"the traceback {kept}shown with --debug", err=True)
+    kept = "the traceback is in error.txt of the stage's MLflow run; " if is_resumable(error) else ""
+    typer.echo(f"{kept}--debug shows {'it' if kept else 'the traceback'} here", err=True)
     return FAILURE

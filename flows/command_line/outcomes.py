@@ -118,7 +118,7 @@ def say_decision(decision: Decision) -> None:
             typer.echo(f"→ {remedy}", err=True)
         typer.secho(f"not promoted: {decision.champion} stays where it is; --force moves it", fg="red", err=True)
         raise typer.Exit(FAILURE)
-    unseen = ", compared with none" if any(not verdict.compared for verdict in decision.verdicts) else ""
+    unseen = "; some conditions had nothing to compare with" if any(not v.compared for v in decision.verdicts) else ""
     typer.echo(f"{decision.champion} is version {decision.version}{unseen}")
 
 
@@ -165,10 +165,9 @@ def say_cleaning(
     if found.num_unknown:
         from magic141.tracking import STORES
 
-        whose = f"{' and '.join(found.unasked)} may need it" if found.unasked else "made with another store"
-        gone = f", and {home / STORES} those that count: delete what is gone" if found.unasked else ""
-        typer.echo(
-            f"left alone, because {whose}: {found.num_unknown}; MLFLOW_TRACKING_URI names the store to ask{gone}"
-        )
+        whose = f"{' and '.join(found.unasked)} may need them" if found.unasked else "another store may need them"
+        gone = f"; if a store is gone for good, delete its line in {home / STORES}" if found.unasked else ""
+        asking = f"set MLFLOW_TRACKING_URI to that store and repeat this{gone}"
+        typer.echo(f"{found.num_unknown} left alone, because {whose}: {asking}")
     if failed:
         raise typer.Exit(FAILURE)

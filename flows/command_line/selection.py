@@ -98,9 +98,9 @@ def refuse_second_workspace(overrides: list[str] | None, workspace: str | None) 
     if not any(override.partition("=")[0].strip() == "workspace" for override in overrides or []):
         return
     if workspace is not None:
-        raise UserError(f"--set workspace: --workspace {workspace} decides; give one of the two")
+        raise UserError(f"--set workspace: overruled by --workspace {workspace}; give only one of them")
     if home := os.environ.get(HOME_VARIABLE):
-        raise UserError(f"--set workspace: {HOME_VARIABLE} = {home} decides; give --workspace DIR, or unset it")
+        raise UserError(f"--set workspace: overruled by {HOME_VARIABLE} = {home}; give --workspace DIR, or unset it")
 
 
 def require_origin(home: Path, source: str) -> None:

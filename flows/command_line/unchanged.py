@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from flows.planning.plan import make_plan
 from flows.records.session import Outcome, open_session
 from magic141.config import PipelineConfig
+from magic141.tracking.tags import PIPELINE
 from tasks.stage import Stage
 
 
@@ -24,5 +25,5 @@ def run_unchanged(config: PipelineConfig, stages: Sequence[Stage], overrides: Se
         stages: the stages in order.
         overrides: what `config` was given beside its file, for the run's name.
     """
-    with open_session(config, "pipeline", {}, (), overrides) as session:
+    with open_session(config, PIPELINE, {}, (), overrides) as session:
         return session.run_stages(stages)

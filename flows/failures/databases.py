@@ -7,11 +7,10 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from flows.failures.writable import folder_trouble
-from magic141.errors import first_line
+from magic141.errors import MAX_REASON_CHARS, first_line
 from magic141.urls import without_credentials
 
 TIMEOUT_S = 10
-MAX_REASON_CHARS = 200
 PLUGINS = "mlflow.tracking_store"  # the entry points of other kinds
 KINDS = ("sqlite", "postgresql", "mysql", "mssql", "databricks")  # MLflow's own names; files are no longer among them
 _OWN_ARGUMENTS = "MLFLOW_MYSQL_SSL_"  # variables from which MLflow makes arguments of a connection

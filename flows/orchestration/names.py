@@ -8,9 +8,7 @@ from typing import Any
 
 from prefect.runtime import flow_run
 
-from flows.records.naming import SEPARATOR, run_name
-
-DIGITS_OF_ID = 8
+from flows.records.naming import RUN_ID_CHARS, SEPARATOR, run_name
 
 
 def flow_run_name() -> str:
@@ -35,4 +33,4 @@ def _subject(parameters: Mapping[str, Any]) -> str:
     if config := parameters.get("config"):
         return Path(str(config)).stem
     named = str(parameters.get("origin") or parameters.get("model") or parameters.get("run_id") or "magic141")
-    return named if ":" in named else named[:DIGITS_OF_ID]
+    return named if ":" in named else named[:RUN_ID_CHARS]

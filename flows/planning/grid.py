@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from flows.records.naming import last_part
 from magic141.config import PipelineConfig, load_config, missing_sources
 from magic141.config.files import load_yaml, shown
 from magic141.errors import UserError
@@ -81,11 +82,6 @@ def _told_apart(members: Iterable[Member]) -> list[Member]:
     ends = Counter(map(last_part, {name for member in found for name, _ in member.settings}))
     shared = frozenset(end for end, num in ends.items() if num > 1)
     return [replace(member, shared_ends=shared) for member in found]
-
-
-def last_part(name: str) -> str:
-    """`a_weak` of `distill_dmd2.a_weak`."""
-    return name.rpartition(".")[2]
 
 
 def check_members(config: Path, members: Sequence[Member], overrides: Sequence[str]) -> list[PipelineConfig]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.records.commands import command
+from magic141.config import NAMES_ONLY
 from magic141.errors import shortened
 from magic141.urls import without_credentials
 
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
     from magic141.artifacts.references import ArtifactRef
 
 TAG_OVERRIDES, TAG_DESCRIPTION = "magic141.overrides", "mlflow.note.content"
-NOT_NAMED = ("name", "workspace", "experiment")  # stand elsewhere on the page
 MAX_NAMED, MAX_CHARS = 4, 40
+RUN_ID_CHARS = 8  # that are shown of a run's id; every command takes them for it
 SEPARATOR = " · "
 
 
@@ -27,9 +28,11 @@ def run_name(name: str, kind: str, overrides: Sequence[str] = ()) -> str:
     Names that several sections have are given with them, if they were set in more than one.
     """
     kinds = {"evaluation": ["eval"]}.get(kind, [])
-    named = [text for text in overrides if text.partition("=")[0] not in NOT_NAMED]
+    named = [
+        text for text in overrides if text.partition("=")[0] not in NAMES_ONLY
+    ]  # these stand elsewhere on the page
     more = [f"{len(named) - MAX_NAMED} more"] if len(named) > MAX_NAMED else []
-    ends = Counter(_end(field) for field in {text.partition("=")[0] for text in named})
+    ends = Counter(last_part(field) for field in {text.partition("=")[0] for text in named})
     settings = ", ".join([*(_short(text, ends) for text in named[:MAX_NAMED]), *more])
     return SEPARATOR.join([name, *kinds, *([settings] if settings else [])])
 
@@ -51,7 +54,7 @@ def description(
     """Markdown for the run's page: what came out, how to run it again, and the run that made each stage's result."""
     again = command("run", "--run", run_id, workspace=workspace)
     rows = [
-        f"| {stage} | [{ref.run_id[:8]}](#/experiments/{experiment_id}/runs/{ref.run_id}) | "
+        f"| {stage} | [{ref.run_id[:RUN_ID_CHARS]}](#/experiments/{experiment_id}/runs/{ref.run_id}) | "
         f"{'made' if stage in made else 'reused'} |"
         for stage, ref in refs.items()
     ]
@@ -62,9 +65,10 @@ def description(
 def _short(override: str, ends: Mapping[str, int]) -> str:
     """`distill_dmd2.a_weak=0.25` as `a_weak=0.25`, if no other field that ends so was set."""
     field, _, value = without_credentials(override).partition("=")
-    end = _end(field)
+    end = last_part(field)
     return shortened(f"{end if ends[end] == 1 else field}={value}", MAX_CHARS)
 
 
-def _end(field: str) -> str:
+def last_part(field: str) -> str:
+    """`a_weak` of `distill_dmd2.a_weak`."""
     return field.rpartition(".")[2]

@@ -19,14 +19,14 @@ from magic141.evaluation.reports.headline import headline, headline_figures, stu
 from magic141.evaluation.scores import COSTS, read_variants
 from magic141.frozen import FrozenConfig
 from magic141.tracking import TAG_PARENT, RunLog, Tracker, closing
-from magic141.tracking.tags import TAG_ARTIFACT, TAG_KIND
+from magic141.tracking.tags import PIPELINE, TAG_ARTIFACT, TAG_KIND
 from magic141.urls import without_credentials
 from tasks.console import StageConsole
 from tasks.provenance import source_tags
 from tasks.run_stage import run_stage
 from tasks.stage import Stage, StageContext
 
-PIPELINE, TAG_ORIGIN = "pipeline", "origin_run"
+TAG_ORIGIN = "origin_run"
 MOST_RUNS = 100  # among which the last one of a config is looked for
 
 

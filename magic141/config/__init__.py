@@ -3,6 +3,7 @@
 from magic141.config.pipeline import (
     HOME_VARIABLE,
     LARGEST_SEED,
+    NAMES_ONLY,
     PipelineConfig,
     config_digest,
     default_home,
@@ -20,6 +21,7 @@ from magic141.config.pipeline import (
 __all__ = [
     "HOME_VARIABLE",
     "LARGEST_SEED",
+    "NAMES_ONLY",
     "PipelineConfig",
     "config_digest",
     "default_home",

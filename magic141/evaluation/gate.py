@@ -87,7 +87,7 @@ def _compare(name: str, value: float, sign: int, tolerance: float, pair: Pair) -
     if differences := pair.differences(name):
         fields = ", ".join(difference.field for difference in differences)
         beside = "" if other is None else f" with the champion's {other:.4g}"
-        return Verdict(name, False, f"{value:.4g}, not comparable{beside}: other {fields}")
+        return Verdict(name, False, f"{value:.4g}, not comparable{beside}: they differ in {fields}")
     if other is None:
         return Verdict(name, True, f"{value:.4g}, the champion's run has no such metric", compared=False)
     missing = sign * (other - value) - tolerance

@@ -84,7 +84,7 @@ def test_what_was_judged_under_other_conditions_is_not_compared_and_every_differ
         Verdict(
             "student/motion",
             False,
-            "0.9, not comparable with the champion's 0.8: other data, generate.num_exact_clips",
+            "0.9, not comparable with the champion's 0.8: they differ in data, generate.num_exact_clips",
         ),
         Verdict("data", False, "ab, the champion cd"),
         Verdict("generate.num_exact_clips", False, "256, the champion 64"),
@@ -119,7 +119,9 @@ def test_another_machine_tells_nothing_of_time_and_memory_but_all_of_quality() -
     apart = Pair(measured(metrics, host="a"), measured({**CHAMPION, "student/latency_ms": 50.0}, host="b"))
     _, motion, latency, machine = judge(apart, [MOTION, LATENCY], collapsed=False)
     assert motion.holds
-    assert latency == Verdict("student/latency_ms", False, "40, not comparable with the champion's 50: other machine")
+    assert latency == Verdict(
+        "student/latency_ms", False, "40, not comparable with the champion's 50: they differ in machine"
+    )
     assert machine == Verdict("machine", False, "a, the champion b")
 
 

@@ -106,7 +106,10 @@ def test_the_version_has_its_commit() -> None:
         ),
         (("plan", DEMO, "--workspace", ""), "--workspace is empty, expected a folder"),
         *(
-            ((*command, "--workspace", "w", "--set", "workspace=v"), "--set workspace: --workspace w decides; give one")
+            (
+                (*command, "--workspace", "w", "--set", "workspace=v"),
+                "--set workspace: overruled by --workspace w; give only one",
+            )
             for command in [("run", DEMO), ("sweep", DEMO, "--vary", "seed=1,2")]
         ),
         (("eval", "--run", "abc", "--workspace", DEMO), f"workspace {DEMO}: cannot write into"),
@@ -183,7 +186,7 @@ def test_only_a_run_that_had_begun_has_an_error_file(capsys: pytest.CaptureFixtu
     with pytest.raises(typer.Exit), reporting(debug=False), marking_resumable() if begun else nullcontext():
         raise RuntimeError("out of memory")
     said = capsys.readouterr().err
-    assert ("error.txt of the stage's MLflow run" in said, "shown with --debug" in said) == (begun, True)
+    assert ("error.txt of the stage's MLflow run" in said, "--debug shows" in said) == (begun, True)
 
 
 @pytest.mark.parametrize(
