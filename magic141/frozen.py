@@ -14,9 +14,9 @@ from pydantic.fields import FieldInfo
 BY_CONTENT = "(by its content)"
 _UNLESS_A_NAME = "by its content, unless it is a name"
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # `Path` collapses `//`; at least two letters, as C:/ is a drive
-
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 MOST_STEPS = 10**9  # of a training: months, even at a hundred a second
+NAMES_ONLY = ("name", "workspace", "experiment")  # of the pipeline's config: they decide no result
 MAX_NAME_CHARS = 250  # the name of a run in MLflow is not longer
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.records.commands import command
-from magic141.config import NAMES_ONLY
 from magic141.errors import shortened
+from magic141.frozen import NAMES_ONLY
 from magic141.urls import without_credentials
 
 if TYPE_CHECKING:

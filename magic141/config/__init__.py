@@ -3,7 +3,6 @@
 from magic141.config.pipeline import (
     HOME_VARIABLE,
     LARGEST_SEED,
-    NAMES_ONLY,
     PipelineConfig,
     config_digest,
     default_home,
@@ -21,7 +20,6 @@ from magic141.config.pipeline import (
 __all__ = [
     "HOME_VARIABLE",
     "LARGEST_SEED",
-    "NAMES_ONLY",
     "PipelineConfig",
     "config_digest",
     "default_home",

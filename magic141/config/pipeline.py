@@ -29,7 +29,6 @@ from magic141.training.dmd2.config import Dmd2Config
 
 HOME_VARIABLE = "MAGIC141_HOME"
 CLIP_WEIGHTS = "train_clip.pretrained"  # a file; everything else of the user's that a config names is a folder
-NAMES_ONLY = ("name", "workspace", "experiment")  # fields that decide no result
 LARGEST_SEED = 2**31 - 1  # FAISS takes a C int; `step_generator` mixes larger ones into numbers that wrap around
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from magic141.artifacts.references import flatten
-from magic141.config import NAMES_ONLY
 from magic141.evaluation.measurement import OF_THE_MACHINE, Measurement, Pair, as_setting
 from magic141.evaluation.scores import COSTS, DIMENSIONS, SCORES_FILE, Dimension, error_text, read_variants
+from magic141.frozen import NAMES_ONLY
 
 MEASURED_ONCE = 0.3  # share by which times and memory of the same model may differ from run to run
 CEILINGS = ("real", "codec")  # rows of the score table that no model made
