@@ -11,6 +11,8 @@ from xdist.scheduler import LoadFileScheduling
 # `make servers` tells people to set the first two; tests that want a server start their own.
 for variable in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "RAY_ADDRESS", "MAGIC141_NOTIFY_URL", "MAGIC141_HOME"):
     os.environ.pop(variable, None)
+os.environ.pop("FORCE_COLOR", None)  # rich takes every stream for a terminal then
+os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1,localhost"  # where the tests' own servers are
 
 ONE_RUN = "tests/flows/tiny/"
 

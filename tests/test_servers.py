@@ -18,6 +18,8 @@ from urllib.request import urlopen
 import psutil
 import pytest
 
+from tests.ports import free_port
+
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("postgres", "prefect", "mlflow")
 MISSING = [module for module in ("psycopg2", "asyncpg") if importlib.util.find_spec(module) is None]
@@ -51,12 +53,6 @@ class Servers:
     @property
     def password(self) -> str:
         return (self.folder / "password").read_text()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

@@ -275,7 +275,7 @@ def test_corpora_that_are_prepared_at_once_do_not_wait_for_each_other(
     for flow in flows:
         flow.start()
     for flow in flows:
-        flow.join(180)
+        flow.join(600)
     assert [flow.exitcode for flow in flows] == [0, 0]
     assert [load_info(out).num_clips["train"] for out in outs] == [300, 300]
 

@@ -261,7 +261,10 @@ def test_an_artifact_stays_that_a_store_may_need_which_is_not_asked(
     assert len(find_leftovers(home).leftovers) == 1
 
 
-def test_the_command_lists_removes_and_says_how_much(home: Path, make: Callable[[int], ArtifactRef]) -> None:
+def test_the_command_lists_removes_and_says_how_much(
+    home: Path, make: Callable[[int], ArtifactRef], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAGIC141_HOME", str(home))  # --workspace sets it for this process; undone at the end
     gone = make(1)
     folder(home / "artifacts" / "first" / ("0" * 16))
     delete_runs_with(home, gone)

@@ -40,6 +40,7 @@ class Store:
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MAGIC141_HOME", str(tmp_path))  # --workspace sets it for this process; undone at the end
     return Store(tmp_path)
 
 

@@ -12,7 +12,7 @@ from flows.cli import app
 from magic141.artifacts.references import ArtifactRef
 from magic141.evaluation.config import PublishConfig
 from magic141.tracking import Tracker
-from tests.serving.conftest import free_port
+from tests.ports import free_port
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,8 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
+
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "s3cret0f0urs"
@@ -42,12 +43,6 @@ class Place:
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def place() -> Iterator[Place]:
     folder = Path(tempfile.mkdtemp(prefix="m-"))  # short: Ray's sockets have long names
@@ -68,15 +63,17 @@ def place() -> Iterator[Place]:
         server = subprocess.Popen(
             command, cwd=folder / "server", env={**inherited, **quiet}, stdout=log, stderr=log, start_new_session=True
         )
-    _wait(f"http://127.0.0.1:{port}/health")
-    yield Place(folder, {**inherited, "OMP_NUM_THREADS": "1", **own, **secrets})
-    server.terminate()
-    server.wait(timeout=60)
-    shutil.rmtree(folder)
+    try:
+        _wait(f"http://127.0.0.1:{port}/health")
+        yield Place(folder, {**inherited, "OMP_NUM_THREADS": "1", **own, **secrets})
+    finally:
+        server.terminate()
+        server.wait(timeout=120)
+        shutil.rmtree(folder)
 
 
 def _wait(url: str) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while True:
         try:
             with urlopen(url, timeout=5):

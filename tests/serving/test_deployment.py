@@ -32,7 +32,8 @@ from magic141.errors import UserError
 from magic141.serving import deployment
 from magic141.serving.config import ServingConfig
 from magic141.serving.requests import Video, VideoRequest
-from tests.serving.conftest import free_port, picture
+from tests.ports import free_port
+from tests.serving.conftest import picture
 
 SERVE = """
 import sys

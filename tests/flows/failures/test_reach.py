@@ -25,6 +25,7 @@ from flows.failures.reach import require_servers, trouble
 from flows.failures.servers import PREFECT, SERVERS, STORE
 from magic141.cluster.address import ray_address_trouble
 from magic141.errors import UserError
+from tests.ports import free_port
 
 
 class Health(BaseHTTPRequestHandler):
@@ -77,12 +78,6 @@ def own_certificate(folder: Path) -> ssl.SSLContext:
 def _no_servers(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in SERVERS:
         monkeypatch.delenv(variable, raising=False)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.mark.parametrize("path", ["", "/", "/secret"])

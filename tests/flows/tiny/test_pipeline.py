@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Iterable
 from pathlib import Path
 from uuid import UUID
 
@@ -10,6 +12,7 @@ import pytest
 from mlflow import MlflowClient
 from prefect import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import TaskRun
 
 import tasks.pipeline
 from flows.command_line.unchanged import first_to_run, run_unchanged
@@ -72,9 +75,14 @@ def test_prefect_names_the_run_and_tells_reused_stages_from_others(outcome: Outc
     with get_client(sync_client=True) as client:
         assert client.read_flow_run(UUID(flow_run_id)).name == f"{Path(config).stem} · title=Seen in Prefect"
         of_run = FlowRunFilter(id=FlowRunFilterId(any_=[UUID(flow_run_id)]))
-        states = {run.name.rpartition("-")[0]: run.state for run in client.read_task_runs(flow_run_filter=of_run)}
-    named = {stage: state.name for stage, state in states.items() if state}
-    assert named == {**dict.fromkeys(ALL, "Reused"), "report": "Completed"}
+        expected, deadline = {**dict.fromkeys(ALL, "Reused"), "report": "Completed"}, time.monotonic() + 60
+        while (named := named_states(client.read_task_runs(flow_run_filter=of_run))) != expected:
+            assert time.monotonic() < deadline, named  # Prefect records the states of tasks a moment later
+            time.sleep(0.2)
+
+
+def named_states(runs: Iterable[TaskRun]) -> dict[str, str | None]:
+    return {run.name.rpartition("-")[0]: run.state.name for run in runs if run.state}
 
 
 def test_a_run_with_nothing_to_do_needs_no_orchestrator(outcome: Outcome, config: str) -> None:
