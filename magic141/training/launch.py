@@ -101,7 +101,7 @@ def _require_own_checkpoints(run_dir: Path, launcher: str) -> None:
     if newest[other] > newest[launcher]:
         raise UserError(
             f"placement.launcher = {launcher}: {run_dir} has a checkpoint of step {newest[other]} written with "
-            f"launcher = {other}, from which this one cannot continue; use that, or delete the folder to train anew"
+            f"launcher = {other}, from which this one cannot continue; use that, or delete the folder to start over"
         )
 
 

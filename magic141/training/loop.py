@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -99,7 +99,10 @@ class _Loop:
     def run(self, start: int, writer: ProgressWriter | None) -> None:
         """Runs steps start to num_steps - 1; logs and checkpoints are numbered by finished steps, `done`."""
         config, since_log = self.config, Meter()
+        self.objective.require_sound()
         self.prepare(start, writer)
+        if start <= 0 and (figures := self._averaged(self.objective.begin)) and writer:
+            writer.metrics(0, figures)
         for step in range(max(start, 0), config.num_steps):
             values = self.objective.step(step)
             done = step + 1
@@ -112,7 +115,7 @@ class _Loop:
             if save or check or done % config.placement.log_every_steps == 0:
                 means = since_log.mean(self.context)
                 _require_finite(means, done, self.config)
-                found = self._validate() if check else {}
+                found = self._averaged(self.objective.validate) if check else {}
                 if writer:
                     writer.metrics(done, means | found | self.skipped.figures)
                 if check:
@@ -121,6 +124,8 @@ class _Loop:
                 writer.heartbeat(done)
             if save:
                 self._save(done)
+            if check:
+                self.objective.require_sound()
 
     def prepare(self, start: int, writer: ProgressWriter | None) -> None:
         """Runs the steps before 0, which are not logged, but show that training lives and can go on after a crash."""
@@ -142,11 +147,11 @@ class _Loop:
             self.objective.export(target)
         barrier(self.context)
 
-    def _validate(self) -> dict[str, float]:
+    def _averaged(self, validate: Callable[[], Mapping[str, float]]) -> dict[str, float]:
         """Validation metrics averaged over workers; leaves the random state as it was."""
         meter = Meter()
         with kept_random_state():
-            meter.add(self.objective.validate())
+            meter.add(validate())
         return meter.mean(self.context)
 
     def _save(self, done: int) -> None:

@@ -41,13 +41,23 @@ class Objective(Protocol):
         """
         ...
 
+    def begin(self) -> Mapping[str, float]:
+        """Called on every worker before step 0, if that is still to come; metrics of the start, logged as step 0."""
+        ...
+
     def judge(self, step: int, values: Mapping[str, float]) -> None:
         """Called after a validation; `values` are its metrics and those of training since the last one.
 
         They are means over workers, those of training over steps, too.
 
-        The objective may remember its best state. Raises `UserError`, on every worker alike, to stop a run that has
-        gone wrong in a way that more steps cannot repair.
+        The objective may remember its best state.
+        """
+        ...
+
+    def require_sound(self) -> None:
+        """Raises `UserError`, on every worker alike, to stop a run that more steps cannot repair.
+
+        Called after `judge` once the step's checkpoint is written, and by a run that goes on from one.
         """
         ...
 

@@ -44,7 +44,8 @@ class ProgressWriter:
         """Log `values` after `step` steps, with the speed since the last logged step."""
         now = time.time()
         speed = (step - self._last_step) / max(now - self._last_time, 1e-9)
-        self._append({"step": step, **values, "steps_per_s": round(speed, 4), "time": round(now, 3)})
+        pace = {"steps_per_s": round(speed, 4)} if step > self._last_step else {}  # the start has none
+        self._append({"step": step, **values, **pace, "time": round(now, 3)})
         self._last_time, self._last_step = now, step
 
     def heartbeat(self, step: int) -> None:
@@ -116,7 +117,7 @@ class _Tail:
         self._file, self._images = run_dir / FILE, run_dir / _IMAGES
         self._launch_id, self._log, self._advance = launch_id, log, advance
         self._inode = self._offset = 0
-        self._shown = self._logged = 0
+        self._shown, self._logged = 0, -1
         self._earlier: list[dict[str, Any]] | None = []  # rows before this launch's; None once it has begun
         self._seen: set[Path] = set()
 

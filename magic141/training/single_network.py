@@ -101,8 +101,15 @@ class SingleNetworkObjective(ABC):
         dataset = self.validation.dataset
         return own_share(dataset, min(MAX_VALIDATION_CLIPS, len(dataset)), self.context)
 
+    def begin(self) -> dict[str, float]:
+        """Nothing: these losses need no beginning to be read."""
+        return {}
+
     def judge(self, step: int, values: Mapping[str, float]) -> None:  # noqa: B027 (a hook)
         """Does nothing: the last average is the result."""
+
+    def require_sound(self) -> None:  # noqa: B027 (a hook)
+        """Does nothing: nothing has been judged."""
 
     @property
     def replicated(self) -> tuple[str, ...]:

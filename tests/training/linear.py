@@ -101,8 +101,14 @@ class LinearRegression:
             error = self.engine.module(self.x + torch.randn_like(self.x)) - self.x.mean(1, keepdim=True)
         return {"validation_loss": float(error.square().mean())}
 
+    def begin(self) -> dict[str, float]:
+        return {}
+
     def judge(self, step: int, values: Mapping[str, float]) -> None:
         self.judged.append(step)
+
+    def require_sound(self) -> None:
+        pass
 
     @property
     def replicated(self) -> tuple[str, ...]:

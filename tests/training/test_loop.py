@@ -23,7 +23,7 @@ from magic141.training.config import PlacementConfig, TrainConfig
 from magic141.training.context import TrainContext
 from magic141.training.launch import launch
 from magic141.training.meter import Meter
-from magic141.training.progress import read_rows
+from magic141.training.progress import read_rows, write_metrics
 from tests.training.linear import LinearRegression, LinearSpec, linear_config
 
 
@@ -277,6 +277,46 @@ def test_how_often_logs_and_checkpoints_are_written_changes_no_judgement(
     judged.pop(6)
     launch(LinearSpec(often), often, tmp_path / "often", NullLog(), seed=0)
     assert judged == {12: expected[12]}
+
+
+def test_a_run_is_stopped_with_its_last_checkpoint_written_and_is_not_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = linear_config()
+    steps: list[int] = []
+
+    def require_sound(_: LinearRegression) -> None:
+        if list((tmp_path / "checkpoints").glob("step-*")):
+            raise UserError("collapsed")
+
+    def counted(objective: LinearRegression, step: int) -> dict[str, torch.Tensor | float]:
+        steps.append(step)
+        return whole(objective, step)
+
+    whole = LinearRegression.step
+    monkeypatch.setattr(LinearRegression, "require_sound", require_sound)
+    monkeypatch.setattr(LinearRegression, "step", counted)
+    often = config.model_copy(update={"checkpoint_every_steps": config.validate_every_steps})
+    for _ in range(2):
+        with pytest.raises(UserError, match="collapsed"):
+            launch(LinearSpec(often), often, tmp_path, NullLog(), seed=0)
+    assert steps == list(range(config.validate_every_steps))
+    assert (tmp_path / "checkpoints" / f"step-{config.validate_every_steps:06d}").is_dir()
+
+
+def test_the_figures_before_the_first_update_are_those_of_step_0(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = linear_config()
+    launch(LinearSpec(config), config, tmp_path / "plain", NullLog(), seed=0)
+    monkeypatch.setattr(LinearRegression, "begin", LinearRegression.validate)
+    launch(LinearSpec(config), config, tmp_path / "begun", NullLog(), seed=0)
+    plain, begun = (
+        [json.loads(line) for line in write_metrics(tmp_path / name).read_text().splitlines()]
+        for name in ("plain", "begun")
+    )
+    assert begun[0].keys() == {"step", "validation_loss"}
+    assert (begun[0]["step"], begun[1:]) == (0, plain), "it changes nothing that follows"
 
 
 def test_what_earlier_attempts_took_counts(tmp_path: Path) -> None:

@@ -19,6 +19,12 @@ class CollapseConfig(FrozenConfig):
         True, description="stop a run that collapses, and refuse to reuse a collapsed student; false only records it"
     )
     patience: int = Field(2, ge=1, description="validations in a row with a symptom that count as collapse")
+    rising_fraction: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="share of the updates in which too low a figure counts only if it has fallen",
+    )
     num_clips: int = Field(64, ge=1, description="validation clips, over all workers")
     num_seeds: int = Field(2, ge=1, description="seeds per clip; diversity is measured between them")
     reference_steps: int = Field(16, ge=1, description="Euler steps of the many-step model")

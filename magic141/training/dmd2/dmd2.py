@@ -72,7 +72,7 @@ class Dmd2:
         self.ema = Ema(self.generator.module, config.ema_decay)
         self.replay: deque[Generated] = deque(maxlen=config.replay_batches)
         self.validation = Dmd2Validation(self.maker, self.guided, self.chain, spec.data, context)
-        self.watch = CollapseWatch(config.collapse)
+        self.watch = CollapseWatch(config.collapse, config.num_steps)
         self.num_done = 0  # steps, with those that were left out
 
     @property
@@ -204,15 +204,24 @@ class Dmd2:
             losses["regression_loss"] = config.regression_weight * mse_loss(x, batch.x0)
         return losses
 
+    def begin(self) -> dict[str, float]:
+        """Metrics of the student's clips before its first update."""
+        self.watch.start = self.validate()
+        return self.watch.start
+
     def validate(self) -> dict[str, float]:
         """Metrics of the averaged student's clips, compared with the many-step model's."""
         with self.ema.applied():
             return self.validation.figures(self.num_done)
 
     def judge(self, step: int, values: Mapping[str, float]) -> None:
-        """Keeps the best average where it may be exported; raises UserError when the student has collapsed."""
+        """Keeps the best average where it may be exported."""
         kept = self.config.keep == "best" and (self.context.is_main or self.generator.sharded)
         self.watch.judge(step, values, self.ema.state_dict() if kept else {})
+
+    def require_sound(self) -> None:
+        """Raises UserError if the student has collapsed."""
+        self.watch.require_sound()
 
     @property
     def replicated(self) -> tuple[str, ...]:

@@ -29,12 +29,17 @@ HEALTHY = {
 }
 
 
+def watching(config: CollapseConfig | None = None, num_steps: int = 1000) -> CollapseWatch:
+    return CollapseWatch(config or CollapseConfig(), num_steps)
+
+
 def judge(watch: CollapseWatch, step: int, **changes: float) -> None:
     watch.judge(step, HEALTHY | {f"validation_{name}": value for name, value in changes.items()}, {"step": step})
+    watch.require_sound()
 
 
 def test_two_bad_validations_in_a_row_stop_the_run_with_a_remedy() -> None:
-    watch = CollapseWatch(CollapseConfig())
+    watch = watching()
     judge(watch, 50)
     judge(watch, 100, variance_ratio=0.3)
     judge(watch, 150)  # recovered
@@ -46,8 +51,6 @@ def test_two_bad_validations_in_a_row_stop_the_run_with_a_remedy() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("fake_loss", 1.0, r"fake loss 5.0 x its first value .*fake_updates_per_step"),
-        ("dmd_gradient", 7.5, r"gradient 5.0 x its first value .*fake_updates_per_step"),
         ("validation_frechet", 5.0, r"Fréchet distance 2.5 x its smallest value .*optimizer.learning_rate"),
         (
             "validation_mode_coverage",
@@ -65,14 +68,42 @@ def test_two_bad_validations_in_a_row_stop_the_run_with_a_remedy() -> None:
     ],
 )
 def test_what_is_beyond_its_bound_is_a_symptom(name: str, value: float, says: str) -> None:
-    watch = CollapseWatch(CollapseConfig(patience=1))
+    watch = watching(CollapseConfig(patience=1))
     watch.judge(50, HEALTHY, {})
     with pytest.raises(UserError, match=says):
-        watch.judge(100, HEALTHY | {name: value}, {})
+        judge(watch, 100, **{name.removeprefix("validation_"): value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [("fake_loss", 1.0, "fake loss 5.0 x"), ("dmd_gradient", 7.5, "gradient 5.0 x")],
+)
+def test_a_loss_that_grows_explains_a_collapse_but_is_none(name: str, value: float, says: str) -> None:
+    """Both also grow on the way to health, when clips that hardly moved begin to."""
+    watch = watching(CollapseConfig(patience=1))
+    watch.judge(50, HEALTHY, {})
+    watch.judge(100, HEALTHY | {name: value}, {})
+    watch.require_sound()
+    watch.judge(150, HEALTHY | {name: value, "validation_saturation": 0.2}, {})
+    with pytest.raises(UserError, match=f"20% of the values saturated.*{says}.*fake_updates_per_step"):
+        watch.require_sound()
+
+
+def test_a_student_that_begins_still_may_rise_but_not_fall() -> None:
+    start = HEALTHY | {"validation_motion_ratio": 0.1, "validation_mode_coverage": 0.02}
+    rising, falling = (watching(CollapseConfig(patience=1), num_steps=400) for _ in range(2))
+    rising.start = falling.start = start
+    for step, motion in ((50, 0.11), (100, 0.2), (150, 0.19), (200, 0.35)):
+        judge(rising, step, motion_ratio=motion, mode_coverage=0.03)
+    with pytest.raises(UserError, match=r"motion 0\.35 x"):  # the time to rise is over
+        judge(rising, 250, motion_ratio=0.35)
+    judge(falling, 50, motion_ratio=0.3)
+    with pytest.raises(UserError, match=r"motion 0\.20 x"):
+        judge(falling, 100, motion_ratio=0.2)
 
 
 def test_the_distance_is_compared_with_its_smallest_value_and_not_with_its_first() -> None:
-    watch = CollapseWatch(CollapseConfig(stop=False))
+    watch = watching(CollapseConfig(stop=False))
     for step, frechet in ((50, 9.0), (100, 2.0), (150, 3.9), (200, 4.1), (250, 8.0)):
         judge(watch, step, frechet=frechet)
     assert [row["num_symptoms"] for row in watch.history] == [0, 0, 0, 1, 1]
@@ -80,7 +111,7 @@ def test_the_distance_is_compared_with_its_smallest_value_and_not_with_its_first
 
 
 def test_the_best_state_is_the_healthy_one_with_the_smallest_distance(tmp_path: Path) -> None:
-    watch = CollapseWatch(CollapseConfig(stop=False, patience=1))
+    watch = watching(CollapseConfig(stop=False, patience=1))
     judge(watch, 50, frechet=3.0)
     judge(watch, 100, frechet=2.5)
     judge(watch, 150, frechet=0.1, motion_ratio=0.0)
@@ -93,10 +124,10 @@ def test_the_best_state_is_the_healthy_one_with_the_smallest_distance(tmp_path: 
 
 
 def test_the_kept_state_is_a_copy_and_survives_a_checkpoint() -> None:
-    watch, weights = CollapseWatch(CollapseConfig()), torch.ones(2)
+    watch, weights = watching(), torch.ones(2)
     watch.judge(50, HEALTHY, {"ema": {"weights": weights}})
     weights.zero_()
-    resumed = CollapseWatch(CollapseConfig())
+    resumed = watching()
     resumed.load_state_dict(watch.state_dict())
     assert resumed.best is not None
     assert torch.equal(resumed.best["ema"]["weights"], torch.ones(2))
