@@ -5,13 +5,14 @@ validation the student's clips are therefore compared with the many-step model's
 first frames and noise, and with real clips.
 
 A student that is to make a clip in few steps may begin with less motion than is healthy, and gain it slowly. Therefore
-the watch knows its figures before the first update: early in the run, too low a figure counts only if it has fallen.
+the watch knows its figures before the first update: early in a run, what is out of bounds counts only if it gets worse.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,33 @@ from magic141.training.dmd2.config import CollapseConfig
 
 _FRECHET = f"{PREFIX}frechet"
 _TRENDS = ("fake_loss", "dmd_gradient")
-_FALLEN = 0.9  # share of the highest value so far below which a figure has fallen, and is not just another draw
+_ABOUT = 0.9  # of the best value so far: what is no worse than that may be another draw
 _MORE_NOISE = "lower the guidance or optimizer.learning_rate, or try a higher score_shift"
 _SLOWER = "lower optimizer.learning_rate or the guidance, or raise a_weak (with fake_score = lora)"
 _FASTER_FAKE = "raise fake_updates_per_step or fake_optimizer.learning_rate, lower optimizer.learning_rate"
+_RATIO = "{value:.2f} x that of the many-step model"
+
+
+# metric, field of its bound, what is said, remedy
+_AT_LEAST = (
+    ("variance_ratio", "min_variance_ratio", f"variance {_RATIO} (at least {{bound}})", _MORE_NOISE),
+    ("motion_ratio", "min_motion_ratio", f"motion {_RATIO} (at least {{bound}})", _MORE_NOISE),
+    ("detail_ratio", "min_detail_ratio", f"difference between neighbours {_RATIO} (at least {{bound}})", _MORE_NOISE),
+    ("diversity_ratio", "min_diversity_ratio", f"difference between seeds {_RATIO} (at least {{bound}})", _MORE_NOISE),
+    (
+        "mode_coverage",
+        "min_mode_coverage",
+        "{value:.0%} of the many-step model's clips have a student's near (at least {bound:.0%})",
+        _SLOWER,
+    ),
+)
+_AT_MOST = (
+    ("variance_ratio", "max_variance_ratio", f"variance {_RATIO} (at most {{bound}})", _SLOWER),
+    ("detail_ratio", "max_detail_ratio", f"difference between neighbours {_RATIO} (at most {{bound}})", _SLOWER),
+    ("frechet_ratio", "max_frechet_ratio", f"Fréchet distance {_RATIO} (at most {{bound}})", _SLOWER),
+    ("mean_drift", "max_mean_drift", "mean off by {value:.2f} standard deviations (at most {bound})", _SLOWER),
+    ("saturation", "max_saturation", "{value:.0%} of the values saturated (at most {bound:.0%})", _SLOWER),
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +67,7 @@ def symptoms(
     values: Mapping[str, float],
     growth: Mapping[str, float],
     limits: CollapseConfig,
-    healthy_from: Mapping[str, float] | None = None,
+    known: Sequence[Mapping[str, float]] = (),
 ) -> list[Symptom]:
     """The symptoms in one validation's metrics; none if they are healthy.
 
@@ -53,35 +77,34 @@ def symptoms(
         values: the metrics.
         growth: ratios of some of them to an earlier value, from `CollapseWatch.growth`.
         limits: the bounds.
-        healthy_from: values from which a figure is healthy although below its lower bound; none by default.
+        known: earlier metrics: what is out of bounds is healthy if it is about as good as the best of them.
     """
-    found = [*_of_clips(values, growth, limits, healthy_from or {})]
+    found = [
+        *_too_low(values, limits, known),
+        *_too_high(values, limits, known),
+        *_grown(growth, _FRECHET, limits.max_frechet_growth, "Fréchet distance", "smallest", _SLOWER),
+    ]
     return found + ([*_of_training(growth, limits)] if found else [])
 
 
-def _of_clips(
-    values: Mapping[str, float],
-    growth: Mapping[str, float],
-    limits: CollapseConfig,
-    healthy_from: Mapping[str, float],
+def _too_low(
+    values: Mapping[str, float], limits: CollapseConfig, known: Sequence[Mapping[str, float]]
 ) -> Iterator[Symptom]:
-    def low(name: str, bound: float, what: str) -> Iterator[Symptom]:
-        return _low(values, name, bound, healthy_from, what)
+    for metric, field_name, text, remedy in _AT_LEAST:
+        name, bound = PREFIX + metric, getattr(limits, field_name)
+        best = max((row[name] for row in known if name in row), default=math.inf)
+        if values.get(name, math.inf) < min(bound, _ABOUT * best):
+            yield Symptom(text.format(value=values[name], bound=bound), remedy)
 
-    yield from low("variance_ratio", limits.min_variance_ratio, "variance")
-    yield from _high(values, "variance_ratio", limits.max_variance_ratio, "variance", _SLOWER)
-    yield from low("motion_ratio", limits.min_motion_ratio, "motion")
-    yield from low("detail_ratio", limits.min_detail_ratio, "difference between neighbours")
-    yield from _high(values, "detail_ratio", limits.max_detail_ratio, "difference between neighbours", _SLOWER)
-    yield from low("diversity_ratio", limits.min_diversity_ratio, "difference between seeds")
-    yield from _uncovered(values, limits.min_mode_coverage, healthy_from)
-    yield from _high(values, "frechet_ratio", limits.max_frechet_ratio, "Fréchet distance", _SLOWER)
-    drift, saturation = values.get(f"{PREFIX}mean_drift", 0.0), values.get(f"{PREFIX}saturation", 0.0)
-    if drift > limits.max_mean_drift:
-        yield Symptom(f"mean off by {drift:.2f} standard deviations (at most {limits.max_mean_drift})", _SLOWER)
-    if saturation > limits.max_saturation:
-        yield Symptom(f"{saturation:.0%} of the values saturated (at most {limits.max_saturation:.0%})", _SLOWER)
-    yield from _grown(growth, _FRECHET, limits.max_frechet_growth, "Fréchet distance", "smallest", _SLOWER)
+
+def _too_high(
+    values: Mapping[str, float], limits: CollapseConfig, known: Sequence[Mapping[str, float]]
+) -> Iterator[Symptom]:
+    for metric, field_name, text, remedy in _AT_MOST:
+        name, bound = PREFIX + metric, getattr(limits, field_name)
+        best = min((row[name] for row in known if name in row), default=0.0)
+        if values.get(name, 0.0) > max(bound, best / _ABOUT):
+            yield Symptom(text.format(value=values[name], bound=bound), remedy)
 
 
 def _of_training(growth: Mapping[str, float], limits: CollapseConfig) -> Iterator[Symptom]:
@@ -95,29 +118,6 @@ def _grown(
     value = growth.get(name, 0.0)
     if value > bound:
         yield Symptom(f"{what} {value:.1f} x its {beside} value (at most {bound})", remedy)
-
-
-def _uncovered(values: Mapping[str, float], bound: float, healthy_from: Mapping[str, float]) -> Iterator[Symptom]:
-    name = f"{PREFIX}mode_coverage"
-    value = values.get(name)
-    if value is not None and value < min(bound, healthy_from.get(name, bound)):
-        yield Symptom(
-            f"{value:.0%} of the many-step model's clips have a student's near (at least {bound:.0%})", _SLOWER
-        )
-
-
-def _low(
-    values: Mapping[str, float], name: str, bound: float, healthy_from: Mapping[str, float], what: str
-) -> Iterator[Symptom]:
-    value = values.get(PREFIX + name)
-    if value is not None and value < min(bound, healthy_from.get(PREFIX + name, bound)):
-        yield Symptom(f"{what} {value:.2f} x that of the many-step model (at least {bound})", _MORE_NOISE)
-
-
-def _high(values: Mapping[str, float], name: str, bound: float, what: str, remedy: str) -> Iterator[Symptom]:
-    value = values.get(PREFIX + name)
-    if value is not None and value > bound:
-        yield Symptom(f"{what} {value:.2f} x that of the many-step model (at most {bound})", remedy)
 
 
 @dataclass
@@ -162,7 +162,7 @@ class CollapseWatch:
             state: what to keep if this is the best so far (copied).
         """
         self.first = self.first or {name: values[name] for name in _TRENDS if name in values}
-        found = symptoms(values, self.growth(values), self.config, self._healthy_from(step))
+        found = symptoms(values, self.growth(values), self.config, self._known(step))
         self.num_bad = self.num_bad + 1 if found else 0
         shown = {name: value for name, value in values.items() if name.startswith(PREFIX)}
         self.history.append({"step": step, **shown, "num_symptoms": len(found)})
@@ -186,12 +186,10 @@ class CollapseWatch:
             before[_FRECHET] = min(row[_FRECHET] for row in self.history)
         return {name: values[name] / value for name, value in before.items() if value > 0 and name in values}
 
-    def _healthy_from(self, step: int) -> dict[str, float]:
-        """A little below the highest of each metric so far; nothing once the time to rise is over."""
-        if step > self.config.rising_fraction * self.num_steps:
-            return {}
-        before = [row for row in (self.start, *self.history) if row]
-        return {name: _FALLEN * max(row.get(name, 0.0) for row in before) for name in self.start}
+    def _known(self, step: int) -> list[Mapping[str, float]]:
+        """The metrics so far, from the start on; none once the time to rise is over, or if the start is not known."""
+        is_early = step <= self.config.rising_fraction * self.num_steps
+        return [self.start, *self.history] if self.start and is_early else []
 
     def write(self, folder: Path, exported_step: int) -> None:
         """Writes `watch.json` beside the student: metrics of all validations, best and exported step, verdict."""

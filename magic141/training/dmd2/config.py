@@ -23,7 +23,7 @@ class CollapseConfig(FrozenConfig):
         0.5,
         ge=0,
         le=1,
-        description="share of the updates in which too low a figure counts only if it has fallen",
+        description="share of the updates in which a figure out of bounds counts only if it got worse",
     )
     num_clips: int = Field(64, ge=1, description="validation clips, over all workers")
     num_seeds: int = Field(2, ge=1, description="seeds per clip; diversity is measured between them")

@@ -90,11 +90,11 @@ def test_a_loss_that_grows_explains_a_collapse_but_is_none(name: str, value: flo
 
 
 def test_a_student_that_begins_still_may_rise_but_not_fall() -> None:
-    start = HEALTHY | {"validation_motion_ratio": 0.1, "validation_mode_coverage": 0.02}
+    start = HEALTHY | {"validation_motion_ratio": 0.1, "validation_mode_coverage": 0.02, "validation_frechet_ratio": 20}
     rising, falling = (watching(CollapseConfig(patience=1), num_steps=400) for _ in range(2))
     rising.start = falling.start = start
     for step, motion in ((50, 0.11), (100, 0.2), (150, 0.19), (200, 0.35)):
-        judge(rising, step, motion_ratio=motion, mode_coverage=0.03)
+        judge(rising, step, motion_ratio=motion, mode_coverage=0.03, frechet_ratio=15)
     with pytest.raises(UserError, match=r"motion 0\.35 x"):  # the time to rise is over
         judge(rising, 250, motion_ratio=0.35)
     judge(falling, 50, motion_ratio=0.3)
