@@ -161,7 +161,7 @@ def named_sources(config: PipelineConfig) -> dict[str, Path]:
     """Field -> file or folder of the user's that the config has in use."""
     data, clip = config.data, config.train_clip
     named: dict[str, str | Path | None] = {
-        "data.path": data.path if data.source == "folder" else None,
+        "data.path": data.folder,
         "data.codec.path": data.codec.path if data.codec.kind == "hunyuan" else None,
         "data.encoder.path": data.encoder.path if data.encoder.kind == "hunyuan" else None,
         "pretrain_t2v.base": config.pretrain_t2v.base,

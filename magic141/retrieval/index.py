@@ -84,7 +84,7 @@ def _measure(
     data: Path,
     seed: int,
 ) -> Recall:
-    """Recall of held-out captions, which have to be of something that nobody trained on.
+    """Recall of held-out captions, which have to be of something that is never trained on.
 
     Where whole videos are held out, their images are searched among those of the training videos, as those of the
     shapes world, whose content the corpus holds many times, need not be.
