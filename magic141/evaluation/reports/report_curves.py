@@ -71,7 +71,8 @@ def _watch(parts: Mapping[str, Path], settings: Mapping[str, Any]) -> list[dict[
     record = read_json(parts, "distill_dmd2", WATCH_FILE)
     if record is None:
         return []
-    rows, collapse = record["validations"], settings.get("collapse", {})
+    start = [{"step": 0, **record["start"]}] if record.get("start") else []
+    rows, collapse = start + record["validations"], settings.get("collapse", {})
     reach = BOUND_REACH * max([LIKE, *(row.get(f"validation_{key}", 0.0) for row in rows for key in WATCHED)])
     series = []
     for key, label in WATCHED.items():
