@@ -178,7 +178,7 @@ def generate(
 @app.command(short_help="Compare runs: scores, config, videos.")
 def compare(
     runs: Annotated[list[str], typer.Argument(help="ids of two or more runs, or of a sweep")],
-    variant: Annotated[str, typer.Option(help="row of the score table")] = "student_4",
+    variant: Annotated[str | None, typer.Option(help="row of the score table; default: the student's")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="HTML page to write, with videos")] = None,
     workspace: Workspace = None,
     debug: Debug = False,

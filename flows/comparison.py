@@ -36,6 +36,7 @@ from magic141.evaluation.reports.comparison_tables import (
 )
 from magic141.frozen import determines_result
 from magic141.tracking import Run, Tracker, open_store
+from magic141.tracking.tags import TAG_FIRST
 from tasks.pipeline import STAGES
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 NUM_VIDEOS = 6
 MADE_FROM = {"prepare_data": "data", "distill_dmd2": "student", "generate": "generated"}
 MAX_COMMANDS = 3
+USUAL_STEPS = 4  # of a student, in runs whose config is not known
 AFTER_SCORES = ("report.", "publish.")
 
 
@@ -55,14 +57,14 @@ class Comparison:
     tables: list[Table]
 
 
-def compare(workspace: Path, run_ids: Sequence[str], variant: str, page: Path | None) -> Comparison:
+def compare(workspace: Path, run_ids: Sequence[str], variant: str | None, page: Path | None) -> Comparison:
     """Tables of differences in scores, making and config; writes the page if a file is given.
 
     Args:
         workspace: folder of the runs.
         run_ids: two or more pipeline, evaluation or stage runs; the others are compared with the first. A sweep stands
             for its members.
-        variant: row of the score table, such as student_4.
+        variant: row of the score table, such as student_4; None: the first run's student.
         page: HTML file to write.
 
     Raises:
@@ -74,6 +76,7 @@ def compare(workspace: Path, run_ids: Sequence[str], variant: str, page: Path | 
     runs = [read_run(tracker, run) for run_id in run_ids for run in tracker.members(run_id)]
     if len(runs) < 2:
         raise UserError("compare: expected two or more runs, or a sweep; `magic141 runs` lists them")
+    variant = variant or _student(runs[0])
     scores = score_rows(runs, variant)
     if not scores:
         names = list(dict.fromkeys(name for run in runs for name in run.variants))
@@ -86,6 +89,12 @@ def compare(workspace: Path, run_ids: Sequence[str], variant: str, page: Path | 
     plain = (("config", deciding), ("where and how it runs", idle), ("made with", made_differences(runs)))
     tables = [_score_table(variant, labels, scores), *(_table(title, labels, rows) for title, rows in plain)]
     return Comparison(remarks, tables)
+
+
+def _student(run: RunParts) -> str:
+    """The row of a run's student, at the steps that it was distilled for."""
+    steps = dict(flatten(run.config)).get("distill_dmd2.num_inference_steps", USUAL_STEPS)
+    return f"student_{steps}"
 
 
 def remarks_on(runs: Sequence[RunParts], workspace: Path) -> Iterator[str]:
@@ -106,7 +115,8 @@ def _without_scores(run: RunParts, workspace: Path) -> str:
     names = [stage.name for stage in STAGES]
     done = [name for name in names if name in run.stages]
     trained = names.index("generate") <= len(done)
-    words = ["eval", "--run", run.run_id] if trained else ["run", "--run", run.run_id, "--until", "report"]
+    first = ["--from", run.first_stage] if run.first_stage else []
+    words = ["eval", "--run", run.run_id] if trained else ["run", "--run", run.run_id, *first, "--until", "report"]
     way = command(*words, workspace=workspace)
     far = f"it came as far as {done[-1]}" if done else "it has finished no stage"
     return f"{run.label} has no scores: {far}; `{way}` judges it, in a run with an id of its own."
@@ -145,6 +155,7 @@ def read_run(tracker: Tracker, run: Run, label: str | None = None) -> RunParts:
         measurement=measurement_of(tracker, run),
         run_id=run.info.run_id,
         stages=list(refs),
+        first_stage=run.data.tags.get(TAG_FIRST, ""),
         idle=[name for name, _ in flatten(config) if _is_idle(name)],
     )
 

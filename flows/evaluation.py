@@ -15,6 +15,7 @@ from flows.records.origin import continue_run, find_origin, one_of
 from flows.records.session import Outcome
 from magic141.config import default_home, working_in, workspace_folder
 from magic141.tracking import open_store, parse_uri, store_exists
+from magic141.tracking.tags import EVALUATION
 from tasks import pipeline
 
 
@@ -50,7 +51,7 @@ def evaluation(
         judging = [stage for stage in pipeline.STAGES if stage.name in pipeline.JUDGING]
         origin = find_origin(home, source)
         going_on = continue_run(origin, judging, overrides or ())
-        return carry_on(going_on, "evaluation", overrides=overrides or ())
+        return carry_on(going_on, EVALUATION, overrides=overrides or ())
 
 
 def _is_there(home: Path, model: str) -> bool:

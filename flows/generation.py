@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flows.failures.writable import require_output
-from flows.records.commands import command
+from flows.records.commands import command_again
 from magic141.errors import UserError
 from magic141.serving.config import MIN_SECONDS
 from magic141.serving.requests import MAX_SEED
 from magic141.text_files import name_aside
+
+if TYPE_CHECKING:
+    from magic141.tracking import Run
 
 MAX_SECONDS = 86_400
 
@@ -71,6 +75,15 @@ def pinned(workspace: Path, model: str) -> str:
     return f"{model} (version {open_store(workspace).registry.version(model)[1].version})"
 
 
+def _way_to_a_model(run: Run, workspace: Path) -> str:
+    """What to give instead of a run without a model: an evaluation only judges that of another run."""
+    from magic141.tracking.tags import EVALUATION, TAG_KIND, TAG_ORIGIN
+
+    if run.data.tags.get(TAG_KIND) == EVALUATION:
+        return f"it judged what run {run.data.tags[TAG_ORIGIN]} made; give that"
+    return f"finish it with `{command_again(run, workspace)}`"
+
+
 def find_model(workspace: Path, model: str) -> Path:
     """The model folder that a path, a registry URI or a run id refers to; fetched from a server if need be.
 
@@ -90,10 +103,10 @@ def find_model(workspace: Path, model: str) -> Path:
     if model.startswith("models:/"):
         ref = tracker.registry.resolve(model)
     else:
-        found = tracker.artifacts_of(tracker.pipeline_run(model)).get("publish")
+        run = tracker.pipeline_run(model)
+        found = tracker.artifacts_of(run).get("publish")
         if found is None:
-            again = command("run", "--run", model, workspace=workspace)
-            raise UserError(f"--model {model}: that run has published nothing; finish it with `{again}`")
+            raise UserError(f"--model {model}: that run has published nothing; {_way_to_a_model(run, workspace)}")
         ref = found
     try:
         return local_folder(tracker, ref)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.records.judgements import Judged, judged, remedies
-from flows.records.origin import config_of
+from flows.records.origin import config_of, publisher
 from magic141.config import with_overrides
 from magic141.errors import UserError
 from magic141.evaluation.gate import Verdict, apart, judge
 from magic141.evaluation.measurement import Pair, closest
-from magic141.tracking import TAG_PUBLISHER, ModelVersion, Run, Tracker, open_store, parse_uri
+from magic141.tracking import Run, Tracker, open_store, parse_uri
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def promote(workspace: Path, model: str, overrides: Sequence[str] = (), force: b
     """
     tracker = open_store(workspace)
     name, version = tracker.registry.version(model)
-    run = _publisher(tracker, version)
+    run = publisher(tracker, version)
     config = with_overrides(config_of(run, tracker, workspace), overrides, "the run's config")
     gate = config.publish.conditions(has_ground_truth=config.data.source == "shapes")
     uri = f"models:/{name}@{config.publish.champion}"
@@ -70,15 +70,6 @@ def promote(workspace: Path, model: str, overrides: Sequence[str] = (), force: b
         tracker.registry.promote(name, config.publish.champion, version.version, forced=not holds)
     ways = remedies(apart(pair, gate), candidate, champion, pair.candidate) if champion else ()
     return Decision(uri, str(version.version), pair, verdicts, holds or force, tuple(ways))
-
-
-def _publisher(tracker: Tracker, version: ModelVersion) -> Run:
-    """The run that published a version last, whose gate counts; that which made it, if the other is gone."""
-    last = version.tags.get(TAG_PUBLISHER, version.run_id)
-    try:
-        return tracker.pipeline_run(last)
-    except UserError:
-        return tracker.pipeline_run(version.run_id)
 
 
 def _champion(tracker: Tracker, uri: str, force: bool) -> tuple[Judged | None, list[Verdict]]:

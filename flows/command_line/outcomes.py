@@ -165,9 +165,10 @@ def say_cleaning(
     if found.num_unknown:
         from magic141.tracking import STORES
 
-        whose = f"{' and '.join(found.unasked)} may need them" if found.unasked else "another store may need them"
+        nobodys = "no run of this store, not even a deleted one, made them"
+        whose = f"{' and '.join(found.unasked)} may need them" if found.unasked else nobodys
         gone = f"; if a store is gone for good, delete its line in {home / STORES}" if found.unasked else ""
-        asking = f"set MLFLOW_TRACKING_URI to that store and repeat this{gone}"
+        asking = f"if another store did, set MLFLOW_TRACKING_URI to it and repeat this{gone}"
         typer.echo(f"{found.num_unknown} left alone, because {whose}: {asking}")
     if failed:
         raise typer.Exit(FAILURE)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from prefect.events import emit_event
 
+from flows.orchestration.server import EMBEDDED_VARIABLE
 from magic141.frozen import FrozenConfig
 from magic141.tracking import TAG_ANNOUNCED, ModelVersion
 from tasks.stage import Stage, StageContext
@@ -68,5 +70,6 @@ def _emit(context: StageContext, version: ModelVersion) -> None:
         emit_event(CANDIDATE, resource, payload=candidate.model_dump())
     except Exception as error:
         context.console.note("publish", f"no event of the new candidate was sent: {type(error).__name__}")
-    else:
+        return
+    if EMBEDDED_VARIABLE not in os.environ:  # to which nobody listens: a run with a real server announces it
         context.tracker.registry.note(version, TAG_ANNOUNCED, context.parent_id)

@@ -16,8 +16,9 @@ from flows.orchestration.events import announcing_candidate
 from flows.orchestration.server import EMBEDDED_VARIABLE
 from flows.planning.readiness import require_ready
 from flows.records.origin import Continuation
-from flows.records.session import TAG_ORIGIN, Outcome, Session, open_session
+from flows.records.session import Outcome, Session, open_session
 from magic141.artifacts.references import ArtifactRef
+from magic141.tracking.tags import TAG_FIRST, TAG_ORIGIN
 from magic141.urls import without_credentials
 from tasks.run_stage import run_stage
 from tasks.stage import Stage, StageContext
@@ -59,6 +60,8 @@ def carry_on(going_on: Continuation, kind: str, refresh: Sequence[str] = (), ove
     """Runs stages on an earlier run's artifacts, under a parent run that names its origin."""
     require_ready(going_on.config, going_on.stages, refresh, going_on.kept)
     tags = {TAG_ORIGIN: going_on.origin.run.info.run_id, **flow_tags()}
+    if going_on.kept:
+        tags[TAG_FIRST] = going_on.stages[0].name
     with open_session(going_on.config, kind, tags, refresh, overrides) as session:
         for ref in going_on.kept:
             session.context.artifacts[ref.stage] = ref

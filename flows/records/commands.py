@@ -5,11 +5,32 @@ from __future__ import annotations
 import os
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from magic141.tracking import Run
 
 
 def command(*words: str, workspace: Path | None = None) -> str:
     """`magic141 WORDS …` for a shell, with the option that names the workspace where it takes one."""
     return shlex.join(["magic141", *words, *(workspace_option(workspace) if workspace else [])])
+
+
+def command_again(run: Run, workspace: Path, source: str | None = None) -> str:
+    """The command that makes a run again, or goes on where it ended: on the results that it was itself based on.
+
+    Args:
+        run: a pipeline run.
+        workspace: folder of the runs.
+        source: how the user named it, if not by its id: a model's URI also leads to a run that was deleted.
+    """
+    from magic141.tracking.tags import EVALUATION, TAG_FIRST, TAG_KIND  # here, for --help to be fast
+
+    tags = run.data.tags
+    if tags.get(TAG_KIND) == EVALUATION:
+        return command("eval", "--run", source or run.info.run_id, workspace=workspace)
+    first = ["--from", tags[TAG_FIRST]] if TAG_FIRST in tags else []
+    return command("run", "--run", source or run.info.run_id, *first, workspace=workspace)
 
 
 def workspace_option(workspace: Path) -> list[str]:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows.records.commands import command
 from magic141.errors import shortened
 from magic141.frozen import NAMES_ONLY
 from magic141.urls import without_credentials
@@ -45,14 +43,12 @@ def overrides_tag(overrides: Sequence[str]) -> dict[str, str]:
 
 def description(
     headline: str,
-    run_id: str,
+    again: str,
     experiment_id: str,
-    workspace: Path,
     refs: Mapping[str, ArtifactRef],
     made: Collection[str],
 ) -> str:
     """Markdown for the run's page: what came out, how to run it again, and the run that made each stage's result."""
-    again = command("run", "--run", run_id, workspace=workspace)
     rows = [
         f"| {stage} | [{ref.run_id[:RUN_ID_CHARS]}](#/experiments/{experiment_id}/runs/{ref.run_id}) | "
         f"{'made' if stage in made else 'reused'} |"

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.failures.reach import require_servers
-from flows.records.commands import command
+from flows.records.commands import command, command_again
 from magic141.artifacts.references import ArtifactRef, flatten
 from magic141.config import PipelineConfig, validate_stored, with_overrides
 from magic141.errors import UserError
-from magic141.tracking import Run, Tracker, open_store
+from magic141.tracking import TAG_PUBLISHER, ModelVersion, Run, Tracker, absence, open_store
 from magic141.urls import without_credentials
 from tasks import pipeline
 from tasks.stage import Stage
@@ -51,7 +51,7 @@ def find_origin(workspace: Path, source: str) -> Origin:
     require_servers()
     tracker = open_store(workspace)
     registered = source.startswith("models:")
-    run = tracker.pipeline_run(tracker.registry.resolve(source).run_id if registered else source)
+    run = publisher(tracker, tracker.registry.version(source)[1]) if registered else tracker.pipeline_run(source)
     if not registered and run.info.lifecycle_stage != "active":
         raise UserError(f"run {source}: it was deleted, and gc may free what it made; restore it in MLflow")
     return Origin(source, run, config_of(run, tracker, workspace), tracker)
@@ -104,7 +104,8 @@ def _refuse_changes(
         changed = next((field for field in new if old.get(field) != new[field]), None)
         if changed:
             given = [word for text in overrides for word in ("--set", text)]
-            again = _run_again(origin, "--from", stage.name, *given)
+            words = ("run", "--run", origin.source, "--from", stage.name, *given)
+            again = without_credentials(command(*words, workspace=origin.tracker.workspace))
             raise UserError(
                 f"--set {changed}: {stage.name} is kept from run {run_id}; what runs here is {', '.join(running)}; use "
                 f"`{again}`"
@@ -115,9 +116,13 @@ def _refuse_changes(
             raise UserError(f"--set {section}: that stage does not run here, only {', '.join(running)}")
 
 
-def _run_again(origin: Origin, *more: str) -> str:
-    """The command that runs the origin's config again, with `more` options."""
-    return without_credentials(command("run", "--run", origin.source, *more, workspace=origin.tracker.workspace))
+def publisher(tracker: Tracker, version: ModelVersion) -> Run:
+    """The run that published a version last; that which made it, if the other is gone."""
+    last = version.tags.get(TAG_PUBLISHER, version.run_id)
+    try:
+        return tracker.pipeline_run(last)
+    except UserError:
+        return tracker.pipeline_run(version.run_id)
 
 
 def _kept_artifacts(origin: Origin, stages: Sequence[Stage], before: Iterable[Stage]) -> list[ArtifactRef]:
@@ -125,14 +130,15 @@ def _kept_artifacts(origin: Origin, stages: Sequence[Stage], before: Iterable[St
     known = origin.tracker.artifacts_of(origin.run)
     running = {stage.name for stage in stages}
     needed = list(dict.fromkeys(name for stage in stages for name in stage.inputs if name not in running))
-    run_id = origin.run.info.run_id
+    run_id, tracker = origin.run.info.run_id, origin.tracker
+    again = command_again(origin.run, tracker.workspace, origin.source)
     if missing := [name for name in needed if name not in known]:
         raise UserError(
-            f"run {run_id}: it has no artifact of {', '.join(missing)}; finish it with `{_run_again(origin)}`, or give "
-            "another"
+            f"run {run_id}: it has no artifact of {', '.join(missing)}; finish it with `{again}`, or give another"
         )
     for name in needed:
-        if (state := known[name].state()) != "intact":
-            found = "is not readable for this user" if state == "closed" else f"was {state}"
-            raise UserError(f"run {run_id}: {known[name].uri} {found}; `{_run_again(origin)}` makes it again")
+        if (state := known[name].state()) == "altered":
+            raise UserError(f"run {run_id}: {known[name].uri} was altered; `{again}` makes it again")
+        if state != "intact":
+            raise UserError(f"run {run_id}: {absence(tracker, known[name], again)}")
     return [known[stage.name] for stage in before if stage.name in known]

@@ -12,6 +12,7 @@ from flows.failures.faults import explaining
 from flows.failures.reach import require_servers
 from flows.failures.resume import marking_resumable
 from flows.failures.servers import STORE
+from flows.records.commands import command_again
 from flows.records.naming import TAG_DESCRIPTION, description, overrides_tag, run_name
 from magic141.cluster.room import slow_without_gpu
 from magic141.config import PipelineConfig, config_digest, to_yaml
@@ -19,14 +20,13 @@ from magic141.evaluation.reports.headline import headline, headline_figures, stu
 from magic141.evaluation.scores import COSTS, read_variants
 from magic141.frozen import FrozenConfig
 from magic141.tracking import TAG_PARENT, RunLog, Tracker, closing
-from magic141.tracking.tags import PIPELINE, TAG_ARTIFACT, TAG_KIND
+from magic141.tracking.tags import PIPELINE, TAG_ARTIFACT, TAG_KIND, TAG_ORIGIN
 from magic141.urls import without_credentials
 from tasks.console import StageConsole
 from tasks.provenance import source_tags
 from tasks.run_stage import run_stage
 from tasks.stage import Stage, StageContext
 
-TAG_ORIGIN = "origin_run"
 MOST_RUNS = 100  # among which the last one of a config is looked for
 
 
@@ -102,7 +102,8 @@ class Session:
         """What a person finds on the run's page without opening its stages: scores, the way back, the report."""
         context, report = self.context, self.context.artifacts.get("report")
         experiment_id = context.tracker.experiment_id
-        text = description(said, self.run.run_id, experiment_id, context.home, context.artifacts, made)
+        again = command_again(context.tracker.get_run(self.run.run_id), context.home)
+        text = description(said, again, experiment_id, context.artifacts, made)
         self.run.tags({TAG_DESCRIPTION: text})
         if report:
             self.run.file(report.path / "report.html")

@@ -9,7 +9,7 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the c
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
-from magic141.tracking.fetched import local_folder
+from magic141.tracking.fetched import absence, local_folder
 from magic141.tracking.references import ArtifactName, References, Work, references, unasked_stores
 from magic141.tracking.registry import parse_uri
 from magic141.tracking.reuse import begun_refresh, find_reusable
@@ -31,6 +31,7 @@ __all__ = [
     "RunLog",
     "Tracker",
     "Work",
+    "absence",
     "begun_refresh",
     "closing",
     "find_reusable",

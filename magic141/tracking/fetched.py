@@ -40,14 +40,14 @@ def local_folder(tracker: Tracker, ref: ArtifactRef) -> Path:
 def _fetch(tracker: Tracker, ref: ArtifactRef, copy: Path) -> None:
     """Downloads what `Registry.register` has uploaded, and checks its digest."""
     if not tracker.registry.keeps_models:
-        raise UserError(_absence(tracker, ref))
+        raise UserError(absence(tracker, ref))
     server = without_credentials(tracker.uri)
     with staging(copy) as folder:
         try:
             model = Path(tracker.client.download_artifacts(ref.run_id, MODEL_FOLDER, str(folder)))
         except (MlflowException, OSError) as error:
             reason = first_line(without_credentials(str(error)))
-            raise UserError(f"{_absence(tracker, ref)}; {server} gives no copy of it: {reason}") from error
+            raise UserError(f"{absence(tracker, ref)}; {server} gives no copy of it: {reason}") from error
         if (found := digest_folder(model, ref.volatile)) != ref.digest:
             raise UserError(
                 f"{ref.uri} is not on this machine, and its copy on {server} has digest {found[:16]}, expected "
@@ -56,10 +56,11 @@ def _fetch(tracker: Tracker, ref: ArtifactRef, copy: Path) -> None:
         publish(model, copy)
 
 
-def _absence(tracker: Tracker, ref: ArtifactRef) -> str:
+def absence(tracker: Tracker, ref: ArtifactRef, again: str = "magic141 run") -> str:
+    """Why an artifact's folder is not there, and what to do; `again` is the command that would make it anew."""
     if ref.state() == "closed":
         return f"{ref.uri} is not readable for this user; ask for the right to read it, or publish to a server"
     host = tracker.get_run(ref.run_id).data.tags.get(TAG_HOST)
     if host in (None, socket.gethostname()):
-        return f"{ref.uri} was deleted; `magic141 run` makes it again"
+        return f"{ref.uri} was deleted; `{again}` makes it again"
     return f"{ref.uri} is not on this machine: {host} made it; run this there, or share the workspace under that path"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -41,11 +42,27 @@ def is_dead(run: Run) -> bool:
     """Whether a run's process is gone: looked up on this machine, judged by its last heartbeat on others."""
     tags = run.data.tags
     if tags.get(TAG_PROCESSES) != processes():  # not the host, as containers may share its name but not its processes
-        return TAG_HEARTBEAT in tags and time.time() - float(tags[TAG_HEARTBEAT]) > STALE_SECONDS
+        return _is_silent(tags)
+    pid = int(tags[TAG_PID])
     try:
-        return abs(float(_start_of(int(tags[TAG_PID]))) - float(tags[TAG_STARTED])) > 2
-    except psutil.NoSuchProcess:
-        return True
+        return abs(float(_start_of(pid)) - float(tags[TAG_STARTED])) > 2
+    except (psutil.NoSuchProcess, psutil.AccessDenied):  # a machine may hide others' processes from its users
+        return _is_silent(tags) if _is_somebodys(pid) else True
+
+
+def _is_silent(tags: Mapping[str, str]) -> bool:
+    return TAG_HEARTBEAT in tags and time.time() - float(tags[TAG_HEARTBEAT]) > STALE_SECONDS
+
+
+def _is_somebodys(pid: int) -> bool:
+    """Whether there is such a process, though perhaps of another user."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _start_of(pid: int) -> str:

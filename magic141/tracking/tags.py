@@ -12,9 +12,11 @@ TAG_KIND, TAG_HOST, TAG_PID, TAG_STARTED = (f"magic141.{n}" for n in ("kind", "h
 TAG_PROCESSES = "magic141.processes"  # the scope in which TAG_PID identifies the process
 TAG_HEARTBEAT = "magic141.heartbeat"  # seconds since 1970
 TAG_PROMOTIONS = "magic141.promotions"
+# of a run on an earlier one's results: that one, and the first stage that is its own
+TAG_ORIGIN, TAG_FIRST = "origin_run", "first_stage"
 TAG_PUBLISHER = "pipeline_run"  # on versions: the pipeline run that published it last
 TAG_ANNOUNCED = "magic141.announced"  # on versions: the pipeline run whose event told of it
-PIPELINE, SWEEP = "pipeline", "sweep"  # values of TAG_KIND
+PIPELINE, EVALUATION, SWEEP = "pipeline", "evaluation", "sweep"  # values of TAG_KIND
 TAG_REFRESH = "magic141.refresh"  # on stage runs
 TAG_PARENT = "mlflow.parentRunId"
 MAX_TAG_CHARS, MAX_BATCH = 4900, 100

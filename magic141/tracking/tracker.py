@@ -23,7 +23,7 @@ from magic141.artifacts.references import ArtifactRef
 from magic141.errors import UserError, first_few
 from magic141.tracking.first_contact import require_answer
 from magic141.tracking.liveness import is_dead, process_tags
-from magic141.tracking.paging import all_experiments, every
+from magic141.tracking.paging import PAGE, all_experiments, every
 from magic141.tracking.registry import Registry, look_up, unless_there
 from magic141.tracking.relocation import FILES, settle_place
 from magic141.tracking.run_files import read_text
@@ -219,7 +219,8 @@ class Tracker:
 
     def search(self, condition: str, limit: int = 50, *, everywhere: bool = False, deleted: bool = False) -> list[Run]:
         """The newest runs, newest first, of this experiment or (`everywhere`) of all; `deleted`: those, too."""
-        return list(islice(self.search_all(condition, everywhere=everywhere, deleted=deleted, page_size=limit), limit))
+        size = min(limit, PAGE)
+        return list(islice(self.search_all(condition, everywhere=everywhere, deleted=deleted, page_size=size), limit))
 
     def search_all(
         self, condition: str, *, everywhere: bool = False, deleted: bool = False, page_size: int = 50

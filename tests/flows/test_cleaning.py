@@ -256,7 +256,7 @@ def test_an_artifact_stays_that_a_store_may_need_which_is_not_asked(
     assert find_leftovers(home) == Findings((), 1, (other,))
     monkeypatch.setenv("MAGIC141_HOME", str(home))  # the command sets it for its process
     said = CliRunner().invoke(app, ["gc", "--workspace", str(home), "--delete"]).output
-    assert f"1 left alone, because {other} may need them: set MLFLOW_TRACKING_URI to that store" in said
+    assert f"1 left alone, because {other} may need them: if another store did, set MLFLOW_TRACKING_URI to it" in said
     (home / ".stores").unlink()
     assert len(find_leftovers(home).leftovers) == 1
 
@@ -276,6 +276,6 @@ def test_the_command_lists_removes_and_says_how_much(
         result = CliRunner().invoke(app, ["gc", "--workspace", str(home), *options])
         assert result.exit_code == 0, result.output
         assert said in result.output
-        assert "1 left alone, because another store may need them: " in result.output
+        assert "1 left alone, because no run of this store, not even a deleted one, made them: " in result.output
         assert (f"artifacts/first/{gone.path.name}: artifact of no run" in result.output) == (said[0] != "n")
     assert gone.state() == "deleted"

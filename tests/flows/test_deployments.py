@@ -204,6 +204,7 @@ for stage in ("distill_dmd2", "publish"):
     context.artifacts[stage] = ArtifactRef(stage=stage, key="k", uri=str(student), digest=digest, run_id=run.run_id)
 with announcing_candidate(context, [publish.STAGE]):
     publish.STAGE.on_ready(context, context.artifacts["publish"])
+print(parent.run_id)
 """
 
 
@@ -212,17 +213,18 @@ def test_a_new_candidate_starts_its_evaluation_whose_failure_is_posted(
 ) -> None:
     site.deploy("--name", "evaluate-*", "--name", "kubernetes-train")
     command = [sys.executable, "-c", CANDIDATE, f"{webhook.url}/{PASSWORD}"]
-    subprocess.run(command, cwd=site.folder, env=site.environment, check=True)
+    done = subprocess.run(command, cwd=site.folder, env=site.environment, check=True, stdout=subprocess.PIPE, text=True)
+    announced = done.stdout.split()[-1]
     (run,) = wait_for(lambda: site.runs("evaluate-candidate"))
     assert run["parameters"] == {
-        "model": "models:/magic141/1",
+        "run_id": announced,
         "workspace": str(site.folder / "home"),
         "overrides": ["generate.num_seeds=4"],
     }
 
     (post,) = wait_for(lambda: webhook.posts)  # the run behind this candidate has nothing to judge
     lines = post["text"].splitlines()
-    assert lines[0] == "magic141-evaluation: run models:/magic141/1 · eval · num_seeds=4 failed"
+    assert lines[0] == f"magic141-evaluation: run {announced[:8]} · eval · num_seeds=4 failed"
     assert lines[1].endswith(f"/runs/flow-run/{run['id']}")
     assert "has no file config.yaml; give the id of a run of `magic141 run`" in lines[2]
     assert lines[3] == f"correct this, then: prefect flow-run retry {run['id']}"

@@ -32,6 +32,7 @@ class RunParts:
         measurement: its figures with the conditions under which it was judged; none where they are not on record.
         run_id: of the tracking store.
         stages: whose results it has, wherever they are.
+        first_stage: the first that it did not take over from an earlier run that it goes on from; empty without one.
         idle: fields of its config that decide no score, but where and how it runs and what is done with the scores.
     """
 
@@ -43,6 +44,7 @@ class RunParts:
     measurement: Measurement | None = None
     run_id: str = ""
     stages: Sequence[str] = ()
+    first_stage: str = ""
     idle: Collection[str] = ()
 
     def variant(self, name: str) -> Mapping[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from flows.records.naming import description, overrides_tag, run_name
@@ -31,14 +29,14 @@ def test_all_that_was_set_is_kept_without_passwords() -> None:
     assert kept == {"magic141.overrides": "--set 'a.b=[1, 2]' --set data.path=s3://bucket"}
 
 
-def test_the_page_says_what_came_out_and_which_runs_made_it(tmp_path: Path) -> None:
+def test_the_page_says_what_came_out_and_which_runs_made_it() -> None:
     refs = {
         stage: ArtifactRef(stage=stage, key="k", uri="/x", digest="d", run_id=f"{number}23456789")
         for number, stage in enumerate(("prepare_data", "evaluate"))
     }
-    lines = description("student: motion 0.8", "abc", "1", tmp_path, refs, ["evaluate"]).splitlines()
+    lines = description("student: motion 0.8", "magic141 run --run abc", "1", refs, ["evaluate"]).splitlines()
     assert lines[0] == "**student: motion 0.8**"
-    assert lines[2] == f"Again: `magic141 run --run abc --workspace {tmp_path}`"
+    assert lines[2] == "Again: `magic141 run --run abc`"
     assert lines[-2:] == [
         "| prepare_data | [02345678](#/experiments/1/runs/023456789) | reused |",
         "| evaluate | [12345678](#/experiments/1/runs/123456789) | made |",
