@@ -95,7 +95,7 @@ def test_a_run_without_scores_is_told_from_one_without_a_record(
         line,
         f"Not on record how these were judged, so no difference is coloured: demo {first.run_id[:8]}.",
     ]
-    assert compare(tracker.workspace, [other.run_id, first.run_id], "student_4", None).remarks == remarks
+    assert compare(tracker.workspace, [other.run_id, first.run_id], None, None).remarks == remarks
 
 
 def test_a_student_is_called_by_as_many_digits_as_its_folder(tracker: Tracker) -> None:

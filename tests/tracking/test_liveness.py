@@ -7,10 +7,11 @@ import sys
 import threading
 import time
 
+import psutil
 import pytest
 from mlflow.exceptions import MlflowException
 
-from magic141.tracking import Tracker, run_log
+from magic141.tracking import Tracker, liveness, run_log
 from magic141.tracking.liveness import STALE_SECONDS
 from magic141.tracking.tags import TAG_HEARTBEAT, TAG_PID, TAG_PROCESSES, TAG_STARTED
 
@@ -23,6 +24,21 @@ def test_runs_of_dead_processes_are_closed_as_killed(tracker: Tracker) -> None:
     tracker.close_stale("key-c")
     assert tracker.get_run(dead.run_id).info.status == "KILLED"
     assert tracker.get_run(alive.run_id).info.status == "RUNNING"
+
+
+@pytest.mark.parametrize("error", [psutil.NoSuchProcess(1), psutil.AccessDenied(1)])
+def test_a_living_process_that_the_machine_hides_is_judged_by_its_heartbeat(
+    error: psutil.Error, tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other users' processes are hidden where /proc is mounted with hidepid."""
+    beating, silent = (tracker.start_stage("train", "key-x", "parent") for _ in range(2))
+    silent.tags({TAG_HEARTBEAT: f"{time.time() - STALE_SECONDS - 60:.0f}"})
+
+    def hidden(_: int) -> str:
+        raise error
+
+    monkeypatch.setattr(liveness, "_start_of", hidden)
+    assert [liveness.is_dead(tracker.get_run(run.run_id)) for run in (beating, silent)] == [False, True]
 
 
 def test_runs_of_other_machines_are_closed_when_their_heartbeat_has_stopped(tracker: Tracker) -> None:

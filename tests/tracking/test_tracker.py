@@ -24,6 +24,7 @@ def test_looking_for_results_creates_no_experiment(tracker: Tracker) -> None:
     assert find_reusable(looking, "train", "never").ref is None
     assert tracker.client.get_experiment_by_name("a typo") is None
     assert looking.search("", everywhere=True)
+    assert looking.search("", 1_000_000, everywhere=True), "more than the store gives at once"
 
 
 def test_run_lookup(tracker: Tracker) -> None:

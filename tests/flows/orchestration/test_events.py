@@ -11,6 +11,7 @@ from rich.console import Console
 
 import flows.orchestration.events
 from flows.orchestration.events import announcing_candidate
+from flows.orchestration.server import EMBEDDED_VARIABLE
 from magic141.artifacts.digests import digest_folder
 from magic141.artifacts.references import ArtifactRef
 from magic141.config import PipelineConfig
@@ -100,6 +101,18 @@ def test_a_candidate_whose_run_ended_before_its_event_is_announced_by_the_next(
     assert events == []
     published(tracker, ref)
     published(tracker, ref)
+    assert len(events) == 1
+
+
+def test_what_only_an_embedded_server_has_heard_of_is_announced_again(
+    tracker: Tracker, events: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as embedded:
+        embedded.setenv(EMBEDDED_VARIABLE, "1")
+        _, ref = published(tracker)
+    events.clear()
+    for _ in range(2):
+        published(tracker, ref)
     assert len(events) == 1
 
 

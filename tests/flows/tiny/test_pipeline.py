@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
 
@@ -12,7 +13,8 @@ import pytest
 from mlflow import MlflowClient
 from prefect import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-from prefect.client.schemas.objects import TaskRun
+from prefect.client.schemas.objects import FlowRun, State, StateType, TaskRun
+from prefect.client.schemas.sorting import FlowRunSort
 
 import tasks.pipeline
 from flows.command_line.unchanged import first_to_run, run_unchanged
@@ -21,6 +23,7 @@ from flows.planning.plan import make_plan
 from flows.records.session import Outcome
 from magic141.config import load_config
 from magic141.errors import UserError
+from tasks.stage import Stage, StageCall
 from tests.flows.tiny.stages import ALL, after, broken_at
 
 pytestmark = pytest.mark.slow
@@ -157,3 +160,27 @@ def test_a_clip_model_that_there_is_not_is_refused_before_the_corpus_is_prepared
     with pytest.raises(UserError, match=line):
         pipeline(config, ["seed=12", "train_clip.kind=pretrained", "train_clip.pretrained=openai", wrong])
     assert set((home / "artifacts" / "prepare_data").iterdir()) == made
+
+
+def test_a_run_that_is_cancelled_in_prefect_ends_before_its_next_stage(
+    outcome: Outcome, config: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No worker has started it, which would end it."""
+
+    def newest() -> FlowRun:
+        with get_client(sync_client=True) as client:
+            (run,) = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)
+            return run
+
+    def cancelling(stage: Stage) -> Stage:
+        def work(call: StageCall) -> None:
+            with get_client(sync_client=True) as client:
+                client.set_flow_run_state(newest().id, State(type=StateType.CANCELLING), force=True)
+            stage.run(call)
+
+        return replace(stage, run=work) if stage.name == "train_clip" else stage
+
+    monkeypatch.setattr(tasks.pipeline, "STAGES", tuple(cancelling(stage) for stage in tasks.pipeline.STAGES))
+    with pytest.raises(UserError, match="the run was cancelled in Prefect; finished stages are kept"):
+        pipeline(config, ["seed=99"])
+    assert newest().state_type == StateType.FAILED, "not for ever Cancelling"
