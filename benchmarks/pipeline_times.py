@@ -59,7 +59,7 @@ def measure(case: str, arguments: Sequence[str], workspace: Path) -> Timing:
         sys.stdout.write(done.stdout[-4000:])
         raise SystemExit(f"magic141 {' '.join(arguments)}: exit code {done.returncode}")
     print(f"{wall:8.1f} s  {case}", flush=True)
-    tail = done.stdout[-3000:].replace(str(workspace), "WORKSPACE")
+    tail = done.stdout[-3000:].replace(str(workspace), "WORKSPACE").replace(f"{Path(MAGIC141).parent}/", "")
     return Timing(case, f"magic141 {' '.join(arguments)}", wall, _children_cpu_s() - cpu, load, tail)
 
 
