@@ -25,10 +25,8 @@ def run_name(name: str, kind: str, overrides: Sequence[str] = ()) -> str:
 
     Names that several sections have are given with them, if they were set in more than one.
     """
-    kinds = {"evaluation": ["eval"]}.get(kind, [])
-    named = [
-        text for text in overrides if text.partition("=")[0] not in NAMES_ONLY
-    ]  # these stand elsewhere on the page
+    kinds = ["eval"] if kind == "evaluation" else []
+    named = [text for text in overrides if text.partition("=")[0] not in NAMES_ONLY]  # shown elsewhere
     more = [f"{len(named) - MAX_NAMED} more"] if len(named) > MAX_NAMED else []
     ends = Counter(last_part(field) for field in {text.partition("=")[0] for text in named})
     settings = ", ".join([*(_short(text, ends) for text in named[:MAX_NAMED]), *more])

@@ -71,7 +71,7 @@ def symptoms(
 ) -> list[Symptom]:
     """The symptoms in one validation's metrics; none if they are healthy.
 
-    Fake loss and gradient only add to what the clips show: they also grow when a still student begins to move.
+    A fake loss that grows only explains other symptoms: it also does when a still student begins to move.
 
     Args:
         values: the metrics.
@@ -82,9 +82,11 @@ def symptoms(
     found = [
         *_too_low(values, limits, known),
         *_too_high(values, limits, known),
+        *_grown(growth, "dmd_gradient", limits.max_gradient_growth, "gradient", "first", _FASTER_FAKE),
         *_grown(growth, _FRECHET, limits.max_frechet_growth, "Fréchet distance", "smallest", _SLOWER),
     ]
-    return found + ([*_of_training(growth, limits)] if found else [])
+    fake_loss = _grown(growth, "fake_loss", limits.max_fake_loss_growth, "fake loss", "first", _FASTER_FAKE)
+    return [*found, *fake_loss] if found else []
 
 
 def _too_low(
@@ -105,11 +107,6 @@ def _too_high(
         best = min((row[name] for row in known if name in row), default=0.0)
         if values.get(name, 0.0) > max(bound, best / _ABOUT):
             yield Symptom(text.format(value=values[name], bound=bound), remedy)
-
-
-def _of_training(growth: Mapping[str, float], limits: CollapseConfig) -> Iterator[Symptom]:
-    yield from _grown(growth, "fake_loss", limits.max_fake_loss_growth, "fake loss", "first", _FASTER_FAKE)
-    yield from _grown(growth, "dmd_gradient", limits.max_gradient_growth, "gradient", "first", _FASTER_FAKE)
 
 
 def _grown(
