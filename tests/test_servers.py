@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from tests.ports import free_port
+from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("postgres", "prefect", "mlflow")
@@ -47,7 +48,7 @@ class Servers:
             env={**self.environment, **changes},
             capture_output=True,
             text=True,
-            timeout=400,
+            timeout=3 * PATIENCE_S,
         )
 
     @property
@@ -79,7 +80,7 @@ def test_up_status_down(servers: Servers) -> None:
     urls = dict(line.removeprefix("export ").split("=", 1) for line in up.stdout.splitlines())
     assert sorted(urls) == ["MLFLOW_TRACKING_URI", "PREFECT_API_URL"]
     for url, body in ((urls["PREFECT_API_URL"], b"true"), (urls["MLFLOW_TRACKING_URI"], b"OK")):
-        with urlopen(f"{url}/health", timeout=10) as answer:
+        with urlopen(f"{url}/health", timeout=PATIENCE_S) as answer:
             assert answer.read() == body
 
     status = servers("status")

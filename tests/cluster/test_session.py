@@ -12,6 +12,7 @@ import ray.exceptions
 
 from magic141.cluster import session
 from magic141.errors import UserError
+from tests.waiting import PATIENCE_S
 
 WITHOUT_HOME = """
 import ray
@@ -55,7 +56,7 @@ def test_a_local_ray_needs_no_home_and_its_workers_can_connect_again() -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     command = [sys.executable, "-c", WITHOUT_HOME]
     done = subprocess.run(
-        command, env={**environment, "HOME": "/dev/null"}, capture_output=True, text=True, timeout=300
+        command, env={**environment, "HOME": "/dev/null"}, capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert "again True" in done.stdout, done.stderr
 

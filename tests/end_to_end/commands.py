@@ -8,8 +8,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.waiting import PATIENCE_S
+
 ROOT = Path(__file__).parents[2]
-TIMEOUT_S = 900
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def start(workspace: Path, *args: str, cwd: Path = ROOT) -> subprocess.Popen[str
 
 def finish(workspace: Path, *args: str, cwd: Path = ROOT) -> Finished:
     """Runs the command to its end."""
-    code = start(workspace, *args, cwd=cwd).wait(TIMEOUT_S)
+    code = start(workspace, *args, cwd=cwd).wait(PATIENCE_S)
     return Finished(code, (workspace.parent / "output.txt").read_text())
 
 

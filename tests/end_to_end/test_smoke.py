@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,8 @@ import pytest
 from PIL import Image
 
 from magic141.training.ray_checkpoints import LIST_FILE
-from tests.end_to_end.commands import TIMEOUT_S, Finished, artifact, finish, start
+from tests.end_to_end.commands import Finished, artifact, finish, start
+from tests.waiting import wait_for
 
 STAGES = (
     "prepare_data",
@@ -36,11 +36,12 @@ pytestmark = pytest.mark.slow
 def kill_when(workspace: Path, ready: Callable[[], bool], *args: str) -> None:
     """Starts the command and kills it (-9) as soon as `ready()` holds."""
     process = start(workspace, *args)
-    deadline = time.monotonic() + TIMEOUT_S
-    while not ready():
+
+    def is_ready() -> bool:
         assert process.poll() is None, (workspace.parent / "output.txt").read_text()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+        return ready()
+
+    wait_for(is_ready)
     process.send_signal(signal.SIGKILL)
     process.wait()
 

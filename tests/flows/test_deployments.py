@@ -6,13 +6,11 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-from urllib.error import URLError
+from typing import Any
 from urllib.request import Request, urlopen
 
 import psutil
@@ -21,6 +19,7 @@ from mlflow import MlflowClient
 
 from tests.flows.conftest import Webhook
 from tests.ports import free_port
+from tests.waiting import PATIENCE_S, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [
@@ -30,7 +29,7 @@ TINY = [
     "data.codec.num_fit_clips=16",
 ]
 PASSWORD = "s3cret-webhook"
-T = TypeVar("T")
+ANSWER_S = 90  # Prefect itself waits for its database for up to 60
 
 pytestmark = pytest.mark.slow
 
@@ -45,14 +44,16 @@ class Site:
 
     def post(self, path: str, **body: Any) -> Any:
         """Asks the server's API."""
-        data = json.dumps(body).encode()
-        with urlopen(Request(f"{self.api}{path}", data, {"Content-Type": "application/json"}), timeout=30) as answer:
+        request = Request(f"{self.api}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"})
+        with urlopen(request, timeout=ANSWER_S) as answer:
             return json.loads(answer.read() or "null")
 
     def prefect(self, *arguments: str) -> str:
         """`prefect …` in the repository's root."""
         command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
-        done = subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=PATIENCE_S
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -90,15 +91,6 @@ def stop(process: subprocess.Popen[bytes], patience_s: float) -> None:
         process.wait()
 
 
-def wait_for(what: Callable[[], T], seconds: float = 300) -> T:
-    """The first true answer."""
-    deadline = time.monotonic() + seconds
-    while not (answer := what()):
-        assert time.monotonic() < deadline, f"nothing after {seconds} s"
-        time.sleep(0.3)
-    return answer
-
-
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("site")
@@ -121,10 +113,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     site = Site(own["PREFECT_API_URL"], folder, environment)
 
     def healthy() -> bool:
-        try:
-            return bool(urlopen(f"{site.api}/health", timeout=5).read() == b"true")
-        except (URLError, OSError):
-            return False
+        with urlopen(f"{site.api}/health", timeout=5) as answer:
+            return bool(answer.read() == b"true")
 
     command = ("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port))
     with site.process("server.log", *command, patience_s=2):
@@ -154,7 +144,7 @@ def test_a_schedule_fires_and_the_second_run_waits_for_the_first(site: Site, wor
 
     kept = wait_for(lambda: found if len(found := one_waits_for_another()) == 2 else [])
     site.prefect("deployment", "schedule", "clear", "magic141/train", "--accept-yes")
-    for run in site.runs("train"):
+    for run in wait_for(lambda: site.runs("train")):
         if run["id"] not in kept:  # what the schedule has made since then
             site.post(f"/flow_runs/{run['id']}/set_state", state={"type": "CANCELLED"}, force=True)
 
@@ -162,7 +152,7 @@ def test_a_schedule_fires_and_the_second_run_waits_for_the_first(site: Site, wor
         done = [run for run in site.runs("train") if run["id"] in kept and run["end_time"]]
         return sorted(done, key=lambda run: str(run["start_time"])) if len(done) == 2 else []
 
-    first, second = wait_for(finished, 600)
+    first, second = wait_for(finished)
     assert (first["state_type"], second["state_type"]) == ("COMPLETED", "COMPLETED"), worker.read_text()
     assert first["end_time"] <= second["start_time"]
     assert first["auto_scheduled"]

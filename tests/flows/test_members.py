@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 from flows.members import MemberOutcome, run_members
 from flows.planning.grid import Member
 from magic141.config import load_config
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -28,10 +28,7 @@ class Run:
     def __call__(self, member: Member, values: Any) -> MemberOutcome:
         print(f"{member.label} begins")
         (values.home / f"begun-{member.label}").touch()
-        deadline = time.monotonic() + 120
-        while len(list(values.home.glob("begun-*"))) < 2:
-            assert time.monotonic() < deadline, "the members do not run at once"
-            time.sleep(0.1)
+        wait_for(lambda: len(list(values.home.glob("begun-*"))) == 2)  # they run at once
         if member.label == "seed 1":
             os._exit(7)
         return MemberOutcome(label=member.label, run_id="c3d4")

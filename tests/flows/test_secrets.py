@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from urllib.request import urlopen
 import pytest
 
 from tests.ports import free_port
+from tests.waiting import PATIENCE_S, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "s3cret0f0urs"
@@ -40,7 +40,7 @@ class Place:
         """The command line."""
         command = [sys.executable, "-c", "from flows.cli import app; app()", *arguments]
         environment = {**self.environment, **changes}
-        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE_S)
 
 
 @pytest.fixture(scope="module")
@@ -64,23 +64,17 @@ def place() -> Iterator[Place]:
             command, cwd=folder / "server", env={**inherited, **quiet}, stdout=log, stderr=log, start_new_session=True
         )
     try:
-        _wait(f"http://127.0.0.1:{port}/health")
+        wait_for(lambda: is_healthy(f"http://127.0.0.1:{port}/health"))
         yield Place(folder, {**inherited, "OMP_NUM_THREADS": "1", **own, **secrets})
     finally:
         server.terminate()
-        server.wait(timeout=120)
+        server.wait(PATIENCE_S)
         shutil.rmtree(folder)
 
 
-def _wait(url: str) -> None:
-    deadline = time.monotonic() + 300
-    while True:
-        try:
-            with urlopen(url, timeout=5):
-                return
-        except OSError:
-            assert time.monotonic() < deadline, f"{url} does not answer"
-            time.sleep(0.3)
+def is_healthy(url: str) -> bool:
+    with urlopen(url, timeout=5) as answer:
+        return bool(answer.status == 200)
 
 
 def leaks(folder: Path) -> list[str]:

@@ -34,6 +34,7 @@ from magic141.serving.config import ServingConfig
 from magic141.serving.requests import Video, VideoRequest
 from tests.ports import free_port
 from tests.serving.conftest import picture
+from tests.waiting import PATIENCE_S
 
 SERVE = """
 import sys
@@ -42,7 +43,6 @@ from flows.serving import serve
 serve(Path(sys.argv[1]), sys.argv[2], "127.0.0.1", int(sys.argv[3]), settings=["max_queued=1"])
 """
 SERVED = ApplicationStatusOverview(ApplicationStatus.RUNNING, message="", last_deployed_time_s=0.0, deployments={})
-START_SECONDS = 240  # on a machine busy with other work
 
 
 def wait_for(process: subprocess.Popen[bytes], line: str, timeout: float) -> None:
@@ -51,7 +51,7 @@ def wait_for(process: subprocess.Popen[bytes], line: str, timeout: float) -> Non
     deadline = time.monotonic() + timeout
     while select.select([process.stdout], [], [], max(0, deadline - time.monotonic()))[0]:
         said = process.stdout.readline()
-        assert said, f"the server ended with exit code {process.wait(10)}"
+        assert said, f"the server ended with exit code {process.wait(PATIENCE_S)}"
         if said.decode().strip() == line:
             return
     raise AssertionError(f"not said within {timeout} s: {line}")
@@ -69,12 +69,12 @@ def server(published: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[b
         start_new_session=True,  # a process group of its own, with its Ray
     )
     try:
-        wait_for(process, f"{published} answers at http://127.0.0.1:{port}/ (Ctrl-C stops it)", START_SECONDS)
+        wait_for(process, f"{published} answers at http://127.0.0.1:{port}/ (Ctrl-C stops it)", PATIENCE_S)
         yield process, f"http://127.0.0.1:{port}"
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
-            process.wait(60)
+            process.wait(PATIENCE_S)
 
 
 @pytest.mark.slow
@@ -95,9 +95,9 @@ def test_a_posted_picture_becomes_a_playable_video_and_a_full_queue_is_refused(
 
     def post(seconds: str) -> httpx.Response:
         fields = {"prompt": "a red circle moves up", "seconds": seconds}
-        return httpx.post(f"{url}/generate", files={"image": picture()}, data=fields, timeout=120)
+        return httpx.post(f"{url}/generate", files={"image": picture()}, data=fields, timeout=PATIENCE_S)
 
-    assert httpx.head(f"{url}/health", timeout=60).status_code == 200
+    assert httpx.head(f"{url}/health", timeout=PATIENCE_S).status_code == 200
     answer = post("2")
     assert (answer.status_code, answer.headers["content-type"]) == (200, "video/mp4"), answer.text
     with av.open(io.BytesIO(answer.content)) as container:
@@ -108,7 +108,7 @@ def test_a_posted_picture_becomes_a_playable_video_and_a_full_queue_is_refused(
         posts = [pool.submit(post, "20") for _ in range(4)]
         health: dict[str, Any] = {"in_work": 0}
         while not health["in_work"] and not all(future.done() for future in posts):
-            health = httpx.get(f"{url}/health", timeout=60).json()
+            health = httpx.get(f"{url}/health", timeout=PATIENCE_S).json()
         answers = [future.result() for future in posts]
     assert (health["status"], health["ready_replicas"]) == ("ok", 1)
     assert health["in_work"] >= 1  # it answered while videos were made
@@ -117,8 +117,8 @@ def test_a_posted_picture_becomes_a_playable_video_and_a_full_queue_is_refused(
     assert all(int(a.headers["retry-after"]) >= 1 and a.json()["error"]["field"] == "request" for a in refused)
     assert {a.status_code for a in answers} == {200, 503}
     process.send_signal(signal.SIGINT)
-    wait_for(process, "stopped", 60)
-    assert process.wait(60) == 0
+    wait_for(process, "stopped", PATIENCE_S)
+    assert process.wait(PATIENCE_S) == 0
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{url}/health")
 
@@ -129,7 +129,7 @@ def test_it_ends_with_its_ray(server: tuple[subprocess.Popen[bytes], str]) -> No
     process, _ = server
     (daemon,) = (child for child in psutil.Process(process.pid).children() if child.name() == "raylet")
     daemon.kill()
-    assert process.wait(60) == 1
+    assert process.wait(PATIENCE_S) == 1
 
 
 @pytest.mark.slow
@@ -139,8 +139,8 @@ def test_it_stops_in_good_order_though_its_ray_is_stopped_at_the_same_moment(
     """As systemd and Slurm stop a service: every process gets the signal."""
     process, _ = server
     os.killpg(process.pid, signal.SIGTERM)
-    wait_for(process, "stopped", 45)  # a call to a Ray that is gone takes 60 seconds
-    assert process.wait(60) == 0
+    wait_for(process, "stopped", 55)  # a call to a Ray that is gone takes 60 seconds
+    assert process.wait(PATIENCE_S) == 0
 
 
 class SlowStudent:
@@ -151,7 +151,7 @@ class SlowStudent:
 
     def animate(self, request: VideoRequest) -> Video:
         self.begun.set()
-        assert self.may_end.wait(START_SECONDS)
+        assert self.may_end.wait(PATIENCE_S)
         return Video(b"mp4", (), 0.0)
 
 

@@ -14,6 +14,7 @@ from mlflow.exceptions import MlflowException
 from magic141.tracking import Tracker, liveness, run_log
 from magic141.tracking.liveness import STALE_SECONDS
 from magic141.tracking.tags import TAG_HEARTBEAT, TAG_PID, TAG_PROCESSES, TAG_STARTED
+from tests.waiting import PATIENCE_S, wait_for
 
 
 def test_runs_of_dead_processes_are_closed_as_killed(tracker: Tracker) -> None:
@@ -69,13 +70,10 @@ def test_the_heart_beats_until_the_run_is_closed_and_survives_a_store_that_does_
         away.setattr(tracker.client, "set_tag", raising)
         time.sleep(0.3)
     run.tags({TAG_HEARTBEAT: "0"})
-    deadline = time.monotonic() + 30
-    while float(tracker.get_run(run.run_id).data.tags[TAG_HEARTBEAT]) == 0 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert float(tracker.get_run(run.run_id).data.tags[TAG_HEARTBEAT]) > 0
+    wait_for(lambda: float(tracker.get_run(run.run_id).data.tags[TAG_HEARTBEAT]) > 0)
     (beats,) = (thread for thread in threading.enumerate() if thread.name == f"heartbeat-{run.run_id}")
     run.close("FINISHED")
-    beats.join(30)
+    beats.join(PATIENCE_S)
     assert not beats.is_alive()
 
 

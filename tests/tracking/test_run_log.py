@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from mlflow.exceptions import MlflowException
 from magic141.tracking import Tracker, run_log
 from magic141.tracking.run_log import metric_name
 from tests.tracking.made import make_artifact
+from tests.waiting import wait_for
 
 
 def test_metrics_params_media_and_lineage_are_kept(tracker: Tracker) -> None:
@@ -63,9 +63,5 @@ def test_lineage_leaves_out_models_whose_run_was_deleted_for_good(tracker: Track
 def test_the_machine_is_watched_while_a_stage_runs(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
     run = tracker.start_stage("train", "key-h", "parent")
-    memory, deadline = "system/system_memory_usage_megabytes", time.monotonic() + 60
     with run.watching_the_machine():
-        while memory not in (metrics := tracker.get_run(run.run_id).data.metrics):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-    assert metrics[memory] > 0
+        wait_for(lambda: tracker.get_run(run.run_id).data.metrics.get("system/system_memory_usage_megabytes"))

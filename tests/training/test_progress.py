@@ -11,6 +11,7 @@ import numpy as np
 
 from magic141.stage_log import NullLog
 from magic141.training.progress import FILE, ProgressWriter, follow, read_rows, write_image, write_metrics
+from tests.waiting import wait_for
 
 
 class CountingLog(NullLog):
@@ -132,9 +133,7 @@ def test_a_store_that_is_busy_for_a_while_gets_everything_once(tmp_path: Path) -
         for step in (1, 2, 3):
             writer.metrics(step, {"loss": 1.0 / step})
         write_image(tmp_path, "clips", 3, np.zeros((2, 2, 3), np.uint8))
-        deadline = time.monotonic() + 30
-        while len(log.pictures) < 1 and time.monotonic() < deadline:
-            time.sleep(0.1)
+        wait_for(lambda: log.pictures)
     assert [step for step, _ in log.logged] == [1, 2, 3]
     assert [(key, step) for key, step, _ in log.pictures] == [("clips", 3)]
     assert log.done == 3

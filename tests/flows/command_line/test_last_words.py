@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from tests.waiting import PATIENCE_S
+
 PROGRAM = """
 import os, signal
 from flows.command_line.last_words import last_words
@@ -25,5 +27,5 @@ ENDS = {
 @pytest.mark.parametrize("end", ENDS)
 def test_only_a_process_that_cannot_speak_has_last_words(end: str) -> None:
     program = [sys.executable, "-c", PROGRAM.format(end=end)]
-    done = subprocess.run(program, capture_output=True, text=True, timeout=60, start_new_session=True, check=False)
+    done = subprocess.run(program, capture_output=True, text=True, timeout=PATIENCE_S, start_new_session=True)
     assert done.stderr == ("to resume: again\n" if ENDS[end] else "")

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from filelock import FileLock, Timeout
 
-from flows.orchestration.server import START_TIMEOUT_SECONDS, PrefectServer, _go_around_proxy
+from flows.orchestration.server import PrefectServer, _go_around_proxy
 from magic141.errors import UserError
+from tests.waiting import wait_for
 
 PROXIES = ("http_proxy", "no_proxy", "NO_PROXY")
 
@@ -49,10 +50,7 @@ def test_a_killed_server_comes_back_and_a_stopped_one_does_not(tmp_path: Path, m
     assert first is not None
     first.kill()
     first.wait()
-    deadline = time.monotonic() + START_TIMEOUT_SECONDS
-    while not answers(url):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    wait_for(lambda: answers(url))
     second = server.process
     assert second is not None
     assert second.pid != first.pid

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from magic141.config import load_config
 from magic141.errors import UserError
 from tasks.stage import Stage, StageCall
 from tests.flows.tiny.stages import ALL, after, broken_at
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -78,10 +78,9 @@ def test_prefect_names_the_run_and_tells_reused_stages_from_others(outcome: Outc
     with get_client(sync_client=True) as client:
         assert client.read_flow_run(UUID(flow_run_id)).name == f"{Path(config).stem} · title=Seen in Prefect"
         of_run = FlowRunFilter(id=FlowRunFilterId(any_=[UUID(flow_run_id)]))
-        expected, deadline = {**dict.fromkeys(ALL, "Reused"), "report": "Completed"}, time.monotonic() + 60
-        while (named := named_states(client.read_task_runs(flow_run_filter=of_run))) != expected:
-            assert time.monotonic() < deadline, named  # Prefect records the states of tasks a moment later
-            time.sleep(0.2)
+        expected = {**dict.fromkeys(ALL, "Reused"), "report": "Completed"}
+        # Prefect records the states of tasks a moment later
+        wait_for(lambda: named_states(client.read_task_runs(flow_run_filter=of_run)) == expected)
 
 
 def named_states(runs: Iterable[TaskRun]) -> dict[str, str | None]:
