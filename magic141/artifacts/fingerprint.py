@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import ast
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
 
-from magic141.artifacts.digests import digest_file, sha256_text
+from magic141.artifacts.digests import sha256_text
+from magic141.artifacts.source_code import code_of
 from magic141.errors import UserError, first_few
 
 NUM_NAMED = 5  # differing modules that a message names
 _first_seen: dict[Path, str] = {}
-
-
-class Code(NamedTuple):
-    """Digest of a file's code, and the names that it imports: modules, or things in modules."""
-
-    digest: str
-    imports: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -76,13 +68,13 @@ def fingerprint_modules(names: Iterable[str], ignore: Iterable[str] = ()) -> str
 def module_digests(names: Iterable[str], ignore: Iterable[str] = ()) -> dict[str, str]:
     """The digest of each module's code, from which `fingerprint_modules` is computed."""
     found = module_closure(names, set(ignore))
-    return {name: _code_of(path).digest for name, path in found.items()}
+    return {name: code_of(path).digest for name, path in found.items()}
 
 
 def edited_modules(names: Iterable[str], ignore: Iterable[str] = ()) -> list[str]:
     """Modules that were edited since this process first asked, so that it may be running older code."""
     found = module_closure(names, set(ignore))
-    now = [(name, path, _code_of(path).digest) for name, path in found.items()]
+    now = [(name, path, code_of(path).digest) for name, path in found.items()]
     return [name for name, path, digest in now if _first_seen.setdefault(path, digest) != digest]
 
 
@@ -98,7 +90,7 @@ def module_closure(names: Iterable[str], ignore: set[str]) -> dict[str, Path]:
             continue
         found[name] = path
         top = name.partition(".")[0]
-        imported = [n for n in _code_of(path).imports if n.partition(".")[0] == top]
+        imported = [n for n in code_of(path).imports if n.partition(".")[0] == top]
         waiting += [(n, file) for n in imported if n not in ignore and (file := _locate(n)) is not None]
     return dict(sorted(found.items()))
 
@@ -107,7 +99,7 @@ def module_closure(names: Iterable[str], ignore: set[str]) -> dict[str, Path]:
 def _differing(stamp: CodeStamp) -> tuple[str, ...]:
     """Modules that differ or are missing here; cached, as it is asked for every row of data."""
     here = ((name, _locate(name), digest) for name, digest in stamp.digests)
-    return tuple(name for name, path, digest in here if path is None or _code_of(path).digest != digest)
+    return tuple(name for name, path, digest in here if path is None or code_of(path).digest != digest)
 
 
 def _locate(name: str) -> Path | None:
@@ -120,39 +112,3 @@ def _locate(name: str) -> Path | None:
     path = Path(next(iter(spec.submodule_search_locations))).joinpath(*rest)
     options = [path / resource] if resource else [path.parent / f"{path.name}.py", path / "__init__.py"]
     return next((option for option in options if option.is_file()), None)
-
-
-def _code_of(path: Path) -> Code:
-    return _read_code(path, path.stat().st_mtime_ns)
-
-
-@lru_cache(maxsize=1024)
-def _read_code(path: Path, _modified_ns: int) -> Code:
-    """Parses a file once for as long as it is not changed."""
-    if path.suffix != ".py":
-        return Code(digest_file(path), ())
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    imported: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            imported |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            imported |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            _drop_docstring(node)
-        _drop_what_only_newer_pythons_write(node)
-    return Code(sha256_text(ast.dump(tree)), tuple(sorted(imported)))
-
-
-def _drop_what_only_newer_pythons_write(node: ast.AST) -> None:
-    """Python 3.12's lists of no type parameters and empty ends of f-strings: one code, one digest, as on 3.11."""
-    if getattr(node, "type_params", None) == []:
-        del node.type_params  # type: ignore[attr-defined]
-    if isinstance(node, ast.JoinedStr):
-        node.values = [part for part in node.values if not (isinstance(part, ast.Constant) and part.value == "")]
-
-
-def _drop_docstring(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> None:
-    first = node.body[0] if node.body else None
-    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
-        node.body = node.body[1:] or [ast.Pass()]
