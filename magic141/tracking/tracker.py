@@ -123,11 +123,11 @@ class Tracker:
     def records(self, stage: str, limit: int) -> list[dict[str, Any]]:
         """`stage.json` of the newest finished runs of a stage, newest first; unreadable ones are left out."""
         finished = self.search(f"tags.`{TAG_STAGE}` = '{stage}' and attributes.status = 'FINISHED'", limit)
-        return [record for run in finished if (record := self._record(run.info.run_id)) is not None]
+        return [record for run in finished if (record := self._record(run)) is not None]
 
-    def _record(self, run_id: str) -> dict[str, Any] | None:
+    def _record(self, run: Run) -> dict[str, Any] | None:
         try:
-            text = read_text(self.client, run_id, "stage.json")
+            text = read_text(self.client, run, "stage.json")
             return None if text is None else dict(json.loads(text))
         except (MlflowException, OSError, ValueError):
             return None
@@ -201,7 +201,8 @@ class Tracker:
             UserError: if the run has no such file.
             MlflowException, OSError: if the store fails to answer.
         """
-        text = read_text(self.client, run_id, name)
+        run = look_up(lambda: self.client.get_run(run_id))
+        text = None if run is None else read_text(self.client, run, name)
         if text is None:
             raise UserError(f"run {run_id}: has no file {name}; give the id of a run of `magic141 run`")
         return text

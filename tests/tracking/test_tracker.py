@@ -7,11 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from magic141.errors import UserError
-from magic141.tracking import Tracker, find_reusable, store_exists
+from magic141.tracking import Tracker, find_reusable, run_files, store_exists
 from magic141.tracking.store_address import tracking_uri
 from tests.tracking.made import make_artifact
 
@@ -58,10 +57,10 @@ def test_a_file_that_cannot_be_fetched_is_not_a_missing_one(tracker: Tracker, mo
     run.text("name: demo", "config.yaml")
     assert tracker.read_file(run.run_id, "config.yaml") == "name: demo"
 
-    def refuse(*_: str) -> str:
+    def refuse(**_: str) -> str:
         raise MlflowException("HTTP 503 of the artifact store")
 
-    monkeypatch.setattr(MlflowClient, "download_artifacts", refuse)
+    monkeypatch.setattr(run_files, "download_artifacts", refuse)
     with pytest.raises(MlflowException, match="503"):
         tracker.read_file(run.run_id, "config.yaml")
 
