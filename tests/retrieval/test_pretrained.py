@@ -1,3 +1,5 @@
+"""CLIP models that others have trained: their preprocessing and their weights."""
+
 from __future__ import annotations
 
 import json
@@ -15,7 +17,7 @@ from magic141.config import load_config
 from magic141.errors import UserError
 from magic141.retrieval.clip import ClipEmbedder, build_clip
 from magic141.retrieval.config import ClipConfig
-from magic141.retrieval.pretrained import load_pretrained
+from magic141.retrieval.pretrained import Preprocessing, load_pretrained
 from tests.evaluation.artifacts import RecordingLog
 
 NAME = "tiny-for-tests"
@@ -119,3 +121,29 @@ def test_the_record_of_an_earlier_version_names_the_path(weights: str, tmp_path:
 def test_the_13b_config_names_a_release_that_its_model_has() -> None:
     config = load_config(Path(__file__).parents[2] / "configs" / "hunyuan_13b.yaml").train_clip
     assert config.release in open_clip.list_pretrained_tags_by_model(config.model)
+
+
+def test_preprocessing_covers_the_square_and_keeps_the_centre() -> None:
+    images = torch.zeros(1, 20, 60, 3, dtype=torch.uint8)
+    images[:, :, 20:40] = 255
+    out = Preprocessing(20, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))(images)
+    assert out.shape == (1, 3, 20, 20)
+    assert out.min() == out.max() == 1
+
+
+def test_preprocessing_stretches_the_whole_image_to_the_square_if_so_trained() -> None:
+    images = torch.zeros(1, 20, 60, 3, dtype=torch.uint8)
+    images[:, :, :30] = 255
+    for interpolation in ("bicubic", "bilinear"):
+        out = Preprocessing(20, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "squash", interpolation)(images)
+        assert out.shape == (1, 3, 20, 20)
+        assert out[..., :8].min() == 1, "the left half"
+        assert out[..., 12:].max() == -1, "the right half"
+
+
+def test_a_file_of_weights_is_told_from_a_tag_by_its_slash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage's key knows a file by its content and a tag by its name: both have to go by the same rule."""
+    (tmp_path / "weights.pt").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"pretrained = weights\.pt: neither a file \(\./NAME if it is in"):
+        load_pretrained("ViT-B-32", "weights.pt")

@@ -1,148 +1,191 @@
-"""DMD2 against closed forms: for Gaussian data real and fake scores are known."""
+"""The steps of DMD2: who learns when, and from which clips."""
 
 from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from magic141.diffusion.flow import expand, interpolate, sample_sigma, x0_from_velocity
-from magic141.training.dmd2.distribution_matching import MIN_NORMALISER, dmd2_gradient, dmd2_loss
+from magic141.training.batches import Batch
+from magic141.training.dmd2.backward_simulation import BackwardSimulation, Generated
+from magic141.training.dmd2.networks import Guidance, GuidedScores
+from magic141.training.random_numbers import step_generator
+from tests.training.dmd2.tiny import PLACEMENT, build, weights
 
 
-def gaussian_velocity(x_t: Tensor, sigma: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
-    """The exact velocity `E[noise - x0 | x_t]` for x0 ~ N(mean, covariance); x_t [B, D]."""
-    s = sigma.reshape(-1, 1, 1)
-    eye = torch.eye(len(mean), dtype=x_t.dtype)
-    total = (1 - s) ** 2 * covariance + s**2 * eye
-    centred = (x_t - (1 - expand(sigma, x_t)) * mean)[..., None]
-    solved: Tensor = torch.linalg.solve(total, centred)
-    x0 = mean + ((1 - s) * covariance @ solved)[..., 0]
-    return (s * solved)[..., 0] - x0
+def test_real_score_is_frozen_and_the_generator_does_not_learn_from_fake_updates(folders: Path, tmp_path: Path) -> None:
+    dmd2 = build(folders, tmp_path, adversarial_weight=0.01)
+    batch = dmd2.maker.make(torch.arange(4), step_generator(0, 0))
+    w = Guidance.fixed(dmd2.config, 4)
+    generator = weights(dmd2.generator.module)
+    base = dmd2.guided.base(batch.x0, torch.full((4,), 0.5), batch, w)
+    dmd2.step(0)
+    after = weights(dmd2.generator.module)
+    dmd2.update_fake(3, step_generator(0, 1))
+    assert all(torch.equal(after[name], value) for name, value in weights(dmd2.generator.module).items())
+    assert any(not torch.equal(generator[name], value) for name, value in after.items())
+    assert torch.equal(dmd2.guided.base(batch.x0, torch.full((4,), 0.5), batch, w), base)
 
 
-def test_gradient_is_the_published_formula() -> None:
-    x, real, fake = torch.randn(3, 4, 2, 3, 3, 3).double()
-    gradient = dmd2_gradient(x, real, fake)
-    for i in range(4):  # transcription: (x0_fake - x0_real) / mean(|x - x0_real|), per sample
-        weight = (x[i] - real[i]).abs().mean()
-        torch.testing.assert_close(gradient[i], (fake[i] - real[i]) / weight)
+def test_the_exit_step_is_the_same_on_all_ranks(folders: Path, tmp_path: Path) -> None:
+    """Ranks see other clips and noise, but a ZeRO-3 network must be called equally often everywhere."""
+    calls = []
+    for rank in range(2):
+        dmd2 = build(folders, tmp_path)
+        dmd2.context = replace(dmd2.context, rank=rank, world_size=2)
+        batch, w = dmd2.maker.make(torch.arange(2), step_generator(0, 0, rank)), Guidance.fixed(dmd2.config, 2)
+        seen: list[Tensor] = []
+        dmd2.generator.module.register_forward_pre_hook(lambda *_, seen=seen: seen.append(torch.ones(())))
+        for step in range(12):
+            dmd2.chain.state(batch, w, dmd2.draw_exit(step).exit_step, step_generator(0, step, rank))
+        calls.append(len(seen))
+    assert calls[0] == calls[1] > 12
 
 
-def test_loss_pushes_x_along_the_gradient() -> None:
-    x = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
-    gradient = torch.randn(4, 6).double()
-    dmd2_loss(x, gradient).backward()
-    torch.testing.assert_close(x.grad, gradient / x.numel())
+def test_the_fake_score_learns_from_the_clips_that_the_generator_learns_from(folders: Path, tmp_path: Path) -> None:
+    """The exit step is taken twice, so that no graph of the generator waits for the fake updates to end."""
+    dmd2 = build(folders, tmp_path)
+    batch, w = dmd2.maker.make(torch.arange(4), step_generator(0, 0)), Guidance.fixed(dmd2.config, 4)
+    state = dmd2.chain.state(batch, w, 2, step_generator(0, 1))
+    made, again = dmd2.chain.generate(state, batch, w, 2), dmd2.chain.clean_estimate(state, batch, w)
+    assert torch.equal(made.x0, again.detach())
+    assert again.requires_grad
+    assert not made.x0.requires_grad
 
 
-def test_equal_scores_give_exactly_zero() -> None:
-    x, score = torch.randn(2, 4, 6)
-    assert dmd2_gradient(x, score, score).abs().max() == 0
+def test_the_fake_score_learns_of_an_exit_from_the_clips_that_left_there(folders: Path, tmp_path: Path) -> None:
+    dmd2 = build(folders, tmp_path, exit_embedding=True)
+    batch, w = dmd2.maker.make(torch.arange(4), step_generator(0, 0)), Guidance.fixed(dmd2.config, 4)
+    dmd2.replay.append(Generated(batch.x0, batch, w, exit_step=2))
+    dmd2.update_fake(3, step_generator(0, 1))
+    assert dmd2.scores.exits is not None
+    moved = dmd2.scores.exits.weight.detach().abs().amax(1) > 0
+    assert moved.tolist() == [False, False, True, False]
 
 
-def test_normaliser_has_a_floor_and_nan_counts_as_zero() -> None:
-    x = torch.ones(2, 3)
-    assert torch.equal(
-        dmd2_gradient(x, x, x + MIN_NORMALISER),
-        torch.full((2, 3), 1.0).mul(((x + MIN_NORMALISER) - x) / MIN_NORMALISER),
-    )
-    broken = dmd2_gradient(x, torch.full_like(x, float("nan")), x)
-    assert broken.abs().max() == 0
+def test_the_fake_score_learns_from_all_kept_batches(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dmd2 = build(folders, tmp_path)
+    w, seen = Guidance.fixed(dmd2.config, 4), []
+    batches = [dmd2.maker.make(torch.arange(4), step_generator(0, step)) for step in range(3)]
+    dmd2.replay.extend(Generated(batch.x0, batch, w, exit_step=3) for batch in batches)
+    fake = GuidedScores.fake
+
+    def spy(scores: GuidedScores, network: Any, x_t: Tensor, sigma: Tensor, batch: Batch, w: Guidance) -> Tensor:
+        seen.append(batch)
+        return fake(scores, network, x_t, sigma, batch, w)
+
+    monkeypatch.setattr(GuidedScores, "fake", spy)
+    dmd2.update_fake(20, step_generator(0, 1))
+    assert {id(batch) for batch in seen} == {id(batch) for batch in batches}
 
 
-def test_a_place_at_which_the_fake_score_overflows_pulls_nowhere() -> None:
-    x = torch.zeros(3)[None]
-    fake = torch.tensor([[torch.inf, -torch.inf, 3.0]])
-    assert dmd2_gradient(x, x + 2, fake).tolist() == [[0.0, 0.0, 0.5]]
+def test_as_many_generator_batches_are_kept_as_the_config_says(folders: Path, tmp_path: Path) -> None:
+    dmd2 = build(folders, tmp_path, replay_batches=2, num_steps=3, fake_warmup_updates=0)
+    kept = []
+    for step in range(3):
+        dmd2.step(step)
+        kept.append(len(dmd2.replay))
+    assert kept == [1, 2, 2]
 
 
-def test_gradient_in_x0_form_equals_the_weighted_score_difference() -> None:
-    """x0_fake - x0_real = sigma * (u_real - u_fake), the paper's velocity form of DMD."""
-    mean, covariance = torch.zeros(3).double(), torch.eye(3).double()
-    x_t, sigma = torch.randn(5, 3).double(), torch.rand(5).double()
-    real = gaussian_velocity(x_t, sigma, mean + 1, covariance)
-    fake = gaussian_velocity(x_t, sigma, mean, covariance)
-    difference = x0_from_velocity(x_t, fake, sigma) - x0_from_velocity(x_t, real, sigma)
-    torch.testing.assert_close(difference, expand(sigma, x_t) * (real - fake))
+def test_batches_kept_by_other_workers_are_not_replayed(folders: Path, tmp_path: Path) -> None:
+    """A run that goes on with fewer workers: a worker's old batches have fewer clips than its new ones."""
+    alone = {**PLACEMENT, "clips_per_pass": 2}
+    before, after = (build(folders, tmp_path, batch_size=size, placement=alone) for size in (2, 4))
+    for step in range(before.first_step, 1):
+        before.step(step)
+    after.load_state_dict({**before.state_dict(), "ema": after.ema.state_dict()})
+    assert len(before.replay) == 2, "the warm-up's and the step's"
+    assert len(after.replay) == 0
+    after.step(1)
+    assert len(after.replay[0].x0) == 4
 
 
-COVARIANCES = {
-    "diagonal": torch.diag(torch.tensor([0.5, 2.0, 1.0])).double(),
-    "full": torch.tensor([[1.0, 0.6, 0.1], [0.6, 0.8, -0.2], [0.1, -0.2, 1.5]]).double(),
-}
+@pytest.mark.parametrize("broken", [float("inf"), float("nan")])
+def test_a_fake_update_that_was_left_out_shows(folders: Path, tmp_path: Path, broken: float) -> None:
+    """The generator's own norm is fine, and the fake score would stay what it was without anyone knowing."""
+    dmd2, factors = build(folders, tmp_path), iter((broken, 1.0))  # of the first of two updates only
+    (some, *_) = (p for p in dmd2.fake.module.parameters() if p.requires_grad)
+    some.register_hook(lambda gradient: gradient * next(factors))
+    values = dmd2.step(0)
+    assert math.isfinite(values["grad_norm"])
+    assert not math.isfinite(values["fake_grad_norm"])
 
 
-@pytest.mark.parametrize("covariance", COVARIANCES.values(), ids=COVARIANCES)
-def test_gradient_is_the_analytic_one_between_gaussians(covariance: Tensor) -> None:
-    """x0_fake - x0_real = sigma^2/(1-sigma) * (score_fake - score_real), the scores of the noised Gaussians."""
-    rng = torch.Generator().manual_seed(0)
-    means = {"real": torch.tensor([1.0, -2.0, 0.0]).double(), "fake": torch.tensor([0.0, 0.5, 1.0]).double()}
-    covariances = {"real": covariance, "fake": torch.eye(3).double()}
-    x = torch.randn(6, 3, generator=rng).double()
-    sigma = 0.1 + 0.8 * torch.rand(6, generator=rng).double()
-    x_t = interpolate(x, torch.randn(6, 3, generator=rng).double(), sigma)
+def test_the_scores_are_told_where_the_generators_clips_left(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not where those of the last fake update did."""
+    dmd2, told = build(folders, tmp_path, num_steps=6, exit_embedding=True), []
+    gradient = dmd2.distribution_matching_gradient
 
-    def score(kind: str, i: int) -> Tensor:
-        noised = (1 - sigma[i]) ** 2 * covariances[kind] + sigma[i] ** 2 * torch.eye(3).double()
-        gradient: Tensor = -torch.linalg.inv(noised) @ (x_t[i] - (1 - sigma[i]) * means[kind])
-        return gradient
+    def watched(*inputs: Any) -> Tensor:
+        told.append(dmd2.scores._exit_step)
+        return gradient(*inputs)
 
-    x0 = {
-        kind: x0_from_velocity(x_t, gaussian_velocity(x_t, sigma, means[kind], covariances[kind]), sigma)
-        for kind in means
-    }
-    gradient = dmd2_gradient(x, x0["real"], x0["fake"])
-    for i in range(6):
-        expected = sigma[i] ** 2 / (1 - sigma[i]) * (score("fake", i) - score("real", i))
-        torch.testing.assert_close(gradient[i], expected / (x[i] - x0["real"][i]).abs().mean())
+    monkeypatch.setattr(dmd2, "distribution_matching_gradient", watched)
+    for step in range(6):
+        dmd2.step(step)
+    assert told == [dmd2.draw_exit(step).exit_step for step in range(6)]
 
 
-def test_training_moves_a_gaussian_generator_onto_the_target() -> None:
-    """Generator x = mu + L*noise; both scores exact: mean and full covariance become the target's."""
-    torch.manual_seed(0)
-    target_mean = torch.tensor([1.0, -2.0]).double()
-    target = torch.tensor([[1.0, 0.6], [0.6, 0.8]]).double()
-    mu = torch.zeros(2, dtype=torch.float64, requires_grad=True)
-    factor = (0.3 * torch.eye(2)).double().requires_grad_()
-    optimizer = torch.optim.Adam([mu, factor], lr=0.02)
-    rng = torch.Generator().manual_seed(1)
-    for step in range(900):
-        for group in optimizer.param_groups:
-            group["lr"] = 0.02 * (1 - step / 900)
-        x = mu + torch.randn(256, 2, generator=rng).double() @ factor.T
-        sigma = sample_sigma(256, 1.0, rng, 0.02, 0.98).double()
-        x_t = interpolate(x.detach(), torch.randn(256, 2, generator=rng).double(), sigma)
-        real = gaussian_velocity(x_t, sigma, target_mean, target)
-        fake = gaussian_velocity(x_t, sigma, mu.detach(), (factor @ factor.T).detach())
-        gradient = dmd2_gradient(x.detach(), x0_from_velocity(x_t, real, sigma), x0_from_velocity(x_t, fake, sigma))
-        optimizer.zero_grad()
-        dmd2_loss(x, gradient).backward()
-        optimizer.step()
-    torch.testing.assert_close(mu.detach(), target_mean, atol=0.08, rtol=0)
-    torch.testing.assert_close((factor @ factor.T).detach(), target, atol=0.12, rtol=0)
+def test_the_fake_score_warms_up_before_the_first_generator_update_alone(folders: Path, tmp_path: Path) -> None:
+    dmd2, updates = build(folders, tmp_path, fake_warmup_updates=3), []
+    for step in range(dmd2.first_step, 2):
+        dmd2.step(step)
+        updates.append((dmd2.fake.num_updates, dmd2.generator.num_updates))
+    assert updates == [(2, 0), (3, 0), (3 + 2, 1), (3 + 2 + 2, 2)]
 
 
-@pytest.mark.parametrize("told", [True, False])
-def test_a_fake_score_that_is_not_told_the_exit_makes_late_clips_too_contrasty(told: bool) -> None:
-    """Half the clips leave early, too blurred to learn (deviation 0.5); the others start at the target's, 1."""
-    early = torch.full((512,), 0.5).double()
-    late = torch.ones((), dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.Adam([late], lr=0.02)
-    rng = torch.Generator().manual_seed(0)
-    zero, one = torch.zeros(1).double(), torch.eye(1).double()
-    for _ in range(150):
-        x = late * torch.randn(512, 1, generator=rng).double()
-        sigma = sample_sigma(512, 1.0, rng, 0.02, 0.98).double()
-        x_t = interpolate(x.detach(), torch.randn(512, 1, generator=rng).double(), sigma)
-        spreads = [late.detach().expand(512)] if told else [early, late.detach().expand(512)]
-        noised = torch.stack([((1 - sigma) * spread) ** 2 + sigma**2 for spread in spreads])
-        share = torch.softmax(-0.5 * (x_t[:, 0] ** 2 / noised + noised.log()), 0)  # whose clip x_t may be
-        estimates = torch.stack([(1 - sigma) * s**2 / n * x_t[:, 0] for s, n in zip(spreads, noised, strict=True)])
-        fake = (share * estimates).sum(0)[:, None]
-        real = x0_from_velocity(x_t, gaussian_velocity(x_t, sigma, zero, one), sigma)
-        optimizer.zero_grad()
-        dmd2_loss(x, dmd2_gradient(x.detach(), real, fake)).backward()
-        optimizer.step()
-    reached = float(late.detach())
-    assert (abs(reached - 1) < 0.1) if told else reached > 1.15
+def test_the_fake_score_warms_up_on_new_clips_as_often_as_later(folders: Path, tmp_path: Path) -> None:
+    """Trained on one batch alone, it would know those clips, and not what the student makes."""
+    dmd2 = build(folders, tmp_path, fake_warmup_updates=5, replay_batches=9)
+    for step in range(dmd2.first_step, 1):
+        dmd2.step(step)
+    first, *others = list(dmd2.replay)
+    assert 1 + len(others) == 3 + 1, "of 2, 2 and 1 updates, and the first step's own"
+    assert all(not torch.equal(first.batch.x0, other.batch.x0) for other in others)
+
+
+def test_clips_that_are_not_finite_cost_their_step_and_no_other(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kept for the fake score, they would break its gradient in later steps, too."""
+    dmd2 = build(folders, tmp_path, fake_warmup_updates=0)
+    generate = BackwardSimulation.generate
+
+    def broken(*inputs: Any) -> Generated:
+        made = generate(*inputs)
+        return replace(made, x0=made.x0 * torch.tensor([1.0, torch.nan, 1.0, 1.0]).reshape(4, 1, 1, 1, 1))
+
+    before = weights(dmd2.generator.module) | weights(dmd2.scores)
+    with monkeypatch.context() as patch:
+        patch.setattr(BackwardSimulation, "generate", broken)
+        values = dmd2.step(0)
+    assert math.isnan(values["grad_norm"])
+    after = weights(dmd2.generator.module) | weights(dmd2.scores)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert all(math.isfinite(value) for value in dmd2.step(1).values())
+    dmd2.validate()
+    assert (tmp_path / "images" / "student_real_fake-000002.png").is_file(), "at the step of the metrics"
+
+
+def test_clips_that_are_broken_on_one_worker_are_kept_on_none(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that trained on its own while the others leave the step out would wait for them for ever."""
+    dmd2 = build(folders, tmp_path)
+    batch, w = dmd2.maker.make(torch.arange(4), step_generator(0, 0)), Guidance.fixed(dmd2.config, 4)
+    made = Generated(batch.x0, batch, w, exit_step=0)
+    assert dmd2.keep(made)
+    dmd2.context = replace(dmd2.context, world_size=2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda broken: broken.add_(1))  # of the other worker's clips
+    assert not dmd2.keep(made)
+    assert len(dmd2.replay) == 1

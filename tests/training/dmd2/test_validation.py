@@ -1,0 +1,94 @@
+"""What a validation shows and judges, and which weights the stage returns."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from magic141.models.transformer import load_transformer
+from magic141.training.dmd2.config import Dmd2Config
+from magic141.training.dmd2.spec import Dmd2Spec
+from magic141.training.dmd2.validation import ROWS, with_row_names
+from magic141.training.train import train
+from tests.evaluation.artifacts import RecordingLog
+from tests.models.tiny import CONFIG
+from tests.training.dmd2.tiny import SHORT, build
+
+
+@pytest.mark.parametrize("height", [68, 324])
+def test_every_row_of_a_sheet_has_its_name_beside_it(height: int) -> None:
+    sheet = np.full((6 * height, 90, 3), 128, np.uint8)
+    named = with_row_names(sheet, 6, ROWS)
+    margin = named[:, :-90].reshape(6, height, -1, 3)
+    assert np.array_equal(named[:, -90:], sheet)
+    assert np.array_equal(margin[:3], margin[3:]), "the clips' rows are named alike"
+    student, real, fake = ((row < 128).any(axis=2) for row in margin[:3])
+    assert student.any(axis=1).sum() >= max(8, height // 10), "large enough to read"
+    assert not (student == real).all()
+    assert not (real == fake).all()
+
+
+def test_validation_takes_no_more_clips_at_once_than_training(folders: Path, tmp_path: Path) -> None:
+    watched = {**SHORT["collapse"], "num_clips": 3}
+    sizes: set[int] = set()
+
+    def figures(batch_size: int) -> dict[str, float]:
+        dmd2 = build(folders, tmp_path, batch_size=batch_size, collapse=watched, real_guidance_scale=2.0)
+        for network in (dmd2.generator.module, dmd2.scores.network):
+            network.register_forward_pre_hook(
+                lambda _, args, kwargs: sizes.add(len(kwargs["timestep"])), with_kwargs=True
+            )
+        return dmd2.validate()
+
+    whole = figures(batch_size=4)
+    assert sizes == {3}
+    sizes.clear()
+    assert figures(batch_size=2) == pytest.approx(whole, rel=1e-3), "the noise is the same"
+    assert sizes == {2, 1}
+
+
+@pytest.mark.parametrize(("keep", "exported"), [("best", 1), ("last", 2)])
+def test_the_average_is_validated_and_the_best_or_the_last_one_exported(
+    folders: Path, tmp_path: Path, keep: str, exported: int
+) -> None:
+    fast = {"kind": "adamw", "learning_rate": 0.02, "warmup_steps": 0}
+    dmd2, averages = build(folders, tmp_path, num_steps=3, optimizer=fast, keep=keep), []
+    for step, frechet in enumerate((2.0, 1.0, 3.0)):
+        dmd2.step(step)
+        dmd2.judge(step + 1, {"validation_frechet": frechet})
+        averages.append(dmd2.ema.state_dict()["shadow"]["proj_out.weight"].clone())
+    validated = dmd2.validate()
+    assert validated != dmd2.validation.figures(num_steps=3), "of the weights as they are"
+    with dmd2.ema.applied():
+        assert validated == dmd2.validation.figures(num_steps=3)
+    assert bool(dmd2.watch.best) == (keep == "best"), "no copy that nothing reads"
+    dmd2.export(tmp_path / "out")
+    assert torch.equal(load_transformer(tmp_path / "out" / "transformer").proj_out.weight, averages[exported])
+    assert json.loads((tmp_path / "out" / "watch.json").read_text())["exported_step"] == exported + 1
+
+
+@pytest.mark.parametrize("collapsed", [True, False])
+def test_what_the_watch_saw_at_the_end_reaches_the_stages_figures(
+    folders: Path, tmp_path: Path, collapsed: bool
+) -> None:
+    """A promotion asks for nothing else."""
+    never = {f"max_{name}": 1e9 for name in ("variance_ratio", "mean_drift", "frechet_ratio")}
+    never |= {
+        "min_detail_ratio": 0,
+        "max_detail_ratio": 1e9,
+        "min_motion_ratio": 0,
+        "min_diversity_ratio": 0,
+        "min_mode_coverage": 0,
+        "max_saturation": 1,
+    }
+    watched = SHORT["collapse"] | never | {"patience": 1, "min_variance_ratio": 1e9 if collapsed else 0}
+    config = Dmd2Config.model_validate(SHORT | {"collapse": watched})
+    spec = Dmd2Spec(config, CONFIG, folders / "data", folders / "teacher", folders / "student")
+    log, out = RecordingLog(), tmp_path / "out"
+    out.mkdir()
+    train(spec, config, folders / "data", out, log, 0, tmp_path / "run")
+    assert log.summaries["collapsed"] == json.loads((out / "training.json").read_text())["collapsed"] == collapsed
