@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
@@ -29,6 +25,7 @@ from magic141.tracking.relocation import FILES, settle_place
 from magic141.tracking.run_files import read_text
 from magic141.tracking.run_log import RunLog
 from magic141.tracking.store_address import default_uri, is_database, store_exists, tracking_uri
+from magic141.tracking.store_creation import creating
 from magic141.tracking.stores import note_store, store_name
 from magic141.tracking.tags import (
     SWEEP,
@@ -61,7 +58,7 @@ class Tracker:
         self.experiment = experiment
         require_answer(self.uri)
         workspace.mkdir(parents=True, exist_ok=True)
-        with _alone(workspace), _quiet_migrations():
+        with creating(workspace):
             self.client = MlflowClient(self.uri)
             if store_name(self.uri) == store_name(default_uri(workspace)):
                 settle_place(workspace / "mlflow.db", workspace, self._is_busy)
@@ -245,25 +242,6 @@ def open_store(workspace: Path) -> Tracker:
         where = without_credentials(tracking_uri(workspace))
         raise UserError(f"there are no runs in {where}; point --workspace to the folder of your runs")
     return Tracker(workspace, "magic141")
-
-
-def _alone(workspace: Path) -> AbstractContextManager[object]:
-    """A lock for creating a store, which two processes at once would break; a read-only workspace needs none."""
-    return (
-        FileLock(workspace / ".store.lock", fallback_to_soft=False) if os.access(workspace, os.W_OK) else nullcontext()
-    )
-
-
-@contextmanager
-def _quiet_migrations() -> Iterator[None]:
-    """Hides the migration steps that MLflow logs when it creates a store."""
-    logger = logging.getLogger("mlflow.store.db.utils")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _slug(name: str) -> str:
