@@ -11,9 +11,9 @@ PATIENCE_S = 900.0  # only what hangs takes longer, whatever else the machine do
 T = TypeVar("T")
 
 
-def wait_for(what: Callable[[], T], seconds: float = PATIENCE_S) -> T:
+def wait_for(what: Callable[[], T], every_s: float = 0.1) -> T:
     """The first true answer; who does not answer at all (`OSError`) is asked again."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
             answer = what()
@@ -23,5 +23,5 @@ def wait_for(what: Callable[[], T], seconds: float = PATIENCE_S) -> T:
         else:
             if answer:
                 return answer
-            assert time.monotonic() < deadline, f"nothing after {seconds} s"
-        time.sleep(0.1)
+            assert time.monotonic() < deadline, f"nothing after {PATIENCE_S:.0f} s"
+        time.sleep(every_s)

@@ -28,14 +28,14 @@ class Code(NamedTuple):
     imports: tuple[str, ...]
 
 
-class Kept(NamedTuple):
-    """What was found in a file of this content by this module."""
+class Record(NamedTuple):
+    """What was found in a file; the key is of the file's content, and of this module."""
 
-    of: str
+    key: str
     code: Code
 
 
-KEPT = TypeAdapter(Kept)
+RECORD = TypeAdapter(Record)
 
 
 def code_of(path: Path) -> Code:
@@ -49,8 +49,13 @@ def _code_of(path: Path, _modified_ns: int) -> Code:
     content = path.read_bytes()
     if path.suffix != ".py":
         return Code(_sha256(content), ())
-    of, record = _sha256(_reader() + content), Path(cache_from_source(str(path))).with_suffix(".code.json")
-    return _kept(record, of) or _keep(record, Kept(of, parse(content)))
+    key, file = _sha256(_reader() + content), Path(cache_from_source(str(path))).with_suffix(".code.json")
+    known = _read(file)
+    if known is not None and known.key == key:
+        return known.code
+    code = parse(content)
+    _write(file, Record(key, code))
+    return code
 
 
 @lru_cache(maxsize=1)
@@ -59,21 +64,20 @@ def _reader() -> bytes:
     return Path(__file__).read_bytes()
 
 
-def _kept(record: Path, of: str) -> Code | None:
-    """What was found before; None if the record is missing, of other content or of another format."""
+def _read(file: Path) -> Record | None:
+    """The record; None if it is missing, damaged or of another format."""
     try:
-        kept = KEPT.validate_json(record.read_bytes())
+        return RECORD.validate_json(file.read_bytes())
     except (OSError, ValueError):
         return None
-    return kept.code if kept.of == of else None
 
 
-def _keep(record: Path, found: Kept) -> Code:
-    if not sys.dont_write_bytecode:
-        with suppress(OSError):  # an installation that is not this user's is parsed by every process
-            record.parent.mkdir(exist_ok=True)
-            replace_text(record, KEPT.dump_json(found).decode())
-    return found.code
+def _write(file: Path, record: Record) -> None:
+    if sys.dont_write_bytecode:
+        return
+    with suppress(OSError):  # an installation that is not this user's is parsed by every process
+        file.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(file, RECORD.dump_json(record).decode())
 
 
 def parse(source: bytes) -> Code:

@@ -66,7 +66,7 @@ def test_what_another_version_of_the_reader_found_is_not_used(reader: Reader, mo
     assert reader.num_parsed == 2
 
 
-@pytest.mark.parametrize("damaged", ["", "{", '{"of": 1}', '["of", ["digest"]]'])
+@pytest.mark.parametrize("damaged", ["", "{", '{"key": 1}', '["key", ["digest"]]'])
 def test_a_damaged_record_is_made_again(reader: Reader, damaged: str) -> None:
     first = reader()
     (record,) = reader.records()

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -17,9 +18,10 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
+from tests import waiting
 from tests.flows.conftest import Webhook
 from tests.ports import free_port
-from tests.waiting import PATIENCE_S, wait_for
+from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [
@@ -30,6 +32,7 @@ TINY = [
 ]
 PASSWORD = "s3cret-webhook"
 ANSWER_S = 90  # Prefect itself waits for its database for up to 60
+wait_for = partial(waiting.wait_for, every_s=0.5)  # the server has more to do than to answer this
 
 pytestmark = pytest.mark.slow
 
