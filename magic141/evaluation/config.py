@@ -76,7 +76,13 @@ class GenerateConfig(FrozenConfig):
     batch_size: int = Field(32, ge=1, description="clips per forward pass; noise is drawn batch by batch")
     num_threads: int = placement(2, ge=1, description="CPU threads of each worker")
     num_workers: int = placement(
-        1, ge=1, description="variants sampled at the same time; 1: in this process, more: as Ray tasks"
+        1, ge=1, description="pieces of the suite sampled at the same time; 1: in this process, more: as Ray tasks"
+    )
+    evaluations_per_piece: int = placement(
+        10_000,
+        ge=1,
+        description="network evaluations of a piece, counted per clip: as much may be lost in a crash, and every piece "
+        "loads its network again on a worker",
     )
     gpus_per_worker: float = placement(0, ge=0, description="GPUs of a Ray task")
     allow_cpu: bool = placement(False, description="sample more than 1e9 parameters even without a GPU")

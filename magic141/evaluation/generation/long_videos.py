@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from magic141.accelerator import finish_gpu_work
 from magic141.data.videos.sheets import contact_sheet
 from magic141.diffusion.long_video import fresh_latent_frames
 from magic141.evaluation.config import GenerateConfig
-from magic141.evaluation.generation.media import read_image, save_image, save_video
+from magic141.evaluation.generation.media import read_image, save_rows, save_video
 from magic141.evaluation.generation.performance import peak_megabytes
 from magic141.evaluation.generation.suite import Conditions, clip_conditions, long_video_seed
 from magic141.evaluation.generation.workload import Advance, Workload
@@ -30,50 +30,53 @@ from magic141.stage_log import StageLog
 NUM_LONG_VIDEOS_SHOWN = 3
 
 
-def run_long(
-    work: Workload, variant: Variant, generator: VideoGenerator, out: Path, advance: Advance
-) -> list[dict[str, float]]:
-    """Generates long videos of all long clips into `out`, batch by batch; returns cost and memory per window.
+def make_long(
+    work: Workload, variant: Variant, generator: VideoGenerator, batches: range, out: Path, advance: Advance
+) -> list[dict[str, Any]]:
+    """Generates long videos batch by batch; returns each batch's number of clips, and cost and memory per window.
 
-    Their pixels are kept for exact scores, where there are any, and of some as videos.
+    Their pixels are kept for exact scores, where there are any, and of the first ones as videos.
     """
     parts, costs = [], []
-    for number, batch in enumerate(clip_conditions(work.heldout, work.long_rows).batches(work.config.batch_size)):
+    conditions = clip_conditions(work.heldout, work.rows_of(work.long_rows, batches))
+    for number, batch in zip(batches, conditions.batches(work.config.batch_size), strict=True):
         seed = long_video_seed(work.seed, number)
-        latents, taken = long_latents(work.config, generator, batch.to(work.device), seed, advance)
+        latents, windows = long_latents(work.config, generator, batch.to(work.device), seed, advance)
         parts.append(latents.cpu())
-        costs.append(taken)
-    made, scored = torch.cat(parts), work.info.has_ground_truth
-    frames = work.decode(made if scored else made[:NUM_LONG_VIDEOS_SHOWN])
-    folder = out / "long"
-    folder.mkdir()
+        costs.append({"num_clips": len(latents), "windows": windows})
+    first = batches.start * work.config.batch_size
+    _write(work, variant, torch.cat(parts), first, out / "long")
+    return costs
+
+
+def _write(work: Workload, variant: Variant, latents: Tensor, first: int, folder: Path) -> None:
+    """Writes the long videos [N, C, T, h, w] from number `first` on."""
+    num_shown, scored = max(NUM_LONG_VIDEOS_SHOWN - first, 0), work.info.has_ground_truth
+    frames = work.decode(latents if scored else latents[:num_shown])
+    folder.mkdir(exist_ok=True)
     if scored:
         save_file({"frames": frames}, folder / f"{variant.name}.safetensors")
-    shown = frames[:NUM_LONG_VIDEOS_SHOWN].numpy()
-    for number, clip in enumerate(shown):
+    shown = frames[:num_shown].numpy()
+    for number, clip in enumerate(shown, first):
         save_video(folder / variant.name / f"{number:02d}.mp4", clip, work.info.fps)
-    save_image(folder / f"{variant.name}.png", contact_sheet(shown, max_columns=16))
-    if variant.model == "student":
+    if len(shown):
+        save_rows(folder / f"{variant.name}.png", contact_sheet(shown, max_columns=16))
+    if variant.model == "student" and first == 0:
         save_video(folder / "long.mp4", shown[0], work.info.fps)
-    return mean_costs(costs, [len(part) for part in parts])
 
 
-def mean_costs(batches: Sequence[list[dict[str, float]]], sizes: Sequence[int]) -> list[dict[str, float]]:
-    """Cost per clip and memory of every window, averaged over batches of `sizes` clips."""
-    windows = zip(*batches, strict=True)
+def mean_costs(batches: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """Cost per clip and memory of every window, averaged over the clips of batches as `make_long` returns them."""
+    sizes = [batch["num_clips"] for batch in batches]
+    windows = zip(*(batch["windows"] for batch in batches), strict=True)
     return [{name: float(np.average([b[name] for b in w], weights=sizes)) for name in w[0]} for w in windows]
 
 
 def show_long(variant: Variant, folder: Path, log: StageLog) -> None:
-    """Logs the videos that `run_long` has written below `folder`."""
+    """Logs a variant's long videos below `folder`."""
     if variant.model == "student":
         log.file(folder / "long" / "long.mp4", "long")
     log.image(f"long/{variant.name}", read_image(folder / "long" / f"{variant.name}.png"))
-
-
-def long_evaluations(work: Workload, variant: Variant) -> int:
-    """Network evaluations of `run_long`, counted per clip."""
-    return variant.num_evaluations * work.config.long_video_windows * len(work.long_rows)
 
 
 class Mark(NamedTuple):

@@ -30,8 +30,14 @@ def save_image(path: Path, image: Frames) -> None:
     Image.fromarray(_enlarge(image, zoom_for(image))).save(path)
 
 
+def save_rows(path: Path, image: Frames) -> None:
+    """Writes some rows of a picture, uint8 [H, W, 3], as they are, for `save_image` once all rows are there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path)
+
+
 def read_image(path: Path) -> Frames:
-    """A picture that `save_image` wrote, uint8 [H, W, 3]."""
+    """A picture from a file, uint8 [H, W, 3]."""
     with Image.open(path) as image:
         return np.asarray(image)
 

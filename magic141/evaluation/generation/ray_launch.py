@@ -37,7 +37,7 @@ def make_on_ray(work: Workload, folders: ModelFolders, pieces: Sequence[Piece], 
     # sent once, not with every task; pickled, so that a worker checks that it has the same code before loading it
     shared = ray.put(pickle.dumps((work, folders)))
     task = ray.remote(num_cpus=1, num_gpus=work.config.gpus_per_worker)(_make)
-    waiting = sorted(pieces, key=lambda piece: piece.num_evaluations(work))
+    waiting = sorted(pieces, key=lambda piece: piece.num_evaluations)
     running: dict[ray.ObjectRef, Piece] = {}
     try:
         while waiting or running:
@@ -48,7 +48,7 @@ def make_on_ray(work: Workload, folders: ModelFolders, pieces: Sequence[Piece], 
                 piece = running.pop(done)
                 if mistake := ray.get(done):
                     raise UserError(mistake)
-                advance(piece.num_evaluations(work))
+                advance(piece.num_evaluations)
     finally:  # after a failure or Ctrl-C, no task may go on writing into the pieces' folders
         _stop(list(running))
 

@@ -60,6 +60,11 @@ class Workload:
         """The device on which this process samples."""
         return sampling_device(self.num_gpus)
 
+    @property
+    def batches_at_once(self) -> int:
+        """On a CPU every thread samples a batch of its own: small networks cannot keep several threads busy on one."""
+        return self.config.num_threads if self.device.type == "cpu" else 1
+
     @cached_property
     def heldout(self) -> ClipDataset:
         """The held-out clips."""
@@ -82,9 +87,15 @@ class Workload:
         return replace(self, num_gpus=self.config.gpus_per_worker)
 
     @property
-    def has_continuation(self) -> bool:
-        """Whether the first NUM_KNOWN latent frames of a clip determine the rest of its window."""
-        return self.info.has_ground_truth and self.latent_frames > NUM_KNOWN
+    def continued_rows(self) -> list[int]:
+        """Held-out clips whose first NUM_KNOWN latent frames determine the rest of their window."""
+        determined = self.info.has_ground_truth and self.latent_frames > NUM_KNOWN
+        return self.rows[: self.config.num_continuation_clips] if determined else []
+
+    def rows_of(self, rows: Sequence[int], batches: range) -> list[int]:
+        """The rows that some of their batches hold."""
+        size = self.config.batch_size
+        return list(rows[batches.start * size : batches.stop * size])
 
     def decoded(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
         """Decodes [N, C, T, h, w] to N clips uint8 [F, H, W, 3] on the CPU; one batch is in memory at a time."""
@@ -92,7 +103,9 @@ class Workload:
             yield from self.codec.decode_video(batch).cpu()
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Decodes [N, C, T, h, w] to uint8 [N, F, H, W, 3] on the CPU, in no more memory than that."""
+        """Decodes [N, C, T, h, w] to uint8 [N, F, H, W, 3] on the CPU, in no more memory than that; nothing to [0]."""
+        if not len(latents):
+            return torch.empty(0, dtype=torch.uint8)
         clips = self.decoded(latents)
         first = next(clips)
         frames = first.new_empty(len(latents), *first.shape)

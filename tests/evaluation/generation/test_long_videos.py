@@ -42,5 +42,8 @@ def test_the_peak_of_windows_made_together_is_that_of_each(monkeypatch: pytest.M
 
 
 def test_the_cost_of_a_window_is_the_mean_over_its_batches_clips() -> None:
-    batches = [[{"wall_ms_per_clip": 10.0}], [{"wall_ms_per_clip": 40.0}]]
-    assert mean_costs(batches, [2, 1]) == [{"wall_ms_per_clip": 20.0}]
+    batches = [
+        {"num_clips": 2, "windows": [{"wall_ms_per_clip": 10.0}]},
+        {"num_clips": 1, "windows": [{"wall_ms_per_clip": 40.0}]},
+    ]
+    assert mean_costs(batches) == [{"wall_ms_per_clip": 20.0}]

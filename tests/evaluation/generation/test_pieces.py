@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,8 +15,13 @@ from safetensors.torch import load_file
 
 from magic141.config import load_config
 from magic141.errors import UserError
+from magic141.evaluation.generation.parts import Share
+from magic141.evaluation.generation.pieces import list_pieces
+from magic141.evaluation.generation.workload import Workload
+from magic141.evaluation.variants import list_variants, long_video_variants
 from magic141.models.transformer import build_transformer
-from tests.evaluation.artifacts import GENERATE, RecordingLog, generate
+from tests.evaluation.artifacts import DMD2, GENERATE, RecordingLog, generate
+from tests.models.tiny import INFO
 
 SMALL = GENERATE.model_copy(
     update={"many_steps": 2, "few_steps": (1,), "num_exact_clips": 3, "num_seeds": 1, "long_video_windows": 2}
@@ -60,6 +65,7 @@ def inputs(generated: tuple[dict[str, Path], RecordingLog]) -> dict[str, Path]:
 
 def run(inputs: dict[str, Path], folder: Path, log: RecordingLog | None = None, **options: Any) -> Path:
     """An attempt: its own empty `out`, what earlier ones have finished in `work`."""
+    folder.mkdir(exist_ok=True)
     out = folder / f"out{len(list(folder.iterdir()))}"
     out.mkdir()
     generate(inputs, out, folder / "work", log, SMALL.model_copy(update=options))
@@ -81,27 +87,68 @@ def records(out: Path) -> dict[str, Any]:
     return {variant["name"]: variant for variant in json.loads((out / "variants.json").read_text())}
 
 
-def test_a_killed_stage_goes_on_from_the_variants_that_were_finished(
+def test_a_killed_stage_goes_on_from_the_pieces_that_were_finished(
     inputs: dict[str, Path], undisturbed: Path, tmp_path: Path
 ) -> None:
     killed, log = KillingLog(), RecordingLog()
     with pytest.raises(Killed):
         run(inputs, tmp_path, killed)
-    finished = {path.name: json.loads((path / "record.json").read_text()) for path in (tmp_path / "work").iterdir()}
-    assert {"teacher_2", "long-teacher_2"} <= finished.keys()
-    assert "student_4" not in finished
+    finished = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "work").iterdir()}
+    assert "teacher_2-exact-0-to-teacher_2-long-0" in finished
+    assert not any(name.startswith("student") for name in finished)
 
     out = run(inputs, tmp_path, log)
     assert contents(out) == contents(undisturbed)
     assert list(records(out)) == list(records(undisturbed))
-    # what was finished keeps its figures, and was not sampled again
-    assert records(out)["teacher_2"] == finished["teacher_2"]
-    windows = json.loads((out / "long" / "windows.json").read_text())["variants"]
-    assert windows["teacher_2"] == finished["long-teacher_2"]
+    kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "work").iterdir()}
+    assert kept.items() >= finished.items(), "what was finished was made again"
     assert 0 < log.advanced == log.total < 0.5 * killed.total
     # an attempt that is reported shows all of it
     assert {"samples/teacher_2", "samples/student_4", "long/teacher_2"} <= log.images.keys()
     assert any(f"{len(finished)} of " in note for note in log.notes)
+
+
+def test_a_stage_in_many_pieces_makes_what_one_piece_makes(
+    inputs: dict[str, Path], undisturbed: Path, tmp_path: Path
+) -> None:
+    """Each batch alone: tensors and contact sheets have rows of several pieces."""
+    whole = run(inputs, tmp_path / "whole", batch_size=1)
+    out = run(inputs, tmp_path / "cut", batch_size=1, evaluations_per_piece=1)
+    num_pieces = {folder: len(list((tmp_path / folder / "work").iterdir())) for folder in ("whole", "cut")}
+    assert num_pieces["whole"] == 4 < 50 < num_pieces["cut"]
+    assert contents(out) == contents(whole)
+    for name, record in records(out).items():
+        assert record.keys() == records(whole)[name].keys()
+        assert record["num_clips"] == SMALL.num_exact_clips
+        assert record["peak_memory_mb"] == records(whole)[name]["peak_memory_mb"]
+
+
+@pytest.mark.parametrize(("limit", "num_threads"), [(1, 1), (1, 2), (40, 1), (40, 3), (10_000, 2)])
+def test_pieces_hold_every_batch_once_and_are_about_as_long_as_asked(
+    limit: int, num_threads: int, tmp_path: Path
+) -> None:
+    update = {"batch_size": 1, "evaluations_per_piece": limit, "num_threads": num_threads}
+    config, nothing = SMALL.model_copy(update=update), cast(Any, None)
+    info = INFO.model_copy(update={"has_ground_truth": True})
+    work = Workload(config, info, tmp_path, [4, 2, 7], 5, ["a", "b"], [], nothing, [4, 2], 0, num_gpus=0)
+    variants, long_variants = list_variants(config, DMD2), long_video_variants(config, DMD2)
+    pieces = list_pieces(work, variants, long_variants, tmp_path)
+    batches = [
+        (share.variant.name, share.part, number)
+        for piece in pieces
+        for share in piece.shares
+        for number in share.batches
+    ]
+    expected = {(v.name, part, n) for v in variants for part, num in (("exact", 3), ("suite", 2)) for n in range(num)}
+    expected |= {(v.name, "continuation", n) for v in variants for n in range(3)}
+    expected |= {(v.name, "long", n) for v in long_variants for n in range(2)}
+    assert len(batches) == len(set(batches))
+    assert set(batches) == expected
+    assert len({piece.folder for piece in pieces}) == len(pieces)
+    longest = max(Share(v, part, range(num_threads)).num_evaluations(work) for v in variants for part in ("exact",))
+    longest = max(longest, *(Share(v, "long", range(num_threads)).num_evaluations(work) for v in long_variants))
+    assert all(piece.num_evaluations <= limit + longest for piece in pieces)
+    assert all({share.variant.model for share in piece.shares} == {piece.model} for piece in pieces)
 
 
 def test_a_finished_stage_samples_nothing_when_only_its_artifact_was_lost(

@@ -204,11 +204,10 @@ def test_the_evaluations_of_a_suite_are_counted_as_they_are_made(source: str, tm
     rows, long_rows = list(range(generate.num_exact_clips)), list(range(generate.long_video_clips))
     prompts = ["a circle"] * generate.num_prompts
     work = Workload(generate, info, tmp_path, rows, 5, prompts, [], nothing, long_rows, 0)
-    pieces = list_pieces(
-        list_variants(generate, config.distill_dmd2), long_video_variants(generate, config.distill_dmd2), tmp_path
-    )
-    counted = _num_evaluations(generate, config.distill_dmd2, has_ground_truth=source == "shapes")
-    assert counted == sum(piece.num_evaluations(work) for piece in pieces)
+    dmd2 = config.distill_dmd2
+    pieces = list_pieces(work, list_variants(generate, dmd2), long_video_variants(generate, dmd2), tmp_path)
+    counted = _num_evaluations(generate, dmd2, has_ground_truth=source == "shapes")
+    assert counted == sum(piece.num_evaluations for piece in pieces)
 
 
 @pytest.mark.parametrize(
