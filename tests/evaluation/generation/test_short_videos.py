@@ -56,7 +56,7 @@ def test_a_prompts_video_has_its_name_and_its_noise_however_the_suite_is_cut(
         return iter(latents)
 
     def save_video(path: Path, frames: Any, fps: float) -> None:
-        made[path.name] = int(frames)
+        made[path.name] = int(frames.item())
 
     monkeypatch.setattr(Workload, "decoded", decoded)
     monkeypatch.setattr(short_videos, "save_video", save_video)
