@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
@@ -96,7 +95,11 @@ class CausalPCACodec(ModelMixin, ConfigMixin):
         first = (coefficients[:, :1] * self.first_scale) @ self.first_basis.T + self.first_mean
         groups = (coefficients[:, 1:] * self.group_scale) @ self.group_basis.T + self.group_mean
         x = torch.cat([self._unpatchify(first, 1), self._unpatchify(groups, self.temporal_compression_ratio)], dim=2)
-        return DecoderOutput(sample=x) if return_dict else (x,)
+        if not return_dict:
+            return (x,)
+        from diffusers.models.autoencoders.vae import DecoderOutput  # imports all of diffusers' networks: seconds
+
+        return DecoderOutput(sample=x)
 
 
 class VideoCodec:
