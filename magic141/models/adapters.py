@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from diffusers import HunyuanVideoTransformer3DModel
 from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 _BASE = ".base_layer."
@@ -30,6 +31,9 @@ def add_lora(network: HunyuanVideoTransformer3DModel, rank: int, name: str, seed
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets), adapter_name=name)
+    for module in network.modules():
+        if isinstance(module, LoraLayer):  # else ZeRO-3 keeps float32 copies of bf16 inputs: 3 GiB a clip at 13B
+            module.cast_input_dtype_enabled = False
 
 
 def merge_lora(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

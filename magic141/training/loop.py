@@ -169,6 +169,7 @@ class _Loop:
             num_skipped=self.skipped.num_skipped,
         )
         self.store.save(done, lambda aside: write_checkpoint(aside, self.objective, self.since_check, context, info))
+        barrier(context)  # a worker that ended now, for a collapse, would end the others while they upload
 
 
 def _require_finite(values: Mapping[str, Tensor | float], step: int, config: TrainConfig) -> None:

@@ -54,15 +54,17 @@ def activation_bytes(config: TrainConfig, model: TransformerConfig, num_tokens: 
     Without, every block keeps all of that: in bf16, at the paper's MLP ratio, about 40 times as much. The coefficients
     are fitted to the peaks of the real network's passes over tensors without data, for widths of 96 to 3072, 4 to 60
     blocks, MLP ratios of 2 to 8, fp32 and bf16 (where a GPU computes norms in fp32, so that the precision hardly
-    matters inside a block). At 13B they give 44.2 GiB for 44.4, and are within a fifth elsewhere, unless the text is as
-    long as the video. Attention is assumed to be a fused kernel, which does not store its matrix.
+    matters inside a block). Low-rank branches add an output to every layer. At 13B the coefficients give 44.2 GiB for
+    44.4, and are within a fifth elsewhere, unless the text is as long as the video. Attention is assumed to be a fused
+    kernel, which does not store its matrix.
     """
     size = BF16 if config.precision == "bf16" else FP32
     # the discriminator's losses on real and on made clips are of the same backward pass as the fake score's own
     num_passes = 3 if isinstance(config, Dmd2Config) and config.is_adversarial else 1
     blocks, ratio = model.num_layers + model.num_single_layers, model.mlp_ratio
     if config.placement.gradient_checkpointing:
-        per_channel = blocks * size + 60 + 12 * ratio
+        branches = 12 if isinstance(config, Dmd2Config) and config.fake_score == "lora" else 0
+        per_channel = blocks * size + 60 + 12 * ratio + branches
     else:
         per_channel = blocks * (50 + 8 * ratio) + 40
     num_clips = num_passes * config.clips_per_pass

@@ -54,7 +54,7 @@ class RayStore:
             yield Path(folder)
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
-        """Write this worker's part and report it (a barrier)."""
+        """Write this worker's part and report it; other workers may still upload theirs."""
         import ray.train
 
         self._aside.mkdir(mode=0o700)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections import defaultdict
+
 import torch
 
 from magic141.models.adapters import add_lora, merge_lora
@@ -19,6 +21,23 @@ def test_a_merged_adapter_is_the_network_with_its_adapter() -> None:
     prefix = make_prefix(x_t, 1)
     expected = velocity(network, x_t, sigma, cond, prefix)
     torch.testing.assert_close(velocity(plain, x_t, sigma, cond, prefix), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_branch_takes_its_layers_input_and_keeps_no_copy_of_it_in_float32() -> None:
+    network = tiny_transformer()
+    add_lora(network, 4, "fake", 0)
+    inputs: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
+    for name, module in network.named_modules():
+        layer, found, part = name.rpartition(".base_layer" if name.endswith(".base_layer") else ".lora_A.fake")
+        if found and not part:
+            kind = "branch" if name.endswith("fake") else "layer"
+            module.register_forward_pre_hook(
+                lambda _, given, layer=layer, kind=kind: inputs[layer].update({kind: given[0]})
+            )
+    with torch.autocast("cpu", torch.bfloat16):
+        velocity(network, *tiny_inputs())
+    assert all(given["branch"] is given["layer"] for given in inputs.values())
+    assert torch.bfloat16 in {given["branch"].dtype for given in inputs.values()}
 
 
 def test_a_new_adapter_is_the_seeds_and_leaves_the_process_its_random_numbers() -> None:

@@ -32,13 +32,12 @@ def run_on_forks(task: WorkerTask) -> LoopResult:
 
 
 class _SharedStore(LocalStore):
-    """Every worker writes its files of a checkpoint into the same folder."""
+    """Every worker writes its files of a checkpoint into the same folder, and waits for none of the others."""
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
         folder = self.folder / f"step-{step:06d}"
         folder.mkdir(exist_ok=True)
         write(folder)
-        dist.barrier()
 
 
 def _work(rank: int, task: WorkerTask, folder: Path) -> None:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 
 from magic141.errors import UserError
 from magic141.stage_log import NullLog
+from magic141.training import loop
 from magic141.training.checkpoint import (
     CheckpointInfo,
     LocalStore,
@@ -60,6 +61,26 @@ def test_a_gpu_that_there_is_not_is_said(tmp_path: Path) -> None:
     config = linear_config(gpus_per_worker=1)
     with pytest.raises(UserError, match=r"^placement.gpus_per_worker = 1: this machine has no GPU that torch can use"):
         launch(LinearSpec(config), config, tmp_path, NullLog(), seed=3)
+
+
+def test_a_collapse_ends_a_worker_only_once_all_have_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its end would end the others, too: their checkpoint would not be whole."""
+    calls: list[str] = []
+    for owner, name in ((LocalStore, "save"), (loop, "barrier"), (LinearRegression, "require_sound")):
+        monkeypatch.setattr(owner, name, _recorded(calls, name, getattr(owner, name)))
+    config = linear_config()
+    launch(LinearSpec(config), config, tmp_path, NullLog(), seed=3)
+    after_saving = [calls[place + 1] for place, name in enumerate(calls) if name == "save"]
+    assert after_saving == ["barrier"] * calls.count("save")
+    assert "require_sound" in calls[calls.index("save") :]
+
+
+def _recorded(calls: list[str], name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def recorded(*args: Any) -> Any:
+        calls.append(name)
+        return function(*args)
+
+    return recorded
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from magic141.models.adapters import add_lora
 from magic141.models.config import TransformerConfig
 from magic141.models.size import num_lora_parameters
 from magic141.models.transformer import build_transformer
@@ -118,15 +120,16 @@ class Held(TorchDispatchMode):
 
 @pytest.mark.parametrize("recompute", [True, False])
 @pytest.mark.parametrize("blocks", [(2, 2), (1, 5)])
-def test_activations_are_those_of_the_real_network(recompute: bool, blocks: tuple[int, int]) -> None:
+@pytest.mark.parametrize("kind", [FlowMatchingConfig, Dmd2Config])
+def test_activations_are_those_of_the_real_network(kind: Any, recompute: bool, blocks: tuple[int, int]) -> None:
     sizes = TransformerConfig(num_layers=blocks[0], num_single_layers=blocks[1])
     frames, height, width, words = 5, 24, 24, 8
-    config = FlowMatchingConfig(
-        batch_size=2, placement=PlacementConfig(num_workers=1, gradient_checkpointing=recompute)
-    )
-    with FakeTensorMode():
+    config = kind(batch_size=2, placement=PlacementConfig(num_workers=1, gradient_checkpointing=recompute))
+    with nullcontext() if kind is Dmd2Config else FakeTensorMode():  # in which PEFT cannot add branches
         model = build_transformer(sizes, 4, text_width=16, pooled_width=16)
-        for parameter in model.parameters():  # gradients are not activations
+        if kind is Dmd2Config:  # the fake score's pass, which takes most
+            add_lora(model, 8, "fake", seed=0)
+        for parameter in filter(lambda one: one.requires_grad, model.parameters()):  # gradients are not activations
             parameter.register_post_accumulate_grad_hook(lambda done: setattr(done, "grad", None))
         if recompute:
             model.enable_gradient_checkpointing()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from functools import partial
 from typing import Any
 
 import torch
@@ -133,20 +134,21 @@ class SharedScores(Scores):
         self, x_t: Tensor, sigma: Tensor, cond: Conditioning, prefix: Prefix | None, guidance_scale: Tensor | None
     ) -> Tensor:
         """The velocity with the adapter at `a_weak`."""
-        self.set_strength(self.a_weak)
-        return velocity(self.network, x_t, sigma, cond, prefix, guidance_scale)
+        return velocity(partial(self, self.a_weak), x_t, sigma, cond, prefix, guidance_scale)
 
     @torch.no_grad()
     def base(
         self, x_t: Tensor, sigma: Tensor, cond: Conditioning, prefix: Prefix | None, guidance_scale: Tensor | None
     ) -> Tensor:
         """The velocity with the adapter at 0."""
-        self.set_strength(0.0)
-        return velocity(self.network, x_t, sigma, cond, prefix, guidance_scale)
+        return velocity(partial(self, 0.0), x_t, sigma, cond, prefix, guidance_scale)
 
-    def forward(self, **inputs: Any) -> Any:
-        """Evaluates the network with the adapter at `a_strong`."""
-        self.set_strength(self.a_strong)
+    def forward(self, strength: float | None = None, **inputs: Any) -> Any:
+        """Evaluates the network with the adapter at `strength`, `a_strong` if none is given.
+
+        All evaluations come here: DeepSpeed follows a pass from the root module on, to fetch split weights in time.
+        """
+        self.set_strength(self.a_strong if strength is None else strength)
         return self.network(**inputs)
 
 
