@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from magic141.data.dataset import ClipDataset
@@ -20,6 +21,7 @@ from magic141.diffusion.samplers import PredictVelocity, randn_like, sample
 from magic141.evaluation.scoring.frechet import TubeSpace, frechet_between, moments
 from magic141.models.config import Sampler
 from magic141.models.vae import load_codec
+from magic141.text_files import name_aside
 from magic141.training.batch_sampler import own_share
 from magic141.training.batches import Batch, BatchMaker
 from magic141.training.context import TrainContext, sum_over_workers
@@ -65,7 +67,7 @@ class Dmd2Validation:
         batch = self._batch()
         w = Guidance.fixed(self.config, len(batch.x0)).to(self.context.device)
         if self._reference is None:
-            self._reference = self._sample_reference(batch, w)
+            self._reference = self._many_step_clips(batch, w)
             self._reference_frechet = self._frechet(self._reference)
         student = self._sample_student(batch, w)
         self._show(student[0], batch, w, num_steps)
@@ -100,6 +102,20 @@ class Dmd2Validation:
         """The student's clips, from its own chain."""
         predict = self._in_parts(partial(self.chain.velocity, self.chain.generator.module), batch, w)
         return self._sample(predict, batch, self.config.num_inference_steps, self.config.sampler)
+
+    def _many_step_clips(self, batch: Batch, w: Guidance) -> Tensor:
+        """The many-step model's clips, kept for later attempts: at 13B they take all GPUs a quarter of an hour."""
+        context = self.context
+        file = context.run_dir / f"many_steps-{context.rank}-of-{context.world_size}.safetensors"
+        # all sample or none: the passes of a network that is split over the workers involve all of them
+        if sum_over_workers(torch.tensor(0 if file.exists() else 1), context):
+            clips = self._sample_reference(batch, w)
+            aside = name_aside(file)
+            save_file({"latents": clips}, aside)
+            aside.replace(file)
+            return clips
+        kept: Tensor = load_file(file)["latents"]
+        return kept.to(context.device)
 
     def _sample_reference(self, batch: Batch, w: Guidance) -> Tensor:
         """The many-step model's clips: many Euler steps of the base, without an adapter."""

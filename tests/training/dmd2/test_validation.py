@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from magic141.models.transformer import load_transformer
 from magic141.training.dmd2.config import Dmd2Config
+from magic141.training.dmd2.networks import GuidedScores
 from magic141.training.dmd2.spec import Dmd2Spec
 from magic141.training.dmd2.validation import ROWS, with_row_names
 from magic141.training.train import train
@@ -49,6 +51,16 @@ def test_validation_takes_no_more_clips_at_once_than_training(folders: Path, tmp
     sizes.clear()
     assert figures(batch_size=2) == pytest.approx(whole, rel=1e-3), "the noise is the same"
     assert sizes == {2, 1}
+
+
+def test_the_many_step_models_clips_are_sampled_once_for_all_attempts(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = build(folders, tmp_path).validate()
+    monkeypatch.setattr(GuidedScores, "base", Mock(side_effect=ZeroDivisionError))
+    assert build(folders, tmp_path).validate() == expected
+    with pytest.raises(ZeroDivisionError):
+        build(folders, tmp_path / "other").validate()
 
 
 @pytest.mark.parametrize(("keep", "exported"), [("best", 1), ("last", 2)])
