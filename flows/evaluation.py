@@ -8,6 +8,7 @@ from prefect import flow
 from prefect.states import Completed
 
 from flows.failures.reach import require_servers
+from flows.orchestration.cancellation import end_as_cancelled
 from flows.orchestration.names import flow_run_name
 from flows.orchestration.notify import notify
 from flows.orchestration.orchestrated import carry_on
@@ -24,7 +25,7 @@ from tasks import pipeline
     flow_run_name=flow_run_name,
     retries=0,
     validate_parameters=False,
-    on_failure=[notify],
+    on_failure=[end_as_cancelled, notify],
     on_crashed=[notify],
 )
 def evaluation(

@@ -21,6 +21,7 @@ from prefect.utilities.callables import cloudpickle_wrapped_call
 from pydantic import Field
 
 from flows.failures.resume import is_mistake
+from flows.orchestration.cancellation import CancelledInPrefectError
 from flows.pipeline import pipeline
 from flows.planning.grid import Member
 from flows.records.session import Outcome
@@ -87,6 +88,8 @@ class MemberRun:
             run = tracker.get_run(done.run_id)
             scores, judged = scores_in(run.data.metrics, self.variant), tracker.artifacts_of(run).get("evaluate")
             errors = errors_in(judged.path, self.variant) if judged else {}
+        except CancelledInPrefectError:  # it ends the sweep, too
+            raise
         except Exception as error:  # the stage's run has the traceback; other members go on
             text = without_credentials(f"{type(error).__name__}: {error}")
             return MemberOutcome(label=member.label, error=text, is_mistake=is_mistake(error))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from prefect import flow
 
+from flows.orchestration.cancellation import end_as_cancelled
 from flows.orchestration.names import flow_run_name
 from flows.orchestration.notify import notify
 from flows.orchestration.orchestrated import carry_on, flow_tags, run_as_tasks
@@ -24,7 +25,7 @@ from tasks.pipeline import known_stage, missing_by_stage, stages_between
     flow_run_name=flow_run_name,
     retries=0,
     validate_parameters=False,
-    on_failure=[notify],
+    on_failure=[end_as_cancelled, notify],
     on_crashed=[notify],
 )
 def pipeline(
@@ -57,7 +58,7 @@ def pipeline(
     flow_run_name=flow_run_name,
     retries=0,
     validate_parameters=False,
-    on_failure=[notify],
+    on_failure=[end_as_cancelled, notify],
     on_crashed=[notify],
 )
 def rerun(

@@ -13,6 +13,7 @@ from prefect.artifacts import create_table_artifact
 from flows.comparison import NUM_VIDEOS, read_run, remarks_on
 from flows.failures.resume import marking_resumable
 from flows.members import MemberOutcome, MemberRun, output_folder, run_members
+from flows.orchestration.cancellation import end_as_cancelled
 from flows.orchestration.names import flow_run_name
 from flows.orchestration.notify import notify
 from flows.orchestration.orchestrated import flow_tags, run_link
@@ -81,7 +82,7 @@ class SweepFailed(RuntimeError):
     flow_run_name=flow_run_name,
     retries=0,
     validate_parameters=False,
-    on_failure=[notify],
+    on_failure=[end_as_cancelled, notify],
     on_crashed=[notify],
 )
 def sweep(

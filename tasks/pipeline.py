@@ -44,8 +44,8 @@ def stages_between(first: str | None, last: str | None) -> tuple[Stage, ...]:
     Raises:
         UserError: if there is no such stage, or `first` comes after `last`.
     """
-    start = _place(first, "--from") if first else 0
-    end = _place(last, "--until") if last else len(STAGES) - 1
+    start = 0 if first is None else _place(first, "--from")
+    end = len(STAGES) - 1 if last is None else _place(last, "--until")
     if start > end:
         raise UserError(f"--from {first}: comes after --until {last}; swap them, or leave one out")
     return STAGES[start : end + 1]
@@ -63,7 +63,7 @@ def known_stage(name: str, option: str) -> str:
     """
     names = [stage.name for stage in STAGES]
     if name not in names:
-        raise UserError(f"{option} {name}: no such stage; {nearest(name, names)}")
+        raise UserError(f"{option} {name or repr(name)}: no such stage; {nearest(name, names)}")
     return name
 
 

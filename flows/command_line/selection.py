@@ -59,11 +59,11 @@ def selection(
 
     if (config is None) == (origin is None):
         raise UserError("expected either a config, such as configs/demo.yaml, or --run with the id of an earlier run")
-    if first and origin is None:
+    if first is not None and origin is None:
         raise UserError(f"--from {first}: expected --run with the id of an earlier run, whose results it goes on from")
     values = _load(config, overrides, workspace, must_exist) if config else None
     for stage, option in [(first, "--from"), (until, "--until"), *((name, "--refresh") for name in refresh or ())]:
-        if stage:
+        if stage is not None:
             known_stage(stage, option)
     running = {stage.name for stage in stages_between(first, until)}
     if idle := [name for name in refresh or () if name not in running]:

@@ -17,6 +17,7 @@ from prefect.logging.loggers import flow_run_logger
 from prefect.utilities.urls import url_for
 
 from flows.failures.resume import CORRECT, RESUME
+from flows.orchestration.cancellation import was_cancelled
 from flows.orchestration.server import EMBEDDED_VARIABLE
 from flows.records.commands import command
 from magic141.config import HOME_VARIABLE, default_home
@@ -54,9 +55,12 @@ def notify(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Hook for `on_failure` and `on_crashed`: posts `{"text": ...}`, which Slack and Mattermost show as a message.
 
     The address is MAGIC141_NOTIFY_URL, or else the Prefect Secret block `magic141-notify-url`; without either, nothing
-    is sent. The address is a secret and is never logged; a failed post is logged and not repeated.
+    is sent, and nothing of a run that was cancelled. The address is a secret and is never logged; a failed post is
+    logged and not repeated.
     """
     log = flow_run_logger(flow_run)
+    if was_cancelled(state):
+        return
     try:
         if url := _address():
             _post(url, message(flow.name, flow_run, state))

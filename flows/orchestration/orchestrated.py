@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from uuid import UUID
 
-from prefect import get_client, task
+from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas import State
 from prefect.runtime import flow_run
-from prefect.states import Cancelled, Completed
+from prefect.states import Completed
 
+from flows.orchestration.cancellation import refuse_cancelled
 from flows.orchestration.events import announcing_candidate
 from flows.orchestration.server import EMBEDDED_VARIABLE
 from flows.planning.readiness import require_ready
 from flows.records.origin import Continuation
 from flows.records.session import Outcome, Session, open_session
 from magic141.artifacts.references import ArtifactRef
-from magic141.errors import UserError
 from magic141.tracking.tags import TAG_FIRST, TAG_ORIGIN
 from magic141.urls import without_credentials
 from tasks.run_stage import run_stage
@@ -32,6 +31,7 @@ def run_as_tasks(session: Session, stages: Sequence[Stage]) -> Outcome:
     """Runs stages in order, each as a Prefect task; shows the scores in Prefect; announces a new candidate."""
     with announcing_candidate(session.context, stages):
         outcome = session.run_stages(stages, as_task)
+    refuse_cancelled()
     if table := session.scores():
         create_table_artifact(key="scores", table=table, description=run_link(outcome.tracking_uri, outcome.run_id))
     return outcome
@@ -39,7 +39,7 @@ def run_as_tasks(session: Session, stages: Sequence[Stage]) -> Outcome:
 
 def as_task(stage: Stage, context: StageContext) -> ArtifactRef:
     """Runs the stage as a Prefect task, without Prefect's caching and retries: stages manage their reuse themselves."""
-    _refuse_cancelled()
+    refuse_cancelled()
 
     @task(name=stage.name, cache_policy=NO_CACHE, retries=0)
     def run(context: StageContext) -> State[ArtifactRef]:
@@ -50,17 +50,6 @@ def as_task(stage: Stage, context: StageContext) -> ArtifactRef:
         return Completed(name="Reused" if stage.name in context.reused else "Completed", data=ref)
 
     return run(context).result()
-
-
-def _refuse_cancelled() -> None:
-    """Ends a run that was cancelled in Prefect: nothing else ends one that no worker has started."""
-    if flow_run.id is None:
-        return
-    with get_client(sync_client=True) as client:
-        run = client.read_flow_run(UUID(flow_run.id))
-        if run.state and run.state.is_cancelling():
-            client.set_flow_run_state(run.id, Cancelled(), force=True)  # Prefect lets it become nothing else
-            raise UserError("the run was cancelled in Prefect; finished stages are kept")
 
 
 def run_link(tracking_uri: str, run_id: str) -> str:

@@ -15,6 +15,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -27,6 +28,7 @@ START_TIMEOUT_SECONDS = 180.0
 SILENT_SECONDS = 5.0  # waiting time for another command's server before it is reported
 MAX_RESTARTS = 3
 ENOUGH_BYTES = 10_000_000  # of disk, for its database and its log
+SERVER_SETTINGS = ("PREFECT_SERVER_", "PREFECT_API_DATABASE_")  # variables of a server, not of its clients
 # Services that a server for a single flow run does not need.
 IDLE_SERVICES = (
     "SCHEDULER",
@@ -73,13 +75,18 @@ class PrefectServer:
 
     def _start(self, port: int) -> subprocess.Popen[bytes]:
         idle = {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in IDLE_SERVICES}
-        own = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+        own = {
+            "PREFECT_UI_ENABLED": "0",
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT__SERVER_EPHEMERAL": "1",
+            "PREFECT__SERVER_FINAL": "1",
+        }
         app = ["-m", "uvicorn", "--factory", "prefect.server.api.server:create_app", "--lifespan", "on"]
         where = ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error"]
         with self.log_file.open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, *app, *where],
-                env={**os.environ, **idle, **own},
+                env={**_without_settings_of_servers(os.environ), **idle, **own},
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
@@ -148,6 +155,11 @@ class PrefectServer:
             process.kill()
             process.wait()
         self._starting.release()
+
+
+def _without_settings_of_servers(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment without what is meant for a server of one's own, whose database must not become this one's."""
+    return {name: value for name, value in environment.items() if not name.startswith(SERVER_SETTINGS)}
 
 
 def _quiet(home: Path) -> None:

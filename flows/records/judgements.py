@@ -12,7 +12,7 @@ from typing import Any
 from flows.records.commands import command
 from magic141.artifacts.references import flatten
 from magic141.errors import UserError
-from magic141.evaluation.measurement import Difference, Measurement, as_setting
+from magic141.evaluation.measurement import SAMPLED_ON, Difference, Measurement, as_setting
 from magic141.evaluation.scoring.vbench_needs import computed_by
 from magic141.tracking import Run, Tracker
 from tasks.provenance import cpu_model
@@ -178,7 +178,7 @@ def _conditions(generated: Mapping[str, Any], evaluated: Mapping[str, Any]) -> d
     return {
         **dict(flatten(settings)),
         **{field: digest for field, digest in code.items() if field.startswith(CODE)},
-        **{f"{DEVICE}{name}": "cpu" if r["device"] == "cpu" else "gpu" for name, r in records.items()},
+        **{f"{DEVICE}{name}": "cpu" if _device(r) == "cpu" else "gpu" for name, r in records.items()},
         "seed": parts["seed"],
         "data": parts["inputs"]["prepare_data"][:16],
         "model.window_frames": parts["config"]["model"]["window_frames"],
@@ -188,8 +188,13 @@ def _conditions(generated: Mapping[str, Any], evaluated: Mapping[str, Any]) -> d
 def _machine(generated: Mapping[str, Any], params: Mapping[str, str], conditions: Collection[str]) -> dict[str, Any]:
     """CPU and GPU models (not the host name, which changes with every pod), and settings that only affect times."""
     placement = [name for name in params if name.startswith("generate.") and name not in conditions]
-    where = {name: generated.get(name) for name in ("cpu", "device")}
+    where = {"cpu": generated.get("cpu"), "device": _device(generated)}
     return where | {name: param_value(params[name]) for name in placement}
+
+
+def _device(record: Mapping[str, Any]) -> Any:
+    """Where a stage computed: workers may have another device than the process that finished it."""
+    return record.get("summary", {}).get(SAMPLED_ON, record.get("device"))
 
 
 def param_value(text: str) -> Any:

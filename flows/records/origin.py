@@ -38,7 +38,7 @@ def one_of(run_id: str | None, model: str | None) -> str:
     """The run or model to judge; raises UserError unless exactly one of the two is given."""
     if (run_id is None) == (model is None):
         raise UserError("eval: give either --run ID or --model URI, such as --model models:/magic141@candidate")
-    return str(run_id or model)
+    return str(model if run_id is None else run_id)
 
 
 def find_origin(workspace: Path, source: str) -> Origin:

@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the command line names the run
+os.environ["MLFLOW_ENABLE_ASYNC_LOGGING"] = "false"  # a record that could not be written would be lost in silence
 
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion

@@ -32,7 +32,7 @@ def local_folder(tracker: Tracker, ref: ArtifactRef) -> Path:
     copy = tracker.workspace / "fetched" / ref.digest[:16]
     copy.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(copy.parent / f".{copy.name}.lock", fallback_to_soft=False):
-        if not copy.is_dir():
+        if ref.model_copy(update={"uri": str(copy)}).state() != "intact":
             _fetch(tracker, ref, copy)
     return copy
 

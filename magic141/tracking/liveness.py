@@ -45,7 +45,9 @@ def is_dead(run: Run) -> bool:
         return _is_silent(tags)
     pid = int(tags[TAG_PID])
     try:
-        return abs(float(_start_of(pid)) - float(tags[TAG_STARTED])) > 2
+        if abs(float(_start_of(pid)) - float(tags[TAG_STARTED])) <= 2:
+            return False
+        return _is_silent(tags)  # another process with its number, unless the clock was set: start times move with it
     except (psutil.NoSuchProcess, psutil.AccessDenied):  # a machine may hide others' processes from its users
         return _is_silent(tags) if _is_somebodys(pid) else True
 

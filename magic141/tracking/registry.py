@@ -140,8 +140,9 @@ class Registry:
             raise UserError(
                 f"models:/{name}@{alias}: no earlier promotion whose version is still there; see `magic141 promote`"
             )
-        self.client.set_registered_model_alias(name, alias, earlier[-1])
+        # history first: if this is interrupted between the two, the same command goes to the same version
         self._write_history(name, alias, [*moves, Promotion(earlier[-1], _now(), "rollback")])
+        self.client.set_registered_model_alias(name, alias, earlier[-1])
         return earlier[-1]
 
     def _moves(self, name: str, alias: str) -> list[Promotion]:

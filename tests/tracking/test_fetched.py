@@ -62,6 +62,14 @@ def test_a_model_is_fetched_once_and_kept(tracker: Tracker, monkeypatch: pytest.
     assert local_folder(tracker, ref) == copy
 
 
+def test_a_copy_that_was_altered_is_fetched_anew(tracker: Tracker) -> None:
+    ref = publish(as_server(tracker))
+    copy = local_folder(tracker, ref)
+    (copy / "transformer" / "weights").write_text("veights")
+    assert local_folder(tracker, ref) == copy
+    assert digest_folder(copy, VOLATILE) == ref.digest
+
+
 def test_a_model_that_was_altered_is_not_loaded(tracker: Tracker) -> None:
     ref = publish(tracker)
     (ref.path / "transformer").mkdir(parents=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -25,6 +26,15 @@ def test_runs_of_dead_processes_are_closed_as_killed(tracker: Tracker) -> None:
     tracker.close_stale("key-c")
     assert tracker.get_run(dead.run_id).info.status == "KILLED"
     assert tracker.get_run(alive.run_id).info.status == "RUNNING"
+
+
+def test_setting_the_clock_does_not_end_a_run(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start times are counted from the boot, whose time moves with the clock."""
+    beating, silent = (tracker.start_stage("train", "key-clock", "parent") for _ in range(2))
+    silent.tags({TAG_HEARTBEAT: f"{time.time() - STALE_SECONDS - 60:.0f}"})
+    before = float(liveness._start_of(os.getpid()))
+    monkeypatch.setattr(liveness, "_start_of", lambda _: f"{before + 3600:.0f}")
+    assert [liveness.is_dead(tracker.get_run(run.run_id)) for run in (beating, silent)] == [False, True]
 
 
 @pytest.mark.parametrize("error", [psutil.NoSuchProcess(1), psutil.AccessDenied(1)])
@@ -83,6 +93,7 @@ def raising(*_: object) -> None:
 
 def test_a_process_id_that_another_process_has_by_now_is_no_sign_of_life(tracker: Tracker) -> None:
     run = tracker.start_stage("train", "key-p", "parent")
-    run.tags({TAG_STARTED: "1000000000"})  # this process's id, but not its start
+    # this process's id, but not its start
+    run.tags({TAG_STARTED: "1000000000", TAG_HEARTBEAT: f"{time.time() - STALE_SECONDS - 60:.0f}"})
     tracker.close_stale("key-p")
     assert tracker.get_run(run.run_id).info.status == "KILLED"

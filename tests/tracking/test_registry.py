@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -63,6 +65,24 @@ def test_a_champion_that_was_set_by_hand_is_rolled_back_to(tracker: Tracker) -> 
         ("2", "rollback"),
         ("1", "rollback"),
     ]
+
+
+def test_a_rollback_that_was_interrupted_goes_to_the_same_version_when_it_is_repeated(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = tracker.registry
+    for number in range(3):
+        registry.register("torn", make_artifact(tracker, "publish", f"key-torn{number}"), "candidate", {})
+        registry.promote("torn", "champion", str(number + 1))
+    for write in ("set_registered_model_tag", "set_registered_model_alias"):
+        with monkeypatch.context() as patch:
+            patch.setattr(registry.client, write, Mock(side_effect=ConnectionError))
+            with pytest.raises(ConnectionError):
+                registry.rollback("torn", "champion")
+    assert registry.rollback("torn", "champion") == "2"
+    found = registry.alias_version("torn", "champion")
+    assert found is not None
+    assert str(found.version) == "2"
 
 
 def test_a_rollback_passes_over_versions_that_were_deleted(tracker: Tracker) -> None:

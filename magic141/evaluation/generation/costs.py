@@ -82,7 +82,7 @@ def variant_record(variant: Variant, measured: Sequence[Costs]) -> dict[str, Any
         "latency_ms": 1000 * first.latency_s,
         "peak_memory_mb": first.weight_mb + max(costs.added_memory_mb or 0.0 for costs in measured),
         "weight_mb": first.weight_mb,
-        "device": first.device,
+        "device": " + ".join(sorted({costs.device for costs in measured})),
         "precision": first.precision,
     }
 

@@ -19,6 +19,7 @@ from magic141.evaluation.generation.pieces import Piece, deliver, list_pieces, m
 from magic141.evaluation.generation.ray_launch import make_on_ray
 from magic141.evaluation.generation.short_videos import show_short
 from magic141.evaluation.generation.workload import Workload, prepare_workload, write_conditions
+from magic141.evaluation.measurement import SAMPLED_ON
 from magic141.evaluation.variants import Variant, list_variants, long_video_variants
 from magic141.models.config import TransformerConfig
 from magic141.models.device import cpu_threads, sampling_device
@@ -65,6 +66,7 @@ def generate_suite(
     windows = {v.name: mean_costs([batch for made in _costs(pieces, v, LONG) for batch in made]) for v in long_variants}
     write_windows(work, windows, out)
     log.summary({f"{record['name']}/cpu_ms_per_clip": record["cpu_ms_per_clip"] for record in records})
+    log.summary({SAMPLED_ON: " + ".join(sorted({record["device"] for record in records}))})
 
 
 def _make_missing(work: Workload, folders: ModelFolders, pieces: Sequence[Piece], log: StageLog) -> None:

@@ -14,6 +14,7 @@ from prefect.settings import PREFECT_LOGGING_TO_API_ENABLED, PREFECT_UI_URL, tem
 from prefect.states import Crashed, Failed
 
 from flows.evaluation import evaluation
+from flows.orchestration.cancellation import TEXT, end_as_cancelled
 from flows.orchestration.notify import URL_VARIABLE, message, notify
 from flows.orchestration.server import EMBEDDED_VARIABLE
 from flows.pipeline import pipeline
@@ -47,6 +48,12 @@ def test_the_message_says_what_where_why_and_how_to_go_on(webhook: Webhook, monk
             "to resume: magic141 run 'my demo.yaml' --set seed=1 --set name=x --refresh publish",
         }
     ]
+
+
+def test_a_run_that_was_cancelled_is_no_failure(webhook: Webhook, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(URL_VARIABLE, webhook.url)
+    notify(pipeline, run(config="demo.yaml"), Failed(message=f"CancelledInPrefectError: {TEXT}"))
+    assert webhook.posts == []
 
 
 def test_a_run_without_servers_resumes_in_its_workspace_and_has_no_page(
@@ -101,4 +108,4 @@ def test_a_post_that_fails_is_logged_without_the_address(
 
 def test_both_flows_notify_when_they_fail_or_crash() -> None:
     for flow in (pipeline, evaluation):
-        assert (flow.on_failure_hooks, flow.on_crashed_hooks) == ([notify], [notify])
+        assert (flow.on_failure_hooks, flow.on_crashed_hooks) == ([end_as_cancelled, notify], [notify])

@@ -7,6 +7,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from filelock import FileLock, Timeout
@@ -31,6 +32,23 @@ def answers(url: str) -> bool:
             return True
     except (urllib.error.URLError, OSError):
         return False
+
+
+def test_settings_of_a_server_of_ones_own_are_not_the_embedded_servers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its database would be opened by a server without most services, and its password asked for."""
+    others = "PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_DATABASE_NAME"
+    for name in others:
+        monkeypatch.setenv(name, "production")
+    monkeypatch.setenv("PREFECT_LOGGING_LEVEL", "ERROR")
+    started = Mock()
+    monkeypatch.setattr("flows.orchestration.server.subprocess.Popen", started)
+    PrefectServer(tmp_path)
+    environment = started.call_args.kwargs["env"]
+    assert not set(others) & environment.keys()
+    assert environment["PREFECT_LOGGING_LEVEL"] == "ERROR"
+    assert environment["PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED"] == "false"
 
 
 @pytest.mark.slow

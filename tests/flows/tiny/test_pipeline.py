@@ -161,8 +161,9 @@ def test_a_clip_model_that_there_is_not_is_refused_before_the_corpus_is_prepared
     assert set((home / "artifacts" / "prepare_data").iterdir()) == made
 
 
-def test_a_run_that_is_cancelled_in_prefect_ends_before_its_next_stage(
-    outcome: Outcome, config: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("until", [None, "train_clip"])
+def test_a_run_that_is_cancelled_in_prefect_ends_before_its_next_stage_or_after_its_last(
+    until: str | None, outcome: Outcome, config: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No worker has started it, which would end it."""
 
@@ -181,5 +182,5 @@ def test_a_run_that_is_cancelled_in_prefect_ends_before_its_next_stage(
 
     monkeypatch.setattr(tasks.pipeline, "STAGES", tuple(cancelling(stage) for stage in tasks.pipeline.STAGES))
     with pytest.raises(UserError, match="the run was cancelled in Prefect; finished stages are kept"):
-        pipeline(config, ["seed=99"])
-    assert newest().state_type == StateType.FAILED, "not for ever Cancelling"
+        pipeline(config, [f"seed={97 if until else 99}"], until)
+    assert newest().state_type == StateType.CANCELLED, "neither for ever Cancelling nor failed"

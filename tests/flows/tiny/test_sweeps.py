@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from mlflow import MlflowClient
+from prefect import get_client, runtime
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
+from prefect.client.schemas.objects import State, StateType
 
 import tasks.pipeline
 from flows.evaluation import evaluation
 from flows.failures.resume import is_resumable
+from flows.orchestration.cancellation import CancelledInPrefectError
 from flows.orchestration.notify import URL_VARIABLE
 from flows.pipeline import rerun
 from flows.records.session import Outcome
 from flows.sweep import SweepFailed, sweep
 from magic141.errors import UserError
+from tasks.stage import StageCall
 from tests.flows.conftest import Webhook
 from tests.flows.tiny.stages import after, broken_at
 
@@ -52,6 +59,32 @@ def test_a_sweep_shares_stages_and_survives_a_member_that_fails(
         assert tags["mlflow.parentRunId"] == swept.run_id
         assert tags["magic141.overrides"].startswith("--set 'quantize.exclude=[")
     assert evaluation(str(home), run_id=done[0].run_id).reused == ("generate", "evaluate", "report")
+
+
+def test_a_sweep_that_is_cancelled_in_prefect_ends_with_the_member_at_work(
+    outcome: Outcome, config: str, webhook: Webhook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swept: set[UUID] = set()
+
+    def work(call: StageCall) -> None:
+        swept.add(UUID(str(runtime.flow_run.root_flow_run_id)))
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(min(swept), State(type=StateType.CANCELLING), force=True)
+        first.run(call)
+
+    first, *others = tasks.pipeline.STAGES
+    monkeypatch.setattr(tasks.pipeline, "STAGES", (replace(first, run=work), *others))
+    monkeypatch.setenv(URL_VARIABLE, webhook.url)
+    with pytest.raises(CancelledInPrefectError, match="the run was cancelled in Prefect"):
+        sweep(config, ["seed=91,92,93"])
+    with get_client(sync_client=True) as client:
+        (run_id,) = swept
+        members = client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run_id]))
+        )
+        states = [run.state_type for run in (client.read_flow_run(run_id), *members)]
+    assert states == [StateType.CANCELLED] * 2, "the sweep and its first member"
+    assert webhook.posts == []
 
 
 def test_a_sweep_publishes_nothing_unless_asked_to(outcome: Outcome, config: str, home: Path) -> None:
