@@ -58,6 +58,7 @@ def test_the_costs_of_pieces_are_those_of_all_their_clips_together() -> None:
     assert (record["cpu_ms_per_clip"], record["wall_ms_per_clip"]) == (1000.0, 750.0)
     assert (record["latency_ms"], record["peak_memory_mb"]) == (300.0, 80.0)
     assert variant_record(variant, [FIRST, replace(later, added_memory_mb=None)])["peak_memory_mb"] == 60.0
+    assert variant_record(variant, [FIRST, replace(later, device="NVIDIA H200")])["device"] == "NVIDIA H200 + cpu"
 
 
 @pytest.mark.parametrize("sampler", ["renoise", "euler"])

@@ -13,6 +13,7 @@ from magic141.data.videos.video import read_video
 from magic141.evaluation.config import GenerateConfig
 from magic141.evaluation.generation.long_videos import long_latents
 from magic141.evaluation.generation.suite import clip_conditions
+from magic141.evaluation.measurement import SAMPLED_ON
 from magic141.evaluation.variants import list_variants
 from magic141.models.generator import VideoGenerator
 from magic141.models.sampling import SamplingSettings
@@ -87,6 +88,9 @@ def test_sheets_and_costs_are_logged(generated: Generated) -> None:
     assert log.images["samples/student_4"].dtype == np.uint8
     assert log.images["long/student_4"].ndim == 3
     assert log.summaries["teacher_5/cpu_ms_per_clip"] > log.summaries["student_1/cpu_ms_per_clip"]
+    assert (
+        log.summaries[SAMPLED_ON] == json.loads((generated[0]["generate"] / "variants.json").read_text())[0]["device"]
+    )
 
 
 def test_suite_holds_prompts_times_seeds_times_variants(generated: Generated) -> None:
