@@ -13,7 +13,7 @@ from prefect.artifacts import create_table_artifact
 from flows.comparison import NUM_VIDEOS, read_run, remarks_on
 from flows.failures.resume import marking_resumable
 from flows.members import MemberOutcome, MemberRun, output_folder, run_members
-from flows.orchestration.cancellation import end_as_cancelled
+from flows.orchestration.cancellation import end_as_cancelled, refuse_cancelled
 from flows.orchestration.names import flow_run_name
 from flows.orchestration.notify import notify
 from flows.orchestration.orchestrated import flow_tags, run_link
@@ -122,6 +122,7 @@ def sweep(
     with marking_resumable(), closing(run):
         each = MemberRun(config, tuple(overrides or ()), until, variant, run.run_id)
         outcomes = run_members(each, chosen, configs, parallel)
+        refuse_cancelled()  # members in processes of their own have only failed
         page = _publish(run, tracker, chosen, configs, outcomes, variant)
         outcome = SweepOutcome(
             run_id=run.run_id,

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-# Metrics that depend on the machine and its load; scores and the size of the weights do not.
 SAMPLED_ON = "sampled_on"  # in the record of `generate`: the device, or devices, of what sampled
+# Metrics that depend on the machine and its load; scores and the size of the weights do not.
 OF_THE_MACHINE = ("latency_ms", "cpu_ms_per_clip", "peak_memory_mb")
 # What decides which rows, prompts and long videos there are, but nothing that stands in a row of the score table.
 NOT_IN_A_ROW = ("many_steps", "few_steps", "prompts", "num_prompts", "num_seeds", "long_video_")

@@ -62,8 +62,12 @@ class Workload:
 
     @property
     def batches_at_once(self) -> int:
-        """On a CPU every thread samples a batch of its own: small networks cannot keep several threads busy on one."""
-        return self.config.num_threads if self.device.type == "cpu" else 1
+        """On a CPU every thread samples a batch of its own: small networks cannot keep several threads busy on one.
+
+        Workers go by what they get, not by this process's device: that of a cluster's driver may be another.
+        """
+        on_gpu = self.device.type == "cuda" if self.num_gpus is None else self.num_gpus > 0
+        return 1 if on_gpu else self.config.num_threads
 
     @cached_property
     def heldout(self) -> ClipDataset:

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from magic141.artifacts.publication import written_aside
 from magic141.data.dataset import ClipDataset
 from magic141.data.videos.sheets import contact_sheet
 from magic141.diffusion.flow import interpolate, shift_sigma, sigma_grid, x0_from_velocity
@@ -21,7 +22,6 @@ from magic141.diffusion.samplers import PredictVelocity, randn_like, sample
 from magic141.evaluation.scoring.frechet import TubeSpace, frechet_between, moments
 from magic141.models.config import Sampler
 from magic141.models.vae import load_codec
-from magic141.text_files import name_aside
 from magic141.training.batch_sampler import own_share
 from magic141.training.batches import Batch, BatchMaker
 from magic141.training.context import TrainContext, sum_over_workers
@@ -32,6 +32,7 @@ from magic141.training.progress import write_image
 from magic141.training.random_numbers import step_generator
 
 SHEET = "student_real_fake"
+LATENTS = "latents.safetensors"
 ROWS = ("student", "real score", "fake score")  # of each clip in the sheet
 TEXT_SHARE, MIN_TEXT = 0.15, 13  # of a row's height, and in pixels
 
@@ -106,16 +107,15 @@ class Dmd2Validation:
     def _many_step_clips(self, batch: Batch, w: Guidance) -> Tensor:
         """The many-step model's clips, kept for later attempts: at 13B they take all GPUs a quarter of an hour."""
         context = self.context
-        file = context.run_dir / f"many_steps-{context.rank}-of-{context.world_size}.safetensors"
+        kept = context.run_dir / f"many_steps-{context.rank}-of-{context.world_size}"
         # all sample or none: the passes of a network that is split over the workers involve all of them
-        if sum_over_workers(torch.tensor(0 if file.exists() else 1), context):
+        if sum_over_workers(torch.tensor(0 if kept.exists() else 1), context):
             clips = self._sample_reference(batch, w)
-            aside = name_aside(file)
-            save_file({"latents": clips}, aside)
-            aside.replace(file)
+            with written_aside(kept) as aside:
+                save_file({"latents": clips}, aside / LATENTS)
             return clips
-        kept: Tensor = load_file(file)["latents"]
-        return kept.to(context.device)
+        found: Tensor = load_file(kept / LATENTS)["latents"]
+        return found.to(context.device)
 
     def _sample_reference(self, batch: Batch, w: Guidance) -> Tensor:
         """The many-step model's clips: many Euler steps of the base, without an adapter."""

@@ -27,7 +27,8 @@ SMALL = GENERATE.model_copy(
     update={"many_steps": 2, "few_steps": (1,), "num_exact_clips": 3, "num_seeds": 1, "long_video_windows": 2}
 )
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="here a GPU would sample it")
-HUNYUAN = load_config(Path(__file__).parents[3] / "configs" / "hunyuan_13b.yaml").model
+CONFIGS = Path(__file__).parents[3] / "configs"
+HUNYUAN = load_config(CONFIGS / "hunyuan_13b.yaml").model
 INPUTS = {
     "data": "prepare_data",
     "clip": "train_clip",
@@ -149,6 +150,20 @@ def test_pieces_hold_every_batch_once_and_are_about_as_long_as_asked(
     longest = max(longest, *(Share(v, "long", range(num_threads)).num_evaluations(work) for v in long_variants))
     assert all(piece.num_evaluations <= limit + longest for piece in pieces)
     assert all({share.variant.model for share in piece.shares} == {piece.model} for piece in pieces)
+
+
+def test_a_driver_without_a_gpu_cuts_pieces_for_workers_with_one(tmp_path: Path) -> None:
+    """No piece of the paper's size is longer than a long video, which cannot be cut."""
+    config, nothing = load_config(CONFIGS / "hunyuan_13b.yaml"), cast(Any, None)
+    given, dmd2 = config.generate, config.distill_dmd2
+    rows, prompts = list(range(given.num_exact_clips)), ["a"] * given.num_prompts
+    work = Workload(given, INFO, tmp_path, rows, 33, prompts, [], nothing, rows[: given.long_video_clips], 0)
+    work = work.for_workers()
+    long_variants = long_video_variants(given, dmd2)
+    pieces = list_pieces(work, list_variants(given, dmd2), long_variants, tmp_path)
+    longest = max(Share(variant, "long", range(1)).num_evaluations(work) for variant in long_variants)
+    assert max(piece.num_evaluations for piece in pieces) == longest == 672
+    assert len(pieces) > 2 * given.num_workers
 
 
 def test_a_finished_stage_samples_nothing_when_only_its_artifact_was_lost(

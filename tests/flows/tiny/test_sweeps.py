@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
@@ -15,9 +16,11 @@ from prefect.client.schemas.objects import State, StateType
 import tasks.pipeline
 from flows.evaluation import evaluation
 from flows.failures.resume import is_resumable
+from flows.members import MemberOutcome, MemberRun
 from flows.orchestration.cancellation import CancelledInPrefectError
 from flows.orchestration.notify import URL_VARIABLE
 from flows.pipeline import rerun
+from flows.planning.grid import Member
 from flows.records.session import Outcome
 from flows.sweep import SweepFailed, sweep
 from magic141.errors import UserError
@@ -84,6 +87,26 @@ def test_a_sweep_that_is_cancelled_in_prefect_ends_with_the_member_at_work(
         )
         states = [run.state_type for run in (client.read_flow_run(run_id), *members)]
     assert states == [StateType.CANCELLED] * 2, "the sweep and its first member"
+    assert webhook.posts == []
+
+
+def test_a_sweep_whose_members_run_in_processes_of_their_own_ends_as_cancelled_too(
+    outcome: Outcome, config: str, webhook: Webhook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swept: list[UUID] = []
+
+    def cancelled(_run: MemberRun, members: Sequence[Member], *_: object) -> list[MemberOutcome]:
+        swept.append(UUID(str(runtime.flow_run.id)))
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(swept[0], State(type=StateType.CANCELLED), force=True)  # as a member does
+        return [MemberOutcome(label=member.label, error="its process ended with exit code 1") for member in members]
+
+    monkeypatch.setattr("flows.sweep.run_members", cancelled)
+    monkeypatch.setenv(URL_VARIABLE, webhook.url)
+    with pytest.raises(CancelledInPrefectError):
+        sweep(config, ["seed=91,92"], parallel=2)
+    with get_client(sync_client=True) as client:
+        assert client.read_flow_run(swept[0]).state_type == StateType.CANCELLED
     assert webhook.posts == []
 
 
