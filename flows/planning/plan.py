@@ -39,7 +39,7 @@ class PlannedStage:
         why: the reason in words.
         run_id: the run that a reused stage comes from.
         changes: fields, modules and inputs that differ from the nearest finished run, `old -> new`.
-        estimate: its needs; None for a stage that does not run.
+        estimate: its needs; None for a reused stage.
         lacking: what this machine has too little of for it, for which `run` would refuse; None if nothing.
     """
 
@@ -85,7 +85,7 @@ def make_plan(
     artifacts = {ref.stage: ref for ref in kept}
     for stage in stages:
         row = _planned(stage, config, tracker, artifacts, refresh, blocked)
-        if row.action == "run":
+        if row.action != "reused":
             lacking = needs_of(stage.name, config).lacking_here()
             row = replace(row, estimate=estimate(stage.name, config, tracker), lacking=lacking)
         yield row
@@ -161,7 +161,7 @@ def as_json(rows: Sequence[PlannedStage]) -> str:
 
 
 def total(rows: Sequence[PlannedStage]) -> str:
-    """The time of all stages that would run, and the GPU time in it; empty if fewer than two have a time."""
+    """The time of all stages that are not reused, and the GPU time in it; empty if fewer than two have a time."""
     timed = [row.estimate for row in rows if row.estimate and row.estimate.seconds is not None]
     if len(timed) < 2:
         return ""

@@ -1,4 +1,4 @@
-"""The 13B configuration from its checkpoints to a published model: every class and option of it, with tiny sizes."""
+"""The 13B configurations from their checkpoints to models: every class and option of them, with tiny sizes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from magic141.data.shapes import ShapeClip, render_clip, sample_clip
 from magic141.data.videos.video import write_video
 from magic141.models.transformer import build_transformer, load_transformer
 from tasks.pipeline import STAGES
-from tests.end_to_end.commands import Finished, artifact, finish
+from tests.end_to_end.commands import ROOT, Finished, artifact, finish
 from tests.models.tiny import tiny_checkpoint, tiny_vae
 
 CONFIG = Path(__file__).with_name("hunyuan_tiny.yaml")
@@ -29,14 +29,15 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with videos and checkpoints where configs/hunyuan_13b.yaml looks for them."""
+    """A folder with videos and checkpoints where the configs look for them."""
     folder = tmp_path_factory.mktemp("hunyuan")
     captions = [clip.caption for clip in make_videos(folder / "videos")]
     checkpoint = tiny_checkpoint(folder / "checkpoints" / "HunyuanVideo-I2V", captions)
     tiny_vae(HUNYUAN_SIZES.channels).save_pretrained(checkpoint / "vae")
-    base = build_transformer(load_config(CONFIG).model, HUNYUAN_SIZES.channels, WIDTH, WIDTH, False, True)
-    torch.nn.init.normal_(base.proj_out.weight, std=0.02)
-    base.save_pretrained(folder / "checkpoints" / "HunyuanVideo" / "transformer")
+    for name, is_i2v in (("HunyuanVideo", False), ("HunyuanVideo-I2V-33ch", True)):
+        base = build_transformer(load_config(CONFIG).model, HUNYUAN_SIZES.channels, WIDTH, WIDTH, is_i2v, not is_i2v)
+        torch.nn.init.normal_(base.proj_out.weight, std=0.02)
+        base.save_pretrained(folder / "checkpoints" / name / "transformer")
     clip = open_clip.create_model("ViT-S-32-alt")
     save_file(clip.state_dict(), folder / "checkpoints" / "open_clip_vit_l_14.safetensors")
     return folder
@@ -83,3 +84,16 @@ def test_the_report_tells_what_cannot_be_known(place: Path, completed: Finished)
     assert "Exact scores are not applicable" in page
     assert "DMD2 step distillation" in page
     assert "Text to video (flow matching)" not in page, "nothing was trained"
+
+
+def test_on_one_node_an_image_to_video_base_is_trained_on_and_no_other_is_needed(place: Path, tmp_path: Path) -> None:
+    config = tmp_path / "one_node_tiny.yaml"
+    config.write_text(CONFIG.read_text().replace("../../configs/hunyuan_13b", f"{ROOT}/configs/hunyuan_one_node"))
+    done = finish(tmp_path / "runs", "run", str(config), "--until", "pretrain_i2v", cwd=place)
+    assert done.code == 0, done.output
+    assert not (artifact(tmp_path / "runs", "pretrain_t2v") / "transformer").exists()
+    trained = artifact(tmp_path / "runs", "pretrain_i2v")
+    assert json.loads((trained / "training.json").read_text())["clips_per_pass"] == 1
+    base = load_transformer(place / "checkpoints" / "HunyuanVideo-I2V-33ch" / "transformer")
+    network = load_transformer(trained / "transformer")
+    torch.testing.assert_close(network.proj_out.weight, base.proj_out.weight, atol=1e-4, rtol=0)

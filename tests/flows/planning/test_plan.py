@@ -85,6 +85,14 @@ def test_all_that_is_missing_is_said_at_once(tmp_path: Path, monkeypatch: pytest
     ]
 
 
+def test_what_a_blocked_stage_would_cost_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAGIC141_HOME", str(tmp_path))
+    config = load_config(CONFIGS / "hunyuan_one_node.yaml")
+    rows = {row.stage: row for row in make_plan(config, STAGES)}
+    assert rows["pretrain_i2v"].action == "blocked"
+    assert rows["pretrain_i2v"].estimate == estimate("pretrain_i2v", config, None)
+
+
 def test_what_this_machine_has_too_little_of_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAGIC141_HOME", str(tmp_path))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -114,12 +122,19 @@ def test_the_papers_size_fits_the_gpus_it_is_for(stage: str) -> None:
     assert memory_gib < 80 - 15  # buffers, gathered weights and fragmentation
 
 
-@pytest.mark.parametrize("name", ["hunyuan_13b", "smoke_13b"])
+@pytest.mark.parametrize("name", ["hunyuan_13b", "hunyuan_one_node", "smoke_13b"])
 def test_a_config_says_what_its_plan_says(name: str) -> None:
     config = load_config(CONFIGS / f"{name}.yaml")
     estimates = [estimate(stage, config, None).memory_gib for stage in TRAINING_SECTIONS]
     (most,) = re.findall(r"[Aa]t most (\d+) GiB", (CONFIGS / f"{name}.yaml").read_text())
     assert _size(max(memory for memory in estimates if memory is not None)) == f"{most} GiB"
+
+
+def test_the_config_for_one_node_says_how_long_it_takes() -> None:
+    config = load_config(CONFIGS / "hunyuan_one_node.yaml")
+    times = [estimate(stage.name, config, None).seconds or 0 for stage in STAGES]
+    (hours,) = re.findall(r"about (\d+) hours", (CONFIGS / "hunyuan_one_node.yaml").read_text())
+    assert round(sum(times) / 3600) == int(hours)
 
 
 def test_the_tiny_encoder_sees_as_many_image_tokens_as_the_estimate_says() -> None:
