@@ -28,9 +28,10 @@ from torch.nn.functional import scaled_dot_product_attention
 from flows.planning.estimates import InputSizes
 from magic141.accelerator import give_back_freed_memory
 from magic141.config import PipelineConfig, load_config
-from magic141.evaluation.generation.performance import Usage, measure, weight_megabytes
+from magic141.evaluation.generation.performance import Usage, measure
 from magic141.models.adapters import add_lora
 from magic141.models.frames import num_latent_frames
+from magic141.models.size import weight_megabytes
 from magic141.models.transformer import (
     Conditioning,
     build_transformer,

@@ -107,7 +107,7 @@ def sweep(
         list[str] | None, typer.Option(metavar="FIELD=VALUE,…", help="a value per run; several fields make a grid")
     ] = None,
     member: Annotated[list[str] | None, typer.Option(metavar="'FIELD=VALUE …'", help="one run of the sweep")] = None,
-    variant: Annotated[str, typer.Option(help="row of the score table to compare")] = "student_4",
+    variant: Annotated[str | None, typer.Option(help="row of the score table to compare, else the student's")] = None,
     set_: Overrides = None,
     until: Annotated[str, typer.Option(help="last stage to run; with publish each becomes the candidate")] = "report",
     parallel: Annotated[int, typer.Option(min=1, help="members run at once, each in its own process")] = 1,

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prefect import flow
 from prefect.states import Completed
 
 from flows.failures.reach import require_servers
-from flows.orchestration.cancellation import end_as_cancelled
-from flows.orchestration.names import flow_run_name
-from flows.orchestration.notify import notify
+from flows.orchestration.flows import our_flow
 from flows.orchestration.orchestrated import carry_on
 from flows.records.origin import continue_run, find_origin, one_of
 from flows.records.session import Outcome
@@ -20,14 +17,7 @@ from magic141.tracking.tags import EVALUATION
 from tasks import pipeline
 
 
-@flow(
-    name="magic141-evaluation",
-    flow_run_name=flow_run_name,
-    retries=0,
-    validate_parameters=False,
-    on_failure=[end_as_cancelled, notify],
-    on_crashed=[notify],
-)
+@our_flow("magic141-evaluation")
 def evaluation(
     workspace: str | None = None,
     run_id: str | None = None,

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prefect import flow
-
-from flows.orchestration.cancellation import end_as_cancelled
-from flows.orchestration.names import flow_run_name
-from flows.orchestration.notify import notify
+from flows.orchestration.flows import our_flow
 from flows.orchestration.orchestrated import carry_on, flow_tags, run_as_tasks
 from flows.planning.readiness import require_ready
 from flows.records.origin import continue_run, find_origin
@@ -20,14 +16,7 @@ from magic141.tracking.tags import PIPELINE
 from tasks.pipeline import known_stage, missing_by_stage, stages_between
 
 
-@flow(
-    name="magic141",
-    flow_run_name=flow_run_name,
-    retries=0,
-    validate_parameters=False,
-    on_failure=[end_as_cancelled, notify],
-    on_crashed=[notify],
-)
+@our_flow("magic141")
 def pipeline(
     config: str,
     overrides: list[str] | None = None,
@@ -53,14 +42,7 @@ def pipeline(
         return run_as_tasks(session, stages)
 
 
-@flow(
-    name="magic141-rerun",
-    flow_run_name=flow_run_name,
-    retries=0,
-    validate_parameters=False,
-    on_failure=[end_as_cancelled, notify],
-    on_crashed=[notify],
-)
+@our_flow("magic141-rerun")
 def rerun(
     workspace: str,
     origin: str,

@@ -7,15 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prefect import flow
 from prefect.artifacts import create_table_artifact
 
 from flows.comparison import NUM_VIDEOS, read_run, remarks_on
 from flows.failures.resume import marking_resumable
 from flows.members import MemberOutcome, MemberRun, output_folder, run_members
-from flows.orchestration.cancellation import end_as_cancelled, refuse_cancelled
-from flows.orchestration.names import flow_run_name
-from flows.orchestration.notify import notify
+from flows.orchestration.cancellation import refuse_cancelled
+from flows.orchestration.flows import our_flow
 from flows.orchestration.orchestrated import flow_tags, run_link
 from flows.planning.grid import Member, check_members, members_of
 from flows.records.naming import SEPARATOR, overrides_tag
@@ -25,7 +23,7 @@ from magic141.config import PipelineConfig
 from magic141.errors import UserError
 from magic141.evaluation.reports.comparison import write_comparison
 from magic141.evaluation.scores import DIMENSIONS, Dimension
-from magic141.evaluation.variants import list_variants
+from magic141.evaluation.variants import list_variants, student_variant
 from magic141.frozen import FrozenConfig
 from magic141.tracking import RunLog, Tracker, closing
 from magic141.tracking.tags import SWEEP
@@ -77,21 +75,14 @@ class SweepFailed(RuntimeError):
         return f"{type(self).__name__}({str(self)!r})"
 
 
-@flow(
-    name="magic141-sweep",
-    flow_run_name=flow_run_name,
-    retries=0,
-    validate_parameters=False,
-    on_failure=[end_as_cancelled, notify],
-    on_crashed=[notify],
-)
+@our_flow("magic141-sweep")
 def sweep(
     config: str,
     vary: list[str] | None = None,
     members: list[str] | None = None,
     overrides: list[str] | None = None,
     until: str = "report",
-    variant: str = "student_4",
+    variant: str | None = None,
     parallel: int = 1,
 ) -> SweepOutcome:
     """Runs a config once per member; a member that fails does not stop the others.
@@ -102,7 +93,7 @@ def sweep(
         members: each `FIELD=VALUE FIELD=VALUE …`, which is one member.
         overrides: `a.b=c` overrides for all members.
         until: last stage to run; with `publish` every member becomes the candidate as it finishes.
-        variant: row of the score table that is compared.
+        variant: row of the score table that is compared; None: the student's, at the steps of the first member's.
         parallel: members run at once, each in its own process; their workers must fit onto the cluster or machine.
 
     Raises:
@@ -113,9 +104,10 @@ def sweep(
         raise UserError(f"parallel = {parallel}: expected at least 1 member at once; use --parallel 1")
     chosen = members_of(vary or (), members or ())
     configs = check_members(Path(config), chosen, overrides or ())
+    first = configs[0]
+    variant = variant or student_variant(first.distill_dmd2).name
     if "evaluate" in (stage.name for stage in stages_between(None, until)):
         check_variant(variant, chosen, configs)
-    first = configs[0]
     tracker = Tracker(first.home, first.experiment)
     name, tags = f"{first.name}{SEPARATOR}sweep of {len(chosen)}", overrides_tag(overrides or ()) | flow_tags()
     run = tracker.start_parent(name, SWEEP, identity(first) | tags | {"members": str(len(chosen))})

@@ -19,7 +19,7 @@ from torch.nn.functional import linear
 
 from magic141.errors import UserError
 from magic141.evaluation.config import QuantizeConfig
-from magic141.evaluation.generation.performance import weight_megabytes
+from magic141.models.size import weight_megabytes
 from magic141.models.transformer import load_transformer
 from magic141.stage_log import StageLog
 

@@ -29,14 +29,12 @@ class Judged:
 
     Attributes:
         uri: `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
-        run: the pipeline run that made it.
         workspace: folder of the runs.
         settings: the run's config, flat: `section.field` -> value.
         measurements: newest first.
     """
 
     uri: str
-    run: Run
     workspace: Path
     settings: Mapping[str, Any]
     measurements: tuple[Measurement, ...]
@@ -74,7 +72,7 @@ def judged(tracker: Tracker, uri: str) -> Judged:
             f"model {uri}: no finished run has judged it; `{judge}` does, and where that reuses what a deleted run "
             f"measured, `{anew}`"
         )
-    return Judged(uri, run, tracker.workspace, settings, measurements)
+    return Judged(uri, tracker.workspace, settings, measurements)
 
 
 def measuring_anew(source: str) -> list[str]:

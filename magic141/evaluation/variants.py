@@ -52,10 +52,12 @@ def list_variants(config: GenerateConfig, dmd2: Dmd2Config) -> list[Variant]:
 
 def long_video_variants(config: GenerateConfig, dmd2: Dmd2Config) -> list[Variant]:
     """The variants of the long videos: the teacher, at fewer steps than usual, and the student."""
-    return [
-        teacher_variant(config, config.long_video_teacher_steps),
-        _in_chain(dmd2, dmd2.num_inference_steps, "student"),
-    ]
+    return [teacher_variant(config, config.long_video_teacher_steps), student_variant(dmd2)]
+
+
+def student_variant(dmd2: Dmd2Config) -> Variant:
+    """The student at the steps that it is distilled for."""
+    return _in_chain(dmd2, dmd2.num_inference_steps, "student")
 
 
 def teacher_variant(config: GenerateConfig, num_steps: int) -> Variant:

@@ -1,11 +1,15 @@
-"""Counts the transformer's parameters from its config alone; without torch, so that planning is fast."""
+"""Sizes of networks; does not import torch, so that planning is fast."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from magic141.models.config import TransformerConfig
+
+if TYPE_CHECKING:
+    from torch import nn
 
 TIME_CHANNELS = 256  # width of diffusers' sinusoidal time embedding
 REFINER_RATIO = 4.0
@@ -67,6 +71,12 @@ def saved_num_parameters(folder: Path) -> int:
         image_condition=saved["in_channels"] != saved["out_channels"],
         guidance_embeds=saved["guidance_embeds"],
     )
+
+
+def weight_megabytes(model: nn.Module) -> float:
+    """MiB of parameters and buffers in their own dtypes."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 2**20
 
 
 def _linear(inputs: int, outputs: int) -> int:

@@ -21,7 +21,7 @@ from magic141.data.rows import Rows
 from magic141.errors import UserError
 from magic141.frozen import names_file
 from magic141.models.device import cpu_threads
-from magic141.retrieval.config import HEAD_WIDTH, ClipConfig
+from magic141.retrieval.config import ClipConfig
 from magic141.retrieval.pretrained import Preprocessing, load_pretrained
 from magic141.stage_log import StageLog
 
@@ -117,7 +117,7 @@ def build_clip(config: ClipConfig, data: Path, out: Path, log: StageLog, seed: i
             f"{captions.num_cut} captions are cut after {MAX_CONTEXT_TOKENS - 2} tokens of CLIP: what comes later says "
             "nothing to retrieval; put what matters most first"
         )
-    architecture = tiny_architecture(config.embed_dim, size, captions.tokens.shape[1])
+    architecture = tiny_architecture(config, size, captions.tokens.shape[1])
     torch.manual_seed(seed)
     model = open_clip.CLIP(**architecture)
     images = TrainingImages(dataset.first_frame, _tiny_preprocessing(size))
@@ -171,18 +171,18 @@ class Captions:
         return cls(tokens[:, :longest], rows[places], int(is_cut[places].sum()))
 
 
-def tiny_architecture(embed_dim: int, image_size: int, context_length: int) -> dict[str, Any]:
+def tiny_architecture(config: ClipConfig, image_size: int, context_length: int) -> dict[str, Any]:
     """Arguments of `open_clip.CLIP`: two layers on each side, patches of 8 pixels, texts of `context_length` tokens."""
-    heads = max(1, embed_dim // HEAD_WIDTH)
-    vision = {
-        "image_size": image_size,
+    width, head_width = config.embed_dim, config.head_width
+    vision = {"image_size": image_size, "layers": 2, "width": width, "patch_size": 8, "head_width": head_width}
+    text = {
+        "context_length": context_length,
+        "vocab_size": 49408,
         "layers": 2,
-        "width": embed_dim,
-        "patch_size": 8,
-        "head_width": embed_dim // heads,
+        "width": width,
+        "heads": width // head_width,
     }
-    text = {"context_length": context_length, "vocab_size": 49408, "width": embed_dim, "heads": heads, "layers": 2}
-    return {"embed_dim": embed_dim, "vision_cfg": vision, "text_cfg": text}
+    return {"embed_dim": width, "vision_cfg": vision, "text_cfg": text}
 
 
 def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, same: Tensor) -> Tensor:

@@ -8,8 +8,6 @@ from pydantic import Field, model_validator
 
 from magic141.frozen import MOST_STEPS, FrozenConfig, names_file, placement, source_or_name
 
-HEAD_WIDTH = 32  # about, of the tiny model
-
 
 class ClipConfig(FrozenConfig):
     """The open_clip model: trained on the corpus (tiny) or loaded."""
@@ -22,16 +20,16 @@ class ClipConfig(FrozenConfig):
         description="open_clip tag of the weights that the file `pretrained` holds: its normalisation and activation",
     )
     embed_dim: int = Field(64, ge=8, description="width of the shared space (kind train)")
+    head_width: int = Field(32, ge=1, description="width of an attention head (kind train)")
     num_steps: int = Field(800, ge=1, le=MOST_STEPS, description="contrastive steps (kind train)")
     batch_size: int = Field(64, ge=2, description="image-caption pairs per step")
     learning_rate: float = Field(1e-3, gt=0, description="peak rate of AdamW, decayed to zero by a cosine")
 
     @model_validator(mode="after")
     def _width_divides(self) -> ClipConfig:
-        heads = max(1, self.embed_dim // HEAD_WIDTH)
-        if self.kind == "train" and self.embed_dim % heads:
+        if self.kind == "train" and self.embed_dim % self.head_width:
             raise ValueError(
-                f"embed_dim = {self.embed_dim}: not divisible by its {heads} heads; use a multiple of {HEAD_WIDTH}"
+                f"embed_dim = {self.embed_dim}: not divisible by head_width = {self.head_width}; use a multiple of it"
             )
         return self
 

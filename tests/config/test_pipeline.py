@@ -19,17 +19,24 @@ from magic141.config import (
     with_overrides,
     working_in,
 )
+from magic141.config.checks import TRAINING_SECTIONS
 from magic141.errors import UserError
+from magic141.evaluation.reports.report_curves import TRAINING_STAGES
 from magic141.frozen import determines_result, key_fields
-from magic141.training.config import OptimizerConfig
+from magic141.training.config import OptimizerConfig, TrainConfig
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
-@pytest.mark.parametrize("name", ["demo", "smoke", "smoke_gpu", "hunyuan_13b"])
+@pytest.mark.parametrize("name", ["demo", "smoke", "smoke_gpu", "hunyuan_13b", "hunyuan_one_node"])
 def test_shipped_configs_validate_and_round_trip(name: str) -> None:
     config = load_config(CONFIGS / f"{name}.yaml")
     assert validate(yaml.safe_load(to_yaml(config)), name) == config
+
+
+def test_every_training_stage_is_checked_and_has_curves_in_the_report() -> None:
+    sections = [name for name, section in PipelineConfig() if isinstance(section, TrainConfig)]
+    assert [*TRAINING_SECTIONS] == sections == [*TRAINING_STAGES]
 
 
 def test_a_workspace_of_nobody_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +73,7 @@ def test_a_section_given_in_part_keeps_the_rest_of_its_default(field: str) -> No
 MISTAKES = {
     "quantize.exclude=[transformer_block]": "quantize.exclude",
     "quantize.exclude=[transformer_blocks,single_transformer_blocks]": "leaves no block to quantise",
-    "train_clip.embed_dim=100": "embed_dim = 100: not divisible by its 3 heads; use a multiple of 32",
+    "train_clip.embed_dim=100": "embed_dim = 100: not divisible by head_width = 32; use a multiple of it",
     "data.codec.num_channels=193": "num_channels = 193: a patch of the first frame has 192 values; use at most 192",
     "data.encoder.width=9": "data.encoder.width = 9: expected a multiple of 2",
     "train_clip.release=openai": "release = openai: says which weights a file holds, but pretrained = None is no path",

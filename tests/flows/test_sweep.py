@@ -12,6 +12,7 @@ from flows.members import MemberOutcome
 from flows.planning.grid import check_members, members_of
 from flows.sweep import SweepFailed, SweepOutcome, check_variant
 from magic141.errors import UserError
+from magic141.evaluation.variants import student_variant
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 
@@ -29,6 +30,15 @@ def test_every_member_has_the_variant_that_is_compared(variant: str, vary: str, 
     check_variant("student_1", members, configs)
     with pytest.raises(UserError, match=line):
         check_variant(variant, members, configs)
+
+
+@pytest.mark.parametrize("steps", [2, 8])
+def test_the_student_that_is_compared_is_that_of_the_config(steps: int) -> None:
+    members = members_of(["seed=1,2"], [])
+    configs = check_members(DEMO, members, [f"distill_dmd2.num_inference_steps={steps}", "generate.few_steps=[1]"])
+    student = student_variant(configs[0].distill_dmd2)
+    assert (student.name, student.num_steps) == (f"student_{steps}", steps)
+    check_variant(student.name, members, configs)
 
 
 @pytest.mark.parametrize(("second_is_mistake", "way"), [(True, CORRECT), (False, RESUME)])

@@ -10,7 +10,7 @@ import torch
 from magic141.config import load_config
 from magic141.models.adapters import add_lora
 from magic141.models.config import TransformerConfig
-from magic141.models.size import num_lora_parameters, num_parameters, saved_num_parameters
+from magic141.models.size import num_lora_parameters, num_parameters, saved_num_parameters, weight_megabytes
 from magic141.models.transformer import build_transformer
 
 PAPER = load_config(Path(__file__).parents[2] / "configs" / "hunyuan_13b.yaml").model
@@ -45,3 +45,8 @@ def test_counts_what_was_saved_without_reading_it(tmp_path: Path, guidance_embed
         model = build_transformer(ODD, 4, 32, 16, image_condition=True, guidance_embeds=guidance_embeds)
     model.save_config(tmp_path)
     assert saved_num_parameters(tmp_path) == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_weights_are_counted_as_stored() -> None:
+    assert weight_megabytes(torch.nn.Linear(1024, 1024, bias=False)) == 4
+    assert weight_megabytes(torch.nn.Linear(1024, 1024, bias=False).bfloat16()) == 2

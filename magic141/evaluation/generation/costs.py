@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from magic141.evaluation.generation.performance import Usage, measure, weight_megabytes
+from magic141.evaluation.generation.performance import Usage, measure
 from magic141.evaluation.generation.suite import Conditions
 from magic141.evaluation.generation.tensor_memory import TensorMemory
 from magic141.evaluation.variants import Variant
 from magic141.models.generator import VideoGenerator
+from magic141.models.size import weight_megabytes
 
 LATENCY_BUDGET_S = 2.0
 MAX_LATENCY_CLIPS = 9

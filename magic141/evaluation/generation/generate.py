@@ -60,7 +60,7 @@ def generate_suite(
     pieces = list_pieces(work, variants, long_variants, run_dir.resolve())
     _make_missing(work, folders, pieces, log)
     deliver(pieces, out)
-    _show(work, variants, long_variants, out, log)
+    _show(variants, long_variants, out, log)
     records = [variant_record(v, [Costs(**costs) for costs in _costs(pieces, v, CLIPS)]) for v in variants]
     (out / "variants.json").write_text(json.dumps(records, indent=1))
     windows = {v.name: mean_costs([batch for made in _costs(pieces, v, LONG) for batch in made]) for v in long_variants}
@@ -79,12 +79,10 @@ def _make_missing(work: Workload, folders: ModelFolders, pieces: Sequence[Piece]
         make(work, folders, missing, advance)
 
 
-def _show(
-    work: Workload, variants: Sequence[Variant], long_variants: Sequence[Variant], out: Path, log: StageLog
-) -> None:
+def _show(variants: Sequence[Variant], long_variants: Sequence[Variant], out: Path, log: StageLog) -> None:
     """Logs what was made, whichever attempt made it."""
     for variant in variants:
-        show_short(work, variant, out, log)
+        show_short(variant, out, log)
     for variant in long_variants:
         show_long(variant, out, log)
 

@@ -1,4 +1,4 @@
-"""Measures a piece of work: wall time, CPU time, peak memory on a GPU, size of weights."""
+"""Measures a piece of work: wall time, CPU time, peak memory on a GPU."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import psutil
 import torch
-from torch import nn
 
 from magic141.accelerator import finish_gpu_work
 
@@ -48,12 +47,6 @@ def measure() -> Iterator[Usage]:
         usage.wall_s, usage.cpu_s = time.perf_counter() - wall, time.process_time() - cpu
         if has_gpu:
             usage.added_memory_mb = (torch.cuda.max_memory_allocated() - before) / MIB
-
-
-def weight_megabytes(model: nn.Module) -> float:
-    """MiB of parameters and buffers in their own dtypes."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / MIB
 
 
 def peak_megabytes(device: torch.device) -> float:

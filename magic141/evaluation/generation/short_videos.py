@@ -94,7 +94,7 @@ def _clip_batches(work: Workload, rows: Sequence[int], batches: range, num_known
     return [SeededBatch(part, clip_seed(work.seed, number)) for number, part in zip(batches, parts, strict=True)]
 
 
-def show_short(work: Workload, variant: Variant, folder: Path, log: StageLog) -> None:
+def show_short(variant: Variant, folder: Path, log: StageLog) -> None:
     """Logs a variant's showcase below `folder`."""
     for file in sorted((folder / "showcase" / variant.name).iterdir()):
         log.file(file, f"showcase/{variant.name}")

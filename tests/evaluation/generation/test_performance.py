@@ -8,7 +8,7 @@ import torch
 
 from magic141.accelerator import give_back_freed_memory
 from magic141.evaluation.generation import performance
-from magic141.evaluation.generation.performance import measure, peak_megabytes, weight_megabytes
+from magic141.evaluation.generation.performance import measure, peak_megabytes
 
 
 def test_sleeping_costs_wall_time_but_no_cpu_time() -> None:
@@ -54,8 +54,3 @@ def test_memory_of_earlier_work_is_given_back() -> None:
     give_back_freed_memory()
     assert peak_megabytes(torch.device("cpu")) < full - 100
     assert float(last[0]) == 1
-
-
-def test_weights_are_counted_as_stored() -> None:
-    assert weight_megabytes(torch.nn.Linear(1024, 1024, bias=False)) == 4
-    assert weight_megabytes(torch.nn.Linear(1024, 1024, bias=False).bfloat16()) == 2

@@ -9,6 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from prefect import Flow
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.settings import PREFECT_LOGGING_TO_API_ENABLED, PREFECT_UI_URL, temporary_settings
 from prefect.states import Crashed, Failed
@@ -17,7 +18,8 @@ from flows.evaluation import evaluation
 from flows.orchestration.cancellation import TEXT, end_as_cancelled
 from flows.orchestration.notify import URL_VARIABLE, message, notify
 from flows.orchestration.server import EMBEDDED_VARIABLE
-from flows.pipeline import pipeline
+from flows.pipeline import pipeline, rerun
+from flows.sweep import sweep
 from tests.flows.conftest import Webhook
 
 ERROR = "Flow run encountered an exception: OSError: http://ada:s3cret@host is down\nTraceback: line 2"
@@ -106,6 +108,6 @@ def test_a_post_that_fails_is_logged_without_the_address(
     assert "s3cret" not in caplog.text
 
 
-def test_both_flows_notify_when_they_fail_or_crash() -> None:
-    for flow in (pipeline, evaluation):
-        assert (flow.on_failure_hooks, flow.on_crashed_hooks) == ([end_as_cancelled, notify], [notify])
+@pytest.mark.parametrize("flow", [pipeline, rerun, evaluation, sweep])
+def test_every_flow_notifies_when_it_fails_or_crashes(flow: Flow[..., Any]) -> None:
+    assert (flow.on_failure_hooks, flow.on_crashed_hooks) == ([end_as_cancelled, notify], [notify])
