@@ -37,6 +37,7 @@ STAGE = Stage(
     modules=("magic141.data.prepare",),
     settings=lambda config: {"data": config.data},
     sources=sources_in("data", {"data.path": corpus_files}),
+    is_random=lambda config: config.data.is_random,
     run=_run,
     on_ready=_require_batches,
     section_name="data",

@@ -99,6 +99,10 @@ def _no_sources(config: PipelineConfig) -> Mapping[str, str]:
     return {}
 
 
+def _always(config: PipelineConfig) -> bool:
+    return True
+
+
 def _accept(config: PipelineConfig) -> None:
     return None
 
@@ -115,6 +119,7 @@ class Stage:
         inputs: stages whose artifacts it reads.
         version: raise it if the meaning changes although code and config do not.
         sources: digests of the user's files that the stage reads.
+        is_random: whether the config's seed decides anything.
         volatile: files of the artifact that hold timings, not results.
         model_type: kind of model for the lineage; None if the artifact is no model.
         check: raises UserError for settings that it cannot work with, where that needs the library; asked before any
@@ -130,6 +135,7 @@ class Stage:
     inputs: tuple[str, ...] = ()
     version: int = 1
     sources: Sources = _no_sources
+    is_random: Callable[[PipelineConfig], bool] = _always
     volatile: tuple[str, ...] = ()
     model_type: str | None = None
     check: Callable[[PipelineConfig], None] = _accept
@@ -154,7 +160,7 @@ class Stage:
             code=fingerprint_modules(self.modules, NOT_IN_KEY),
             config=self.settings_in(config),
             inputs={**{name: artifacts[name].digest for name in self.inputs}, **self.sources(config)},
-            seed=config.seed,
+            seed=config.seed if self.is_random(config) else 0,
         )
 
     def settings_in(self, config: PipelineConfig) -> dict[str, Any]:

@@ -100,6 +100,10 @@ class DataConfig(FrozenConfig):
     max_heldout_clips: int | None = Field(
         None, ge=1, description="most windows held out, whose pixels are stored, and most for validation (folder)"
     )
+    held_out_by: Literal["video", "folder"] = Field(
+        "video",
+        description="what is held out as a whole: a video, or all videos of a subfolder, such as the scenes of a film",
+    )
     on_bad_file: Literal["skip", "fail"] = Field(
         "skip",
         description="what to do with a file that is broken, too short, without a caption, or encoded to numbers that "
@@ -111,6 +115,16 @@ class DataConfig(FrozenConfig):
     shard_size: int = Field(512, ge=1, description="clips per shard file; fewer if they exceed 2 GiB")
     num_workers: int = placement(1, ge=1, description="parallel Ray Data encoders")
     num_gpus_per_worker: float = placement(0.0, ge=0, description="GPUs per encoder")
+
+    @property
+    def clip_bytes(self) -> int:
+        """Size of a clip's pixels."""
+        return self.num_frames * self.height * self.width * 3
+
+    @property
+    def is_random(self) -> bool:
+        """Whether a seed decides anything: not where videos are encoded by HunyuanVideo's own models, at great cost."""
+        return self.source == "shapes" or self.codec.kind != "hunyuan" or self.encoder.kind != "hunyuan"
 
     @property
     def folder(self) -> Path | None:

@@ -29,6 +29,7 @@ from magic141.models.text_embedding import TextEmbedding
 from magic141.models.vae import CausalPCACodec, VideoCodec, load_codec
 from magic141.stage_log import StageLog
 
+MAX_FIT_BYTES = 2**28  # of pixels: fitting takes nine times as much memory, and larger clips have more patches each
 NUM_CALIBRATION_CLIPS = 6  # whose first frames the encoders are calibrated on, where no codec needs more clips
 
 
@@ -94,6 +95,7 @@ def _sample_frames(clips: Sequence[Clip], config: DataConfig, seed: int) -> Fram
     """Pixels of randomly chosen training clips, uint8 [N, F, H, W, 3], to fit on."""
     train = [clip for clip in clips if clip.split == "train"]
     count = min(len(train), config.codec.num_fit_clips if config.codec.kind == "pca" else NUM_CALIBRATION_CLIPS)
+    count = min(count, max(2, MAX_FIT_BYTES // config.clip_bytes))
     chosen = np.sort(np.random.default_rng([seed, len(SPLITS)]).permutation(len(train))[:count])
     chunks = make_chunks([train[index] for index in chosen], config)
     with ThreadPoolExecutor(usable_cpus()) as pool:

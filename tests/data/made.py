@@ -78,6 +78,16 @@ def encode(
         container.mux(stream.encode())
 
 
+def copy_stream(source: Path, target: Path) -> None:
+    """Puts a video into another container, as it is encoded."""
+    with av.open(str(source)) as old, av.open(str(target), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                new.mux(packet)
+
+
 def with_damaged_exif() -> bytes:
     """A JPEG to be turned, whose EXIF calls a number a text."""
     exif, file = Image.Exif(), io.BytesIO()

@@ -294,3 +294,11 @@ def test_the_codec_is_fitted_on_training_clips_alone() -> None:
     found = fitted._sample_frames(clips, config, seed=0)
     own = render_chunk(clips[:3], config)
     assert sorted(frames.tobytes() for frames in found) == sorted(frames.tobytes() for frames in own)
+
+
+def test_the_codec_is_fitted_on_fewer_clips_where_they_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = DataConfig.model_validate({"shapes": {"num_train": 9, "num_validation": 4, "num_heldout": 4}})
+    monkeypatch.setattr(fitted, "MAX_FIT_BYTES", 5 * config.clip_bytes)
+    found = fitted._sample_frames(sample_shapes(config, seed=0), config, seed=0)
+    assert found.shape[0] == 5
+    assert found[0].nbytes == config.clip_bytes

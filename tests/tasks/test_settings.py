@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from magic141.artifacts.references import ArtifactRef
 from magic141.config import PipelineConfig, load_config
+from magic141.data.config import DataConfig
 from tasks.pipeline import STAGES
+from tasks.prepare_data import STAGE as PREPARE
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 INPUTS = {stage.name: ArtifactRef(stage=stage.name, key="", uri="", digest="d", run_id="") for stage in STAGES}
@@ -52,3 +55,20 @@ def keys(config: PipelineConfig) -> dict[str, str]:
 def test_a_setting_changes_the_stages_that_depend_on_it_and_no_other(setting: str, changed: set[str]) -> None:
     before, after = keys(load_config(DEMO)), keys(load_config(DEMO, [setting]))
     assert {name for name, key in before.items() if after[name] != key} == changed
+
+
+def test_another_seed_does_not_encode_videos_anew_where_none_decides_how(tmp_path: Path) -> None:
+    folders = [f"data.{name}={tmp_path}" for name in ("path", "codec.path", "encoder.path")]
+    configs = [load_config(DEMO.with_name("hunyuan_13b.yaml"), [*folders, f"seed={seed}"]) for seed in (0, 1)]
+    first, second = (PREPARE.key(config, {}).digest for config in configs)
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    "random", [{"source": "shapes"}, {"codec": {"kind": "pca"}}, {"encoder": {"kind": "tiny"}}], ids=str
+)
+def test_a_world_that_is_drawn_and_models_that_are_fitted_are_random(random: dict[str, Any]) -> None:
+    hunyuan = {"kind": "hunyuan", "path": "checkpoints"}
+    data = {"source": "folder", "path": "videos", "codec": hunyuan, "encoder": hunyuan}
+    assert not DataConfig.model_validate(data).is_random
+    assert DataConfig.model_validate({**data, **random}).is_random

@@ -104,7 +104,8 @@ def cut_windows(videos: Sequence[VideoFile], probed: Sequence[Probed], config: D
     """Cuts videos into windows and assigns these to splits."""
     counts = [(found.num_frames - config.num_frames) // config.stride_frames + 1 for found in probed]
     gap = -(-config.num_frames // config.stride_frames) - 1  # windows that overlap the next split's first
-    groups = group_videos([video.file for video in videos], [found.digest for found in probed], counts)
+    files, digests = [video.file for video in videos], [found.digest for found in probed]
+    groups = group_videos(files, digests, counts, by_folder=config.held_out_by == "folder")
     split = split_windows(groups, config.heldout_fraction, gap, config.max_heldout_clips)
     clips = [
         Clip(label, video.file, index * config.stride_frames, video.caption, -index * config.stride_frames)
@@ -112,13 +113,12 @@ def cut_windows(videos: Sequence[VideoFile], probed: Sequence[Probed], config: D
         for index, label in enumerate(labels)
         if label is not None
     ]
-    return Windows(clips, split.heldout, [*note_copies([video.file for video in videos], groups), *split.notes])
+    return Windows(clips, split.heldout, [*note_copies(files, groups), *split.notes])
 
 
 def make_chunks(clips: Sequence[Clip], config: DataConfig) -> list[list[Clip]]:
     """Groups clips of one source and split into units of work of bounded size, in order."""
-    clip_bytes = config.num_frames * config.height * config.width * 3
-    size = max(1, min(MAX_CHUNK_CLIPS, MAX_CHUNK_BYTES // clip_bytes))
+    size = max(1, min(MAX_CHUNK_CLIPS, MAX_CHUNK_BYTES // config.clip_bytes))
     groups = (list(group) for _, group in groupby(clips, key=lambda clip: (clip.source, clip.split)))
     return [chunk for group in groups for chunk in _slices(group, size)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -89,8 +90,13 @@ def _label_whole(
 ) -> tuple[list[Labels], list[str]] | None:
     """Labels of whole videos, and remarks for the log; None if there are too few videos for that."""
     total, share = sum(sum(group.counts) for group in groups), min(fraction, MAX_SHARE)
-    spare = {index: group for index, group in enumerate(groups) if sum(group.counts) <= share * total}
-    if len(spare) * share < MIN_HELD_VIDEOS:
+    sizes = _sizes(groups)
+    spare = {
+        index: group
+        for index, group in enumerate(groups)
+        if max(sizes[key] for key in group.ranked_by) <= share * total
+    }
+    if len({group.ranked_by[0] for group in spare.values()}) * share < MIN_HELD_VIDEOS:
         return None  # too few, or what there is lies in a few long ones, which training cannot spare
     labels: list[Labels] = [["train"] * group.counts[0] for group in groups]
     wanted = _share_of_videos(share, total, sum(len(group.videos) for group in groups), max_windows)
@@ -104,29 +110,39 @@ def _label_whole(
     return (labels, remarks) if all(any(name in video for video in labels) for name in SPLITS) else None
 
 
+def _sizes(groups: Sequence[VideoGroup]) -> Counter[str]:
+    """Windows of all that is ranked alike."""
+    sizes: Counter[str] = Counter()
+    for group in groups:
+        sizes.update(dict.fromkeys(group.ranked_by, sum(group.counts)))
+    return sizes
+
+
 def _spans(groups: Mapping[int, VideoGroup], end: int) -> dict[int, Span]:
     """Of each video, from the end 0 or 1 of the ranks."""
-    return {index: Span.of(abs(end - rank_of(digest)) for digest in group.digests) for index, group in groups.items()}
+    return {index: Span.of(abs(end - rank_of(digest)) for digest in group.ranked_by) for index, group in groups.items()}
 
 
 def _nearest(spans: Mapping[int, Span], wanted: float) -> list[int]:
-    """The videos all of whose copies are less far than `wanted`, nearest first; at least the nearest few.
+    """The videos all of whose copies are less far than `wanted`, nearest first; at least those in the nearest places.
 
-    A copy that is added can only move a video farther away, into training.
+    A copy that is added can only move a video farther away, into training. Videos of one folder are in one place.
     """
-    ordered = sorted(spans, key=lambda index: spans[index].farthest)
-    return ordered[: max(MIN_HELD_VIDEOS, sum(span.farthest < wanted for span in spans.values()))]
+    places = sorted({span.farthest for span in spans.values()})
+    few = max(places[:MIN_HELD_VIDEOS], default=0.0)
+    near = [index for index, span in spans.items() if span.farthest < wanted or span.farthest <= few]
+    return sorted(near, key=lambda index: spans[index].farthest)
 
 
 def _may_have_trained(held: Sequence[int], spans: Mapping[int, Span], wanted: float) -> bool:
     """Whether some are held out only because copies moved others into training, so that too few were left."""
-    few = sorted(span.nearest for span in spans.values())[:MIN_HELD_VIDEOS]
+    few = sorted({span.nearest for span in spans.values()})[:MIN_HELD_VIDEOS]
     return any(spans[index].farthest > max(wanted, *few) for index in held)
 
 
-def rank_of(digest: str) -> float:
-    """A file's place between 0, where the held-out ones are, and 1, where those for validation are."""
-    return int(hashlib.sha256(digest.encode()).hexdigest()[:13], 16) / 16**13
+def rank_of(key: str) -> float:
+    """A file's or folder's place between 0, where the held-out ones are, and 1, where those for validation are."""
+    return int(hashlib.sha256(key.encode()).hexdigest()[:13], 16) / 16**13
 
 
 def _share_of_videos(share: float, total: int, num_files: int, max_windows: int | None) -> float:

@@ -13,23 +13,27 @@ class VideoGroup(NamedTuple):
     """A video with its copies.
 
     Attributes:
-        digests: of their contents; these identify the files, whatever their names or the rest of the corpus.
+        ranked_by: what decides the split of each: the digest of its content, whatever its name or the rest of the
+            corpus; or the folder that it is held out with.
         videos: their numbers in the corpus; the first stands for all.
         counts: windows of each.
     """
 
-    digests: tuple[str, ...]
+    ranked_by: tuple[str, ...]
     videos: tuple[int, ...]
     counts: tuple[int, ...]
 
 
-def group_videos(files: Sequence[str], digests: Sequence[str], counts: Sequence[int]) -> list[VideoGroup]:
+def group_videos(
+    files: Sequence[str], digests: Sequence[str], counts: Sequence[int], by_folder: bool = False
+) -> list[VideoGroup]:
     """Groups files of equal content, or of one name but for the suffix (a.mp4 beside a.mov), in their order.
 
     Args:
         files: paths inside the corpus.
         digests: of their contents.
         counts: windows of each.
+        by_folder: whether videos of one subfolder are held out together.
     """
     leaders = list(range(len(files)))  # for every file an earlier one of its group, or itself
     named: dict[str, int] = {}
@@ -40,10 +44,17 @@ def group_videos(files: Sequence[str], digests: Sequence[str], counts: Sequence[
     groups: dict[int, list[int]] = {}
     for number in range(len(files)):
         groups.setdefault(_first(number, leaders), []).append(number)
+    ranked_by = _folders(files, digests) if by_folder else digests
     return [
-        VideoGroup(tuple(digests[n] for n in group), tuple(group), tuple(counts[n] for n in group))
+        VideoGroup(tuple(ranked_by[n] for n in group), tuple(group), tuple(counts[n] for n in group))
         for group in groups.values()
     ]
+
+
+def _folders(files: Sequence[str], digests: Sequence[str]) -> list[str]:
+    """The subfolder of each file, or the digest of one that is in none."""
+    parents = [str(PurePosixPath(file).parent) for file in files]
+    return [digest if parent == "." else f"folder {parent}" for parent, digest in zip(parents, digests, strict=True)]
 
 
 def note_copies(files: Sequence[str], groups: Sequence[VideoGroup]) -> list[str]:

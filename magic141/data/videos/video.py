@@ -22,6 +22,7 @@ from magic141.data.videos.soundness import sound_frames
 from magic141.errors import UserError
 
 _TIME_EPS = 1e-6
+_MILLISECOND = 0.001
 _BT709 = 1  # FFmpeg's number of the standard, for space, primaries and curve alike
 
 
@@ -74,7 +75,8 @@ def read_frames(path: Path, fps: float, size: tuple[int, int] | None, wanted: Co
 
     Args:
         path: The file.
-        fps: Resample to this rate: output frame k is what is on screen at k / fps seconds.
+        fps: Resample to this rate: output frame k is what is on screen at k / fps seconds, or comes on a quarter of a
+            frame's time later.
         size: As in `read_video`.
         wanted: Indices after resampling.
 
@@ -192,11 +194,15 @@ def _resampled(path: Path, fps: float, first: int, decode: Decode | None) -> Ite
 
 
 def _shown_at(begin: float, end: float, fps: float, track: Track) -> range:
-    """The k with begin <= k / fps < end, where times may be off by a tick of the track."""
+    """The k with begin <= k / fps < end, where frames may be a little late."""
     tolerance = _tolerance(track, fps)
     return range(math.ceil(begin * fps - tolerance), math.ceil(end * fps - tolerance))
 
 
 def _tolerance(track: Track, fps: float) -> float:
-    """In output frames; less than half of one, so that a frame can only move to its nearest place."""
-    return min(_TIME_EPS + fps * track.tick, 0.49)
+    """How late a frame may be, in output frames; less than half of one, so that it can only move to its nearest place.
+
+    At equal rates frames begin when they are wanted: with none to spare, every one that jitters, or whose time was once
+    rounded to milliseconds, would be dropped, and the one before shown twice.
+    """
+    return min(_TIME_EPS + fps * max(track.tick, _MILLISECOND, track.interval / 4), 0.49)

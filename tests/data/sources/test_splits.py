@@ -190,4 +190,44 @@ def test_files_of_equal_content_or_name_are_one_video() -> None:
         VideoGroup(("6",), (6,), (3,)),
     ]
     backwards = group_videos(files[::-1], [*"2134256"][::-1], [1] * 7)
-    assert [set(group.digests) for group in backwards] == [{"6"}, {"5"}, {"1", "2"}, {"4"}, {"3"}], "in any order"
+    assert [set(group.ranked_by) for group in backwards] == [{"6"}, {"5"}, {"1", "2"}, {"4"}, {"3"}], "in any order"
+
+
+def split_scenes(num_films: int, scenes: int = 30, first_film: int = 0) -> dict[str, set[str | None]]:
+    """Scene -> its labels; a film's scenes are in one folder."""
+    films = range(first_film, first_film + num_films)
+    files = [f"films/{film}/{scene}.mp4" for film in films for scene in range(scenes)]
+    split = split_windows(group_videos(files, files, [2] * len(files), by_folder=True), 0.15, 1)
+    return {file: set(labels) for file, labels in zip(files, split.labels, strict=True)}
+
+
+def test_scenes_of_a_film_are_in_one_split() -> None:
+    labels = split_scenes(100)
+    films = {file.split("/")[1]: set[str | None]() for file in labels}
+    for file, found in labels.items():
+        films[file.split("/")[1]] |= found
+    assert all(len(found) == 1 for found in films.values())
+    shares = {name: sum(found == {name} for found in films.values()) for name in SPLITS}
+    assert shares["heldout"] >= 3
+    assert shares["validation"] >= 3
+    assert shares["train"] > 50
+
+
+def test_a_film_that_trained_is_not_held_out_as_others_are_added() -> None:
+    before, after = split_scenes(60), split_scenes(120)
+    assert not [file for file, labels in before.items() if labels == {"train"} != after[file]]
+
+
+def test_a_folder_larger_than_what_is_held_out_trains_and_too_few_are_not_enough() -> None:
+    large = [f"a/{scene}.mp4" for scene in range(400)]
+    others = [f"{film}/{scene}.mp4" for film in range(60) for scene in range(10)]
+    groups = group_videos([*large, *others], [*large, *others], [1] * 1000, by_folder=True)
+    split = split_windows(groups, 0.15, 1)
+    assert split.heldout == "videos"
+    assert all(labels == ["train"] for labels in split.labels[:400])
+    assert split_windows(groups[:400], 0.15, 1).heldout != "videos", "one folder: nothing to hold out as a whole"
+
+
+def test_a_video_in_no_subfolder_is_by_itself() -> None:
+    groups = group_videos(["a.mp4", "b.mp4", "c/d.mp4"], ["1", "2", "3"], [1, 1, 1], by_folder=True)
+    assert [group.ranked_by for group in groups] == [("1",), ("2",), ("folder c",)]

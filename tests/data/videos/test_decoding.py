@@ -16,7 +16,7 @@ from magic141.data.sources.listing import VIDEO_SUFFIXES
 from magic141.data.videos import decoding
 from magic141.data.videos.decoding import BadVideo, StorageError
 from magic141.data.videos.video import measure_video, read_frames
-from tests.data.made import encode, numbered, numbers_of, resampled
+from tests.data.made import copy_stream, encode, numbered, numbers_of, resampled
 
 PARTS = ((1, 5), (5, 13), (23, 4), (24, 4), (25, 4), (49, 13), (77, 13))
 NUM_FRAMES = 90
@@ -68,6 +68,25 @@ def test_times_in_milliseconds_lose_and_repeat_no_frame(tmp_path: Path, name: st
     assert numbers_of(resampled(tmp_path / name, float(fps))) == list(range(NUM_FRAMES))
     half = numbers_of(resampled(tmp_path / name, float(fps) / 2))
     assert half == list(range(0, NUM_FRAMES, 2))
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".ts"])
+@pytest.mark.parametrize("fps", [24, 30])
+def test_times_once_rounded_to_milliseconds_lose_no_frame_in_a_finer_container(
+    tmp_path: Path, suffix: str, fps: int
+) -> None:
+    encode(tmp_path / "a.mkv", numbered(NUM_FRAMES), fps, options={"bf": "0"})
+    copy_stream(tmp_path / "a.mkv", tmp_path / f"a{suffix}")
+    assert numbers_of(resampled(tmp_path / f"a{suffix}", fps)) == list(range(NUM_FRAMES))
+
+
+@pytest.mark.parametrize("fps", [16, 24, 30])
+def test_frames_that_jitter_are_neither_lost_nor_repeated_at_their_own_rate(tmp_path: Path, fps: int) -> None:
+    jitter_ms = np.random.default_rng(0).uniform(-4, 4, NUM_FRAMES)
+    times = np.round(1000 * np.arange(NUM_FRAMES) / fps + jitter_ms).astype(int) + 4
+    encode(tmp_path / "a.mp4", numbered(NUM_FRAMES), fps=1000, times=times.tolist(), options={"bf": "0"})
+    shown = numbers_of(resampled(tmp_path / "a.mp4", fps))
+    assert shown[: NUM_FRAMES - 1] == list(range(NUM_FRAMES - 1))
 
 
 def test_only_the_wanted_frames_are_kept(tmp_path: Path) -> None:
