@@ -116,12 +116,14 @@ def sweep(
 ) -> None:
     """Run a config once per combination of values; stages that combinations share are computed once."""
     with reporting(debug):
-        from flows.planning.grid import check_members, members_of
+        from flows.planning.grid import check_members, members_of, row_to_compare
 
         refuse_second_workspace(set_, workspace)
         checked_home(workspace, SERVERS)
-        values, *_ = check_members(config, members_of(vary or (), member or ()), set_ or ())
-        with resumable(), prefect_server(values.home, debug):
+        members = members_of(vary or (), member or ())
+        configs = check_members(config, members, set_ or ())
+        row_to_compare(variant, until, members, configs)
+        with resumable(), prefect_server(configs[0].home, debug):
             from flows.sweep import SweepFailed
             from flows.sweep import sweep as swept
 
@@ -146,9 +148,10 @@ def evaluate(
     """Generate, evaluate and report again with the models of an earlier run."""
     with reporting(debug):
         from flows.records.origin import one_of
+        from tasks.pipeline import judging_stages
 
         home = checked_home(workspace, SERVERS)
-        require_origin(home, one_of(run_id, model))
+        require_origin(home, one_of(run_id, model), judging_stages(), set_ or ())
         with resumable(), prefect_server(home, debug):
             from flows.evaluation import evaluation
 

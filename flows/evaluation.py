@@ -14,7 +14,7 @@ from flows.records.session import Outcome
 from magic141.config import default_home, working_in, workspace_folder
 from magic141.tracking import open_store, parse_uri, store_exists
 from magic141.tracking.tags import EVALUATION
-from tasks import pipeline
+from tasks.pipeline import judging_stages
 
 
 @our_flow("magic141-evaluation")
@@ -39,9 +39,8 @@ def evaluation(
     with working_in(home):  # a worker's own MAGIC141_HOME may differ
         if if_there and model and not _is_there(home, model):
             return Completed(name="Skipped", message=f"{model} names nothing yet")  # type: ignore[return-value]
-        judging = [stage for stage in pipeline.STAGES if stage.name in pipeline.JUDGING]
         origin = find_origin(home, source)
-        going_on = continue_run(origin, judging, overrides or ())
+        going_on = continue_run(origin, judging_stages(), overrides or ())
         return carry_on(going_on, EVALUATION, overrides=overrides or ())
 
 

@@ -73,7 +73,8 @@ def as_table(rows: Sequence[ListedRun]) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for title in ("run", "kind", "status", "started (UTC)"):
+    table.add_column("run", no_wrap=True, min_width=RUN_ID_CHARS)
+    for title in ("kind", "status", "started (UTC)"):
         table.add_column(title, no_wrap=True)
     for title in SCORES:
         table.add_column(title, no_wrap=True, justify="right")

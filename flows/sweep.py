@@ -15,20 +15,18 @@ from flows.members import MemberOutcome, MemberRun, output_folder, run_members
 from flows.orchestration.cancellation import refuse_cancelled
 from flows.orchestration.flows import our_flow
 from flows.orchestration.orchestrated import flow_tags, run_link
-from flows.planning.grid import Member, check_members, members_of
-from flows.records.naming import SEPARATOR, overrides_tag
+from flows.planning.grid import Member, check_members, members_of, row_to_compare
+from flows.records.naming import MAX_NAME_CHARS, SEPARATOR, overrides_tag
 from flows.records.session import identity
 from flows.sweep_charts import charts
 from magic141.config import PipelineConfig
-from magic141.errors import UserError
+from magic141.errors import UserError, shortened
 from magic141.evaluation.reports.comparison import write_comparison
 from magic141.evaluation.scores import DIMENSIONS, Dimension
-from magic141.evaluation.variants import list_variants, student_variant
 from magic141.frozen import FrozenConfig
 from magic141.tracking import RunLog, Tracker, closing
 from magic141.tracking.tags import SWEEP
 from magic141.urls import without_credentials
-from tasks.pipeline import stages_between
 
 SCORES = {dimension.key: dimension for dimension in DIMENSIONS}
 CHARTED = [SCORES[key] for key in ("motion", "direction", "background_psnr_db", "frechet")]
@@ -105,17 +103,16 @@ def sweep(
     chosen = members_of(vary or (), members or ())
     configs = check_members(Path(config), chosen, overrides or ())
     first = configs[0]
-    variant = variant or student_variant(first.distill_dmd2).name
-    if "evaluate" in (stage.name for stage in stages_between(None, until)):
-        check_variant(variant, chosen, configs)
+    compared = row_to_compare(variant, until, chosen, configs)
     tracker = Tracker(first.home, first.experiment)
-    name, tags = f"{first.name}{SEPARATOR}sweep of {len(chosen)}", overrides_tag(overrides or ()) | flow_tags()
+    name = shortened(f"{first.name}{SEPARATOR}sweep of {len(chosen)}", MAX_NAME_CHARS)
+    tags = overrides_tag(overrides or ()) | flow_tags()
     run = tracker.start_parent(name, SWEEP, identity(first) | tags | {"members": str(len(chosen))})
     with marking_resumable(), closing(run):
-        each = MemberRun(config, tuple(overrides or ()), until, variant, run.run_id)
+        each = MemberRun(config, tuple(overrides or ()), until, compared, run.run_id)
         outcomes = run_members(each, chosen, configs, parallel)
         refuse_cancelled()  # members in processes of their own have only failed
-        page = _publish(run, tracker, chosen, configs, outcomes, variant)
+        page = _publish(run, tracker, chosen, configs, outcomes, compared)
         outcome = SweepOutcome(
             run_id=run.run_id,
             tracking_uri=without_credentials(tracker.uri),
@@ -126,17 +123,6 @@ def sweep(
         if outcome.failed:
             raise SweepFailed(outcome)
     return outcome
-
-
-def check_variant(variant: str, members: Sequence[Member], configs: Sequence[PipelineConfig]) -> None:
-    """Raises UserError unless every member will have scores of the variant that is compared."""
-    for member, config in zip(members, configs, strict=True):
-        names = [known.name for known in list_variants(config.generate, config.distill_dmd2)]
-        if variant not in names:
-            raise UserError(
-                f"--variant {variant}: member {member.label} has no such variant; it has {', '.join(names)}; give one "
-                "that all members have"
-            )
 
 
 def _publish(

@@ -35,7 +35,6 @@ STAGES: tuple[Stage, ...] = (
     report.STAGE,
     publish.STAGE,
 )
-JUDGING = ("generate", "evaluate", "report")
 
 
 def stages_between(first: str | None, last: str | None) -> tuple[Stage, ...]:
@@ -49,6 +48,11 @@ def stages_between(first: str | None, last: str | None) -> tuple[Stage, ...]:
     if start > end:
         raise UserError(f"--from {first}: comes after --until {last}; swap them, or leave one out")
     return STAGES[start : end + 1]
+
+
+def judging_stages() -> tuple[Stage, ...]:
+    """The stages that sample models that are there already, score and show them."""
+    return stages_between("generate", "report")
 
 
 def _place(name: str, option: str) -> int:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from flows.orchestration.server import PrefectServer
     from flows.records.session import Outcome
     from magic141.config import PipelineConfig
+    from tasks.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def selection(
         raise UserError(f"--refresh {idle[0]}: would not run with {between}; give one of the two")
     home = values.home if values else checked_home(workspace, SERVERS)
     if origin is not None:
-        require_origin(home, origin)
+        require_origin(home, origin, stages_between(first, until), overrides or ())
     file = config.resolve() if config else None
     return Selection(home, file, values, origin, first, until, tuple(refresh or ()), tuple(overrides or ()))
 
@@ -103,13 +104,13 @@ def refuse_second_workspace(overrides: list[str] | None, workspace: str | None) 
         raise UserError(f"--set workspace: overruled by {HOME_VARIABLE} = {home}; give --workspace DIR, or unset it")
 
 
-def require_origin(home: Path, source: str) -> None:
-    """Checks that an earlier run is there before anything starts: a flow run that fails tells the whole team."""
+def require_origin(home: Path, source: str, stages: Sequence[Stage], overrides: Sequence[str]) -> None:
+    """Checks an earlier run, and what was set, before anything starts: a flow run that fails tells the whole team."""
     from flows.failures.writable import require_workspace
-    from flows.records.origin import find_origin
+    from flows.records.origin import continued_config, find_origin
 
     require_workspace(home)
-    find_origin(home, source)
+    continued_config(find_origin(home, source), stages, overrides)
 
 
 def checked_home(workspace: str | None, servers: Sequence[str] = (STORE,)) -> Path:

@@ -16,6 +16,8 @@ from flows.records.naming import last_part
 from magic141.config import PipelineConfig, load_config, missing_sources
 from magic141.config.files import load_yaml, shown
 from magic141.errors import UserError
+from magic141.evaluation.variants import list_variants, student_variant
+from tasks.pipeline import stages_between
 
 MAX_MEMBERS = 200
 
@@ -98,6 +100,27 @@ def check_members(config: Path, members: Sequence[Member], overrides: Sequence[s
             raise UserError("\n".join(problems))
         configs.append(values)
     return configs
+
+
+def row_to_compare(
+    variant: str | None, until: str, members: Sequence[Member], configs: Sequence[PipelineConfig]
+) -> str:
+    """The row of the score table that a sweep up to the stage `until` compares: `variant`, or the first one's student.
+
+    Raises:
+        UserError: if there is no such stage, or a member that is scored will have no such row.
+    """
+    chosen = variant or student_variant(configs[0].distill_dmd2).name
+    if "evaluate" not in (stage.name for stage in stages_between(None, until)):
+        return chosen
+    for member, config in zip(members, configs, strict=True):
+        names = [known.name for known in list_variants(config.generate, config.distill_dmd2)]
+        if chosen not in names:
+            raise UserError(
+                f"--variant {chosen}: member {member.label} has no such variant; it has {', '.join(names)}; give one "
+                "that all members have"
+            )
+    return chosen
 
 
 def _axis(text: str) -> list[tuple[str, str]]:

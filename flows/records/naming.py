@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 TAG_OVERRIDES, TAG_DESCRIPTION = "magic141.overrides", "mlflow.note.content"
 MAX_NAMED, MAX_CHARS = 4, 40
+MAX_NAME_CHARS = 250  # as many as MLflow's column in PostgreSQL takes
 RUN_ID_CHARS = 8  # that are shown of a run's id; every command takes them for it
 SEPARATOR = " · "
 
@@ -30,7 +31,8 @@ def run_name(name: str, kind: str, overrides: Sequence[str] = ()) -> str:
     more = [f"{len(named) - MAX_NAMED} more"] if len(named) > MAX_NAMED else []
     ends = Counter(last_part(field) for field in {text.partition("=")[0] for text in named})
     settings = ", ".join([*(_short(text, ends) for text in named[:MAX_NAMED]), *more])
-    return SEPARATOR.join([name, *kinds, *([settings] if settings else [])])
+    said = SEPARATOR.join([name, *kinds, *([settings] if settings else [])])
+    return shortened(said, MAX_NAME_CHARS)
 
 
 def overrides_tag(overrides: Sequence[str]) -> dict[str, str]:

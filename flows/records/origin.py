@@ -86,10 +86,23 @@ def continue_run(origin: Origin, stages: Sequence[Stage], overrides: Sequence[st
     Raises:
         UserError: if an override changes what is kept, or a needed artifact is missing or altered.
     """
-    before = pipeline.STAGES[: pipeline.STAGES.index(stages[0])]
+    config = continued_config(origin, stages, overrides)
+    return Continuation(origin, config, tuple(_kept_artifacts(origin, stages, _before(stages))), tuple(stages))
+
+
+def continued_config(origin: Origin, stages: Sequence[Stage], overrides: Sequence[str] = ()) -> PipelineConfig:
+    """The config of a run of `stages` that goes on from the origin.
+
+    Raises:
+        UserError: if an override is wrong, or changes what is kept.
+    """
     config = with_overrides(origin.config, overrides, "the run's config")
-    _refuse_changes(origin, config, before, [stage.name for stage in stages], overrides)
-    return Continuation(origin, config, tuple(_kept_artifacts(origin, stages, before)), tuple(stages))
+    _refuse_changes(origin, config, _before(stages), [stage.name for stage in stages], overrides)
+    return config
+
+
+def _before(stages: Sequence[Stage]) -> Sequence[Stage]:
+    return pipeline.STAGES[: pipeline.STAGES.index(stages[0])]
 
 
 def _refuse_changes(

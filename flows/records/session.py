@@ -88,10 +88,10 @@ class Session:
         student = student_row(variants)
         if student is None:
             return
-        figures = {**headline_figures(variants), **_numbers(score_row(student))}
+        figures = {**headline_figures(variants), **_numbers(score_row(student)), **_errors(student)}
         self.run.metrics({f"student/{name}": value for name, value in figures.items()})
         for variant in variants:
-            row = _numbers(score_row(variant))
+            row = {**_numbers(score_row(variant)), **_errors(variant)}
             self.run.metrics({f"scores/{variant['name']}/{name}": value for name, value in row.items()})
 
     def _variants(self) -> list[dict[str, Any]]:
@@ -173,6 +173,12 @@ def score_row(variant: Mapping[str, Any]) -> dict[str, Any]:
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in row.items() if isinstance(value, int | float)}
+
+
+def _errors(variant: Mapping[str, Any]) -> dict[str, float]:
+    """Standard errors of a variant's scores, as far as they are known."""
+    scores = variant["scores"].items()
+    return {f"{name}_stderr": float(score["stderr"]) for name, score in scores if score.get("stderr") is not None}
 
 
 def identity(config: PipelineConfig) -> dict[str, str]:

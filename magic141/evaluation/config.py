@@ -18,7 +18,6 @@ VBenchDimension = Literal[
     "aesthetic_quality",
     "imaging_quality",
     "i2v_subject",
-    "i2v_background",
 ]
 
 
@@ -126,6 +125,9 @@ class GateCondition(FrozenConfig):
     tolerance: float | None = Field(
         0.0, ge=0, description="by how much it may be worse than the champion's; null: the champion does not matter"
     )
+    relative_tolerance: float = Field(
+        0.0, ge=0, description="the same as a share of the champion's value, for metrics without a scale of their own"
+    )
     limit: float | None = Field(None, description="bound that applies with or without a champion")
 
     @model_validator(mode="after")
@@ -140,7 +142,7 @@ EXACT_GATE = (
     GateCondition(metric="student/background_psnr_db", better="higher", tolerance=1.0),
 )
 COMMON_GATE = (
-    GateCondition(metric="student/frechet", better="lower", tolerance=0.3),
+    GateCondition(metric="student/frechet", better="lower", relative_tolerance=0.25),
     GateCondition(metric="student/peak_memory_mb", better="lower", tolerance=100.0),
 )
 

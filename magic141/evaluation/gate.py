@@ -10,6 +10,7 @@ from magic141.evaluation.config import GateCondition
 from magic141.evaluation.measurement import Difference, Measurement, Pair
 from magic141.evaluation.scores import DIMENSIONS
 
+NUM_DIGITS = 12  # 0.9 - 0.85 is a little more than 0.05
 COLLAPSE = {True: "seen", False: "none seen", None: "not known: the store has no such metric of the student's run"}
 
 
@@ -60,7 +61,7 @@ def _judge(condition: GateCondition, pair: Pair) -> Iterator[Verdict]:
         word = "at least" if sign > 0 else "at most"
         yield Verdict(name, missing <= 0, _text(f"{value:.4g}, {word} {condition.limit:.4g}", missing))
     if condition.tolerance is not None:
-        yield _compare(name, value, sign, condition.tolerance, pair)
+        yield _compare(condition, value, sign, pair)
 
 
 def _unmeasured(name: str, pair: Pair) -> Verdict:
@@ -80,7 +81,8 @@ def _unmeasured(name: str, pair: Pair) -> Verdict:
     )
 
 
-def _compare(name: str, value: float, sign: int, tolerance: float, pair: Pair) -> Verdict:
+def _compare(condition: GateCondition, value: float, sign: int, pair: Pair) -> Verdict:
+    name = condition.metric
     if pair.champion is None:
         return Verdict(name, True, f"{value:.4g}, there is no champion to compare with", compared=False)
     other = pair.champion.metrics.get(name)
@@ -90,7 +92,8 @@ def _compare(name: str, value: float, sign: int, tolerance: float, pair: Pair) -
         return Verdict(name, False, f"{value:.4g}, not comparable{beside}: they differ in {fields}")
     if other is None:
         return Verdict(name, True, f"{value:.4g}, the champion's run has no such metric", compared=False)
-    missing = sign * (other - value) - tolerance
+    tolerance = max(condition.tolerance or 0.0, condition.relative_tolerance * abs(other))
+    missing = round(sign * (other - value) - tolerance, NUM_DIGITS)
     text = (
         f"{_with_error(name, pair.candidate)}, champion {_with_error(name, pair.champion)}, tolerance {tolerance:.4g}"
     )

@@ -11,6 +11,7 @@ from typing import Any
 SAMPLED_ON = "sampled_on"  # in the record of `generate`: the device, or devices, of what sampled
 # Metrics that depend on the machine and its load; scores and the size of the weights do not.
 OF_THE_MACHINE = ("latency_ms", "cpu_ms_per_clip", "peak_memory_mb")
+VBENCH_DIMENSIONS = "evaluate.vbench_dimensions"
 # What decides which rows, prompts and long videos there are, but nothing that stands in a row of the score table.
 NOT_IN_A_ROW = ("many_steps", "few_steps", "prompts", "num_prompts", "num_seeds", "long_video_")
 
@@ -58,8 +59,11 @@ class Pair:
 
     @property
     def conditions(self) -> list[Difference]:
-        """Differences that make all metrics incomparable."""
-        return [] if self.champion is None else list(_differences(self.candidate.conditions, self.champion.conditions))
+        """Differences that make all metrics incomparable; each dimension of VBench is computed by itself."""
+        if self.champion is None:
+            return []
+        found = _differences(self.candidate.conditions, self.champion.conditions)
+        return [difference for difference in found if difference.field != VBENCH_DIMENSIONS]
 
     @property
     def machines(self) -> list[Difference]:

@@ -39,6 +39,25 @@ def test_a_failure_names_its_amount() -> None:
     assert verdict.why == "2.4, champion 2, tolerance 0.1: fails by 0.3"
 
 
+@pytest.mark.parametrize(("frechet", "holds"), [(25.0, True), (25.1, False)])
+def test_a_relative_tolerance_is_a_share_of_the_champions_value(frechet: float, holds: bool) -> None:
+    condition = GateCondition(metric="student/frechet", better="lower", relative_tolerance=0.25)
+    _, verdict = judge(pair({"student/frechet": frechet}, {"student/frechet": 20.0}), [condition], collapsed=False)
+    assert verdict.holds == holds
+    assert verdict.why.startswith(f"{frechet:.4g}, champion 20, tolerance 5")
+
+
+def test_exactly_as_much_worse_as_is_allowed_is_allowed() -> None:
+    condition = MOTION.model_copy(update={"tolerance": 0.05})
+    _, verdict = judge(pair({"student/motion": 0.85}, {"student/motion": 0.9}), [condition], collapsed=False)
+    assert verdict.holds, verdict
+
+
+def test_more_dimensions_of_vbench_leave_the_other_scores_comparable() -> None:
+    few, more = (Measurement("r", CHAMPION, {"evaluate.vbench_dimensions": names}, {}) for names in (["a"], ["a", "b"]))
+    assert not Pair(few, more).differences("student/frechet")
+
+
 def test_an_error_larger_than_the_tolerance_is_said() -> None:
     candidate, champion = ({"student/frechet": 2.05, "student/frechet_stderr": error} for error in (0.4, 0.05))
     _, verdict = judge(pair(candidate, champion), [FRECHET], collapsed=False)

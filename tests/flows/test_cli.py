@@ -115,6 +115,8 @@ def test_the_version_has_its_commit() -> None:
             for command in [("run", DEMO), ("sweep", DEMO, "--vary", "seed=1,2")]
         ),
         (("eval", "--run", "abc", "--workspace", DEMO), f"workspace {DEMO}: cannot write into"),
+        (("sweep", DEMO, "--vary", "seed=1,2", "--until", "nope"), "--until nope: no such stage"),
+        (("sweep", DEMO, "--vary", "seed=1,2", "--variant", "nope"), "--variant nope: member seed 1 has no such"),
     ],
 )
 def test_mistakes_exit_with_2_and_one_line(arguments: tuple[str, ...], line: str) -> None:

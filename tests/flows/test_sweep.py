@@ -9,10 +9,9 @@ import pytest
 from flows.command_line.outcomes import say_sweep
 from flows.failures.resume import CORRECT, RESUME, way_on
 from flows.members import MemberOutcome
-from flows.planning.grid import check_members, members_of
-from flows.sweep import SweepFailed, SweepOutcome, check_variant
+from flows.planning.grid import check_members, members_of, row_to_compare
+from flows.sweep import SweepFailed, SweepOutcome
 from magic141.errors import UserError
-from magic141.evaluation.variants import student_variant
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 
@@ -27,18 +26,17 @@ DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 def test_every_member_has_the_variant_that_is_compared(variant: str, vary: str, line: str) -> None:
     members = members_of([vary], [])
     configs = check_members(DEMO, members, ["generate.few_steps=[1]"])
-    check_variant("student_1", members, configs)
+    assert row_to_compare("student_1", "report", members, configs) == "student_1"
     with pytest.raises(UserError, match=line):
-        check_variant(variant, members, configs)
+        row_to_compare(variant, "report", members, configs)
+    assert row_to_compare(variant, "quantize", members, configs) == variant, "nothing is scored"
 
 
 @pytest.mark.parametrize("steps", [2, 8])
 def test_the_student_that_is_compared_is_that_of_the_config(steps: int) -> None:
     members = members_of(["seed=1,2"], [])
     configs = check_members(DEMO, members, [f"distill_dmd2.num_inference_steps={steps}", "generate.few_steps=[1]"])
-    student = student_variant(configs[0].distill_dmd2)
-    assert (student.name, student.num_steps) == (f"student_{steps}", steps)
-    check_variant(student.name, members, configs)
+    assert row_to_compare(None, "report", members, configs) == f"student_{steps}"
 
 
 @pytest.mark.parametrize(("second_is_mistake", "way"), [(True, CORRECT), (False, RESUME)])

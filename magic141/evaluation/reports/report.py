@@ -131,7 +131,7 @@ def _notes(parts: Mapping[str, Path], scores: Row, variants: Sequence[Row]) -> l
             "model that has learned both goes each way in half of its clips: 0.5. One that always goes the same way, a "
             "collapse, has 0 or 1."
         )
-    judged = {key for row in rows for key in VBENCH_KEYS if row["scores"][key]["value"] is not None}
+    judged = {key for row in rows for key in VBENCH_KEYS if row["scores"].get(key, {}).get("value") is not None}
     if judged:
         version = scores["vbench"]["versions"]["vbench"]
         notes.append(f"VBench {version}, custom videos: on {_num_showcase(parts, variants)} clips per variant.")

@@ -54,7 +54,7 @@ def headline_table(rows: Sequence[Row]) -> dict[str, Any] | None:
     lines = [
         {
             **_named(row),
-            "cells": [_cell(d, row["scores"][d.key], None, competes=False) for d in dimensions],
+            "cells": [_cell(d, score_of(row, d), None, competes=False) for d in dimensions],
             "nfe": row.get("nfe", ""),
             "time": f"{row[time.key]:.{time.digits}f}" if time.key in row else "",
         }
@@ -62,6 +62,12 @@ def headline_table(rows: Sequence[Row]) -> dict[str, Any] | None:
         if row is not None
     ]
     return {"dimensions": dimensions, "time": time, "rows": lines, "speedup": speedup(many, student)}
+
+
+def score_of(row: Row, dimension: Dimension) -> Mapping[str, Any]:
+    """A row's score; missing where an earlier code judged, which did not know the dimension."""
+    score: Mapping[str, Any] = row["scores"].get(dimension.key, {"value": None, "reason": "not known when judged"})
+    return score
 
 
 def sampling_costs(variants: Sequence[Row]) -> list[dict[str, Any]]:
@@ -95,7 +101,7 @@ def _named(row: Row) -> dict[str, Any]:
 
 def _shown(dimensions: Sequence[Dimension], rows: Sequence[Row]) -> list[Dimension]:
     """The columns in which some row has a value."""
-    return [d for d in dimensions if any(row["scores"][d.key]["value"] is not None for row in rows)]
+    return [d for d in dimensions if any(score_of(row, d)["value"] is not None for row in rows)]
 
 
 def _frechet(num_dimensions: int) -> Dimension:
@@ -117,7 +123,7 @@ def _table(title: str, dimensions: Sequence[Dimension], rows: Sequence[Row]) -> 
             **_named(row),
             "nfe": row.get("nfe", ""),
             "cells": [
-                _cell(dimension, row["scores"][dimension.key], best[dimension.key], "nfe" in row) for dimension in shown
+                _cell(dimension, score_of(row, dimension), best[dimension.key], "nfe" in row) for dimension in shown
             ],
         }
         for row in rows
@@ -133,14 +139,14 @@ def _table(title: str, dimensions: Sequence[Dimension], rows: Sequence[Row]) -> 
 
 def _meaning(dimension: Dimension, rows: Sequence[Row]) -> str:
     """The meaning of a column, and why values are missing in it."""
-    reasons = dict.fromkeys(row["scores"][dimension.key]["reason"] for row in rows)
+    reasons = dict.fromkeys(score_of(row, dimension)["reason"] for row in rows)
     known = [reason for reason in reasons if reason]
     return dimension.help + (f" (n/a: {'; '.join(known)})" if known else "")
 
 
 def _best(dimension: Dimension, rows: Sequence[Row]) -> Mapping[str, Any] | None:
     """The best score among the variants; ceilings do not compete."""
-    scores: list[Mapping[str, Any]] = [row["scores"][dimension.key] for row in rows if "nfe" in row]
+    scores: list[Mapping[str, Any]] = [score_of(row, dimension) for row in rows if "nfe" in row]
     known = [score for score in scores if score["value"] is not None]
     if dimension.better == "none" or not known:
         return None

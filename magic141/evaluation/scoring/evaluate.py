@@ -17,6 +17,7 @@ from magic141.evaluation.config import EvaluateConfig
 from magic141.evaluation.scores import EXACT, FRECHET, SCORES_FILE, VBENCH, Score
 from magic141.evaluation.scoring.scorer import Scorer
 from magic141.evaluation.scoring.shapes import score_clips
+from magic141.evaluation.scoring.vbench import FAILED
 from magic141.evaluation.scoring.vbench_needs import versions
 from magic141.stage_log import StageLog
 
@@ -38,12 +39,21 @@ def evaluate_suite(config: EvaluateConfig, data: Path, generated: Path, out: Pat
             advance(1)
         long_video = score_long(generated / "long", scorer.heldout, scorer.truths is not None)
         advance(1)
+    for failure in _failures(records):
+        log.note(f"{failure}; --refresh evaluate tries again")
     result = {"variants": records, "long_video": long_video, "vbench": {"versions": versions()}}
     if rule := load_info(data).heldout:
         result["heldout"] = MEANING[rule]
         log.note(MEANING[rule])
     (out / SCORES_FILE).write_text(json.dumps(result, indent=1))
     _report(records, out, log)
+
+
+def _failures(records: list[dict[str, Any]]) -> list[str]:
+    """Why VBench failed, once for each dimension and cause: the stage finishes, and would be reused with the gap."""
+    scores = (item for record in records for item in record["scores"].items())
+    failed = (f"{name}: {score['reason']}" for name, score in scores if str(score["reason"]).startswith(FAILED))
+    return list(dict.fromkeys(failed))
 
 
 def score_long(folder: Path, heldout: ClipDataset, has_truth: bool) -> dict[str, Any]:

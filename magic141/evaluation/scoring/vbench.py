@@ -7,61 +7,92 @@ import importlib
 import io
 import json
 import logging
+import math
+import statistics
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from magic141.environment import temporary_environment
 from magic141.errors import first_line
-from magic141.evaluation.scores import VBENCH, Score
-from magic141.evaluation.scoring.vbench_needs import DINO, weights_folder, why_not
+from magic141.evaluation.scores import AVERAGE, BACKGROUND, TABLE_1, Score
+from magic141.evaluation.scoring.vbench_needs import DINO, DINO_CODE, weights_folder, why_not
 from magic141.models.device import sampling_device
+
+FAILED = "vbench failed"
+FRAME_SUFFIX, VIDEO_SUFFIX = ".png", ".mp4"
 
 
 def score_folder(folder: Path, requested: Sequence[str]) -> dict[str, Score]:
     """Scores the mp4 files of `folder` in VBench's mode for custom videos, in this process; on a GPU if it sees one.
 
     Args:
-        folder: holds the videos of one variant.
+        folder: holds the videos of one variant; beside it `input` holds the pictures, of the same names, that they
+            begin with.
         requested: dimensions to compute.
 
     Returns:
-        A score for every dimension of Table 1 and every requested one.
+        A score for every dimension, and the average of those in Table 1.
     """
-    names = dict.fromkeys([dimension.key for dimension in VBENCH] + list(requested))
-    reasons = {name: why_not(name, requested) for name in names}
-    if not any(folder.glob("*.mp4")):
+    reasons = {dimension.key: why_not(dimension.key, requested) for dimension in (*TABLE_1, BACKGROUND)}
+    if not any(folder.glob(f"*{VIDEO_SUFFIX}")):
         reasons = {name: reason or f"no video in {folder.name}" for name, reason in reasons.items()}
-    return {
+    scores = {
         name: _compute(folder, name) if reason is None else Score.missing(reason) for name, reason in reasons.items()
     }
+    return {**scores, AVERAGE.key: _average(scores)}
+
+
+def _average(scores: Mapping[str, Score]) -> Score:
+    """The mean over Table 1's dimensions, if there are all."""
+    values = {dimension.key: scores[dimension.key].value for dimension in TABLE_1}
+    known = [value for value in values.values() if value is not None]
+    if len(known) < len(TABLE_1):
+        return Score.missing(f"without {', '.join(name for name, value in values.items() if value is None)}")
+    return Score(statistics.fmean(known))
 
 
 def _compute(folder: Path, name: str) -> Score:
     try:
-        with tempfile.TemporaryDirectory() as out, _quiet(), _cached_weights(Path(out)):
-            package = importlib.import_module("vbench")
-            full_info = Path(str(package.__file__)).parent / "VBench_full_info.json"
-            bench = package.VBench(sampling_device(), str(full_info), out)
-            bench.evaluate(
-                videos_path=str(folder),
-                name="custom",
-                dimension_list=[name],
-                local=True,
-                mode="custom_input",
-            )
-            return _read_result(Path(out) / "custom_eval_results.json", name)
+        with tempfile.TemporaryDirectory() as scratch, _quiet(), _cached_weights(Path(scratch)):
+            value, videos = _beside_input(folder) if name == "i2v_subject" else _custom(folder, name, Path(scratch))
     except Exception as error:  # vbench and its models may raise anything; one dimension must not stop the rest
-        return Score.missing(f"vbench failed: {type(error).__name__}: {first_line(str(error))}")
+        return Score.missing(f"{FAILED}: {type(error).__name__}: {first_line(str(error))}")
+    return _score(name, float(value), [float(video["video_results"]) for video in videos])
 
 
-def _read_result(file: Path, name: str) -> Score:
-    value, videos = json.loads(file.read_text())[name]
-    per_video = Score.mean([float(video["video_results"]) for video in videos])
+def _custom(folder: Path, name: str, scratch: Path) -> tuple[float, list[dict[str, Any]]]:
+    """VBench's aggregate and its entry for each video."""
+    package = importlib.import_module("vbench")
+    full_info = Path(str(package.__file__)).parent / "VBench_full_info.json"
+    bench = package.VBench(sampling_device(), str(full_info), str(scratch))
+    bench.evaluate(videos_path=str(folder), name="custom", dimension_list=[name], local=True, mode="custom_input")
+    value, videos = json.loads((scratch / "custom_eval_results.json").read_text())[name]
+    return value, videos
+
+
+def _beside_input(folder: Path) -> tuple[float, list[dict[str, Any]]]:
+    """VBench-I2V's likeness of the subject to the input: its own suite is not in the package, its measure is."""
+    package, device = importlib.import_module("vbench2_beta_i2v.i2v_subject"), sampling_device()
+    model = torch.hub.load(str(weights_folder() / DINO_CODE), "dino_vitb16", source="local").to(device).eval()
+    pictures = folder.parent / "input"
+    pairs = [
+        (str(pictures / f"{file.stem}{FRAME_SUFFIX}"), str(file)) for file in sorted(folder.glob(f"*{VIDEO_SUFFIX}"))
+    ]
+    value, videos = package.i2v_subject(model, pairs, device)
+    return float(value), list(videos)
+
+
+def _score(name: str, value: float, per_video: Sequence[float]) -> Score:
+    """The aggregate with its error; VBench leaves out videos that it cannot read, and says so in no other way."""
+    if not math.isfinite(value):
+        return Score.missing(f"{FAILED}: it could read none of the videos")
     scale = 0.01 if name == "imaging_quality" else 1.0  # its videos are scored 0-100, its aggregate 0-1
-    return Score(float(value), stderr=None if per_video.stderr is None else per_video.stderr * scale)
+    stderr = Score.mean(per_video).stderr
+    return Score(value, stderr=None if stderr is None else stderr * scale)
 
 
 @contextlib.contextmanager

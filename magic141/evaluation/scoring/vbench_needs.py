@@ -12,15 +12,15 @@ from magic141.environment import installed_version
 HOW_TO_INSTALL = "uv pip install --no-deps vbench==0.1.5 decord opencv-python-headless"
 NEEDED_MODULES = ("vbench", "decord", "cv2")
 DINO = "dino_model/dino_vitbase16_pretrain.pth"
+DINO_CODE = "dino_model/facebookresearch_dino_main"
+DINO_FILES = (f"{DINO_CODE}/hubconf.py", DINO)
 # dimension -> its weight files below $VBENCH_CACHE_DIR, and the modules that it imports besides vbench's own
 NEEDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "temporal_flickering": ((), ()),
     "motion_smoothness": (("amt_model/amt-s.pth",), ("omegaconf",)),
     "dynamic_degree": (("raft_model/models/raft-things.pth",), ("easydict",)),
-    "subject_consistency": (
-        ("dino_model/facebookresearch_dino_main/hubconf.py", DINO),
-        (),
-    ),
+    "i2v_subject": (DINO_FILES, ()),
+    "subject_consistency": (DINO_FILES, ()),
     "aesthetic_quality": (
         ("clip_model/ViT-L-14.pt", "aesthetic_model/emb_reader/sa_0_4_vit_l_14_linear.pth"),
         ("clip",),
@@ -28,15 +28,11 @@ NEEDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "imaging_quality": (("pyiqa_model/musiq_spaq_ckpt-358bb6af.pth",), ("pyiqa",)),
     "background_consistency": (("clip_model/ViT-B-32.pt",), ("clip",)),
 }
-NOT_SUPPORTED = {
-    "i2v_subject": "belongs to VBench-I2V, whose prompt file and images are not in the vbench package",
-    "i2v_background": "belongs to VBench-I2V, whose prompt file and images are not in the vbench package",
-}
 
 
 def weights_folder() -> Path:
     """Where VBench looks for weights."""
-    return Path(os.environ.get("VBENCH_CACHE_DIR", Path.home() / ".cache" / "vbench"))
+    return Path(os.environ.get("VBENCH_CACHE_DIR", Path.home() / ".cache" / "vbench")).absolute()
 
 
 def versions() -> dict[str, str | None]:
@@ -61,8 +57,6 @@ def computed_by(text: str) -> dict[str, str]:
 
 def why_not(name: str, requested: Sequence[str]) -> str | None:
     """Why dimension `name` cannot or should not be computed; None if it can."""
-    if name in NOT_SUPPORTED:
-        return NOT_SUPPORTED[name]
     weights, modules = NEEDS[name]
     cache = weights_folder()
     missing = [file for file in weights if not (cache / file).is_file()]

@@ -139,10 +139,18 @@ def test_table_1_shows_what_was_computed_and_names_the_rest(scored: dict[str, Pa
     (tmp_path / "scores.json").write_text(json.dumps(scores))
     page = _write({**scored, "evaluate": tmp_path}, tmp_path)
     assert _headings(page, "Table 1") == ["variant", "evaluations", "i2v subject ↑", "aesthetic ↑", "imaging ↑"]
-    missing = "subject cons., motion smooth., dynamic deg., temporal flick."
+    missing = "subject cons., motion smooth., dynamic deg., temporal flick., average, background cons."
     assert f"Not computed: {missing};" in page
     assert "<dt>dynamic deg.</dt><dd>share of videos with motion (n/a: not requested: add it to evaluate." in page
     assert "so that a frozen clip has 1; should match real (n/a: not installed: vbench)</dd>" in page
+
+
+def test_a_dimension_that_was_not_known_when_judged_is_missing(scored: dict[str, Path], tmp_path: Path) -> None:
+    scores = json.loads((scored["evaluate"] / "scores.json").read_text())
+    for row in scores["variants"]:
+        del row["scores"]["vbench_average"]
+    (tmp_path / "scores.json").write_text(json.dumps(scores))
+    assert "(n/a: not known when judged)" in _write({**scored, "evaluate": tmp_path}, tmp_path)
 
 
 def test_few_vbench_columns_stand_in_the_first_table(page: str) -> None:

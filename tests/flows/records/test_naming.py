@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flows.records.naming import description, overrides_tag, run_name
+from flows.records.naming import MAX_NAME_CHARS, description, overrides_tag, run_name
 from magic141.artifacts.references import ArtifactRef
 
 
@@ -21,6 +21,12 @@ from magic141.artifacts.references import ArtifactRef
 )
 def test_a_run_is_called_by_what_was_set(kind: str, overrides: list[str], name: str) -> None:
     assert run_name("demo", kind, overrides) == name
+
+
+def test_a_name_is_no_longer_than_a_database_takes() -> None:
+    name = run_name("n" * 250, "evaluation", [f"a.b{n}={'x' * 99}" for n in range(4)])
+    assert len(name) == MAX_NAME_CHARS
+    assert name.endswith("…")
 
 
 def test_all_that_was_set_is_kept_without_passwords() -> None:
