@@ -17,7 +17,7 @@ from magic141.tracking import Tracker
 from magic141.training.config import TrainConfig
 from magic141.training.dmd2.config import Dmd2Config
 from magic141.training.memory import activation_bytes, state_bytes
-from magic141.training.operations import EVALUATION, num_operations, passes_of_training
+from magic141.training.operations import EVALUATION, num_operations, passes_of_training, passes_per_update
 
 HUNYUAN_TEXT, HUNYUAN_POOLED = 4096, 768
 IMAGE_TOKENS = {"tiny": (32 // 8) ** 2, "hunyuan": (336 // 14) ** 2}  # (side // patch) ** 2, before the stride
@@ -33,9 +33,9 @@ class Estimate:
     Attributes:
         resources: workers, CPUs and GPUs in words.
         num_gpus: GPUs of all workers together.
-        seconds: time of its newest run if that was of the same network, its steps scaled to their number; otherwise the
-            time of its arithmetic on its GPUs; None without GPUs.
-        timed: whether `seconds` comes from an earlier run.
+        seconds: time of its newest run if that was of the same network and size of clips, in proportion to a training's
+            work; otherwise the time of its arithmetic on its GPUs; None without GPUs.
+        timed: whether `seconds` comes from an earlier run, scaled by no more than the number of its steps.
         memory_gib: GiB per worker; None if unknown.
         measured: whether `memory_gib` was measured in the newest run; otherwise calculated from weights, gradients,
             optimizer states and activations.
@@ -58,29 +58,48 @@ def estimate(stage: str, config: PipelineConfig, tracker: Tracker | None) -> Est
     measured = _measured_gib(record) if _same_size(stage, record, training, config) else None
     calculated = None if training is None or training.num_steps == 0 else calculated_gib(stage, config, training)
     memory = calculated if measured is None else measured
-    taken = _seconds(record, training, config)
+    pace = None if training is None else _pace(stage, record, training)
+    taken = _seconds(record, training, pace, config)
     seconds = _gpu_seconds(stage, config, needs.num_gpus) if taken is None else taken
-    return Estimate(needs.words, needs.num_gpus, seconds, taken is not None, memory, measured is not None)
+    timed = taken is not None and pace in (None, 1)
+    return Estimate(needs.words, needs.num_gpus, seconds, timed, memory, measured is not None)
 
 
-def _seconds(record: Mapping[str, Any], training: TrainConfig | None, config: PipelineConfig) -> float | None:
-    """Time of an earlier run of the same network, with the steps of its training scaled, but not its start."""
+def _seconds(
+    record: Mapping[str, Any], training: TrainConfig | None, pace: float | None, config: PipelineConfig
+) -> float | None:
+    """Time of an earlier run of the same network; a training's steps are scaled, but not its start."""
     seconds, summary = record.get("seconds"), record.get("summary", {})
     if seconds is None or not _same_network(record, config):
         return None
-    if training is None or training.num_steps == summary.get("steps"):
-        return max(float(seconds), float(summary.get("seconds", 0.0)))  # the first is of the last attempt only
-    if not summary.get("steps"):
+    if training is None:
+        return float(seconds)
+    if not summary.get("steps") or not _same_clips(record, config):
         return None
     stepping = float(summary["seconds"])
-    start = max(float(seconds) - stepping, 0.0)
-    return start + stepping * training.num_steps / float(summary["steps"])
+    start = max(float(seconds) - stepping, 0.0)  # the first is of the last attempt only
+    return start + stepping * (pace or 1) * training.num_steps / float(summary["steps"])
+
+
+def _pace(stage: str, record: Mapping[str, Any], training: TrainConfig) -> float:
+    """How much longer a step takes than in an earlier run: by its passes, its clips and the workers for them."""
+    before = record.get("parts", {}).get("config", {}).get(stage, {})
+    plain = {name: value for name, value in before.items() if not isinstance(value, dict)}
+    then, workers = training.model_copy(update=plain), training.placement.num_workers
+    clips = training.batch_size / then.batch_size
+    passes = passes_per_update(training).products / passes_per_update(then).products
+    return float(passes * clips * record.get("summary", {}).get("num_workers", workers) / workers)
 
 
 def _same_network(record: Mapping[str, Any], config: PipelineConfig) -> bool:
     """Whether an earlier run was of a network like the config's, or of none."""
     now = config.model.model_dump(mode="json")
     return bool(record.get("parts", {}).get("config", {}).get("model", now) == now)
+
+
+def _same_clips(record: Mapping[str, Any], config: PipelineConfig) -> bool:
+    """Whether an earlier training's clips were as high and wide in latents; how long they are, the network says."""
+    return bool(record.get("summary", {}).get("latent_size") == InputSizes.of(config).latent_size(config))
 
 
 def _gpu_seconds(stage: str, config: PipelineConfig, num_gpus: float) -> float | None:
@@ -121,7 +140,7 @@ def _measured_gib(record: Mapping[str, Any]) -> float | None:
 
 
 def _same_size(stage: str, record: Mapping[str, Any], training: TrainConfig | None, config: PipelineConfig) -> bool:
-    """Whether a measured memory still applies: the same network, options, splitting and clips."""
+    """Whether a measured memory still applies: the same network, options, splitting, and number and size of clips."""
     if training is None:
         return False
     summary, then = record.get("summary", {}), record.get("parts", {}).get("config", {})
@@ -130,7 +149,7 @@ def _same_size(stage: str, record: Mapping[str, Any], training: TrainConfig | No
     before = (summary.get("num_workers"), summary.get("splitting"), at_once, *_sized_by(then.get(stage, {})))
     options = _sized_by(training.model_dump(mode="json"))
     now = (where.num_workers, where.splitting, training.clips_per_pass, *options)
-    return now == before and _same_network(record, config)
+    return now == before and _same_network(record, config) and _same_clips(record, config)
 
 
 def _sized_by(options: Mapping[str, Any]) -> list[Any]:
@@ -170,6 +189,10 @@ class InputSizes:
         video, encoder = config.data.codec.sizes, config.data.encoder
         text = (encoder.width,) * 2 if encoder.kind == "tiny" else (HUNYUAN_TEXT, HUNYUAN_POOLED)
         return cls(video.channels, video.spatial_factor, *text)
+
+    def latent_size(self, config: PipelineConfig) -> str:
+        """Height and width of latents, as a training records them."""
+        return f"{config.data.height // self.factor}x{config.data.width // self.factor}"
 
     def num_text(self, config: PipelineConfig, image_condition: bool = True) -> int:
         """Tokens of one clip's text and first frame."""

@@ -19,7 +19,7 @@ def add_lora(network: HunyuanVideoTransformer3DModel, rank: int, name: str, seed
     Args:
         network: the transformer.
         rank: rank of the branch, the number of rows of A.
-        name: name of the branch.
+        name: name of the branch, which is in float32, whatever the network is in.
         seed: seed of the initial A; B starts at zero, so that nothing changes until the first update.
     """
     network.requires_grad_(False)
@@ -31,6 +31,9 @@ def add_lora(network: HunyuanVideoTransformer3DModel, rank: int, name: str, seed
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets), adapter_name=name)
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
     for module in network.modules():
         if isinstance(module, LoraLayer):  # else ZeRO-3 keeps float32 copies of bf16 inputs: 3 GiB a clip at 13B
             module.cast_input_dtype_enabled = False

@@ -135,6 +135,7 @@ class BatchMaker:
         no_image = torch.zeros(num, dtype=torch.bool)
         if self.image_condition:
             no_image = torch.rand(num, generator=rng) < self.image_dropout
+        continued &= ~no_image  # without what comes before, frames from later on would follow the first one
         anchored = continued & self.far_anchors
         return _BatchDraw(
             anchored=anchored,

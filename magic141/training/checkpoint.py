@@ -131,11 +131,11 @@ def read_checkpoint(folder: Path, objective: Objective, meter: Meter, context: T
         engine.load(folder / "engines" / name)
     rank = context.rank % info.world_size
     files = (folder / "objective.pt", folder / f"objective-{rank}.pt")
-    common, own = (_load(file, context.device) for file in files)
+    common, own = map(_load, files)
     meter.load_state_dict(own.pop(_METER))
     objective.load_state_dict(common | own)
     if context.rank < info.world_size:
-        set_random_state(_load(folder / f"random-{rank}.pt", torch.device("cpu")))
+        set_random_state(_load(folder / f"random-{rank}.pt"))
     return info
 
 
@@ -180,6 +180,9 @@ def require_compatible(info: CheckpointInfo, context: TrainContext) -> None:
         )
 
 
-def _load(file: Path, device: torch.device) -> Any:
-    """Loads a file of ours; not with weights_only, because objectives store instances of their own classes."""
-    return torch.load(file, map_location=device, weights_only=False)
+def _load(file: Path) -> Any:
+    """Loads a file of ours into host memory: on a GPU, a second copy of all states may not fit beside the first.
+
+    Not with weights_only, because objectives store instances of their own classes.
+    """
+    return torch.load(file, map_location="cpu", weights_only=False)

@@ -44,7 +44,8 @@ def _generator_bytes(config: Dmd2Config, model: TransformerConfig, num_parameter
 def _scores_bytes(config: Dmd2Config, model: TransformerConfig, num_parameters: int, frozen: int) -> int:
     """The frozen base, which is the real score, and what the fake score trains."""
     num_trained = num_parameters if config.fake_score == "full" else num_lora_parameters(model, config.lora_rank)
-    return frozen * FP32 + trained_bytes(num_trained, config.fake_optimizer, config.placement, averaged=False)
+    size = BF16 if config.precision == "bf16" and config.fake_score == "lora" else FP32
+    return frozen * size + trained_bytes(num_trained, config.fake_optimizer, config.placement, averaged=False)
 
 
 def activation_bytes(config: TrainConfig, model: TransformerConfig, num_tokens: int) -> int:

@@ -24,7 +24,8 @@ def train(
     Raises:
         UserError: if the data holds fewer training clips than a batch.
     """
-    num_clips = load_info(data).num_clips["train"]
+    info = load_info(data)
+    num_clips = info.num_clips["train"]
     if num_clips < config.batch_size:
         raise UserError(
             f"batch_size = {config.batch_size}: the data has only {num_clips} training clips; use a smaller batch, "
@@ -34,7 +35,9 @@ def train(
     # linked, not copied: of 13B each network is 52 GB; `run_dir` keeps its names until the artifact is published
     shutil.copytree(result.export, out, copy_function=link_or_copy, dirs_exist_ok=True)
     shutil.copy2(result.metrics_file, out / METRICS_FILE)
-    record = {**_usage(config, result, out), **_verdict(out)}
+    _, _, *latent_size = info.latent_shape
+    sizes = {"latent_size": "x".join(map(str, latent_size))}
+    record = {**_usage(config, result, out), **sizes, **_verdict(out)}
     (out / RECORD_FILE).write_text(json.dumps(record, indent=1))
     log.summary(record)
 

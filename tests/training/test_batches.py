@@ -153,3 +153,11 @@ def test_a_model_that_knows_no_frames_sees_clips_as_they_go_on(maker: BatchMaker
     batch = make(maker, image_condition=False, continued_fraction=1.0)
     assert set(frames(batch)) == {tuple(range(1, WINDOW + 1))}
     assert batch.prefix is None
+
+
+def test_without_an_image_clips_are_windows_of_one_piece(maker: BatchMaker) -> None:
+    """What continues a video would jump from its first frame to later ones, with nothing given to explain it."""
+    batch = make(maker, continued_fraction=1.0, image_dropout=1.0)
+    assert batch.prefix is not None
+    assert not batch.prefix.mask.any()
+    assert set(frames(batch)) == {tuple(float(number) for number in range(1, WINDOW + 1))}

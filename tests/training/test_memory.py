@@ -79,6 +79,8 @@ def test_distillation_holds_more_than_one_network() -> None:
     not_averaged = 4 * (1 + 1 + 3) / 4  # a fake score
     assert state_bytes(lora, SIZES, NUM) == NUM * (trained + share) + adapter * not_averaged
     assert state_bytes(full, SIZES, NUM) == NUM * (trained + share + not_averaged)
+    half = lora.model_copy(update={"precision": "bf16"})
+    assert state_bytes(half, SIZES, NUM) == NUM * (trained + share / 2) + adapter * not_averaged
     both = lora.model_copy(update={"generator_lora_rank": lora.lora_rank})
     assert state_bytes(both, SIZES, NUM) == NUM * 2 * share + adapter * (trained + not_averaged)
 

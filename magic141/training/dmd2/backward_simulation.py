@@ -35,6 +35,10 @@ class Generated:
     w: Guidance
     exit_step: int
 
+    def to(self, device: torch.device) -> Generated:
+        """The same on another device."""
+        return Generated(self.x0.to(device), self.batch.to(device), self.w.to(device), self.exit_step)
+
     def part(self, rows: slice) -> Generated:
         """The clips `rows`."""
         return Generated(self.x0[rows], self.batch.part(rows), self.w.part(rows), self.exit_step)

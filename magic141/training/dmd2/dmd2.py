@@ -237,7 +237,8 @@ class Dmd2:
         self.ema.load_state_dict(state["ema"])
         self.watch.load_state_dict(state["watch"])
         # those of another number of workers do not divide into today's parts, and are soon replaced anyway
-        self.replay.extend(made for made in state["replay"] if len(made.x0) == self.parts.num_clips)
+        kept = (made for made in state["replay"] if len(made.x0) == self.parts.num_clips)
+        self.replay.extend(made.to(self.context.device) for made in kept)
 
     def export(self, folder: Path) -> None:
         """Writes the averaged student as a diffusers folder `transformer`, and the watch's record."""

@@ -44,17 +44,22 @@ def export_generator(network: Any, state: dict[str, Tensor], folder: Path) -> No
 
 def build_scores(config: Dmd2Config, teacher: Path, cfg_distilled: Path, seed: int) -> Scores:
     """Real and fake score on the configured base, with an exit embedding and a discriminator head if configured."""
-    base = load_transformer(teacher if config.real_score == "teacher" else cfg_distilled)
+    folder = teacher if config.real_score == "teacher" else cfg_distilled
     scores: Scores
     if config.fake_score == "full":
-        scores = SeparateScores(base)
+        scores = SeparateScores(load_transformer(folder))
     else:
-        scores = SharedScores(base, config.lora_rank, config.a_weak, config.a_strong, seed)
+        scores = SharedScores(_frozen_base(folder, config), config.lora_rank, config.a_weak, config.a_strong, seed)
     if config.exit_embedding:
         scores.add_exits(config.num_inference_steps)
     if config.is_adversarial:
         scores.add_head(seed)
     return scores
+
+
+def _frozen_base(folder: Path, config: Dmd2Config) -> HunyuanVideoTransformer3DModel:
+    """In the precision of the passes: autocast would round its weights anyway. Adapters are in float32."""
+    return load_transformer(folder, torch.bfloat16 if config.precision == "bf16" else torch.float32)
 
 
 @dataclass(frozen=True)

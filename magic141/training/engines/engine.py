@@ -65,5 +65,10 @@ class Engine(Protocol):
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    """The mixed-precision context of `precision` on `device`."""
-    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+    """The mixed-precision context of `precision` on `device`.
+
+    Without torch's cache, which keeps bf16 copies of all trained weights for the whole forward pass, each for one use.
+    """
+    if precision != "bf16":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False)

@@ -77,7 +77,7 @@ class PlainEngine:
 
     def load(self, folder: Path) -> None:
         """The inverse of `save`."""
-        state = torch.load(folder / "engine.pt", map_location=self._context.device, weights_only=True)
+        state = torch.load(folder / "engine.pt", map_location="cpu", weights_only=True)  # copied to its place below
         if state["weights"].keys() != self._trained.keys():
             odd = sorted(state["weights"].keys() ^ self._trained.keys())[:3]
             raise ValueError(f"{folder}: checkpoint and network differ in {', '.join(odd)}; delete the run's folder")

@@ -177,6 +177,14 @@ def test_time_on_gpus_is_calculated_from_a_measured_pass_and_on_cpus_it_is_not()
     assert estimate("distill_dmd2", load_config(CONFIGS / "smoke_gpu.yaml"), None).seconds is None  # mostly to start
 
 
+def timed_before(seconds: float, stepping_s: float) -> Any:
+    """A store with one run of the demo's distillation: its last attempt, and the steps of all attempts."""
+    before = load_config(DEMO).model_dump(mode="json")
+    summary = {"steps": before["distill_dmd2"]["num_steps"], "seconds": stepping_s, "num_workers": 2}
+    record = {"parts": {"config": before}, "seconds": seconds, "summary": summary | {"latent_size": "4x4"}}
+    return SimpleNamespace(records=lambda stage, limit: [record])
+
+
 @pytest.mark.parametrize(
     ("change", "seconds"),
     [
@@ -184,26 +192,35 @@ def test_time_on_gpus_is_calculated_from_a_measured_pass_and_on_cpus_it_is_not()
         ("distill_dmd2.num_steps=680", 30.0 + 2 * 70.0),
         ("distill_dmd2.num_steps=170", 30.0 + 70.0 / 2),
         ("model.num_layers=3", None),
+        ("data.height=64", None),
     ],
 )
 def test_time_is_that_of_an_earlier_run_of_the_same_network_with_its_steps_scaled(
     change: str, seconds: float | None
 ) -> None:
-    before = load_config(DEMO).model_dump(mode="json")
-    summary = {"steps": before["distill_dmd2"]["num_steps"], "seconds": 70.0}
-    tracker: Any = SimpleNamespace(
-        records=lambda stage, limit: [{"parts": {"config": before}, "seconds": 100.0, "summary": summary}]
-    )
-    wants = estimate("distill_dmd2", load_config(DEMO, [change]), tracker)
+    wants = estimate("distill_dmd2", load_config(DEMO, [change]), timed_before(100.0, 70.0))
     assert (wants.seconds, wants.timed) == (seconds, seconds is not None)
 
 
+@pytest.mark.parametrize(
+    ("change", "longer"),
+    [
+        ("distill_dmd2.batch_size=64", 4.0),
+        ("distill_dmd2.placement.num_workers=1", 2.0),
+        ("distill_dmd2.fake_updates_per_step=10", 2.29),
+    ],
+)
+def test_of_more_work_in_a_step_the_time_is_calculated_from_an_earlier_run_and_marked(
+    change: str, longer: float
+) -> None:
+    wants = estimate("distill_dmd2", load_config(DEMO, [change]), timed_before(100.0, 70.0))
+    assert wants.seconds is not None
+    assert (wants.seconds - 30.0) / 70.0 == pytest.approx(longer, rel=0.01)
+    assert not wants.timed
+
+
 def test_time_of_a_run_that_was_resumed_is_that_of_all_its_attempts() -> None:
-    before = load_config(DEMO).model_dump(mode="json")
-    summary = {"steps": before["distill_dmd2"]["num_steps"], "seconds": 70.0}
-    record = {"parts": {"config": before}, "seconds": 10.0, "summary": summary}
-    tracker: Any = SimpleNamespace(records=lambda stage, limit: [record])
-    assert estimate("distill_dmd2", load_config(DEMO), tracker).seconds == 70.0
+    assert estimate("distill_dmd2", load_config(DEMO), timed_before(10.0, 70.0)).seconds == 70.0
 
 
 def test_what_a_base_took_that_was_used_as_it_is_says_nothing_of_its_training() -> None:
@@ -235,12 +252,14 @@ def test_the_evaluations_of_a_suite_are_counted_as_they_are_made(source: str, tm
         ("distill_dmd2.precision=bf16", False),
         ("distill_dmd2.lora_rank=8", False),
         ("model.num_layers=3", False),
+        ("data.width=64", False),
     ],
 )
 def test_memory_is_that_of_an_earlier_run_only_if_that_was_of_the_same_size(change: str, measured: bool) -> None:
     before, config = (load_config(DEMO, ["distill_dmd2.batch_size=16", *more]) for more in ((), (change,)))
     placement = before.distill_dmd2.placement
     summary = {"num_workers": 2, "splitting": placement.splitting, "clips_per_pass": 8, "peak_memory_mb": 7.0 * 2**20}
+    summary |= {"latent_size": "4x4"}
     earlier = {"parts": {"config": before.model_dump(mode="json")}, "summary": summary}
     tracker: Any = SimpleNamespace(records=lambda stage, limit: [earlier])
     wants = estimate("distill_dmd2", config, tracker)

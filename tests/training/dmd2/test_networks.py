@@ -18,7 +18,7 @@ from magic141.training.dmd2.spec import Dmd2Spec
 from magic141.training.random_numbers import step_generator
 from tests.evaluation.artifacts import CHANNELS
 from tests.models.tiny import CONFIG
-from tests.training.dmd2.tiny import SHORT, build, weights
+from tests.training.dmd2.tiny import OPTIONS, SHORT, build, weights
 
 
 def test_a_t2v_teacher_makes_a_t2v_student(folders: Path, tmp_path: Path) -> None:
@@ -35,6 +35,17 @@ def test_a_t2v_teacher_makes_a_t2v_student(folders: Path, tmp_path: Path) -> Non
     assert dmd2.validate()["validation_frechet_ratio"] > 0
     dmd2.export(tmp_path / "out")
     assert load_transformer(tmp_path / "out" / "transformer").config.in_channels == CHANNELS
+
+
+@pytest.mark.parametrize("option", ["the fake score knows the exit", "adversarial", "LoRA generator"])
+def test_in_bf16_the_frozen_base_of_the_scores_is_in_bf16_and_all_that_is_trained_is_not(
+    folders: Path, tmp_path: Path, option: str
+) -> None:
+    dmd2 = build(folders, tmp_path, precision="bf16", **OPTIONS[option])
+    kinds = {(parameter.requires_grad, parameter.dtype) for parameter in dmd2.scores.parameters()}
+    assert kinds == {(False, torch.bfloat16), (True, torch.float32)}
+    assert dmd2.step(0)["loss"] > 0
+    assert dmd2.validate()["validation_frechet_ratio"] > 0
 
 
 def test_guidance_in_the_real_score_is_the_guided_teacher(folders: Path, tmp_path: Path) -> None:
