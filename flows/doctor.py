@@ -13,7 +13,7 @@ from pathlib import Path
 
 from flows.failures.reach import trouble
 from flows.failures.servers import STORE
-from flows.failures.writable import OTHER_WORKSPACE, folder_trouble, nearest_existing
+from flows.failures.writable import OTHER_WORKSPACE, nearest_existing, workspace_trouble
 from magic141.cluster.room import usable_cpus
 from magic141.environment import installed_version
 from magic141.errors import UserError
@@ -112,7 +112,7 @@ def _device() -> Finding:
 
 
 def _disk(workspace: Path) -> Finding:
-    if problem := folder_trouble(workspace):
+    if problem := workspace_trouble(workspace):
         return Finding("workspace", f"{workspace}: {problem}", False, OTHER_WORKSPACE)
     free = shutil.disk_usage(nearest_existing(workspace)).free / GIB
     remedy = "" if free >= MIN_DISK_GIB else f"free {MIN_DISK_GIB} GiB, or set MAGIC141_HOME to a larger disk"

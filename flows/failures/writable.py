@@ -14,14 +14,17 @@ OTHER_WORKSPACE = "set --workspace or MAGIC141_HOME to a folder of yours"
 
 def require_workspace(home: Path) -> None:
     """Raises UserError unless runs can be written into a workspace, which need not exist yet."""
-    if "?" in str(home):
-        raise UserError(f"workspace {home}: SQLite's URLs cannot name a folder with a ?; {OTHER_WORKSPACE}")
-    if unquote(str(home)) != str(home):
-        raise UserError(
-            f"workspace {home}: MLflow reads the % in it as an escape, and writes elsewhere; {OTHER_WORKSPACE}"
-        )
-    if trouble := folder_trouble(home):
+    if trouble := workspace_trouble(home):
         raise UserError(f"workspace {home}: {trouble}; {OTHER_WORKSPACE}")
+
+
+def workspace_trouble(home: Path) -> str | None:
+    """Why a folder cannot be a workspace; None if it can."""
+    if "?" in str(home):
+        return "SQLite's URLs cannot name a folder with a ?"
+    if unquote(str(home)) != str(home):
+        return "MLflow reads the % in it as an escape, and writes elsewhere"
+    return folder_trouble(home)
 
 
 def require_output(file: Path) -> None:

@@ -59,3 +59,8 @@ def test_no_failure_shows_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.import_module", _fail)
     for found in (doctor._guarded("device", _fail), doctor._package("mlflow", "mlflow", "tracking")):
         assert "cannot reach http://mirror/" in found.state
+
+
+def test_a_folder_that_no_run_would_take_is_not_fine(tmp_path: Path) -> None:
+    finding = doctor._disk(tmp_path / "a?b")
+    assert (finding.ok, "cannot name a folder with a ?" in finding.state) == (False, True)

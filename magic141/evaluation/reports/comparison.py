@@ -9,9 +9,13 @@ from typing import Any
 
 from markupsafe import Markup
 
+from magic141.data.info import INFO_FILE
 from magic141.evaluation.reports.comparison_tables import RunParts, config_differences, made_differences, score_rows
-from magic141.evaluation.reports.pages import media_uri, read_lines, render_page
+from magic141.evaluation.reports.pages import media_uri, read_json, read_lines, render_page, tile
 from magic141.text_files import replace_text
+
+ZOOM = 5  # screen pixels per pixel of a small video
+SMALL = 32
 
 
 def write_comparison(
@@ -49,9 +53,16 @@ def write_comparison(
         unscored=[run.label for run in runs if not run.variants],
         videos=_videos(runs, variant, num_videos, references),
         files=any("generate" in run.artifacts for run in runs),
+        **tile(_video_width(runs), ZOOM),
     )
     file.parent.mkdir(parents=True, exist_ok=True)
     replace_text(file, html)
+
+
+def _video_width(runs: Sequence[RunParts]) -> int:
+    """That of the first run whose data is on this machine."""
+    known = (read_json(run.artifacts, "prepare_data", INFO_FILE) for run in runs)
+    return next((int(info["width"]) for info in known if info), SMALL)
 
 
 def _label(runs: Sequence[RunParts], variant: str) -> str:

@@ -13,7 +13,7 @@ import jinja2
 from magic141.data.videos.video import shrunk_video
 from magic141.text_files import read_json_lines
 
-MAX_TILE = 240  # largest width of a shown video, in screen pixels
+MIN_TILE, MAX_TILE = 112, 240  # smallest and largest width of a shown video, in screen pixels
 PREVIEW_CRF = 23  # H.264 quality of videos that are shrunk
 MIME = {".mp4": "video/mp4", ".png": "image/png"}
 
@@ -23,6 +23,11 @@ def render_page(template: str, **values: Any) -> str:
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.get_template(template).render(values)
+
+
+def tile(width: int, zoom: int) -> dict[str, Any]:
+    """For templates: the width of videos in screen pixels, and whether they are enlarged without smoothing."""
+    return {"tile": max(MIN_TILE, min(MAX_TILE, width * zoom)), "pixelated": width < MIN_TILE}
 
 
 def media_uri(file: Path) -> str:

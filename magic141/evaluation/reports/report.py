@@ -12,7 +12,7 @@ import yaml
 from magic141.artifacts.publication import DIGEST_CHARS
 from magic141.evaluation.config import ReportConfig
 from magic141.evaluation.reports.headline import Row
-from magic141.evaluation.reports.pages import MAX_TILE, media_of, media_uri, read_json, read_lines, render_page
+from magic141.evaluation.reports.pages import media_of, media_uri, read_json, read_lines, render_page, tile
 from magic141.evaluation.reports.report_curves import (
     TRAINING_STAGES,
     long_video,
@@ -39,7 +39,6 @@ QUANTIZED = {
     "weight_mb_after": ("weights after, MiB", ".2f"),
     "linear_weight_ratio": ("size of those layers, relative to before", ".0%"),
 }
-MIN_TILE = 112  # smallest width of a shown video, in screen pixels
 
 
 def write_report(
@@ -94,7 +93,7 @@ def _sections(config: ReportConfig, settings: Mapping[str, Any], parts: Mapping[
         "made": made,
         "settings": text,
         "settings_uri": f"data:text/yaml;base64,{base64.b64encode(text.encode()).decode()}",
-        **_tile(info, config),
+        **tile(info.get("width", 32), config.zoom),
     }
 
 
@@ -216,9 +215,3 @@ def _retrieval(parts: Mapping[str, Path], prompts: Sequence[Row]) -> dict[str, A
 def _quantization(parts: Mapping[str, Path]) -> list[tuple[str, str]]:
     record = read_json(parts, "quantize", "layers.json") or {}
     return [(label, f"{record[key]:{form}}") for key, (label, form) in QUANTIZED.items() if key in record]
-
-
-def _tile(info: Row, config: ReportConfig) -> dict[str, Any]:
-    """The width of videos in screen pixels, and whether they are enlarged without smoothing."""
-    width = info.get("width", 32)
-    return {"tile": max(MIN_TILE, min(MAX_TILE, width * config.zoom)), "pixelated": width < MIN_TILE}

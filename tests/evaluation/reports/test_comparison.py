@@ -151,6 +151,19 @@ def test_the_page_shows_the_clips_that_both_runs_have(runs: list[RunParts], tmp_
     assert "http" not in html.replace("</html", ""), "one file, nothing to fetch"
 
 
+@pytest.mark.parametrize(("width", "look"), [(32, "width: 160px; image-rendering: pixelated;"), (960, "width: 240px;")])
+def test_large_videos_are_shrunk_smoothly_and_small_ones_enlarged_sharply(
+    runs: list[RunParts], tmp_path: Path, width: int, look: str
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dataset.json").write_text(json.dumps({"width": width}))
+    first = replace(runs[0], artifacts={**runs[0].artifacts, "prepare_data": tmp_path / "data"})
+    write_comparison([first, runs[1]], "student_4", 3, tmp_path / "page.html")
+    (rule,) = [line for line in (tmp_path / "page.html").read_text().splitlines() if line.startswith("video {")]
+    assert look in rule
+    assert ("pixelated" in rule) == ("pixelated" in look)
+
+
 def test_a_run_without_files_here_has_the_scores_of_the_store_and_no_videos(
     runs: list[RunParts], tmp_path: Path
 ) -> None:
