@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
-from pipeline_times import MAGIC141
+from finished import MAGIC141
 
 POLL_S = 0.25
 EMBEDDED_PREFECT = "prefect.server.api.server:create_app"

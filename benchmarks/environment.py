@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import platform
-from pathlib import Path
 
 import torch
+
+from tasks.provenance import cpu_model
 
 
 def settle() -> None:
@@ -21,11 +21,4 @@ def settle() -> None:
 
 def machine() -> str:
     """Cores, processor and the vector instructions that torch uses: times differ by a factor of two between them."""
-    return f"{os.cpu_count()} cores ({_processor()}, {torch.backends.cpu.get_cpu_capability()})"
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
+    return f"{os.cpu_count()} cores ({cpu_model()}, {torch.backends.cpu.get_cpu_capability()})"

@@ -24,8 +24,8 @@ from pathlib import Path
 
 from documents import store_results, write_section
 from environment import machine, settle
+from finished import MAGIC141
 
-MAGIC141 = str(Path(sys.executable).parent / "magic141")
 HELP_RUNS = 5
 TIMES_FILE = "pipeline_times.json"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
+
+from flows.orchestration.server import free_port
 
 START_TIMEOUT_S, STOP_TIMEOUT_S = 180.0, 20.0
 
@@ -86,7 +87,7 @@ class Server:
 
 def mlflow_server(folder: Path) -> Server:
     """MLflow with the database and artifacts in `folder`, which may be the workspace of earlier runs."""
-    port = _free_port()
+    port = free_port()
     store = f"sqlite:///{folder / 'mlflow.db'}"
     where = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command = [sys.executable, "-m", "mlflow", "server", *where, "--backend-store-uri", store]
@@ -98,7 +99,7 @@ def mlflow_server(folder: Path) -> Server:
 
 def prefect_server(folder: Path) -> Server:
     """Prefect with the database in `folder`, which may be the workspace of earlier runs."""
-    port = _free_port()
+    port = free_port()
     url = f"http://127.0.0.1:{port}/api"
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     environment = {
@@ -120,9 +121,3 @@ def running(*servers: Server) -> Iterator[dict[str, str]]:
     finally:
         for server in servers:
             server.stop()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

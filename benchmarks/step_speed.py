@@ -27,10 +27,9 @@ from torch import nn
 
 from magic141.config import PipelineConfig
 from magic141.data.dataset import ClipDataset, load_null_text
+from magic141.evaluation.generation.suite import clip_conditions
+from magic141.evaluation.variants import student_variant
 from magic141.models.frames import num_latent_frames
-from magic141.models.generator import VideoGenerator
-from magic141.models.sampling import SamplingSettings
-from magic141.models.text_embedding import TextEmbedding
 from magic141.models.transformer import load_transformer
 from magic141.training.config import PlacementConfig, TrainConfig
 from magic141.training.context import TrainContext
@@ -145,19 +144,11 @@ def speeds(config: PipelineConfig, folders: dict[str, Path]) -> list[Speed]:
 
 def sampler(config: PipelineConfig, data: Path, student: Path) -> Callable[[int], Any]:
     """One window for a batch of held-out clips by the few-step chain."""
-    clips, dmd2 = ClipDataset.open(data, "heldout"), config.distill_dmd2
-    first = torch.arange(NUM_CLIPS)
-    text = TextEmbedding(clips.text_tokens[first].float(), clips.text_mask[first], clips.pooled[first].float())
-    image, known = clips.image_tokens[first].float(), clips.latents[first, :, :1].float()
-    generator = VideoGenerator(
-        model=load_transformer(student / "transformer").eval(),
-        null_text=load_null_text(data),
-        latent_frames=num_latent_frames(config.model.window_frames, config.temporal_factor),
-        settings=SamplingSettings(
-            dmd2.num_inference_steps, dmd2.shift, dmd2.student_guidance_scale, "embedded", dmd2.sampler
-        ),
-    )
-    return lambda seed: generator.sample(text, image, known, seed)
+    clips = clip_conditions(ClipDataset.open(data, "heldout"), range(NUM_CLIPS))
+    latent_frames = num_latent_frames(config.model.window_frames, config.temporal_factor)
+    network = load_transformer(student / "transformer").eval()
+    generator = student_variant(config.distill_dmd2).generator(network, load_null_text(data), latent_frames)
+    return lambda seed: generator.sample(clips.text, clips.image_tokens, clips.prefix, seed)
 
 
 def table(found: list[Speed]) -> str:

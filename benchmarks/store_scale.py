@@ -30,7 +30,7 @@ from pathlib import Path
 
 from documents import store_results
 from environment import machine, settle
-from pipeline_times import MAGIC141
+from finished import MAGIC141
 
 REPEATS = 5
 HOUR_MS = 3_600_000

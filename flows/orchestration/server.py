@@ -66,7 +66,7 @@ class PrefectServer:
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         self._starting = _start_lock()
         _await_turn(self._starting)
-        port = _free_port()
+        port = free_port()
         self.process = self._start(port)
         self._guard = threading.Thread(target=self._restart_if_dead, args=(port,), name="prefect-guard", daemon=True)
         atexit.register(self.stop)  # before Prefect is imported, so that Prefect's own exit handlers run first
@@ -205,7 +205,8 @@ def _await_turn(lock: FileLock) -> None:
         lock.acquire()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
