@@ -13,16 +13,12 @@ from filelock import FileLock
 
 @contextmanager
 def creating(workspace: Path) -> Iterator[None]:
-    """Locks out other processes, since two at once would break a new store, and hides MLflow's log of its migrations.
+    """Locks out other processes, since two at once would break a new store.
 
-    A read-only workspace has its store already, and needs no lock.
+    A read-only workspace has its store already, and needs no lock. From now on MLflow does not log its migrations, nor,
+    with a traceback, the errors that it also raises.
     """
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     lock = FileLock(workspace / ".store.lock", fallback_to_soft=False)
     with lock if os.access(workspace, os.W_OK) else nullcontext():
-        logger = logging.getLogger("mlflow.store.db.utils")
-        level = logger.level
-        logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
+        yield
