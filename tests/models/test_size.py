@@ -14,7 +14,7 @@ from magic141.models.size import num_lora_parameters, num_parameters, saved_num_
 from magic141.models.transformer import build_transformer
 
 PAPER = load_config(Path(__file__).parents[2] / "configs" / "hunyuan_13b.yaml").model
-ODD = TransformerConfig(num_layers=1, num_single_layers=3, num_refiner_layers=2, patch_size=2)
+ODD = TransformerConfig(num_layers=1, num_single_layers=3, num_refiner_layers=2, patch_size=2, patch_size_t=2)
 
 
 @pytest.mark.parametrize(

@@ -22,10 +22,12 @@ from magic141.models.transformer import (
 from tests.models.tiny import CHANNELS, CONFIG, POOLED, TEXT, tiny_inputs, tiny_transformer
 
 
-def test_i2v_equals_t2v_bit_for_bit_for_any_first_frame() -> None:
-    t2v = tiny_transformer()
+@pytest.mark.parametrize("patch_size_t", [1, 2])
+def test_i2v_equals_t2v_bit_for_bit_for_any_first_frame(patch_size_t: int) -> None:
+    t2v = tiny_transformer(patch_size_t=patch_size_t)
     i2v = expand_to_i2v(t2v)
     x_t, sigma, cond = tiny_inputs()
+    x_t = torch.cat([x_t, x_t], dim=2)  # an even number of frames
     prefix = make_prefix(torch.randn_like(x_t) * 100, 1)
     assert i2v.config.in_channels == 2 * CHANNELS + 1
     assert torch.equal(velocity(i2v, x_t, sigma, cond, prefix), velocity(t2v, x_t, sigma, cond))
