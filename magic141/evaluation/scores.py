@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -124,6 +125,17 @@ DIMENSIONS = (*EXACT, FRECHET, *VBENCH, *COSTS)  # in the order of the tables
 def read_variants(folder: Path) -> list[dict[str, Any]]:
     """The entries of scores.json in an artifact of stage `evaluate`: each variant with its scores and costs."""
     return list(json.loads((folder / SCORES_FILE).read_text(encoding="utf-8"))["variants"])
+
+
+def value_of(row: Mapping[str, Any], dimension: Dimension) -> float | None:
+    """A variant's score; None where it is missing."""
+    value = row.get("scores", {}).get(dimension.key, {}).get("value")
+    return None if value is None else float(value)
+
+
+def with_values(dimensions: Iterable[Dimension], rows: Sequence[Mapping[str, Any]]) -> list[Dimension]:
+    """The dimensions in which some variant has a score."""
+    return [dimension for dimension in dimensions if any(value_of(row, dimension) is not None for row in rows)]
 
 
 def error_text(error: float | None, digits: int) -> str:

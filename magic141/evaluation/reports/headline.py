@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from magic141.evaluation.scores import COSTS, FRECHET, MOTION, VBENCH, Dimension
+from magic141.evaluation.scores import COSTS, FRECHET, MOTION, VBENCH, Dimension, value_of, with_values
 
 Row = Mapping[str, Any]
 MAX_SCORES = 2
@@ -26,14 +26,7 @@ def headline_dimensions(rows: Sequence[Row]) -> list[Dimension]:
 
     Scores that are neither better nor worse when higher are left out: a student that moves less would look good.
     """
-    judging = [d for d in (MOTION, FRECHET, *VBENCH) if d.better != "none"]
-    return [d for d in judging if any(value_of(row, d) is not None for row in rows)][:MAX_SCORES]
-
-
-def value_of(row: Row, dimension: Dimension) -> float | None:
-    """A row's score."""
-    value = row.get("scores", {}).get(dimension.key, {}).get("value")
-    return None if value is None else float(value)
+    return with_values((d for d in (MOTION, FRECHET, *VBENCH) if d.better != "none"), rows)[:MAX_SCORES]
 
 
 def on_gpu(row: Row) -> bool:

@@ -26,12 +26,11 @@ from magic141.evaluation.reports.report_tables import (
     score_tables,
     variant_terms,
 )
-from magic141.evaluation.scores import COSTS, SCORES_FILE, VBENCH
+from magic141.evaluation.scores import COSTS, SCORES_FILE, VBENCH, with_values
 from magic141.stage_log import StageLog
 from magic141.training.config import RECORD_FILE
 from magic141.urls import without_credentials
 
-VBENCH_KEYS = [dimension.key for dimension in VBENCH]
 QUANTIZED = {
     "num_layers": ("layers in int8", ""),
     "max_relative_error": ("largest relative error of a layer", ".2%"),
@@ -130,7 +129,7 @@ def _notes(parts: Mapping[str, Path], scores: Row, variants: Sequence[Row]) -> l
             "model that has learned both goes each way in half of its clips: 0.5. One that always goes the same way, a "
             "collapse, has 0 or 1."
         )
-    judged = {key for row in rows for key in VBENCH_KEYS if row["scores"].get(key, {}).get("value") is not None}
+    judged = {dimension.key for dimension in with_values(VBENCH, rows)}
     if judged:
         version = scores["vbench"]["versions"]["vbench"]
         notes.append(f"VBench {version}, custom videos: on {_num_showcase(parts, variants)} clips per variant.")

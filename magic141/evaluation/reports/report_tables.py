@@ -15,7 +15,7 @@ from magic141.evaluation.reports.headline import (
     student_row,
     time_that_counts,
 )
-from magic141.evaluation.scores import EXACT, FRECHET, MOTION, VBENCH, Dimension, error_text
+from magic141.evaluation.scores import EXACT, FRECHET, MOTION, VBENCH, Dimension, error_text, value_of, with_values
 
 STUDENTS = ("student", "int8")  # models that stand out in tables
 FEW_COLUMNS = 2  # of VBench; up to so many go into the first table
@@ -35,11 +35,11 @@ def score_tables(rows: Sequence[Row], frechet_dimensions: int) -> list[dict[str,
     """The score table in the layout of the paper's Table 1, once per group of dimensions; `rows`: of scores.json."""
     if not rows:
         return []
-    has_truth = any(row["scores"]["motion"]["value"] is not None for row in rows)
+    has_truth = any(value_of(row, MOTION) is not None for row in rows)
     frechet = _frechet(frechet_dimensions)
     first = [MOTION, frechet, *EXACT[1:]] if has_truth else [frechet]
     title = "Exact scores of held-out clips" if has_truth else "Distance to real clips"
-    if len(_shown(VBENCH, rows)) <= FEW_COLUMNS:
+    if len(with_values(VBENCH, rows)) <= FEW_COLUMNS:
         return [_table(title, [*first, *VBENCH], rows)]
     return [_table(title, first, rows), _table("VBench, in the layout of the paper's Table 1", VBENCH, rows)]
 
@@ -99,11 +99,6 @@ def _named(row: Row) -> dict[str, Any]:
     }
 
 
-def _shown(dimensions: Sequence[Dimension], rows: Sequence[Row]) -> list[Dimension]:
-    """The columns in which some row has a value."""
-    return [d for d in dimensions if any(score_of(row, d)["value"] is not None for row in rows)]
-
-
 def _frechet(num_dimensions: int) -> Dimension:
     """The Fréchet dimension, labelled with its number of components, as another number gives another metric."""
     return replace(
@@ -116,7 +111,7 @@ def _frechet(num_dimensions: int) -> Dimension:
 
 def _table(title: str, dimensions: Sequence[Dimension], rows: Sequence[Row]) -> dict[str, Any]:
     """A table for the template; columns without any value are only named."""
-    shown = _shown(dimensions, rows)
+    shown = with_values(dimensions, rows)
     best = {dimension.key: _best(dimension, rows) for dimension in shown}
     body = [
         {

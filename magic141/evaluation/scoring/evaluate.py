@@ -14,7 +14,7 @@ from magic141.data.dataset import ClipDataset
 from magic141.data.info import load_info
 from magic141.data.sources.splits import MEANING
 from magic141.evaluation.config import EvaluateConfig
-from magic141.evaluation.scores import EXACT, FRECHET, SCORES_FILE, VBENCH, Score
+from magic141.evaluation.scores import EXACT, FRECHET, SCORES_FILE, VBENCH, Score, value_of, with_values
 from magic141.evaluation.scoring.scorer import Scorer
 from magic141.evaluation.scoring.shapes import score_clips
 from magic141.evaluation.scoring.vbench import FAILED
@@ -91,11 +91,10 @@ def _report(records: list[dict[str, Any]], out: Path, log: StageLog) -> None:
 
 def markdown_table(records: list[dict[str, Any]]) -> str:
     """The score table in Markdown; missing values are `n/a`."""
-    dimensions = [*EXACT, FRECHET, *VBENCH]
-    shown = [d for d in dimensions if any(record["scores"][d.key]["value"] is not None for record in records)]
+    shown = with_values((*EXACT, FRECHET, *VBENCH), records)
     lines = [f"| variant | evaluations | {' | '.join(d.label for d in shown)} |", "|---" * (len(shown) + 2) + "|"]
     for record in records:
-        values = [record["scores"][d.key]["value"] for d in shown]
+        values = [value_of(record, d) for d in shown]
         cells = ["n/a" if v is None else f"{v:.{d.digits}f}" for v, d in zip(values, shown, strict=True)]
         lines.append(f"| {record['label']} | {record.get('nfe', '')} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
