@@ -29,9 +29,10 @@ def guidance_tokens(evidence: Evidence) -> Verdict:
         shares.append(first_below(curves[True], target) / num_updates)
         gains.append(1 - curves[True][num_updates] / target)
     reached = [share for share in shares if math.isfinite(share)]
+    sign, word = (1, "lower") if statistics.mean(gains) >= 0 else (-1, "higher")
     figures = (
-        f"after {num_updates:g} updates the validation loss is {mean([100 * gain for gain in gains], 1)} % lower with "
-        f"them; {len(reached)} of {len(shares)} seeds reach the loss without them"
+        f"after {num_updates:g} updates the validation loss is {mean([sign * 100 * gain for gain in gains], 1)} % "
+        f"{word} with them; {len(reached)} of {len(shares)} seeds reach the loss without them"
     )
     figures += f", in {mean(reached)} x the updates" if reached else ""
     return Verdict("multi-modal guidance speeds convergence", figures, at_least(gains, 0.0))
