@@ -23,7 +23,6 @@ from magic141.evaluation.scoring.vbench_needs import DINO, DINO_CODE, weights_fo
 from magic141.models.device import sampling_device
 
 FAILED = "vbench failed"
-FRAME_SUFFIX, VIDEO_SUFFIX = ".png", ".mp4"
 
 
 def score_folder(folder: Path, requested: Sequence[str]) -> dict[str, Score]:
@@ -38,7 +37,7 @@ def score_folder(folder: Path, requested: Sequence[str]) -> dict[str, Score]:
         A score for every dimension, and the average of those in Table 1.
     """
     reasons = {dimension.key: why_not(dimension.key, requested) for dimension in (*TABLE_1, BACKGROUND)}
-    if not any(folder.glob(f"*{VIDEO_SUFFIX}")):
+    if not any(folder.glob("*.mp4")):
         reasons = {name: reason or f"no video in {folder.name}" for name, reason in reasons.items()}
     scores = {
         name: _compute(folder, name) if reason is None else Score.missing(reason) for name, reason in reasons.items()
@@ -79,9 +78,7 @@ def _beside_input(folder: Path) -> tuple[float, list[dict[str, Any]]]:
     package, device = importlib.import_module("vbench2_beta_i2v.i2v_subject"), sampling_device()
     model = torch.hub.load(str(weights_folder() / DINO_CODE), "dino_vitb16", source="local").to(device).eval()
     pictures = folder.parent / "input"
-    pairs = [
-        (str(pictures / f"{file.stem}{FRAME_SUFFIX}"), str(file)) for file in sorted(folder.glob(f"*{VIDEO_SUFFIX}"))
-    ]
+    pairs = [(str(pictures / f"{file.stem}.png"), str(file)) for file in sorted(folder.glob("*.mp4"))]
     value, videos = package.i2v_subject(model, pairs, device)
     return float(value), list(videos)
 
