@@ -10,9 +10,11 @@ from tasks.stage import Stage, StageCall, StageContext, sources_in
 
 
 def _run(call: StageCall) -> None:
+    from magic141.data.earlier import Earlier
     from magic141.data.prepare import prepare_dataset
 
-    prepare_dataset(call.config.data, call.out, call.log, call.seed, call.run_dir)
+    earlier = Earlier(call.earlier, call.code)
+    prepare_dataset(call.config.data, call.out, call.log, call.seed, call.run_dir, earlier)
 
 
 def _require_batches(context: StageContext, ref: ArtifactRef) -> None:
@@ -38,6 +40,7 @@ STAGE = Stage(
     settings=lambda config: {"data": config.data},
     sources=sources_in("data", {"data.path": corpus_files}),
     is_random=lambda config: config.data.is_random,
+    volatile=("origins.json",),
     run=_run,
     on_ready=_require_batches,
     section_name="data",

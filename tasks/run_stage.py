@@ -84,7 +84,7 @@ def _compute(stage: Stage, key: StageKey, context: StageContext) -> ArtifactRef:
     start = time.monotonic()
     with closing(run), _telling_of_failure(stage.name, run, context):
         _record_start(stage, key, run, context)
-        made = _make(stage, key.digest, log, context)
+        made = _make(stage, key, log, context)
         ref = ArtifactRef(
             stage=stage.name,
             key=key.digest,
@@ -99,15 +99,26 @@ def _compute(stage: Stage, key: StageKey, context: StageContext) -> ArtifactRef:
     return ref
 
 
-def _make(stage: Stage, key: str, log: TaskLog, context: StageContext) -> Published:
+def _make(stage: Stage, key: StageKey, log: TaskLog, context: StageContext) -> Published:
     """Runs the stage's function in a staging folder and publishes what it wrote."""
-    place = context.home / "artifacts" / stage.name / key[:KEY_CHARS]
+    place = context.home / "artifacts" / stage.name / key.digest[:KEY_CHARS]
+    run_dir = context.run_dir(stage.name, key.digest)
     inputs = {name: context.artifacts[name].path for name in stage.inputs}
     with staging(place) as out:
         with log.run.watching_the_machine():
-            stage.run(StageCall(context.config, inputs, out, log, context.run_dir(stage.name, key)))
+            earlier = _earlier_folders(stage.name, run_dir, context)
+            stage.run(StageCall(context.config, inputs, out, log, run_dir, key.code, earlier))
         stage.require_unedited()
         return publish_by_content(out, place, stage.volatile)
+
+
+def _earlier_folders(stage: str, run_dir: Path, context: StageContext) -> tuple[Path, ...]:
+    """The stage's other artifacts, and what unfinished runs of it have left, newest first; a refresh uses none."""
+    if stage in context.refresh:
+        return ()
+    patterns = (f"artifacts/{stage}/[!.]*", f"training/{stage}-*")
+    folders = [path for pattern in patterns for path in context.home.glob(pattern) if path.is_dir() and path != run_dir]
+    return tuple(sorted(folders, key=lambda path: path.stat().st_mtime_ns, reverse=True))
 
 
 @contextmanager

@@ -59,6 +59,8 @@ class StageCall:
         out: empty folder; its content afterwards is the artifact.
         log: receives progress, metrics and notes.
         run_dir: folder for this key's checkpoints, which survives a crash.
+        code: digest of the code that determines the result.
+        earlier: folders of the stage's other results and of its unfinished work; none in a refresh.
     """
 
     config: PipelineConfig
@@ -66,6 +68,8 @@ class StageCall:
     out: Path
     log: StageLog
     run_dir: Path
+    code: str = ""
+    earlier: tuple[Path, ...] = ()
 
     @property
     def seed(self) -> int:

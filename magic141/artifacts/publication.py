@@ -62,6 +62,12 @@ def publish_by_content(folder: Path, place: Path, volatile: Iterable[str] = ()) 
     return Published(final, digest)
 
 
+def is_published_whole(folder: Path, volatile: Iterable[str] = ()) -> bool:
+    """Whether a folder has the content that its name says, which `publish_by_content` gave it."""
+    digest = folder.name.rpartition("-")[2]
+    return len(digest) == DIGEST_CHARS and digest_folder(folder, volatile, record_path(folder)).startswith(digest)
+
+
 def publish(folder: Path, final: Path) -> None:
     """Makes a finished staging folder visible as `final` by renaming it; replaces an older `final`.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from magic141.artifacts.digests import digest_folder
+from magic141.artifacts.file_records import record_path
 from magic141.artifacts.publication import link_or_copy, written_aside
 from magic141.cluster.room import usable_cpus
 from magic141.data.config import DataConfig
@@ -39,7 +40,7 @@ class Fitted:
 
     Attributes:
         folder: codec/, encoders/ and null_text.safetensors, as they are in the artifact.
-        digest: of the folder's content.
+        digest: of what decides a clip's encoding: codec and encoders.
         codec: on the CPU.
         null_text: the empty prompt's embedding, one row.
     """
@@ -64,13 +65,18 @@ def fit_models(clips: Sequence[Clip], config: DataConfig, run_dir: Path, log: St
         log.note(remark)
     folder, record = run_dir / "models", run_dir / "models.json"
     paths = [config.codec.path, config.encoder.path]  # the folder holds links into them, and they may move
-    digest = digest_folder(folder) if folder.is_dir() else ""
+    digest = _digest(folder) if folder.is_dir() else ""
     if read_record(record) != {"digest": digest, "paths": paths}:
         with written_aside(folder) as aside:
             _save(clips, config, aside, seed)
-        digest = digest_folder(folder)
-        write_record(record, {"digest": digest, "paths": paths})
-    return Fitted(folder, digest, load_codec(folder / "codec"), load_null_text(folder))
+        write_record(record, {"digest": _digest(folder), "paths": paths})
+    encoding = _digest(folder, {NULL_TEXT_FILE})  # encoded on this machine: on others it may differ in last bits
+    return Fitted(folder, encoding, load_codec(folder / "codec"), load_null_text(folder))
+
+
+def _digest(folder: Path, volatile: Iterable[str] = ()) -> str:
+    """The digest of the folder; the files of large models are not read again for the second one."""
+    return digest_folder(folder, volatile, record_path(folder))
 
 
 def _save(clips: Sequence[Clip], config: DataConfig, folder: Path, seed: int) -> None:

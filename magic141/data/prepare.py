@@ -8,36 +8,60 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from safetensors.torch import load
+from torch import Tensor
 
 from magic141.data.config import DataConfig
 from magic141.data.description import describe
+from magic141.data.earlier import NOTHING_EARLIER, Earlier, KnownClips, known_videos
 from magic141.data.fitted import Fitted, fit_models
 from magic141.data.info import INFO_FILE
 from magic141.data.kept import ProbeRecords
+from magic141.data.origins import ClipKeys, probing_key, write_origins
 from magic141.data.ray_launch import encoded_with_restarts, plain_user_errors, probe_results, start_ray
 from magic141.data.shards import ShardWriter, is_good
-from magic141.data.sources.chunks import place_chunks, stamp_of
-from magic141.data.sources.clips import Clip, Probed, Windows, cut_windows, make_chunks, sample_shapes
+from magic141.data.sources.chunks import Chunk, place_chunks, stamp_of
+from magic141.data.sources.clips import Clip, Probed, cut_windows, make_chunks, sample_shapes
 from magic141.data.sources.listing import BadFile, Listing, VideoFile, list_videos
-from magic141.data.sources.splits import SPLITS
+from magic141.data.sources.splits import SPLITS, HeldOut
 from magic141.errors import UserError
 from magic141.stage_log import StageLog
 
 
-def prepare_dataset(config: DataConfig, out: Path, log: StageLog, seed: int, run_dir: Path) -> None:
+class Corpus(NamedTuple):
+    """All clips to encode.
+
+    Attributes:
+        clips: in order.
+        heldout: by which rule some are held out; None if they are drawn apart from the others.
+        videos: file -> what probing found in it; empty for the shapes world.
+        bad_files: that cannot be used.
+    """
+
+    clips: list[Clip]
+    heldout: HeldOut | None
+    videos: dict[str, Probed]
+    bad_files: list[BadFile]
+
+
+def prepare_dataset(
+    config: DataConfig, out: Path, log: StageLog, seed: int, run_dir: Path, earlier: Earlier = NOTHING_EARLIER
+) -> None:
     """Writes the prepared corpus into the empty folder `out`.
 
     Args:
         config: Source, geometry, codec and encoders.
-        out: Becomes the artifact: dataset.json, manifest.jsonl, shards/, null_text.safetensors, codec/, encoders/.
+        out: Becomes the artifact: dataset.json, manifest.jsonl, shards/, null_text.safetensors, codec/, encoders/; and
+            origins.json, which is no result.
         log: Receives progress, notes on skipped files, contact sheets and metrics.
         seed: Seed of the drawn clips, of the choice of clips to fit the codec on, and of the tiny encoders.
         run_dir: Survives a crash: what was probed, the models and the finished shards, which a later call with the
             same settings takes over. Its result is that of a call that was not disturbed.
+        earlier: Preparations of other corpora: what they have encoded of the same videos is copied.
 
     Raises:
         UserError: for an unusable source or, with on_bad_file fail, for any bad file: before anything is encoded if it
@@ -47,31 +71,32 @@ def prepare_dataset(config: DataConfig, out: Path, log: StageLog, seed: int, run
     config = config.model_copy(update={"path": config.folder.resolve() if config.folder else None})
     listing = list_videos(config.folder) if config.folder else None
     start_ray(config)
-    windows, bad_files = _list_clips(config, listing, run_dir, log, seed)
-    clips = windows.clips
+    corpus = _list_clips(config, listing, run_dir, earlier, log, seed)
+    clips, bad_files = corpus.clips, corpus.bad_files
     _require_clips(Counter(clip.split for clip in clips), bad_files, config)
     fitted = fit_models(clips, config, run_dir, log, seed)
-    writer = _encode(clips, config, fitted, run_dir, log)
+    writer = _encode(clips, ClipKeys(config, earlier.code, fitted.digest, corpus.videos), fitted, run_dir, earlier, log)
     bad_files += _note_left_out(writer, log)
     _require_clips(writer.num_clips, bad_files, config)
     fitted.deliver(out)
     writer.deliver(out)
-    info = describe(config, out, fitted, writer.num_clips, windows.heldout, bad_files, log)
+    write_origins(out, probing_key(config, earlier.code), corpus.videos, writer.keys)
+    info = describe(config, out, fitted, writer.num_clips, corpus.heldout, bad_files, log)
     (out / INFO_FILE).write_text(info.model_dump_json(indent=2, exclude_none=True) + "\n")
     counts: dict[str, float | int | str] = {f"num_{split}_clips": info.num_clips[split] for split in SPLITS}
-    if windows.heldout:
-        counts["heldout"] = windows.heldout
+    if corpus.heldout:
+        counts["heldout"] = corpus.heldout
     log.summary({**counts, "num_bad_files": len(bad_files), "codec_psnr_db": info.codec_psnr_db})
 
 
 def _list_clips(
-    config: DataConfig, listing: Listing | None, run_dir: Path, log: StageLog, seed: int
-) -> tuple[Windows, list[BadFile]]:
-    """All clips to encode, and all files that cannot be used."""
+    config: DataConfig, listing: Listing | None, run_dir: Path, earlier: Earlier, log: StageLog, seed: int
+) -> Corpus:
+    """Draws the clips of the shapes world, or cuts them from videos, which are probed first."""
     if listing is None or config.folder is None:
-        return Windows(sample_shapes(config, seed), None, []), []
+        return Corpus(sample_shapes(config, seed), None, {}, [])
     records = ProbeRecords(run_dir / "probe")
-    probed = _probe(config.folder, listing.videos, config, records, log)
+    probed = _probe(config.folder, listing.videos, config, records, earlier, log)
     bad = [*listing.bad_files, *(result for result in probed if isinstance(result, BadFile))]
     _handle_bad_files(bad, config, log)
     records.settle()
@@ -79,17 +104,26 @@ def _list_clips(
     windows = cut_windows([video for video, _ in usable], [found for _, found in usable], config)
     for note in windows.notes:
         log.note(note)
-    return windows, bad
+    return Corpus(windows.clips, windows.heldout, {video.file: found for video, found in usable}, bad)
 
 
 def _probe(
-    folder: Path, videos: Sequence[VideoFile], config: DataConfig, records: ProbeRecords, log: StageLog
+    folder: Path,
+    videos: Sequence[VideoFile],
+    config: DataConfig,
+    records: ProbeRecords,
+    earlier: Earlier,
+    log: StageLog,
 ) -> list[Probed | BadFile]:
-    """Decodes every video once, in parallel, unless an earlier attempt has; in the order of `videos`."""
+    """Decodes every video once, in parallel, unless it was before; in the order of `videos`."""
     missing = [video for video in videos if video.file not in records.found]
     with log.progress(len(videos), "video") as advance, plain_user_errors():
         advance(len(videos) - len(missing))
         with records.flushed_at_the_end():
+            for video, known in known_videos(earlier, folder, missing, config):
+                records.add(video.file, list(known))
+                advance(1)
+            missing = [video for video in missing if video.file not in records.found]
             for video, result in zip(missing, probe_results(folder, missing, config), strict=True):
                 records.add(video.file, result["reason"] or [int(result["num_frames"]), result["digest"]])
                 advance(1)
@@ -121,8 +155,11 @@ def _require_clips(num_clips: Mapping[str, int], bad_files: Sequence[BadFile], c
     )
 
 
-def _encode(clips: Sequence[Clip], config: DataConfig, fitted: Fitted, run_dir: Path, log: StageLog) -> ShardWriter:
-    """Renders and encodes all clips that no earlier attempt has, and writes the shards."""
+def _encode(
+    clips: Sequence[Clip], key_of: ClipKeys, fitted: Fitted, run_dir: Path, earlier: Earlier, log: StageLog
+) -> ShardWriter:
+    """Renders and encodes all clips that nobody has yet, and writes the shards."""
+    config = key_of.config
     chunks = place_chunks(make_chunks(clips, config))
     writer = ShardWriter(run_dir, config.shard_size, stamp_of(chunks, fitted.digest))
     missing = [chunk for chunk in chunks if not writer.is_kept(chunk.place, len(chunk.clips))]
@@ -131,15 +168,35 @@ def _encode(clips: Sequence[Clip], config: DataConfig, fitted: Fitted, run_dir: 
         log.note(f"{num_kept} of {len(clips)} clips were encoded by an earlier attempt")
     with log.progress(len(clips), "clip") as advance, plain_user_errors():
         advance(num_kept)
-        for row in encoded_with_restarts(missing, config, fitted.folder, log):
-            rows = json.loads(row["rows"])
-            left_out = [BadFile(clip["source"], clip["reason"]) for clip in rows if not is_good(clip)]
+        for chunk, rows, tensors in _encoded(missing, key_of, fitted, earlier, log):
             if config.on_bad_file == "fail":
-                _handle_bad_files(left_out, config, log)
-            writer.add(chunks[row["number"]].place, rows, load(row["tensors"]))
+                _handle_bad_files(
+                    [BadFile(row["source"], row["reason"]) for row in rows if not is_good(row)], config, log
+                )
+            keyed = [{**row, "key": key_of(clip)} for row, clip in zip(rows, chunk.clips, strict=True)]
+            writer.add(chunk.place, keyed, tensors)
             advance(len(rows))
     writer.close()
     return writer
+
+
+def _encoded(
+    chunks: Sequence[Chunk], key_of: ClipKeys, fitted: Fitted, earlier: Earlier, log: StageLog
+) -> Iterator[tuple[Chunk, list[dict[str, Any]], dict[str, Tensor]]]:
+    """Rows of the manifest and tensors of each chunk: copied if all its clips were encoded before, else encoded."""
+    keys = {chunk.place: [key_of(clip) for clip in chunk.clips] for chunk in chunks}
+    known = KnownClips(earlier, {key for of_chunk in keys.values() for key in of_chunk})
+    new = [chunk for chunk in chunks if not known.has(chunk.clips, keys[chunk.place])]
+    num_clips, num_new = (sum(len(chunk.clips) for chunk in some) for some in (chunks, new))
+    if num_new < num_clips:
+        log.note(f"{num_clips - num_new} of {num_clips} clips are copied: an earlier corpus has them, encoded alike")
+    encoded = encoded_with_restarts(new, key_of.config, fitted.folder, log)
+    for chunk in chunks:
+        if known.has(chunk.clips, keys[chunk.place]):
+            yield chunk, *known.read(chunk.clips, keys[chunk.place])
+        else:
+            row = next(encoded)
+            yield chunk, json.loads(row["rows"]), load(row["tensors"])
 
 
 def _note_left_out(writer: ShardWriter, log: StageLog) -> list[BadFile]:

@@ -34,7 +34,7 @@ class Shard(NamedTuple):
         sha256: of its content.
         stamp: of the corpus and the models that it was encoded with.
         completed_by: the chunk that filled it; None for what was left at the end.
-        rows: of all clips up to its last, also of those with a `reason` to be left out.
+        rows: of all clips up to its last, with their keys; also of those with a `reason` to be left out.
     """
 
     split: str
@@ -96,7 +96,8 @@ class ShardWriter:
 
         Args:
             place: where it belongs. Clips that a kept shard ends with are left out.
-            rows: manifest rows without `split`, `shard`, `row`; of a clip that was not encoded one with a `reason`.
+            rows: manifest rows without `split`, `shard`, `row`, with the clip's `key`; of a clip that was not encoded
+                one with a `reason`.
             tensors: of the encoded clips.
         """
         split, pending = place.split, self._pending[place.split]
@@ -112,6 +113,11 @@ class ShardWriter:
         while sum(map(is_good, self._pending[split])) >= size:
             self._write(split, _end_of(self._pending[split], size), place.number)
 
+    @property
+    def keys(self) -> list[str]:
+        """The keys of the encoded clips, in the order of the manifest."""
+        return [row["key"] for shard in self._in_order() for row in shard.good_rows]
+
     def close(self) -> None:
         """Writes what is left, and the manifest."""
         for split, pending in self._pending.items():
@@ -122,6 +128,7 @@ class ShardWriter:
             for shard in self._in_order():
                 for index, row in enumerate(shard.good_rows):
                     line = {"id": row["id"], "split": shard.split, "shard": shard.file, "row": index, **row}
+                    del line["key"]  # which is no result: other code makes other keys
                     manifest.write(json.dumps(line) + "\n")  # in ASCII: nothing in a caption or name can end a line
         aside.replace(self.folder / MANIFEST_FILE)
 
@@ -158,20 +165,15 @@ class ShardWriter:
 
     def _kept(self, split: str) -> Iterator[Shard]:
         """Shards of a split from the first up to the one that is missing, altered or of other clips."""
-        paths = sorted((self.folder / "records").glob(f"{split}-*.json"))
+        shards = read_shards(self.folder, split)
         with ThreadPoolExecutor(NUM_THREADS) as pool:
-            for number, shard in enumerate(pool.map(self._read, paths)):
-                if shard is None or shard.file != f"shards/{split}-{number:05d}.safetensors":
+            for number, (shard, is_mine) in enumerate(zip(shards, pool.map(self._is_mine, shards), strict=True)):
+                if not (shard and is_mine and shard.file == f"shards/{split}-{number:05d}.safetensors"):
                     return
                 yield shard
 
-    def _read(self, record: Path) -> Shard | None:
-        values = read_record(record)
-        if values is None or values["stamp"] != self._stamp:
-            return None
-        shard = Shard(**values)
-        path = self.folder / shard.file
-        return shard if path.is_file() and digest_file(path) == shard.sha256 else None
+    def _is_mine(self, shard: Shard | None) -> bool:
+        return shard is not None and shard.stamp == self._stamp and is_intact(self.folder, shard)
 
     def _drop_others(self) -> None:
         kept = {shard.file for shards in self._shards.values() for shard in shards}
@@ -179,6 +181,18 @@ class ShardWriter:
             if f"shards/{path.name}" not in kept:
                 self._record(path.name).unlink(missing_ok=True)
                 path.unlink()
+
+
+def read_shards(folder: Path, split: str = "") -> list[Shard | None]:
+    """The records of finished shards, of one split or all, in order; None for one that is torn or altered."""
+    records = map(read_record, sorted((folder / "records").glob(f"{split}*.json")))
+    return [Shard(**values) if values else None for values in records]
+
+
+def is_intact(folder: Path, shard: Shard) -> bool:
+    """Whether a shard's file still has the content that was written."""
+    path = folder / shard.file
+    return path.is_file() and digest_file(path) == shard.sha256
 
 
 def _end_of(rows: Sequence[Row], num_good: int) -> int:

@@ -202,10 +202,13 @@ def _finite(tensors: Mapping[str, Tensor], faults: Sequence[str]) -> dict[str, T
     return {name: tensor[good] for name, tensor in tensors.items()} if good else {}
 
 
+def manifest_row(clip: Clip, clip_id: str) -> Row:
+    """An encoded clip's row in the manifest, but for its place there."""
+    return {"id": clip_id, "caption": clip.caption, **_taken_from(clip), "truth": clip.truth}
+
+
 def _encoded_row(frames: Frames, clip: Clip, fault: str) -> Row:
-    if fault:
-        return _left_out_row(clip, fault)
-    return {"id": content_id(frames, clip.caption), "caption": clip.caption, **_taken_from(clip), "truth": clip.truth}
+    return _left_out_row(clip, fault) if fault else manifest_row(clip, content_id(frames, clip.caption))
 
 
 def _left_out_row(clip: Clip, reason: str) -> Row:

@@ -13,6 +13,7 @@ import torch
 from magic141.artifacts.fingerprint import CodeStamp
 from magic141.data import prepare, ray_launch
 from magic141.data.config import DataConfig
+from magic141.data.earlier import NOTHING_EARLIER, Earlier
 from magic141.data.prepare import prepare_dataset
 from magic141.data.sources.chunks import Chunk
 from magic141.data.sources.clips import Clip
@@ -64,11 +65,11 @@ def without_ray(patch: pytest.MonkeyPatch) -> Here:
     return here
 
 
-def run(config: DataConfig, folder: Path, log: MemoryLog | None = None) -> Path:
+def run(config: DataConfig, folder: Path, log: MemoryLog | None = None, earlier: Earlier = NOTHING_EARLIER) -> Path:
     """One attempt, with an empty `out` and the run_dir of those before."""
     out = folder / f"out{len(list(folder.glob('out*')))}"
     out.mkdir(parents=True)
-    prepare_dataset(config, out, log or MemoryLog(), 3, folder / "run")
+    prepare_dataset(config, out, log or MemoryLog(), 3, folder / "run", earlier)
     return out
 
 

@@ -47,7 +47,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
         without_ray(patch)
         out = run(CONFIG, tmp_path_factory.mktemp("undisturbed"))
     assert [len(load_file(path)["latents"]) for path in sorted((out / "shards").glob("train-*"))] == [4] * 5 + [3]
-    names = {"codec", "dataset.json", "encoders", "manifest.jsonl", "null_text.safetensors", "shards"}
+    names = {"codec", "dataset.json", "encoders", "manifest.jsonl", "null_text.safetensors", "origins.json", "shards"}
     assert {path.name for path in out.iterdir()} == names
     return digest_folder(out)
 

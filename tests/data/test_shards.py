@@ -33,14 +33,22 @@ def tensors_of(start: int, count: int, with_frames: bool) -> dict[str, torch.Ten
     return {**tensors, "frames": torch.zeros(count, 5, 8, 8, 3, dtype=torch.uint8)} if with_frames else tensors
 
 
+def row_of(id_: str, start_frame: int = 0, caption: str = "", source: str = "s") -> dict[str, Any]:
+    return {
+        "id": id_,
+        "key": f"key of {id_}",
+        "caption": caption,
+        "source": source,
+        "start_frame": start_frame,
+        "truth": None,
+    }
+
+
 def write_corpus(folder: Path) -> None:
     writer = ShardWriter(folder, shard_size=4, stamp="")
     for split in ("train", "heldout"):
         for number, (start, count) in enumerate(((0, 3), (3, 7), (10, 1))):
-            rows = [
-                {"id": f"{split}{n}", "caption": f"c{n}", "source": "s", "start_frame": n, "truth": None}
-                for n in range(start, start + count)
-            ]
+            rows = [row_of(f"{split}{n}", n, f"c{n}") for n in range(start, start + count)]
             writer.add(Place(number, split, start), rows, tensors_of(start, count, split == "heldout"))
     writer.close()
     assert writer.num_clips == {"train": 11, "heldout": 11}
@@ -60,7 +68,7 @@ def test_shards_of_large_clips_have_fewer(tmp_path: Path, monkeypatch: pytest.Mo
     clip = tensors_of(0, 1, with_frames=True)
     monkeypatch.setattr(shards, "MAX_SHARD_BYTES", 2 * sum(tensor.nbytes for tensor in clip.values()))
     for number in range(5):
-        row = {"id": str(number), "caption": "", "source": "s", "start_frame": number, "truth": None}
+        row = row_of(str(number), number)
         writer.add(Place(number, "heldout", number), [row], tensors_of(number, 1, with_frames=True))
     writer.close()
     files = sorted((tmp_path / "shards").iterdir())
@@ -69,9 +77,7 @@ def test_shards_of_large_clips_have_fewer(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_later_attempt_goes_on_behind_a_clip_that_was_left_out(tmp_path: Path) -> None:
-    rows: list[dict[str, Any]] = [
-        {"id": str(n), "caption": "", "source": "s", "start_frame": n, "truth": None} for n in range(4)
-    ]
+    rows = [row_of(str(n), n) for n in range(4)]
     rows[1] = {"source": "s", "start_frame": 1, "reason": "damaged"}
     tensors = {name: tensor[[0, 2, 3]] for name, tensor in tensors_of(0, 4, with_frames=False).items()}
     for _ in range(2):  # the first is killed with its last clip in memory, behind a shard of two
@@ -108,7 +114,9 @@ def test_dataset_opens_one_split_in_order(tmp_path: Path) -> None:
 def test_signs_that_end_lines_elsewhere_may_be_in_names_and_captions(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path, shard_size=4, stamp="")
     texts = ["a\u2028b", "a\x85b", "a\x0cb", "é"]
-    rows = [{"id": text, "caption": text, "source": text, "start_frame": 0, "truth": None} for text in texts]
+    rows = [
+        {"id": text, "caption": text, "source": text, "start_frame": 0, "truth": None, "key": "k"} for text in texts
+    ]
     writer.add(Place(0, "train", 0), rows, tensors_of(0, 4, with_frames=False))
     writer.close()
     train = ClipDataset.open(tmp_path, "train")
@@ -117,7 +125,9 @@ def test_signs_that_end_lines_elsewhere_may_be_in_names_and_captions(tmp_path: P
 
 def test_opening_a_split_reads_no_clip(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path, shard_size=32, stamp="")
-    rows = [{"id": str(n), "caption": "", "source": "s", "start_frame": 0, "truth": None} for n in range(64)]
+    rows = [
+        {"id": str(n), "caption": "", "source": "s", "start_frame": 0, "truth": None, "key": "k"} for n in range(64)
+    ]
     frames = torch.ones(64, 1024, 1024, dtype=torch.uint8)
     writer.add(Place(0, "train", 0), rows, {**tensors_of(0, 64, with_frames=False), "frames": frames})
     writer.close()
@@ -148,7 +158,7 @@ def test_missing_parts_are_user_errors(tmp_path: Path) -> None:
 def test_rows_in_turns_show_many_videos_first(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path, shard_size=8, stamp="")
     for number, source in enumerate("aaabbc"):
-        row = {"id": str(number), "caption": "", "source": source, "start_frame": number, "truth": None}
+        row = row_of(str(number), number, source=source)
         writer.add(Place(number, "heldout", number), [row], tensors_of(number, 1, with_frames=True))
     writer.close()
     heldout = ClipDataset.open(tmp_path, "heldout")
@@ -160,7 +170,7 @@ def test_the_first_of_the_rows_in_turns_are_of_all_parts_of_a_video(tmp_path: Pa
     """Otherwise a few clips of long videos would all be their openings."""
     writer = ShardWriter(tmp_path, shard_size=200, stamp="")
     for number in range(200):
-        row = {"id": str(number), "caption": "", "source": "long", "start_frame": number, "truth": None}
+        row = row_of(str(number), number, source="long")
         writer.add(Place(number, "heldout", number), [row], tensors_of(number, 1, with_frames=True))
     writer.close()
     rows = ClipDataset.open(tmp_path, "heldout").in_turns(range(200))
@@ -173,7 +183,14 @@ def test_the_first_of_the_rows_in_turns_are_of_all_parts_of_a_video(tmp_path: Pa
 def test_clips_that_are_videos_of_their_own_keep_their_order(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path, shard_size=8, stamp="")
     for number in range(4):
-        row = {"id": str(number), "caption": "", "source": "shapes", "start_frame": 0, "truth": {"colour": "red"}}
+        row = {
+            "id": str(number),
+            "caption": "",
+            "source": "shapes",
+            "start_frame": 0,
+            "truth": {"colour": "red"},
+            "key": "k",
+        }
         writer.add(Place(number, "heldout", number), [row], tensors_of(number, 1, with_frames=True))
     writer.close()
     assert ClipDataset.open(tmp_path, "heldout").in_turns([0, 3, 1]) == [0, 3, 1]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from magic141.config import load_config
 from magic141.data.config import HUNYUAN_SIZES, ShapesConfig
+from magic141.data.info import load_info
 from magic141.data.shapes import ShapeClip, render_clip, sample_clip
 from magic141.data.videos.video import write_video
 from magic141.models.transformer import build_transformer, load_transformer
@@ -43,10 +46,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def make_videos(folder: Path) -> list[ShapeClip]:
+def make_videos(folder: Path, numbers: Iterable[int] = range(NUM_VIDEOS)) -> list[ShapeClip]:
     """Captioned videos of the shapes world, 20 frames each."""
-    clips = [sample_clip(rng, ShapesConfig()) for rng in map(np.random.default_rng, range(NUM_VIDEOS))]
-    for number, clip in enumerate(clips):
+    clips = [sample_clip(rng, ShapesConfig()) for rng in map(np.random.default_rng, numbers)]
+    for number, clip in zip(numbers, clips, strict=True):
         write_video(folder / f"{number}.mp4", render_clip(clip, 20, 32, 48), fps=24)
         (folder / f"{number}.txt").write_text(clip.caption)
     return clips
@@ -97,3 +100,13 @@ def test_on_one_node_an_image_to_video_base_is_trained_on_and_no_other_is_needed
     base = load_transformer(place / "checkpoints" / "HunyuanVideo-I2V-33ch" / "transformer")
     network = load_transformer(trained / "transformer")
     torch.testing.assert_close(network.proj_out.weight, base.proj_out.weight, atol=1e-4, rtol=0)
+
+
+def test_a_corpus_that_grew_costs_what_is_new_in_it(place: Path, completed: Finished) -> None:
+    """Last, for there are two corpora then."""
+    before = artifact(place / "runs", "prepare_data")
+    make_videos(place / "videos", [NUM_VIDEOS])
+    num_clips = sum(load_info(before).num_clips.values())
+    done = finish(place / "runs", "run", str(CONFIG), "--until", "prepare_data", cwd=place)
+    assert done.code == 0, done.output
+    assert re.search(rf"{num_clips} of \d+ clips are copied", done.output)

@@ -9,6 +9,7 @@ import pytest
 
 from magic141.artifacts.references import ArtifactRef
 from magic141.config import load_config
+from magic141.data.earlier import Earlier
 from magic141.errors import UserError
 from magic141.stage_log import NullLog
 from tasks.prepare_data import STAGE
@@ -42,14 +43,15 @@ def test_a_batch_of_more_clips_than_a_folder_gave_is_named_with_its_field(tmp_pa
     ]
 
 
-def test_what_is_finished_is_kept_where_the_stage_looks_for_it_again(
+def test_what_is_finished_is_kept_where_the_stage_looks_for_it_again_beside_other_corpora(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[object] = []
     monkeypatch.setattr("magic141.data.prepare.prepare_dataset", lambda *args: seen.extend(args))
-    STAGE.run(StageCall(load_config(DEMO), {}, tmp_path / "out", NullLog(), tmp_path / "run"))
+    earlier = (tmp_path / "other",)
+    STAGE.run(StageCall(load_config(DEMO), {}, tmp_path / "out", NullLog(), tmp_path / "run", "code", earlier))
     assert seen[1] == tmp_path / "out"
-    assert seen[-1] == tmp_path / "run"
+    assert seen[-2:] == [tmp_path / "run", Earlier(earlier, "code")]
 
 
 def test_batches_that_fit_are_no_matter(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from magic141.tracking import Tracker
 from magic141.tracking.tags import TAG_MODEL
 from tasks.run_stage import run_stage
 from tasks.stage import Stage, StageCall, StageContext
-from tests.tasks.stages import FIRST, SECOND, printed
+from tests.tasks.stages import FIRST, SECOND, printed, write_seed
 
 
 def test_same_config_is_reused_and_recorded_on_the_parent(start: Callable[..., StageContext]) -> None:
@@ -39,6 +40,24 @@ def test_files_that_change_before_the_work_begins_are_not_taken_for_those_of_the
     with pytest.raises(UserError, match=r"^first: data\.path changed since this run began; .* the same command again"):
         run_stage(stage, start("seed=14"))
     run_stage(stage, start("seed=14"))
+
+
+def test_a_stage_finds_its_other_results_and_what_unfinished_runs_left_unless_it_is_refreshed(
+    start: Callable[..., StageContext],
+) -> None:
+    seen: list[tuple[Path, ...]] = []
+
+    def look(call: StageCall) -> None:
+        seen.append(call.earlier)
+        write_seed(call)
+
+    stage = replace(FIRST, name="looking", run=look)
+    contexts = [start("seed=31"), start("seed=32"), start("seed=32", refresh="looking")]
+    left = contexts[0].home / "training" / "looking-0123456789ab"
+    left.mkdir(parents=True)
+    (contexts[0].home / "training" / "other-0123456789ab").mkdir()
+    made = [run_stage(stage, context) for context in contexts]
+    assert seen == [(left,), (made[0].path, left), ()]
 
 
 def write_only_times(call: StageCall) -> None:

@@ -1,0 +1,130 @@
+"""What earlier preparations have found out and encoded, so that a corpus that has grown costs what is new in it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from magic141.artifacts.digests import digest_file
+from magic141.artifacts.publication import is_published_whole
+from magic141.data.config import DataConfig
+from magic141.data.dataset import MANIFEST_FILE
+from magic141.data.origins import ORIGINS_FILE, probing_key, read_origins
+from magic141.data.shards import is_intact, read_shards
+from magic141.data.sources.clips import Clip, Probed
+from magic141.data.sources.listing import VideoFile
+from magic141.data.workers import manifest_row
+from magic141.text_files import each_json_line
+
+PIXELS = "frames"  # a field of held-out clips alone
+NUM_THREADS = 8  # that read videos; hashing releases the interpreter's lock
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """Earlier preparations of any corpus.
+
+    Attributes:
+        folders: artifacts, and run_dirs of preparations that were interrupted.
+        code: digest of the code that prepares now; what other code has made does not count.
+    """
+
+    folders: tuple[Path, ...] = ()
+    code: str = ""
+
+
+NOTHING_EARLIER = Earlier()
+
+
+class Encoded(NamedTuple):
+    """A clip in a shard: the tensors of the shard, its row in them, and its id in the manifest."""
+
+    tensors: Mapping[str, Tensor]
+    row: int
+    id: str
+
+
+class KnownClips:
+    """Clips that were encoded before: of the same pixels and captions, by the same models and code.
+
+    Their shards stay open, so that nothing is missed if a folder is removed meanwhile.
+    """
+
+    def __init__(self, earlier: Earlier, wanted: Collection[str]) -> None:
+        self._clips: dict[str, Encoded] = {}
+        for folder in earlier.folders:
+            if missing := set(wanted) - self._clips.keys():
+                with suppress(OSError, SafetensorError):  # of another user, or removed just now
+                    self._clips.update(_find(folder, missing))
+
+    def has(self, clips: Sequence[Clip], keys: Sequence[str]) -> bool:
+        """Whether all clips of a chunk are known, those to be held out with their pixels."""
+        shards = [self._clips[key].tensors if key in self._clips else {} for key in keys]
+        needed = PIXELS if clips[0].split == "heldout" else "latents"
+        return all(needed in tensors for tensors in shards)
+
+    def read(self, clips: Sequence[Clip], keys: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+        """Manifest rows and tensors of a chunk, as `Encode` makes them."""
+        found = [self._clips[key] for key in keys]
+        rows = [manifest_row(clip, encoded.id) for clip, encoded in zip(clips, found, strict=True)]
+        names = [name for name in found[0].tensors if name != PIXELS or clips[0].split == "heldout"]
+        return rows, {name: torch.stack([encoded.tensors[name][encoded.row] for encoded in found]) for name in names}
+
+
+def known_videos(
+    earlier: Earlier, folder: Path, videos: Sequence[VideoFile], config: DataConfig
+) -> Iterator[tuple[VideoFile, Probed]]:
+    """What earlier preparations found in videos of a folder, which are read, but not decoded."""
+    probing, lengths = probing_key(config, earlier.code), dict[str, int]()
+    for origins in filter(None, map(read_origins, earlier.folders)):
+        lengths.update(origins.videos if origins.probing == probing else {})
+    if not lengths:
+        return
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        digests = pool.map(_digest, (folder / video.file for video in videos))
+        for video, digest in zip(videos, digests, strict=True):
+            if lengths.get(digest, 0) >= config.num_frames:
+                yield video, Probed(lengths[digest], digest)
+
+
+def _digest(video: Path) -> str:
+    """The digest of a file; empty if it cannot be read, which probing it will say."""
+    try:
+        return digest_file(video)
+    except OSError:
+        return ""
+
+
+def _find(folder: Path, wanted: set[str]) -> Iterator[tuple[str, Encoded]]:
+    """Those of the wanted clips that a folder has."""
+    places = _published(folder, wanted) if (folder / ORIGINS_FILE).exists() else _unfinished(folder, wanted)
+    shards: dict[str, Mapping[str, Tensor]] = {}
+    for key, file, row, clip_id in places:
+        if file not in shards:
+            shards[file] = load_file(folder / file)  # maps it: nothing is read yet
+        yield key, Encoded(shards[file], row, clip_id)
+
+
+def _published(folder: Path, wanted: set[str]) -> Iterator[tuple[str, str, int, str]]:
+    origins = read_origins(folder)
+    if origins is None or wanted.isdisjoint(origins.clips) or not is_published_whole(folder, {ORIGINS_FILE}):
+        return
+    for key, row in zip(origins.clips, each_json_line(folder / MANIFEST_FILE), strict=True):
+        if key in wanted:
+            yield key, row["shard"], row["row"], row["id"]
+
+
+def _unfinished(run_dir: Path, wanted: set[str]) -> Iterator[tuple[str, str, int, str]]:
+    for shard in filter(None, read_shards(run_dir)):
+        found = [(number, row) for number, row in enumerate(shard.good_rows) if row["key"] in wanted]
+        if found and is_intact(run_dir, shard):
+            yield from ((row["key"], shard.file, number, row["id"]) for number, row in found)

@@ -1,0 +1,78 @@
+"""What clips of a prepared corpus were made of: kept beside them, so that the next corpus need not make them again.
+
+The record is no result: it does not count in the artifact's digest, and an artifact without it is as good.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from magic141.artifacts.digests import canonical_json, sha256_text
+from magic141.data.config import DataConfig
+from magic141.data.kept import read_record, write_record
+from magic141.data.sources.clips import Clip, Probed
+
+ORIGINS_FILE = "origins.json"
+KEY_CHARS = 32
+
+
+class Origins(NamedTuple):
+    """What a corpus was made of.
+
+    Attributes:
+        probing: key of how videos were probed (`probing_key`).
+        videos: digest of each usable video -> its frames at `data.fps`.
+        clips: key of each clip (`ClipKeys`), in the order of the manifest.
+    """
+
+    probing: str
+    videos: dict[str, int]
+    clips: list[str]
+
+
+@dataclass(frozen=True)
+class ClipKeys:
+    """Keys of everything that decides a clip's encoding; its split and where its video lies do not.
+
+    Attributes:
+        config: of the frames.
+        code: digest of the code that prepares.
+        models: digest of codec and encoders.
+        videos: file -> what was found in it; empty for the shapes world, whose clips say themselves what they show.
+    """
+
+    config: DataConfig
+    code: str
+    models: str
+    videos: Mapping[str, Probed]
+
+    def __call__(self, clip: Clip) -> str:
+        """The key of a clip."""
+        config, video = self.config, self.videos.get(clip.source)
+        frames = [config.fps, config.num_frames, config.height, config.width]
+        source = video.digest if video else clip.source
+        return _key([self.code, self.models, frames, {**clip.to_dict(), "source": source, "split": None}])
+
+
+def probing_key(config: DataConfig, code: str) -> str:
+    """Key of everything but the video itself that decides how many frames it is found to have."""
+    return _key([code, config.fps])
+
+
+def write_origins(folder: Path, probing: str, videos: Mapping[str, Probed], clips: Sequence[str]) -> None:
+    """Writes the record into an artifact's folder."""
+    lengths = {video.digest: video.num_frames for video in videos.values()}
+    write_record(folder / ORIGINS_FILE, Origins(probing, lengths, list(clips))._asdict())
+
+
+def read_origins(folder: Path) -> Origins | None:
+    """The record of a folder; None if there is none."""
+    values = read_record(folder / ORIGINS_FILE)
+    return Origins(**values) if values else None
+
+
+def _key(parts: Sequence[Any]) -> str:
+    return sha256_text(canonical_json(parts))[:KEY_CHARS]

@@ -1,0 +1,174 @@
+"""A corpus that has grown costs what is new in it, and is the same as one that was prepared from nothing."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from magic141.artifacts.digests import digest_folder
+from magic141.artifacts.publication import publish_by_content
+from magic141.data.config import HUNYUAN_SIZES, DataConfig
+from magic141.data.dataset import MANIFEST_FILE
+from magic141.data.earlier import Earlier
+from magic141.data.origins import ORIGINS_FILE
+from magic141.data.videos.video import write_video
+from magic141.text_files import read_json_lines
+from tests.data.attempts import Here, Killed, run
+from tests.data.test_prepare import MemoryLog
+from tests.models.tiny import tiny_checkpoint, tiny_vae
+
+NUM_VIDEOS = 24  # whole ones are held out
+CODE = "code"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tiny_checkpoint(tmp_path_factory.mktemp("hunyuan"), ["noise of number"])
+    tiny_vae(HUNYUAN_SIZES.channels).save_pretrained(folder / "vae")
+    return folder
+
+
+@pytest.fixture
+def config(tmp_path: Path, checkpoint: Path) -> DataConfig:
+    """Videos of two windows each, encoded by models that no corpus changes."""
+    for number in range(NUM_VIDEOS):
+        add_video(tmp_path / "videos", number)
+    models = {"kind": "hunyuan", "path": str(checkpoint)}
+    values = {"source": "folder", "path": tmp_path / "videos", "num_frames": 9, "shard_size": 5}
+    return DataConfig.model_validate({**values, "codec": models, "encoder": models})
+
+
+def add_video(folder: Path, number: int, caption: str = "noise") -> None:
+    frames = np.random.default_rng(number).integers(0, 255, (13, 32, 32, 3), np.uint8)
+    write_video(folder / f"{number}.mp4", frames, fps=8)
+    (folder / f"{number}.txt").write_text(caption)
+
+
+def prepared(config: DataConfig, folder: Path, *earlier: Path, code: str = CODE, log: MemoryLog | None = None) -> Path:
+    """The published artifact of one preparation."""
+    out = run(config, folder, log, Earlier(earlier, code))
+    return publish_by_content(out, folder / "artifact", {ORIGINS_FILE}).path
+
+
+def contents(folder: Path) -> str:
+    return digest_folder(folder, {ORIGINS_FILE})
+
+
+def held_out(folder: Path) -> set[str]:
+    return {row["source"] for row in read_json_lines(folder / MANIFEST_FILE) if row["split"] == "heldout"}
+
+
+def test_only_new_videos_and_other_captions_are_decoded_and_encoded(
+    here: Here, tmp_path: Path, config: DataConfig
+) -> None:
+    before = prepared(config, tmp_path / "before")
+    assert len(here.probed) == NUM_VIDEOS
+    add_video(tmp_path / "videos", 100)
+    (tmp_path / "videos" / "3.txt").write_text("number")
+    (tmp_path / "videos" / "4.mp4").rename(tmp_path / "videos" / "renamed.mp4")
+    (tmp_path / "videos" / "4.txt").rename(tmp_path / "videos" / "renamed.txt")
+    from_nothing = prepared(config, tmp_path / "nothing")
+    here.probed.clear()
+    here.encoded.clear()
+    log = MemoryLog()
+    grown = prepared(config, tmp_path / "grown", before, log=log)
+    assert here.probed == ["100.mp4"]
+    assert {clip.source for clip in here.encoded} == {"100.mp4", "3.mp4"}
+    assert contents(grown) == contents(from_nothing)
+    assert {row["source"] for row in read_json_lines(grown / MANIFEST_FILE)} >= {"renamed.mp4", "100.mp4"}
+    assert (
+        f"{2 * NUM_VIDEOS - 2} of {2 * NUM_VIDEOS + 2} clips are copied: an earlier corpus has them, encoded alike"
+        in log.notes
+    )
+
+
+def test_only_videos_that_are_held_out_now_are_encoded_again_for_their_pixels(
+    here: Here, tmp_path: Path, config: DataConfig
+) -> None:
+    before = prepared(config, tmp_path / "before")
+    wider = config.model_copy(update={"heldout_fraction": 0.3})
+    from_nothing = prepared(wider, tmp_path / "nothing")
+    was_held_out, is_held_out = (held_out(folder) for folder in (before, from_nothing))
+    assert was_held_out < is_held_out
+    here.encoded.clear()
+    assert contents(prepared(wider, tmp_path / "after", before)) == contents(from_nothing)
+    assert {clip.source for clip in here.encoded} == is_held_out - was_held_out
+    assert contents(prepared(config, tmp_path / "back", from_nothing)) == contents(before)
+
+
+@pytest.mark.parametrize("change", ["code", "height", "fps", "models"])
+def test_what_was_made_in_another_way_is_made_again(
+    here: Here, tmp_path: Path, config: DataConfig, checkpoint: Path, change: str
+) -> None:
+    before = prepared(config, tmp_path / "before", code="older" if change == "code" else CODE)
+    num_probed, num_encoded = len(here.probed), len(here.encoded)
+    if change == "models":
+        other = shutil.copytree(checkpoint, tmp_path / "other")
+        weights = other / "vae" / "config.json"
+        weights.write_text(weights.read_text().replace("0.476986", "0.5"))
+        config = config.model_copy(update={"codec": config.codec.model_copy(update={"path": str(other)})})
+    changes: dict[str, dict[str, float]] = {"height": {"height": 40}, "fps": {"fps": 9.0}}
+    config = config.model_copy(update=changes.get(change, {}))
+    prepared(config, tmp_path / "after", before)
+    assert len(here.encoded) > num_encoded + NUM_VIDEOS, "all"
+    probed_again = {"code": NUM_VIDEOS, "fps": NUM_VIDEOS, "height": 0, "models": 0}
+    assert len(here.probed) == num_probed + probed_again[change]
+
+
+def test_videos_that_are_too_short_now_are_judged_by_their_frames(
+    here: Here, tmp_path: Path, config: DataConfig
+) -> None:
+    before = prepared(config, tmp_path / "before")
+    add_video(tmp_path / "videos", 100)
+    write_video(tmp_path / "videos" / "100.mp4", np.zeros((40, 32, 32, 3), np.uint8), fps=8)
+    log = MemoryLog()
+    prepared(config.model_copy(update={"num_frames": 17}), tmp_path / "after", before, log=log)
+    assert sum("too short: 13 frames" in note for note in log.notes) == NUM_VIDEOS
+
+
+def test_an_altered_artifact_gives_nothing(here: Here, tmp_path: Path, config: DataConfig) -> None:
+    before = prepared(config, tmp_path / "before")
+    shard = next((before / "shards").glob("train-*"))
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.unlink()  # a link, of the run_dir too
+    shard.write_bytes(content)
+    here.encoded.clear()
+    again = prepared(config, tmp_path / "again", before)
+    assert len(here.encoded) == 2 * NUM_VIDEOS
+    assert contents(again) != contents(before)
+
+
+def test_finished_shards_of_an_interrupted_preparation_count_though_the_folder_changed(
+    here: Here, tmp_path: Path, config: DataConfig
+) -> None:
+    here.chunks_left = 12
+    with pytest.raises(Killed):
+        prepared(config, tmp_path / "before")
+    shards = list((tmp_path / "before" / "run" / "shards").iterdir())
+    assert len(shards) >= 2
+    shards[0].write_bytes(b"torn")
+    here.chunks_left = 10**9
+    add_video(tmp_path / "videos", 100)
+    from_nothing = prepared(config, tmp_path / "nothing")
+    here.encoded.clear()
+    grown = prepared(config, tmp_path / "grown", tmp_path / "before" / "run", tmp_path / "gone")
+    num_kept = 5 * (len(shards) - 1)
+    assert 0 <= len(here.encoded) - (2 * (NUM_VIDEOS + 1) - num_kept) <= len(shards), "a chunk may end behind a shard"
+    assert contents(grown) == contents(from_nothing)
+
+
+def test_where_encoders_are_fitted_to_the_corpus_everything_is_encoded_anew(
+    here: Here, tmp_path: Path, config: DataConfig
+) -> None:
+    fitted = DataConfig.model_validate(
+        {**config.model_dump(exclude={"codec", "encoder"}), "codec": {"num_channels": 8}}
+    )
+    before = prepared(fitted, tmp_path / "before")
+    add_video(tmp_path / "videos", 100)
+    here.encoded.clear()
+    prepared(fitted, tmp_path / "grown", before)
+    assert len(here.encoded) == 2 * (NUM_VIDEOS + 1)
