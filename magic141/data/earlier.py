@@ -20,13 +20,14 @@ from magic141.data.config import DataConfig
 from magic141.data.dataset import MANIFEST_FILE
 from magic141.data.origins import ORIGINS_FILE, probing_key, read_origins
 from magic141.data.shards import is_intact, read_shards
-from magic141.data.sources.clips import Clip, Probed
+from magic141.data.sources.chunks import Chunk
+from magic141.data.sources.clips import Probed
 from magic141.data.sources.listing import VideoFile
-from magic141.data.workers import manifest_row
+from magic141.data.workers import PIXELS
 from magic141.text_files import each_json_line
 
-PIXELS = "frames"  # a field of held-out clips alone
 NUM_THREADS = 8  # that read videos; hashing releases the interpreter's lock
+Place = tuple[str, int, Mapping[str, Any]]  # a clip's shard, its row there, and what is recorded of it
 
 
 @dataclass(frozen=True)
@@ -46,15 +47,16 @@ NOTHING_EARLIER = Earlier()
 
 
 class Encoded(NamedTuple):
-    """A clip in a shard: the tensors of the shard, its row in them, and its id in the manifest."""
+    """A clip in a shard: the tensors of the shard, its row in them, its caption, and the digest of its pixels."""
 
     tensors: Mapping[str, Tensor]
     row: int
-    id: str
+    caption: str
+    pixels: str
 
 
 class KnownClips:
-    """Clips that were encoded before: of the same pixels and captions, by the same models and code.
+    """Clips that were encoded before: of the same pixels, with any caption, by the same models and code.
 
     Their shards stay open, so that nothing is missed if a folder is removed meanwhile.
     """
@@ -66,18 +68,17 @@ class KnownClips:
                 with suppress(OSError, SafetensorError):  # of another user, or removed just now
                     self._clips.update(_find(folder, missing))
 
-    def has(self, clips: Sequence[Clip], keys: Sequence[str]) -> bool:
-        """Whether all clips of a chunk are known, those to be held out with their pixels."""
-        shards = [self._clips[key].tensors if key in self._clips else {} for key in keys]
-        needed = PIXELS if clips[0].split == "heldout" else "latents"
-        return all(needed in tensors for tensors in shards)
+    def look_up(self, chunk: Chunk, keys: Sequence[str]) -> list[Encoded] | None:
+        """All clips of a chunk, given with their keys, those to be held out with their pixels; None if one lacks."""
+        found = [self._clips[key] for key in keys if key in self._clips]
+        needed = PIXELS if chunk.place.split == "heldout" else "latents"
+        return found if len(found) == len(keys) and all(needed in clip.tensors for clip in found) else None
 
-    def read(self, clips: Sequence[Clip], keys: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
-        """Manifest rows and tensors of a chunk, as `Encode` makes them."""
-        found = [self._clips[key] for key in keys]
-        rows = [manifest_row(clip, encoded.id) for clip, encoded in zip(clips, found, strict=True)]
-        names = [name for name in found[0].tensors if name != PIXELS or clips[0].split == "heldout"]
-        return rows, {name: torch.stack([encoded.tensors[name][encoded.row] for encoded in found]) for name in names}
+
+def stacked(clips: Sequence[Encoded], split: str) -> dict[str, Tensor]:
+    """The tensors of some clips, as `Encode` makes them for a split."""
+    names = [name for name in clips[0].tensors if name != PIXELS or split == "heldout"]
+    return {name: torch.stack([clip.tensors[name][clip.row] for clip in clips]) for name in names}
 
 
 def known_videos(
@@ -108,23 +109,24 @@ def _find(folder: Path, wanted: set[str]) -> Iterator[tuple[str, Encoded]]:
     """Those of the wanted clips that a folder has."""
     places = _published(folder, wanted) if (folder / ORIGINS_FILE).exists() else _unfinished(folder, wanted)
     shards: dict[str, Mapping[str, Tensor]] = {}
-    for key, file, row, clip_id in places:
+    for file, number, row in places:
         if file not in shards:
             shards[file] = load_file(folder / file)  # maps it: nothing is read yet
-        yield key, Encoded(shards[file], row, clip_id)
+        yield row["key"], Encoded(shards[file], number, row["caption"], row["pixels"])
 
 
-def _published(folder: Path, wanted: set[str]) -> Iterator[tuple[str, str, int, str]]:
+def _published(folder: Path, wanted: set[str]) -> Iterator[Place]:
     origins = read_origins(folder)
-    if origins is None or wanted.isdisjoint(origins.clips) or not is_published_whole(folder, {ORIGINS_FILE}):
+    if origins is None or wanted.isdisjoint(origins.keys) or not is_published_whole(folder, {ORIGINS_FILE}):
         return
-    for key, row in zip(origins.clips, each_json_line(folder / MANIFEST_FILE), strict=True):
+    rows = each_json_line(folder / MANIFEST_FILE)
+    for key, pixels, row in zip(origins.keys, origins.pixels, rows, strict=True):
         if key in wanted:
-            yield key, row["shard"], row["row"], row["id"]
+            yield row["shard"], row["row"], {**row, "key": key, "pixels": pixels}
 
 
-def _unfinished(run_dir: Path, wanted: set[str]) -> Iterator[tuple[str, str, int, str]]:
+def _unfinished(run_dir: Path, wanted: set[str]) -> Iterator[Place]:
     for shard in filter(None, read_shards(run_dir)):
-        found = [(number, row) for number, row in enumerate(shard.good_rows) if row["key"] in wanted]
+        found = [(number, row) for number, row in enumerate(shard.good_rows) if row.get("key") in wanted]
         if found and is_intact(run_dir, shard):
-            yield from ((row["key"], shard.file, number, row["id"]) for number, row in found)
+            yield from ((shard.file, number, row) for number, row in found)

@@ -25,17 +25,19 @@ class Origins(NamedTuple):
     Attributes:
         probing: key of how videos were probed (`probing_key`).
         videos: digest of each usable video -> its frames at `data.fps`.
-        clips: key of each clip (`ClipKeys`), in the order of the manifest.
+        keys: key of each clip (`ClipKeys`), in the order of the manifest.
+        pixels: digest of the pixels of each.
     """
 
     probing: str
     videos: dict[str, int]
-    clips: list[str]
+    keys: list[str]
+    pixels: list[str]
 
 
 @dataclass(frozen=True)
 class ClipKeys:
-    """Keys of everything that decides a clip's encoding; its split and where its video lies do not.
+    """Keys of everything that decides how a clip's pictures are encoded; its caption, split and file name do not.
 
     Attributes:
         config: of the frames.
@@ -54,7 +56,7 @@ class ClipKeys:
         config, video = self.config, self.videos.get(clip.source)
         frames = [config.fps, config.num_frames, config.height, config.width]
         source = video.digest if video else clip.source
-        return _key([self.code, self.models, frames, {**clip.to_dict(), "source": source, "split": None}])
+        return _key([self.code, self.models, frames, source, clip.start_frame, clip.anchor_frame, clip.truth])
 
 
 def probing_key(config: DataConfig, code: str) -> str:
@@ -62,16 +64,17 @@ def probing_key(config: DataConfig, code: str) -> str:
     return _key([code, config.fps])
 
 
-def write_origins(folder: Path, probing: str, videos: Mapping[str, Probed], clips: Sequence[str]) -> None:
-    """Writes the record into an artifact's folder."""
+def write_origins(folder: Path, probing: str, videos: Mapping[str, Probed], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes the record into an artifact's folder; `rows`: what is known of its clips."""
     lengths = {video.digest: video.num_frames for video in videos.values()}
-    write_record(folder / ORIGINS_FILE, Origins(probing, lengths, list(clips))._asdict())
+    origins = Origins(probing, lengths, [row["key"] for row in rows], [row["pixels"] for row in rows])
+    write_record(folder / ORIGINS_FILE, origins._asdict())
 
 
 def read_origins(folder: Path) -> Origins | None:
-    """The record of a folder; None if there is none."""
+    """The record of a folder; None if there is none, or one of another version."""
     values = read_record(folder / ORIGINS_FILE)
-    return Origins(**values) if values else None
+    return Origins(**values) if values and values.keys() == set(Origins._fields) else None
 
 
 def _key(parts: Sequence[Any]) -> str:

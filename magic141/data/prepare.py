@@ -6,26 +6,22 @@ or on disk at once, so that a corpus may be far larger than the machine.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from safetensors.torch import load
-from torch import Tensor
+from typing import NamedTuple
 
 from magic141.data.config import DataConfig
 from magic141.data.description import describe
-from magic141.data.earlier import NOTHING_EARLIER, Earlier, KnownClips, known_videos
-from magic141.data.fitted import Fitted, fit_models
+from magic141.data.earlier import NOTHING_EARLIER, Earlier, known_videos
+from magic141.data.encoding import encode_clips, refuse_bad_files
+from magic141.data.fitted import fit_models
 from magic141.data.info import INFO_FILE
 from magic141.data.kept import ProbeRecords
 from magic141.data.origins import ClipKeys, probing_key, write_origins
-from magic141.data.ray_launch import encoded_with_restarts, plain_user_errors, probe_results, start_ray
-from magic141.data.shards import ShardWriter, is_good
-from magic141.data.sources.chunks import Chunk, place_chunks, stamp_of
-from magic141.data.sources.clips import Clip, Probed, cut_windows, make_chunks, sample_shapes
+from magic141.data.ray_launch import plain_user_errors, probe_results, start_ray
+from magic141.data.shards import ShardWriter
+from magic141.data.sources.clips import Clip, Probed, cut_windows, sample_shapes
 from magic141.data.sources.listing import BadFile, Listing, VideoFile, list_videos
 from magic141.data.sources.splits import SPLITS, HeldOut
 from magic141.errors import UserError
@@ -75,12 +71,13 @@ def prepare_dataset(
     clips, bad_files = corpus.clips, corpus.bad_files
     _require_clips(Counter(clip.split for clip in clips), bad_files, config)
     fitted = fit_models(clips, config, run_dir, log, seed)
-    writer = _encode(clips, ClipKeys(config, earlier.code, fitted.digest, corpus.videos), fitted, run_dir, earlier, log)
+    key_of = ClipKeys(config, earlier.code, fitted.digest, corpus.videos)
+    writer = encode_clips(clips, key_of, fitted, run_dir, earlier, log)
     bad_files += _note_left_out(writer, log)
     _require_clips(writer.num_clips, bad_files, config)
     fitted.deliver(out)
     writer.deliver(out)
-    write_origins(out, probing_key(config, earlier.code), corpus.videos, writer.keys)
+    write_origins(out, probing_key(config, earlier.code), corpus.videos, writer.rows)
     info = describe(config, out, fitted, writer.num_clips, corpus.heldout, bad_files, log)
     (out / INFO_FILE).write_text(info.model_dump_json(indent=2, exclude_none=True) + "\n")
     counts: dict[str, float | int | str] = {f"num_{split}_clips": info.num_clips[split] for split in SPLITS}
@@ -98,7 +95,9 @@ def _list_clips(
     records = ProbeRecords(run_dir / "probe")
     probed = _probe(config.folder, listing.videos, config, records, earlier, log)
     bad = [*listing.bad_files, *(result for result in probed if isinstance(result, BadFile))]
-    _handle_bad_files(bad, config, log)
+    refuse_bad_files(bad, config)
+    for file, reason in bad:
+        log.note(f"skipped {file}: {reason}")
     records.settle()
     usable = [(video, found) for video, found in zip(listing.videos, probed, strict=True) if isinstance(found, Probed)]
     windows = cut_windows([video for video, _ in usable], [found for _, found in usable], config)
@@ -131,17 +130,6 @@ def _probe(
     return [BadFile(file, result) if isinstance(result, str) else Probed(*result) for file, result in found]
 
 
-def _handle_bad_files(bad: Sequence[BadFile], config: DataConfig, log: StageLog) -> None:
-    if bad and config.on_bad_file == "fail":
-        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-        raise UserError(
-            f"data.path = {config.path}: {bad[0].file}: {bad[0].reason}{more}; repair or remove it, "
-            "or set data.on_bad_file=skip"
-        )
-    for file, reason in bad:
-        log.note(f"skipped {file}: {reason}")
-
-
 def _require_clips(num_clips: Mapping[str, int], bad_files: Sequence[BadFile], config: DataConfig) -> None:
     """Raises UserError if a split has no clip."""
     missing = [split for split in SPLITS if not num_clips.get(split)]
@@ -153,50 +141,6 @@ def _require_clips(num_clips: Mapping[str, int], bad_files: Sequence[BadFile], c
         f"{config.fps:g} fps, none for {', '.join(missing)}; expected at least one for each of {', '.join(SPLITS)}; "
         f"add or repair videos (skipped: {skipped})"
     )
-
-
-def _encode(
-    clips: Sequence[Clip], key_of: ClipKeys, fitted: Fitted, run_dir: Path, earlier: Earlier, log: StageLog
-) -> ShardWriter:
-    """Renders and encodes all clips that nobody has yet, and writes the shards."""
-    config = key_of.config
-    chunks = place_chunks(make_chunks(clips, config))
-    writer = ShardWriter(run_dir, config.shard_size, stamp_of(chunks, fitted.digest))
-    missing = [chunk for chunk in chunks if not writer.is_kept(chunk.place, len(chunk.clips))]
-    num_kept = len(clips) - sum(len(chunk.clips) for chunk in missing)
-    if num_kept:
-        log.note(f"{num_kept} of {len(clips)} clips were encoded by an earlier attempt")
-    with log.progress(len(clips), "clip") as advance, plain_user_errors():
-        advance(num_kept)
-        for chunk, rows, tensors in _encoded(missing, key_of, fitted, earlier, log):
-            if config.on_bad_file == "fail":
-                _handle_bad_files(
-                    [BadFile(row["source"], row["reason"]) for row in rows if not is_good(row)], config, log
-                )
-            keyed = [{**row, "key": key_of(clip)} for row, clip in zip(rows, chunk.clips, strict=True)]
-            writer.add(chunk.place, keyed, tensors)
-            advance(len(rows))
-    writer.close()
-    return writer
-
-
-def _encoded(
-    chunks: Sequence[Chunk], key_of: ClipKeys, fitted: Fitted, earlier: Earlier, log: StageLog
-) -> Iterator[tuple[Chunk, list[dict[str, Any]], dict[str, Tensor]]]:
-    """Rows of the manifest and tensors of each chunk: copied if all its clips were encoded before, else encoded."""
-    keys = {chunk.place: [key_of(clip) for clip in chunk.clips] for chunk in chunks}
-    known = KnownClips(earlier, {key for of_chunk in keys.values() for key in of_chunk})
-    new = [chunk for chunk in chunks if not known.has(chunk.clips, keys[chunk.place])]
-    num_clips, num_new = (sum(len(chunk.clips) for chunk in some) for some in (chunks, new))
-    if num_new < num_clips:
-        log.note(f"{num_clips - num_new} of {num_clips} clips are copied: an earlier corpus has them, encoded alike")
-    encoded = encoded_with_restarts(new, key_of.config, fitted.folder, log)
-    for chunk in chunks:
-        if known.has(chunk.clips, keys[chunk.place]):
-            yield chunk, *known.read(chunk.clips, keys[chunk.place])
-        else:
-            row = next(encoded)
-            yield chunk, json.loads(row["rows"]), load(row["tensors"])
 
 
 def _note_left_out(writer: ShardWriter, log: StageLog) -> list[BadFile]:

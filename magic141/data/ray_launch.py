@@ -89,7 +89,7 @@ def encoded_with_restarts(
 
 def encoded_chunks(chunks: Sequence[Chunk], config: DataConfig, models: Path) -> Iterator[dict[str, Any]]:
     """The rows of `Encode`, a chunk each, in order: decoding tasks stream into encoding actors on Ray Data."""
-    items = [{"number": chunk.place.number, "clips": chunk.json} for chunk in chunks]
+    items = [chunk.row for chunk in chunks]
     spare_cpus = int(ray.cluster_resources().get("CPU", 2)) - 1  # decoding keeps one busy
     wanted = min(config.num_workers, len(chunks))
     there = max(1, min(wanted, spare_cpus))

@@ -22,6 +22,7 @@ from magic141.data.sources.splits import SPLITS
 
 MAX_SHARD_BYTES = 2**31  # the writer holds this much per split, and as much again while it joins a shard
 NUM_THREADS = 8  # that read kept shards; hashing releases the interpreter's lock
+NO_RESULTS = frozenset({"key", "pixels"})  # of a row: other code makes other keys of the same clip
 Row = Mapping[str, Any]
 
 
@@ -34,7 +35,7 @@ class Shard(NamedTuple):
         sha256: of its content.
         stamp: of the corpus and the models that it was encoded with.
         completed_by: the chunk that filled it; None for what was left at the end.
-        rows: of all clips up to its last, with their keys; also of those with a `reason` to be left out.
+        rows: of all clips up to its last, also of those with a `reason` to be left out.
     """
 
     split: str
@@ -96,8 +97,8 @@ class ShardWriter:
 
         Args:
             place: where it belongs. Clips that a kept shard ends with are left out.
-            rows: manifest rows without `split`, `shard`, `row`, with the clip's `key`; of a clip that was not encoded
-                one with a `reason`.
+            rows: manifest rows without `split`, `shard`, `row`, and with what `origins` needs; of a clip that was not
+                encoded one with a `reason`.
             tensors: of the encoded clips.
         """
         split, pending = place.split, self._pending[place.split]
@@ -114,9 +115,9 @@ class ShardWriter:
             self._write(split, _end_of(self._pending[split], size), place.number)
 
     @property
-    def keys(self) -> list[str]:
-        """The keys of the encoded clips, in the order of the manifest."""
-        return [row["key"] for shard in self._in_order() for row in shard.good_rows]
+    def rows(self) -> list[Row]:
+        """What is known of the encoded clips, in the order of the manifest."""
+        return [row for shard in self._in_order() for row in shard.good_rows]
 
     def close(self) -> None:
         """Writes what is left, and the manifest."""
@@ -128,8 +129,8 @@ class ShardWriter:
             for shard in self._in_order():
                 for index, row in enumerate(shard.good_rows):
                     line = {"id": row["id"], "split": shard.split, "shard": shard.file, "row": index, **row}
-                    del line["key"]  # which is no result: other code makes other keys
-                    manifest.write(json.dumps(line) + "\n")  # in ASCII: nothing in a caption or name can end a line
+                    result = {name: value for name, value in line.items() if name not in NO_RESULTS}
+                    manifest.write(json.dumps(result) + "\n")  # in ASCII: nothing in a caption or name can end a line
         aside.replace(self.folder / MANIFEST_FILE)
 
     def deliver(self, out: Path) -> None:

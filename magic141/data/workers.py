@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Row = dict[str, Any]
+PIXELS = "frames"  # a field of held-out clips alone
 MAX_ENCODE_VALUES = 2**24  # pixels times channels in one forward pass of the codec
 
 
@@ -54,6 +55,12 @@ class Rendered(NamedTuple):
     anchors: Frames
     reasons: list[str]  # one a clip of the chunk; empty for a good one
 
+    @classmethod
+    def nothing(cls, config: DataConfig, reasons: list[str]) -> Rendered:
+        """No pixels."""
+        frames = np.zeros((0, config.num_frames, config.height, config.width, 3), np.uint8)
+        return cls(frames, frames[:, 0], reasons)
+
 
 def render_good(chunk: Sequence[Clip], config: DataConfig) -> Rendered:
     """Renders the clips of a chunk that can be; the others' file is at fault, and the reason says how.
@@ -77,14 +84,12 @@ def _render_one(clip: Clip, config: DataConfig) -> Rendered:
     try:
         return _render([clip], config)
     except BadVideo as error:
-        shape = (config.height, config.width, 3)
-        nothing = np.zeros((0, config.num_frames, *shape), np.uint8)
-        return Rendered(nothing, nothing[:, 0], [error.reason])
+        return Rendered.nothing(config, [error.reason])
 
 
 @dataclass(frozen=True)
 class Render:
-    """Row {number, clips: JSON} -> {number, clips, reasons: JSON, frames, anchors} as `Rendered` has them."""
+    """Row {number, clips: JSON, text_only} -> the same with frames, anchors, reasons (JSON) as `Rendered` has them."""
 
     config: DataConfig
     code: CodeStamp
@@ -93,15 +98,18 @@ class Render:
         self.code.require()
         if self.config.folder is not None:
             require_folder(self.config.folder)
-        rendered = render_good(parse_clips(row["clips"]), self.config)
+        clips = parse_clips(row["clips"])
+        text_only = Rendered.nothing(self.config, [""] * len(clips))
+        rendered = text_only if row["text_only"] else render_good(clips, self.config)
         return {**row, **rendered._asdict(), "reasons": json.dumps(rendered.reasons)}
 
 
 class Encode:
-    """Row of `Render` -> {number, rows: JSON, tensors: safetensors}; one actor holds the encoders.
+    """Row of `Render` -> {number, reasons: JSON, pixels: JSON, tensors: safetensors}; one actor holds the encoders.
 
-    A row of `rows` is a clip's in the manifest, or has the `reason` why it is in no tensor. Floats are stored without
-    loss, in the precision that they were computed in: on a GPU in half of float32's bytes.
+    Of every clip, there is the reason why it is in no tensor, or an empty text, and the digest of its pixels, where
+    these were encoded. Floats are stored without loss, in the precision that they were computed in: on a GPU in half of
+    float32's bytes.
     """
 
     def __init__(self, folder: Path, use_gpu: bool, code: CodeStamp) -> None:
@@ -122,35 +130,42 @@ class Encode:
         from safetensors.torch import save
 
         self.code.require()  # not in __init__: Ray would report the error as the death of an actor
-        clips, reasons, frames = parse_clips(row["clips"]), json.loads(row["reasons"]), row["frames"]
-        readable = [clip for clip, reason in zip(clips, reasons, strict=True) if not reason]
-        tensors = self._encode(frames, row["anchors"], readable) if readable else {}
-        faults = find_overflows(tensors, len(readable))
-        encoded = map(_encoded_row, frames, readable, faults)
-        rows = [
-            _left_out_row(clip, reason) if reason else next(encoded)
-            for clip, reason in zip(clips, reasons, strict=True)
-        ]
-        return {"number": row["number"], "rows": json.dumps(rows), "tensors": save(_finite(tensors, faults))}
+        reasons, frames = json.loads(row["reasons"]), row["frames"]
+        clips = [clip for clip, reason in zip(parse_clips(row["clips"]), reasons, strict=True) if not reason]
+        tensors = self._encode_text(clips) if clips else {}
+        if len(frames):
+            tensors |= self._encode_pictures(frames, row["anchors"], clips[0].split)
+        faults = find_overflows(tensors, len(clips))
+        found, digests = iter(faults), map(digest_pixels, frames)
+        return {
+            "number": row["number"],
+            "pixels": json.dumps(["" if reason else next(digests, "") for reason in reasons]),
+            "reasons": json.dumps([reason or next(found) for reason in reasons]),
+            "tensors": save(_finite(tensors, faults)),
+        }
 
-    def _encode(self, frames: Frames, anchor_frames: Frames, clips: list[Clip]) -> dict[str, Tensor]:
+    def _encode_text(self, clips: Sequence[Clip]) -> dict[str, Tensor]:
+        text, parts = self.encoders.encode_text([clip.caption for clip in clips]), self.encoders.parts
+        return {  # in the precision that they were computed in; the encoders return float32
+            "text_tokens": text.tokens.to(parts.text_encoder.dtype).contiguous(),
+            "text_mask": text.mask.contiguous(),
+            "pooled": text.pooled.to(parts.text_encoder_2.dtype).contiguous(),
+        }
+
+    def _encode_pictures(self, frames: Frames, anchor_frames: Frames, split: str) -> dict[str, Tensor]:
         import torch
 
         pixels, anchors = torch.from_numpy(frames.copy()), torch.from_numpy(anchor_frames.copy())
-        text, parts = self.encoders.encode_text([clip.caption for clip in clips]), self.encoders.parts
-        precision = parts.text_encoder.dtype  # that they were computed in; the encoders return float32
+        precision = self.encoders.parts.text_encoder.dtype
         tensors = {
             "latents": self._encode_videos(pixels),
             "first_latent": self._encode_videos(pixels[:, :1]),
             "anchor": self._encode_videos(anchors[:, None]),
             "anchor_tokens": self.encoders.encode_image(anchors).to(precision).contiguous(),
-            "text_tokens": text.tokens.to(precision).contiguous(),
-            "text_mask": text.mask.contiguous(),
-            "pooled": text.pooled.to(parts.text_encoder_2.dtype).contiguous(),
             "image_tokens": self.encoders.encode_image(pixels[:, 0]).to(precision).contiguous(),
             "first_frame": pixels[:, 0].clone(),
         }
-        return {**tensors, "frames": pixels} if clips[0].split == "heldout" else tensors
+        return {**tensors, PIXELS: pixels} if split == "heldout" else tensors
 
     def _encode_videos(self, pixels: Tensor) -> Tensor:
         """Latents of uint8 [N, F, H, W, 3] in the codec's precision, as many clips at once as memory allows."""
@@ -202,25 +217,6 @@ def _finite(tensors: Mapping[str, Tensor], faults: Sequence[str]) -> dict[str, T
     return {name: tensor[good] for name, tensor in tensors.items()} if good else {}
 
 
-def manifest_row(clip: Clip, clip_id: str) -> Row:
-    """An encoded clip's row in the manifest, but for its place there."""
-    return {"id": clip_id, "caption": clip.caption, **_taken_from(clip), "truth": clip.truth}
-
-
-def _encoded_row(frames: Frames, clip: Clip, fault: str) -> Row:
-    return _left_out_row(clip, fault) if fault else manifest_row(clip, content_id(frames, clip.caption))
-
-
-def _left_out_row(clip: Clip, reason: str) -> Row:
-    return {**_taken_from(clip), "reason": reason}
-
-
-def _taken_from(clip: Clip) -> Row:
-    return {"source": clip.source, "start_frame": clip.start_frame}
-
-
-def content_id(frames: Frames, caption: str) -> str:
-    """Hash of pixels and caption, used as the clip's id in the manifest."""
-    digest = hashlib.sha256(frames.tobytes())
-    digest.update(caption.encode())
-    return digest.hexdigest()[:32]
+def digest_pixels(frames: Frames) -> str:
+    """sha256 of a clip's pixels."""
+    return hashlib.sha256(frames.tobytes()).hexdigest()

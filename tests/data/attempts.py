@@ -36,7 +36,13 @@ class Here:
         self.chunks_left = 10**9
         self.killer: type[BaseException] = Killed
         self.encoded: list[Clip] = []
+        self.captioned: list[Clip] = []
         self.probed: list[str] = []
+
+    def clear(self) -> None:
+        """Forgets what was done."""
+        for done in (self.encoded, self.captioned, self.probed):
+            done.clear()
 
     def encode(self, chunks: Sequence[Chunk], config: DataConfig, models: Path) -> Iterator[dict[str, Any]]:
         encode = Encode(models, use_gpu=False, code=CODE)
@@ -44,8 +50,9 @@ class Here:
             if not self.chunks_left:
                 raise self.killer
             self.chunks_left -= 1
-            self.encoded += chunk.clips
-            yield encode(Render(config, CODE)({"number": chunk.place.number, "clips": chunk.json}))
+            done = self.captioned if chunk.text_only else self.encoded
+            done += chunk.clips
+            yield encode(Render(config, CODE)(chunk.row))
 
     def probe(self, folder: Path, videos: Sequence[VideoFile], config: DataConfig) -> Iterator[dict[str, Any]]:
         for video in videos:

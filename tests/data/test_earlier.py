@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from magic141.artifacts.digests import digest_folder
 from magic141.artifacts.publication import publish_by_content
 from magic141.data.config import HUNYUAN_SIZES, DataConfig
 from magic141.data.dataset import MANIFEST_FILE
 from magic141.data.earlier import Earlier
+from magic141.data.info import load_info
 from magic141.data.origins import ORIGINS_FILE
 from magic141.data.videos.video import write_video
+from magic141.models.encoders import Encoders
+from magic141.models.text_embedding import TextEmbedding
 from magic141.text_files import read_json_lines
 from tests.data.attempts import Here, Killed, run
 from tests.data.test_prepare import MemoryLog
@@ -57,32 +64,68 @@ def contents(folder: Path) -> str:
     return digest_folder(folder, {ORIGINS_FILE})
 
 
+def latents_of(folder: Path) -> dict[str, torch.Tensor]:
+    shards = {file: load_file(file) for file in (folder / "shards").iterdir()}
+    rows = read_json_lines(folder / MANIFEST_FILE)
+    return {row["id"]: shards[folder / row["shard"]]["latents"][row["row"]] for row in rows}
+
+
 def held_out(folder: Path) -> set[str]:
     return {row["source"] for row in read_json_lines(folder / MANIFEST_FILE) if row["split"] == "heldout"}
 
 
-def test_only_new_videos_and_other_captions_are_decoded_and_encoded(
-    here: Here, tmp_path: Path, config: DataConfig
-) -> None:
+def test_only_new_videos_are_decoded_and_encoded(here: Here, tmp_path: Path, config: DataConfig) -> None:
     before = prepared(config, tmp_path / "before")
     assert len(here.probed) == NUM_VIDEOS
     add_video(tmp_path / "videos", 100)
-    (tmp_path / "videos" / "3.txt").write_text("number")
-    (tmp_path / "videos" / "4.mp4").rename(tmp_path / "videos" / "renamed.mp4")
-    (tmp_path / "videos" / "4.txt").rename(tmp_path / "videos" / "renamed.txt")
+    for suffix in (".mp4", ".txt"):
+        (tmp_path / "videos" / f"4{suffix}").rename(tmp_path / "videos" / f"renamed{suffix}")
     from_nothing = prepared(config, tmp_path / "nothing")
-    here.probed.clear()
-    here.encoded.clear()
+    here.clear()
     log = MemoryLog()
     grown = prepared(config, tmp_path / "grown", before, log=log)
     assert here.probed == ["100.mp4"]
-    assert {clip.source for clip in here.encoded} == {"100.mp4", "3.mp4"}
+    assert {clip.source for clip in here.encoded} == {"100.mp4"}
     assert contents(grown) == contents(from_nothing)
     assert {row["source"] for row in read_json_lines(grown / MANIFEST_FILE)} >= {"renamed.mp4", "100.mp4"}
-    assert (
-        f"{2 * NUM_VIDEOS - 2} of {2 * NUM_VIDEOS + 2} clips are copied: an earlier corpus has them, encoded alike"
-        in log.notes
+    copied = (
+        f"{2 * NUM_VIDEOS} of {2 * NUM_VIDEOS + 2} clips are copied from an earlier corpus, which encoded them alike"
     )
+    assert copied in log.notes
+
+
+def test_of_new_captions_only_the_text_is_encoded(here: Here, tmp_path: Path, config: DataConfig) -> None:
+    before = prepared(config, tmp_path / "before")
+    for number in (3, 5):
+        (tmp_path / "videos" / f"{number}.txt").write_text("number of noise")
+    from_nothing = prepared(config, tmp_path / "nothing")
+    here.clear()
+    log = MemoryLog()
+    after = prepared(config, tmp_path / "after", before, log=log)
+    assert (here.probed, {clip.source for clip in here.encoded}) == ([], set())
+    assert {clip.source for clip in here.captioned} == {"3.mp4", "5.mp4"}
+    assert contents(after) == contents(from_nothing) != contents(before)
+    assert log.notes[-1].endswith("encoded them alike, 4 of them with new captions")
+
+
+def test_a_new_caption_that_overflows_leaves_its_clip_out(
+    here: Here, tmp_path: Path, config: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = prepared(config, tmp_path / "before")
+    (tmp_path / "videos" / "3.txt").write_text("number")
+    encode = Encoders.encode_text
+
+    def overflowing(encoders: Encoders, prompts: Sequence[str]) -> TextEmbedding:
+        text = encode(encoders, prompts)
+        return replace(text, pooled=text.pooled / 0) if prompts[0] == "number" else text
+
+    monkeypatch.setattr(Encoders, "encode_text", overflowing)
+    after = prepared(config, tmp_path / "after", before)
+    assert load_info(after).bad_files[0].file == "3.mp4"
+    ids = {row["id"] for row in read_json_lines(before / MANIFEST_FILE) if row["source"] != "3.mp4"}
+    assert {row["id"] for row in read_json_lines(after / MANIFEST_FILE)} == ids
+    tensors = {id_: clip for id_, clip in latents_of(before).items() if id_ in ids}
+    assert all(torch.equal(clip, tensors[id_]) for id_, clip in latents_of(after).items())
 
 
 def test_only_videos_that_are_held_out_now_are_encoded_again_for_their_pixels(
@@ -93,7 +136,7 @@ def test_only_videos_that_are_held_out_now_are_encoded_again_for_their_pixels(
     from_nothing = prepared(wider, tmp_path / "nothing")
     was_held_out, is_held_out = (held_out(folder) for folder in (before, from_nothing))
     assert was_held_out < is_held_out
-    here.encoded.clear()
+    here.clear()
     assert contents(prepared(wider, tmp_path / "after", before)) == contents(from_nothing)
     assert {clip.source for clip in here.encoded} == is_held_out - was_held_out
     assert contents(prepared(config, tmp_path / "back", from_nothing)) == contents(before)
@@ -136,7 +179,7 @@ def test_an_altered_artifact_gives_nothing(here: Here, tmp_path: Path, config: D
     content[-1] ^= 1
     shard.unlink()  # a link, of the run_dir too
     shard.write_bytes(content)
-    here.encoded.clear()
+    here.clear()
     again = prepared(config, tmp_path / "again", before)
     assert len(here.encoded) == 2 * NUM_VIDEOS
     assert contents(again) != contents(before)
@@ -154,7 +197,7 @@ def test_finished_shards_of_an_interrupted_preparation_count_though_the_folder_c
     here.chunks_left = 10**9
     add_video(tmp_path / "videos", 100)
     from_nothing = prepared(config, tmp_path / "nothing")
-    here.encoded.clear()
+    here.clear()
     grown = prepared(config, tmp_path / "grown", tmp_path / "before" / "run", tmp_path / "gone")
     num_kept = 5 * (len(shards) - 1)
     assert 0 <= len(here.encoded) - (2 * (NUM_VIDEOS + 1) - num_kept) <= len(shards), "a chunk may end behind a shard"
@@ -169,6 +212,6 @@ def test_where_encoders_are_fitted_to_the_corpus_everything_is_encoded_anew(
     )
     before = prepared(fitted, tmp_path / "before")
     add_video(tmp_path / "videos", 100)
-    here.encoded.clear()
+    here.clear()
     prepared(fitted, tmp_path / "grown", before)
     assert len(here.encoded) == 2 * (NUM_VIDEOS + 1)

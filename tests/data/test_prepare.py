@@ -17,14 +17,16 @@ from magic141.cluster import session
 from magic141.data import fitted, prepare, ray_launch
 from magic141.data.config import DataConfig
 from magic141.data.dataset import ClipDataset, load_null_text
+from magic141.data.encoding import clip_id
 from magic141.data.info import load_info
 from magic141.data.prepare import prepare_dataset
 from magic141.data.shapes import ShapeClip, render_clip
+from magic141.data.sources.chunks import Chunk, Place
 from magic141.data.sources.clips import Clip, Probed, render_chunk, sample_shapes
 from magic141.data.sources.listing import list_videos
 from magic141.data.videos.decoding import StorageError
 from magic141.data.videos.video import write_video
-from magic141.data.workers import Probe, Render, content_id
+from magic141.data.workers import Probe, Render, digest_pixels
 from magic141.errors import UserError
 from magic141.models.encoders import Encoders
 from magic141.models.vae import load_codec
@@ -144,7 +146,7 @@ def test_stored_tensors_match_what_the_saved_models_say(shapes: tuple[Path, Memo
         frames = render_clip(clip, 13, 32, 32)
         np.testing.assert_array_equal(frames, heldout.frames[index].numpy())
         assert clip.caption == heldout.captions[index]
-        assert content_id(frames, clip.caption) == heldout.ids[index]
+        assert clip_id(digest_pixels(frames), clip.caption) == heldout.ids[index]
 
 
 @pytest.mark.slow
@@ -225,7 +227,7 @@ def test_workers_say_what_they_cannot_decode_and_refuse_to_work_without_the_fold
     make_videos(tmp_path / "videos", num_good=1)
     config = DataConfig(source="folder", path=tmp_path / "videos", num_frames=5)
     stamp = ray_launch._workers_code()
-    row = {"number": 0, "clips": json.dumps([Clip("train", "broken.mp4", 0, "x").to_dict()])}
+    row = Chunk(Place(0, "train", 0), [Clip("train", "broken.mp4", 0, "x")]).row
     (reason,) = json.loads(Render(config, stamp)(row)["reasons"])
     assert reason.startswith("cannot be decoded")
     (tmp_path / "videos").rename(tmp_path / "elsewhere")

@@ -14,9 +14,10 @@ from safetensors.torch import load
 
 from magic141.artifacts.fingerprint import CodeStamp
 from magic141.data.config import DataConfig, EncoderConfig
-from magic141.data.sources.clips import render_anchors, render_chunk, sample_shapes
+from magic141.data.sources.chunks import Chunk, Place
+from magic141.data.sources.clips import Clip, render_anchors, render_chunk, sample_shapes
 from magic141.data.sources.splits import SPLITS
-from magic141.data.workers import Encode, Render, content_id
+from magic141.data.workers import Encode, Render
 from magic141.models.encoders import Encoders
 from magic141.models.vae import VideoCodec
 from tests.evaluation.artifacts import make_data
@@ -39,14 +40,18 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def chunk_of(clips: list[Clip], text_only: bool = False) -> dict[str, Any]:
+    return Chunk(Place(0, clips[0].split, 0), clips, text_only).row
+
+
 def encoded(encode: Encode) -> dict[str, torch.Tensor]:
-    row = {"number": 0, "clips": json.dumps([clip.to_dict() for clip in CLIPS])}
+    row = chunk_of(CLIPS)
     tensors: dict[str, torch.Tensor] = load(encode(Render(CONFIG, CODE)(row))["tensors"])
     return tensors
 
 
 def test_the_shapes_world_needs_no_folder_even_if_one_is_set() -> None:
-    row = {"number": 0, "clips": json.dumps([clip.to_dict() for clip in CLIPS])}
+    row = chunk_of(CLIPS)
     leftover = CONFIG.model_copy(update={"path": Path("/nowhere")})
     rendered, expected = (Render(config, CODE)(row) for config in (leftover, CONFIG))
     assert all(np.array_equal(rendered[name], expected[name]) for name in ("frames", "anchors"))
@@ -96,8 +101,8 @@ def test_an_anchor_is_encoded_from_a_frame_of_its_own(tmp_path: Path, split: str
     clips = [clip for clip in sample_shapes(config, seed=0) if clip.split == split]
     frames, anchors = render_chunk(clips, config), render_anchors(clips, config)
     encode = Encode(make_data(tmp_path / "data"), use_gpu=False, code=CODE)
-    chunk = json.dumps([clip.to_dict() for clip in clips])
-    row = encode({"number": 0, "clips": chunk, "reasons": json.dumps([""] * 3), "frames": frames, "anchors": anchors})
+    pictures = {"reasons": json.dumps([""] * 3), "frames": frames, "anchors": anchors}
+    row = encode({**chunk_of(clips), **pictures})
     made, codec, encoders = load(row["tensors"]), encode.codec, encode.encoders
     own, first = torch.from_numpy(anchors), torch.from_numpy(frames[:, 0])
     torch.testing.assert_close(made["anchor"], codec.encode_video(own[:, None]))
@@ -119,7 +124,7 @@ def test_a_clip_that_overflows_is_left_out_with_a_reason_and_the_others_stay(
     models: Path, monkeypatch: pytest.MonkeyPatch, network: str, method: str, names: str, broken: list[int]
 ) -> None:
     encode = Encode(models, use_gpu=False, code=CODE)
-    row = Render(CONFIG, CODE)({"number": 0, "clips": json.dumps([clip.to_dict() for clip in THREE])})
+    row = Render(CONFIG, CODE)(chunk_of(THREE))
     whole = load(encode(row)["tensors"])
     real = getattr(getattr(encode, network), method)
 
@@ -130,7 +135,7 @@ def test_a_clip_that_overflows_is_left_out_with_a_reason_and_the_others_stay(
 
     monkeypatch.setattr(getattr(encode, network), method, overflowing)
     found = encode(row)
-    reasons = [clip.get("reason", "") for clip in json.loads(found["rows"])]
+    reasons = json.loads(found["reasons"])
     kept = [number for number in range(3) if number not in broken]
     assert [number for number, reason in enumerate(reasons) if not reason] == kept
     assert reasons[broken[0]] == f"encoded to numbers that are not finite ({names})"
@@ -145,16 +150,22 @@ def test_a_chunk_of_which_nothing_is_finite_has_no_tensors(models: Path, monkeyp
     monkeypatch.setattr(
         encode.encoders, "encode_text", lambda texts: replace(text(texts), pooled=text(texts).pooled / 0)
     )
-    row = Render(CONFIG, CODE)({"number": 0, "clips": json.dumps([clip.to_dict() for clip in CLIPS])})
+    row = Render(CONFIG, CODE)(chunk_of(CLIPS))
     found = encode(row)
-    assert [clip["reason"] for clip in json.loads(found["rows"])] == [
-        "encoded to numbers that are not finite (pooled)"
-    ] * 2
+    assert json.loads(found["reasons"]) == ["encoded to numbers that are not finite (pooled)"] * 2
     assert load(found["tensors"]) == {}
 
 
-def test_a_clip_is_known_by_its_pixels_and_its_caption() -> None:
-    """Evaluation finds clips again by this: one video may be there twice, with two captions."""
-    black, white = np.zeros((5, 8, 8, 3), np.uint8), np.full((5, 8, 8, 3), 255, np.uint8)
-    assert content_id(black, "a cat") == content_id(black.copy(), "a cat")
-    assert len({content_id(frames, caption) for frames in (black, white) for caption in ("a cat", "a dog")}) == 4
+def test_where_only_captions_are_new_no_picture_is_rendered_or_encoded(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = Encode(models, use_gpu=False, code=CODE)
+    whole = encoded(encode)
+    monkeypatch.setattr(encode.codec, "encode_video", lambda pixels: pytest.fail("encoded"))
+    monkeypatch.setattr(encode.encoders, "encode_image", lambda pixels: pytest.fail("encoded"))
+    monkeypatch.setattr("magic141.data.workers.render_good", lambda clips, config: pytest.fail("rendered"))
+    found = encode(Render(CONFIG, CODE)(chunk_of(CLIPS, text_only=True)))
+    tensors = load(found["tensors"])
+    assert tensors.keys() == {"text_tokens", "text_mask", "pooled"}
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in tensors.items())
+    assert (json.loads(found["reasons"]), json.loads(found["pixels"])) == (["", ""], ["", ""])

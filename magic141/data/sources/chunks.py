@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from magic141.data.sources.clips import Clip
 from magic141.data.sources.splits import SPLITS
@@ -20,15 +20,21 @@ class Place(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Clips of one source and split that are encoded together."""
+    """Clips of one source and split that are encoded together; `text_only`: their captions alone."""
 
     place: Place
     clips: list[Clip]
+    text_only: bool = False
 
     @property
     def json(self) -> str:
         """The clips, to be sent to a worker."""
         return json.dumps([clip.to_dict() for clip in self.clips])
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """What `Render` and then `Encode` work on."""
+        return {"number": self.place.number, "clips": self.json, "text_only": self.text_only}
 
 
 def place_chunks(chunks: Sequence[list[Clip]]) -> list[Chunk]:
