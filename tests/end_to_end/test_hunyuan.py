@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -110,7 +109,5 @@ def test_a_corpus_that_grew_costs_what_is_new_in_it(place: Path, completed: Fini
     num_clips = sum(load_info(before).num_clips.values())
     done = finish(place / "runs", "run", str(CONFIG), "--until", "prepare_data", cwd=place)
     assert done.code == 0, done.output
-    known = (
-        rf"{num_clips} of {num_clips + 1} clips are copied from an earlier corpus, which encoded them alike, 1 of them"
-    )
-    assert re.search(known.replace(" ", r"\s+"), done.output), done.output
+    copied = f"{num_clips} of {num_clips + 1} clips are copied from an earlier corpus, which encoded them alike, 1 of"
+    assert copied in " ".join(done.output.split())
