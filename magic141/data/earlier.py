@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from magic141.artifacts.digests import digest_file
+from magic141.artifacts.file_records import ALWAYS_READ_BYTES, FileRecord
 from magic141.artifacts.publication import is_published_whole
 from magic141.data.config import DataConfig
 from magic141.data.dataset import MANIFEST_FILE
-from magic141.data.origins import ORIGINS_FILE, probing_key, read_origins
+from magic141.data.origins import ORIGINS_FILE, probing_key, read_origins, stamp_file
 from magic141.data.shards import is_intact, read_shards
 from magic141.data.sources.chunks import Chunk
 from magic141.data.sources.clips import Probed
@@ -84,21 +85,31 @@ def stacked(clips: Sequence[Encoded], split: str) -> dict[str, Tensor]:
 def known_videos(
     earlier: Earlier, folder: Path, videos: Sequence[VideoFile], config: DataConfig
 ) -> Iterator[tuple[VideoFile, Probed]]:
-    """What earlier preparations found in videos of a folder, which are read, but not decoded."""
-    probing, lengths = probing_key(config, earlier.code), dict[str, int]()
+    """What earlier preparations found in videos of a folder; none is decoded.
+
+    Of many GiB only files are read whose name, size or time is new, as for a stage's key.
+    """
+    probing, lengths, files = probing_key(config, earlier.code), dict[str, int](), dict[str, FileRecord]()
     for origins in filter(None, map(read_origins, earlier.folders)):
-        lengths.update(origins.videos if origins.probing == probing else {})
+        if origins.probing == probing:
+            lengths.update(origins.videos)
+            files.update(origins.files)
     if not lengths:
         return
+    paths = [folder / video.file for video in videos]
+    if sum(stamp_file(path).size for path in paths) <= ALWAYS_READ_BYTES:
+        files.clear()
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        digests = pool.map(_digest, (folder / video.file for video in videos))
+        digests = pool.map(_digest, paths, [files.get(video.file) for video in videos])
         for video, digest in zip(videos, digests, strict=True):
             if lengths.get(digest, 0) >= config.num_frames:
                 yield video, Probed(lengths[digest], digest)
 
 
-def _digest(video: Path) -> str:
+def _digest(video: Path, known: FileRecord | None) -> str:
     """The digest of a file; empty if it cannot be read, which probing it will say."""
+    if known and stamp_file(video) == known[:2]:
+        return known.sha256
     try:
         return digest_file(video)
     except OSError:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from magic141.artifacts.digests import digest_folder
+from magic141.artifacts.digests import digest_file, digest_folder
 from magic141.artifacts.publication import publish_by_content
 from magic141.data.config import HUNYUAN_SIZES, DataConfig
 from magic141.data.dataset import MANIFEST_FILE
@@ -92,6 +92,29 @@ def test_only_new_videos_are_decoded_and_encoded(here: Here, tmp_path: Path, con
         f"{2 * NUM_VIDEOS} of {2 * NUM_VIDEOS + 2} clips are copied from an earlier corpus, which encoded them alike"
     )
     assert copied in log.notes
+
+
+@pytest.mark.parametrize("is_large", [False, True])
+def test_of_a_large_corpus_only_files_are_read_that_may_have_changed(
+    here: Here, tmp_path: Path, config: DataConfig, monkeypatch: pytest.MonkeyPatch, is_large: bool
+) -> None:
+    before = prepared(config, tmp_path / "before")
+    (tmp_path / "videos" / "5.mp4").touch()
+    (tmp_path / "videos" / "6.mp4").write_bytes(b"broken")
+    read: list[str] = []
+
+    def digest(path: Path) -> str:
+        read.append(path.name)
+        return digest_file(path)
+
+    monkeypatch.setattr("magic141.data.earlier.digest_file", digest)
+    monkeypatch.setattr("magic141.data.earlier.ALWAYS_READ_BYTES", 0 if is_large else 2**30)
+    here.clear()
+    after = prepared(config, tmp_path / "after", before)
+    assert len(read) == (2 if is_large else NUM_VIDEOS)
+    assert {"5.mp4", "6.mp4"} <= set(read)
+    assert (here.probed, here.encoded) == (["6.mp4"], [])
+    assert [bad.file for bad in load_info(after).bad_files] == ["6.mp4"]
 
 
 def test_of_new_captions_only_the_text_is_encoded(here: Here, tmp_path: Path, config: DataConfig) -> None:
