@@ -23,7 +23,7 @@ HUNYUAN_TEXT, HUNYUAN_POOLED = 4096, 768
 IMAGE_TOKENS = {"tiny": (32 // 8) ** 2, "hunyuan": (336 // 14) ** 2}  # (side // patch) ** 2, before the stride
 GPU_OPERATIONS_PER_S = 450e12  # speed of the 13B network in bf16 on an H200: docs/results.md
 SIZED_BY = ("batch_size", "precision", "fake_score", "lora_rank", "generator_lora_rank", "adversarial_weight")
-STARTING_S = 60.0  # anything shorter is mostly start-up
+STARTING_S = 60.0  # less arithmetic than this says nothing: a small network's time is that of starts and of launches
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Estimate:
         resources: workers, CPUs and GPUs in words.
         num_gpus: GPUs of all workers together.
         seconds: time of its newest run if that was of the same network and size of clips, in proportion to a training's
-            work; otherwise the time of its arithmetic on its GPUs; None without GPUs.
+            work; otherwise the time of its arithmetic on its GPUs; None without GPUs, or if that is below a minute.
         timed: whether `seconds` comes from an earlier run, scaled by no more than the number of its steps.
         memory_gib: GiB per worker; None if unknown.
         measured: whether `memory_gib` was measured in the newest run; otherwise calculated from weights, gradients,
