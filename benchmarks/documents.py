@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from environment import machine
+from environment import made_with
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "distillation.md")
@@ -27,7 +27,8 @@ def write_section(name: str, text: str) -> None:
 
 
 def store_results(name: str, text: str, **record: Any) -> None:
-    """Writes results/NAME.json, which also says on what machine, and results/NAME.md."""
+    """Writes results/NAME.json, which also says on what machine and with which code, and the table results/NAME.md."""
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps({"machine": machine(), **record}, indent=1) + "\n")
+    content = json.dumps({"made_with": made_with(), **record}, indent=1, ensure_ascii=False)
+    (RESULTS / f"{name}.json").write_text(content + "\n")
     (RESULTS / f"{name}.md").write_text(text.strip() + "\n")

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from choose_student import Case
-from documents import RESULTS, write_section
+from documents import store_results, write_section
 from environment import settle
 from finished import finished, parser_of_seeds
 from jury import BATCH, Jury
@@ -275,8 +275,7 @@ def main() -> None:
     config = load_config(Path(arguments.config))
     text = f"{head}\n\n{table(config, seeds)}"
     print("\n" + text)
-    (RESULTS / "drift.json").write_text(json.dumps(dict(zip(arguments.seeds, seeds, strict=True)), indent=1) + "\n")
-    (RESULTS / "drift.md").write_text(text + "\n")
+    store_results("drift", text, num_clips=NUM_CLIPS, seeds=dict(zip(arguments.seeds, seeds, strict=True)))
     if arguments.write_docs:
         write_section("drift", f"{head}\n\n{table(config, seeds, IN_DOCS)}")
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 
-from tasks.provenance import cpu_model
+from tasks import provenance
 
 
 def settle() -> None:
@@ -21,4 +22,9 @@ def settle() -> None:
 
 def machine() -> str:
     """Cores, processor and the vector instructions that torch uses: times differ by a factor of two between them."""
-    return f"{os.cpu_count()} cores ({cpu_model()}, {torch.backends.cpu.get_cpu_capability()})"
+    return f"{os.cpu_count()} cores ({provenance.cpu_model()}, {torch.backends.cpu.get_cpu_capability()})"
+
+
+def made_with() -> dict[str, Any]:
+    """Commit, Python, libraries, processor and GPU as a stage records them; and the machine without its name."""
+    return {**provenance.environment(), "machine": machine()}

@@ -10,7 +10,6 @@ nothing was chosen either; they have a section and a file of their own.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -19,7 +18,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from documents import RESULTS, write_section
+from documents import store_results, write_section
 from environment import settle
 from finished import config_in, finished, parser_of_seeds, run_pipeline
 from jury import Jury
@@ -98,7 +97,7 @@ def main() -> None:
     print(text)
     if arguments.write_docs:
         section, file = ("kept", "fresh_targets_kept_apart") if arguments.kept_apart else ("fresh", "fresh_targets")
-        (RESULTS / f"{file}.json").write_text(json.dumps(found, indent=1) + "\n")
+        store_results(file, text, num_clips=NUM_CLIPS, seeds=found)
         write_section(section, text)
     raise SystemExit(not all(target.met for target in verdicts))
 

@@ -11,7 +11,6 @@ pass, and its gradients and optimizer states are split over the workers. A row t
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from documents import RESULTS, write_section
+from documents import store_results, write_section
 from environment import machine
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -233,8 +232,7 @@ def main() -> None:
         print(row, flush=True)
     text = table(rows, scale)
     print(text)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "gpu_scale.json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    store_results("gpu_scale", text, config=arguments.config, rows=[asdict(row) for row in rows])
     if arguments.write_docs:
         write_section("gpu", text)
 

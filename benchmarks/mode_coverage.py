@@ -9,14 +9,13 @@ seeds, compared with the teacher's at the watch's own number of steps. About 2 m
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from documents import RESULTS, write_section
+from documents import store_results, write_section
 from finished import config_in, finished
 from torch import Tensor
 
@@ -116,7 +115,7 @@ def main() -> None:
     found = dict(rows(config, finished(config, "distill_cfg")))
     text = table(found)
     print(text)
-    (RESULTS / "mode_coverage.json").write_text(json.dumps(found, indent=1) + "\n")
+    store_results("mode_coverage", text, config=arguments.config, rows=found)
     if arguments.write_docs:
         write_section("coverage", text)
 

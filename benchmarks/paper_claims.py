@@ -17,8 +17,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from documents import RESULTS, write_section
-from environment import settle
+from documents import RESULTS, store_results, write_section
+from environment import made_with, settle
 from finished import parser_of_seeds
 from paper_table1 import STEPS
 from scores_table import Scores, run_seed
@@ -137,18 +137,21 @@ def main() -> None:
     judged = arguments.seeds if JUDGED.keys() & set(arguments.claims) else []
     scores = [run_seed(arguments.config, (f"seed={seed}", *STEPS), workspace / f"seed{seed}") for seed in judged]
     evidence = Evidence(arguments.config, workspace, arguments.seeds, scores)
-    store = RESULTS / "paper_claims.json"
-    known = json.loads(store.read_text()) if store.is_file() else {}
+    known = _stored(RESULTS / "paper_claims.json")
     for name in arguments.claims:
         seeds = [] if name in CALCULATED else list(arguments.seeds)
-        known[name] = asdict(CLAIMS[name](evidence)) | {"seeds": seeds}
-        RESULTS.mkdir(exist_ok=True)
-        store.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n")
+        known[name] = asdict(CLAIMS[name](evidence)) | {"seeds": seeds, "made_with": made_with()}
+        store_results("paper_claims", _table(known), **known)
     text = _table(known)
     print("\n" + text)
-    (RESULTS / "paper_claims.md").write_text(text + "\n")
     if arguments.write_docs:
         write_section("claims", text)
+
+
+def _stored(file: Path) -> dict[str, Any]:
+    """The claims that were judged before, each with what it was made with: that may differ from claim to claim."""
+    stored = json.loads(file.read_text()) if file.is_file() else {}
+    return {name: stored[name] for name in CLAIMS if name in stored}
 
 
 def _table(known: Mapping[str, Mapping[str, Any]]) -> str:

@@ -9,12 +9,10 @@ finished stages of a seed are reused, so the same command goes on where it was s
 
 from __future__ import annotations
 
-import json
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from documents import RESULTS, write_section
+from documents import store_results, write_section
 from environment import settle
 from finished import parser_of_seeds
 from scores_table import COLUMNS, Scores, run_seed
@@ -77,19 +75,13 @@ def main() -> None:
     }
     text = f"{_number(len(figures))} of `{arguments.config}`:\n\n{table(list(figures.values()))}"
     print("\n" + text)
-    _store(figures, text)
+    store_results("paper_table1", text, config=arguments.config, seeds=figures)
     if arguments.write_docs:
         write_section("table1", text)
 
 
 def _number(count: int) -> str:
     return "One seed" if count == 1 else f"Mean ± standard deviation over {count} seeds"
-
-
-def _store(figures: Mapping[int, Any], text: str) -> None:
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "paper_table1.json").write_text(json.dumps(figures, indent=1) + "\n")
-    (RESULTS / "paper_table1.md").write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from documents import RESULTS, write_section
+from documents import store_results, write_section
 from environment import settle
 from finished import config_in, finished, run_pipeline
 
@@ -211,8 +211,7 @@ def main() -> None:
     tables = "\n\n".join(filter(None, (title, score_table(seeds), drift_table(seeds))))
     print(f"{tables}\n\n{target_table(verdicts)}")
     if arguments.write_docs:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "scores.json").write_text(json.dumps([scores.record for scores in seeds]) + "\n")
+        store_results("scores", tables, config=arguments.config, seeds=[scores.record for scores in seeds])
         write_section("scores", tables)
         write_section("targets", target_table(verdicts))
     raise SystemExit(not all(target.met for target in verdicts))

@@ -10,7 +10,6 @@ with torch's own Muon, too, matrix by matrix in bfloat16, which the batched one 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -20,7 +19,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from documents import RESULTS, write_section
+from documents import store_results, write_section
 from environment import machine
 from finished import config_in, finished
 from torch import nn
@@ -172,8 +171,7 @@ def main() -> None:
     found = speeds(config, finished(config, "distill_cfg"))
     text = table(found)
     print(text)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "step_speed.json").write_text(json.dumps([asdict(speed) for speed in found], indent=1) + "\n")
+    store_results("step_speed", text, config=arguments.config, speeds=[asdict(speed) for speed in found])
     if arguments.write_docs:
         write_section("speed", text)
 

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import platform
+import re
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from magic141.environment import installed_version
+from tasks.provenance import git_commit
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,13 +44,34 @@ def test_cpu_seconds_say_what_they_leave_out(monkeypatch: pytest.MonkeyPatch) ->
     assert "| command | wall s | CPU s, without Ray's workers |" in table
 
 
-def test_results_say_on_what_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_say_on_what_machine_and_with_which_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     documents = script("documents", monkeypatch)
     monkeypatch.setattr(documents, "RESULTS", tmp_path / "results")
     documents.store_results("times", "| a |", timings=[1.5])
     stored = json.loads((tmp_path / "results" / "times.json").read_text())
-    assert (stored["machine"], stored["timings"]) == (documents.machine(), [1.5])
+    assert stored["timings"] == [1.5]
+    made_with = stored["made_with"]
+    assert f"{os.cpu_count()} cores ({made_with['cpu']}, " in made_with["machine"]
+    assert (made_with["git_commit"], made_with["python"]) == (git_commit(), platform.python_version())
+    assert made_with["libraries"]["torch"] == installed_version("torch")
+    assert platform.node() not in made_with["machine"]
     assert (tmp_path / "results" / "times.md").read_text() == "| a |\n"
+
+
+def test_all_scripts_store_results_by_the_same_function() -> None:
+    writing = [
+        file.name for file in (ROOT / "benchmarks").glob("*.py") if re.search("RESULTS /.*write", file.read_text())
+    ]
+    assert writing == ["documents.py"]
+
+
+def test_a_claim_judged_before_keeps_what_it_was_made_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    claims = script("paper_claims", monkeypatch)
+    (file := tmp_path / "claims.json").write_text(
+        '{"made_with": {"machine": "b"}, "int8": {"made_with": {"machine": "a"}}}'
+    )
+    assert claims._stored(file) == {"int8": {"made_with": {"machine": "a"}}}
+    assert claims._stored(tmp_path / "none.json") == {}
 
 
 @pytest.mark.parametrize(
