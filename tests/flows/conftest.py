@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from threading import Thread
+from http.server import HTTPServer
 from typing import Any
 
 import pytest
+
+from tests.http_servers import Handler, serving
 
 
 class Webhook(HTTPServer):
@@ -25,26 +26,18 @@ class Webhook(HTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Posted(Handler):
     server: Webhook
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.posts.append({"type": self.headers["Content-Type"], **body})
-        self.send_response(500 if self.path.startswith("/broken") else 200)
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        pass
+        self.answer(500 if self.path.startswith("/broken") else 200)
 
 
 @pytest.fixture
 def webhook() -> Iterator[Webhook]:
-    server = Webhook(("127.0.0.1", 0), _Handler)
+    server = Webhook(("127.0.0.1", 0), _Posted)
     server.posts = []
-    thread = Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(server):
+        yield server

@@ -3,39 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import HTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
 
 from flows import doctor
+from tests.http_servers import Handler, serving
 
 SECRET = "s3cret"
 
 
-class _OnlyHealth(BaseHTTPRequestHandler):
+class _OnlyHealth(Handler):
     """MLflow's health check; any other request gets no answer."""
 
     def do_GET(self) -> None:
         if self.path == "/health":
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(b"OK")
-
-    def log_message(self, *_: object) -> None:
-        pass
+            self.answer(200, b"OK")
 
 
 @pytest.fixture
 def address() -> Iterator[str]:
-    httpd = HTTPServer(("127.0.0.1", 0), _OnlyHealth)
-    thread = Thread(target=httpd.serve_forever)
-    thread.start()
-    yield f"127.0.0.1:{httpd.server_port}"
-    httpd.shutdown()
-    thread.join()
-    httpd.server_close()
+    with serving(HTTPServer(("127.0.0.1", 0), _OnlyHealth)) as httpd:
+        yield f"127.0.0.1:{httpd.server_port}"
 
 
 def test_a_request_that_fails_shows_the_address_without_its_password(

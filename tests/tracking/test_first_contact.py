@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import HTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app
 from magic141.tracking import Tracker
+from tests.http_servers import Handler, serving
 
 DEMO = str(Path(__file__).parents[2] / "configs" / "demo.yaml")
 MAX_SECONDS = 15
@@ -26,38 +26,31 @@ class Broken(HTTPServer):
     text = ""
 
 
-class Handler(BaseHTTPRequestHandler):
+class Answers(Handler):
     server: Broken
 
     def do_GET(self) -> None:
         codes = self.server.codes
-        healthy = self.path == "/health"
-        self.send_response(200 if healthy else codes.pop(0) if len(codes) > 1 else codes[0])
-        self.send_header("Retry-After", "60")
-        self.end_headers()
-        self.wfile.write(b"OK" if healthy else (self.server.text or json.dumps({"experiments": []})).encode())
+        if self.path == "/health":
+            self.answer(200, b"OK")
+            return
+        body = self.server.text or json.dumps({"experiments": []})
+        self.answer(codes.pop(0) if len(codes) > 1 else codes[0], body.encode(), {"Retry-After": "60"})
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
         self.do_GET()
 
-    def log_message(self, *_: object) -> None:
-        pass
-
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Broken]:
-    server = Broken(("127.0.0.1", 0), Handler)
-    thread = Thread(target=server.serve_forever)
-    thread.start()
+    server = Broken(("127.0.0.1", 0), Answers)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setenv("MAGIC141_HOME", str(tmp_path))
     for variable in ("PREFECT_API_URL", "RAY_ADDRESS"):
         monkeypatch.delenv(variable, raising=False)
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(server):
+        yield server
 
 
 @pytest.mark.parametrize(("code", "command"), [(500, ("compare", "a", "b")), (502, ("plan", DEMO)), (503, ("gc",))])

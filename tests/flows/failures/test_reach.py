@@ -8,12 +8,10 @@ import ssl
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import HTTPServer
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
-from threading import Thread
 
 import pytest
 from cryptography import x509
@@ -25,39 +23,23 @@ from flows.failures.reach import require_servers, trouble
 from flows.failures.servers import PREFECT, SERVERS, STORE
 from magic141.cluster.address import ray_address_trouble
 from magic141.errors import UserError
+from tests.http_servers import Handler, serving
 from tests.ports import free_port
 
 
-class Health(BaseHTTPRequestHandler):
+class Health(Handler):
     """MLflow at /, Prefect at /api, a web page at /page; /secret wants a password; /broken fails; no more is there."""
 
     def do_GET(self) -> None:
         bodies = {"/health": b"OK", "/api/health": b"true", "/page/health": b"<html>"}
-        self.send_response(
-            {"/secret/health": 401, "/broken/health": 503}.get(self.path, 200 if self.path in bodies else 404)
-        )
-        self.end_headers()
-        self.wfile.write(bodies.get(self.path, b""))
-
-    def log_message(self, *_: object) -> None:
-        pass
+        refusals = {"/secret/health": 401, "/broken/health": 503}
+        self.answer(200 if self.path in bodies else refusals.get(self.path, 404), bodies.get(self.path, b""))
 
 
 @pytest.fixture
 def server() -> Iterator[str]:
-    with serving(HTTPServer(("127.0.0.1", 0), Health)) as port:
-        yield f"http://127.0.0.1:{port}"
-
-
-@contextmanager
-def serving(httpd: HTTPServer) -> Iterator[int]:
-    """The server's port, while it answers."""
-    thread = Thread(target=httpd.serve_forever)
-    thread.start()
-    yield httpd.server_port
-    httpd.shutdown()
-    thread.join()
-    httpd.server_close()
+    with serving(HTTPServer(("127.0.0.1", 0), Health)) as httpd:
+        yield f"http://127.0.0.1:{httpd.server_port}"
 
 
 def own_certificate(folder: Path) -> ssl.SSLContext:
@@ -90,8 +72,8 @@ def test_a_server_that_answers_is_fine(server: str, path: str, monkeypatch: pyte
 def test_a_certificate_is_the_clients_business(variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     httpd = HTTPServer(("127.0.0.1", 0), Health)
     httpd.socket = own_certificate(tmp_path).wrap_socket(httpd.socket, server_side=True)
-    with serving(httpd) as port:
-        monkeypatch.setenv(variable, f"https://localhost:{port}")
+    with serving(httpd):
+        monkeypatch.setenv(variable, f"https://localhost:{httpd.server_port}")
         require_servers()
 
 
