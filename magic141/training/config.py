@@ -123,9 +123,10 @@ class TrainConfig(FrozenConfig):
     def _passes_divide(self) -> TrainConfig:
         clips, size = self.clips_per_worker, self.clips_per_pass
         if clips % size:
+            fitting = max(n for n in range(1, min(size, clips) + 1) if clips % n == 0)
             raise ValueError(
                 f"placement.clips_per_pass = {size}: expected a divisor of {clips}, a worker's clips of an update "
-                f"(batch_size / placement.num_workers); use {max(n for n in range(1, size + 1) if clips % n == 0)}"
+                f"(batch_size / placement.num_workers); use {fitting}"
             )
         return self
 

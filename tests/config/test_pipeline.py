@@ -103,6 +103,7 @@ MISTAKES = {
     "data.width=40": "data.width = 40: not divisible by codec factor 8 x model.patch_size 2; use a multiple of 16",
     "model.window_frames=8": "model.window_frames = 8: the codec needs 2*k+1 frames; use 7 or 9",
     "model.window_frames=15": "model.window_frames = 15: longer than data.num_frames = 13; use at most 13",
+    "pretrain_t2v.placement.clips_per_pass=1" + "0" * 30: "expected a divisor of 8, a worker's clips of an update",
     "pretrain_t2v.batch_size=7": "pretrain_t2v.batch_size = 7: not divisible by placement.num_workers = 2",
     "distill_cfg.batch_size=6002": "distill_cfg.batch_size = 6002: the corpus has data.shapes.num_train = 6000 clips",
     "distill_dmd2.first_exit_fraction=0.5": "final_exit_fraction = 0.7 and first_exit_fraction = 0.5 are more than",
