@@ -6,11 +6,9 @@ import difflib
 import itertools
 import json
 from collections.abc import Iterable, Mapping
-from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 
@@ -49,20 +47,25 @@ def _line(details: ErrorDetails, model: type[BaseModel], source: str) -> str:
             return message if not path or message.startswith(path) else f"{path}.{message}"
         return f"{path} = {_show(details['input'])}: {message}; {remedy}"
     if details["type"] == "model_type":
-        if details["input"] is None:
+        if details["input"] is None and isinstance(details["loc"][-1], str):
             return f"{path}: empty, expected fields; remove the line from {source} to take the defaults"
         return f"{path} = {_show(details['input'])}: expected a section of fields; change it in {source}"
-    if details["type"] == "tuple_type":
-        return f"{path} = {_show(details['input'])}: expected a list in brackets, such as [4, 1]; {remedy}"
     if details["type"] == "missing":
         return f"{path}: not set, but required; set it in {source} or with {option}"
-    expected = (
-        details["msg"]
-        .replace("Input should be", "expected")
-        .replace("String should", "expected to")
-        .replace("Value error, ", "")
-    )
-    return f"{path} = {_show(details['input'])}: {expected}{_meaning(model, details['loc'])}; {remedy}"
+    return f"{path} = {_show(details['input'])}: {_expected(details)}{_meaning(model, details['loc'])}; {remedy}"
+
+
+def _expected(details: ErrorDetails) -> str:
+    """Pydantic's message, without its names of Python's types."""
+    limits = details.get("ctx", {})
+    lists = {
+        "path_type": "expected a path",
+        "tuple_type": "expected a list in brackets, such as [4, 1]",
+        "too_short": f"expected {limits.get('min_length')} or more values in brackets",
+        "too_long": f"expected {limits.get('max_length')} or fewer values in brackets",
+    }
+    message = lists.get(details["type"], details["msg"])
+    return message.replace("Input should be", "expected").replace("String should", "expected to")
 
 
 def _option(loc: tuple[int | str, ...]) -> str:
@@ -93,16 +96,17 @@ def _meaning(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
 
 
 def _model_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> type[BaseModel]:
-    for part in loc:
-        field = model.model_fields.get(str(part))
-        inner = _inner_model(field) if field else None
+    for name in (part for part in loc if isinstance(part, str)):  # the others are places in a list
+        field = model.model_fields.get(name)
+        inner = _inner_model(field.annotation) if field else None
         if inner is None:
             return model
         model = inner
     return model
 
 
-def _inner_model(field: FieldInfo) -> type[BaseModel] | None:
-    annotation: Any = field.annotation
-    options = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
-    return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+def _inner_model(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field is, may be, or is a list of."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_inner_model, get_args(annotation))), None)

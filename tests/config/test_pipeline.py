@@ -153,7 +153,15 @@ MISTAKES = {
     "data": "--set data: expected SECTION.FIELD=VALUE",
     "distill_dmd2=": "distill_dmd2: empty, expected fields; remove the line from demo.yaml to take the defaults",
     "model=3": "model = 3: expected a section of fields; change it in demo.yaml",
-    "generate.few_steps=4,1": "generate.few_steps = '4,1': expected a list in brackets, such as [4, 1]; change it in",
+    "generate.few_steps=4,1": "generate.few_steps = '4,1': expected a list in brackets, such as [4, 1] (smaller",
+    "generate.few_steps=[]": "generate.few_steps = []: expected 1 or more values in brackets (smaller numbers of "
+    "steps, for every model); change it in demo.yaml or with --set generate.few_steps=VALUE",
+    "model.rope_axes_dim=[8, 8, 8, 8]": "rope_axes_dim = [8, 8, 8, 8]: expected 3 or fewer values in brackets (rotary",
+    "workspace=3": "workspace = 3: expected a path (folder of artifacts",
+    "publish.gate=[{metric: a, better: lower, limt: 1}]": "publish.gate.0.limt = 1: unknown field in 'publish.gate.0'; "
+    "did you mean 'limit'?",
+    "publish.gate=[{metric: a, better: lowr}]": "publish.gate.0.better = 'lowr': expected 'higher' or 'lower' (which",
+    "publish.gate=[null]": "publish.gate.0 = null: expected a section of fields; change it in demo.yaml",
 }
 
 
