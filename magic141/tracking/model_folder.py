@@ -11,6 +11,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.models.model import MLMODEL_FILE_NAME
 from mlflow.pyfunc import add_to_model
 from mlflow.types import ColSpec, DataType, Schema
+from mlflow.types.schema import AnyType
 
 import magic141
 
@@ -20,8 +21,10 @@ _SIGNATURE = ModelSignature(
         [
             ColSpec(DataType.binary, "image"),
             ColSpec(DataType.string, "prompt"),
-            ColSpec(DataType.double, "seconds", required=False),
-            ColSpec(DataType.long, "seed", required=False),
+            # Any, because pandas turns integers beside a missing value into floats, and MLflow takes neither for the
+            # other: the model checks these two itself.
+            ColSpec(AnyType(), "seconds", required=False),
+            ColSpec(AnyType(), "seed", required=False),
         ]
     ),
     Schema([ColSpec(DataType.string, "video")]),

@@ -71,8 +71,27 @@ def test_rows_of_every_kind_become_videos(model: mlflow.pyfunc.PyFuncModel, imag
 
 
 @pytest.mark.parametrize(
+    "seeds", [[7, None], pd.Series([7, None], dtype="Int64"), pd.Series([7, pd.NA], dtype=object), [7.0, float("nan")]]
+)
+def test_a_row_without_a_seed_beside_one_with_it_has_seed_0(
+    model: mlflow.pyfunc.PyFuncModel, image: bytes, seeds: object
+) -> None:
+    rows = {"image": [image] * 2, "prompt": [PROMPT] * 2}
+    with_seed, without = model.predict(pd.DataFrame({**rows, "seed": seeds}))
+    assert [with_seed, without] == model.predict(pd.DataFrame({**rows, "seed": [7, 0]}))
+    assert with_seed != without
+
+
+def test_whole_seconds_need_no_decimal_point(model: mlflow.pyfunc.PyFuncModel, image: bytes) -> None:
+    (made,) = model.predict(pd.DataFrame({"image": [image], "prompt": [PROMPT], "seconds": [1]}))
+    assert num_frames(made["video"]) == 8
+
+
+@pytest.mark.parametrize(
     ("row", "message"),
     [
+        ({"seed": 1.5}, "row 1: seed = 1.5: expected a whole number from 0 to 4294967295; change it, or leave it out"),
+        ({"seed": "one"}, "row 1: seed = one: expected a whole number"),
         ({"image": "cat.png!"}, "row 1: image = 8 characters: expected bytes, or their base64 text"),
         ({"image": b"no picture"}, "row 1: image = 10 bytes: expected a readable picture"),
         ({"prompt": " "}, "row 1: prompt = (empty)"),
@@ -82,7 +101,7 @@ def test_rows_of_every_kind_become_videos(model: mlflow.pyfunc.PyFuncModel, imag
 def test_bad_rows_are_user_errors(
     model: mlflow.pyfunc.PyFuncModel, image: bytes, row: dict[str, object], message: str
 ) -> None:
-    good = {"image": image, "prompt": PROMPT, "seconds": 1.0}
+    good = {"image": image, "prompt": PROMPT, "seconds": 1.0, "seed": None}
     with pytest.raises(UserError) as caught:
         model.predict(pd.DataFrame([good, {**good, **row}]))
     assert message in str(caught.value)
