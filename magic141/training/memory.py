@@ -60,16 +60,13 @@ def activation_bytes(config: TrainConfig, model: TransformerConfig, num_tokens: 
     kernel, which does not store its matrix.
     """
     size = BF16 if config.precision == "bf16" else FP32
-    # the discriminator's losses on real and on made clips are of the same backward pass as the fake score's own
-    num_passes = 3 if isinstance(config, Dmd2Config) and config.is_adversarial else 1
     blocks, ratio = model.num_layers + model.num_single_layers, model.mlp_ratio
     if config.placement.gradient_checkpointing:
         branches = 12 if isinstance(config, Dmd2Config) and config.fake_score == "lora" else 0
         per_channel = blocks * size + 60 + 12 * ratio + branches
     else:
         per_channel = blocks * (50 + 8 * ratio) + 40
-    num_clips = num_passes * config.clips_per_pass
-    return int(num_clips * num_tokens * model.num_attention_heads * model.attention_head_dim * per_channel)
+    return int(config.clips_per_pass * num_tokens * model.num_attention_heads * model.attention_head_dim * per_channel)
 
 
 def trained_bytes(

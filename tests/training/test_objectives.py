@@ -128,8 +128,8 @@ def test_a_fake_score_that_leads_to_the_generated_clips_has_nothing_to_learn(fol
     made, losses = batch.x0 + 2, []
     for led_to in (made, batch.x0):
         dmd2.guided = Leading(batch.x0, led_to)  # type: ignore[assignment]
-        loss, _ = dmd2.fake_loss(Generated(made, batch, w, exit_step=0), step_generator(0, 1))(slice(0, 4))
-        losses.append(float(loss))
+        (loss_of,) = dmd2.fake_losses(Generated(made, batch, w, exit_step=0), step_generator(0, 1))
+        losses.append(float(loss_of(slice(0, 4))[0]))
     assert losses[0] == pytest.approx(0, abs=1e-6)
     assert losses[1] > 2**2, "the real clips are not what it is asked for"
 
@@ -167,8 +167,8 @@ def test_the_other_terms_have_their_weights_and_signs(folders: Path, tmp_path: P
     dmd2 = build(folders, tmp_path, generator_input="noised_real", regression_weight=0.5, adversarial_weight=0.25)
     batch, w = batch_of(dmd2), Guidance.fixed(dmd2.config, 4)
     noise = dmd2.discriminator.noise(batch.x0, step_generator(0, 1))
-    losses = dmd2.other_losses(batch.x0 + 2, batch, w, noise)
-    adversarial = dmd2.discriminator.generator_loss(batch.x0 + 2, batch, w, noise)
+    loss_of = dmd2.discriminator.generator_loss(batch.x0 + 2, batch, w, noise)
+    losses, adversarial = dmd2.other_losses(batch.x0 + 2, batch, loss_of), loss_of(batch.x0 + 2)
     assert float(losses["regression_loss"]) == pytest.approx(0.5 * 4, rel=1e-5)
     assert float(losses["adversarial_loss"]) == pytest.approx(0.25 * float(adversarial))
     assert float(adversarial) > 0

@@ -6,7 +6,9 @@ with the head where the sibling paper draws it, after the last double-stream blo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,17 +21,21 @@ from magic141.training.dmd2.backward_simulation import Generated
 from magic141.training.dmd2.config import Dmd2Config
 from magic141.training.dmd2.distribution_matching import Noise, score_times
 from magic141.training.dmd2.networks import Guidance, GuidedScores
+from magic141.training.engines.accumulation import LossOfPart
 from magic141.training.engines.engine import Engine
 
-
-def discriminator_loss(real: Tensor, generated: Tensor) -> Tensor:
-    """`-log D(real) - log(1 - D(generated))` of logits of any shape; 2*log 2 for a head that cannot tell them apart."""
-    return softplus(-real).mean() + softplus(generated).mean()
+AdversarialLoss = Callable[[Tensor], Tensor]
+"""The generator's loss of clips [B, C, T, h, w], near those around which it was made."""
 
 
-def generator_loss(generated: Tensor) -> Tensor:
-    """`-log D(generated)` of logits of any shape: the non-saturating loss."""
-    return softplus(-generated).mean()
+def real_loss(logits: Tensor) -> Tensor:
+    """`-log D` of logits of any shape: the head's loss on real clips, and the generator's non-saturating loss."""
+    return softplus(-logits).mean()
+
+
+def generated_loss(logits: Tensor) -> Tensor:
+    """`-log(1 - D)` of logits of any shape: the head's loss on generated clips."""
+    return softplus(logits).mean()
 
 
 @dataclass(frozen=True)
@@ -52,22 +58,33 @@ class Discriminator:
         sigma = score_times(x, self.config, rng) if noised else torch.zeros(len(x), device=x.device)
         return Noise(randn_like(x, rng), sigma)
 
-    def noises(self, x: Tensor, rng: torch.Generator) -> tuple[Noise, Noise]:
-        """Noise for the real clips of a batch, and for the generated ones x [B, C, T, h, w]."""
-        return self.noise(x, rng), self.noise(x, rng)
+    def losses(self, kept: Generated, rng: torch.Generator) -> list[LossOfPart]:
+        """The head's losses on the real clips of a batch and on the generated ones; draws their noise from `rng`."""
+        for_real, for_generated = self.noise(kept.batch.x0, rng), self.noise(kept.x0, rng)
+        return [
+            partial(self._loss, real_loss, kept.batch.x0, kept, for_real),
+            partial(self._loss, generated_loss, kept.x0, kept, for_generated),
+        ]
 
-    def loss(self, kept: Generated, for_real: Noise, for_generated: Noise) -> Tensor:
-        """The head's loss in telling the real clips of a batch from the generated ones."""
-        real = self.logits(self.fake, kept.batch.x0, kept.batch, kept.w, for_real)
-        return discriminator_loss(real, self.logits(self.fake, kept.x0, kept.batch, kept.w, for_generated))
+    def _loss(
+        self, loss_of: Callable[[Tensor], Tensor], x: Tensor, kept: Generated, noise: Noise, rows: slice
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        part = kept.part(rows)
+        with self.fake.autocast():
+            loss = loss_of(self.logits(self.fake, x[rows], part.batch, part.w, noise.part(rows)))
+        return self.config.discriminator_weight * loss, {"discriminator_loss": loss}
 
-    def generator_loss(self, x: Tensor, batch: Batch, w: Guidance, noise: Noise) -> Tensor:
-        """The generator's adversarial loss; its gradient reaches x alone, not the fake score's weights."""
+    def generator_loss(self, x: Tensor, batch: Batch, w: Guidance, noise: Noise) -> AdversarialLoss:
+        """The generator's adversarial loss around its clips x [B, C, T, h, w], as a linear function of clips.
+
+        Its gradient reaches the clips alone, not the fake score's weights, whose graph is gone when this returns.
+        """
         leaf = x.detach().requires_grad_()
         with self.fake.autocast():
-            loss = generator_loss(self.logits(self.guided.scores, leaf, batch, w, noise))
+            loss = real_loss(self.logits(self.guided.scores, leaf, batch, w, noise))
         (gradient,) = torch.autograd.grad(loss, leaf)
-        return loss.detach() + ((x - leaf.detach()) * gradient).sum()
+        value, place = loss.detach(), leaf.detach()
+        return lambda clips: value + ((clips - place) * gradient).sum()
 
     def logits(self, network: Any, x: Tensor, batch: Batch, w: Guidance, noise: Noise) -> Tensor:
         """The head's logits [B, tokens] for latents x [B, C, T, h, w]; `network` is the scores or their engine."""

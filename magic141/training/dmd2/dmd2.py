@@ -22,7 +22,7 @@ from magic141.diffusion.flow import velocity_target, x0_from_velocity
 from magic141.diffusion.samplers import ChainStep, randn_like
 from magic141.training.batches import Batch, BatchMaker
 from magic141.training.context import TrainContext, sum_over_workers
-from magic141.training.dmd2.adversarial import Discriminator
+from magic141.training.dmd2.adversarial import AdversarialLoss, Discriminator
 from magic141.training.dmd2.backward_simulation import BackwardSimulation, Generated, Simulated
 from magic141.training.dmd2.collapse import CollapseWatch
 from magic141.training.dmd2.distribution_matching import Noise, dmd2_gradient, dmd2_loss, score_times
@@ -144,28 +144,22 @@ class Dmd2:
         for _ in range(num_updates):
             kept = self.replay[int(torch.randint(len(self.replay), (), generator=rng))]
             self.scores.set_exit(kept.exit_step)
-            values = self.parts.accumulate(self.fake, self.fake_loss(kept, rng))
+            values = self.parts.accumulate(self.fake, *self.fake_losses(kept, rng))
             norms.append(self.fake.step())
         return {**values, "fake_grad_norm": torch.tensor(norms).max()}
 
-    def fake_loss(self, kept: Generated, rng: torch.Generator) -> LossOfPart:
-        """The fake score's loss on the generated clips, with the discriminator's; draws their noise from `rng`."""
+    def fake_losses(self, kept: Generated, rng: torch.Generator) -> list[LossOfPart]:
+        """The fake score's loss on the generated clips, and the discriminator's; draws their noise from `rng`."""
         own = Noise(randn_like(kept.x0, rng), score_times(kept.x0, self.config, rng))
-        head_noises = self.discriminator.noises(kept.x0, rng) if self.config.is_adversarial else None
 
         def loss_of(rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
             made, noise = kept.part(rows), own.part(rows)
             with self.fake.autocast():
                 u = self.guided.fake(self.fake, noise.on(made.x0), noise.sigma, made.batch, made.w)
                 loss = mse_loss(u, velocity_target(made.x0, noise.noise))
-                if head_noises is None:
-                    return loss, {"fake_loss": loss}
-                for_real, for_generated = head_noises
-                discriminator_loss = self.discriminator.loss(made, for_real.part(rows), for_generated.part(rows))
-            total = loss + self.config.discriminator_weight * discriminator_loss
-            return total, {"fake_loss": loss, "discriminator_loss": discriminator_loss}
+            return loss, {"fake_loss": loss}
 
-        return loss_of
+        return [loss_of, *(self.discriminator.losses(kept, rng) if self.config.is_adversarial else ())]
 
     def update_generator(self, state: ChainStep, made: Generated, rng: torch.Generator) -> dict[str, Tensor | float]:
         """One generator update; `made` are its clips from the chain's `state`."""
@@ -176,9 +170,12 @@ class Dmd2:
 
         def loss_of(rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
             part = made.part(rows)
+            adversarial = None
+            if head_noise:  # first, so that the graphs of fake score and generator are not in memory together
+                adversarial = self.discriminator.generator_loss(part.x0, part.batch, part.w, head_noise.part(rows))
             x0 = self.chain.clean_estimate(state.part(rows), part.batch, part.w)
             loss = dmd2_loss(x0, gradient[rows])
-            others = self.other_losses(x0, part.batch, part.w, head_noise.part(rows) if head_noise else None)
+            others = self.other_losses(x0, part.batch, adversarial)
             return sum(others.values(), loss), {"loss": loss, **others}
 
         losses = self.parts.accumulate(self.generator, loss_of)
@@ -194,12 +191,11 @@ class Dmd2:
             real = self.parts.over(self.guided.real, batch, w)(x_t, sigma)
         return dmd2_gradient(x, x0_from_velocity(x_t, real, sigma), x0_from_velocity(x_t, fake, sigma))
 
-    def other_losses(self, x: Tensor, batch: Batch, w: Guidance, head_noise: Noise | None) -> dict[str, Tensor]:
-        """The weighted adversarial and regression losses, if switched on; the head sees x with `head_noise`."""
+    def other_losses(self, x: Tensor, batch: Batch, adversarial: AdversarialLoss | None) -> dict[str, Tensor]:
+        """The weighted adversarial and regression losses of clips x [B, C, T, h, w], if switched on."""
         config, losses = self.config, {}
-        if head_noise is not None:
-            adversarial = self.discriminator.generator_loss(x, batch, w, head_noise)
-            losses["adversarial_loss"] = config.adversarial_weight * adversarial
+        if adversarial is not None:
+            losses["adversarial_loss"] = config.adversarial_weight * adversarial(x)
         if config.regression_weight > 0:
             losses["regression_loss"] = config.regression_weight * mse_loss(x, batch.x0)
         return losses

@@ -54,18 +54,23 @@ class Parts:
         """The parts of `num_clips` clips; the last may be smaller."""
         return [slice(start, min(start + self.size, num_clips)) for start in range(0, num_clips, self.size)]
 
-    def accumulate(self, engine: Engine, loss_of: LossOfPart) -> dict[str, Tensor]:
+    def accumulate(self, engine: Engine, *terms: LossOfPart) -> dict[str, Tensor]:
         """Runs all forward and backward passes of an update.
 
         Their gradients add up to the gradient of the mean loss over the whole batch.
 
+        Args:
+            engine: the network in training.
+            terms: the summands of the loss. Each has a backward pass of its own, so that only one graph is in memory.
+
         Returns:
-            The metrics' means over the whole batch, without a graph.
+            The metrics' means over the whole batch, without a graph; those that several terms have are added up.
         """
         means: dict[str, Tensor] = {}
-        for rows in self.slices(self.num_clips):
+        passes = [(rows, loss_of) for rows in self.slices(self.num_clips) for loss_of in terms]
+        for num_done, (rows, loss_of) in enumerate(passes, 1):
             loss, metrics = loss_of(rows)
-            engine.backward(loss / self.num, last=rows.stop == self.num_clips)
+            engine.backward(loss / self.num, last=num_done == len(passes))
             for name, value in metrics.items():
                 share = value.detach() / self.num
                 means[name] = means[name] + share if name in means else share

@@ -42,7 +42,7 @@ class Engine(Protocol):
         """Accumulate gradients of `loss`.
 
         Args:
-            loss: the mean over this worker's clips, or a summand of it if the clips are taken in several passes.
+            loss: the mean over this worker's clips, or a summand of it: of some clips, or one term of several.
             last: whether this is the last pass before `step`.
         """
         ...

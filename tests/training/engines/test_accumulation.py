@@ -183,6 +183,15 @@ def test_the_engine_is_told_the_last_pass() -> None:
     assert float(mean["loss"]) == 4.0
 
 
+def test_every_term_has_its_pass_and_figures_of_the_same_name_add_up() -> None:
+    told: list[tuple[float, bool]] = []
+    engine: Any = type("Recorder", (), {"backward": lambda _, loss, last: told.append((float(loss), last))})()
+    values = torch.tensor([1.0, 3.0, 5.0, 7.0])
+    terms = [lambda rows, sign=sign: (sign * values[rows].mean(), {"sum": values[rows].mean()}) for sign in (1, -1)]
+    assert float(Parts(size=2, num=2).accumulate(engine, *terms)["sum"]) == 8.0
+    assert told == [(1.0, False), (-1.0, False), (3.0, False), (-3.0, True)]
+
+
 @pytest.mark.parametrize(("size", "remedy"), [(3, 2), (5, 4), (8, 4)])
 def test_passes_of_unequal_size_are_refused(size: int, remedy: int) -> None:
     placement = {"engine": "ddp", "num_workers": 2, "clips_per_pass": size}
