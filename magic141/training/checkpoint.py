@@ -11,8 +11,7 @@ import json
 import re
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -57,8 +56,8 @@ class CheckpointInfo:
 class CheckpointStore(Protocol):
     """Where checkpoints are kept. Both methods are called on all workers."""
 
-    def latest(self) -> AbstractContextManager[Path | None]:
-        """The newest complete checkpoint's folder, readable inside the context; None on a fresh start."""
+    def latest(self) -> Path | None:
+        """The newest complete checkpoint's folder; None on a fresh start."""
         ...
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
@@ -72,14 +71,13 @@ class LocalStore:
     def __init__(self, folder: Path, num_to_keep: int) -> None:
         self.folder, self.num_to_keep = folder, num_to_keep
 
-    @contextmanager
-    def latest(self) -> Iterator[Path | None]:
+    def latest(self) -> Path | None:
         """The newest checkpoint that is whole."""
         kept = self._complete()
         whole = next((folder for folder in reversed(kept) if is_whole(folder)), None)
         if kept and whole is None:
             raise damaged(kept)
-        yield whole
+        return whole
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
         """Write to a temporary folder, rename it, delete the oldest checkpoints."""
@@ -142,7 +140,7 @@ def read_checkpoint(folder: Path, objective: Objective, meter: Meter, context: T
 def is_whole(folder: Path) -> bool:
     """Whether no file that a checkpoint needs is missing or was cut short, as by a machine that lost its power.
 
-    Files of workers that it does not have may be there, left by an earlier upload of the same step.
+    Files of workers that it does not have do not matter.
     """
     try:
         ranks = range(read_info(folder).world_size)

@@ -87,11 +87,10 @@ class _Loop:
 
     def resume(self) -> int:
         """The number of steps done by earlier attempts, whose state is put back."""
-        with self.store.latest() as folder:
-            info = read_checkpoint(folder, self.objective, self.since_check, self.context) if folder else None
-            barrier(self.context)  # no worker goes on before all have read: the folder may be temporary
-        if info is None:
+        folder = self.store.latest()
+        if folder is None:
             return self.objective.first_step
+        info = read_checkpoint(folder, self.objective, self.since_check, self.context)
         self.usage.add(info)
         self.skipped.num_skipped = info.num_skipped
         return info.step
@@ -169,7 +168,7 @@ class _Loop:
             num_skipped=self.skipped.num_skipped,
         )
         self.store.save(done, lambda aside: write_checkpoint(aside, self.objective, self.since_check, context, info))
-        barrier(context)  # a worker that ended now, for a collapse, would end the others while they upload
+        barrier(context)  # a worker that ended now, for a collapse, would end the others while they save
 
 
 def _require_finite(values: Mapping[str, Tensor | float], step: int, config: TrainConfig) -> None:

@@ -1,70 +1,64 @@
-"""Checkpoints of a training on Ray Train workers: which one a run continues from."""
+"""Checkpoints of a training on Ray Train workers: which one a run continues from.
+
+All workers write into the same folder of the run, which they share. What makes a checkpoint of it is Ray's list: Ray
+enters it when all workers have reported it, and afterwards deletes the oldest one.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import uuid
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch.distributed as dist
 
-from magic141.artifacts.digests import sha256_text
 from magic141.errors import UserError
 from magic141.training.checkpoint import damaged, is_whole, step_name
-
-if TYPE_CHECKING:
-    from ray.train import Checkpoint
 
 LIST_FILE = "checkpoint_manager_snapshot.json"  # Ray's name
 
 
 class RayStore:
-    """Checkpoints through Ray Train, which merges all workers' files into run_dir/step-XXXXXX.
+    """Checkpoints that Ray Train lists, in run_dir/step-XXXXXX-ATTEMPT.
+
+    No attempt writes into a folder of another one's: it may be damaged and on Ray's list, or a worker that is believed
+    dead may still write there.
 
     Args:
-        run_dir: folder of the training.
+        run_dir: folder of the training, which all workers share.
         rank: number of this worker.
-        launch_id: names this launch.
     """
 
-    def __init__(self, run_dir: Path, rank: int, launch_id: str) -> None:
-        self._launch_id = launch_id
-        self._suffix = ""
-        # always the same: what a worker that was killed while it wrote has left there goes when the next one comes
-        self._aside = Path(tempfile.gettempdir()) / f"magic141-{sha256_text(str(run_dir))[:16]}-{rank}"
+    def __init__(self, run_dir: Path, rank: int) -> None:
+        self._run_dir, self._rank = run_dir, rank
+        self._attempt = ""  # named by `latest`
 
-    @contextmanager
-    def latest(self) -> Iterator[Path | None]:
+    def latest(self) -> Path | None:
         """The newest checkpoint that Ray has committed and that is whole, on all workers the same."""
-        shutil.rmtree(self._aside, ignore_errors=True)
-        committed = _committed_checkpoints()
-        if not committed:
-            yield None
-            return
-        place = _for_all(next((place for place, one in enumerate(committed) if _readable(one)), len(committed)))
-        if place == len(committed):
-            raise damaged([one.path for one in committed])
-        if place > 0:  # Ray deletes the damaged one later, by its name: nothing else may have it
-            self._suffix = f"-{self._launch_id[:8]}"
-        with committed[place].as_directory() as folder:
-            yield Path(folder)
+        committed = _committed_folders()
+        if self._rank == 0:
+            _remove_uncommitted(self._run_dir, committed)
+        place = next((place for place, folder in enumerate(committed) if is_whole(folder)), len(committed))
+        places, attempts = zip(*_gathered((place, uuid.uuid4().hex[:8])), strict=True)
+        self._attempt = attempts[0]
+        place = max(places)  # where a worker finds damage, none continues
+        if committed and place == len(committed):
+            raise damaged(committed)
+        return committed[place] if committed else None
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
-        """Write this worker's part and report it; other workers may still upload theirs."""
+        """Write this worker's part and report it; others may still write theirs."""
         import ray.train
 
-        self._aside.mkdir(mode=0o700)
-        try:
-            write(self._aside)
-            checkpoint = ray.train.Checkpoint.from_directory(self._aside)
-            name = step_name(step) + self._suffix
-            ray.train.report({"step": step}, checkpoint=checkpoint, checkpoint_dir_name=name)
-        finally:
-            shutil.rmtree(self._aside, ignore_errors=True)
+        folder = self._run_dir / f"{step_name(step)}-{self._attempt}"
+        folder.mkdir(exist_ok=True)
+        write(folder)
+        checkpoint = ray.train.Checkpoint.from_directory(folder)
+        in_place = ray.train.CheckpointUploadMode.NO_UPLOAD
+        ray.train.report({"step": step}, checkpoint=checkpoint, checkpoint_upload_mode=in_place)
 
 
 def require_readable_list(run_dir: Path) -> None:
@@ -81,24 +75,27 @@ def require_readable_list(run_dir: Path) -> None:
         ) from None
 
 
-def _committed_checkpoints() -> list[Checkpoint]:
+def _committed_folders() -> list[Path]:
     """The checkpoints that Ray keeps, newest first."""
     import ray.train
 
     if ray.train.get_checkpoint() is None:
         return []
-    return [reported.checkpoint for reported in reversed(ray.train.get_all_reported_checkpoints())]
+    return [Path(reported.checkpoint.path) for reported in reversed(ray.train.get_all_reported_checkpoints())]
 
 
-def _readable(checkpoint: Checkpoint) -> bool:
-    with checkpoint.as_directory() as folder:
-        return is_whole(Path(folder))
+def _remove_uncommitted(run_dir: Path, committed: list[Path]) -> None:
+    """Removes what a kill has left: a checkpoint not yet on Ray's list, or no longer on it but not yet deleted."""
+    kept = {folder.name for folder in committed}
+    for folder in run_dir.glob("step-*"):
+        if folder.name not in kept:
+            shutil.rmtree(folder, ignore_errors=True)  # what cannot be removed now is in nobody's way
 
 
-def _for_all(place: int) -> int:
-    """The largest of the workers' places, so that all continue from the same checkpoint."""
-    places = [place]
+def _gathered(mine: Any) -> list[Any]:
+    """The values of all workers, by rank."""
+    values = [mine]
     if dist.is_initialized():
-        places *= dist.get_world_size()
-        dist.all_gather_object(places, place)
-    return max(places)
+        values *= dist.get_world_size()
+        dist.all_gather_object(values, mine)
+    return values

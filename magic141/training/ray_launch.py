@@ -106,7 +106,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any] | str:
         return refusal
     torch.set_num_threads(task.config.placement.threads_per_worker)
     context = TrainContext(rank, world_size, get_device(), task.run_dir, task.seed, task.config.placement)
-    store = RayStore(task.run_dir, rank, task.launch_id)
+    store = RayStore(task.run_dir, rank)
     try:
         return asdict(run_training(task.spec, task.config, context, store, task.launch_id))
     except UserError as mistake:

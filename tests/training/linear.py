@@ -48,6 +48,7 @@ class LinearSpec:
     mistake: str = ""
     crash_at: int | None = None
     kill_once_at: int | None = None
+    kill_once_saving: int | None = None  # a checkpoint of this step, half of which is then written
     bad_steps: tuple[int, ...] = ()
     first_step: int = 0
 
@@ -63,7 +64,7 @@ class LinearRegression:
     def __init__(self, spec: LinearSpec, context: TrainContext) -> None:
         self.spec, self.context = spec, context
         self.judged: list[int] = []
-        self.first_step = spec.first_step
+        self.first_step = self.current_step = spec.first_step
         config = spec.config
         generator = torch.Generator().manual_seed(0)
         self.x = torch.randn(NUM_POINTS, WIDTH, generator=generator)
@@ -79,7 +80,9 @@ class LinearRegression:
     def step(self, step: int) -> dict[str, Tensor | float]:
         if step == self.spec.crash_at:
             raise ZeroDivisionError("the objective broke")
-        self._kill_once(step)
+        self.current_step = step
+        if step == self.spec.kill_once_at:
+            self._kill_once()
         x = self.x[self.sampler.indices(step - self.first_step)]
         if step in self.spec.bad_steps:
             x[0] = float("inf")
@@ -115,6 +118,8 @@ class LinearRegression:
         return () if self.engine.sharded else ("ema",)
 
     def state_dict(self) -> dict[str, Any]:
+        if self.current_step + 1 == self.spec.kill_once_saving:
+            self._kill_once()
         return {"ema": self.ema.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -125,11 +130,10 @@ class LinearRegression:
         if self.context.is_main:
             torch.save({"ema": weights}, folder / "weights.pt")
 
-    def _kill_once(self, step: int) -> None:
+    def _kill_once(self) -> None:
         """The last worker's process dies, the first time only."""
         marker = self.context.run_dir / "killed"
-        last = self.context.rank == self.context.world_size - 1
-        if step == self.spec.kill_once_at and last and not marker.exists():
+        if self.context.rank == self.context.world_size - 1 and not marker.exists():
             marker.touch()
             self._wait_for_commit()
             os._exit(1)
@@ -137,8 +141,7 @@ class LinearRegression:
     def _wait_for_commit(self) -> None:
         """Ray's controller commits a checkpoint a moment after the workers have reported it."""
         every = self.spec.config.checkpoint_every_steps
-        assert self.spec.kill_once_at is not None
-        name = f"step-{self.spec.kill_once_at // every * every:06d}"
+        name = f"step-{self.current_step // every * every:06d}"
         snapshot = self.context.run_dir / "checkpoint_manager_snapshot.json"
         while not snapshot.exists() or name not in snapshot.read_text():
             time.sleep(0.1)

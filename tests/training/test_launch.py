@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,10 @@ def run(tmp_path: Path, name: str, **placement: Any) -> TrainResult:
     return launch(LinearSpec(config, noise=0.0), config, tmp_path / name, NullLog(), seed=0)
 
 
+def checkpoints(run_dir: Path) -> list[str]:
+    return sorted(folder.name for folder in run_dir.glob("step-*"))
+
+
 def losses(result: TrainResult) -> list[float]:
     return [json.loads(line)["loss"] for line in result.metrics_file.read_text().splitlines()]
 
@@ -63,16 +68,26 @@ def test_two_workers_give_the_loss_curve_of_one_even_when_one_is_killed(tmp_path
     assert all(torch.equal(left[name], right[name]) for name in left)
 
 
-def test_deepspeed_leaves_broken_gradients_out_and_goes_on_when_a_worker_is_killed(tmp_path: Path) -> None:
+def test_deepspeed_leaves_broken_gradients_out_and_goes_on_when_a_worker_is_killed_as_it_saves(tmp_path: Path) -> None:
     config = linear_config(launcher="local", engine="plain", num_workers=1)
     plain = launch(LinearSpec(config, noise=0.0, bad_steps=(3,)), config, tmp_path / "plain", NullLog(), seed=0)
     config = linear_config(launcher="ray", engine="deepspeed", num_workers=2, zero_stage=3)
-    spec = LinearSpec(config, noise=0.0, bad_steps=(3,), kill_once_at=7)
+    spec = LinearSpec(config, noise=0.0, bad_steps=(3,), kill_once_saving=10)
     killed = launch(spec, config, tmp_path / "killed", NullLog(), seed=0)
     assert killed.resumed_from_step == 5
     assert losses(killed) == pytest.approx(losses(plain), rel=1e-3)
     left, right = (torch.load(result.export / "weights.pt")["ema"] for result in (plain, killed))
     torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-4)
+
+
+def test_a_worker_killed_while_it_saves_leaves_the_checkpoint_before_and_nothing_else(tmp_path: Path) -> None:
+    config = linear_config(launcher="ray", engine="plain", num_workers=1)
+    spec = LinearSpec(config, noise=0.0, kill_once_saving=10)
+    killed = launch(spec, config, tmp_path / "killed", NullLog(), seed=0)
+    assert killed.resumed_from_step == 5
+    one = run(tmp_path, "one", launcher="local", engine="plain", num_workers=1)
+    assert losses(killed) == losses(one)
+    assert [name[:11] for name in checkpoints(tmp_path / "killed")] == ["step-000010", "step-000012"]
 
 
 @pytest.mark.parametrize("stage", [1, 3])
@@ -98,6 +113,21 @@ def test_the_workers_traceback_reaches_the_driver(crashed: tuple[Path, str]) -> 
     assert re.search(r"linear\.py(.|\n)*ZeroDivisionError: the objective broke", crashed[1])
 
 
+def test_what_is_not_on_rays_list_is_removed_even_if_it_is_whole(crashed: tuple[Path, str], tmp_path: Path) -> None:
+    """Killed after all workers had written, but before Ray entered it; or before Ray had deleted one that it let go."""
+    config = linear_config(launcher="ray", engine="ddp", num_workers=2)
+    run_dir = Path(shutil.copytree(crashed[0], tmp_path / "copy"))
+    newest = checkpoints(run_dir)[-1]
+    shutil.copytree(run_dir / newest, run_dir / "step-000012-unknown")
+    (run_dir / "step-000002-old" / "engines").mkdir(parents=True)
+    resumed = launch(LinearSpec(config), config, run_dir, NullLog(), seed=0)
+    assert resumed.resumed_from_step == 10
+    first, last = checkpoints(run_dir)
+    assert first == newest
+    assert last.startswith("step-000012-")
+    assert last != "step-000012-unknown"
+
+
 def test_a_damaged_checkpoint_is_passed_over_and_named_if_there_is_no_other(
     crashed: tuple[Path, str], tmp_path: Path
 ) -> None:
@@ -107,7 +137,9 @@ def test_a_damaged_checkpoint_is_passed_over_and_named_if_there_is_no_other(
     whole = older.read_bytes()
     for file in (older, newer):
         os.truncate(file, len(whole) // 2)
-    with pytest.raises(UserError, match=r"step-000010, \S+step-000005: damaged, and none is left that is whole"):
+    with pytest.raises(
+        UserError, match=r"step-000010-\w+, \S+step-000005-\w+: damaged, and none is left that is whole"
+    ):
         launch(LinearSpec(config, noise=0.0), config, cut, NullLog(), seed=0)
     older.write_bytes(whole)
     resumed = launch(LinearSpec(config, noise=0.0), config, cut, NullLog(), seed=0)

@@ -220,9 +220,9 @@ def test_steps_before_0_prepare_and_are_gone_on_with_after_a_crash(tmp_path: Pat
     for crash_at, found in ((-3, -5), (3, 0)):
         with pytest.raises(ZeroDivisionError):
             launch(replace(spec, crash_at=crash_at), config, tmp_path / "broken", NullLog(), seed=3)
-        with LocalStore(tmp_path / "broken" / "checkpoints", 2).latest() as folder:
-            assert folder is not None
-            assert read_info(folder).step == found
+        folder = LocalStore(tmp_path / "broken" / "checkpoints", 2).latest()
+        assert folder is not None
+        assert read_info(folder).step == found
     log = RecordingLog()
     resumed = launch(spec, config, tmp_path / "broken", log, seed=3)
     assert log.steps == [2, 4, 5, 6, 8, 10, 12]
