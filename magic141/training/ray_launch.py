@@ -102,7 +102,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any] | str:
     if refusal := _refusal(config["code"].trouble(), world_size):
         return refusal
     task: WorkerTask = pickle.loads(config["task"])
-    if refusal := _refusal(missing_folder(task.spec), world_size):
+    if refusal := _refusal(missing_folder(task.spec, task.run_dir), world_size):
         return refusal
     torch.set_num_threads(task.config.placement.threads_per_worker)
     context = TrainContext(rank, world_size, get_device(), task.run_dir, task.seed, task.config.placement)
@@ -123,9 +123,9 @@ def code_of(spec: ObjectiveSpec) -> CodeStamp:
     return CodeStamp.of(["magic141.training.loop", *([objective] if "." in objective else [])])
 
 
-def missing_folder(spec: ObjectiveSpec) -> str | None:
-    """An error message if this worker's node lacks a folder that the objective reads, otherwise None."""
-    folders = [value for value in vars(spec).values() if isinstance(value, Path)]
+def missing_folder(spec: ObjectiveSpec, run_dir: Path) -> str | None:
+    """An error message if this worker's node lacks the run's folder or one that the objective reads, otherwise None."""
+    folders = [run_dir, *(value for value in vars(spec).values() if isinstance(value, Path))]
     if absent := next((folder for folder in folders if not folder.exists()), None):
         return (
             f"{absent}: missing on {socket.gethostname()}, where a worker runs; every node needs the workspace, and "

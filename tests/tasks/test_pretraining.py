@@ -61,4 +61,4 @@ def test_training_goes_on_from_the_base(
     monkeypatch.setattr("magic141.training.pretraining.train", lambda spec, *_: begun.append(spec))
     base = inputs["base"]
     pretrain_i2v.STAGE.run(call(inputs, tmp_path / "out"))
-    assert (begun[0].start, missing_folder(begun[0])) == (base, None)
+    assert (begun[0].start, missing_folder(begun[0], tmp_path)) == (base, None)

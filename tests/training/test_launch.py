@@ -200,6 +200,8 @@ def test_a_model_to_start_from_that_a_node_lacks_is_named(tmp_path: Path) -> Non
     base = tmp_path / "checkpoints"
     config = FlowMatchingConfig(base=str(base))
     spec = FlowMatchingSpec(config, TransformerConfig(), tmp_path, base, image_condition=False)
-    assert str(ray_launch.missing_folder(spec)).startswith(f"{base}: missing on ")
+    assert str(ray_launch.missing_folder(spec, tmp_path)).startswith(f"{base}: missing on ")
     base.mkdir()
-    assert ray_launch.missing_folder(spec) is None
+    assert ray_launch.missing_folder(spec, tmp_path) is None
+    run_dir = tmp_path / "training"
+    assert str(ray_launch.missing_folder(spec, run_dir)).startswith(f"{run_dir}: missing on "), "for its checkpoints"
