@@ -18,7 +18,7 @@ from magic141.diffusion.flow import (
     x0_from_velocity,
 )
 from magic141.diffusion.guidance import guided_velocity
-from magic141.diffusion.samplers import chain_input, sample
+from magic141.diffusion.samplers import chain_input, randn_like, sample
 from magic141.models.config import Sampler
 from tests.diffusion.fields import velocity_to
 
@@ -57,10 +57,14 @@ def test_four_step_grid_is_the_papers() -> None:
     torch.testing.assert_close(sigma_grid(4, shift=5.0) * 1000, expected)
 
 
-def test_training_times_follow_the_shifted_uniform_law() -> None:
-    sigma = sample_sigma(20_000, 5.0, torch.Generator().manual_seed(0))
-    quantiles = shift_sigma(sigma, 1 / 5.0).quantile(torch.tensor([0.1, 0.5, 0.9]))
-    torch.testing.assert_close(quantiles, torch.tensor([0.1, 0.5, 0.9]), atol=0.015, rtol=0)
+@pytest.mark.parametrize("bounds", [(), (0.2, 0.4)])
+def test_training_times_follow_the_shifted_uniform_law(bounds: tuple[float, ...]) -> None:
+    first, again = (sample_sigma(20_000, 5.0, torch.Generator().manual_seed(0), *bounds) for _ in range(2))
+    low, high = bounds or (0.0, 1.0)
+    places = torch.tensor([0.1, 0.5, 0.9])
+    quantiles = shift_sigma(first, 1 / 5.0).quantile(places)
+    torch.testing.assert_close(quantiles, low + (high - low) * places, atol=0.015, rtol=0)
+    assert torch.equal(first, again), "they are drawn from the given generator"
 
 
 def test_our_euler_sampler_equals_diffusers_scheduler() -> None:
@@ -89,6 +93,26 @@ def test_one_known_clip_is_reproduced_by_both_samplers(sampler: Sampler) -> None
 
     made = sample(exact, noise, sigma_grid(4, 5.0), sampler, torch.Generator().manual_seed(4))
     torch.testing.assert_close(made, point, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("sampler", "kept"), [("euler", 1.0), ("renoise", 0.0)])
+def test_a_chain_goes_over_clips_with_standard_normal_noise(sampler: Sampler, kept: float) -> None:
+    """The ODE keeps the noise that it began with, and the renoising chain draws it afresh."""
+    point, noise = torch.ones(8, 4096), torch.randn(8, 4096, generator=torch.Generator().manual_seed(3))
+
+    def exact(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        return velocity_to(point, x, sigma)
+
+    state = chain_input(exact, noise, sigma_grid(4, 5.0), 2, sampler, torch.Generator().manual_seed(4))
+    mixed_in = (state.x_t - (1 - expand(state.sigma, point)) * point) / expand(state.sigma, point)
+    moments = torch.stack([mixed_in.mean(), mixed_in.var(), (mixed_in * noise).mean()])
+    torch.testing.assert_close(moments, torch.tensor([0.0, 1.0, kept]), atol=0.03, rtol=0)
+
+
+def test_a_seed_gives_the_same_noise_in_every_dtype() -> None:
+    x = torch.zeros(SHAPE)
+    whole, halved = (randn_like(like, torch.Generator().manual_seed(0)) for like in (x, x.bfloat16()))
+    assert torch.equal(halved, whole.bfloat16())
 
 
 @pytest.mark.parametrize("sampler", get_args(Sampler))
