@@ -17,6 +17,7 @@ THIRD = 0.4 / 3
     [
         (1, None, [1.0]),
         (2, None, [0.4, 0.6]),
+        (3, None, [0.2, 0.2, 0.6]),
         (4, None, [THIRD, THIRD, THIRD, 0.6]),
         (4, 0.3, [0.3, 0.05, 0.05, 0.6]),
         (4, 0.0, [0.0, 0.2, 0.2, 0.6]),
@@ -41,7 +42,12 @@ def test_a_share_that_follows_from_the_others_cannot_be_set(num_steps: int) -> N
         Dmd2Config(num_inference_steps=num_steps, first_exit_fraction=0.3)
 
 
-def test_no_draw_lies_beyond_the_chain() -> None:
-    rounded = (0.5, 0.4999999)  # together a little less than any number that may be drawn
-    generator = torch.Generator().manual_seed(1)
-    assert {draw_exit_step(rounded, generator) for _ in range(100)} == {0, 1}
+@pytest.mark.parametrize(
+    ("drawn", "shares"),
+    [(0.0, (0.0, 1.0)), (1 - 2**-24, (0.5, 0.4999999))],  # the ends of what may be drawn; together less than that
+)
+def test_the_rarest_draws_too_are_steps_that_have_a_share(
+    drawn: float, shares: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.tensor(drawn))
+    assert draw_exit_step(shares, torch.Generator()) == 1
