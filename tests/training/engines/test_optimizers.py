@@ -5,7 +5,13 @@ import torch
 from torch import nn
 
 from magic141.training.config import OptimizerConfig
-from magic141.training.engines.optimizers import MuonAdamW, is_block_matrix, learning_rate_factor, make_optimizer
+from magic141.training.engines.optimizers import (
+    MuonAdamW,
+    is_block_matrix,
+    learning_rate_factor,
+    make_optimizer,
+    set_learning_rate,
+)
 from tests.training.linear import Network
 
 
@@ -20,7 +26,7 @@ def test_schedule_warms_up_holds_and_decays_to_the_final_fraction() -> None:
     assert set(rates[10:41]) == {1.0}
     assert rates[41:] == sorted(rates[41:], reverse=True)
     assert rates[-1] == pytest.approx(0.03)
-    assert rates[70] - rates[71] == pytest.approx(rates[50] - rates[51])
+    assert rates[70] == pytest.approx(1 - 0.97 * (70 - 40) / (99 - 40))
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 5])
@@ -35,16 +41,26 @@ def test_muon_takes_the_matrices_in_blocks_only() -> None:
     assert not is_block_matrix("proj_out.weight", nn.Parameter(torch.ones(2, 2)))
 
 
-def test_rate_set_on_the_groups_reaches_both_parts() -> None:
-    network = Network()
-    optimizer = make_optimizer(dict(network.named_parameters()), OptimizerConfig(kind="muon"))
+@pytest.mark.parametrize("final_fraction", [0.0, 0.5])
+def test_the_scheduled_rate_reaches_both_parts(final_fraction: float) -> None:
+    network, config = Network(), OptimizerConfig(kind="muon", warmup_steps=0, final_fraction=final_fraction)
+    optimizer = make_optimizer(dict(network.named_parameters()), config)
     assert isinstance(optimizer, MuonAdamW)
     network(torch.randn(4, 8)).mean().backward()
-    for group in optimizer.param_groups:
-        group["lr"] = 0.0
-    before = [p.detach().clone() for p in network.parameters()]
+    set_learning_rate(optimizer, 99, 100, config)
+    assert {group["lr"] for group in optimizer.param_groups} == {final_fraction * config.learning_rate}
+    trained = [p for p in network.parameters() if p.grad is not None]
+    before = [p.detach().clone() for p in trained]
     optimizer.step()
-    assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+    stayed = {torch.equal(a, b) for a, b in zip(before, trained, strict=True)}
+    assert stayed == {final_fraction == 0}, "all of them"
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_the_betas_are_adamws(kind: str) -> None:
+    config = OptimizerConfig.model_validate({"kind": kind, "betas": (0.7, 0.8)})
+    *_, adamw = make_optimizer(dict(Network().named_parameters()), config).param_groups
+    assert adamw["betas"] == (0.7, 0.8)
 
 
 def test_muon_matches_torchs_on_every_shape() -> None:
