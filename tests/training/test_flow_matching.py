@@ -77,8 +77,13 @@ def test_a_new_network_and_one_that_is_trained_on_see_what_the_stage_trains(
     assert network.config.in_channels == (2 * CHANNELS + 1 if image_condition else CHANNELS)
 
 
-def test_workers_share_the_validation_clips(folder: Path) -> None:
-    rows = [objective(folder, rank, batch_size=4).validation_rows().tolist() for rank in (0, 1)]
+def test_workers_share_the_clips_and_one_exports(folder: Path, tmp_path: Path) -> None:
+    workers = [objective(folder, rank, batch_size=4) for rank in (0, 1)]
+    first, second = (set(worker.sampler.indices(0).tolist()) for worker in workers)
+    assert len(first | second) == 4
+    workers[1].export(tmp_path)
+    assert not list(tmp_path.iterdir())
+    rows = [worker.validation_rows().tolist() for worker in workers]
     num_clips = load_info(folder / "data").num_clips["validation"]
     assert len(rows[0]) == len(rows[1]) == num_clips // 2
     assert not set(rows[0]) & set(rows[1])
