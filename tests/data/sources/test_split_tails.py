@@ -52,6 +52,12 @@ def test_every_split_gets_a_window_and_training_most() -> None:
             assert all(share(labels, name) > 0 for name in SPLITS), counts
 
 
+def test_a_split_that_would_be_empty_gets_one_window_behind_a_whole_gap() -> None:
+    (labels,), notes = label_tails([40], fraction=0.02, gap=3)
+    assert labels == [*["train"] * 32, None, None, None, "validation", None, None, None, "heldout"]
+    assert not notes
+
+
 def test_a_gap_shrinks_no_more_than_it_has_to() -> None:
     (labels,), notes = label_tails([12], fraction=0.15, gap=3)
     assert labels == [*["train"] * 5, None, None, "validation", None, None, None, "heldout"]
