@@ -31,7 +31,7 @@ def pair(candidate: dict[str, float], champion: dict[str, float] | None) -> Pair
 @pytest.mark.parametrize(("motion", "holds"), [(0.9, True), (0.76, True), (0.74, False)])
 def test_higher_is_better_within_the_tolerance(motion: float, holds: bool) -> None:
     _, verdict = judge(pair({"student/motion": motion}, CHAMPION), [MOTION], collapsed=False)
-    assert verdict.holds == holds
+    assert (verdict.holds, verdict.compared) == (holds, True)
 
 
 def test_a_failure_names_its_amount() -> None:
@@ -84,15 +84,17 @@ def test_a_collapsed_student_never_passes() -> None:
     assert judge(pair(good, CHAMPION), [MOTION], collapsed=False)[0].holds
 
 
-def test_what_the_champion_was_never_measured_on_is_not_compared() -> None:
-    _, verdict = judge(pair({"student/motion": 0.1}, {}), [MOTION], collapsed=False)
-    assert verdict.holds
-    assert "no such metric" in verdict.why
+@pytest.mark.parametrize(("champion", "why"), [({}, "has no such metric"), (None, "there is no champion")])
+def test_what_the_champion_was_never_measured_on_is_not_compared(champion: dict[str, float] | None, why: str) -> None:
+    _, verdict = judge(pair({"student/motion": 0.1}, champion), [MOTION], collapsed=False)
+    assert (verdict.holds, verdict.compared) == (True, False)
+    assert why in verdict.why
 
 
 def test_a_condition_on_a_metric_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(UserError, match=r"metric student/beauty.*known: student/motion"):
-        judge(pair({"student/motion": 1.0}, None), [GateCondition(metric="student/beauty", better="higher")], None)
+    beauty = GateCondition(metric="student/beauty", better="higher")
+    with pytest.raises(UserError, match=r"metric student/beauty.*known: student/motion$"):
+        judge(pair({"student/motion": 1.0, "teacher/motion": 1.0}, None), [beauty], None)
 
 
 def test_what_was_judged_under_other_conditions_is_not_compared_and_every_difference_is_named() -> None:
