@@ -123,4 +123,5 @@ def test_too_few_clips_have_no_error() -> None:
     a = np.random.default_rng(0).normal(size=(12, 4))
     assert frechet_error(a, a, ["video"]) is None
     assert frechet_error(a, a, ["video"] * 12) is None
+    assert frechet_error(a, a, ["long"] * 9 + ["short"] * 3) is None, "without the long one three are left"
     assert frechet_error(a[:6], a[:6], range(2)) is None

@@ -100,6 +100,13 @@ def test_a_student_that_begins_still_may_rise_but_not_fall() -> None:
         judge(falling, 100, motion_ratio=0.2)
 
 
+def test_a_student_whose_beginning_is_not_known_may_not_begin_still() -> None:
+    watch = watching()
+    judge(watch, 50, motion_ratio=0.1)
+    with pytest.raises(UserError, match=r"motion 0\.20 x"):
+        judge(watch, 100, motion_ratio=0.2)
+
+
 def test_the_distance_is_compared_with_its_smallest_value_and_not_with_its_first() -> None:
     watch = watching(CollapseConfig(stop=False))
     for step, frechet in ((50, 9.0), (100, 2.0), (150, 3.9), (200, 4.1), (250, 8.0)):

@@ -61,5 +61,5 @@ def test_parts_of_the_conditions_have_the_coverage_of_all_as_their_mean() -> Non
 def test_grain_on_large_clips_costs_no_mode() -> None:
     reference = clips(0, 2, size=4).repeat_interleave(8, -1).repeat_interleave(8, -2)
     signs = torch.tensor([1.0, -1.0]).repeat(16)
-    grain = signs[:, None] * signs
-    assert mode_coverage(reference + 4 * grain, reference) == 1
+    for grain in (signs, signs[:, None], signs[:, None] * signs):
+        assert mode_coverage(reference + 4 * grain, reference) == 1

@@ -82,6 +82,20 @@ def test_the_fake_score_is_told_the_exit_and_the_base_is_not() -> None:
     assert all(not torch.allclose(fake, other) for fake in fakes for other in (*fakes, untold) if fake is not other)
 
 
+def test_a_fake_score_of_its_own_is_told_the_exit_too() -> None:
+    scores = SeparateScores(tiny_transformer(image_condition=True).eval())
+    scores.add_exits(2)
+    assert scores.exits is not None
+    x_t, sigma, cond = tiny_inputs()
+    prefix = make_prefix(x_t, 1)
+    real = scores.real(x_t, sigma, cond, prefix, None)
+    torch.nn.init.constant_(scores.exits.weight[1], 1.0)
+    for exit_step in range(2):
+        scores.set_exit(exit_step)
+        assert torch.equal(velocity(scores, x_t, sigma, cond, prefix), real) == (exit_step == 0)
+        assert torch.equal(scores.real(x_t, sigma, cond, prefix, None), real)
+
+
 def test_equal_strengths_give_equal_scores_at_an_exit_too() -> None:
     scores = make_scores(a_weak=0.7, a_strong=0.7)
     scores.add_exits(2)
