@@ -9,6 +9,16 @@ from magic141.models.transformer import make_prefix, velocity
 from tests.models.tiny import tiny_inputs, tiny_transformer
 
 
+def test_only_the_branches_train_in_float32_one_for_every_linear_layer_of_the_blocks() -> None:
+    network = tiny_transformer().bfloat16()
+    linear = {name for name, module in network.named_modules() if isinstance(module, torch.nn.Linear)}
+    add_lora(network, rank=4, name="branch", seed=0)
+    trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    expected = {name for name in linear if "transformer_blocks." in name}
+    assert trained.keys() == {f"{name}.lora_{part}.branch.weight" for name in expected for part in "AB"}
+    assert {parameter.dtype for parameter in trained.values()} == {torch.float32}
+
+
 def test_a_merged_adapter_is_the_network_with_its_adapter() -> None:
     network = tiny_transformer(image_condition=True)
     add_lora(network, rank=4, name="branch", seed=0)
