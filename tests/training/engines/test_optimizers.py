@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -54,6 +56,26 @@ def test_the_scheduled_rate_reaches_both_parts(final_fraction: float) -> None:
     optimizer.step()
     stayed = {torch.equal(a, b) for a, b in zip(before, trained, strict=True)}
     assert stayed == {final_fraction == 0}, "all of them"
+
+
+def test_both_parts_go_on_from_a_saved_state_and_take_another_rate() -> None:
+    networks, config = (Network(), Network()), OptimizerConfig(kind="muon")
+    straight, resumed = (make_optimizer(dict(network.named_parameters()), config) for network in networks)
+
+    def step(network: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> list[torch.Tensor]:
+        optimizer.zero_grad()
+        network(torch.randn(4, 8, generator=torch.Generator().manual_seed(seed))).mean().backward()
+        optimizer.step()
+        return [p.detach().clone() for p in network.parameters()]
+
+    step(networks[0], straight, 0)
+    networks[1].load_state_dict(networks[0].state_dict())
+    resumed.load_state_dict(copy.deepcopy(straight.state_dict()))
+    expected, got = step(networks[0], straight, 1), step(networks[1], resumed, 1)
+    torch.testing.assert_close(got, expected, rtol=0, atol=0)
+    for group in resumed.param_groups:
+        group["lr"] = 0.0
+    torch.testing.assert_close(step(networks[1], resumed, 2), got, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
