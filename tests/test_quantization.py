@@ -26,7 +26,8 @@ def test_no_weight_is_off_by_more_than_half_a_step() -> None:
     error = (quantised.dequantized(torch.float32) - layer.weight).abs()
     step = layer.weight.abs().amax(1, keepdim=True) / 127
     assert (error <= quantised.scale[:, None] / 2 + 1e-7).all()
-    assert (quantised.scale[:, None] <= 1.01 * step).all()
+    rounded = quantised.scale[:, None] / step
+    assert ((rounded >= 1) & (rounded <= 1.01)).all(), "rounded up, so that the largest weight is not clipped"
 
 
 def test_a_channel_of_zeros_stays_zero() -> None:
