@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: the complete training state, in folders that appear only once fully written.
+"""Checkpoints of a training run: the complete training state.
 
 A folder holds `engines/NAME` (weights, optimizer, counters, as the engine writes them), `objective.pt` (what an
 objective has alike on all workers, such as the EMA), and of every worker `objective-RANK.pt` (what it has of its own,
@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import zipfile
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-from magic141.artifacts.publication import written_aside
 from magic141.errors import UserError
 from magic141.training.context import TrainContext
 from magic141.training.meter import Meter
@@ -51,43 +48,6 @@ class CheckpointInfo:
     cpu_seconds: float
     peak_memory_mb: float
     num_skipped: int
-
-
-class CheckpointStore(Protocol):
-    """Where checkpoints are kept. Both methods are called on all workers."""
-
-    def latest(self) -> Path | None:
-        """The newest complete checkpoint's folder; None on a fresh start."""
-        ...
-
-    def save(self, step: int, write: Callable[[Path], None]) -> None:
-        """Let every worker `write` its part into a folder of this step and make it the newest."""
-        ...
-
-
-class LocalStore:
-    """Checkpoints of one process in `folder`, written elsewhere and renamed; the newest `num_to_keep` are kept."""
-
-    def __init__(self, folder: Path, num_to_keep: int) -> None:
-        self.folder, self.num_to_keep = folder, num_to_keep
-
-    def latest(self) -> Path | None:
-        """The newest checkpoint that is whole."""
-        kept = self._complete()
-        whole = next((folder for folder in reversed(kept) if is_whole(folder)), None)
-        if kept and whole is None:
-            raise damaged(kept)
-        return whole
-
-    def save(self, step: int, write: Callable[[Path], None]) -> None:
-        """Write to a temporary folder, rename it, delete the oldest checkpoints."""
-        with written_aside(self.folder / step_name(step)) as aside:
-            write(aside)
-        for old in self._complete()[: -self.num_to_keep]:
-            shutil.rmtree(old)
-
-    def _complete(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*"), key=lambda path: step_of(path.name))
 
 
 def step_name(step: int) -> str:
@@ -148,15 +108,6 @@ def is_whole(folder: Path) -> bool:
         return False
     own = [folder / f"{kind}-{rank}.pt" for kind in ("objective", "random") for rank in ranks]
     return all(map(zipfile.is_zipfile, [folder / "objective.pt", *own, *(folder / "engines").rglob("*.pt")]))
-
-
-def damaged(folders: Sequence[Path | str]) -> UserError:
-    """The error if no checkpoint that was kept is whole: starting over is for the user to decide."""
-    paths = ", ".join(map(str, folders))
-    return UserError(
-        f"checkpoint {paths}: damaged, and none is left that is whole; delete the folder that holds them to start the "
-        "training over"
-    )
 
 
 def read_info(folder: Path) -> CheckpointInfo:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
 from magic141.training.config import PlacementConfig
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,20 @@ class TrainContext:
     def is_main(self) -> bool:
         """Whether this worker is the one that logs and exports."""
         return self.rank == 0
+
+
+def barrier(context: TrainContext) -> None:
+    """Waits for all workers."""
+    if context.world_size > 1:
+        dist.barrier()
+
+
+def gathered(mine: T, context: TrainContext) -> list[T]:
+    """What all workers have, by rank."""
+    values = [mine] * context.world_size
+    if context.world_size > 1:
+        dist.all_gather_object(values, mine)
+    return values
 
 
 def sum_over_workers(values: torch.Tensor, context: TrainContext) -> torch.Tensor:

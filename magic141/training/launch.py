@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import tempfile
 import uuid
@@ -19,7 +18,6 @@ from magic141.errors import UserError
 from magic141.models.device import cpu_threads
 from magic141.stage_log import StageLog
 from magic141.text_files import replace_text
-from magic141.training.checkpoint import LocalStore, step_of
 from magic141.training.config import METRICS_FILE, PlacementConfig, TrainConfig
 from magic141.training.context import TrainContext
 from magic141.training.engines.deepspeed_engine import forget_process_group
@@ -27,10 +25,9 @@ from magic141.training.loop import EXPORT, LoopResult, run_training
 from magic141.training.objective import ObjectiveSpec
 from magic141.training.progress import follow, write_metrics
 from magic141.training.random_numbers import kept_random_state
-from magic141.training.ray_launch import NUM_TO_KEEP, WorkerTask, run_on_ray
+from magic141.training.ray_launch import WorkerTask, run_on_ray
 
 _RESULT = "result.json"
-_LOCAL = "checkpoints"  # of the local launcher; Ray's lie in the run's folder itself
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,6 @@ def launch(spec: ObjectiveSpec, config: TrainConfig, run_dir: Path, log: StageLo
     finished = _finished(run_dir, config)
     if finished:
         return finished
-    _require_own_checkpoints(run_dir, config.placement.launcher)
     task = WorkerTask(spec, config, run_dir, seed, uuid.uuid4().hex)
     run = run_on_ray if config.placement.launcher == "ray" else _run_here
     with follow(run_dir, task.launch_id, config.num_steps, log):
@@ -91,20 +87,6 @@ def _finished(run_dir: Path, config: TrainConfig) -> TrainResult | None:
     return _result(run_dir, LoopResult(**record))
 
 
-def _require_own_checkpoints(run_dir: Path, launcher: str) -> None:
-    """Refuses to go on after another launcher, whose checkpoints lie elsewhere: training would silently start over."""
-    newest = {
-        name: max((step_of(path.name) for path in folder.glob("step-*")), default=-math.inf)
-        for name, folder in {"ray": run_dir, "local": run_dir / _LOCAL}.items()
-    }
-    other = "local" if launcher == "ray" else "ray"
-    if newest[other] > newest[launcher]:
-        raise UserError(
-            f"placement.launcher = {launcher}: {run_dir} has a checkpoint of step {newest[other]} written with "
-            f"launcher = {other}, from which this one cannot continue; use that, or delete the folder to start over"
-        )
-
-
 def _result(run_dir: Path, outcome: LoopResult) -> TrainResult:
     return TrainResult(**asdict(outcome), export=run_dir / EXPORT, metrics_file=run_dir / METRICS_FILE)
 
@@ -119,9 +101,8 @@ def _run_here(task: WorkerTask) -> LoopResult:
         )
     device = torch.device("cuda" if placement.gpus_per_worker > 0 else "cpu")
     context = TrainContext(0, 1, device, task.run_dir, task.seed, placement)
-    store = LocalStore(task.run_dir / _LOCAL, NUM_TO_KEEP)
     with cpu_threads(placement.threads_per_worker), kept_random_state(), _process_group(placement):
-        return run_training(task.spec, task.config, context, store, task.launch_id)
+        return run_training(task.spec, task.config, context, task.launch_id)
 
 
 @contextmanager

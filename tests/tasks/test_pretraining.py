@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from magic141.config import load_config
-from magic141.training.ray_launch import missing_folder
+from magic141.training.ray_launch import WorkerTask, missing_folder
 from tasks import pretrain_i2v, pretrain_t2v
 from tasks.stage import StageCall
 from tests.evaluation.artifacts import RecordingLog
@@ -61,4 +61,6 @@ def test_training_goes_on_from_the_base(
     monkeypatch.setattr("magic141.training.pretraining.train", lambda spec, *_: begun.append(spec))
     base = inputs["base"]
     pretrain_i2v.STAGE.run(call(inputs, tmp_path / "out"))
-    assert (begun[0].start, missing_folder(begun[0], tmp_path)) == (base, None)
+    task = WorkerTask(begun[0], begun[0].config, tmp_path, seed=0, launch_id="now")
+    task.mark.touch()
+    assert (begun[0].start, missing_folder(task)) == (base, None)

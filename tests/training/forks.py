@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,7 +13,6 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
-from magic141.training.checkpoint import LocalStore
 from magic141.training.context import TrainContext
 from magic141.training.loop import LoopResult, run_training
 from magic141.training.ray_launch import WorkerTask
@@ -31,22 +29,13 @@ def run_on_forks(task: WorkerTask) -> LoopResult:
         return LoopResult(**json.loads((Path(folder) / "result.json").read_text()))
 
 
-class _SharedStore(LocalStore):
-    """Every worker writes its files of a checkpoint into the same folder, and waits for none of the others."""
-
-    def save(self, step: int, write: Callable[[Path], None]) -> None:
-        folder = self.folder / f"step-{step:06d}"
-        folder.mkdir(exist_ok=True)
-        write(folder)
-
-
 def _work(rank: int, task: WorkerTask, folder: Path) -> None:
     placement = task.config.placement
     os.environ["LOCAL_RANK"] = str(rank)
     torch.set_num_threads(placement.threads_per_worker)
     dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=placement.num_workers)
     context = TrainContext(rank, placement.num_workers, torch.device("cpu"), task.run_dir, task.seed, placement)
-    result = run_training(task.spec, task.config, context, _SharedStore(task.run_dir, num_to_keep=2), task.launch_id)
+    result = run_training(task.spec, task.config, context, task.launch_id)
     if context.is_main:
         (folder / "result.json").write_text(json.dumps(asdict(result)))
     dist.barrier()

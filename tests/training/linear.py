@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,16 +134,7 @@ class LinearRegression:
         marker = self.context.run_dir / "killed"
         if self.context.rank == self.context.world_size - 1 and not marker.exists():
             marker.touch()
-            self._wait_for_commit()
             os._exit(1)
-
-    def _wait_for_commit(self) -> None:
-        """Ray's controller commits a checkpoint a moment after the workers have reported it."""
-        every = self.spec.config.checkpoint_every_steps
-        name = f"step-{self.current_step // every * every:06d}"
-        snapshot = self.context.run_dir / "checkpoint_manager_snapshot.json"
-        while not snapshot.exists() or name not in snapshot.read_text():
-            time.sleep(0.1)
 
 
 def linear_config(num_steps: int = 12, **placement: Any) -> TrainConfig:

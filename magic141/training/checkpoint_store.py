@@ -1,0 +1,69 @@
+"""Where a training's checkpoints lie: in the run's folder, which all workers share, each once all have written it."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from magic141.artifacts.publication import publish
+from magic141.errors import UserError
+from magic141.training.checkpoint import is_whole, step_name, step_of
+from magic141.training.context import TrainContext, barrier, gathered
+
+FOLDER = "checkpoints"
+NUM_TO_KEEP = 2
+_ASIDE = ".writing-"
+
+
+class CheckpointStore:
+    """Checkpoints in run_dir/checkpoints/step-XXXXXX, of which the newest are kept; used by all workers together.
+
+    All write into one folder aside, which the first worker renames when they have: a kill leaves the older checkpoints
+    as they are. A folder aside is named by the attempt, as a worker that is believed dead may still write.
+    """
+
+    def __init__(self, context: TrainContext) -> None:
+        self.context = context
+        self.folder = context.run_dir / FOLDER
+        self._attempt = ""  # named by `latest`
+
+    def latest(self) -> Path | None:
+        """The newest checkpoint that all workers find whole; None on a fresh start.
+
+        Raises:
+            UserError: all that were kept are damaged. Starting over is for the user to decide.
+        """
+        if self.context.is_main:
+            self._remove_unfinished()
+        mine = {folder.name: is_whole(folder) for folder in self._kept()}
+        attempts, views = zip(*gathered((uuid.uuid4().hex[:8], mine), self.context), strict=True)
+        self._attempt = attempts[0]
+        whole = [name for name in views[0] if all(view.get(name) for view in views)]
+        if views[0] and not whole:
+            raise UserError(
+                f"checkpoint {', '.join(str(self.folder / name) for name in views[0])}: damaged, and none is left that "
+                "is whole; delete the folder that holds them to start the training over"
+            )
+        return self.folder / whole[-1] if whole else None
+
+    def save(self, step: int, write: Callable[[Path], None]) -> None:
+        """Lets every worker `write` its part of a checkpoint, and makes it the newest."""
+        name = step_name(step)
+        aside = self.folder / f"{_ASIDE}{name}-{self._attempt}"
+        aside.mkdir(parents=True, exist_ok=True)
+        write(aside)
+        barrier(self.context)
+        if self.context.is_main:
+            publish(aside, self.folder / name)
+            for old in self._kept()[:-NUM_TO_KEEP]:
+                shutil.rmtree(old)
+
+    def _kept(self) -> list[Path]:
+        """Oldest first."""
+        return sorted(self.folder.glob("step-*"), key=lambda path: step_of(path.name))
+
+    def _remove_unfinished(self) -> None:
+        for left in self.folder.glob(f"{_ASIDE}*"):
+            shutil.rmtree(left, ignore_errors=True)  # what cannot be removed now is in nobody's way

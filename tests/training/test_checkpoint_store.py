@@ -1,0 +1,136 @@
+"""What a kill at any moment leaves of a training's checkpoints, and what the next attempt makes of it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from magic141.errors import UserError
+from magic141.training import checkpoint_store
+from magic141.training.checkpoint import CheckpointInfo
+from magic141.training.checkpoint_store import CheckpointStore
+from magic141.training.config import PlacementConfig
+from magic141.training.context import TrainContext
+
+
+def store(run_dir: Path, rank: int = 0) -> CheckpointStore:
+    """That of a worker; the others are not waited for."""
+    return CheckpointStore(TrainContext(rank, 1, torch.device("cpu"), run_dir, 0, PlacementConfig()))
+
+
+def started(run_dir: Path) -> CheckpointStore:
+    attempt = store(run_dir)
+    attempt.latest()
+    return attempt
+
+
+def write(folder: Path) -> None:
+    """The smallest checkpoint that is whole."""
+    for kind in ("objective", "objective-0", "random-0", "engines/network/engine"):
+        file = folder / f"{kind}.pt"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({}, file)
+    info = CheckpointInfo(0, "plain", 1, 0, 0.0, 0.0, 0.0, 0)
+    (folder / "info.json").write_text(json.dumps(asdict(info)))
+
+
+def killed(folder: Path) -> None:
+    (folder / "objective.pt").write_bytes(b"half of th")
+    raise KeyboardInterrupt
+
+
+def cut(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def names(run_dir: Path) -> list[str]:
+    return sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+
+
+def test_the_newest_two_are_kept_and_nothing_is_written_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", "/no/temporary/folder")
+    attempt = started(tmp_path)
+    for step in (-5, 5, 10):
+        attempt.save(step, write)
+    assert names(tmp_path) == ["step-000005", "step-000010"]
+    assert store(tmp_path).latest() == tmp_path / "checkpoints" / "step-000010"
+
+
+def test_what_a_killed_worker_was_writing_is_removed_by_the_first_of_the_next_attempt(tmp_path: Path) -> None:
+    attempt = started(tmp_path)
+    attempt.save(5, write)
+    with pytest.raises(KeyboardInterrupt):
+        attempt.save(10, killed)
+    assert len(names(tmp_path)) == 2
+    for rank, num_left in ((1, 2), (0, 1)):
+        found = store(tmp_path, rank).latest()
+        assert found == tmp_path / "checkpoints" / "step-000005"
+        assert len(names(tmp_path)) == num_left
+
+
+def test_no_attempt_writes_where_another_one_does(tmp_path: Path) -> None:
+    """A worker of an attempt that was given up may still write, hours later."""
+    folders: list[Path] = []
+
+    def note(folder: Path) -> None:
+        folders.append(folder)
+        write(folder)
+
+    for _ in range(2):
+        started(tmp_path).save(5, note)
+    assert len(set(folders)) == 2
+    assert names(tmp_path) == ["step-000005"]
+
+
+@pytest.mark.parametrize("file", ["engines/network/engine.pt", "objective.pt", "objective-0.pt", "info.json"])
+def test_a_checkpoint_that_was_cut_short_is_passed_over_and_later_replaced(tmp_path: Path, file: str) -> None:
+    attempt = started(tmp_path)
+    for step in (5, 10):
+        attempt.save(step, write)
+    cut(tmp_path / "checkpoints" / "step-000010" / file)
+    second = store(tmp_path)
+    assert second.latest() == tmp_path / "checkpoints" / "step-000005"
+    second.save(10, write)
+    assert store(tmp_path).latest() == tmp_path / "checkpoints" / "step-000010"
+
+
+def test_damage_to_all_that_was_kept_is_told_and_not_trained_over(tmp_path: Path) -> None:
+    attempt = started(tmp_path)
+    for step in (5, 10):
+        attempt.save(step, write)
+    for file in tmp_path.glob("checkpoints/*/objective.pt"):
+        file.unlink()
+    with pytest.raises(
+        UserError, match=r"step-000005, \S+step-000010: damaged, and none is left that is whole; delete"
+    ):
+        store(tmp_path).latest()
+
+
+@pytest.mark.parametrize(
+    ("other", "newest"),
+    [
+        ({"step-000005": True, "step-000010": True}, "step-000010"),
+        ({"step-000005": True, "step-000010": False}, "step-000005"),
+        ({"step-000005": True}, "step-000005"),
+    ],
+)
+def test_all_workers_go_on_from_what_all_of_them_find_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: dict[str, bool], newest: str
+) -> None:
+    attempt = started(tmp_path)
+    for step in (5, 10):
+        attempt.save(step, write)
+    with_another: Callable[..., list[Any]] = lambda mine, context: [mine, ("", other)]  # noqa: E731
+    monkeypatch.setattr(checkpoint_store, "gathered", with_another)
+    found = store(tmp_path).latest()
+    assert found is not None
+    assert found.name == newest
