@@ -118,7 +118,15 @@ def _earlier_folders(stage: str, run_dir: Path, context: StageContext) -> tuple[
         return ()
     patterns = (f"artifacts/{stage}/[!.]*", f"training/{stage}-*")
     folders = [path for pattern in patterns for path in context.home.glob(pattern) if path.is_dir() and path != run_dir]
-    return tuple(sorted(folders, key=lambda path: path.stat().st_mtime_ns, reverse=True))
+    return tuple(sorted(folders, key=_modified_s, reverse=True))
+
+
+def _modified_s(folder: Path) -> float:
+    """When a folder was written; 0 if another process has just removed it."""
+    try:
+        return folder.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 @contextmanager

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,19 +17,19 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from magic141.artifacts.digests import digest_file
-from magic141.artifacts.file_records import ALWAYS_READ_BYTES, FileRecord
+from magic141.artifacts.file_records import ALWAYS_READ_BYTES
 from magic141.artifacts.publication import is_published_whole
 from magic141.data.config import DataConfig
 from magic141.data.dataset import MANIFEST_FILE
-from magic141.data.origins import ORIGINS_FILE, probing_key, read_origins, stamp_file
+from magic141.data.origins import ORIGINS_FILE, Video, probing_key, read_origins, stamp_file
 from magic141.data.shards import is_intact, read_shards
 from magic141.data.sources.chunks import Chunk
-from magic141.data.sources.clips import Probed
+from magic141.data.sources.clips import Clip, Probed
 from magic141.data.sources.listing import VideoFile
 from magic141.data.workers import PIXELS
 from magic141.text_files import each_json_line
 
-NUM_THREADS = 8  # that read videos; hashing releases the interpreter's lock
+NUM_THREADS = 8  # that read files; hashing releases the interpreter's lock
 Place = tuple[str, int, Mapping[str, Any]]  # a clip's shard, its row there, and what is recorded of it
 
 
@@ -36,7 +38,7 @@ class Earlier:
     """Earlier preparations of any corpus.
 
     Attributes:
-        folders: artifacts, and run_dirs of preparations that were interrupted.
+        folders: artifacts, and run_dirs of preparations that were interrupted, newest first.
         code: digest of the code that prepares now; what other code has made does not count.
     """
 
@@ -55,6 +57,10 @@ class Encoded(NamedTuple):
     caption: str
     pixels: str
 
+    def serves(self, clip: Clip) -> bool:
+        """Whether it has the pixels that a held-out clip needs."""
+        return clip.split != "heldout" or PIXELS in self.tensors
+
 
 class KnownClips:
     """Clips that were encoded before: of the same pixels, with any caption, by the same models and code.
@@ -62,18 +68,34 @@ class KnownClips:
     Their shards stay open, so that nothing is missed if a folder is removed meanwhile.
     """
 
-    def __init__(self, earlier: Earlier, wanted: Collection[str]) -> None:
-        self._clips: dict[str, Encoded] = {}
+    def __init__(self, earlier: Earlier, wanted: Sequence[tuple[Clip, str]]) -> None:
+        self._clips: dict[tuple[str, str | None], Encoded] = {}  # by key and caption; by None one of any caption
         for folder in earlier.folders:
-            if missing := set(wanted) - self._clips.keys():
-                with suppress(OSError, SafetensorError):  # of another user, or removed just now
-                    self._clips.update(_find(folder, missing))
+            missing = {key for clip, key in wanted if not self._has(clip, key)}
+            with suppress(OSError, SafetensorError, ValueError):  # of another user, removed just now, or not our work
+                for key, encoded in _clips_in(folder, missing):
+                    self._add(key, encoded)
 
     def look_up(self, chunk: Chunk, keys: Sequence[str]) -> list[Encoded] | None:
-        """All clips of a chunk, given with their keys, those to be held out with their pixels; None if one lacks."""
-        found = [self._clips[key] for key in keys if key in self._clips]
-        needed = PIXELS if chunk.place.split == "heldout" else "latents"
-        return found if len(found) == len(keys) and all(needed in clip.tensors for clip in found) else None
+        """All clips of a chunk, given with their keys, with their own captions if possible; None if one is unknown."""
+        found = [self._find(clip, key) for clip, key in zip(chunk.clips, keys, strict=True)]
+        known = [encoded for encoded in found if encoded is not None]
+        return known if len(known) == len(found) else None
+
+    def _find(self, clip: Clip, key: str) -> Encoded | None:
+        options = (self._clips.get((key, clip.caption)), self._clips.get((key, None)))
+        return next((encoded for encoded in options if encoded and encoded.serves(clip)), None)
+
+    def _has(self, clip: Clip, key: str) -> bool:
+        encoded = self._clips.get((key, clip.caption))
+        return encoded is not None and encoded.serves(clip)
+
+    def _add(self, key: str, encoded: Encoded) -> None:
+        """Keeps a clip, unless there is one already that serves as many purposes."""
+        for caption in (encoded.caption, None):
+            known = self._clips.get((key, caption))
+            if known is None or PIXELS not in known.tensors:
+                self._clips[key, caption] = encoded
 
 
 def stacked(clips: Sequence[Encoded], split: str) -> dict[str, Tensor]:
@@ -87,36 +109,35 @@ def known_videos(
 ) -> Iterator[tuple[VideoFile, Probed]]:
     """What earlier preparations found in videos of a folder; none is decoded.
 
-    Of many GiB only files are read whose name, size or time is new, as for a stage's key.
+    Only files of a known size are read, and of many GiB, as for a stage's key, only those whose name or time is new.
     """
-    probing, lengths, files = probing_key(config, earlier.code), dict[str, int](), dict[str, FileRecord]()
-    for origins in filter(None, map(read_origins, earlier.folders)):
-        if origins.probing == probing:
-            lengths.update(origins.videos)
-            files.update(origins.files)
-    if not lengths:
-        return
-    paths = [folder / video.file for video in videos]
-    if sum(stamp_file(path).size for path in paths) <= ALWAYS_READ_BYTES:
-        files.clear()
+    found = [origins for origins in map(read_origins, earlier.folders) if origins]
+    found = [origins for origins in found if origins.probing == probing_key(config, earlier.code)]
+    known = {video.sha256: video for origins in found for video in origins.videos.values()}
+    named: dict[str, Video] = {}
+    for origins in reversed(found):
+        named.update(origins.videos if origins.folder == str(folder) else {})
+    is_large = sum(max(0, stamp_file(folder / video.file).size) for video in videos) > ALWAYS_READ_BYTES
+    sizes = {video.stamp.size for video in known.values()}
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        digests = pool.map(_digest, paths, [files.get(video.file) for video in videos])
+        paths, before = [folder / video.file for video in videos], [named.get(video.file) for video in videos]
+        digests = pool.map(partial(_digest, sizes, trusting=is_large), paths, before)
         for video, digest in zip(videos, digests, strict=True):
-            if lengths.get(digest, 0) >= config.num_frames:
-                yield video, Probed(lengths[digest], digest)
+            if digest in known and known[digest].num_frames >= config.num_frames:
+                yield video, Probed(known[digest].num_frames, digest)
 
 
-def _digest(video: Path, known: FileRecord | None) -> str:
-    """The digest of a file; empty if it cannot be read, which probing it will say."""
-    if known and stamp_file(video) == known[:2]:
-        return known.sha256
-    try:
-        return digest_file(video)
-    except OSError:
-        return ""
+def _digest(sizes: set[int], path: Path, before: Video | None, trusting: bool) -> str:
+    """The digest of a file; empty if no known video has its size, or it cannot be read, which probing it will say."""
+    stamp = stamp_file(path)
+    if trusting and before and before.stamp == stamp:
+        return before.sha256
+    with suppress(OSError):
+        return digest_file(path) if stamp.size in sizes else ""
+    return ""
 
 
-def _find(folder: Path, wanted: set[str]) -> Iterator[tuple[str, Encoded]]:
+def _clips_in(folder: Path, wanted: Set[str]) -> Iterator[tuple[str, Encoded]]:
     """Those of the wanted clips that a folder has."""
     places = _published(folder, wanted) if (folder / ORIGINS_FILE).exists() else _unfinished(folder, wanted)
     shards: dict[str, Mapping[str, Tensor]] = {}
@@ -126,18 +147,21 @@ def _find(folder: Path, wanted: set[str]) -> Iterator[tuple[str, Encoded]]:
         yield row["key"], Encoded(shards[file], number, row["caption"], row["pixels"])
 
 
-def _published(folder: Path, wanted: set[str]) -> Iterator[Place]:
+def _published(folder: Path, wanted: Set[str]) -> Iterator[Place]:
     origins = read_origins(folder)
-    if origins is None or wanted.isdisjoint(origins.keys) or not is_published_whole(folder, {ORIGINS_FILE}):
+    found = {name: clip for name, clip in origins.clips.items() if clip.key in wanted} if origins else {}
+    if not found or not is_published_whole(folder, {ORIGINS_FILE}):
         return
-    rows = each_json_line(folder / MANIFEST_FILE)
-    for key, pixels, row in zip(origins.keys, origins.pixels, rows, strict=True):
-        if key in wanted:
-            yield row["shard"], row["row"], {**row, "key": key, "pixels": pixels}
+    for row in each_json_line(folder / MANIFEST_FILE):
+        if clip := found.get(row["id"]):
+            yield row["shard"], row["row"], {**row, **clip._asdict()}
 
 
-def _unfinished(run_dir: Path, wanted: set[str]) -> Iterator[Place]:
-    for shard in filter(None, read_shards(run_dir)):
-        found = [(number, row) for number, row in enumerate(shard.good_rows) if row.get("key") in wanted]
-        if found and is_intact(run_dir, shard):
-            yield from ((shard.file, number, row) for number, row in found)
+def _unfinished(run_dir: Path, wanted: Set[str]) -> Iterator[Place]:
+    shards = [shard for shard in read_shards(run_dir) if shard]
+    found = [shard for shard in shards if any(row.get("key") in wanted for row in shard.good_rows)]
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        intact = pool.map(partial(is_intact, run_dir), found)
+    for shard in compress(found, intact):
+        rows = enumerate(shard.good_rows)
+        yield from ((shard.file, number, row) for number, row in rows if row.get("key") in wanted)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from magic141.artifacts.digests import sha256_text
 from magic141.data.config import DataConfig
 from magic141.data.earlier import Earlier, Encoded, KnownClips, stacked
 from magic141.data.fitted import Fitted
-from magic141.data.origins import ClipKeys
+from magic141.data.origins import CHANGED, ClipKeys
 from magic141.data.ray_launch import encoded_with_restarts, plain_user_errors
 from magic141.data.shards import ShardWriter, is_good
 from magic141.data.sources.chunks import Chunk, place_chunks, stamp_of
@@ -81,14 +82,18 @@ def _encoded(
 ) -> Iterator[tuple[Chunk, list[Row], dict[str, Tensor]]]:
     """Rows and tensors of each chunk: copied from an earlier corpus, or encoded, or both if only captions are new."""
     keys = [[key_of(clip) for clip in chunk.clips] for chunk in chunks]
-    clips = KnownClips(earlier, {key for of_chunk in keys for key in of_chunk})
-    known = map(clips.look_up, chunks, keys)
+    clips = (clip for chunk in chunks for clip in chunk.clips)
+    wanted = list(zip(clips, chain.from_iterable(keys), strict=True))
+    known = map(KnownClips(earlier, wanted).look_up, chunks, keys)
     works = [Work(*parts) for parts in zip(chunks, keys, known, strict=True)]
     _note_known(works, log)
     new = [work.chunk._replace(text_only=work.known is not None) for work in works if not work.is_done]
     encoded = encoded_with_restarts(new, key_of.config, fitted.folder, log)
     for work in works:
-        yield work.chunk, *_result(work, None if work.is_done else next(encoded))
+        rows, tensors = _result(work, None if work.is_done else next(encoded))
+        if work.known is None and not key_of.are_true(work.chunk.clips[0].source):
+            rows = [{**row, "key": CHANGED} for row in rows]
+        yield work.chunk, rows, tensors
 
 
 def _note_known(works: Sequence[Work], log: StageLog) -> None:

@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import TypeAdapter
+
 from magic141.artifacts.digests import canonical_json, sha256_text
-from magic141.artifacts.file_records import FileRecord
 from magic141.data.config import DataConfig
 from magic141.data.kept import read_record, write_record
-from magic141.data.sources.clips import Clip, Probed
+from magic141.data.sources.clips import Clip
 
 ORIGINS_FILE = "origins.json"
 KEY_CHARS = 32
+CHANGED = ""  # the key of a clip whose video is no longer the one that was probed: nobody looks for it
 
 
 class Stamp(NamedTuple):
@@ -27,22 +29,38 @@ class Stamp(NamedTuple):
     modified_ns: int
 
 
+class Video(NamedTuple):
+    """A usable video: its stamp from before it was probed, the digest of its content, its frames at `data.fps`."""
+
+    stamp: Stamp
+    sha256: str
+    num_frames: int
+
+
+class ClipOrigin(NamedTuple):
+    """A clip's key (`ClipKeys`), and the digest of its pixels."""
+
+    key: str
+    pixels: str
+
+
 class Origins(NamedTuple):
     """What a corpus was made of.
 
     Attributes:
         probing: key of how videos were probed (`probing_key`).
-        videos: digest of each usable video -> its frames at `data.fps`.
-        files: name of each -> its size, time and digest, as they were before it was probed.
-        keys: key of each clip (`ClipKeys`), in the order of the manifest.
-        pixels: digest of the pixels of each.
+        folder: of the videos.
+        videos: by their names.
+        clips: by their ids in the manifest.
     """
 
     probing: str
-    videos: dict[str, int]
-    files: dict[str, FileRecord]
-    keys: list[str]
-    pixels: list[str]
+    folder: str
+    videos: dict[str, Video]
+    clips: dict[str, ClipOrigin]
+
+
+ORIGINS = TypeAdapter(Origins)
 
 
 @dataclass(frozen=True)
@@ -50,23 +68,27 @@ class ClipKeys:
     """Keys of everything that decides how a clip's pictures are encoded; its caption, split and file name do not.
 
     Attributes:
-        config: of the frames.
+        config: of the frames. GPUs encode in half precision.
         code: digest of the code that prepares.
         models: digest of codec and encoders.
-        videos: file -> what was found in it; empty for the shapes world, whose clips say themselves what they show.
+        videos: by their names; none in the shapes world, whose clips say themselves what they show.
     """
 
     config: DataConfig
     code: str
     models: str
-    videos: Mapping[str, Probed]
+    videos: Mapping[str, Video]
 
     def __call__(self, clip: Clip) -> str:
         """The key of a clip."""
         config, video = self.config, self.videos.get(clip.source)
-        frames = [config.fps, config.num_frames, config.height, config.width]
-        source = video.digest if video else clip.source
+        frames = [config.fps, config.num_frames, config.height, config.width, config.num_gpus_per_worker > 0]
+        source = video.sha256 if video else clip.source
         return _key([self.code, self.models, frames, source, clip.start_frame, clip.anchor_frame, clip.truth])
+
+    def are_true(self, source: str) -> bool:
+        """Whether a clip's source still is what it was when it was probed."""
+        return source not in self.videos or is_unchanged(self.config, source, self.videos[source])
 
 
 def probing_key(config: DataConfig, code: str) -> str:
@@ -74,34 +96,24 @@ def probing_key(config: DataConfig, code: str) -> str:
     return _key([code, config.fps])
 
 
-def write_origins(
-    folder: Path,
-    probing: str,
-    videos: Mapping[str, Probed],
-    stamps: Mapping[str, Stamp],
-    rows: Sequence[Mapping[str, Any]],
-) -> None:
-    """Writes the record into an artifact's folder.
-
-    Args:
-        folder: of the artifact.
-        probing: `probing_key`.
-        videos: file -> what probing found in it.
-        stamps: file -> its size and time, from before it was probed.
-        rows: what is known of the clips, in the order of the manifest.
-    """
-    lengths = {video.digest: video.num_frames for video in videos.values()}
-    files = {file: FileRecord(*stamps[file], video.digest) for file, video in videos.items()}
-    origins = Origins(probing, lengths, files, [row["key"] for row in rows], [row["pixels"] for row in rows])
+def write_origins(folder: Path, key_of: ClipKeys, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes the record into an artifact's folder; `rows`: what is known of its clips."""
+    config = key_of.config
+    origins = Origins(
+        probing_key(config, key_of.code),
+        str(config.folder),
+        {file: video for file, video in key_of.videos.items() if is_unchanged(config, file, video)},
+        {row["id"]: ClipOrigin(row["key"], row["pixels"]) for row in rows},
+    )
     write_record(folder / ORIGINS_FILE, origins._asdict())
 
 
 def read_origins(folder: Path) -> Origins | None:
     """The record of a folder; None if there is none, or one of another version."""
-    values = read_record(folder / ORIGINS_FILE)
-    if not values or values.keys() != set(Origins._fields):
+    try:
+        return ORIGINS.validate_python(read_record(folder / ORIGINS_FILE))
+    except ValueError:
         return None
-    return Origins(**values)._replace(files={name: FileRecord(*file) for name, file in values["files"].items()})
 
 
 def stamp_file(path: Path) -> Stamp:
@@ -111,6 +123,11 @@ def stamp_file(path: Path) -> Stamp:
     except OSError:
         return Stamp(-1, -1)
     return Stamp(stat.st_size, stat.st_mtime_ns)
+
+
+def is_unchanged(config: DataConfig, file: str, video: Video) -> bool:
+    """Whether a file of the corpus is as it was when it was probed."""
+    return config.folder is not None and stamp_file(config.folder / file) == video.stamp
 
 
 def _key(parts: Sequence[Any]) -> str:

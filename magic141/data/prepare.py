@@ -18,7 +18,7 @@ from magic141.data.encoding import encode_clips, refuse_bad_files
 from magic141.data.fitted import fit_models
 from magic141.data.info import INFO_FILE
 from magic141.data.kept import ProbeRecords
-from magic141.data.origins import ClipKeys, Stamp, probing_key, stamp_file, write_origins
+from magic141.data.origins import ClipKeys, Video, stamp_file, write_origins
 from magic141.data.ray_launch import plain_user_errors, probe_results, start_ray
 from magic141.data.shards import ShardWriter
 from magic141.data.sources.clips import Clip, Probed, cut_windows, sample_shapes
@@ -34,15 +34,13 @@ class Corpus(NamedTuple):
     Attributes:
         clips: in order.
         heldout: by which rule some are held out; None if they are drawn apart from the others.
-        videos: file -> what probing found in it; empty for the shapes world.
-        stamps: file -> its size and time, from before it was probed.
+        videos: by their names; none in the shapes world.
         bad_files: that cannot be used.
     """
 
     clips: list[Clip]
     heldout: HeldOut | None
-    videos: dict[str, Probed]
-    stamps: dict[str, Stamp]
+    videos: dict[str, Video]
     bad_files: list[BadFile]
 
 
@@ -79,7 +77,7 @@ def prepare_dataset(
     _require_clips(writer.num_clips, bad_files, config)
     fitted.deliver(out)
     writer.deliver(out)
-    write_origins(out, probing_key(config, earlier.code), corpus.videos, corpus.stamps, writer.rows)
+    write_origins(out, key_of, writer.rows)
     info = describe(config, out, fitted, writer.num_clips, corpus.heldout, bad_files, log)
     (out / INFO_FILE).write_text(info.model_dump_json(indent=2, exclude_none=True) + "\n")
     counts: dict[str, float | int | str] = {f"num_{split}_clips": info.num_clips[split] for split in SPLITS}
@@ -93,7 +91,7 @@ def _list_clips(
 ) -> Corpus:
     """Draws the clips of the shapes world, or cuts them from videos, which are probed first."""
     if listing is None or config.folder is None:
-        return Corpus(sample_shapes(config, seed), None, {}, {}, [])
+        return Corpus(sample_shapes(config, seed), None, {}, [])
     records = ProbeRecords(run_dir / "probe")
     stamps = {video.file: stamp_file(config.folder / video.file) for video in listing.videos}
     probed = _probe(config.folder, listing.videos, config, records, earlier, log)
@@ -106,7 +104,8 @@ def _list_clips(
     windows = cut_windows([video for video, _ in usable], [found for _, found in usable], config)
     for note in windows.notes:
         log.note(note)
-    return Corpus(windows.clips, windows.heldout, {video.file: found for video, found in usable}, stamps, bad)
+    videos = {file: Video(stamps[file], found.digest, found.num_frames) for (file, _), found in usable}
+    return Corpus(windows.clips, windows.heldout, videos, bad)
 
 
 def _probe(

@@ -185,9 +185,9 @@ class ShardWriter:
 
 
 def read_shards(folder: Path, split: str = "") -> list[Shard | None]:
-    """The records of finished shards, of one split or all, in order; None for one that is torn or altered."""
+    """The records of finished shards, of one split or all, in order; None for one torn or of another version."""
     records = map(read_record, sorted((folder / "records").glob(f"{split}*.json")))
-    return [Shard(**values) if values else None for values in records]
+    return [Shard(**values) if values and values.keys() == set(Shard._fields) else None for values in records]
 
 
 def is_intact(folder: Path, shard: Shard) -> bool:
