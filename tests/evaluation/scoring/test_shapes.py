@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from magic141.data.config import ShapesConfig
-from magic141.data.shapes import ShapeClip, compose, other_future, render_clip, sample_clip
+from magic141.data.shapes import ShapeClip, compose, coverage, other_future, render_clip, sample_clip
 from magic141.evaluation.scoring.shapes import measure_movement, score_clip, score_clips
 
 
@@ -58,6 +58,17 @@ def test_a_direction_that_the_caption_rules_out(clip: ShapeClip, direction: int)
     assert scores["iou"] > 0.9  # the object itself is fine
 
 
+@pytest.mark.parametrize("side", [1, -1])
+@pytest.mark.parametrize(("degrees_off", "allowed"), [(20, 1), (25, 0)])
+def test_a_direction_is_the_captions_up_to_half_of_the_angle_to_the_next(
+    clip: ShapeClip, side: int, degrees_off: int, allowed: int
+) -> None:
+    angle = np.deg2rad(90 + side * degrees_off)  # the caption says "up"
+    steps = clip.speed * np.arange(9)[:, None] * np.array([np.cos(angle), -np.sin(angle)])
+    frames = compose(clip, coverage(clip.shape, clip.radius, np.array([clip.x, clip.y]) + steps, 32, 32))
+    assert score_clip(frames, clip)["direction"] == allowed
+
+
 def test_a_still_object_has_no_direction(clip: ShapeClip) -> None:
     still = np.repeat(draw(clip)[:1], 9, axis=0)
     assert score_clip(still, clip)["direction"] == 0
@@ -73,6 +84,13 @@ def test_an_object_that_vanishes_on_the_way(clip: ShapeClip) -> None:
     frames = draw(clip)
     frames[5:] = draw(replace(clip, radius=0.5))[5:]
     assert score_clip(frames, clip)["motion"] == 0
+
+
+@pytest.mark.parametrize(("relative_area", "whole"), [(1.4, 1), (1.8, 0)])
+def test_an_object_that_swells_on_the_way(clip: ShapeClip, relative_area: float, whole: int) -> None:
+    frames = draw(clip)
+    frames[5:] = draw(replace(clip, radius=clip.radius * relative_area**0.5))[5:]
+    assert score_clip(frames, clip)["motion"] == whole
 
 
 def test_an_object_that_jumps_does_not_move_evenly(clip: ShapeClip) -> None:
