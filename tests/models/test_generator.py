@@ -12,7 +12,7 @@ from magic141.diffusion.flow import expand, sigma_grid
 from magic141.models.generator import VideoGenerator
 from magic141.models.sampling import SamplingSettings
 from magic141.models.text_embedding import TextEmbedding
-from magic141.models.transformer import Conditioning
+from magic141.models.transformer import Conditioning, Prefix
 from tests.diffusion.fields import velocity_to
 
 STEPS, SHIFT, W = 4, 5.0, 2.0
@@ -38,9 +38,13 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
     return calls
 
 
+def make_generator(guidance: Any = "embedded", sampler: Any = "euler", latent_frames: int = 3) -> VideoGenerator:
+    settings = SamplingSettings(STEPS, SHIFT, W, guidance, sampler)
+    return VideoGenerator(torch.nn.Linear(1, 1), text(1.0, 1), latent_frames, settings)
+
+
 def sample(guidance: Any, sampler: Any, seed: int = 0) -> Tensor:
-    model = torch.nn.Linear(1, 1)
-    generator = VideoGenerator(model, text(1.0, 1), 3, SamplingSettings(STEPS, SHIFT, W, guidance, sampler))
+    generator = make_generator(guidance, sampler)
     return generator.sample(text(3.0, 2), torch.zeros(2, 1, 1), torch.zeros(2, 1, 1, 2, 2), seed)
 
 
@@ -68,15 +72,41 @@ def test_every_seed_has_its_own_noise(seen: list[tuple[Tensor, Tensor]]) -> None
 
 
 def test_every_window_of_a_long_video_has_the_noise_of_the_next_seed(seen: list[tuple[Tensor, Tensor]]) -> None:
-    generator = VideoGenerator(
-        torch.nn.Linear(1, 1), text(1.0, 1), 3, SamplingSettings(STEPS, SHIFT, W, "embedded", "euler")
-    )
+    generator = make_generator()
     generator.chain(text(3.0, 2), torch.zeros(2, 1, 1), torch.zeros(2, 1, 1, 2, 2), 2, 1, seed=4)
     for seed in (4, 5):
         sample("embedded", "euler", seed)
     first, second, *expected = (x_t for x_t, _ in seen[::STEPS])
     assert torch.equal(first, expected[0])
     assert torch.equal(second, expected[1])
+
+
+def test_windows_made_together_go_on_from_frame_to_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here the network counts on from the last frame that it is given, in the prompt's steps."""
+    noises = []
+
+    def field(model: Any, x_t: Tensor, sigma: Tensor, cond: Conditioning, prefix: Prefix, w: Tensor) -> Tensor:
+        noises.append(x_t[:, :, 0])
+        known = int(prefix.mask[0].sum(1).amax())
+        fresh = torch.arange(1, x_t.shape[2] - known + 1).reshape(1, 1, -1, 1, 1) * expand(cond.pooled[:, 0], x_t)
+        x0 = prefix.latents.clone()
+        x0[:, :, known:] = x0[:, :, known - 1 : known] + fresh
+        return velocity_to(x0, x_t, sigma)
+
+    monkeypatch.setattr("magic141.models.generator.velocity", field)
+    given = (text(3.0, 2), torch.zeros(2, 1, 1), torch.full((2, 1, 1, 2, 2), 7.0))
+    video, *_ = (make_generator(latent_frames=4).fuse(*given, num_windows=3, num_carried=1, seed=s) for s in (0, 1, 0))
+    expected = (7.0 + 3 * torch.arange(4 + 2 * 2)).reshape(1, 1, -1, 1, 1).expand(2, 1, -1, 2, 2)
+    torch.testing.assert_close(video, expected, rtol=1e-3, atol=1e-3)
+    first, other, again = noises[:: 3 * STEPS]
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, other), "every seed has its own noise"
+
+
+def test_the_same_generator_in_fewer_steps(seen: list[tuple[Tensor, Tensor]]) -> None:
+    fewer = make_generator().in_steps(2)
+    fewer.sample(text(3.0, 2), torch.zeros(2, 1, 1), torch.zeros(2, 1, 1, 2, 2), 0)
+    torch.testing.assert_close(torch.stack([sigma[0] for _, sigma in seen]), sigma_grid(2, SHIFT)[:-1])
 
 
 def test_guidance_leaves_out_the_text_and_not_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
