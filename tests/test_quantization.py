@@ -79,6 +79,7 @@ def test_stage_reloads_bit_equal_and_leaves_excluded_layers_alone(tmp_path: Path
     config = QuantizeConfig()
     quantize_student(config, student, out, NullLog())
     reloaded = load_quantized(out)
+    assert not reloaded.training
     expected = tiny_transformer(image_condition=True)
     layers = quantize_linear_layers(expected, config.exclude)
     x_t, sigma, cond = tiny_inputs()

@@ -33,6 +33,16 @@ def test_a_merged_adapter_is_the_network_with_its_adapter() -> None:
     torch.testing.assert_close(velocity(plain, x_t, sigma, cond, prefix), expected, atol=1e-5, rtol=1e-4)
 
 
+def test_a_branch_is_added_in_float32_and_the_weight_keeps_its_dtype() -> None:
+    """W + BA = -256 + 257, and 257 is no bfloat16: it would be rounded to 256."""
+    tensors = {"base_layer": [[-256.0]], "lora_A.branch": [[1.0], [1.0]], "lora_B.branch": [[256.0, 1.0]]}
+    state = {f"layer.{name}.weight": torch.tensor(value).bfloat16() for name, value in tensors.items()}
+    merged = merge_lora(state, "branch")
+    assert merged.keys() == {"layer.weight"}
+    assert merged["layer.weight"].dtype == torch.bfloat16
+    assert merged["layer.weight"].item() == 1
+
+
 def test_a_branch_takes_its_layers_input_and_keeps_no_copy_of_it_in_float32() -> None:
     network = tiny_transformer()
     add_lora(network, 4, "fake", 0)

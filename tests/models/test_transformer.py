@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from magic141.errors import UserError
+from magic141.models.config import TransformerConfig
 from magic141.models.text_embedding import TextEmbedding
 from magic141.models.transformer import (
     add_guidance_embedding,
@@ -31,6 +32,22 @@ def test_i2v_equals_t2v_bit_for_bit_for_any_first_frame(patch_size_t: int) -> No
     prefix = make_prefix(torch.randn_like(x_t) * 100, 1)
     assert i2v.config.in_channels == 2 * CHANNELS + 1
     assert torch.equal(velocity(i2v, x_t, sigma, cond, prefix), velocity(t2v, x_t, sigma, cond))
+
+
+def test_a_network_has_the_sizes_of_its_configuration() -> None:
+    sizes = {
+        "num_attention_heads": 3,
+        "attention_head_dim": 16,
+        "num_layers": 2,
+        "num_single_layers": 0,
+        "num_refiner_layers": 1,
+        "mlp_ratio": 2.0,
+        "patch_size": 1,
+        "patch_size_t": 2,
+        "rope_axes_dim": (4, 6, 6),
+    }
+    network = build_transformer(TransformerConfig.model_validate(sizes), CHANNELS, TEXT, POOLED)
+    assert sizes.items() <= dict(network.config).items()
 
 
 def test_one_update_moves_the_new_channels_and_all_that_can_matter() -> None:
@@ -65,6 +82,11 @@ def test_guidance_embedding_starts_without_effect() -> None:
     expected = velocity(teacher, x_t, sigma, cond, prefix)
     for w in (1.0, 6.0):
         assert torch.equal(velocity(student, x_t, sigma, cond, prefix, torch.full((3,), w)), expected)
+
+
+def test_a_network_that_has_the_guidance_input_keeps_it() -> None:
+    distilled = tiny_transformer(guidance_embeds=True)
+    assert add_guidance_embedding(distilled) is distilled
 
 
 def test_guidance_embedding_draws_only_the_new_branch_and_as_a_whole_network_would() -> None:
@@ -136,6 +158,15 @@ def test_padded_text_tokens_do_not_matter() -> None:
     before = velocity(model, x_t, sigma, cond)
     cond.tokens[0, 4] = 1000.0
     torch.testing.assert_close(velocity(model, x_t, sigma, cond)[0], before[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_network_is_loaded_in_the_dtype_that_is_asked_for(tmp_path: Path, dtype: torch.dtype) -> None:
+    saved = tiny_transformer()
+    saved.save_pretrained(tmp_path)
+    loaded = load_transformer(tmp_path, dtype).state_dict()
+    assert all(torch.equal(loaded[name], value.to(dtype)) for name, value in saved.state_dict().items())
+    assert {value.dtype for value in loaded.values()} == {dtype}
 
 
 def test_loading_something_else_says_what_was_expected(tmp_path: Path) -> None:
