@@ -87,6 +87,17 @@ def test_a_fake_loss_that_grows_explains_a_collapse_but_is_none() -> None:
         watch.require_sound()
 
 
+def test_a_validation_without_training_figures_is_judged_by_its_own() -> None:
+    watch = watching(CollapseConfig(patience=1))
+    watch.judge(50, HEALTHY, {})
+    own = {name: value for name, value in HEALTHY.items() if name.startswith("validation_")}
+    watch.judge(100, own, {})
+    watch.require_sound()
+    watch.judge(150, own | {"validation_saturation": 0.2}, {})
+    with pytest.raises(UserError, match=r"20% of the values saturated"):
+        watch.require_sound()
+
+
 def test_a_student_that_begins_still_may_rise_but_not_fall() -> None:
     start = HEALTHY | {"validation_motion_ratio": 0.1, "validation_mode_coverage": 0.02, "validation_frechet_ratio": 20}
     rising, falling = (watching(CollapseConfig(patience=1), num_steps=400) for _ in range(2))
