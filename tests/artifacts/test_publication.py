@@ -9,11 +9,18 @@ import pytest
 from magic141.artifacts import file_records
 from magic141.artifacts.digests import digest_folder
 from magic141.artifacts.file_records import record_path
-from magic141.artifacts.publication import link_or_copy, publish, publish_by_content, staging, written_aside
+from magic141.artifacts.publication import (
+    is_published_whole,
+    link_or_copy,
+    publish,
+    publish_by_content,
+    staging,
+    written_aside,
+)
 
 
 def test_staging_leaves_nothing_unless_published(tmp_path: Path) -> None:
-    final = tmp_path / "stage" / "key"
+    final = tmp_path / "workspace" / "stage" / "key"
     with staging(final) as out:
         (out / "half.txt").write_text("half")
     assert list(final.parent.iterdir()) == []
@@ -48,6 +55,7 @@ def test_all_of_it_is_on_the_disk_before_it_is_visible(tmp_path: Path, monkeypat
 
     final, flushed = tmp_path / "stage" / "key", list[tuple[str, bool]]()
     monkeypatch.setattr(os, "fsync", fsync)
+    num_open = len(os.listdir("/proc/self/fd"))
     with staging(final) as out:
         (out / "sub").mkdir()
         (out / "sub" / "whole.txt").write_text("whole")
@@ -55,6 +63,7 @@ def test_all_of_it_is_on_the_disk_before_it_is_visible(tmp_path: Path, monkeypat
         publish(out, final)
         staged = out.name
     assert sorted(flushed) == sorted([("sub", False), ("whole.txt", False), (staged, False), ("stage", True)])
+    assert len(os.listdir("/proc/self/fd")) == num_open
 
 
 def test_a_disk_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,9 +78,11 @@ def test_a_disk_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_staging_clears_what_a_killed_worker_left(tmp_path: Path) -> None:
     final = tmp_path / "stage" / "key"
-    (final.parent / ".staging-key-1").mkdir(parents=True)
-    with staging(final):
-        assert not (final.parent / ".staging-key-1").exists()
+    left = final.parent / ".staging-key-1"
+    left.mkdir(parents=True)
+    record_path(left).touch()
+    with staging(final) as out:
+        assert list(final.parent.iterdir()) == [out]
 
 
 def test_what_was_set_aside_comes_back_when_publishing_was_killed_before_the_new_one_was_there(tmp_path: Path) -> None:
@@ -123,6 +134,20 @@ def test_other_content_of_the_same_key_stays_beside_and_equal_content_is_replace
     assert all(path.name.startswith("key-") for path in (first, other))
 
 
+def test_an_artifact_is_whole_while_its_content_is_what_its_name_says(tmp_path: Path) -> None:
+    place = tmp_path / "stage" / "key"
+    with staging(place) as out:
+        (out / "data.txt").write_text("a")
+        made = publish_by_content(out, place, ("timing.txt",)).path
+    (made / "timing.txt").write_text("1")
+    assert is_published_whole(made, ("timing.txt",))
+    shorter = made.rename(made.with_name(made.name[:-1]))
+    assert not is_published_whole(shorter, ("timing.txt",)), "part of a digest is none"
+    shorter.rename(made)
+    (made / "data.txt").write_text("b")
+    assert not is_published_whole(made, ("timing.txt",))
+
+
 def test_digests_of_a_large_artifacts_files_are_kept_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(file_records, "ALWAYS_READ_BYTES", 0)
     place = tmp_path / "stage" / "key"
@@ -146,3 +171,15 @@ def test_an_artifact_shares_the_file_behind_a_link_and_outlives_both(tmp_path: P
     for path in (link, blob):
         path.unlink()
     assert target.read_text() == "weights"
+
+
+def test_a_file_of_another_disk_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    source = tmp_path / "source"
+    source.write_text("weights")
+    monkeypatch.setattr(os, "link", refuse)
+    target = Path(link_or_copy(str(source), str(tmp_path / "artifact")))
+    assert target.read_text() == "weights"
+    assert not target.samefile(source)

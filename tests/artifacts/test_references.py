@@ -32,6 +32,9 @@ def test_a_folder_of_somebody_else_is_closed(folder: Path, monkeypatch: pytest.M
     monkeypatch.setattr("magic141.artifacts.references.digest_folder", refuse)
     assert ref.state() == "closed"
     assert not ref.model_copy(update={"uri": str(folder / "gone")}).is_open
+    for lacking in (os.R_OK, os.X_OK):
+        monkeypatch.setattr(os, "access", lambda path, mode, lacking=lacking: not mode & lacking)
+        assert not ref.is_open
 
 
 @pytest.fixture
@@ -104,6 +107,15 @@ def test_every_part_changes_the_key(change: dict[str, object]) -> None:
     assert len(other.difference(KEY)) == 1
 
 
-def test_difference_names_the_field() -> None:
-    other = KEY.model_copy(update={"config": {"a": {"b": 2}}})
-    assert other.difference(KEY) == ["config.a.b: 1 -> 2"]
+@pytest.mark.parametrize(
+    ("config", "lines"),
+    [
+        ({"a": {"b": 2}}, ["config.a.b: 1 -> 2"]),
+        ({"a": {}}, ["config.a.b: 1 -> null"]),
+        ({"a": {"b": 1}, "c": "x"}, ['config.c: null -> "x"']),
+        ({"a": None}, ['config.a: {"b": 1} -> null']),
+        ({"a": {"b": "0123456789" * 5}}, ["config.a.b: 1 -> 01234567…"]),
+    ],
+)
+def test_difference_names_the_fields(config: dict[str, object], lines: list[str]) -> None:
+    assert KEY.model_copy(update={"config": config}).difference(KEY) == lines
