@@ -55,6 +55,7 @@ def test_a_clip_is_what_the_guided_field_leads_to(
 ) -> None:
     x0 = sample(guidance, sampler)
     torch.testing.assert_close(x0, torch.full_like(x0, clip), rtol=1e-4, atol=1e-4)
+    assert len(seen) == make_generator(guidance, sampler).settings.num_evaluations
     states = seen[:: 2 if guidance == "two_evaluations" else 1]
     torch.testing.assert_close(torch.stack([sigma[0] for _, sigma in states]), sigma_grid(STEPS, SHIFT)[:-1])
     noises = [(x_t - (1 - sigma[0]) * clip) / sigma[0] for x_t, sigma in states]

@@ -53,6 +53,13 @@ def test_space_keeps_the_largest_directions() -> None:
     assert (np.diff(variances) <= 0).all()
 
 
+def test_a_space_of_shorter_clips_is_fitted_on_the_first_frames() -> None:
+    latents = torch.randn(6, 2, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    shorter, expected = TubeSpace.fit(latents, 3, num_frames=2), TubeSpace.fit(latents[:, :, :2], 3)
+    assert np.array_equal(shorter.mean, expected.mean)
+    assert np.array_equal(shorter.basis, expected.basis)
+
+
 def test_places_may_change_their_order_but_frames_may_not() -> None:
     latents = torch.randn(8, 2, 3, 2, 2, generator=torch.Generator().manual_seed(0)).cumsum(2)
     space = TubeSpace.fit(latents, 6)
