@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from magic141.artifacts.digests import digest_file, digest_folder
@@ -18,18 +20,20 @@ from magic141.artifacts.publication import publish_by_content
 from magic141.data import prepare
 from magic141.data.config import HUNYUAN_SIZES, DataConfig
 from magic141.data.dataset import MANIFEST_FILE
-from magic141.data.earlier import Earlier
+from magic141.data.earlier import Earlier, KnownClips, stacked
 from magic141.data.fitted import Fitted, fit_models
 from magic141.data.info import load_info
 from magic141.data.kept import read_record, write_record
-from magic141.data.origins import ORIGINS_FILE, ClipKeys
-from magic141.data.sources.clips import sample_shapes
+from magic141.data.origins import ORIGINS_FILE
+from magic141.data.sources.chunks import Chunk, Place
+from magic141.data.sources.clips import Clip
 from magic141.data.videos.video import write_video
 from magic141.models.encoders import Encoders
 from magic141.models.text_embedding import TextEmbedding
 from magic141.text_files import read_json_lines
 from tests.data.attempts import Here, Killed, run
 from tests.data.test_prepare import MemoryLog
+from tests.data.test_shards import write_corpus
 from tests.models.tiny import tiny_checkpoint, tiny_vae
 
 NUM_VIDEOS = 24  # whole ones are held out
@@ -73,6 +77,10 @@ def latents_of(folder: Path) -> dict[str, torch.Tensor]:
     shards = {file: load_file(file) for file in (folder / "shards").iterdir()}
     rows = read_json_lines(folder / MANIFEST_FILE)
     return {row["id"]: shards[folder / row["shard"]]["latents"][row["row"]] for row in rows}
+
+
+def chunk_of(clips: list[Clip]) -> Chunk:
+    return Chunk(Place(0, clips[0].split, 0), clips)
 
 
 def held_out(folder: Path) -> set[str]:
@@ -187,14 +195,6 @@ def test_a_video_that_was_replaced_while_it_was_encoded_is_not_copied_later(
     assert {clip.source for clip in here.encoded} == {"3.mp4"}
 
 
-def test_clips_of_a_gpu_are_not_mixed_with_those_of_a_cpu() -> None:
-    """Theirs have half the bytes, and other last bits."""
-    on_cpu, on_gpu, on_many = (DataConfig(num_gpus_per_worker=share) for share in (0, 0.25, 1))
-    (clip,) = sample_shapes(DataConfig.model_validate({"shapes": {"num_train": 1}}), seed=0)[:1]
-    keys = [ClipKeys(config, CODE, "models", {})(clip) for config in (on_cpu, on_gpu, on_many)]
-    assert keys[0] != keys[1] == keys[2]
-
-
 @pytest.mark.parametrize(
     "change",
     [
@@ -307,6 +307,33 @@ def test_finished_shards_of_an_interrupted_preparation_count_though_the_folder_c
     num_kept = 5 * (len(shards) - 1)
     assert 0 <= len(here.encoded) - (2 * (NUM_VIDEOS + 1) - num_kept) <= len(shards), "a chunk may end behind a shard"
     assert contents(grown) == contents(from_nothing)
+
+
+def test_a_chunk_is_known_if_all_of_its_clips_are_with_what_its_split_needs(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    keys = [f"key of train{number}" for number in (3, 4, 99)]
+    clips = [Clip("train", "s", number, f"c{number}") for number in (3, 4, 99)]
+    known = KnownClips(Earlier((tmp_path,)), list(zip(clips, keys, strict=True)))
+    found = known.look_up(chunk_of(clips[:2]), keys[:2])
+    assert found is not None
+    assert [(clip.caption, clip.pixels) for clip in found] == [(f"c{n}", f"pixels of train{n}") for n in (3, 4)]
+    assert stacked(found, "train")["latents"][:, 0, 0, 0, 0].tolist() == [3, 4]
+    assert known.look_up(chunk_of(clips), keys) is None
+    judged = [replace(clip, split="heldout") for clip in clips[:2]]
+    assert known.look_up(chunk_of(judged), keys[:2]) is None, "training clips have no pixels"
+
+
+@pytest.mark.parametrize("error", [PermissionError(), SafetensorError()])
+def test_an_earlier_folder_that_cannot_be_read_gives_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """It is another user's, or was removed just now."""
+    write_corpus(tmp_path)
+    monkeypatch.setattr("magic141.data.earlier.load_file", Mock(side_effect=error))
+    clip = Clip("train", "s", 3, "c3")
+    assert (
+        KnownClips(Earlier((tmp_path,)), [(clip, "key of train3")]).look_up(chunk_of([clip]), ["key of train3"]) is None
+    )
 
 
 def test_where_encoders_are_fitted_to_the_corpus_everything_is_encoded_anew(

@@ -241,6 +241,20 @@ def test_what_was_probed_is_kept_when_probing_fails_or_takes_long(
     assert list(ProbeRecords(tmp_path).found) == ["a.mp4", "b.mp4"]
 
 
+def test_a_torn_piece_of_what_was_probed_is_probed_again(tmp_path: Path) -> None:
+    for file in ("a.mp4", "b.mp4"):
+        records = ProbeRecords(tmp_path)
+        with records.flushed_at_the_end():
+            records.add(file, [1])
+    (tmp_path / "00000.json").write_text("{")
+    assert list(ProbeRecords(tmp_path).found) == ["b.mp4"]
+    ProbeRecords(tmp_path).settle()
+    records = ProbeRecords(tmp_path)
+    with records.flushed_at_the_end():
+        records.add("a.mp4", [1])
+    assert list(ProbeRecords(tmp_path).found) == ["b.mp4", "a.mp4"]
+
+
 def test_a_record_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "records" / "a.json"
     assert read_record(path) is None

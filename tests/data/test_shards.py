@@ -37,6 +37,7 @@ def row_of(id_: str, start_frame: int = 0, caption: str = "", source: str = "s")
     return {
         "id": id_,
         "key": f"key of {id_}",
+        "pixels": f"pixels of {id_}",
         "caption": caption,
         "source": source,
         "start_frame": start_frame,
