@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -74,7 +75,9 @@ def test_every_seed_has_its_own_noise(seen: list[tuple[Tensor, Tensor]]) -> None
 
 def test_every_window_of_a_long_video_has_the_noise_of_the_next_seed(seen: list[tuple[Tensor, Tensor]]) -> None:
     generator = make_generator()
-    generator.chain(text(3.0, 2), torch.zeros(2, 1, 1), torch.zeros(2, 1, 1, 2, 2), 2, 1, seed=4)
+    given, done = (text(3.0, 2), torch.zeros(2, 1, 1), torch.zeros(2, 1, 1, 2, 2)), list[int]()
+    generator.chain(*given, 2, 1, seed=4, on_window=lambda: done.append(len(seen)))
+    assert done == [STEPS, 2 * STEPS]
     for seed in (4, 5):
         sample("embedded", "euler", seed)
     first, second, *expected = (x_t for x_t, _ in seen[::STEPS])
@@ -108,6 +111,21 @@ def test_the_same_generator_in_fewer_steps(seen: list[tuple[Tensor, Tensor]]) ->
     fewer = make_generator().in_steps(2)
     fewer.sample(text(3.0, 2), torch.zeros(2, 1, 1), torch.zeros(2, 1, 1, 2, 2), 0)
     torch.testing.assert_close(torch.stack([sigma[0] for _, sigma in seen]), sigma_grid(2, SHIFT)[:-1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_network_in_bfloat16_multiplies_in_it(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    products: list[torch.dtype] = []
+
+    def field(model: torch.nn.Linear, x_t: Tensor, *_: Any) -> Tensor:
+        products.append(model(x_t[..., :1]).dtype)
+        return x_t
+
+    monkeypatch.setattr("magic141.models.generator.velocity", field)
+    generator = replace(make_generator(), model=torch.nn.Linear(1, 1, dtype=dtype))
+    clips = generator.sample(text(3.0, 2), torch.zeros(2, 1, 1), torch.zeros(2, 1, 1, 2, 2), 0)
+    assert products == [dtype] * STEPS
+    assert clips.dtype == torch.float32
 
 
 def test_guidance_leaves_out_the_text_and_not_the_image(monkeypatch: pytest.MonkeyPatch) -> None:

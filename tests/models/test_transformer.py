@@ -131,6 +131,7 @@ def test_guidance_scale_keeps_its_precision_in_a_bf16_model() -> None:
     cond = condition(TextEmbedding(cond.tokens.bfloat16(), cond.mask, cond.pooled.bfloat16()), None)
     velocity(model, x_t.bfloat16(), sigma, cond, None, torch.full((3,), 6.0))
     assert [value.tolist() for value in seen] == [(1000 * sigma).tolist(), [6000.0] * 3]
+    assert fold_guidance(model, 6.0).dtype == torch.bfloat16
 
 
 def test_prefix_is_zero_in_latent_space_where_nothing_is_known() -> None:
