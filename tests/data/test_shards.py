@@ -68,9 +68,12 @@ def test_shards_of_large_clips_have_fewer(tmp_path: Path, monkeypatch: pytest.Mo
     writer = ShardWriter(tmp_path, shard_size=4, stamp="")
     clip = tensors_of(0, 1, with_frames=True)
     monkeypatch.setattr(shards, "MAX_SHARD_BYTES", 2 * sum(tensor.nbytes for tensor in clip.values()))
+    written = []
     for number in range(5):
         row = row_of(str(number), number)
         writer.add(Place(number, "heldout", number), [row], tensors_of(number, 1, with_frames=True))
+        written.append(len(list((tmp_path / "shards").iterdir())))
+    assert written == [0, 1, 1, 2, 2], "as soon as they are full: a kill loses no more"
     writer.close()
     files = sorted((tmp_path / "shards").iterdir())
     assert [len(load_file(path)["frames"]) for path in files] == [2, 2, 1]
@@ -84,9 +87,12 @@ def test_a_later_attempt_goes_on_behind_a_clip_that_was_left_out(tmp_path: Path)
     for _ in range(2):  # the first is killed with its last clip in memory, behind a shard of two
         writer = ShardWriter(tmp_path, shard_size=2, stamp="")
         writer.add(Place(0, "train", 0), rows, tensors)
+    writer.add(Place(1, "heldout", 0), [rows[1]], {})
     writer.close()
+    sizes = [len(load_file(path)["latents"]) for path in sorted((tmp_path / "shards").iterdir())]
+    assert sizes == [2, 1]
     assert ClipDataset.open(tmp_path, "train").latents[:, 0, 0, 0, 0].tolist() == [0, 2, 3]
-    assert writer.left_out == [rows[1]]
+    assert writer.left_out == [rows[1]] * 2, "also where no clip of a split is left"
 
 
 @pytest.mark.parametrize("lost", ["records/train-00000.json", "shards/train-00000.safetensors"])
