@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from magic141.errors import UserError
 from magic141.models.transformer import load_transformer
 from magic141.training.dmd2.config import Dmd2Config
 from magic141.training.dmd2.networks import GuidedScores
@@ -81,6 +83,30 @@ def test_the_average_is_validated_and_the_best_or_the_last_one_exported(
     dmd2.export(tmp_path / "out")
     assert torch.equal(load_transformer(tmp_path / "out" / "transformer").proj_out.weight, averages[exported])
     assert json.loads((tmp_path / "out" / "watch.json").read_text())["exported_step"] == exported + 1
+
+
+@pytest.mark.parametrize("sharded", [True, False])
+def test_another_worker_keeps_its_average_only_if_it_has_a_part_of_the_weights(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sharded: bool
+) -> None:
+    dmd2 = build(folders, tmp_path)
+    dmd2.context = replace(dmd2.context, rank=1, world_size=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(dmd2.generator, "sharded", sharded)
+        dmd2.judge(1, {"validation_frechet": 1.0})
+    assert bool(dmd2.watch.best) == sharded
+    dmd2.export(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_watch_knows_the_beginning_and_ends_a_run_that_has_collapsed(folders: Path, tmp_path: Path) -> None:
+    dmd2 = build(folders, tmp_path, collapse=SHORT["collapse"] | {"stop": True, "patience": 1})
+    assert dmd2.begin() == dmd2.watch.start == dmd2.validate()
+    assert dmd2.watch.start
+    dmd2.watch.start = {}
+    dmd2.judge(2, {"validation_saturation": 0.5})
+    with pytest.raises(UserError, match="50% of the values saturated"):
+        dmd2.require_sound()
 
 
 @pytest.mark.parametrize("collapsed", [True, False])
