@@ -11,6 +11,7 @@ from diffusers import HunyuanVideoTransformer3DModel
 from torch import Tensor
 
 from magic141.data.info import load_info
+from magic141.errors import UserError
 from magic141.models.transformer import build_transformer, load_transformer, make_prefix, velocity
 from magic141.stage_log import NullLog
 from magic141.training.batches import Batch
@@ -19,7 +20,7 @@ from magic141.training.context import TrainContext
 from magic141.training.flow_matching import FlowMatching, FlowMatchingSpec, initial_network
 from magic141.training.pretraining import take_base
 from magic141.training.single_network import RandomNumbers
-from tests.evaluation.artifacts import CHANNELS, make_data
+from tests.evaluation.artifacts import CHANNELS, RecordingLog, make_data
 from tests.models.tiny import CONFIG, tiny_inputs, tiny_transformer
 
 
@@ -40,13 +41,21 @@ def test_i2v_of_a_guidance_distilled_base_needs_no_guidance(tmp_path: Path) -> N
 
 def test_a_guidance_distilled_base_taken_as_it_is_becomes_a_teacher_without_guidance(tmp_path: Path) -> None:
     base, config = distilled_base(tmp_path / "base")
-    take_base(config, tmp_path / "out", NullLog())
+    log = RecordingLog()
+    take_base(config, tmp_path / "out", log)
     taken = load_transformer(tmp_path / "out" / "transformer")
     x_t, sigma, cond = tiny_inputs()
     expected = velocity(base, x_t, sigma, cond, None, torch.full((3,), 6.0))
     torch.testing.assert_close(velocity(taken, x_t, sigma, cond), expected)
     record = json.loads((tmp_path / "out" / "training.json").read_text())
     assert record["num_parameters"] == sum(p.numel() for p in taken.parameters())
+    assert log.summaries == record
+    assert log.notes == []
+
+
+def test_a_base_that_is_no_network_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"base = {tmp_path}: expected a diffusers transformer folder with config"):
+        take_base(FlowMatchingConfig(base=str(tmp_path), num_steps=0), tmp_path / "out", NullLog())
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +66,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def objective(folder: Path, rank: int, batch_size: int) -> FlowMatching:
+def objective(folder: Path, rank: int, batch_size: int, **options: int) -> FlowMatching:
     """I2V pretraining on one of two workers; nothing that these tests do reaches the other one."""
-    placement = PlacementConfig(engine="plain", launcher="local", num_workers=1)
+    placement = PlacementConfig.model_validate({"engine": "plain", "launcher": "local", "num_workers": 1, **options})
     config = FlowMatchingConfig(num_steps=1, batch_size=batch_size, placement=placement)
     placement = placement.model_copy(update={"num_workers": 2})  # refused of a user: the plain engine averages nothing
     config = config.model_copy(update={"placement": placement})
@@ -98,8 +107,11 @@ def test_validation_clips_are_of_many_videos(folder: Path) -> None:
     assert {dataset.sources[row] for row in rows} == {"one", "other"}
 
 
-def test_validation_takes_no_more_clips_at_once_than_training(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    worker = objective(folder, 1, batch_size=2)
+@pytest.mark.parametrize("options", [{"batch_size": 2}, {"batch_size": 4, "clips_per_pass": 1}])
+def test_validation_takes_no_more_clips_at_once_than_training(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, int]
+) -> None:
+    worker = objective(folder, 1, **options)
     sizes: list[int] = []
     losses: list[float] = []
     loss = worker.loss
