@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from magic141.models.generator import VideoGenerator
 from magic141.models.sampling import SamplingSettings
 from magic141.models.transformer import Prefix
 from magic141.training.batches import Batch
+from magic141.training.dmd2.backward_simulation import Generated
 from magic141.training.dmd2.config import Dmd2Config
 from magic141.training.dmd2.dmd2 import Dmd2
 from magic141.training.dmd2.networks import Guidance
@@ -73,6 +75,33 @@ def test_clips_from_the_start_and_the_rest_of_the_batch_stay_as_they_are(folders
     assert 0 < int(changed.sum()) < NUM
     assert own.x0 is batch.x0
     assert own.cond is batch.cond
+
+
+def test_own_frames_of_a_clip_are_generated_at_its_own_w(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Tensor] = []
+
+    def still(network: Any, x_t: Tensor, sigma: Tensor, cond: Any, prefix: Any, w: Tensor) -> Tensor:
+        seen.append(w)
+        return torch.zeros_like(x_t)
+
+    dmd2 = build(folders, tmp_path, student_guidance_range=(1.0, 3.0))
+    batch, w = continued(dmd2, 0.5), Guidance.draw(dmd2.config, NUM, rng())
+    monkeypatch.setattr("magic141.training.dmd2.backward_simulation.velocity", still)
+    dmd2.chain.with_own_frames(batch, w, rng())
+    expected = w.student[prefix_of(batch).mask[:, 0, :, 0, 0].sum(1) > 1]
+    assert torch.equal(torch.cat(seen), expected.repeat(4)), "in each of four steps"
+
+
+def test_a_part_of_generated_clips_has_their_conditions_and_w(folders: Path, tmp_path: Path) -> None:
+    dmd2 = build(folders, tmp_path, student_guidance_range=(1.0, 3.0))
+    batch, w = continued(dmd2, 0.5), Guidance.draw(dmd2.config, NUM, rng())
+    part = Generated(batch.x0 + 1, batch, w, exit_step=2).part(slice(1, 3))
+    assert torch.equal(part.x0, batch.x0[1:3] + 1)
+    assert torch.equal(part.batch.x0, batch.x0[1:3])
+    assert torch.equal(part.w.student, w.student[1:3])
+    assert part.exit_step == 2
 
 
 @pytest.mark.parametrize("size", [NUM, 2])
