@@ -50,6 +50,11 @@ def test_another_clip_of_the_same_video_has_another_key(change: dict[str, Any]) 
     assert KEY_OF(replace(CLIP, **change)) != KEY_OF(CLIP)
 
 
+def test_a_clip_of_no_video_is_known_by_what_it_shows() -> None:
+    keys = [replace(KEY_OF, videos={})(replace(CLIP, truth={"colour": colour})) for colour in ("red", "blue")]
+    assert len(set(keys)) == 2
+
+
 def test_name_caption_and_split_do_not_change_the_key() -> None:
     elsewhere = replace(KEY_OF, videos={"b.mp4": VIDEO})
     assert elsewhere(replace(CLIP, source="b.mp4", caption="a dog", split="heldout")) == KEY_OF(CLIP)
@@ -60,6 +65,7 @@ def test_a_record_is_read_as_it_was_written_and_by_no_other_version(tmp_path: Pa
     write_origins(tmp_path, key_of, [{"id": "a", "key": "k", "pixels": "p", "caption": "a cat"}])
     origins = Origins(probing_key(key_of.config, "code"), str(tmp_path), {}, {"a": ClipOrigin("k", "p")})
     assert read_origins(tmp_path) == origins
+    assert read_origins(tmp_path / "elsewhere") is None
     older = origins._asdict()
     del older["clips"]
     for other in (older, {**origins._asdict(), "clips": 3}, ["probing"]):
