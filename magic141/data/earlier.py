@@ -21,11 +21,12 @@ from magic141.artifacts.file_records import ALWAYS_READ_BYTES
 from magic141.artifacts.publication import is_published_whole
 from magic141.data.config import DataConfig
 from magic141.data.dataset import MANIFEST_FILE
-from magic141.data.origins import ORIGINS_FILE, Video, probing_key, read_origins, stamp_file
+from magic141.data.kept import ProbeRecords
+from magic141.data.origins import ORIGINS_FILE, Origins, probing_key, read_origins
 from magic141.data.shards import is_intact, read_shards
 from magic141.data.sources.chunks import Chunk
 from magic141.data.sources.clips import Clip, Probed
-from magic141.data.sources.listing import VideoFile
+from magic141.data.sources.listing import Stamp, VideoFile, stamp_file
 from magic141.data.workers import PIXELS
 from magic141.text_files import each_json_line
 
@@ -111,11 +112,10 @@ def known_videos(
 
     Only files of a known size are read, and of many GiB, as for a stage's key, only those whose name or time is new.
     """
-    found = [origins for origins in map(read_origins, earlier.folders) if origins]
-    found = [origins for origins in found if origins.probing == probing_key(config, earlier.code)]
-    known = {video.sha256: video for origins in found for video in origins.videos.values()}
-    named: dict[str, Video] = {}
-    for origins in reversed(found):
+    known, named = dict[str, Probed](), dict[str, Probed]()
+    for place in reversed(earlier.folders):
+        origins = _probed_in(place, probing_key(config, earlier.code))
+        known.update((video.digest, video) for video in origins.videos.values())
         named.update(origins.videos if origins.folder == str(folder) else {})
     is_large = sum(max(0, stamp_file(folder / video.file).size) for video in videos) > ALWAYS_READ_BYTES
     sizes = {video.stamp.size for video in known.values()}
@@ -124,14 +124,35 @@ def known_videos(
         digests = pool.map(partial(_digest, sizes, trusting=is_large), paths, before)
         for video, digest in zip(videos, digests, strict=True):
             if digest in known and known[digest].num_frames >= config.num_frames:
-                yield video, Probed(known[digest].num_frames, digest)
+                yield video, known[digest]
 
 
-def _digest(sizes: set[int], path: Path, before: Video | None, trusting: bool) -> str:
+def probe_records(run_dir: Path, probing: str) -> ProbeRecords:
+    """What a preparation has probed, in one way."""
+    return ProbeRecords(run_dir / "probe" / probing)
+
+
+def as_probed(values: Sequence[Any]) -> Probed:
+    """A usable video from its JSON."""
+    num_frames, digest, stamp = values
+    return Probed(num_frames, digest, Stamp(*stamp))
+
+
+def _probed_in(folder: Path, probing: str) -> Origins:
+    """The videos that an earlier preparation probed in the same way; the folder of an interrupted one is not known."""
+    nothing = Origins(probing, "", {}, {})
+    if (folder / ORIGINS_FILE).exists():
+        origins = read_origins(folder)
+        return origins if origins and origins.probing == probing else nothing
+    found = probe_records(folder, probing).found.items()
+    return nothing._replace(videos={file: as_probed(one) for file, one in found if not isinstance(one, str)})
+
+
+def _digest(sizes: set[int], path: Path, before: Probed | None, trusting: bool) -> str:
     """The digest of a file; empty if no known video has its size, or it cannot be read, which probing it will say."""
     stamp = stamp_file(path)
     if trusting and before and before.stamp == stamp:
-        return before.sha256
+        return before.digest
     with suppress(OSError):
         return digest_file(path) if stamp.size in sizes else ""
     return ""

@@ -15,26 +15,12 @@ from pydantic import TypeAdapter
 from magic141.artifacts.digests import canonical_json, sha256_text
 from magic141.data.config import DataConfig
 from magic141.data.kept import read_record, write_record
-from magic141.data.sources.clips import Clip
+from magic141.data.sources.clips import Clip, Probed
+from magic141.data.sources.listing import stamp_file
 
 ORIGINS_FILE = "origins.json"
 KEY_CHARS = 32
 CHANGED = ""  # the key of a clip whose video is no longer the one that was probed: nobody looks for it
-
-
-class Stamp(NamedTuple):
-    """What changes when a file does."""
-
-    size: int
-    modified_ns: int
-
-
-class Video(NamedTuple):
-    """A usable video: its stamp from before it was probed, the digest of its content, its frames at `data.fps`."""
-
-    stamp: Stamp
-    sha256: str
-    num_frames: int
 
 
 class ClipOrigin(NamedTuple):
@@ -56,7 +42,7 @@ class Origins(NamedTuple):
 
     probing: str
     folder: str
-    videos: dict[str, Video]
+    videos: dict[str, Probed]
     clips: dict[str, ClipOrigin]
 
 
@@ -77,13 +63,13 @@ class ClipKeys:
     config: DataConfig
     code: str
     models: str
-    videos: Mapping[str, Video]
+    videos: Mapping[str, Probed]
 
     def __call__(self, clip: Clip) -> str:
         """The key of a clip."""
         config, video = self.config, self.videos.get(clip.source)
         frames = [config.fps, config.num_frames, config.height, config.width, config.num_gpus_per_worker > 0]
-        source = video.sha256 if video else clip.source
+        source = video.digest if video else clip.source
         return _key([self.code, self.models, frames, source, clip.start_frame, clip.anchor_frame, clip.truth])
 
     def are_true(self, source: str) -> bool:
@@ -116,16 +102,7 @@ def read_origins(folder: Path) -> Origins | None:
         return None
 
 
-def stamp_file(path: Path) -> Stamp:
-    """A file's size and time; of one that is gone such as no file has."""
-    try:
-        stat = path.stat()
-    except OSError:
-        return Stamp(-1, -1)
-    return Stamp(stat.st_size, stat.st_mtime_ns)
-
-
-def is_unchanged(config: DataConfig, file: str, video: Video) -> bool:
+def is_unchanged(config: DataConfig, file: str, video: Probed) -> bool:
     """Whether a file of the corpus is as it was when it was probed."""
     return config.folder is not None and stamp_file(config.folder / file) == video.stamp
 

@@ -13,16 +13,16 @@ from typing import NamedTuple
 
 from magic141.data.config import DataConfig
 from magic141.data.description import describe
-from magic141.data.earlier import NOTHING_EARLIER, Earlier, known_videos
+from magic141.data.earlier import NOTHING_EARLIER, Earlier, as_probed, known_videos, probe_records
 from magic141.data.encoding import encode_clips, refuse_bad_files
 from magic141.data.fitted import fit_models
 from magic141.data.info import INFO_FILE
 from magic141.data.kept import ProbeRecords
-from magic141.data.origins import ClipKeys, Video, stamp_file, write_origins
+from magic141.data.origins import ClipKeys, probing_key, write_origins
 from magic141.data.ray_launch import plain_user_errors, probe_results, start_ray
 from magic141.data.shards import ShardWriter
 from magic141.data.sources.clips import Clip, Probed, cut_windows, sample_shapes
-from magic141.data.sources.listing import BadFile, Listing, VideoFile, list_videos
+from magic141.data.sources.listing import BadFile, Listing, VideoFile, list_videos, stamp_file
 from magic141.data.sources.splits import SPLITS, HeldOut
 from magic141.errors import UserError
 from magic141.stage_log import StageLog
@@ -40,7 +40,7 @@ class Corpus(NamedTuple):
 
     clips: list[Clip]
     heldout: HeldOut | None
-    videos: dict[str, Video]
+    videos: dict[str, Probed]
     bad_files: list[BadFile]
 
 
@@ -92,8 +92,7 @@ def _list_clips(
     """Draws the clips of the shapes world, or cuts them from videos, which are probed first."""
     if listing is None or config.folder is None:
         return Corpus(sample_shapes(config, seed), None, {}, [])
-    records = ProbeRecords(run_dir / "probe")
-    stamps = {video.file: stamp_file(config.folder / video.file) for video in listing.videos}
+    records = probe_records(run_dir, probing_key(config, earlier.code))
     probed = _probe(config.folder, listing.videos, config, records, earlier, log)
     bad = [*listing.bad_files, *(result for result in probed if isinstance(result, BadFile))]
     refuse_bad_files(bad, config)
@@ -104,8 +103,7 @@ def _list_clips(
     windows = cut_windows([video for video, _ in usable], [found for _, found in usable], config)
     for note in windows.notes:
         log.note(note)
-    videos = {file: Video(stamps[file], found.digest, found.num_frames) for (file, _), found in usable}
-    return Corpus(windows.clips, windows.heldout, videos, bad)
+    return Corpus(windows.clips, windows.heldout, {video.file: found for video, found in usable}, bad)
 
 
 def _probe(
@@ -118,18 +116,20 @@ def _probe(
 ) -> list[Probed | BadFile]:
     """Decodes every video once, in parallel, unless it was before; in the order of `videos`."""
     missing = [video for video in videos if video.file not in records.found]
+    stamps = {video.file: stamp_file(folder / video.file) for video in missing}
     with log.progress(len(videos), "video") as advance, plain_user_errors():
         advance(len(videos) - len(missing))
         with records.flushed_at_the_end():
             for video, known in known_videos(earlier, folder, missing, config):
-                records.add(video.file, list(known))
+                records.add(video.file, list(known._replace(stamp=stamps[video.file])))
                 advance(1)
             missing = [video for video in missing if video.file not in records.found]
             for video, result in zip(missing, probe_results(folder, missing, config), strict=True):
-                records.add(video.file, result["reason"] or [int(result["num_frames"]), result["digest"]])
+                found = [int(result["num_frames"]), result["digest"], stamps[video.file]]
+                records.add(video.file, result["reason"] or found)
                 advance(1)
-    found = ((video.file, records.found[video.file]) for video in videos)
-    return [BadFile(file, result) if isinstance(result, str) else Probed(*result) for file, result in found]
+    results = ((video.file, records.found[video.file]) for video in videos)
+    return [BadFile(file, found) if isinstance(found, str) else as_probed(found) for file, found in results]
 
 
 def _require_clips(num_clips: Mapping[str, int], bad_files: Sequence[BadFile], config: DataConfig) -> None:

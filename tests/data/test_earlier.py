@@ -304,6 +304,7 @@ def test_finished_shards_of_an_interrupted_preparation_count_though_the_folder_c
     from_nothing = prepared(config, tmp_path / "nothing")
     here.clear()
     grown = prepared(config, tmp_path / "grown", tmp_path / "before" / "run", tmp_path / "gone")
+    assert here.probed == ["100.mp4"]
     num_kept = 5 * (len(shards) - 1)
     assert 0 <= len(here.encoded) - (2 * (NUM_VIDEOS + 1) - num_kept) <= len(shards), "a chunk may end behind a shard"
     assert contents(grown) == contents(from_nothing)

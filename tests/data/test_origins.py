@@ -16,16 +16,14 @@ from magic141.data.origins import (
     ClipKeys,
     ClipOrigin,
     Origins,
-    Stamp,
-    Video,
     probing_key,
     read_origins,
-    stamp_file,
     write_origins,
 )
-from magic141.data.sources.clips import Clip
+from magic141.data.sources.clips import Clip, Probed
+from magic141.data.sources.listing import Stamp, stamp_file
 
-VIDEO = Video(Stamp(3, 7), "digest", num_frames=40)
+VIDEO = Probed(40, "digest", Stamp(3, 7))
 CLIP = Clip("train", "a.mp4", 4, "a cat", anchor_frame=-4)
 KEY_OF = ClipKeys(DataConfig(), "code", "models", {"a.mp4": VIDEO})
 
@@ -35,7 +33,7 @@ KEY_OF = ClipKeys(DataConfig(), "code", "models", {"a.mp4": VIDEO})
     [
         {"code": "other"},
         {"models": "other"},
-        {"videos": {"a.mp4": VIDEO._replace(sha256="other")}},
+        {"videos": {"a.mp4": VIDEO._replace(digest="other")}},
         {"config": DataConfig(num_gpus_per_worker=0.5)},  # in half precision
         *({"config": DataConfig.model_validate(frames)} for frames in ({"fps": 9}, {"num_frames": 17})),
         *({"config": DataConfig.model_validate(frames)} for frames in ({"height": 64}, {"width": 64})),

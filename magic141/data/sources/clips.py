@@ -12,7 +12,7 @@ import numpy as np
 
 from magic141.data.config import DataConfig
 from magic141.data.shapes import ShapeClip, render_clip, sample_clip
-from magic141.data.sources.listing import BadFile, VideoFile
+from magic141.data.sources.listing import BadFile, Stamp, VideoFile
 from magic141.data.sources.splits import HeldOut, split_windows
 from magic141.data.sources.video_groups import group_videos, note_copies
 from magic141.data.videos.decoding import BadVideo
@@ -51,10 +51,11 @@ class Clip:
 
 
 class Probed(NamedTuple):
-    """A usable video's frames at `config.fps`, and the digest of its file."""
+    """A usable video's frames at `config.fps`, the digest of its file, and the file's stamp from before."""
 
     num_frames: int
     digest: str
+    stamp: Stamp
 
 
 class Windows(NamedTuple):

@@ -31,6 +31,13 @@ class BadFile(NamedTuple):
     reason: str
 
 
+class Stamp(NamedTuple):
+    """What changes when a file does."""
+
+    size: int
+    modified_ns: int
+
+
 class VideoFile(NamedTuple):
     """A video and its caption."""
 
@@ -77,6 +84,15 @@ def list_videos(folder: Path) -> Listing:
     missing = [BadFile(_shown(name), f"named in {CAPTIONS_FILE}, but there is no such video") for name in lost]
     bad = [result for result in judged if isinstance(result, BadFile)]
     return Listing([result for result in judged if isinstance(result, VideoFile)], [*table.bad_lines, *bad, *missing])
+
+
+def stamp_file(path: Path) -> Stamp:
+    """A file's size and time; of one that is gone such as no file has."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return Stamp(-1, -1)
+    return Stamp(stat.st_size, stat.st_mtime_ns)
 
 
 def corpus_files(folder: Path, files: Sequence[Path]) -> list[Path]:

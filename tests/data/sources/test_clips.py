@@ -20,11 +20,13 @@ from magic141.data.sources.clips import (
     render_chunk,
     sample_shapes,
 )
-from magic141.data.sources.listing import BadFile, VideoFile
+from magic141.data.sources.listing import BadFile, Stamp, VideoFile
 from magic141.data.sources.splits import SPLITS
 from magic141.data.videos.decoding import BadVideo, StorageError
 from magic141.data.videos.video import write_video
 from tests.data.made import encode, numbered, numbers_of
+
+STAMP = Stamp(0, 0)
 
 
 def add_video(folder: Path, name: str, num_frames: int = 20, seed: int = 0) -> None:
@@ -93,7 +95,7 @@ def test_windows_far_apart_are_rendered_without_what_lies_between(tmp_path: Path
 def test_windows_render_as_cut(tmp_path: Path) -> None:
     config = DataConfig(source="folder", path=tmp_path, height=16, width=16)
     add_video(tmp_path, "a.mp4", 60)
-    clips = cut_windows([VideoFile("a.mp4", "x")], [Probed(60, "a")], config).clips
+    clips = cut_windows([VideoFile("a.mp4", "x")], [Probed(60, "a", STAMP)], config).clips
     whole = render_chunk([Clip("train", "a.mp4", start, "x") for start in (0, 13, 26, 39)], config).reshape(
         -1, 16, 16, 3
     )
@@ -109,7 +111,7 @@ def test_windows_render_as_cut(tmp_path: Path) -> None:
 def test_few_windows_are_held_out_of_many_if_so_configured() -> None:
     config = DataConfig(source="folder", path=Path("videos"), max_heldout_clips=3)
     videos = [VideoFile(f"{number}.mp4", "x") for number in range(100)]
-    probed = [Probed(13, str(number)) for number in range(100)]
+    probed = [Probed(13, str(number), STAMP) for number in range(100)]
     splits = [clip.split for clip in cut_windows(videos, probed, config).clips]
     assert all(2 <= splits.count(name) <= 3 for name in ("validation", "heldout"))
     assert splits.count("train") >= 94
@@ -118,7 +120,7 @@ def test_few_windows_are_held_out_of_many_if_so_configured() -> None:
 def test_windows_of_a_video_are_anchored_in_its_first_frame(tmp_path: Path) -> None:
     config = DataConfig(source="folder", path=tmp_path, height=16, width=16)
     add_video(tmp_path, "a.mp4", 60)
-    clips = cut_windows([VideoFile("a.mp4", "x")], [Probed(60, "a")], config).clips
+    clips = cut_windows([VideoFile("a.mp4", "x")], [Probed(60, "a", STAMP)], config).clips
     first = render_chunk([Clip("train", "a.mp4", 0, "x")], config)[0, 0]
     assert all(clip.start_frame + clip.anchor_frame == 0 for clip in clips)
     for chunk in make_chunks(clips, config):
@@ -171,7 +173,7 @@ def test_shapes_are_reproducible_and_splits_differ() -> None:
 def test_no_frame_of_a_video_is_in_two_splits(stride: int) -> None:
     config = DataConfig(source="folder", path=Path("videos"), stride_frames=stride)
     splits: dict[int, set[str]] = {}
-    for clip in cut_windows([VideoFile("a.mp4", "x")], [Probed(600, "0")], config).clips:
+    for clip in cut_windows([VideoFile("a.mp4", "x")], [Probed(600, "0", STAMP)], config).clips:
         for frame in range(clip.start_frame, clip.start_frame + config.num_frames):
             splits.setdefault(frame, set()).add(clip.split)
     assert {len(found) for found in splits.values()} == {1}
