@@ -14,7 +14,6 @@ from magic141.training.context import TrainContext, barrier, gathered
 
 FOLDER = "checkpoints"
 NUM_TO_KEEP = 2
-_ASIDE = ".writing-"
 
 
 class CheckpointStore:
@@ -51,7 +50,7 @@ class CheckpointStore:
     def save(self, step: int, write: Callable[[Path], None]) -> None:
         """Lets every worker `write` its part of a checkpoint, and makes it the newest."""
         name = step_name(step)
-        aside = self.folder / f"{_ASIDE}{name}-{self._attempt}"
+        aside = self.folder / f".{name}-{self._attempt}"
         aside.mkdir(parents=True, exist_ok=True)
         write(aside)
         barrier(self.context)
@@ -65,5 +64,5 @@ class CheckpointStore:
         return sorted(self.folder.glob("step-*"), key=lambda path: step_of(path.name))
 
     def _remove_unfinished(self) -> None:
-        for left in self.folder.glob(f"{_ASIDE}*"):
+        for left in self.folder.glob(".*"):  # written, or set aside for another of its name, when a worker was killed
             shutil.rmtree(left, ignore_errors=True)  # what cannot be removed now is in nobody's way
