@@ -34,24 +34,24 @@ class CheckpointStore:
         Raises:
             UserError: all that were kept are damaged. Starting over is for the user to decide.
         """
+        _look_afresh(self.folder)
         if self.context.is_main:
             self._remove_unfinished()
-        mine = {folder.name: is_whole(folder) for folder in self._kept()}
-        attempts, views = zip(*gathered((uuid.uuid4().hex[:8], mine), self.context), strict=True)
-        self._attempt = attempts[0]
-        whole = [name for name in views[0] if all(view.get(name) for view in views)]
-        if views[0] and not whole:
+        self._attempt, kept = gathered((uuid.uuid4().hex[:8], self._kept()), self.context)[0]
+        found = gathered([is_whole(folder) for folder in kept], self.context)
+        whole = [folder for folder, is_good in zip(kept, map(all, zip(*found, strict=True)), strict=True) if is_good]
+        if kept and not whole:
             raise UserError(
-                f"checkpoint {', '.join(str(self.folder / name) for name in views[0])}: damaged, and none is left that "
-                "is whole; delete the folder that holds them to start the training over"
+                f"checkpoint {', '.join(map(str, kept))}: damaged, and none is left that is whole; delete the folder "
+                "that holds them to start the training over"
             )
-        return self.folder / whole[-1] if whole else None
+        return whole[-1] if whole else None
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
         """Lets every worker `write` its part of a checkpoint, and makes it the newest."""
         name = step_name(step)
         aside = self.folder / f".{name}-{self._attempt}"
-        aside.mkdir(parents=True, exist_ok=True)
+        aside.mkdir(exist_ok=True)
         write(aside)
         barrier(self.context)
         if self.context.is_main:
@@ -66,3 +66,11 @@ class CheckpointStore:
     def _remove_unfinished(self) -> None:
         for left in self.folder.glob(".*"):  # written, or set aside for another of its name, when a worker was killed
             shutil.rmtree(left, ignore_errors=True)  # what cannot be removed now is in nobody's way
+
+
+def _look_afresh(folder: Path) -> None:
+    """Makes a machine ask a file server what is in a folder, by a change of its own: it may remember for a minute."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mark = folder / f".look-{uuid.uuid4().hex}"
+    mark.touch()
+    mark.unlink(missing_ok=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -116,20 +115,20 @@ def test_damage_to_all_that_was_kept_is_told_and_not_trained_over(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("other", "newest"),
-    [
-        ({"step-000005": True, "step-000010": True}, "step-000010"),
-        ({"step-000005": True, "step-000010": False}, "step-000005"),
-        ({"step-000005": True}, "step-000005"),
-    ],
+    ("others", "newest"),
+    [([True, True], "step-000010"), ([True, False], "step-000005"), ([False, True], "step-000010")],
 )
-def test_all_workers_go_on_from_what_all_of_them_find_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: dict[str, bool], newest: str
+def test_all_workers_go_on_from_what_all_of_them_find_whole_of_what_the_first_has_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: list[bool], newest: str
 ) -> None:
     attempt = started(tmp_path)
     for step in (5, 10):
         attempt.save(step, write)
-    with_another: Callable[..., list[Any]] = lambda mine, context: [mine, ("", other)]  # noqa: E731
+
+    def with_another(mine: Any, context: TrainContext) -> list[Any]:
+        """Its machine still remembers the folder as it was before there were checkpoints."""
+        return [mine, ("its own", [])] if isinstance(mine, tuple) else [mine, others]
+
     monkeypatch.setattr(checkpoint_store, "gathered", with_another)
     found = store(tmp_path).latest()
     assert found is not None
