@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from magic141.artifacts.references import ArtifactRef
 from magic141.config.checks import TRAINING_SECTIONS, oversized_batches
+from magic141.data.info import ORIGINS_FILE, load_info
 from magic141.data.sources.listing import corpus_files
 from magic141.errors import UserError
 from tasks.stage import Stage, StageCall, StageContext, sources_in
@@ -23,8 +24,6 @@ def _require_batches(context: StageContext, ref: ArtifactRef) -> None:
     Raises:
         UserError: with a line for each.
     """
-    from magic141.data.info import load_info
-
     num_train = load_info(ref.path).num_clips["train"]
     why = (
         f"the data has only {num_train} training clips; use a batch of at most {num_train}, more or longer videos, or "
@@ -40,7 +39,7 @@ STAGE = Stage(
     settings=lambda config: {"data": config.data},
     sources=sources_in("data", {"data.path": corpus_files}),
     is_random=lambda config: config.data.is_random,
-    volatile=("origins.json",),
+    volatile=(ORIGINS_FILE,),
     run=_run,
     on_ready=_require_batches,
     section_name="data",

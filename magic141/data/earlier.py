@@ -21,8 +21,9 @@ from magic141.artifacts.file_records import ALWAYS_READ_BYTES
 from magic141.artifacts.publication import is_published_whole
 from magic141.data.config import DataConfig
 from magic141.data.dataset import MANIFEST_FILE
+from magic141.data.info import ORIGINS_FILE
 from magic141.data.kept import ProbeRecords
-from magic141.data.origins import ORIGINS_FILE, Origins, probing_key, read_origins
+from magic141.data.origins import Origins, probing_key, read_origins
 from magic141.data.shards import is_intact, read_shards
 from magic141.data.sources.chunks import Chunk
 from magic141.data.sources.clips import Clip, Probed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,19 +91,22 @@ def _encoded(
     encoded = encoded_with_restarts(new, key_of.config, fitted.folder, log)
     for work in works:
         rows, tensors = _result(work, None if work.is_done else next(encoded))
-        if work.known is None and not key_of.are_true(work.chunk.clips[0].source):
+        if work.known is None and not key_of.hold_for(work.chunk.clips[0].source):
             rows = [{**row, "key": CHANGED} for row in rows]
         yield work.chunk, rows, tensors
 
 
 def _note_known(works: Sequence[Work], log: StageLog) -> None:
-    num_clips, num_known, num_done = (
-        sum(len(work.chunk.clips) for work in some)
-        for some in (works, [work for work in works if work.known], [work for work in works if work.is_done])
-    )
-    if num_known:
-        new = f", {num_known - num_done} of them with new captions" if num_known > num_done else ""
-        log.note(f"{num_known} of {num_clips} clips are copied from an earlier corpus, which encoded them alike{new}")
+    known = [work for work in works if work.known]
+    if known:
+        num_recaptioned = _num_clips(work for work in known if not work.is_done)
+        new = f", {num_recaptioned} of them with new captions" if num_recaptioned else ""
+        count = f"{_num_clips(known)} of {_num_clips(works)}"
+        log.note(f"{count} clips are copied from an earlier corpus, which encoded them alike{new}")
+
+
+def _num_clips(works: Iterable[Work]) -> int:
+    return sum(len(work.chunk.clips) for work in works)
 
 
 def _result(work: Work, made: Mapping[str, Any] | None) -> tuple[list[Row], dict[str, Tensor]]:

@@ -10,6 +10,7 @@ from magic141.data.sources.splits import HeldOut
 from magic141.errors import UserError
 
 INFO_FILE = "dataset.json"
+ORIGINS_FILE = "origins.json"  # beside it, and no result: see `origins`
 
 
 class BadFileInfo(BaseModel):

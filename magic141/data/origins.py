@@ -14,11 +14,11 @@ from pydantic import TypeAdapter
 
 from magic141.artifacts.digests import canonical_json, sha256_text
 from magic141.data.config import DataConfig
+from magic141.data.info import ORIGINS_FILE
 from magic141.data.kept import read_record, write_record
 from magic141.data.sources.clips import Clip, Probed
 from magic141.data.sources.listing import stamp_file
 
-ORIGINS_FILE = "origins.json"
 KEY_CHARS = 32
 CHANGED = ""  # the key of a clip whose video is no longer the one that was probed: nobody looks for it
 
@@ -72,7 +72,7 @@ class ClipKeys:
         source = video.digest if video else clip.source
         return _key([self.code, self.models, frames, source, clip.start_frame, clip.anchor_frame, clip.truth])
 
-    def are_true(self, source: str) -> bool:
+    def hold_for(self, source: str) -> bool:
         """Whether a clip's source still is what it was when it was probed."""
         return source not in self.videos or is_unchanged(self.config, source, self.videos[source])
 

@@ -8,7 +8,6 @@ such as replayed batches, and its meter) and `random-RANK.pt`. `info.json` says 
 from __future__ import annotations
 
 import json
-import re
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -56,10 +55,8 @@ def step_name(step: int) -> str:
 
 
 def step_of(name: str) -> int:
-    """The step in a checkpoint's name, which may be followed by more."""
-    found = re.match(r"step-(-?\d+)", name)
-    assert found, name
-    return int(found[1])
+    """The inverse of `step_name`."""
+    return int(name.removeprefix("step-"))
 
 
 def write_checkpoint(

@@ -17,7 +17,7 @@ NUM_TO_KEEP = 2
 
 
 class CheckpointStore:
-    """Checkpoints in run_dir/checkpoints/step-XXXXXX, of which the newest are kept; used by all workers together.
+    """Checkpoints in `run_dir/checkpoints/step-NUMBER`, of which the newest are kept; used by all workers together.
 
     All write into one folder aside, which the first worker renames when they have: a kill leaves the older checkpoints
     as they are. A folder aside is named by the attempt, as a worker that is believed dead may still write.
@@ -38,8 +38,8 @@ class CheckpointStore:
         if self.context.is_main:
             self._remove_unfinished()
         self._attempt, kept = gathered((uuid.uuid4().hex[:8], self._kept()), self.context)[0]
-        found = gathered([is_whole(folder) for folder in kept], self.context)
-        whole = [folder for folder, is_good in zip(kept, map(all, zip(*found, strict=True)), strict=True) if is_good]
+        views = gathered([is_whole(folder) for folder in kept], self.context)
+        whole = [folder for place, folder in enumerate(kept) if all(view[place] for view in views)]
         if kept and not whole:
             raise UserError(
                 f"checkpoint {', '.join(map(str, kept))}: damaged, and none is left that is whole; delete the folder "

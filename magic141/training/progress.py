@@ -154,7 +154,7 @@ class _Tail:
             self._log_metrics(row)
         self._earlier = None
         if first_step < 0:
-            self._log.note(f"{-first_step} preparatory steps come first; they are not counted")
+            self._log.note(f"preparatory steps, which come first and are not counted: {-first_step}")
 
     def _take(self, row: dict[str, Any]) -> None:
         step = row["step"]

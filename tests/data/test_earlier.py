@@ -22,9 +22,8 @@ from magic141.data.config import HUNYUAN_SIZES, DataConfig
 from magic141.data.dataset import MANIFEST_FILE
 from magic141.data.earlier import Earlier, KnownClips, stacked
 from magic141.data.fitted import Fitted, fit_models
-from magic141.data.info import load_info
+from magic141.data.info import ORIGINS_FILE, load_info
 from magic141.data.kept import read_record, write_record
-from magic141.data.origins import ORIGINS_FILE
 from magic141.data.sources.chunks import Chunk, Place
 from magic141.data.sources.clips import Clip
 from magic141.data.videos.video import write_video

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from magic141.data.config import DataConfig
+from magic141.data.info import ORIGINS_FILE
 from magic141.data.kept import write_record
 from magic141.data.origins import (
-    ORIGINS_FILE,
     ClipKeys,
     ClipOrigin,
     Origins,
@@ -77,7 +77,7 @@ def test_a_video_that_changed_since_it_was_probed_is_not_recorded(tmp_path: Path
     key_of = replace(KEY_OF, config=config, videos={"a.mp4": VIDEO._replace(stamp=stamp_file(file))})
     write_origins(tmp_path, key_of, [])
     record = read_origins(tmp_path)
-    assert (record and record.videos, key_of.are_true("a.mp4"), key_of.are_true("shapes")) == (
+    assert (record and record.videos, key_of.hold_for("a.mp4"), key_of.hold_for("shapes")) == (
         key_of.videos,
         True,
         True,
@@ -85,7 +85,7 @@ def test_a_video_that_changed_since_it_was_probed_is_not_recorded(tmp_path: Path
     file.write_bytes(b"1234")
     write_origins(tmp_path, key_of, [])
     record = read_origins(tmp_path)
-    assert (record and record.videos, key_of.are_true("a.mp4")) == ({}, False)
+    assert (record and record.videos, key_of.hold_for("a.mp4")) == ({}, False)
 
 
 def test_a_file_that_is_gone_has_a_stamp_that_no_file_has(tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ def test_steps_before_0_prepare_and_are_gone_on_with_after_a_crash(tmp_path: Pat
     spec = LinearSpec(config, first_step=-7)
     first_log = RecordingLog()
     straight = launch(spec, config, tmp_path / "straight", first_log, seed=3)
-    assert first_log.notes == ["7 preparatory steps come first; they are not counted"]
+    assert first_log.notes == ["preparatory steps, which come first and are not counted: 7"]
     for crash_at, found in ((-3, -5), (3, 0)):
         with pytest.raises(ZeroDivisionError):
             launch(replace(spec, crash_at=crash_at), config, tmp_path / "broken", NullLog(), seed=3)

@@ -121,7 +121,7 @@ def test_a_note_is_made_once_however_often_a_picture_is_refused(tmp_path: Path) 
             time.sleep(0.7)
     assert log.asked
     assert [note for note in log.notes if "preparatory" in note] == [
-        "4 preparatory steps come first; they are not counted"
+        "preparatory steps, which come first and are not counted: 4"
     ]
     assert [step for step, _ in log.logged] == [1, 2, 3]
 

@@ -28,12 +28,12 @@ AdversarialLoss = Callable[[Tensor], Tensor]
 """The generator's loss of clips [B, C, T, h, w], near those around which it was made."""
 
 
-def real_loss(logits: Tensor) -> Tensor:
+def loss_as_real(logits: Tensor) -> Tensor:
     """`-log D` of logits of any shape: the head's loss on real clips, and the generator's non-saturating loss."""
     return softplus(-logits).mean()
 
 
-def generated_loss(logits: Tensor) -> Tensor:
+def loss_as_generated(logits: Tensor) -> Tensor:
     """`-log(1 - D)` of logits of any shape: the head's loss on generated clips."""
     return softplus(logits).mean()
 
@@ -62,8 +62,8 @@ class Discriminator:
         """The head's losses on the real clips of a batch and on the generated ones; draws their noise from `rng`."""
         for_real, for_generated = self.noise(kept.batch.x0, rng), self.noise(kept.x0, rng)
         return [
-            partial(self._loss, real_loss, kept.batch.x0, kept, for_real),
-            partial(self._loss, generated_loss, kept.x0, kept, for_generated),
+            partial(self._loss, loss_as_real, kept.batch.x0, kept, for_real),
+            partial(self._loss, loss_as_generated, kept.x0, kept, for_generated),
         ]
 
     def _loss(
@@ -81,7 +81,7 @@ class Discriminator:
         """
         leaf = x.detach().requires_grad_()
         with self.fake.autocast():
-            loss = real_loss(self.logits(self.guided.scores, leaf, batch, w, noise))
+            loss = loss_as_real(self.logits(self.guided.scores, leaf, batch, w, noise))
         (gradient,) = torch.autograd.grad(loss, leaf)
         value, place = loss.detach(), leaf.detach()
         return lambda clips: value + ((clips - place) * gradient).sum()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from magic141.evaluation.generation.tensor_memory import TensorMemory
-from magic141.training.dmd2.adversarial import generated_loss, real_loss
+from magic141.training.dmd2.adversarial import loss_as_generated, loss_as_real
 from magic141.training.dmd2.backward_simulation import Generated
 from magic141.training.dmd2.dmd2 import Dmd2
 from magic141.training.dmd2.networks import Guidance
@@ -19,7 +19,7 @@ from tests.training.dmd2.tiny import build, weights
 
 
 def discriminator_loss(real: Tensor, generated: Tensor) -> Tensor:
-    return real_loss(real) + generated_loss(generated)
+    return loss_as_real(real) + loss_as_generated(generated)
 
 
 def test_a_head_that_knows_nothing_pays_two_bits() -> None:
@@ -31,7 +31,7 @@ def test_the_right_verdict_costs_nothing_and_leaves_the_generator_a_gradient() -
     sure = torch.full((3, 5), 20.0)
     assert float(discriminator_loss(sure, -sure)) < 1e-6
     logits = (-sure).requires_grad_()
-    real_loss(logits).backward()
+    loss_as_real(logits).backward()
     torch.testing.assert_close(logits.grad, torch.full((3, 5), -1 / 15))  # does not saturate
 
 
