@@ -2,13 +2,14 @@
 
 A folder holds `engines/NAME` (weights, optimizer, counters, as the engine writes them), `objective.pt` (what an
 objective has alike on all workers, such as the EMA), and of every worker `objective-RANK.pt` (what it has of its own,
-such as replayed batches, and its meter) and `random-RANK.pt`. `info.json` says how far training was, and how placed.
+such as replayed batches, and its meters) and `random-RANK.pt`. `info.json` says how far training was, and how placed.
 """
 
 from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from magic141.training.meter import Meter
 from magic141.training.objective import Objective
 from magic141.training.random_numbers import random_state, set_random_state
 
-_METER = "loop.meter"  # beside the objective's own entries
+_METERS = "loop.meters"  # beside the objective's own entries
 
 
 @dataclass(frozen=True)
@@ -60,22 +61,24 @@ def step_of(name: str) -> int:
 
 
 def write_checkpoint(
-    folder: Path, objective: Objective, meter: Meter, context: TrainContext, info: CheckpointInfo
+    folder: Path, objective: Objective, meters: Sequence[Meter], context: TrainContext, info: CheckpointInfo
 ) -> None:
     """Writes this worker's part of a checkpoint (collective: the engines may gather)."""
     for name, engine in objective.engines.items():
         engine.save(folder / "engines" / name)
     own = objective.state_dict()
     common = {name: own.pop(name) for name in objective.replicated}
-    torch.save(own | {_METER: meter.state_dict()}, folder / f"objective-{context.rank}.pt")
+    torch.save(own | {_METERS: [meter.state_dict() for meter in meters]}, folder / f"objective-{context.rank}.pt")
     torch.save(random_state(), folder / f"random-{context.rank}.pt")
     if context.is_main:
         torch.save(common, folder / "objective.pt")
         (folder / "info.json").write_text(json.dumps(asdict(info)))
 
 
-def read_checkpoint(folder: Path, objective: Objective, meter: Meter, context: TrainContext) -> CheckpointInfo:
-    """Put a checkpoint back into `objective`, the meter of what is to be judged, and the random generators.
+def read_checkpoint(
+    folder: Path, objective: Objective, meters: Sequence[Meter], context: TrainContext
+) -> CheckpointInfo:
+    """Put a checkpoint back into `objective`, the loop's meters, and the random generators.
 
     Plain and DDP checkpoints are interchangeable, and with another number of workers training continues correctly,
     though not bit for bit. DeepSpeed's are split over the workers and need the same number and ZeRO stage again.
@@ -87,7 +90,8 @@ def read_checkpoint(folder: Path, objective: Objective, meter: Meter, context: T
     rank = context.rank % info.world_size
     files = (folder / "objective.pt", folder / f"objective-{rank}.pt")
     common, own = map(_load, files)
-    meter.load_state_dict(own.pop(_METER))
+    for meter, state in zip(meters, own.pop(_METERS), strict=True):
+        meter.load_state_dict(state)
     objective.load_state_dict(common | own)
     if context.rank < info.world_size:
         set_random_state(_load(folder / f"random-{rank}.pt"))

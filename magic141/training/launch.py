@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,11 +21,13 @@ from magic141.text_files import replace_text
 from magic141.training.config import METRICS_FILE, PlacementConfig, TrainConfig
 from magic141.training.context import TrainContext
 from magic141.training.engines.deepspeed_engine import forget_process_group
+from magic141.training.interruption import interruptible
 from magic141.training.loop import EXPORT, LoopResult, run_training
 from magic141.training.objective import ObjectiveSpec
 from magic141.training.progress import follow, write_metrics
 from magic141.training.random_numbers import kept_random_state
-from magic141.training.ray_launch import WorkerTask, run_on_ray
+from magic141.training.ray_launch import run_on_ray
+from magic141.training.worker_task import WorkerTask
 
 _RESULT = "result.json"
 
@@ -64,8 +66,8 @@ def launch(spec: ObjectiveSpec, config: TrainConfig, run_dir: Path, log: StageLo
         return finished
     task = WorkerTask(spec, config, run_dir, seed, uuid.uuid4().hex)
     run = run_on_ray if config.placement.launcher == "ray" else _run_here
-    with follow(run_dir, task.launch_id, config.num_steps, log):
-        outcome = run(task)
+    with task.marked(), follow(run_dir, task.launch_id, config.num_steps, log):
+        outcome = run(task, log.note)
     if outcome.resumed_from_step:
         log.note(f"training continued from step {outcome.resumed_from_step} of {config.num_steps}")
     if outcome.num_skipped:
@@ -91,7 +93,7 @@ def _result(run_dir: Path, outcome: LoopResult) -> TrainResult:
     return TrainResult(**asdict(outcome), export=run_dir / EXPORT, metrics_file=run_dir / METRICS_FILE)
 
 
-def _run_here(task: WorkerTask) -> LoopResult:
+def _run_here(task: WorkerTask, note: Callable[[str], None]) -> LoopResult:
     """Runs one worker in this process; restores the thread count and the random state afterwards."""
     placement = task.config.placement
     if placement.gpus_per_worker > 0 and not torch.cuda.is_available():
@@ -101,8 +103,12 @@ def _run_here(task: WorkerTask) -> LoopResult:
         )
     device = torch.device("cuda" if placement.gpus_per_worker > 0 else "cpu")
     context = TrainContext(0, 1, device, task.run_dir, task.seed, placement)
-    with cpu_threads(placement.threads_per_worker), kept_random_state(), _process_group(placement):
-        return run_training(task.spec, task.config, context, task.launch_id)
+
+    def work() -> LoopResult:
+        with cpu_threads(placement.threads_per_worker), kept_random_state(), _process_group(placement):
+            return run_training(task, context)
+
+    return interruptible(work, task, note)
 
 
 @contextmanager

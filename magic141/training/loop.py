@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -16,12 +14,15 @@ from magic141.errors import UserError
 from magic141.training.checkpoint import CheckpointInfo, read_checkpoint, write_checkpoint
 from magic141.training.checkpoint_store import CheckpointStore
 from magic141.training.config import TrainConfig
-from magic141.training.context import TrainContext, barrier, sum_over_workers
+from magic141.training.context import TrainContext, barrier
 from magic141.training.gpu_memory import explaining_full_gpu
+from magic141.training.interruption import Interruptions, Notice, no_notice
 from magic141.training.meter import Meter
-from magic141.training.objective import Objective, ObjectiveSpec
+from magic141.training.objective import Objective
 from magic141.training.progress import ProgressWriter
 from magic141.training.random_numbers import kept_random_state, seed_everything
+from magic141.training.usage import Usage
+from magic141.training.worker_task import WorkerTask
 
 EXPORT = "export"
 
@@ -46,16 +47,24 @@ class LoopResult:
     num_skipped: int
 
 
-def run_training(spec: ObjectiveSpec, config: TrainConfig, context: TrainContext, launch_id: str) -> LoopResult:
-    """Train `spec` for config.num_steps on this worker and export; called on every worker."""
-    usage = _Usage()
+def run_training(task: WorkerTask, context: TrainContext, notice: Notice = no_notice) -> LoopResult:
+    """Train the task's objective for config.num_steps on this worker and export; called on every worker.
+
+    Raises:
+        UserError: the training diverged or collapsed, or the launch was asked to stop; on all workers alike.
+    """
+    usage = Usage()
     seed_everything(context.seed, context.rank)
-    with explaining_full_gpu(config):
-        loop = _Loop(spec.build(context), config, context, CheckpointStore(context), usage)
+    with explaining_full_gpu(task.config):
+        interruptions = Interruptions(task, context, notice)
+        loop = _Loop(task.spec.build(context), task.config, context, CheckpointStore(context), usage, interruptions)
         start = loop.resume()
-        loop.run(start, ProgressWriter(context.run_dir, launch_id, start) if context.is_main else None)
+        loop.run(start, ProgressWriter(context.run_dir, task.launch_id, start) if context.is_main else None)
         loop.export()
-    return usage.result(context, start, loop.skipped.num_skipped)
+    seconds, cpu_seconds = usage.so_far(context)
+    return LoopResult(
+        seconds, cpu_seconds, usage.peak_memory_mb(context), max(start, 0), num_skipped=loop.skipped.num_skipped
+    )
 
 
 @dataclass
@@ -63,6 +72,7 @@ class _Loop:
     """One worker's training.
 
     Attributes:
+        since_log: the means that are logged next.
         since_check: the means that are judged. They begin at the last validation, so that how often logs and
             checkpoints are written, which is not in a stage's key, decides nothing.
     """
@@ -71,7 +81,9 @@ class _Loop:
     config: TrainConfig
     context: TrainContext
     store: CheckpointStore
-    usage: _Usage
+    usage: Usage
+    interruptions: Interruptions
+    since_log: Meter = field(default_factory=Meter)
     since_check: Meter = field(default_factory=Meter)
     skipped: _SkippedSteps = field(init=False)
 
@@ -83,14 +95,14 @@ class _Loop:
         folder = self.store.latest()
         if folder is None:
             return self.objective.first_step
-        info = read_checkpoint(folder, self.objective, self.since_check, self.context)
+        info = read_checkpoint(folder, self.objective, self._meters, self.context)
         self.usage.add(info)
         self.skipped.num_skipped = info.num_skipped
         return info.step
 
     def run(self, start: int, writer: ProgressWriter | None) -> None:
         """Runs steps start to num_steps - 1; logs and checkpoints are numbered by finished steps, `done`."""
-        config, since_log = self.config, Meter()
+        config = self.config
         self.objective.require_sound()
         self.prepare(start, writer)
         if start <= 0 and (figures := self._averaged(self.objective.begin)) and writer:
@@ -99,13 +111,13 @@ class _Loop:
             values = self.objective.step(step)
             done = step + 1
             if not self.skipped.record(values, done):
-                since_log.add(values)
-                self.since_check.add(values)
+                for meter in self._meters:
+                    meter.add(values)
             last = done == config.num_steps
             save = last or done % config.checkpoint_every_steps == 0
             check = last or done % config.validate_every_steps == 0
             if save or check or done % config.placement.log_every_steps == 0:
-                means = since_log.mean(self.context)
+                means = self.since_log.mean(self.context)
                 _require_finite(means, done, self.config)
                 found = self._averaged(self.objective.validate) if check else {}
                 if writer:
@@ -118,6 +130,8 @@ class _Loop:
                 self._save(done)
             if check:
                 self.objective.require_sound()
+            if not last:
+                self._heed_interruptions(done, is_saved=save)
 
     def prepare(self, start: int, writer: ProgressWriter | None) -> None:
         """Runs the steps before 0, which are not logged, but show that training lives and can go on after a crash."""
@@ -126,8 +140,10 @@ class _Loop:
             self.skipped.record(self.objective.step(step), done)
             if writer:
                 writer.heartbeat(done)
-            if done % self.config.checkpoint_every_steps == 0:
+            save = done % self.config.checkpoint_every_steps == 0
+            if save:
                 self._save(done)
+            self._heed_interruptions(done, is_saved=save)
 
     def export(self) -> None:
         """Writes the artifact's folders to run_dir/export, which exists only when complete."""
@@ -138,6 +154,18 @@ class _Loop:
         else:
             self.objective.export(target)
         barrier(self.context)
+
+    @property
+    def _meters(self) -> tuple[Meter, Meter]:
+        return self.since_log, self.since_check
+
+    def _heed_interruptions(self, done: int, is_saved: bool) -> None:
+        """Saves what would be lost; it is not logged, so that the curves do not show when a run was interrupted."""
+        asked = self.interruptions.asked()
+        if asked.save and not is_saved:
+            self._save(done)
+        if asked.stop:
+            raise UserError(f"stopped after step {max(done, 0)} of {self.config.num_steps}, with a checkpoint")
 
     def _averaged(self, validate: Callable[[], Mapping[str, float]]) -> dict[str, float]:
         """Validation metrics averaged over workers; leaves the random state as it was."""
@@ -160,7 +188,7 @@ class _Loop:
             peak_memory_mb=peak_memory_mb,
             num_skipped=self.skipped.num_skipped,
         )
-        self.store.save(done, lambda aside: write_checkpoint(aside, self.objective, self.since_check, context, info))
+        self.store.save(done, lambda aside: write_checkpoint(aside, self.objective, self._meters, context, info))
         barrier(context)  # a worker that ended now, for a collapse, would end the others while they save
 
 
@@ -199,40 +227,3 @@ class _SkippedSteps:
         if self.num_in_a_row > self.config.max_skipped_steps:
             _require_finite(values, step, self.config)
         return True
-
-
-class _Usage:
-    """Wall time, CPU time and memory of a worker since its start, with those of earlier attempts."""
-
-    def __init__(self) -> None:
-        self._wall, self._cpu = time.perf_counter(), time.process_time()
-        self._earlier_seconds = self._earlier_cpu_seconds = self._earlier_peak_mb = 0.0
-        if torch.cuda.is_initialized():  # by an earlier stage in this process
-            torch.cuda.reset_peak_memory_stats()
-
-    def add(self, info: CheckpointInfo) -> None:
-        """Include the attempts that led to a checkpoint."""
-        self._earlier_seconds, self._earlier_cpu_seconds = info.seconds, info.cpu_seconds
-        self._earlier_peak_mb = info.peak_memory_mb
-
-    def so_far(self, context: TrainContext) -> tuple[float, float]:
-        """Wall seconds and CPU seconds over all workers."""
-        cpu = torch.tensor([time.process_time() - self._cpu], dtype=torch.float64)
-        seconds = self._earlier_seconds + time.perf_counter() - self._wall
-        return seconds, self._earlier_cpu_seconds + float(sum_over_workers(cpu, context))
-
-    def peak_memory_mb(self, context: TrainContext) -> float:
-        """MiB over all workers: now, or in an earlier attempt, if that took more."""
-        peak = torch.tensor([_peak_memory_mb(context.device)], dtype=torch.float64)
-        return max(self._earlier_peak_mb, float(sum_over_workers(peak, context)))
-
-    def result(self, context: TrainContext, start: int, num_skipped: int) -> LoopResult:
-        """The totals of the finished run."""
-        seconds, cpu_seconds = self.so_far(context)
-        return LoopResult(seconds, cpu_seconds, self.peak_memory_mb(context), max(start, 0), num_skipped)
-
-
-def _peak_memory_mb(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

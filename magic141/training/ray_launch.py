@@ -6,11 +6,9 @@ import logging
 import os
 import pickle
 import socket
-import threading
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,14 +20,16 @@ from magic141.accelerator import give_back_freed_memory
 from magic141.artifacts.fingerprint import CodeStamp
 from magic141.cluster.address import ray_cluster
 from magic141.errors import UserError
-from magic141.training.config import PlacementConfig, TrainConfig
+from magic141.training.config import PlacementConfig
 from magic141.training.context import TrainContext
+from magic141.training.interruption import interruptible
 from magic141.training.loop import LoopResult, run_training
 from magic141.training.objective import ObjectiveSpec
+from magic141.training.worker_task import WorkerTask
 
 if TYPE_CHECKING:
     from ray.train import ScalingConfig
-    from ray.train.torch import TorchConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
 
 ALIKE_S = 60.0  # all workers come to the same mistake within this time
 _TRACEBACK_LINES = 40
@@ -44,24 +44,13 @@ _RAY_SETTINGS = {
 }
 
 
-@dataclass(frozen=True)
-class WorkerTask:
-    """What is sent to every worker."""
+def run_on_ray(task: WorkerTask, note: Callable[[str], None]) -> LoopResult:
+    """Runs the task on Ray Train workers; those that take the place of lost ones go on from the last checkpoint.
 
-    spec: ObjectiveSpec
-    config: TrainConfig
-    run_dir: Path
-    seed: int
-    launch_id: str
-
-    @property
-    def mark(self) -> Path:
-        """A file that is in the run's folder while this task runs."""
-        return self.run_dir / f".launch-{self.launch_id}"
-
-
-def run_on_ray(task: WorkerTask) -> LoopResult:
-    """Runs the task on Ray Train workers; those that take the place of lost ones go on from the last checkpoint."""
+    Raises:
+        UserError: a mistake that all workers came to.
+        RuntimeError: workers failed more often than allowed.
+    """
     _configure_ray_train()
     from magic141.cluster.session import ensure_ray, require_room
 
@@ -85,11 +74,14 @@ def run_on_ray(task: WorkerTask) -> LoopResult:
             failure_config=ray.train.FailureConfig(max_failures=placement.max_failures),
         ),
     )
-    with _mark(task):
-        outcome = _fit(trainer, task.run_dir)
-    if isinstance(outcome, str):
-        raise UserError(outcome)
-    return LoopResult(**outcome)
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    try:  # not in the main thread, where Ray would catch Ctrl-C and swallow it
+        return interruptible(lambda: _fit(trainer, task.run_dir), task, note)
+    except Exception:
+        raise
+    except BaseException:  # Ctrl-C or a cancelled task: the workers must stop writing into run_dir
+        ray.shutdown()
+        raise
 
 
 def _worker(config: dict[str, Any]) -> dict[str, Any] | str:
@@ -111,7 +103,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any] | str:
     torch.set_num_threads(task.config.placement.threads_per_worker)
     context = TrainContext(rank, world_size, get_device(), task.run_dir, task.seed, task.config.placement)
     try:
-        return asdict(run_training(task.spec, task.config, context, task.launch_id))
+        return asdict(run_training(task, context, machines_to_go))
     except UserError as mistake:
         if world_size == 1 or all_workers_failed_alike(dist.distributed_c10d._get_default_store(), rank, world_size):
             return str(mistake)
@@ -120,20 +112,18 @@ def _worker(config: dict[str, Any]) -> dict[str, Any] | str:
         raise RuntimeError(traceback.format_exc()) from error
 
 
+def machines_to_go() -> list[str] | None:
+    """The workers' nodes of which Ray has notice that they will be taken away; called by all workers at once."""
+    import ray.train
+
+    info = ray.train.get_preemption_info()
+    return info.preempted_node_ids if info else None
+
+
 def code_of(spec: ObjectiveSpec) -> CodeStamp:
     """Stamp of the code that decides what training computes: the loop, and the objective if it is part of a package."""
     objective = type(spec).__module__
     return CodeStamp.of(["magic141.training.loop", *([objective] if "." in objective else [])])
-
-
-@contextmanager
-def _mark(task: WorkerTask) -> Iterator[None]:
-    """Puts a file into the run's folder, by which workers know it from a folder of their own with the same path."""
-    task.mark.touch()
-    try:
-        yield
-    finally:
-        task.mark.unlink(missing_ok=True)
 
 
 def missing_folder(task: WorkerTask) -> str | None:
@@ -197,30 +187,14 @@ def _configure_ray_train() -> None:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
 
-def _fit(trainer: Any, run_dir: Path) -> Any:
-    """Runs fit() in a separate thread: in the main thread Ray would catch Ctrl-C and swallow it."""
-    import ray
-
-    box: dict[str, Any] = {}
-
-    def run() -> None:
-        try:
-            box["value"] = trainer.fit().return_value
-        except BaseException as error:  # raised by the waiting thread
-            box["error"] = error
-
-    logging.getLogger("ray.train").setLevel(logging.ERROR)
-    thread = threading.Thread(target=run, name="ray-train", daemon=True)
-    thread.start()
+def _fit(trainer: TorchTrainer, run_dir: Path) -> LoopResult:
     try:
-        while thread.is_alive():
-            thread.join(0.2)
-    except BaseException:  # Ctrl-C or a cancelled task: the workers must stop writing into run_dir
-        ray.shutdown()
-        raise
-    if "error" in box:
-        raise RuntimeError(f"training in {run_dir} failed: {_end_of(box['error'])}") from box["error"]
-    return box["value"]
+        outcome: dict[str, Any] | str = trainer.fit().return_value
+    except Exception as error:
+        raise RuntimeError(f"training in {run_dir} failed: {_end_of(error)}") from error
+    if isinstance(outcome, str):
+        raise UserError(outcome)
+    return LoopResult(**outcome)
 
 
 def _end_of(error: BaseException) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from magic141.config import load_config
-from magic141.training.ray_launch import WorkerTask, missing_folder
+from magic141.training.ray_launch import missing_folder
+from magic141.training.worker_task import WorkerTask
 from tasks import pretrain_i2v, pretrain_t2v
 from tasks.stage import StageCall
 from tests.evaluation.artifacts import RecordingLog

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,12 +16,12 @@ from torch.multiprocessing.spawn import start_processes
 
 from magic141.training.context import TrainContext
 from magic141.training.loop import LoopResult, run_training
-from magic141.training.ray_launch import WorkerTask
+from magic141.training.worker_task import WorkerTask
 
 IMPORTED = [__name__, "deepspeed", "magic141.training.cfg_distillation", "magic141.training.dmd2.spec"]
 
 
-def run_on_forks(task: WorkerTask) -> LoopResult:
+def run_on_forks(task: WorkerTask, note: Callable[[str], None]) -> LoopResult:
     """In the place of `run_on_ray`; the first worker that fails ends the training."""
     multiprocessing.set_forkserver_preload(IMPORTED)
     with tempfile.TemporaryDirectory() as folder:
@@ -35,7 +36,7 @@ def _work(rank: int, task: WorkerTask, folder: Path) -> None:
     torch.set_num_threads(placement.threads_per_worker)
     dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=placement.num_workers)
     context = TrainContext(rank, placement.num_workers, torch.device("cpu"), task.run_dir, task.seed, placement)
-    result = run_training(task.spec, task.config, context, task.launch_id)
+    result = run_training(task, context)
     if context.is_main:
         (folder / "result.json").write_text(json.dumps(asdict(result)))
     dist.barrier()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +50,11 @@ class LinearSpec:
     crash_at: int | None = None
     kill_once_at: int | None = None
     kill_once_saving: int | None = None  # a checkpoint of this step, half of which is then written
+    interrupt_at: int | None = None  # Ctrl-C in the launching process, which is seen before the step ends
+    launcher: int = field(default_factory=os.getpid)
     bad_steps: tuple[int, ...] = ()
     first_step: int = 0
+    step_s: float = 0.0
 
     def build(self, context: TrainContext) -> LinearRegression:
         if self.mistake:
@@ -80,8 +85,11 @@ class LinearRegression:
         if step == self.spec.crash_at:
             raise ZeroDivisionError("the objective broke")
         self.current_step = step
+        time.sleep(self.spec.step_s)
         if step == self.spec.kill_once_at:
             self._kill_once()
+        if step == self.spec.interrupt_at and self.context.is_main:
+            self._interrupt()
         x = self.x[self.sampler.indices(step - self.first_step)]
         if step in self.spec.bad_steps:
             x[0] = float("inf")
@@ -129,12 +137,25 @@ class LinearRegression:
         if self.context.is_main:
             torch.save({"ema": weights}, folder / "weights.pt")
 
+    def _interrupt(self) -> None:
+        (mark,) = self.context.run_dir.glob(".launch-*")
+        os.kill(self.spec.launcher, signal.SIGINT)
+        wait_until(lambda: mark.read_text() != "")
+
     def _kill_once(self) -> None:
         """The last worker's process dies, the first time only."""
         marker = self.context.run_dir / "killed"
         if self.context.rank == self.context.world_size - 1 and not marker.exists():
             marker.touch()
             os._exit(1)
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
+    """Looks every 10 ms."""
+    end_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end_s
+        time.sleep(0.01)
 
 
 def linear_config(num_steps: int = 12, **placement: Any) -> TrainConfig:

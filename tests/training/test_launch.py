@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+import ray
 import torch
 
 from magic141.artifacts.fingerprint import CodeStamp
@@ -24,6 +27,8 @@ from magic141.training import ray_launch
 from magic141.training.config import FlowMatchingConfig
 from magic141.training.flow_matching import FlowMatchingSpec
 from magic141.training.launch import TrainResult, launch
+from magic141.training.worker_task import WorkerTask
+from tests.training import spot_cluster
 from tests.training.linear import LinearSpec, linear_config
 
 pytestmark = pytest.mark.slow
@@ -51,21 +56,52 @@ def checkpoints(run_dir: Path) -> list[str]:
     return sorted(folder.name for folder in (run_dir / "checkpoints").iterdir())
 
 
-def losses(result: TrainResult) -> list[float]:
-    return [json.loads(line)["loss"] for line in result.metrics_file.read_text().splitlines()]
+def losses(metrics_file: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in metrics_file.read_text().splitlines()]
 
 
-def test_two_workers_give_the_loss_curve_of_one_even_when_one_is_killed(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    """What two undisturbed workers make."""
+    return run(tmp_path_factory.mktemp("straight"), "straight")
+
+
+def has_same_bits(left: TrainResult, right: TrainResult) -> bool:
+    one, other = (torch.load(result.export / "weights.pt")["ema"] for result in (left, right))
+    same = left.metrics_file.read_bytes() == right.metrics_file.read_bytes()
+    return same and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_two_workers_give_the_loss_curve_of_one_even_when_one_is_killed(tmp_path: Path, straight: TrainResult) -> None:
     """Killed and restarted, the run has the same bits as undisturbed; and what one worker computes, to rounding."""
     one = run(tmp_path, "one", launcher="local", engine="plain", num_workers=1)
-    straight = run(tmp_path, "straight")
     config = linear_config(launcher="ray", engine="ddp", num_workers=2)
     killed = launch(LinearSpec(config, noise=0.0, kill_once_at=7), config, tmp_path / "killed", NullLog(), seed=0)
-    assert losses(straight) == pytest.approx(losses(one), rel=1e-4)
+    assert losses(straight.metrics_file) == pytest.approx(losses(one.metrics_file), rel=1e-4)
     assert killed.resumed_from_step == 5
-    assert killed.metrics_file.read_bytes() == straight.metrics_file.read_bytes()
-    left, right = (torch.load(result.export / "weights.pt")["ema"] for result in (straight, killed))
-    assert all(torch.equal(left[name], right[name]) for name in left)
+    assert has_same_bits(killed, straight)
+
+
+def test_an_interrupted_training_goes_on_where_it_was(tmp_path: Path, straight: TrainResult) -> None:
+    config = linear_config(launcher="ray", engine="ddp", num_workers=2)
+    with pytest.raises(KeyboardInterrupt):
+        launch(LinearSpec(config, noise=0.0, interrupt_at=6), config, tmp_path / "cut", NullLog(), seed=0)
+    assert not ray.is_initialized(), "no worker writes into the folder any more"
+    resumed = run(tmp_path, "cut")
+    assert resumed.resumed_from_step == 7
+    assert has_same_bits(resumed, straight)
+
+
+def test_before_a_machine_is_taken_away_with_notice_a_checkpoint_is_saved(tmp_path: Path) -> None:
+    """Training goes on from it on another machine; that is no failure, of which none is allowed here."""
+    run_dir = tmp_path / "moved"
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    script = [sys.executable, "-m", spot_cluster.__name__, str(run_dir)]
+    subprocess.run(script, check=True, env=ours, cwd=Path(__file__).parents[2], timeout=300)
+    assert 0 < json.loads((run_dir / "result.json").read_text())["resumed_from_step"] < spot_cluster.NUM_STEPS
+    config = spot_cluster.rarely_saving()
+    one = launch(LinearSpec(config, noise=0.0), config, tmp_path / "one", NullLog(), seed=0)
+    assert losses(run_dir / "metrics.jsonl") == pytest.approx(losses(one.metrics_file), rel=1e-3)
 
 
 def test_deepspeed_leaves_broken_gradients_out_and_goes_on_when_a_worker_is_killed_as_it_saves(tmp_path: Path) -> None:
@@ -75,7 +111,7 @@ def test_deepspeed_leaves_broken_gradients_out_and_goes_on_when_a_worker_is_kill
     spec = LinearSpec(config, noise=0.0, bad_steps=(3,), kill_once_saving=10)
     killed = launch(spec, config, tmp_path / "killed", NullLog(), seed=0)
     assert killed.resumed_from_step == 5
-    assert losses(killed) == pytest.approx(losses(plain), rel=1e-3)
+    assert losses(killed.metrics_file) == pytest.approx(losses(plain.metrics_file), rel=1e-3)
     left, right = (torch.load(result.export / "weights.pt")["ema"] for result in (plain, killed))
     torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-4)
 
@@ -86,7 +122,7 @@ def test_a_worker_killed_while_it_saves_leaves_the_checkpoint_before_and_nothing
     killed = launch(spec, config, tmp_path / "killed", NullLog(), seed=0)
     assert killed.resumed_from_step == 5
     one = run(tmp_path, "one", launcher="local", engine="plain", num_workers=1)
-    assert losses(killed) == losses(one)
+    assert losses(killed.metrics_file) == losses(one.metrics_file)
     assert checkpoints(tmp_path / "killed") == ["step-000010", "step-000012"]
 
 
@@ -95,7 +131,7 @@ def test_deepspeed_trains_one_stage_after_another_in_this_process(tmp_path: Path
     config = linear_config(launcher="local", engine="deepspeed", num_workers=1, zero_stage=stage)
     linear = torch.nn.functional.linear
     first, second = (launch(LinearSpec(config, noise=0.0), config, tmp_path / n, NullLog(), seed=0) for n in "ab")
-    assert losses(first) == losses(second)
+    assert losses(first.metrics_file) == losses(second.metrics_file)
     assert torch.nn.functional.linear is linear, "what runs next would round differently"
 
 
@@ -136,7 +172,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named_if_there_is_no_other(
     resumed = launch(LinearSpec(config, noise=0.0), config, cut, NullLog(), seed=0)
     assert resumed.resumed_from_step == 5
     one = run(tmp_path, "one", launcher="local", engine="plain", num_workers=1)
-    assert losses(resumed) == pytest.approx(losses(one), rel=1e-4)
+    assert losses(resumed.metrics_file) == pytest.approx(losses(one.metrics_file), rel=1e-4)
     assert checkpoints(cut) == ["step-000010", "step-000012"]
 
 
@@ -183,7 +219,7 @@ def test_a_ray_that_died_between_two_trainings_is_started_again(tmp_path: Path) 
     raylet.kill()
     time.sleep(1)
     one = run(tmp_path, "one", launcher="local", engine="plain", num_workers=1)
-    assert losses(run(tmp_path, "two")) == pytest.approx(losses(one), rel=1e-4)
+    assert losses(run(tmp_path, "two").metrics_file) == pytest.approx(losses(one.metrics_file), rel=1e-4)
 
 
 def test_a_model_to_start_from_that_a_node_lacks_is_named(tmp_path: Path) -> None:
@@ -191,7 +227,7 @@ def test_a_model_to_start_from_that_a_node_lacks_is_named(tmp_path: Path) -> Non
     base = tmp_path / "base"
     config = FlowMatchingConfig(base=str(base))
     spec = FlowMatchingSpec(config, TransformerConfig(), tmp_path, base, image_condition=False)
-    task = ray_launch.WorkerTask(spec, config, tmp_path, seed=0, launch_id="now")
+    task = WorkerTask(spec, config, tmp_path, seed=0, launch_id="now")
     assert str(ray_launch.missing_folder(task)).startswith(f"{tmp_path}: missing on "), "or another one of this path"
     task.mark.touch()
     assert str(ray_launch.missing_folder(task)).startswith(f"{base}: missing on ")

@@ -110,9 +110,9 @@ def test_the_memory_of_a_training_is_that_of_the_attempt_that_took_most(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = linear_config()
-    monkeypatch.setattr("magic141.training.loop._peak_memory_mb", lambda device: 700.0)
+    monkeypatch.setattr("magic141.training.usage._peak_memory_mb", lambda device: 700.0)
     crash(config, tmp_path)
-    monkeypatch.setattr("magic141.training.loop._peak_memory_mb", lambda device: 100.0)
+    monkeypatch.setattr("magic141.training.usage._peak_memory_mb", lambda device: 100.0)
     assert launch(LinearSpec(config), config, tmp_path, NullLog(), seed=3).peak_memory_mb == 700.0
 
 
@@ -210,12 +210,12 @@ def test_what_all_workers_have_alike_is_written_once(tmp_path: Path) -> None:
         trained = LinearSpec(config).build(place)
         trained.step(0)
         write_checkpoint(
-            tmp_path / "step-1", trained, Meter(), place, CheckpointInfo(1, "plain", 2, 1, 0.0, 0.0, 0.0, 0)
+            tmp_path / "step-1", trained, [Meter()], place, CheckpointInfo(1, "plain", 2, 1, 0.0, 0.0, 0.0, 0)
         )
     assert "ema" not in torch.load(tmp_path / "step-1" / "objective-1.pt")
 
     resumed = LinearSpec(config).build(places[1])
-    read_checkpoint(tmp_path / "step-1", resumed, Meter(), places[1])
+    read_checkpoint(tmp_path / "step-1", resumed, [Meter()], places[1])
     assert resumed.ema.num_updates == 1
 
 
