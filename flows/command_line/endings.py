@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import io
 import os
 import select
 import shlex
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,6 +65,7 @@ def reporting(debug: bool) -> Iterator[None]:
         raise typer.Exit(USER_ERROR) from None
     except KeyboardInterrupt:
         typer.echo("stopped", err=True)
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would disturb Ray's shutdown
         raise typer.Exit(INTERRUPTED) from None
     except (typer.Exit, typer.Abort):
         raise

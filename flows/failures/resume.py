@@ -26,8 +26,9 @@ def marking_resumable() -> Iterator[None]:
 
 
 def is_resumable(error: BaseException) -> bool:
-    """Whether the run had begun, so that a second attempt can reuse its results."""
-    return BEGUN in getattr(error, "__notes__", ())
+    """Whether the run had begun, so that a second attempt can reuse its results; a second Ctrl-C follows a first."""
+    before = error.__context__
+    return BEGUN in getattr(error, "__notes__", ()) or (before is not None and is_resumable(before))
 
 
 def is_mistake(error: BaseException) -> bool:

@@ -6,7 +6,10 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -49,10 +52,8 @@ def ensure_ray() -> None:
     if ray.is_initialized() and not is_alive():
         ray.shutdown()  # the next call to a dead daemon would end this process without a message
     if not ray.is_initialized():
-        if ray_cluster():
-            _join_cluster()
-        else:
-            _start_local()
+        with _sigterm_left_alone():
+            (_join_cluster if ray_cluster() else _start_local)()
     _quiet_ray_data()
 
 
@@ -79,6 +80,23 @@ def require_room(field: str, number: int, each: Mapping[str, float]) -> None:
         return
     if lacking := shortage(field, number, each, ray.cluster_resources()):
         raise UserError(lacking)
+
+
+@contextmanager
+def _sigterm_left_alone() -> Iterator[None]:
+    """Keeps what SIGTERM does in this process, such as that of a flow's run, which lets a training save a checkpoint.
+
+    Ray replaces it, and puts a handler of its core before it that aborts the process three seconds later. Where nothing
+    was set, Ray's stays, for it shuts down what it has started.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before if callable(before) else signal.getsignal(signal.SIGTERM))
 
 
 def _join_cluster() -> None:

@@ -24,6 +24,16 @@ task = ray.remote(lambda: __import__("subprocess").check_output([__import__("sys
 print(ray.get(task.remote()))
 """
 
+TERMINATED = """
+import os, signal, time
+from magic141.cluster.session import ensure_ray
+signal.signal(signal.SIGTERM, lambda *_: print("asked to end"))
+ensure_ray()
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(4)  # Ray's core gives a process three seconds
+print("saved")
+"""
+
 
 @pytest.fixture
 def tokens(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
@@ -79,3 +89,11 @@ def test_a_cluster_that_may_want_a_token_says_how_to_give_it(error: Exception, m
         UserError, match=r"^RAY_ADDRESS = 10\.0\.0\.1:6379: [^\n]*RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
     ):
         session.ensure_ray()
+
+
+@pytest.mark.slow
+def test_a_process_that_has_started_ray_may_take_its_time_to_end_on_sigterm() -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command = [sys.executable, "-c", TERMINATED]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert (done.returncode, done.stdout.split("\n")) == (0, ["asked to end", "saved", ""])

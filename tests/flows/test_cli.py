@@ -212,6 +212,20 @@ def test_after_a_mistake_the_same_command_goes_on_once_it_is_corrected(
     assert capsys.readouterr().err == f"finished stages are kept; {way}: magic141 run demo.yaml\n"
 
 
+def test_a_second_interruption_while_a_run_ends_hides_no_way_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["magic141", "run", "demo.yaml"])
+    monkeypatch.delenv("MAGIC141_HOME")
+    with pytest.raises(KeyboardInterrupt), resumable():  # noqa: PT012
+        try:
+            with marking_resumable():
+                raise KeyboardInterrupt
+        finally:
+            raise KeyboardInterrupt
+    assert capsys.readouterr().err == "finished stages are kept; to resume: magic141 run demo.yaml\n"
+
+
 def test_the_command_that_goes_on_works_in_another_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "bin" / "magic141"
     program.parent.mkdir()
