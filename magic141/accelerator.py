@@ -11,13 +11,17 @@ import torch
 
 
 def settle_accelerator(device: torch.device | None = None) -> None:
-    """Makes DeepSpeed compute on the CPU if `device` is one, by default if there is no GPU.
+    """Makes DeepSpeed compute on `device`, by default on the CPU if there is no GPU.
 
-    DeepSpeed would guess, and say so in every process: a GPU wherever there is one, also for a stage that has none.
+    DeepSpeed would guess, and say so in every process: a GPU wherever there is one, also for a stage that has none. Of
+    several it takes the one with the worker's number. On a node with more than ten GPUs that is not the one that Ray
+    gave to the worker, because Ray lists a node's GPUs in the order of words: 0, 1, 10, 11, 2.
     Call it before DeepSpeed is imported and before workers start.
     """
     if device.type == "cpu" if device else not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"
+    elif device and device.index is not None:
+        os.environ["LOCAL_RANK"] = str(device.index)  # to DeepSpeed a GPU's number
 
 
 def finish_gpu_work() -> None:
