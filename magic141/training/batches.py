@@ -34,12 +34,11 @@ class Batch:
     def part(self, rows: slice | Tensor) -> Batch:
         """The samples `rows` of the batch.
 
-        On a GPU a slice loses the padding and the mask if its samples are equally long, as in `Conditioning.to`.
+        On a GPU a part loses the padding and the mask if its samples are equally long, as in `Conditioning.to`.
         """
-        if isinstance(rows, slice):
-            everything = rows.indices(len(self.x0)) == (0, len(self.x0), 1)
-            return self if everything else self._rows(rows).to(self.x0.device)
-        return self._rows(rows)
+        if isinstance(rows, slice) and rows.indices(len(self.x0)) == (0, len(self.x0), 1):
+            return self
+        return self._rows(rows).to(self.x0.device)
 
     def _rows(self, rows: slice | Tensor) -> Batch:
         prefix = None if self.prefix is None else self.prefix.part(rows)

@@ -68,6 +68,7 @@ def test_one_pass_is_the_batch_itself_and_a_part_of_it_goes_without_padding_on_a
     assert torch.equal(first.cond.tokens, text.tokens[:1, :3])
     assert torch.equal(rest.uncond.tokens, text.tokens[1:3])
     assert torch.equal(rest.x0, batch.x0[1:3])
+    assert batch.part(torch.tensor([2, 1])).cond.mask is None  # those that continue the student's own frames
 
 
 def test_a_window_from_the_start_knows_the_first_frame(maker: BatchMaker) -> None:
