@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from ray.train.torch import TorchConfig, TorchTrainer
 
 ALIKE_S = 60.0  # all workers come to the same mistake within this time
+# How long a worker waits for the others, as until the first one has the 13B's checkpoint of 260 GB on the disk: at 125
+# MB/s, as of a cloud's plain volume, that takes 35 minutes, and Ray's default is 30. Lost workers are noticed at once.
+COLLECTIVE_TIMEOUT_S = 3600
 _TRACEBACK_LINES = 40
 # Read by Ray Train in the driver and passed on. The end of a run is noticed only at the next health check.
 _RAY_SETTINGS = {
@@ -67,7 +70,7 @@ def run_on_ray(task: WorkerTask, note: Callable[[str], None]) -> LoopResult:
         # pickled, so that Ray's controller need not import the models' code and workers check theirs before loading
         train_loop_config={"code": code_of(task.spec), "task": pickle.dumps(task)},
         scaling_config=_scaling(placement),
-        torch_config=_torch_config(placement),
+        torch_config=torch_config(placement),
         run_config=ray.train.RunConfig(
             name=task.run_dir.name,
             storage_path=str(task.run_dir.parent),
@@ -143,7 +146,7 @@ def all_workers_failed_alike(
 ) -> bool:
     """Whether every worker reports a user's mistake in time; called by a worker `rank` that has met one.
 
-    A worker that ended as if all had would leave the others waiting for it in a collective operation, for half an hour.
+    A worker that ended as if all had would leave the others waiting for it in a collective operation, for an hour.
     """
     store.set(f"mistake/{rank}", "")
     try:
@@ -173,10 +176,11 @@ def _scaling(placement: PlacementConfig) -> ScalingConfig:
     )
 
 
-def _torch_config(placement: PlacementConfig) -> TorchConfig:
+def torch_config(placement: PlacementConfig) -> TorchConfig:
+    """What connects the workers, and for how long one waits for the others."""
     from ray.train.torch import TorchConfig
 
-    return TorchConfig(backend="nccl" if placement.gpus_per_worker > 0 else "gloo")
+    return TorchConfig("nccl" if placement.gpus_per_worker > 0 else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S)
 
 
 def _configure_ray_train() -> None:
