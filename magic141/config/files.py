@@ -23,7 +23,7 @@ def read_config(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     Raises:
         UserError: one line that names the file.
     """
-    place, text = _text_of(path)
+    place, text = _text_of(path, seen)
     if place in seen:
         raise UserError(f"{path}: extends itself through {' -> '.join(p.name for p in seen)}; remove one `extends`")
     values = load_yaml(text, f"config {path}", "correct that line")
@@ -76,7 +76,23 @@ def load_yaml(text: str, where: str, remedy: str) -> Any:
     except RecursionError:
         raise UserError(f"{where}: nested too deeply; correct it, see configs/demo.yaml") from None
     except (yaml.YAMLError, *_UNREADABLE) as error:
-        raise UserError(f"{where}: not YAML ({' '.join(str(error).split())}); {remedy}") from None
+        raise UserError(f"{where}: not YAML ({_told(error)}); {remedy}") from None
+
+
+def _told(error: Exception) -> str:
+    """What YAML has to say of a mistake, and where in the text; its own words name the file `<unicode string>`."""
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return " ".join(str(error).split())
+    places = ((error.problem, error.problem_mark), (error.context, error.context_mark))
+    return ", ".join(_placed(what, mark) for what, mark in places if what)
+
+
+def _placed(what: str, mark: yaml.Mark | None) -> str:
+    what = " ".join(what.split())
+    if mark is None:
+        return what
+    line = (mark.get_snippet(indent=0) or "").partition("\n")[0].strip()
+    return f"{what} in line {mark.line + 1}, column {mark.column + 1}{f': {line}' if line else ''}"
 
 
 def shown(text: str) -> str:
@@ -84,14 +100,15 @@ def shown(text: str) -> str:
     return shortened(" ".join(text.split()), MAX_SHOWN_CHARS)
 
 
-def _text_of(path: Path) -> tuple[Path, str]:
-    """Where a config file is, without symbolic links, and its text."""
+def _text_of(path: Path, seen: tuple[Path, ...]) -> tuple[Path, str]:
+    """Where a config file, which the last of `seen` extends, is without symbolic links, and its text."""
     try:
         return path.resolve(), path.read_text(encoding="utf-8")
     except FileNotFoundError:
         beside = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         hint = f"beside it: {', '.join(beside)}" if beside else "give a YAML file, such as configs/demo.yaml"
-        raise UserError(f"config {path}: no such file; {hint}") from None
+        whose = f", but {seen[-1]} extends it" if seen else ""
+        raise UserError(f"config {path}: no such file{whose}; {hint}") from None
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a symbolic link to itself
         raise UserError(f"config {path}: cannot be read ({error}); give the path of a YAML file") from None
 

@@ -212,9 +212,10 @@ def test_two_mistakes_are_two_lines() -> None:
     ("text", "line"),
     [
         ("a: [", "not YAML"),
+        ("a: [1\n", r"'<stream end>' in line 2, column 1, while parsing a flow sequence in line 1, column 4: a: \[1\)"),
         ("- 1", "expected fields"),
         ("extends: 3", "expected one file name"),
-        ("seed: 1\nname: a\nseed: 2", r"not YAML \(duplicate key seed in .* line 3"),
+        ("seed: 1\nname: a\nseed: 2", r"not YAML \(duplicate key seed in line 3, column 1: seed: 2\)"),
         ("a: " + "[" * 5000, "nested too deeply"),
         ("name: 2024-13-45", r"config .*bad.yaml: not YAML \(month must be in 1..12 .* line 1, .*name: 2024-13-45"),
         ("name: a\nseed: 0x_", "line 2, .*seed: 0x_"),
@@ -248,6 +249,9 @@ def test_a_file_that_only_links_to_itself_and_values_inside_themselves_are_refus
 def test_missing_file_and_endless_extends(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         load_config(tmp_path / "none.yaml")
+    (tmp_path / "top.yaml").write_text("extends: none.yaml")
+    with pytest.raises(UserError, match=r"none.yaml: no such file, but .*top.yaml extends it; beside it: top.yaml"):
+        load_config(tmp_path / "top.yaml")
     (tmp_path / "a.yaml").write_text("extends: a.yaml")
     with pytest.raises(UserError, match="extends itself"):
         load_config(tmp_path / "a.yaml")
