@@ -56,7 +56,8 @@ def _refuse_mistakes(image: Path, prompt: str, output: Path, seconds: float | No
     if not prompt.strip():
         raise UserError("--prompt is empty: expected a sentence that says what happens in the video")
     if not image.is_file():
-        raise UserError(f"--image {image}: no such file; give a PNG or JPEG picture")
+        what = "is a folder" if image.is_dir() else "no such file"
+        raise UserError(f"--image {image}: {what}; give a PNG, JPEG or WebP image")
     if seconds is not None and not MIN_SECONDS <= seconds <= MAX_SECONDS:
         raise UserError(f"--seconds {seconds:g}: expected {MIN_SECONDS} to {MAX_SECONDS}; leave it out for one window")
     if not 0 <= seed <= MAX_SEED:

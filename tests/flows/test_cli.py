@@ -89,6 +89,10 @@ def test_the_version_has_its_commit() -> None:
             ("generate", "--model", "abc", "--image", "no.png", "--prompt", "p", "-o", "o.mp4"),
             "--image no.png: no such",
         ),
+        (
+            ("generate", "--model", "abc", "--image", str(ROOT), "--prompt", "p", "-o", "o.mp4"),
+            f"--image {ROOT}: is a folder; give a PNG, JPEG or WebP image",
+        ),
         (("generate", "--model", "abc", "--image", DEMO, "--prompt", " ", "-o", "o.mp4"), "--prompt is empty"),
         (("generate", "--model", "abc", "--image", DEMO, "--prompt", "p", "-o", "o.gif"), "ends in .mp4"),
         (("generate", "--model", "abc", "--image", DEMO, "--prompt", "p", "-o", "o.mp4"), "there are no runs in"),
