@@ -14,7 +14,7 @@ from magic141.serving.requests import MAX_SEED
 from magic141.text_files import name_aside
 
 if TYPE_CHECKING:
-    from magic141.tracking import Run
+    from magic141.tracking import Run, Tracker
 
 MAX_SECONDS = 86_400
 
@@ -85,6 +85,14 @@ def _way_to_a_model(run: Run, workspace: Path) -> str:
     return f"finish it with `{command_again(run, workspace)}`"
 
 
+def _run_of(tracker: Tracker, model: str) -> Run:
+    """The run that `--model` names, which is neither a folder nor a registry's URI."""
+    try:
+        return tracker.pipeline_run(model)
+    except UserError as error:
+        raise UserError(f"--model {model}: no such folder, no models:/NAME@ALIAS, and {error}") from None
+
+
 def find_model(workspace: Path, model: str) -> Path:
     """The model folder that a path, a registry URI or a run id refers to; fetched from a server if need be.
 
@@ -104,7 +112,7 @@ def find_model(workspace: Path, model: str) -> Path:
     if model.startswith("models:/"):
         ref = tracker.registry.resolve(model)
     else:
-        run = tracker.pipeline_run(model)
+        run = _run_of(tracker, model)
         found = tracker.artifacts_of(run).get("publish")
         if found is None:
             raise UserError(f"--model {model}: that run has published nothing; {_way_to_a_model(run, workspace)}")

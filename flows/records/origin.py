@@ -38,6 +38,9 @@ def one_of(run_id: str | None, model: str | None) -> str:
     """The run or model to judge; raises UserError unless exactly one of the two is given."""
     if (run_id is None) == (model is None):
         raise UserError("eval: give either --run ID or --model URI, such as --model models:/magic141@candidate")
+    if model is not None and not model.startswith("models:"):
+        expected = "expected models:/NAME@ALIAS or models:/NAME/VERSION; give a run's id to --run"
+        raise UserError(f"--model {model}: {expected}")
     return str(model if run_id is None else run_id)
 
 

@@ -141,6 +141,14 @@ def test_a_run_that_is_not_there_is_missed_before_anything_starts(arguments: tup
     assert not (tmp_path / "prefect").exists()
 
 
+def test_a_model_that_is_nothing_is_named_as_it_was_given(tmp_path: Path) -> None:
+    Tracker(tmp_path, "magic141")
+    given = ("--model", "out/model", "--image", DEMO, "--prompt", "p", "-o", f"{tmp_path}/o.mp4")
+    result = CliRunner().invoke(app, ["generate", *given, "--workspace", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "--model out/model: no such folder, no models:/NAME@ALIAS, and run out/model: no such run" in result.output
+
+
 def test_debug_shows_the_traceback() -> None:
     result = call("run", "nowhere.yaml", "--debug")
     assert result.exit_code == 1

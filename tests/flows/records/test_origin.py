@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from flows.records.commands import command_again
-from flows.records.origin import Origin, continue_run, find_origin
+from flows.records.origin import Origin, continue_run, find_origin, one_of
 from magic141.artifacts.digests import digest_folder
 from magic141.artifacts.references import ArtifactRef
 from magic141.config import PipelineConfig
@@ -14,6 +14,16 @@ from magic141.tracking import TAG_PUBLISHER, Tracker
 from magic141.tracking.tags import TAG_FIRST, TAG_HOST
 from tasks import quantize
 from tests.tracking.made import make_file
+
+
+def test_a_run_or_a_registered_model_is_judged() -> None:
+    assert one_of("12ab34", None) == "12ab34"
+    assert one_of(None, "models:/magic141/3") == "models:/magic141/3"
+    for run_id, model in [(None, None), ("12ab34", "models:/magic141/3")]:
+        with pytest.raises(UserError, match="give either --run ID or --model URI"):
+            one_of(run_id, model)
+    with pytest.raises(UserError, match=r"--model magic141: expected models:/NAME@ALIAS .*; give a run's id to --run"):
+        one_of(None, "magic141")
 
 
 def test_a_deleted_run_is_not_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
