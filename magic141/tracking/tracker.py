@@ -149,7 +149,8 @@ class Tracker:
     def _beginning_with(self, start: str) -> Run | None:
         if not re.fullmatch(rf"[0-9a-f]{{{FEWEST_DIGITS},31}}", start):
             return None
-        found = self.search(f"attributes.run_id LIKE '{start}%' and tags.`{TAG_KIND}` != ''", everywhere=True)
+        condition = f"attributes.run_id LIKE '{start}%' and tags.`{TAG_KIND}` != ''"
+        found = self.search(condition, everywhere=True) or self.search(condition, everywhere=True, deleted=True)
         if len(found) > 1:
             known = first_few([f"{run.info.run_id} ({run.info.run_name})" for run in found], 3)
             raise UserError(f"run {start}: several ids begin so: {known}; give more of it")

@@ -39,6 +39,12 @@ def test_run_lookup(tracker: Tracker) -> None:
         tracker.read_file("nonsense", "config.yaml")
 
 
+def test_a_deleted_run_is_found_by_the_beginning_of_its_id_as_by_the_whole(tracker: Tracker) -> None:
+    run_id = tracker.start_parent("gone", "pipeline", {}).run_id
+    tracker.client.delete_run(run_id)
+    assert [tracker.get_run(known).info.lifecycle_stage for known in (run_id, run_id[:8])] == ["deleted", "deleted"]
+
+
 def test_a_run_is_found_by_the_beginning_of_its_id_if_no_other_begins_so(
     tracker: Tracker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
