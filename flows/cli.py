@@ -272,6 +272,8 @@ def delete(
 
         home = checked_home(workspace)
         found = deletion.family(home, runs)
+        if names := deletion.published(home, found):
+            warn(f"{', '.join(names)}: published by these runs; it stays usable, but may then not be judged any more")
         if yes:
             deletion.delete(home, found)
         say_deletion(home, found, yes)

@@ -19,6 +19,11 @@ def family(workspace: Path, run_ids: Sequence[str]) -> list[Run]:
     return [run for run in found.values() if run.info.lifecycle_stage == "active"]
 
 
+def published(workspace: Path, runs: Sequence[Run]) -> list[str]:
+    """The registered models, by their aliases, that the runs have published."""
+    return open_store(workspace).registry.names_of({run.info.run_id for run in runs})
+
+
 def delete(workspace: Path, runs: Sequence[Run]) -> None:
     """Marks the runs as deleted, children first: an interruption leaves none without its parent.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -101,6 +101,12 @@ class Registry:
     def alias_version(self, name: str, alias: str) -> ModelVersion | None:
         """The version that an alias points at, or None; raises if the store does not answer."""
         return look_up(lambda: self.client.get_model_version_by_alias(name, alias))
+
+    def names_of(self, run_ids: Collection[str]) -> list[str]:
+        """Every `models:/name@alias` whose version one of the runs has published."""
+        named = ((m.name, alias) for m in self.client.search_registered_models() for alias in m.aliases)
+        found = [(f"models:/{name}@{alias}", self.alias_version(name, alias)) for name, alias in named]
+        return [uri for uri, version in found if version and version.run_id in run_ids]
 
     def _numbered(self, name: str, version: str) -> ModelVersion | None:
         return look_up(lambda: self.client.get_model_version(name, version))

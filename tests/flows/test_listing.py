@@ -12,6 +12,7 @@ from flows.cli import app
 from flows.comparison import compare
 from magic141.errors import UserError
 from magic141.tracking import TAG_PARENT, RunLog, Tracker
+from tests.tracking.made import make_artifact
 
 
 class Store:
@@ -82,6 +83,15 @@ def test_a_run_is_deleted_with_all_below_it_after_it_was_listed(store: Store) ->
     assert text.splitlines()[-1] == "5 runs in all; --yes deletes them"
     assert magic141("delete", store.sweep.run_id[:12], "--yes", store=store)[0] == 0
     assert store.active() == {store.pipeline.run_id}
+
+
+def test_a_published_model_is_named_before_its_run_is_deleted(store: Store) -> None:
+    ref = make_artifact(store.tracker, "publish", "key-published")
+    store.tracker.registry.register("film", ref, "candidate", {})
+    code, text = magic141("delete", ref.run_id, store=store)
+    assert code == 0
+    assert "note: models:/film@candidate: published by these runs; it stays usable" in text
+    assert "published by" not in magic141("delete", store.pipeline.run_id, store=store)[1]
 
 
 def test_a_run_that_is_at_work_is_not_deleted(store: Store) -> None:

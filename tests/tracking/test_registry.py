@@ -26,6 +26,15 @@ def test_registered_model_resolves_by_alias_and_version(tracker: Tracker) -> Non
             tracker.registry.resolve(uri)
 
 
+def test_the_names_of_what_runs_have_published(tracker: Tracker) -> None:
+    first, second = (make_artifact(tracker, "publish", f"key-n{number}") for number in range(2))
+    assert tracker.registry.names_of([first.run_id]) == []
+    tracker.registry.promote("named", "champion", tracker.registry.register("named", first, "candidate", {}))
+    tracker.registry.register("named", second, "candidate", {})
+    assert tracker.registry.names_of([first.run_id]) == ["models:/named@champion"]
+    assert tracker.registry.names_of([second.run_id, "x"]) == ["models:/named@candidate"]
+
+
 def test_promotions_are_remembered_and_rolled_back_in_order(tracker: Tracker) -> None:
     registry = tracker.registry
     for number in range(3):
