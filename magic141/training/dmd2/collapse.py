@@ -179,7 +179,7 @@ class CollapseWatch:
     def growth(self, values: Mapping[str, float]) -> dict[str, float]:
         """Ratios of losses and gradients to their first values, and of the Fréchet distance to its smallest so far."""
         before = dict(self.first)
-        if self.history and _FRECHET in values:
+        if self.history:
             before[_FRECHET] = min(row[_FRECHET] for row in self.history)
         return {name: values[name] / value for name, value in before.items() if value > 0 and name in values}
 
@@ -211,7 +211,7 @@ class CollapseWatch:
         """Whether this validation ranks first: those without symptoms before the others, then by Fréchet distance."""
 
         def rank(row: Mapping[str, float]) -> tuple[bool, float]:
-            return row["num_symptoms"] > 0, row.get(_FRECHET, 0.0)
+            return row["num_symptoms"] > 0, row[_FRECHET]
 
         return min(self.history, key=rank)["step"] == step
 

@@ -44,6 +44,7 @@ def test_two_bad_validations_in_a_row_stop_the_run_with_a_remedy() -> None:
     judge(watch, 100, variance_ratio=0.3)
     judge(watch, 150)  # recovered
     judge(watch, 200, variance_ratio=0.3)
+    assert watch.message == ""
     with pytest.raises(UserError, match=r"step 250, after 2 .*: variance 0.20 x .*at least 0.5.*score_shift.*step 50"):
         judge(watch, 250, variance_ratio=0.2, frechet=1.0)
 
@@ -76,6 +77,13 @@ def test_what_is_beyond_its_bound_is_a_symptom(name: str, value: float, says: st
         watch.require_sound()
 
 
+def test_what_is_at_its_bound_is_healthy() -> None:
+    bounds = {"variance_ratio": 0.5, "motion_ratio": 0.4, "detail_ratio": 2.5, "mean_drift": 1.0, "saturation": 0.1}
+    watch = watching(CollapseConfig(patience=1))
+    judge(watch, 50, **bounds)
+    judge(watch, 100, **bounds, frechet=2 * HEALTHY["validation_frechet"])
+
+
 def test_a_fake_loss_that_grows_explains_a_collapse_but_is_none() -> None:
     """It also grows on the way to health, when clips that hardly moved begin to."""
     watch = watching(CollapseConfig(patience=1))
@@ -98,6 +106,14 @@ def test_a_validation_without_training_figures_is_judged_by_its_own() -> None:
         watch.require_sound()
 
 
+def test_a_gradient_that_was_zero_at_first_has_no_growth() -> None:
+    """As where the scores overflowed: what is not finite counts as zero."""
+    watch = watching(CollapseConfig(patience=1))
+    watch.judge(50, HEALTHY | {"dmd_gradient": 0.0}, {})
+    watch.judge(100, HEALTHY, {})
+    assert not watch.collapsed
+
+
 def test_a_student_that_begins_still_may_rise_but_not_fall() -> None:
     start = HEALTHY | {"validation_motion_ratio": 0.1, "validation_mode_coverage": 0.02, "validation_frechet_ratio": 20}
     rising, falling = (watching(CollapseConfig(patience=1), num_steps=400) for _ in range(2))
@@ -109,6 +125,23 @@ def test_a_student_that_begins_still_may_rise_but_not_fall() -> None:
     judge(falling, 50, motion_ratio=0.3)
     with pytest.raises(UserError, match=r"motion 0\.20 x"):
         judge(falling, 100, motion_ratio=0.2)
+
+
+def test_a_distance_that_begins_too_large_may_fall_but_not_rise_again() -> None:
+    watch = watching(CollapseConfig(patience=1))
+    watch.start = HEALTHY | {"validation_frechet_ratio": 20}
+    for step, ratio in ((50, 15), (100, 12), (150, 13)):
+        judge(watch, step, frechet_ratio=ratio)
+    with pytest.raises(UserError, match=r"Fréchet distance 14\.00 x"):
+        judge(watch, 200, frechet_ratio=14)
+
+
+def test_one_seed_has_no_diversity_to_be_compared_with_the_beginnings() -> None:
+    watch = watching(CollapseConfig(num_seeds=1, patience=1))
+    one_seed = {name: value for name, value in HEALTHY.items() if "diversity" not in name and "coverage" not in name}
+    watch.start = one_seed
+    watch.judge(50, one_seed, {})
+    assert not watch.collapsed
 
 
 def test_a_student_whose_beginning_is_not_known_may_not_begin_still() -> None:
@@ -137,6 +170,8 @@ def test_the_best_state_is_the_healthy_one_with_the_smallest_distance(tmp_path: 
     written: Mapping[str, object] = json.loads((tmp_path / WATCH_FILE).read_text())
     assert (written["best_step"], written["collapsed"]) == (100, True)
     assert [row["step"] for row in watch.history] == [50, 100, 150]
+    assert "validation_frechet" in watch.history[0]
+    assert "fake_loss" not in watch.history[0], "of training, not of the validation"
 
 
 def test_the_kept_state_is_a_copy_and_survives_a_checkpoint() -> None:
@@ -155,3 +190,8 @@ def test_a_run_that_the_watch_has_stopped_can_go_on() -> None:
     stopped, going_on = (key_fields(CollapseConfig(stop=stop)) for stop in (True, False))
     assert stopped == going_on
     assert "max_mean_drift" in stopped
+    watch, resumed = watching(CollapseConfig(patience=1)), watching(CollapseConfig(patience=1, stop=False))
+    watch.judge(50, HEALTHY | {"validation_saturation": 0.2}, {})
+    resumed.load_state_dict(watch.state_dict())
+    assert resumed.collapsed
+    resumed.require_sound()

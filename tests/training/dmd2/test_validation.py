@@ -104,7 +104,7 @@ def test_the_watch_knows_the_beginning_and_ends_a_run_that_has_collapsed(folders
     assert dmd2.begin() == dmd2.watch.start == dmd2.validate()
     assert dmd2.watch.start
     dmd2.watch.start = {}
-    dmd2.judge(2, {"validation_saturation": 0.5})
+    dmd2.judge(2, {"validation_frechet": 1.0, "validation_saturation": 0.5})
     with pytest.raises(UserError, match="50% of the values saturated"):
         dmd2.require_sound()
 
