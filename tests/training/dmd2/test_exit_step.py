@@ -7,7 +7,7 @@ import torch
 
 from magic141.training.dmd2.config import Dmd2Config
 from magic141.training.dmd2.exit_shares import exit_shares
-from magic141.training.dmd2.exit_step import draw_exit_step
+from magic141.training.dmd2.exit_step import ExitDraw, draw_exit_step
 
 THIRD = 0.4 / 3
 
@@ -51,3 +51,12 @@ def test_the_rarest_draws_too_are_steps_that_have_a_share(
 ) -> None:
     monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.tensor(drawn))
     assert draw_exit_step(shares, torch.Generator()) == 1
+
+
+@pytest.mark.parametrize("drawn", [0.0, 1 - 2**-24])
+@pytest.mark.parametrize(("fraction", "own_frames"), [(0.0, False), (1.0, True)])
+def test_no_update_or_every_one_continues_the_students_frames(
+    drawn: float, fraction: float, own_frames: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.tensor(drawn))
+    assert ExitDraw.of((1.0,), fraction, torch.Generator()) == ExitDraw(0, own_frames)
