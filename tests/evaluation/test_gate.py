@@ -77,6 +77,13 @@ def test_a_limit_holds_without_a_champion() -> None:
     assert "at most 50: fails by 20" in slow[1].why
 
 
+@pytest.mark.parametrize(("motion", "why"), [(0.7, "0.7, at least 0.7"), (0.6, "0.6, at least 0.7: fails by 0.1")])
+def test_a_limit_is_kept_exactly(motion: float, why: str) -> None:
+    limit = GateCondition(metric="student/motion", better="higher", tolerance=None, limit=0.7)
+    _, verdict = judge(pair({"student/motion": motion}, None), [limit], collapsed=False)
+    assert verdict == Verdict("student/motion", motion >= 0.7, why)
+
+
 def test_a_collapsed_student_never_passes() -> None:
     good = {"student/motion": 0.9, "student/frechet": 1.0}
     assert not judge(pair(good, CHAMPION), [MOTION, FRECHET], collapsed=True)[0].holds
@@ -93,8 +100,13 @@ def test_what_the_champion_was_never_measured_on_is_not_compared(champion: dict[
 
 def test_a_condition_on_a_metric_that_does_not_exist_is_refused() -> None:
     beauty = GateCondition(metric="student/beauty", better="higher")
-    with pytest.raises(UserError, match=r"metric student/beauty.*known: student/motion$"):
-        judge(pair({"student/motion": 1.0, "teacher/motion": 1.0}, None), [beauty], None)
+    for metrics, known in (
+        ({"student/motion": 1.0, "teacher/motion": 1.0}, "student/motion"),
+        ({"teacher/motion": 1.0}, "teacher/motion"),
+        ({}, "none at all"),
+    ):
+        with pytest.raises(UserError, match=rf"metric student/beauty.*known: {known}$"):
+            judge(pair(metrics, None), [beauty], None)
 
 
 def test_what_was_judged_under_other_conditions_is_not_compared_and_every_difference_is_named() -> None:
@@ -202,6 +214,7 @@ def test_what_is_just_as_good_as_asked_holds_and_what_is_no_number_does_not() ->
     for motion, holds in ((0.8, True), (float("nan"), False)):
         _, *both = judge(pair({"student/motion": motion}, CHAMPION), [equal], collapsed=False)
         assert [verdict.holds for verdict in both] == [holds, holds]
+        assert ["fails" in verdict.why for verdict in both] == [not holds, not holds]
 
 
 @pytest.mark.parametrize("cost", ["latency_ms", "cpu_ms_per_clip", "peak_memory_mb"])
