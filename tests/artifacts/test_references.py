@@ -119,3 +119,10 @@ def test_every_part_changes_the_key(change: dict[str, object]) -> None:
 )
 def test_difference_names_the_fields(config: dict[str, object], lines: list[str]) -> None:
     assert KEY.model_copy(update={"config": config}).difference(KEY) == lines
+
+
+def test_a_key_that_was_recorded_and_read_again_is_the_same() -> None:
+    key = KEY.model_copy(update={"config": {"path": Path("videos"), "range": (1.0, 3.0)}})
+    read = StageKey.model_validate_json(key.model_dump_json())
+    assert read.digest == key.digest
+    assert read.difference(key) == key.difference(read) == []
