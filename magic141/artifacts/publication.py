@@ -55,7 +55,6 @@ def publish_by_content(folder: Path, place: Path, volatile: Iterable[str] = ()) 
     """
     digest = digest_folder(folder, volatile, record_path(folder))
     final = place.with_name(f"{place.name}-{digest[:DIGEST_CHARS]}")
-    record_path(final).unlink(missing_ok=True)  # records other modification times of the same content
     if record_path(folder).exists():
         record_path(folder).replace(record_path(final))
     publish(folder, final)

@@ -90,6 +90,7 @@ def test_what_was_set_aside_comes_back_when_publishing_was_killed_before_the_new
     for name in ("lost", "whole", "moved"):
         (place.parent / f".old-key-{name}").mkdir(parents=True)
     (place.parent / "key-whole").mkdir()
+    (place.parent / "key-whole" / "data.txt").write_text("newer")
     for other in (".old-other", ".old-key6"):  # of other keys, on which others may work
         (place.parent / other).mkdir()
     (place.parent / ".old-key").mkdir()
@@ -97,6 +98,7 @@ def test_what_was_set_aside_comes_back_when_publishing_was_killed_before_the_new
         pass
     left = {path.name for path in place.parent.iterdir()}
     assert left == {"key", "key-lost", "key-whole", "key-moved", ".old-other", ".old-key6"}
+    assert (place.parent / "key-whole" / "data.txt").read_text() == "newer"
 
 
 def test_a_publication_that_is_killed_half_way_leaves_the_older_result(
@@ -159,6 +161,7 @@ def test_digests_of_a_large_artifacts_files_are_kept_beside_it(tmp_path: Path, m
     assert sorted(place.parent.iterdir()) == [made.path, record]
     monkeypatch.setattr("magic141.artifacts.digests.digest_file", lambda path: pytest.fail(f"{path} was read"))
     assert digest_folder(made.path, record=record) == made.digest
+    assert is_published_whole(made.path)
 
 
 def test_an_artifact_shares_the_file_behind_a_link_and_outlives_both(tmp_path: Path) -> None:
