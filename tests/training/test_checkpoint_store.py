@@ -13,7 +13,7 @@ import torch
 
 from magic141.errors import UserError
 from magic141.training import checkpoint_store
-from magic141.training.checkpoint import CheckpointInfo
+from magic141.training.checkpoint import CheckpointInfo, step_of
 from magic141.training.checkpoint_store import CheckpointStore
 from magic141.training.config import PlacementConfig
 from magic141.training.context import TrainContext
@@ -62,6 +62,52 @@ def test_the_newest_two_are_kept_and_nothing_is_written_elsewhere(
         attempt.save(step, write)
     assert names(tmp_path) == ["step-000005", "step-000010"]
     assert store(tmp_path).latest() == tmp_path / "checkpoints" / "step-000010"
+
+
+@pytest.mark.parametrize("steps", [(-10, -5), (999_995, 1_000_000)])
+def test_the_newest_is_the_one_with_the_most_steps_and_not_the_last_by_name(
+    tmp_path: Path, steps: tuple[int, int]
+) -> None:
+    attempt = started(tmp_path)
+    for step in steps:
+        attempt.save(step, write)
+    found = store(tmp_path).latest()
+    assert found is not None
+    assert step_of(found.name) == steps[-1]
+
+
+def test_a_checkpoint_is_visible_once_all_workers_have_written_their_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(context: TrainContext) -> None:
+        """The first worker waits while the second one writes."""
+        assert not list(first.folder.glob("step-*"))
+        if context.is_main:
+            second.save(5, lambda folder: (folder / "objective-1.pt").touch())
+
+    said: dict[type, list[Any]] = {}
+    monkeypatch.setattr(checkpoint_store, "gathered", lambda mine, _: said.setdefault(type(mine), [mine]))
+    monkeypatch.setattr(checkpoint_store, "barrier", late)
+    first, second = started(tmp_path / "run"), store(tmp_path / "run", rank=1)
+    second.latest()
+    first.save(5, write)
+    assert names(tmp_path / "run") == ["step-000005"]
+    assert (first.folder / "step-000005" / "objective-1.pt").exists()
+
+
+def test_what_a_file_server_keeps_of_an_open_file_is_in_nobodys_way(tmp_path: Path) -> None:
+    attempt = started(tmp_path)
+    attempt.save(5, write)
+    (attempt.folder / ".nfs0001").touch()
+    assert store(tmp_path).latest() == attempt.folder / "step-000005"
+
+
+def test_the_list_of_checkpoints_is_looked_up_after_a_change_to_their_folder(tmp_path: Path) -> None:
+    """A machine that changed a folder itself asks the file server anew what is in it."""
+    folder = started(tmp_path).folder
+    os.utime(folder, (1, 1))
+    assert store(tmp_path, rank=1).latest() is None
+    assert folder.stat().st_mtime > 1
 
 
 def test_what_a_killed_worker_was_writing_is_removed_by_the_first_of_the_next_attempt(tmp_path: Path) -> None:
