@@ -72,6 +72,20 @@ def test_each_kind_of_collapse_shows(collapsed: Callable[[Tensor], Tensor], figu
     assert figures(collapsed(clips(0)))[figure] == pytest.approx(value, abs=0.03)
 
 
+@pytest.mark.parametrize(
+    "collapsed",
+    [lambda x: 0.5 * x, lambda x: x + 2, lambda x: torch.where(torch.arange(4) < 2, x, 100.0), lambda x: 0.9 * x],
+    ids=["fading", "drifting", "saturated", "healthy"],
+)
+def test_figures_do_not_depend_on_the_unit_and_the_zero_of_the_latents(collapsed: Callable[[Tensor], Tensor]) -> None:
+    def in_other_units(x: Tensor) -> Tensor:
+        return 0.25 * x + 3
+
+    student, reference = collapsed(clips(0)).double(), clips(0).double()
+    seen = compare(in_other_units(student), in_other_units(reference))
+    assert seen == pytest.approx(compare(student, reference), rel=1e-4)
+
+
 def test_shapes_in_pieces_show_in_the_detail_alone() -> None:
     """Places that are swapped, the same in all frames and clips, change no sum over places."""
     ramp = torch.linspace(-1, 1, 8)
