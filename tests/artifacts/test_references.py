@@ -10,7 +10,7 @@ import pytest
 from magic141.artifacts import file_records
 from magic141.artifacts.digests import digest_file, digest_folder
 from magic141.artifacts.file_records import record_path
-from magic141.artifacts.references import ArtifactRef, StageKey
+from magic141.artifacts.references import ArtifactRef, StageKey, flatten
 
 KEY = StageKey(stage="s", version=1, code="c", config={"a": {"b": 1}}, inputs={"x": "d"}, seed=0)
 
@@ -119,6 +119,16 @@ def test_every_part_changes_the_key(change: dict[str, object]) -> None:
 )
 def test_difference_names_the_fields(config: dict[str, object], lines: list[str]) -> None:
     assert KEY.model_copy(update={"config": config}).difference(KEY) == lines
+
+
+def test_a_section_that_was_not_set_differs_as_a_whole() -> None:
+    unset = KEY.model_copy(update={"config": {"a": None}})
+    assert KEY.difference(unset) == ['config.a: null -> {"b": 1}']
+
+
+def test_nested_fields_are_named_with_their_sections() -> None:
+    values = {"seed": 0, "data": {"fps": 8, "codec": {"kind": "tiny"}, "none": {}}}
+    assert dict(flatten(values)) == {"seed": 0, "data.fps": 8, "data.codec.kind": "tiny"}
 
 
 def test_a_key_that_was_recorded_and_read_again_is_the_same() -> None:
