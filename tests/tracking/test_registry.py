@@ -35,6 +35,19 @@ def test_the_names_of_what_runs_have_published(tracker: Tracker) -> None:
     assert tracker.registry.names_of([second.run_id, "x"]) == ["models:/named@candidate"]
 
 
+def test_a_model_that_another_run_has_just_created_is_no_error(tracker: Tracker) -> None:
+    tracker.registry.client.create_registered_model("race")
+    assert tracker.registry.register("race", make_artifact(tracker, "publish", "key-race"), "candidate", {}) == "1"
+
+
+def test_a_version_is_of_the_run_that_made_it_and_has_the_tags_of_its_last_registration(tracker: Tracker) -> None:
+    ref = make_artifact(tracker, "publish", "key-tags")
+    for seed in ("1", "2"):
+        tracker.registry.register("tagged", ref, "candidate", {"seed": seed})
+    _, version = tracker.registry.version("models:/tagged@candidate")
+    assert (version.run_id, version.tags["seed"]) == (ref.run_id, "2")
+
+
 def test_promotions_are_remembered_and_rolled_back_in_order(tracker: Tracker) -> None:
     registry = tracker.registry
     for number in range(3):
