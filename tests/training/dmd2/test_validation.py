@@ -75,6 +75,7 @@ def test_the_average_is_validated_and_the_best_or_the_last_one_exported(
         dmd2.step(step)
         dmd2.judge(step + 1, {"validation_frechet": frechet})
         averages.append(dmd2.ema.state_dict()["shadow"]["proj_out.weight"].clone())
+    assert not torch.equal(averages[0], averages[1]), "every step counts in the average"
     validated = dmd2.validate()
     assert validated != dmd2.validation.figures(num_steps=3), "of the weights as they are"
     with dmd2.ema.applied():
