@@ -91,6 +91,13 @@ def test_terms_with_backward_passes_of_their_own_have_the_gradient_of_their_sum(
     assert dmd2.fake.num_updates == 1
 
 
+def test_the_heads_losses_are_weighted_and_shown_without_their_weight(folders: Path, tmp_path: Path) -> None:
+    dmd2 = build(folders, tmp_path, adversarial_weight=1.0, discriminator_weight=0.25)
+    for loss_of in dmd2.discriminator.losses(kept_clips(dmd2), step_generator(0, 1)):
+        loss, shown = loss_of(slice(0, 4))
+        torch.testing.assert_close(loss, 0.25 * shown["discriminator_loss"])
+
+
 def peak_mb(dmd2: Dmd2) -> tuple[float, float]:
     """Of an update of the fake score, and of one of the generator."""
     state, made = dmd2.simulate(0, step_generator(0, 0))

@@ -67,6 +67,8 @@ def test_w_is_drawn_from_its_range_for_student_and_real_score_alike() -> None:
     assert torch.equal(w.student, w.real)
     assert 1.0 <= float(w.student.min()) < 1.1
     assert 2.9 < float(w.student.max()) <= 3.0
+    again = Guidance.draw(config, 1000, torch.Generator().manual_seed(0))
+    assert torch.equal(again.student, w.student), "of a step that is repeated after a restart"
 
 
 def test_whether_a_teacher_is_guided_does_not_depend_on_the_w_that_was_drawn(
