@@ -53,6 +53,7 @@ def serve(
     from magic141.serving import deployment
 
     card = deployment.describe(pinned(workspace, model), folder)
+    say(f"starts Ray Serve with {card.model}")
     ensure_ray()  # before _until_stopped, because Ray sets its own signal handlers
     if not replace:
         deployment.require_unserved()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from flows.command_line.endings import FAILURE, typed
-from flows.records.commands import workspace_option
+from flows.records.commands import run_page, workspace_option
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,10 +68,9 @@ def say_outcome(outcome: Outcome, home: Path) -> None:
 
 
 def _say_run(run_id: str, tracking_uri: str) -> None:
-    """Prints a run's id and how to look at it: on the server, or with `mlflow ui` on the database."""
-    page = shlex.join([typed("mlflow"), "ui", "--backend-store-uri", tracking_uri])
-    where = tracking_uri if tracking_uri.startswith("http") else page
-    typer.echo(f"mlflow  run {run_id}; {where}")
+    """Prints a run's id and how to look at it: its page on the server, or `mlflow ui` on the database."""
+    command = shlex.join([typed("mlflow"), "ui", "--backend-store-uri", tracking_uri])
+    typer.echo(f"mlflow  run {run_id}; {run_page(tracking_uri, run_id) or command}")
 
 
 def say_sweep(outcome: SweepOutcome) -> None:

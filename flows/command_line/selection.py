@@ -58,8 +58,10 @@ def selection(
     from magic141.errors import UserError
     from tasks.pipeline import known_stage, stages_between
 
-    if (config is None) == (origin is None):
-        raise UserError("expected either a config, such as configs/demo.yaml, or --run with the id of an earlier run")
+    if config is None and origin is None:
+        raise UserError("expected a config, such as configs/demo.yaml, or --run with the id of an earlier run")
+    if config is not None and origin is not None:
+        raise UserError(f"config {config} and --run {origin}: expected one of them; an earlier run has its config")
     if first is not None and origin is None:
         raise UserError(f"--from {first}: expected --run with the id of an earlier run, whose results it goes on from")
     values = _load(config, overrides, workspace, must_exist) if config else None

@@ -16,6 +16,7 @@ from flows.orchestration.cancellation import refuse_cancelled
 from flows.orchestration.events import announcing_candidate
 from flows.orchestration.server import EMBEDDED_VARIABLE
 from flows.planning.readiness import require_ready
+from flows.records.commands import run_page
 from flows.records.origin import Continuation
 from flows.records.session import Outcome, Session, open_session
 from magic141.artifacts.references import ArtifactRef
@@ -23,8 +24,6 @@ from magic141.tracking.tags import TAG_FIRST, TAG_ORIGIN
 from magic141.urls import without_credentials
 from tasks.run_stage import run_stage
 from tasks.stage import Stage, StageContext
-
-UI_VARIABLE = "MAGIC141_MLFLOW_UI_URL"
 
 
 def run_as_tasks(session: Session, stages: Sequence[Stage]) -> Outcome:
@@ -53,10 +52,9 @@ def as_task(stage: Stage, context: StageContext) -> ArtifactRef:
 
 
 def run_link(tracking_uri: str, run_id: str) -> str:
-    """Markdown link to a run's page, if a server has one; MAGIC141_MLFLOW_UI_URL overrides the address for browsers."""
-    uri = without_credentials(os.environ.get(UI_VARIABLE) or tracking_uri).rstrip("/")
-    named = f"[{run_id}]({uri}/#/runs/{run_id})" if uri.startswith(("http://", "https://")) else f"`{run_id}`"
-    return f"MLflow run {named}"
+    """Markdown link to a run's page, if a server has one."""
+    page = run_page(tracking_uri, run_id)
+    return f"MLflow run [{run_id}]({page})" if page else f"MLflow run `{run_id}`"
 
 
 def carry_on(going_on: Continuation, kind: str, refresh: Sequence[str] = (), overrides: Sequence[str] = ()) -> Outcome:

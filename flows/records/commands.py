@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from magic141.tracking import Run
 
+UI_VARIABLE = "MAGIC141_MLFLOW_UI_URL"
+
 
 def command(*words: str, workspace: Path | None = None) -> str:
     """`magic141 WORDS …` for a shell, with the option that names the workspace where it takes one."""
@@ -31,6 +33,14 @@ def command_again(run: Run, workspace: Path, source: str | None = None) -> str:
         return command("eval", "--run", source or run.info.run_id, workspace=workspace)
     first = ["--from", tags[TAG_FIRST]] if TAG_FIRST in tags else []
     return command("run", "--run", source or run.info.run_id, *first, workspace=workspace)
+
+
+def run_page(tracking_uri: str, run_id: str) -> str | None:
+    """The address of a run's page if MLflow is a server; MAGIC141_MLFLOW_UI_URL overrides its address for browsers."""
+    from magic141.urls import without_credentials
+
+    server = without_credentials(os.environ.get(UI_VARIABLE) or tracking_uri).rstrip("/")
+    return f"{server}/#/runs/{run_id}" if server.startswith(("http://", "https://")) else None
 
 
 def workspace_option(workspace: Path) -> list[str]:

@@ -82,6 +82,8 @@ def test_the_version_has_its_commit() -> None:
         (("run", DEMO, "--until", "destill_cfg"), "--until destill_cfg: no such stage; did you mean 'distill_cfg'?"),
         (("run", DEMO, "--refresh", "x"), "--refresh x: no such stage; known:"),
         (("plan", DEMO, "--until", ""), "--until '': no such stage; known:"),
+        (("plan", DEMO, "--run", "abc"), f"config {DEMO} and --run abc: expected one of them"),
+        (("plan",), "expected a config, such as configs/demo.yaml, or --run with the id of an earlier run"),
         (("plan", "--run", "abc", "--from", ""), "--from '': no such stage; known:"),
         (("run", DEMO, "--set", "data.source=folder", "--set", "data.path=/nowhere"), "data.path = /nowhere: no such"),
         (("plan", DEMO, "--set", "seed=-1"), "seed = -1: expected greater than or equal to 0"),

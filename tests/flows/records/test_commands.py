@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.records.commands import command
+from flows.records.commands import command, run_page
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,8 @@ def test_the_workspace_is_named_unless_commands_look_there(
     if home:
         monkeypatch.setenv("MAGIC141_HOME", str(tmp_path / home))
     assert command("runs", workspace=tmp_path / workspace) == words.format(tmp_path)
+
+
+def test_a_page_has_the_address_that_browsers_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAGIC141_MLFLOW_UI_URL", "https://mlflow.example.org/")
+    assert run_page("http://mlflow.mlflow.svc:5000", "1f") == "https://mlflow.example.org/#/runs/1f"
