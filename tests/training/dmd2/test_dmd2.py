@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -142,6 +143,43 @@ def test_the_fake_score_warms_up_before_the_first_generator_update_alone(folders
         dmd2.step(step)
         updates.append((dmd2.fake.num_updates, dmd2.generator.num_updates))
     assert updates == [(2, 0), (3, 0), (3 + 2, 1), (3 + 2 + 2, 2)]
+
+
+def test_both_schedules_end_with_the_last_update(folders: Path, tmp_path: Path) -> None:
+    """The fake score's counts its warm-up and all of its updates of a step."""
+    decay = {"kind": "adamw", "learning_rate": 1e-3, "warmup_steps": 0, "constant_fraction": 0.0, "final_fraction": 0.1}
+    dmd2 = build(folders, tmp_path, fake_warmup_updates=3, optimizer=decay, fake_optimizer=decay)
+    for step in range(dmd2.first_step, dmd2.config.num_steps):
+        assert min(map(learning_rate, (dmd2.fake, dmd2.generator))) > 2e-4
+        dmd2.step(step)
+    assert [learning_rate(dmd2.fake), learning_rate(dmd2.generator)] == pytest.approx([1e-4, 1e-4])
+
+
+def learning_rate(engine: Any) -> float:
+    """Of the newest update."""
+    (rate,) = {group["lr"] for group in engine._optimizer.param_groups}
+    return float(rate)
+
+
+def test_every_pass_of_a_step_is_in_the_precision_of_the_config(folders: Path, tmp_path: Path) -> None:
+    dmd2 = build(folders, tmp_path, precision="bf16", adversarial_weight=0.01, real_guidance_scale=2.0)
+    passes: list[bool] = []
+    for network in (dmd2.generator.module, dmd2.scores):
+        network.register_forward_pre_hook(lambda *_: passes.append(torch.is_autocast_enabled("cpu")))
+    for step in range(dmd2.first_step, 1):
+        dmd2.step(step)
+    dmd2.validate()
+    assert all(passes)
+    assert len(passes) > 10
+
+
+def test_the_fake_score_warms_up_on_clips_that_no_step_takes(folders: Path, tmp_path: Path) -> None:
+    dmd2 = build(folders, tmp_path, fake_warmup_updates=5)
+    dmd2.sampler = Mock(indices=Mock(return_value=torch.arange(4)))
+    for step in range(dmd2.first_step, 2):
+        dmd2.step(step)
+    places = [call.args[0] for call in dmd2.sampler.indices.call_args_list]
+    assert places == [2, 4, 6, 0, 1], "the last two are the steps'"
 
 
 def test_the_fake_score_warms_up_on_new_clips_as_often_as_later(folders: Path, tmp_path: Path) -> None:
