@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from xdist.scheduler import LoadFileScheduling
 for variable in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "RAY_ADDRESS", "MAGIC141_NOTIFY_URL", "MAGIC141_HOME"):
     os.environ.pop(variable, None)
 os.environ.pop("FORCE_COLOR", None)  # rich takes every stream for a terminal then
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's commands in the background ignore Ctrl-C
 os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1,localhost"  # where the tests' own servers are
 
 ONE_RUN = "tests/flows/tiny/"
