@@ -12,7 +12,7 @@ from prefect.client.schemas import State
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
-from flows.orchestration.cancellation import refuse_cancelled
+from flows.orchestration.cancellation import heeding_cancellation, refuse_cancelled
 from flows.orchestration.events import announcing_candidate
 from flows.orchestration.server import EMBEDDED_VARIABLE
 from flows.planning.readiness import require_ready
@@ -48,7 +48,8 @@ def as_task(stage: Stage, context: StageContext) -> ArtifactRef:
         create_markdown_artifact(key=stage.name.replace("_", "-"), markdown="\n".join(lines))
         return Completed(name="Reused" if stage.name in context.reused else "Completed", data=ref)
 
-    return run(context).result()
+    with heeding_cancellation():
+        return run(context).result()
 
 
 def run_link(tracking_uri: str, run_id: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 
 import tasks.pipeline
 from flows.command_line.unchanged import first_to_run, run_unchanged
+from flows.orchestration import cancellation
 from flows.pipeline import pipeline, rerun
 from flows.planning.plan import make_plan
 from flows.records.session import Outcome
@@ -24,7 +26,7 @@ from magic141.config import load_config
 from magic141.errors import UserError
 from tasks.stage import Stage, StageCall
 from tests.flows.tiny.stages import ALL, after, broken_at
-from tests.waiting import wait_for
+from tests.waiting import PATIENCE_S, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -161,11 +163,12 @@ def test_a_clip_model_that_there_is_not_is_refused_before_the_corpus_is_prepared
     assert set((home / "artifacts" / "prepare_data").iterdir()) == made
 
 
-@pytest.mark.parametrize("until", [None, "train_clip"])
-def test_a_run_that_is_cancelled_in_prefect_ends_before_its_next_stage_or_after_its_last(
-    until: str | None, outcome: Outcome, config: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("until", "at_work", "seed"), [(None, False, 99), ("train_clip", False, 97), (None, True, 95)])
+def test_a_run_that_is_cancelled_in_prefect_ends_in_its_stage_or_after_it(
+    until: str | None, at_work: bool, seed: int, outcome: Outcome, config: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No worker has started it, which would end it."""
+    monkeypatch.setattr(cancellation, "LOOK_EVERY_S", 0.2 if at_work else 1000.0)
 
     def newest() -> FlowRun:
         with get_client(sync_client=True) as client:
@@ -176,11 +179,14 @@ def test_a_run_that_is_cancelled_in_prefect_ends_before_its_next_stage_or_after_
         def work(call: StageCall) -> None:
             with get_client(sync_client=True) as client:
                 client.set_flow_run_state(newest().id, State(type=StateType.CANCELLING), force=True)
+            if at_work:
+                time.sleep(PATIENCE_S)
+                raise AssertionError("nothing has ended the stage")
             stage.run(call)
 
         return replace(stage, run=work) if stage.name == "train_clip" else stage
 
     monkeypatch.setattr(tasks.pipeline, "STAGES", tuple(cancelling(stage) for stage in tasks.pipeline.STAGES))
     with pytest.raises(UserError, match="the run was cancelled in Prefect; finished stages are kept"):
-        pipeline(config, [f"seed={97 if until else 99}"], until)
+        pipeline(config, [f"seed={seed}"], until)
     assert newest().state_type == StateType.CANCELLED, "neither for ever Cancelling nor failed"
