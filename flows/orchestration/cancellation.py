@@ -44,25 +44,37 @@ def heeding_cancellation() -> Iterator[None]:
 
     Not of a deployed run, which its worker ends: a second signal would not let a training save its checkpoint.
     """
-    over, found = threading.Event(), threading.Event()
+    found = threading.Event()
+    try:
+        with _watching(found):
+            yield
+    except TerminationSignal:
+        if found.is_set():
+            refuse_cancelled()
+        raise
+
+
+@contextmanager
+def _watching(found: threading.Event) -> Iterator[None]:
+    """Looks in a thread whether the run is cancelled; then sets `found` and sends SIGTERM, but not after the block."""
+    over, sending = threading.Event(), threading.Lock()
 
     def watch() -> None:
         while not over.wait(LOOK_EVERY_S):
             if _is_cancelled_as_far_as_known():
-                found.set()
-                os.kill(os.getpid(), signal.SIGTERM)
+                with sending:
+                    if not over.is_set():
+                        found.set()
+                        os.kill(os.getpid(), signal.SIGTERM)
                 return
 
     if runtime.flow_run.id and not runtime.deployment.id:
         threading.Thread(target=contextvars.copy_context().run, args=(watch,), daemon=True).start()
     try:
         yield
-    except TerminationSignal:
-        if found.is_set():
-            refuse_cancelled()
-        raise
     finally:
-        over.set()
+        with sending:
+            over.set()
 
 
 def _is_cancelled_as_far_as_known() -> bool:

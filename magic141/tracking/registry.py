@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 
 from magic141.artifacts.references import ArtifactRef
 from magic141.errors import UserError
-from magic141.tracking.paging import all_experiments
+from magic141.tracking.paging import all_experiments, every
 from magic141.tracking.store_address import is_database
 from magic141.tracking.tags import TAG_ARTIFACT, TAG_PROMOTIONS
 from magic141.urls import without_credentials
@@ -104,9 +104,13 @@ class Registry:
 
     def names_of(self, run_ids: Collection[str]) -> list[str]:
         """Every `models:/name@alias` whose version one of the runs has published."""
-        named = ((m.name, alias) for m in self.client.search_registered_models() for alias in m.aliases)
-        found = [(f"models:/{name}@{alias}", self.alias_version(name, alias)) for name, alias in named]
-        return [uri for uri, version in found if version and version.run_id in run_ids]
+        found = ((name, alias, self.alias_version(name, alias)) for name, alias in self._aliases())
+        return [f"models:/{name}@{alias}" for name, alias, version in found if version and version.run_id in run_ids]
+
+    def _aliases(self) -> Iterator[tuple[str, str]]:
+        """Every registered model's name with each of its aliases."""
+        models = every(self.client.search_registered_models)
+        return ((model.name, alias) for model in models for alias in model.aliases)
 
     def _numbered(self, name: str, version: str) -> ModelVersion | None:
         return look_up(lambda: self.client.get_model_version(name, version))
@@ -181,7 +185,7 @@ class Registry:
         return UserError(f"model {model}: not in the registry {where}; {self._known_models()}")
 
     def _known_models(self) -> str:
-        names = [f"models:/{m.name}@{alias}" for m in self.client.search_registered_models() for alias in m.aliases]
+        names = [f"models:/{name}@{alias}" for name, alias in self._aliases()]
         return f"there are: {', '.join(names)}" if names else "it is empty: `magic141 run` publishes a model"
 
 

@@ -60,10 +60,18 @@ class Interruptions:
         return self._known is not None and self._known != before
 
 
-def interruptible(run: Callable[[], T], task: WorkerTask, note: Callable[[str], None]) -> T:
+def interruptible(
+    run: Callable[[], T], task: WorkerTask, note: Callable[[str], None], end: Callable[[], None] = lambda: None
+) -> T:
     """Calls `run`, which trains, in a thread of its own, as the main thread is the one that is interrupted.
 
     Ctrl-C, SIGTERM or a cancellation then lets the workers save a checkpoint first; another one ends this at once.
+
+    Args:
+        run: trains; what it returns or raises is this function's.
+        task: what the workers were sent.
+        note: tells the user.
+        end: after an interruption, ends what `run` has started: nothing may write into the run's folder any more.
     """
     outcome: Future[T] = Future()
     thread = threading.Thread(target=_run_into, args=(outcome, run), name="training", daemon=True)
@@ -71,14 +79,21 @@ def interruptible(run: Callable[[], T], task: WorkerTask, note: Callable[[str], 
     try:
         _wait_for(thread)
     except BaseException:
-        if _has_begun(task):
-            task.ask_to_stop()
-            note("stops with a checkpoint after this update; interrupt it again to stop at once")
-            _wait_for(thread)
-            if isinstance(ending := outcome.exception(), UserError):
-                note(str(ending))
+        try:
+            if _has_begun(task):
+                _let_save(task, thread, outcome, note)
+        finally:
+            end()
         raise
     return outcome.result()
+
+
+def _let_save(task: WorkerTask, thread: threading.Thread, outcome: Future[T], note: Callable[[str], None]) -> None:
+    task.ask_to_stop()
+    note("stops with a checkpoint after this update; interrupt it again to stop at once")
+    _wait_for(thread)
+    if isinstance(ending := outcome.exception(), UserError):
+        note(str(ending))
 
 
 def _run_into(outcome: Future[T], run: Callable[[], T]) -> None:

@@ -78,13 +78,8 @@ def run_on_ray(task: WorkerTask, note: Callable[[str], None]) -> LoopResult:
         ),
     )
     logging.getLogger("ray.train").setLevel(logging.ERROR)
-    try:  # not in the main thread, where Ray would catch Ctrl-C and swallow it
-        return interruptible(lambda: _fit(trainer, task.run_dir), task, note)
-    except Exception:
-        raise
-    except BaseException:  # Ctrl-C or a cancelled task: the workers must stop writing into run_dir
-        ray.shutdown()
-        raise
+    # not in the main thread, where Ray would catch Ctrl-C and swallow it
+    return interruptible(lambda: _fit(trainer, task.run_dir), task, note, end=ray.shutdown)
 
 
 def _worker(config: dict[str, Any]) -> dict[str, Any] | str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from magic141.training.engines.accumulation import Parts
 from magic141.training.engines.ema import Ema
 from magic141.training.engines.engine import Engine
 from magic141.training.engines.make import make_engine
+from tests.waiting import wait_for
 
 NUM_POINTS, WIDTH = 64, 8
 
@@ -140,7 +141,7 @@ class LinearRegression:
     def _interrupt(self) -> None:
         (mark,) = self.context.run_dir.glob(".launch-*")
         os.kill(self.spec.launcher, signal.SIGINT)
-        wait_until(lambda: mark.read_text() != "")
+        wait_for(mark.read_text, every_s=0.01)
 
     def _kill_once(self) -> None:
         """The last worker's process dies, the first time only."""
@@ -148,14 +149,6 @@ class LinearRegression:
         if self.context.rank == self.context.world_size - 1 and not marker.exists():
             marker.touch()
             os._exit(1)
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
-    """Looks every 10 ms."""
-    end_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end_s
-        time.sleep(0.01)
 
 
 def linear_config(num_steps: int = 12, **placement: Any) -> TrainConfig:

@@ -16,7 +16,8 @@ from magic141.cluster.session import ensure_ray
 from magic141.stage_log import NullLog
 from magic141.training.config import TrainConfig
 from magic141.training.launch import launch
-from tests.training.linear import LinearSpec, linear_config, wait_until
+from tests.training.linear import LinearSpec, linear_config
+from tests.waiting import wait_for
 
 NOTICE_S = 15
 NUM_STEPS = 60
@@ -37,7 +38,7 @@ def main(run_dir: Path) -> None:
     spec = LinearSpec(config, noise=0.0, step_s=0.5)
     training = threading.Thread(target=launch, args=(spec, config, run_dir, NullLog(), 0))
     training.start()
-    wait_until((run_dir / "progress.jsonl").exists, timeout_s=120)
+    wait_for((run_dir / "progress.jsonl").exists)
     cluster.add_node(num_cpus=2)
     take_away(leaving.node_id, cluster.address)
     training.join()

@@ -21,10 +21,9 @@ from magic141.training.launch import launch
 from magic141.training.loop import run_training
 from magic141.training.progress import ProgressWriter
 from magic141.training.worker_task import WorkerTask
-from tests.training.linear import LinearSpec, linear_config, wait_until
+from tests.training.linear import LinearSpec, linear_config
 from tests.training.test_loop import RecordingLog, weights
-
-TIMEOUT_S = 30.0
+from tests.waiting import PATIENCE_S, wait_for
 
 
 def task_in(folder: Path, spec: LinearSpec | None = None) -> WorkerTask:
@@ -88,13 +87,14 @@ def test_a_second_interruption_waits_for_nothing(tmp_path: Path) -> None:
     def hang() -> None:
         ProgressWriter(tmp_path, "now", 0)
         interrupt()
-        wait_until(task.is_to_stop)
+        wait_for(task.is_to_stop)
         interrupt()
-        ends.wait(TIMEOUT_S)
+        ends.wait(PATIENCE_S)
 
+    ended: list[bool] = []
     with pytest.raises(KeyboardInterrupt):
-        interruptible(hang, task, lambda note: None)
-    assert not ends.is_set()
+        interruptible(hang, task, lambda note: None, end=lambda: ended.append(ends.is_set()))
+    assert ended == [False], "what it has started is ended, too"
     ends.set()
 
 
@@ -104,7 +104,7 @@ def test_a_training_that_has_not_begun_is_not_waited_for(tmp_path: Path) -> None
 
     def start() -> None:
         interrupt()
-        ends.wait(TIMEOUT_S)
+        ends.wait(PATIENCE_S)
 
     with pytest.raises(KeyboardInterrupt):
         interruptible(start, task, lambda note: None)

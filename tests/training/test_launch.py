@@ -30,6 +30,7 @@ from magic141.training.launch import TrainResult, launch
 from magic141.training.worker_task import WorkerTask
 from tests.training import spot_cluster
 from tests.training.linear import LinearSpec, linear_config
+from tests.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.slow
 
@@ -97,7 +98,7 @@ def test_before_a_machine_is_taken_away_with_notice_a_checkpoint_is_saved(tmp_pa
     run_dir = tmp_path / "moved"
     ours = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     script = [sys.executable, "-m", spot_cluster.__name__, str(run_dir)]
-    subprocess.run(script, check=True, env=ours, cwd=Path(__file__).parents[2], timeout=300)
+    subprocess.run(script, check=True, env=ours, cwd=Path(__file__).parents[2], timeout=PATIENCE_S)
     assert 0 < json.loads((run_dir / "result.json").read_text())["resumed_from_step"] < spot_cluster.NUM_STEPS
     config = spot_cluster.rarely_saving()
     one = launch(LinearSpec(config, noise=0.0), config, tmp_path / "one", NullLog(), seed=0)
