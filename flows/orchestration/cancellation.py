@@ -24,7 +24,9 @@ TEXT = "the run was cancelled in Prefect; finished stages are kept"
 
 
 class CancelledInPrefectError(UserError):
-    """Ends a run, and the sweep that it belongs to."""
+    """Ends a run, and the sweep that it belongs to; nothing has to be corrected for it to go on."""
+
+    is_mistake = False
 
 
 def refuse_cancelled() -> None:

@@ -19,6 +19,7 @@ from flows import doctor
 from flows.cli import app
 from flows.command_line.endings import again, reporting, resumable, typed
 from flows.failures.resume import Outage, marking_resumable
+from flows.orchestration.cancellation import CancelledInPrefectError
 from magic141 import __version__
 from magic141.errors import UserError
 from magic141.tracking import Tracker
@@ -212,6 +213,7 @@ def test_only_a_run_that_had_begun_has_an_error_file(capsys: pytest.CaptureFixtu
     [
         (UserError("data.path = videos: no usable clip"), "correct this, then"),
         (Outage("MLFLOW_TRACKING_URI: the server does not answer any more"), "to resume"),
+        (CancelledInPrefectError("the run was cancelled"), "to resume"),
         (RuntimeError("out of memory"), "to resume"),
         (KeyboardInterrupt(), "to resume"),
     ],
