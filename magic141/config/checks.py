@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ TRAINING_SECTIONS = ("pretrain_t2v", "pretrain_i2v", "distill_cfg", "distill_dmd
 
 def problems(config: PipelineConfig) -> list[str]:
     """Everything that keeps `config` from being run; empty if nothing does."""
-    checks = (_geometry, _amounts, _bases, _frechet, _guidance, _weak_shift)
+    checks = (_geometry, _heads, _amounts, _bases, _frechet, _guidance, _weak_shift)
     return [problem for check in checks for problem in check(config)]
 
 
@@ -45,6 +46,18 @@ def _geometry(config: PipelineConfig) -> Iterator[str]:
     if latent_frames % config.model.patch_size_t:
         yield f"model.patch_size_t = {config.model.patch_size_t}: does not divide the {latent_frames} latent frames"
     yield from _carried(config, latent_frames)
+
+
+def _heads(config: PipelineConfig) -> Iterator[str]:
+    """Workers that split a clip's tokens divide the heads of attention among them."""
+    heads = config.model.num_attention_heads
+    for stage in TRAINING_SECTIONS:
+        size = getattr(config, stage).placement.sequence_parallel_size
+        if heads % size:
+            yield (
+                f"{stage}.placement.sequence_parallel_size = {size}: expected a divisor of model.num_attention_heads = "
+                f"{heads}; use {math.gcd(heads, size)}"
+            )
 
 
 def _carried(config: PipelineConfig, latent_frames: int) -> Iterator[str]:

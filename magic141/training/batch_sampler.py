@@ -14,22 +14,22 @@ from magic141.training.context import TrainContext
 
 @dataclass(frozen=True)
 class BatchSampler:
-    """Shuffled passes over the clips, without replacement within a pass, divided among the workers.
+    """Shuffled passes over the clips, without replacement within a pass, divided into shares.
 
-    The union of all workers' batches at a step does not depend on how many workers there are.
+    The union of all shares at a step does not depend on how many shares there are.
 
     Attributes:
         num_clips: clips in the data set.
         batch_size_per_worker: clips that one worker takes per step.
-        rank: this worker's number, from 0.
-        world_size: number of workers.
+        share: this worker's share, from 0.
+        num_shares: number of shares.
         seed: seed of the shuffles.
     """
 
     num_clips: int
     batch_size_per_worker: int
-    rank: int = 0
-    world_size: int = 1
+    share: int = 0
+    num_shares: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -38,14 +38,14 @@ class BatchSampler:
     @property
     def batch_size(self) -> int:
         """Clips per step over all workers."""
-        return self.batch_size_per_worker * self.world_size
+        return self.batch_size_per_worker * self.num_shares
 
     def indices(self, step: int) -> Tensor:
         """Indices of this worker's clips at 0-based `step`, int64 [batch_size_per_worker].
 
         A batch at a boundary between passes takes the end of one pass and the start of the next.
         """
-        start = step * self.batch_size + self.rank * self.batch_size_per_worker
+        start = step * self.batch_size + self.share * self.batch_size_per_worker
         positions = range(start, start + self.batch_size_per_worker)
         passes = [divmod(position, self.num_clips) for position in positions]
         return torch.stack([_order(self.num_clips, self.seed, epoch)[place] for epoch, place in passes])
@@ -64,5 +64,5 @@ def own_share(dataset: ClipDataset, num_clips: int, context: TrainContext) -> Te
     As many on every worker (sharded networks need that), different ones where there are enough.
     """
     order = torch.tensor(dataset.in_turns(range(len(dataset))))
-    num = max(1, num_clips // context.world_size)
-    return order[(torch.arange(num) + context.rank * num) % len(order)]
+    num = max(1, num_clips // context.num_shares)
+    return order[(torch.arange(num) + context.share * num) % len(order)]

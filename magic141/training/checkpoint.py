@@ -33,6 +33,7 @@ class CheckpointInfo:
         step: optimizer steps done.
         engine: the engine that wrote it.
         world_size: the number of workers that wrote it.
+        sequence_parallel_size: how many of them split the tokens of the same clips.
         zero_stage: the ZeRO stage of its placement, which DeepSpeed alone heeds.
         seconds: wall time of training up to here, over all attempts.
         cpu_seconds: CPU time of all workers up to here, over all attempts.
@@ -43,11 +44,23 @@ class CheckpointInfo:
     step: int
     engine: str
     world_size: int
+    sequence_parallel_size: int
     zero_stage: int
     seconds: float
     cpu_seconds: float
     peak_memory_mb: float
     num_skipped: int
+
+    @property
+    def num_shares(self) -> int:
+        """Shares into which batches were divided."""
+        return self.world_size // self.sequence_parallel_size
+
+    def writer(self, context: TrainContext) -> int:
+        """The rank of the worker whose own state a worker of today takes: its own, or among others one of its share."""
+        if (self.world_size, self.num_shares) == (context.world_size, context.num_shares):
+            return context.rank
+        return context.share % self.num_shares * self.sequence_parallel_size
 
 
 def step_name(step: int) -> str:
@@ -81,19 +94,19 @@ def read_checkpoint(
     """Put a checkpoint back into `objective`, the loop's meters, and the random generators.
 
     Plain and DDP checkpoints are interchangeable, and with another number of workers training continues correctly,
-    though not bit for bit. DeepSpeed's are split over the workers and need the same number and ZeRO stage again.
+    though not bit for bit. DeepSpeed's are split over the workers and need the same placement again.
     """
     info = read_info(folder)
     require_compatible(info, context)
     for name, engine in objective.engines.items():
         engine.load(folder / "engines" / name)
-    rank = context.rank % info.world_size
+    rank = info.writer(context)
     files = (folder / "objective.pt", folder / f"objective-{rank}.pt")
     common, own = map(_load, files)
     for meter, state in zip(meters, own.pop(_METERS), strict=True):
         meter.load_state_dict(state)
     objective.load_state_dict(common | own)
-    if context.rank < info.world_size:
+    if context.share < info.num_shares:
         set_random_state(_load(folder / f"random-{rank}.pt"))
     return info
 
@@ -121,13 +134,20 @@ def require_compatible(info: CheckpointInfo, context: TrainContext) -> None:
     placement = context.placement
     if "deepspeed" not in (info.engine, placement.engine):
         return
-    if (info.engine, info.world_size, info.zero_stage) != (placement.engine, context.world_size, placement.zero_stage):
+    then = _splitting(info.engine, info.world_size, info.sequence_parallel_size, info.zero_stage)
+    now = _splitting(placement.engine, context.world_size, placement.sequence_parallel_size, placement.zero_stage)
+    if now != then:
         raise UserError(
-            f"placement.engine = {placement.engine}, num_workers = {context.world_size}, zero_stage = "
-            f"{placement.zero_stage}: {context.run_dir} holds a checkpoint of step {info.step}, written by engine "
-            f"{info.engine} with {info.world_size} workers and zero_stage {info.zero_stage}; use these settings again, "
-            "or delete that folder"
+            f"placement.{now}: {context.run_dir} holds a checkpoint of step {info.step}, written with {then}; use these "
+            "settings again, or delete that folder"
         )
+
+
+def _splitting(engine: str, num_workers: int, sequence_parallel_size: int, zero_stage: int) -> str:
+    return (
+        f"engine = {engine}, num_workers = {num_workers}, sequence_parallel_size = {sequence_parallel_size}, "
+        f"zero_stage = {zero_stage}"
+    )
 
 
 def _load(file: Path) -> Any:

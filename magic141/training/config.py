@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -19,7 +20,10 @@ class PlacementConfig(FrozenConfig):
 
     engine: Literal["plain", "ddp", "deepspeed"] = Field("ddp", description="how workers share gradients and states")
     launcher: Literal["ray", "local"] = Field("ray", description="ray: Ray Train workers; local: in this process")
-    num_workers: int = Field(2, ge=1, description="data-parallel workers")
+    num_workers: int = Field(2, ge=1, description="workers among which the clips of an update are divided")
+    sequence_parallel_size: int = Field(
+        1, ge=1, description="workers that share a clip, each with a part of its tokens; a divisor of num_workers"
+    )
     threads_per_worker: int = Field(1, ge=1, description="CPU threads of a worker")
     gpus_per_worker: float = Field(0, ge=0, le=1, description="GPUs of a worker, which computes on one at most")
     cpus_per_worker: float = Field(1, gt=0, description="CPUs that Ray reserves for a worker")
@@ -37,7 +41,13 @@ class PlacementConfig(FrozenConfig):
         """Everything here that decides a worker's memory beside the number of its clips, in words."""
         zero = [f"ZeRO {self.zero_stage}"] if self.engine == "deepspeed" else []
         more = {"offloaded": self.offload_optimizer, "checkpointing": self.gradient_checkpointing}
-        return ", ".join([self.engine, *zero, *(word for word, is_on in more.items() if is_on)])
+        tokens = [f"tokens over {self.sequence_parallel_size}"] if self.sequence_parallel_size > 1 else []
+        return ", ".join([self.engine, *zero, *(word for word, is_on in more.items() if is_on), *tokens])
+
+    @property
+    def num_shares(self) -> int:
+        """Shares into which the clips of an update are divided: one of each worker, or of workers that split tokens."""
+        return self.num_workers // self.sequence_parallel_size
 
     @model_validator(mode="after")
     def _plain_is_single(self) -> PlacementConfig:
@@ -45,6 +55,16 @@ class PlacementConfig(FrozenConfig):
             raise ValueError(
                 f"num_workers = {self.num_workers}: engine 'plain' and launcher 'local' run one worker; "
                 "use engine ddp or deepspeed with launcher ray, or num_workers = 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _shares_are_whole(self) -> PlacementConfig:
+        if self.num_workers % self.sequence_parallel_size:
+            fitting = math.gcd(self.num_workers, self.sequence_parallel_size)
+            raise ValueError(
+                f"sequence_parallel_size = {self.sequence_parallel_size}: expected a divisor of num_workers = "
+                f"{self.num_workers}; use {fitting}"
             )
         return self
 
@@ -100,11 +120,11 @@ class TrainConfig(FrozenConfig):
 
     @model_validator(mode="after")
     def _batch_divides(self) -> TrainConfig:
-        if self.batch_size % self.placement.num_workers:
-            workers = self.placement.num_workers
+        shares = self.placement.num_shares
+        if self.batch_size % shares:
             raise ValueError(
-                f"batch_size = {self.batch_size}: not divisible by placement.num_workers = {workers}; "
-                f"use a multiple of {workers}"
+                f"batch_size = {self.batch_size}: not divisible by {self._words_for_shares} = {shares}; "
+                f"use a multiple of {shares}"
             )
         return self
 
@@ -126,19 +146,24 @@ class TrainConfig(FrozenConfig):
             fitting = max(n for n in range(1, min(size, clips) + 1) if clips % n == 0)
             raise ValueError(
                 f"placement.clips_per_pass = {size}: expected a divisor of {clips}, a worker's clips of an update "
-                f"(batch_size / placement.num_workers); use {fitting}"
+                f"(batch_size / {self._words_for_shares}); use {fitting}"
             )
         return self
 
     @property
     def clips_per_worker(self) -> int:
-        """Clips of a worker in an optimizer step."""
-        return self.batch_size // self.placement.num_workers
+        """Clips of a worker in an optimizer step; those of workers that split tokens are the same."""
+        return self.batch_size // self.placement.num_shares
 
     @property
     def clips_per_pass(self) -> int:
         """Clips that a worker takes through its networks in one pass."""
         return self.placement.clips_per_pass or self.clips_per_worker
+
+    @property
+    def _words_for_shares(self) -> str:
+        split = self.placement.sequence_parallel_size > 1
+        return "placement.num_workers / sequence_parallel_size" if split else "placement.num_workers"
 
     @property
     def optimizers(self) -> Mapping[str, OptimizerConfig]:

@@ -54,7 +54,7 @@ def run_training(task: WorkerTask, context: TrainContext, notice: Notice = no_no
         UserError: the training diverged or collapsed, or the launch was asked to stop; on all workers alike.
     """
     usage = Usage()
-    seed_everything(context.seed, context.rank)
+    seed_everything(context.seed, context.share)
     with explaining_full_gpu(task.config):
         interruptions = Interruptions(task, context, notice)
         loop = _Loop(task.spec.build(context), task.config, context, CheckpointStore(context), usage, interruptions)
@@ -182,6 +182,7 @@ class _Loop:
             step=done,
             engine=place.engine,
             world_size=context.world_size,
+            sequence_parallel_size=place.sequence_parallel_size,
             zero_stage=place.zero_stage,
             seconds=seconds,
             cpu_seconds=cpu_seconds,

@@ -51,6 +51,8 @@ def _scores_bytes(config: Dmd2Config, model: TransformerConfig, num_parameters: 
 def activation_bytes(config: TrainConfig, model: TransformerConfig, num_tokens: int) -> int:
     """Bytes of activations in one forward and backward pass on one worker; `num_tokens` are those of one clip.
 
+    Workers that split tokens have their part of each.
+
     With gradient_checkpointing every block keeps its input, and one block at a time all that its backward pass needs.
     Without, every block keeps all of that: in bf16, at the paper's MLP ratio, about 40 times as much. The coefficients
     are fitted to the peaks of the real network's passes over tensors without data, for widths of 96 to 3072, 4 to 60
@@ -66,6 +68,7 @@ def activation_bytes(config: TrainConfig, model: TransformerConfig, num_tokens: 
         per_channel = blocks * size + 60 + 12 * ratio + branches
     else:
         per_channel = blocks * (50 + 8 * ratio) + 40
+    num_tokens = -(-num_tokens // config.placement.sequence_parallel_size)
     return int(config.clips_per_pass * num_tokens * model.num_attention_heads * model.attention_head_dim * per_channel)
 
 

@@ -21,7 +21,7 @@ from magic141.artifacts.fingerprint import CodeStamp
 from magic141.cluster.address import ray_cluster
 from magic141.errors import UserError
 from magic141.training.config import PlacementConfig
-from magic141.training.context import TrainContext
+from magic141.training.context import COLLECTIVE_TIMEOUT_S, TrainContext
 from magic141.training.interruption import interruptible
 from magic141.training.loop import LoopResult, run_training
 from magic141.training.objective import ObjectiveSpec
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     from ray.train.torch import TorchConfig, TorchTrainer
 
 ALIKE_S = 60.0  # all workers come to the same mistake within this time
-# How long a worker waits for the others, as until the first one has the 13B's checkpoint of 260 GB on the disk: at 125
-# MB/s, as of a cloud's plain volume, that takes 35 minutes, and Ray's default is 30. Lost workers are noticed at once.
-COLLECTIVE_TIMEOUT_S = 3600
 _TRACEBACK_LINES = 40
 # Read by Ray Train in the driver and passed on. The end of a run is noticed only at the next health check.
 _RAY_SETTINGS = {

@@ -68,7 +68,7 @@ class SingleNetworkObjective(ABC):
 
     def step(self, step: int) -> dict[str, Tensor | float]:
         """One optimizer step."""
-        rng = step_generator(self.context.seed, step, self.context.rank)
+        rng = step_generator(self.context.seed, step, self.context.share)
         batch = self.maker_at(step).make(self.sampler.indices(step), rng).to(self.context.device)
         drawn = self.draw_noise(batch.x0, rng)
 
@@ -85,7 +85,7 @@ class SingleNetworkObjective(ABC):
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """The averaged network's loss on this worker's validation clips, always with the same noise and times."""
-        rng = step_generator(self.context.seed, -1, self.context.rank)
+        rng = step_generator(self.context.seed, -1, self.context.share)
         total, rows = 0.0, self.validation_rows()
         with self.ema.applied(), self.engine.autocast():
             for clips in rows.split(self.sampler.batch_size_per_worker):
@@ -136,8 +136,8 @@ def make_sampler(maker: BatchMaker, config: TrainConfig, context: TrainContext) 
     return BatchSampler(
         num_clips=len(maker.dataset),
         batch_size_per_worker=config.clips_per_worker,
-        rank=context.rank,
-        world_size=context.world_size,
+        share=context.share,
+        num_shares=context.num_shares,
         seed=context.seed,
     )
 

@@ -43,11 +43,11 @@ INFO = DatasetInfo(
 
 
 def tiny_transformer(
-    image_condition: bool = False, guidance_embeds: bool = False, seed: int = 0, patch_size_t: int = 1
+    image_condition: bool = False, guidance_embeds: bool = False, seed: int = 0, **sizes: int
 ) -> HunyuanVideoTransformer3DModel:
     """A network whose output is not zero, unlike that of a fresh one."""
     torch.manual_seed(seed)
-    config = CONFIG.model_copy(update={"patch_size_t": patch_size_t})
+    config = CONFIG.model_copy(update=sizes)
     model = build_transformer(config, CHANNELS, TEXT, POOLED, image_condition, guidance_embeds)
     torch.nn.init.normal_(model.proj_out.weight, std=0.2)
     return model.eval()

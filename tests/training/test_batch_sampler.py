@@ -15,7 +15,7 @@ def test_a_pass_sees_every_clip_once_even_across_batches() -> None:
 
 def test_workers_share_out_the_batch_of_one() -> None:
     one = BatchSampler(10, 4, seed=1)
-    two = [BatchSampler(10, 2, rank, world_size=2, seed=1) for rank in range(2)]
+    two = [BatchSampler(10, 2, rank, num_shares=2, seed=1) for rank in range(2)]
     for step in range(7):
         assert torch.equal(one.indices(step), torch.cat([worker.indices(step) for worker in two]))
 
@@ -33,4 +33,4 @@ def test_no_seeds_pass_is_a_later_one_of_another_seed() -> None:
 
 def test_a_batch_larger_than_the_data_is_refused() -> None:
     with pytest.raises(AssertionError, match=r"\(12, 10\)"):
-        BatchSampler(10, 6, world_size=2)
+        BatchSampler(10, 6, num_shares=2)

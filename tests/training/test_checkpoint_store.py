@@ -36,7 +36,7 @@ def write(folder: Path) -> None:
         file = folder / f"{kind}.pt"
         file.parent.mkdir(parents=True, exist_ok=True)
         torch.save({}, file)
-    info = CheckpointInfo(0, "plain", 1, 0, 0.0, 0.0, 0.0, 0)
+    info = CheckpointInfo(0, "plain", 1, 1, 0, 0.0, 0.0, 0.0, 0)
     (folder / "info.json").write_text(json.dumps(asdict(info)))
 
 

@@ -210,7 +210,7 @@ def test_what_all_workers_have_alike_is_written_once(tmp_path: Path) -> None:
         trained = LinearSpec(config).build(place)
         trained.step(0)
         write_checkpoint(
-            tmp_path / "step-1", trained, [Meter()], place, CheckpointInfo(1, "plain", 2, 1, 0.0, 0.0, 0.0, 0)
+            tmp_path / "step-1", trained, [Meter()], place, CheckpointInfo(1, "plain", 2, 1, 1, 0.0, 0.0, 0.0, 0)
         )
     assert "ema" not in torch.load(tmp_path / "step-1" / "objective-1.pt")
 
@@ -225,7 +225,7 @@ def test_another_engine_cannot_take_over_a_deepspeed_checkpoint(tmp_path: Path) 
         launch(LinearSpec(config, crash_at=8), config, tmp_path, NullLog(), seed=0)
     info = tmp_path / "checkpoints" / "step-000005" / "info.json"
     info.write_text(info.read_text().replace('"plain"', '"deepspeed"'))
-    with pytest.raises(UserError, match=r"placement.engine = plain.*holds .* step 5, written by engine deepspeed"):
+    with pytest.raises(UserError, match=r"placement.engine = plain.*holds .* step 5, written with engine = deepspeed"):
         launch(LinearSpec(config), config, tmp_path, NullLog(), seed=0)
 
 
@@ -236,8 +236,10 @@ def test_a_checkpoint_that_zero_has_split_otherwise_is_refused(tmp_path: Path) -
     info = read_info(tmp_path / "checkpoints" / "step-000005")
     placement = PlacementConfig(engine="deepspeed", zero_stage=3, num_workers=1)
     context = TrainContext(0, 1, torch.device("cpu"), tmp_path, 0, placement)
-    with pytest.raises(UserError, match=r"zero_stage = 3: .* holds .* step 5, .* and zero_stage 2; use these"):
+    with pytest.raises(UserError, match=r"zero_stage = 3: .* holds .* step 5, .* zero_stage = 2; use these"):
         require_compatible(replace(info, engine="deepspeed", zero_stage=2), context)
+    with pytest.raises(UserError, match=r"sequence_parallel_size = 1, .*: .* sequence_parallel_size = 2, .*; use these"):
+        require_compatible(replace(info, engine="deepspeed", zero_stage=3, sequence_parallel_size=2), context)
     require_compatible(replace(info, engine="deepspeed", zero_stage=3), context)
 
 

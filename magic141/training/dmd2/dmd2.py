@@ -93,7 +93,7 @@ class Dmd2:
         if step < 0:
             return self.warm_up(step)
         self.num_done = step + 1
-        rng = step_generator(self.context.seed, step, self.context.rank)
+        rng = step_generator(self.context.seed, step, self.context.share)
         state, made = self.simulate(step, rng)
         if not self.keep(made):
             return LEFT_OUT
@@ -107,7 +107,7 @@ class Dmd2:
         config = self.config
         done = (step - self.first_step) * config.fake_updates_per_step
         place = config.num_steps + done  # beyond the last step, so that its clips are not those of the first updates
-        rng = step_generator(self.context.seed, place, self.context.rank)
+        rng = step_generator(self.context.seed, place, self.context.share)
         if not self.keep(self.simulate(place, rng).made):
             return LEFT_OUT
         return {**self.update_fake(min(config.fake_updates_per_step, config.fake_warmup_updates - done), rng)}

@@ -18,6 +18,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from magic141.models.adapters import add_lora
+from magic141.models.sequence_parallel import all_video_tokens
 from magic141.models.transformer import Conditioning, Prefix, velocity
 
 ADAPTER = "fake"
@@ -98,8 +99,9 @@ class Scores(nn.Module, ABC):
         learnt = self.exits(torch.tensor(self._exit_step, device=time_embedding.device))
         return (time_embedding + self.strength * learnt.to(time_embedding.dtype), *others)
 
-    def _keep(self, _module: nn.Module, _inputs: Any, output: tuple[Tensor, ...]) -> None:
-        self._features = output[0]
+    def _keep(self, _module: nn.Module, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        _hidden, _text, _temb, attention_mask, *_ = inputs
+        self._features = all_video_tokens(output[0], attention_mask)
 
 
 class SharedScores(Scores):

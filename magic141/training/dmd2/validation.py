@@ -24,7 +24,7 @@ from magic141.models.config import Sampler
 from magic141.models.vae import load_codec
 from magic141.training.batch_sampler import own_share
 from magic141.training.batches import Batch, BatchMaker
-from magic141.training.context import TrainContext, sum_over_workers
+from magic141.training.context import TrainContext, sum_over_shares, sum_over_workers
 from magic141.training.dmd2.backward_simulation import BackwardSimulation
 from magic141.training.dmd2.clip_metrics import PREFIX, compare
 from magic141.training.dmd2.networks import Guidance, GuidedScores
@@ -55,7 +55,7 @@ class Dmd2Validation:
         self._reference_frechet = 1.0
         real, num_frames = self._maker.dataset.latents, maker.num_latent_frames
         self._space = TubeSpace.fit(real, real.shape[1], num_frames)
-        own = range(context.rank, len(real), context.world_size)
+        own = range(context.share, len(real), context.num_shares)
         self._real_moments = self._moments(real[row, :, :num_frames] for row in own)
 
     @torch.no_grad()
@@ -92,7 +92,7 @@ class Dmd2Validation:
         size = 1 + self._space.basis.shape[1]
         parts = (moments(self._space.project(clip[None])) for clip in clips)
         own = torch.from_numpy(sum(parts, np.zeros((size, size))))
-        return np.asarray(sum_over_workers(own, self.context))
+        return np.asarray(sum_over_shares(own, self.context))
 
     def _batch(self) -> Batch:
         """This worker's batch."""
@@ -107,12 +107,13 @@ class Dmd2Validation:
     def _many_step_clips(self, batch: Batch, w: Guidance) -> Tensor:
         """The many-step model's clips, kept for later attempts: at 13B they take all GPUs a quarter of an hour."""
         context = self.context
-        kept = context.run_dir / f"many_steps-{context.rank}-of-{context.world_size}"
+        kept = context.run_dir / f"many_steps-{context.share}-of-{context.num_shares}"
         # all sample or none: the passes of a network that is split over the workers involve all of them
         if sum_over_workers(torch.tensor(0 if kept.exists() else 1), context):
             clips = self._sample_reference(batch, w)
-            with written_aside(kept) as aside:
-                save_file({"latents": clips}, aside / LATENTS)
+            if context.leads_share:
+                with written_aside(kept) as aside:
+                    save_file({"latents": clips}, aside / LATENTS)
             return clips
         found: Tensor = load_file(kept / LATENTS)["latents"]
         return found.to(context.device)
@@ -168,7 +169,7 @@ class Dmd2Validation:
         return with_row_names(contact_sheet(torch.cat(clips).numpy()), len(clips), ROWS)
 
     def _rng(self, stream: int) -> torch.Generator:
-        return step_generator(self.context.seed, -2 - stream, self.context.rank)
+        return step_generator(self.context.seed, -2 - stream, self.context.share)
 
 
 def with_row_names(sheet: NDArray[np.uint8], num_rows: int, names: Sequence[str]) -> NDArray[np.uint8]:

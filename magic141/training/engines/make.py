@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from magic141.models.sequence_parallel import split_sequence
 from magic141.training.config import OptimizerConfig
 from magic141.training.context import TrainContext
 from magic141.training.engines.engine import Engine, Precision
@@ -57,6 +58,8 @@ def _is_split(context: TrainContext) -> bool:
 
 
 def _place(model: nn.Module, precision: Precision, context: TrainContext) -> None:
+    if context.sequence_group is not None:
+        split_sequence(model, context.sequence_group)
     if _is_split(context):
         from magic141.training.engines.deepspeed_engine import split_weights
 

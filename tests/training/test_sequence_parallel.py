@@ -1,0 +1,79 @@
+"""Workers that split the tokens of their clips train as those do that take whole clips."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from magic141.stage_log import NullLog
+from magic141.training.cfg_distillation import CfgDistillationSpec
+from magic141.training.checkpoint import CheckpointInfo
+from magic141.training.config import CfgDistillationConfig, PlacementConfig
+from magic141.training.context import TrainContext
+from magic141.training.dmd2.config import Dmd2Config
+from magic141.training.dmd2.spec import Dmd2Spec
+from magic141.training.launch import TrainResult, launch
+from tests.models.tiny import CONFIG
+from tests.training.test_sharded import DDP, DMD2, FULL, OWN_FRAMES, SHARDED, SHORT, assert_same
+
+ONE = DDP | {"num_workers": 1}
+SPLIT = {"sequence_parallel_size": 2}
+
+
+def test_workers_that_split_tokens_take_the_same_share(tmp_path: Path) -> None:
+    placement = PlacementConfig(num_workers=6, sequence_parallel_size=2)
+    workers = [TrainContext(rank, 6, torch.device("cpu"), tmp_path, 0, placement) for rank in range(6)]
+    assert [worker.share for worker in workers] == [0, 0, 1, 1, 2, 2]
+    assert [worker.leads_share for worker in workers] == [True, False] * 3
+    assert {worker.num_shares for worker in workers} == {3}
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "writers"),
+    [((4, 1), (4, 1), [0, 1, 2, 3]), ((4, 2), (4, 2), [0, 1, 2, 3]), ((4, 1), (4, 2), [0, 0, 1, 1])]
+    + [((4, 2), (4, 1), [0, 2, 0, 2]), ((2, 1), (4, 1), [0, 1, 0, 1]), ((4, 2), (2, 1), [0, 2])],
+)
+def test_a_share_goes_on_from_the_state_of_one_however_its_tokens_were_split(
+    tmp_path: Path, then: tuple[int, int], now: tuple[int, int], writers: list[int]
+) -> None:
+    """(workers, of which so many split tokens): which worker's state each of today's workers takes."""
+    info = CheckpointInfo(1, "ddp", *then, 0, 0.0, 0.0, 0.0, 0)
+    placement = PlacementConfig(num_workers=now[0], sequence_parallel_size=now[1])
+    contexts = [TrainContext(rank, now[0], torch.device("cpu"), tmp_path, 0, placement) for rank in range(now[0])]
+    assert [info.writer(context) for context in contexts] == writers
+
+
+def distil_guidance(folders: Path, folder: Path, placement: dict[str, Any]) -> TrainResult:
+    config = CfgDistillationConfig.model_validate(SHORT | {"placement": placement})
+    spec = CfgDistillationSpec(config, CONFIG, folders / "data", folders / "teacher")
+    return launch(spec, config, folder, NullLog(), seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("forks")
+def test_guidance_distillation_in_two_shares(folders: Path, tmp_path: Path) -> None:
+    split = distil_guidance(folders, tmp_path / "split", DDP | SPLIT | {"num_workers": 4})
+    assert_same(split, distil_guidance(folders, tmp_path / "whole", DDP))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("forks")
+@pytest.mark.parametrize(
+    ("placement", "options"),
+    [
+        (SHARDED | {"clips_per_pass": 1}, OWN_FRAMES),
+        (SHARDED | {"zero_stage": 1}, FULL),
+        (DDP, {"adversarial_weight": 0.1, "adversarial_input": "clean"}),
+    ],
+    ids=["ZeRO 3", "ZeRO 1, full fake score, adversarial", "DDP, adversarial"],
+)
+def test_step_distillation(folders: Path, tmp_path: Path, placement: dict[str, Any], options: dict[str, Any]) -> None:
+    def run(name: str, placement: dict[str, Any]) -> TrainResult:
+        config = Dmd2Config.model_validate(DMD2 | options | {"placement": placement})
+        spec = Dmd2Spec(config, CONFIG, folders / "data", folders / "teacher", folders / "student")
+        return launch(spec, config, tmp_path / name, NullLog(), seed=0)
+
+    assert_same(run("split", placement | SPLIT), run("whole", ONE))
