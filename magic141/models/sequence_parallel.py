@@ -72,7 +72,8 @@ class Shards:
 
     def own(self, whole: Tensor, sizes: Sequence[int], dim: int) -> Tensor:
         """This worker's part of `whole`, which is split into `sizes` along `dim`."""
-        return whole.split(list(sizes), dim)[self.group.rank()]
+        own: Tensor = whole.split(list(sizes), dim)[self.group.rank()]
+        return own
 
     def gather_video(self, own: Tensor) -> Tensor:
         """All video tokens [B, L, D], of which this worker has [B, l, D]."""
@@ -87,8 +88,9 @@ class Shards:
         q, k, v = exchange(rows, here, lengths, self.group).permute(1, 2, 3, 0, 4)  # [B, H/P, L, D] each
         mask = None if self.valid is None else self.valid[:, None, None]
         attended = scaled_dot_product_attention(q, k, v, attn_mask=mask, **options)
-        by_worker_again = exchange(attended.permute(2, 0, 1, 3), lengths, here, self.group)  # [P*l, B, H/P, D]
-        return by_worker_again.unflatten(0, (num, -1)).permute(2, 0, 3, 1, 4).flatten(1, 2)
+        rows = exchange(attended.permute(2, 0, 1, 3), lengths, here, self.group)  # [P*l, B, H/P, D]
+        heads: Tensor = rows.unflatten(0, (num, -1)).permute(2, 0, 3, 1, 4).flatten(1, 2)
+        return heads
 
 
 class ShardedMask(Tensor):

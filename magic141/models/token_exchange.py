@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import Function
@@ -24,17 +23,20 @@ def exchange(tensor: Tensor, sent: Sequence[int], received: Sequence[int], group
         received: number of rows from every worker.
         group: the workers.
     """
-    return torch.as_tensor(_Exchange.apply(tensor, sent, received, group))
+    result: Tensor = _Exchange.apply(tensor, sent, received, group)  # type: ignore[no-untyped-call]
+    return result
 
 
 def gather(own: Tensor, sizes: Sequence[int], group: dist.ProcessGroup) -> Tensor:
     """All workers' rows [sum(sizes), ...], on each of them; `sizes` are their numbers of rows."""
-    return torch.as_tensor(_Gather.apply(own, sizes, group))
+    result: Tensor = _Gather.apply(own, sizes, group)  # type: ignore[no-untyped-call]
+    return result
 
 
 def same_on_all(tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
     """The tensor itself, which all workers have alike and each uses for its own part of a sum."""
-    return torch.as_tensor(_SameOnAll.apply(tensor, group))
+    result: Tensor = _SameOnAll.apply(tensor, group)  # type: ignore[no-untyped-call]
+    return result
 
 
 def _exchanged(tensor: Tensor, sent: Sequence[int], received: Sequence[int], group: dist.ProcessGroup) -> Tensor:

@@ -138,8 +138,8 @@ def require_compatible(info: CheckpointInfo, context: TrainContext) -> None:
     now = _splitting(placement.engine, context.world_size, placement.sequence_parallel_size, placement.zero_stage)
     if now != then:
         raise UserError(
-            f"placement.{now}: {context.run_dir} holds a checkpoint of step {info.step}, written with {then}; use these "
-            "settings again, or delete that folder"
+            f"placement.{now}: {context.run_dir} holds a checkpoint of step {info.step}, written with {then}; use "
+            "these settings again, or delete that folder"
         )
 
 

@@ -69,6 +69,7 @@ class TrainContext:
         size = self.placement.sequence_parallel_size
         if size == 1:
             return None
+        group: dist.ProcessGroup
         group, _ = dist.new_subgroups(size, timeout=timedelta(seconds=COLLECTIVE_TIMEOUT_S))
         return group
 

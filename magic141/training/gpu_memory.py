@@ -15,6 +15,8 @@ AGAINST_FRAGMENTATION = (
     "set PYTORCH_ALLOC_CONF=expandable_segments:True on the workers' machines, against fragmentation"
 )
 
+_OTHER_SPLITTING = "delete this training's checkpoints first"
+
 
 @contextmanager
 def explaining_full_gpu(config: TrainConfig) -> Iterator[None]:
@@ -36,6 +38,9 @@ def _smaller(config: TrainConfig) -> Iterator[str]:
     if not placement.gradient_checkpointing:
         yield "placement.gradient_checkpointing = true"
     splits = placement.engine == "deepspeed"
+    if config.clips_per_pass == 1 and placement.sequence_parallel_size < placement.num_workers:
+        cost = f" ({_OTHER_SPLITTING})" if splits else ""
+        yield f"placement.sequence_parallel_size above {placement.sequence_parallel_size}{cost}"
     if placement.num_workers > 1 and not (splits and placement.zero_stage == _highest_stage(config)):
         yield _splitting(config)
     if splits and placement.zero_stage and not placement.offload_optimizer:
@@ -49,7 +54,7 @@ def _splitting(config: TrainConfig) -> str:
     """
     muon = [f"{name}.kind = adamw" for name, optimizer in config.optimizers.items() if optimizer.kind == "muon"]
     settings = " and ".join([f"zero_stage = {_highest_stage(config)}", *muon])
-    cost = "starts the stage over" if muon else "delete this training's checkpoints first"
+    cost = "starts the stage over" if muon else _OTHER_SPLITTING
     return f"placement.engine = deepspeed with {settings} ({cost})"
 
 

@@ -97,6 +97,7 @@ MISTAKES = {
     "pretrain_i2v.placement.gpus_per_worker=2": "expected less than or equal to 1",
     "pretrain_i2v.placement.offload_optimizer=true": "only DeepSpeed's ZeRO stages 1 to 3 offload, not engine = ddp",
     "pretrain_i2v.placement.gpus_per_worker=0.5": "NCCL, which connects the 2 workers, needs a GPU per process",
+    "pretrain_i2v.placement.sequence_parallel_size=3": "expected a divisor of num_workers = 2",
     "data.num_frames=12": "data.num_frames = 12: expected 2*k+1; use 11 or 13",
     "data.num_frames=9": "data.num_frames = 9: windows that continue",
     "data.height=36": "data.height = 36: not divisible by the codec's spatial factor 8; use a multiple of 8",
@@ -171,6 +172,14 @@ def test_a_mistake_is_one_line(override: str, line: str) -> None:
         load_config(CONFIGS / "demo.yaml", ["model.patch_size=2", "evaluate.frechet_dimensions=32", override])
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_workers_that_split_tokens_divide_the_heads() -> None:
+    three = ["distill_cfg.placement.num_workers=3", "distill_cfg.placement.sequence_parallel_size=3"]
+    with pytest.raises(
+        UserError, match=r"^distill_cfg.*_size = 3: expected a divisor of .*num_attention_heads = 4; use 1"
+    ):
+        load_config(CONFIGS / "demo.yaml", three)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def texts(lengths: list[int]) -> Conditioning:
 
 
 def evaluate(lengths: list[int], group: dist.ProcessGroup | None, checkpointing: bool) -> dict[str, Tensor]:
-    """The velocity, what a block's output is, and the gradients of a loss of both with respect to inputs and weights."""
+    """The velocity, a block's output, and the gradients of a loss of both with respect to inputs and weights."""
     model = tiny_transformer(image_condition=True, guidance_embeds=True, num_attention_heads=6).train()
     if checkpointing:
         model.enable_gradient_checkpointing()
@@ -92,4 +92,4 @@ def test_workers_that_split_tokens_compute_what_one_does(
         found = torch.load(folder / f"{text}-{checkpointing}-{rank}.pt")
         assert found.keys() == expected.keys()
         for name, value in expected.items():
-            torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-4, msg=name)

@@ -76,7 +76,9 @@ class LinearRegression:
         self.parts = Parts.of(config)
         self.engine = make_engine(Network(), config.optimizer, config.num_steps, config.precision, context)
         self.ema = Ema(self.engine.module, config.ema_decay)
-        self.sampler = BatchSampler(NUM_POINTS, config.clips_per_worker, context.share, context.num_shares, context.seed)
+        self.sampler = BatchSampler(
+            NUM_POINTS, config.clips_per_worker, context.share, context.num_shares, context.seed
+        )
 
     @property
     def engines(self) -> Mapping[str, Engine]:

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from magic141.training.batch_sampler import BatchSampler, _order
+from magic141.data.dataset import ClipDataset
+from magic141.training.batch_sampler import BatchSampler, _order, own_share
+from magic141.training.config import PlacementConfig
+from magic141.training.context import TrainContext
 
 
 def test_a_pass_sees_every_clip_once_even_across_batches() -> None:
@@ -18,6 +23,21 @@ def test_workers_share_out_the_batch_of_one() -> None:
     two = [BatchSampler(10, 2, rank, num_shares=2, seed=1) for rank in range(2)]
     for step in range(7):
         assert torch.equal(one.indices(step), torch.cat([worker.indices(step) for worker in two]))
+
+
+@pytest.mark.parametrize(("size", "rows"), [(1, [2, 2, 2, 2]), (2, [4, 4, 4, 4])])
+def test_workers_that_split_tokens_validate_the_same_clips(
+    folders: Path, tmp_path: Path, size: int, rows: list[int]
+) -> None:
+    data, placement = (
+        ClipDataset.open(folders / "data", "train"),
+        PlacementConfig(num_workers=4, sequence_parallel_size=size),
+    )
+    contexts = [TrainContext(rank, 4, torch.device("cpu"), tmp_path, 0, placement) for rank in range(4)]
+    shares = [own_share(data, 8, context).tolist() for context in contexts]
+    assert [len(share) for share in shares] == rows
+    assert sorted(row for share in shares[::size] for row in share) == list(range(8))
+    assert all(share == shares[rank - rank % size] for rank, share in enumerate(shares))
 
 
 def test_is_a_pure_function_of_the_step() -> None:

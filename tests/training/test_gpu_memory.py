@@ -14,6 +14,8 @@ from magic141.training.gpu_memory import explaining_full_gpu
 
 DEEPSPEED = {"engine": "deepspeed", "num_workers": 2, "clips_per_pass": 1, "gradient_checkpointing": True}
 
+SPLIT = DEEPSPEED | {"sequence_parallel_size": 2}
+
 
 @pytest.mark.parametrize(
     ("settings", "remedies"),
@@ -24,8 +26,17 @@ DEEPSPEED = {"engine": "deepspeed", "num_workers": 2, "clips_per_pass": 1, "grad
             "placement.gradient_checkpointing = true; placement.engine = deepspeed with zero_stage = 3 (delete this "
             "training's checkpoints first); ",
         ),
-        ({"precision": "bf16", "placement": DEEPSPEED | {"zero_stage": 3}}, "placement.offload_optimizer = true; "),
-        ({"precision": "bf16", "placement": DEEPSPEED | {"zero_stage": 3, "offload_optimizer": True}}, ""),
+        (
+            {"precision": "bf16", "placement": DEEPSPEED | {"zero_stage": 3}},
+            "placement.sequence_parallel_size above 1 (delete this training's checkpoints first); "
+            "placement.offload_optimizer = true; ",
+        ),
+        (
+            {"precision": "bf16", "placement": SPLIT | {"engine": "ddp", "num_workers": 4}},
+            "placement.sequence_parallel_size above 2; placement.engine = deepspeed with zero_stage = 3 (delete this "
+            "training's checkpoints first); ",
+        ),
+        ({"precision": "bf16", "placement": SPLIT | {"zero_stage": 3, "offload_optimizer": True}}, ""),
     ],
 )
 def test_what_is_not_yet_set_is_named(settings: dict[str, Any], remedies: str) -> None:

@@ -238,7 +238,9 @@ def test_a_checkpoint_that_zero_has_split_otherwise_is_refused(tmp_path: Path) -
     context = TrainContext(0, 1, torch.device("cpu"), tmp_path, 0, placement)
     with pytest.raises(UserError, match=r"zero_stage = 3: .* holds .* step 5, .* zero_stage = 2; use these"):
         require_compatible(replace(info, engine="deepspeed", zero_stage=2), context)
-    with pytest.raises(UserError, match=r"sequence_parallel_size = 1, .*: .* sequence_parallel_size = 2, .*; use these"):
+    with pytest.raises(
+        UserError, match=r"sequence_parallel_size = 1, .*: .* sequence_parallel_size = 2, .*; use these"
+    ):
         require_compatible(replace(info, engine="deepspeed", zero_stage=3, sequence_parallel_size=2), context)
     require_compatible(replace(info, engine="deepspeed", zero_stage=3), context)
 

@@ -92,6 +92,17 @@ def test_activations_are_of_the_clips_of_one_pass(clips_per_pass: int | None, cl
     assert activation_bytes(config, SIZES, NUM) == clips * activation_bytes(one, SIZES, NUM)
 
 
+def test_workers_that_split_tokens_hold_their_part_of_the_activations() -> None:
+    config, split = (
+        FlowMatchingConfig(
+            batch_size=8, optimizer=ADAMW, placement=placed(clips_per_pass=2, sequence_parallel_size=size)
+        )
+        for size in (1, 2)
+    )
+    assert split.clips_per_worker == 2 * config.clips_per_worker
+    assert activation_bytes(split, SIZES, NUM) == activation_bytes(config, SIZES, NUM) / 2
+
+
 def test_a_discriminator_holds_the_activations_of_one_pass_at_a_time() -> None:
     config = Dmd2Config(optimizer=ADAMW, placement=placed(zero_stage=1))
     adversarial = config.model_copy(update={"adversarial_weight": 0.1})
