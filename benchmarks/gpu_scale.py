@@ -121,7 +121,8 @@ class Scale:
             loss.backward()
 
         stage = self.config.distill_dmd2
-        placement = stage.placement.model_copy(update={"gradient_checkpointing": True, "num_workers": 1})
+        alone = {"gradient_checkpointing": True, "num_workers": 1, "sequence_parallel_size": 1}
+        placement = stage.placement.model_copy(update=alone)
         one = stage.model_copy(update={"placement": placement, "batch_size": 1, "precision": "bf16"})
         calculated = activation_bytes(one, self.config.model, self.num_tokens) / 2**30
         operations = self._operations(Passes.training(checkpointing=True, frozen=True))

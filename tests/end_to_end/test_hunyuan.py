@@ -73,7 +73,7 @@ def test_the_base_is_the_teacher_of_text_to_video_with_its_guidance_folded_in(pl
 @pytest.mark.parametrize("stage", ["pretrain_i2v", "distill_cfg", "distill_dmd2"])
 def test_trainings_are_split_and_recompute_as_the_config_says(place: Path, completed: Finished, stage: str) -> None:
     record = json.loads((artifact(place / "runs", stage) / "training.json").read_text())
-    assert (record["steps"], record["splitting"]) == (2, "deepspeed, ZeRO 3, checkpointing")
+    assert (record["steps"], record["splitting"]) == (2, "deepspeed, ZeRO 3, checkpointing, tokens over 2")
 
 
 def test_the_published_student_is_in_bfloat16(place: Path, completed: Finished) -> None:

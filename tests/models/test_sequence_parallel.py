@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.multiprocessing.spawn import start_processes
 
 from magic141.models.sequence_parallel import all_video_tokens, split_sequence
 from magic141.models.transformer import Conditioning, make_prefix, velocity
 from tests.models.tiny import CHANNELS, POOLED, TEXT, tiny_transformer
+from tests.training.forks import run_together
 
+pytestmark = pytest.mark.slow
 TEXTS = {  # lengths of two clips' texts; none divides by the number of workers, nor do the video's 10 tokens
     "padded": [7, 5],
     "without padding": [7, 7],
@@ -56,10 +56,8 @@ def evaluate(lengths: list[int], group: dist.ProcessGroup | None, checkpointing:
     return {"velocity": v.detach(), "features": features[0].detach(), "input": x_t.grad, **weights}
 
 
-def evaluate_together(rank: int, num_workers: int, folder: Path) -> None:
+def evaluate_together(rank: int, folder: Path) -> None:
     """Every worker writes its outputs, the gradient of its input, and the mean of the workers' gradients of weights."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=num_workers)
     assert dist.group.WORLD is not None
     for name, lengths in TEXTS.items():
         for checkpointing in (False, True):
@@ -67,17 +65,15 @@ def evaluate_together(rank: int, num_workers: int, folder: Path) -> None:
             for part, value in found.items():
                 if part not in ("velocity", "features", "input"):
                     dist.all_reduce(value)
-                    value /= num_workers
+                    value /= dist.get_world_size()
             torch.save(found, folder / f"{name}-{checkpointing}-{rank}.pt")
-    dist.barrier()
-    os._exit(0)  # gloo's threads sometimes abort a process that ends in the usual way
 
 
 @pytest.fixture(scope="module", params=[2, 3])
 def worker_files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
     """What two or three workers compute together."""
     folder = tmp_path_factory.mktemp("together")
-    start_processes(evaluate_together, (request.param, folder), request.param, start_method="forkserver")
+    run_together(evaluate_together, request.param, folder)
     return folder, request.param
 
 

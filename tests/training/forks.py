@@ -23,21 +23,32 @@ IMPORTED = [__name__, "deepspeed", "magic141.training.cfg_distillation", "magic1
 
 def run_on_forks(task: WorkerTask, note: Callable[[str], None]) -> LoopResult:
     """In the place of `run_on_ray`; the first worker that fails ends the training."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "result.json"
+        run_together(_train, task.config.placement.num_workers, task, result)
+        return LoopResult(**json.loads(result.read_text()))
+
+
+def run_together(work: Callable[..., None], num_workers: int, *args: object) -> None:
+    """Calls `work(rank, *args)` in so many processes, which have a process group."""
     multiprocessing.set_forkserver_preload(IMPORTED)
     with tempfile.TemporaryDirectory() as folder:
-        num_workers = task.config.placement.num_workers
-        start_processes(_work, (task, Path(folder)), num_workers, start_method="forkserver")
-        return LoopResult(**json.loads((Path(folder) / "result.json").read_text()))
+        start_processes(_work, (work, num_workers, folder, args), num_workers, start_method="forkserver")
 
 
-def _work(rank: int, task: WorkerTask, folder: Path) -> None:
-    placement = task.config.placement
+def _work(rank: int, work: Callable[..., None], num_workers: int, folder: str, args: tuple[object, ...]) -> None:
     os.environ["LOCAL_RANK"] = str(rank)
-    torch.set_num_threads(placement.threads_per_worker)
-    dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=placement.num_workers)
-    context = TrainContext(rank, placement.num_workers, torch.device("cpu"), task.run_dir, task.seed, placement)
-    result = run_training(task, context)
-    if context.is_main:
-        (folder / "result.json").write_text(json.dumps(asdict(result)))
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=num_workers)
+    work(rank, *args)
     dist.barrier()
     os._exit(0)  # gloo's threads sometimes abort a process that ends in the usual way
+
+
+def _train(rank: int, task: WorkerTask, result: Path) -> None:
+    placement = task.config.placement
+    torch.set_num_threads(placement.threads_per_worker)
+    context = TrainContext(rank, placement.num_workers, torch.device("cpu"), task.run_dir, task.seed, placement)
+    outcome = run_training(task, context)
+    if context.is_main:
+        result.write_text(json.dumps(asdict(outcome)))

@@ -118,7 +118,7 @@ def test_the_papers_size_fits_the_gpus_it_is_for(stage: str) -> None:
     activations_gib = (
         44.4  # of the real network over a clip's 33 x 34 x 60 patches and 400 tokens, by following tensors
     )
-    assert memory_gib == pytest.approx(activations_gib + 5, rel=0.2)
+    assert memory_gib == pytest.approx(activations_gib / 2 + 5, rel=0.2)  # two workers share a clip's tokens
     assert memory_gib < 80 - 15  # buffers, gathered weights and fragmentation
 
 

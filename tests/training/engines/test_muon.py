@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
-from torch.multiprocessing.spawn import spawn
 
 from magic141.training.engines import muon
 from magic141.training.engines.muon import BatchedMuon, orthogonalize, split_work
+from tests.training.forks import run_together
 
 SHAPES = ((8, 8), (8, 24), (24, 8), (8, 8))
 
@@ -67,18 +64,15 @@ def updated(shapes: Sequence[tuple[int, int]], num_workers: int) -> list[nn.Para
     return parameters
 
 
-def share_and_compare(rank: int, rendezvous: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+def share_and_compare(rank: int) -> None:
     for shapes in (SHAPES, SHAPES[:1]):  # of one matrix one worker has nothing to do
         for shared, alone in zip(updated(shapes, 2), updated(shapes, 1), strict=True):
             assert torch.equal(shared, alone)
-    dist.barrier()
-    os._exit(0)  # gloo's threads sometimes abort a process that ends in the usual way
 
 
 @pytest.mark.slow  # starts processes
-def test_workers_share_the_work_and_get_the_same_weights(tmp_path: Path) -> None:
-    spawn(share_and_compare, (str(tmp_path / "rendezvous"),), 2)
+def test_workers_share_the_work_and_get_the_same_weights() -> None:
+    run_together(share_and_compare, 2)
 
 
 def test_work_is_shared_evenly_and_in_few_batches() -> None:
