@@ -27,10 +27,10 @@ def read_config(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if place in seen:
         raise UserError(f"{path}: extends itself through {' -> '.join(p.name for p in seen)}; remove one `extends`")
     values = load_yaml(text, f"config {path}", "correct that line")
-    if not isinstance(values, dict | None):
-        kind = type(values).__name__
+    if not isinstance(values, dict):
+        kind = "nothing" if values is None else type(values).__name__
         raise UserError(f"config {path}: expected fields with values, got {kind}; see configs/demo.yaml")
-    base = (values := values or {}).pop("extends", None)
+    base = values.pop("extends", None)
     if base is None:
         return values
     if not isinstance(base, str) or not base.isprintable():

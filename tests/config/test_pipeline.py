@@ -222,7 +222,8 @@ def test_two_mistakes_are_two_lines() -> None:
     [
         ("a: [", "not YAML"),
         ("a: [1\n", r"'<stream end>' in line 2, column 1, while parsing a flow sequence in line 1, column 4: a: \[1\)"),
-        ("- 1", "expected fields"),
+        ("- 1", "expected fields with values, got list"),
+        ("# nothing yet", "expected fields with values, got nothing; see configs/demo.yaml"),
         ("extends: 3", "expected one file name"),
         ("seed: 1\nname: a\nseed: 2", r"not YAML \(duplicate key seed in line 3, column 1: seed: 2\)"),
         ("a: " + "[" * 5000, "nested too deeply"),
