@@ -114,6 +114,8 @@ def _bases(config: PipelineConfig) -> Iterator[str]:
     taken = "num_steps = 0 takes a base as it is, but base is not set; set base, or train"
     if not i2v.num_steps and i2v.base is None:
         yield f"pretrain_i2v.{taken}"
+    if t2v.lora_rank and t2v.num_steps and t2v.base is None:
+        yield f"pretrain_t2v.lora_rank = {t2v.lora_rank}: there is nothing to adapt without a base; set base, or use 0"
     if not t2v.num_steps and t2v.base is None and i2v.base is None:
         yield f"pretrain_t2v.{taken}, or set pretrain_i2v.base, so that no T2V model is needed"
 

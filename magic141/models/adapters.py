@@ -10,7 +10,19 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+BRANCH = "branch"
 _BASE = ".base_layer."
+
+
+def train_branch(network: HunyuanVideoTransformer3DModel, rank: int, seed: int) -> None:
+    """Leaves of `network`, in place, only the branch `BRANCH` to be trained, and layers whose inputs may be new to it.
+
+    These are the patch embedding, which reads the known frames, and the embedding of w; they become float32, too.
+    """
+    add_lora(network, rank, BRANCH, seed)
+    for layer in (network.x_embedder, network.time_text_embed.guidance_embedder):
+        if layer is not None:
+            layer.requires_grad_(True).float()
 
 
 def add_lora(network: HunyuanVideoTransformer3DModel, rank: int, name: str, seed: int) -> None:
@@ -40,7 +52,10 @@ def add_lora(network: HunyuanVideoTransformer3DModel, rank: int, name: str, seed
 
 
 def merge_lora(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """The state of a plain network, from one with branch `name`: `BA` is added to the weights, names are restored."""
+    """The state of a plain network, from one with branch `name`: `BA` is added to the weights, names are restored.
+
+    The sums are in float32: in bf16 most of what a branch has learnt would be rounded away.
+    """
     merged = {}
     for key, value in state.items():
         if ".lora_A." in key or ".lora_B." in key:
@@ -48,6 +63,6 @@ def merge_lora(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
         layer, found, rest = key.partition(_BASE)
         if found and rest == "weight":
             a, b = (state[f"{layer}.lora_{part}.{name}.weight"].float() for part in "AB")
-            value = (value.float() + b @ a).to(value.dtype)
+            value = value.float() + b @ a
         merged[f"{layer}.{rest}" if found else key] = value
     return merged

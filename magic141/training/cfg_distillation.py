@@ -17,6 +17,7 @@ from magic141.models.transformer import add_guidance_embedding, load_transformer
 from magic141.training.batches import Batch, BatchMaker
 from magic141.training.config import CfgDistillationConfig
 from magic141.training.context import TrainContext
+from magic141.training.engines.engine import passes_dtype
 from magic141.training.engines.make import make_frozen
 from magic141.training.single_network import RandomNumbers, SingleNetworkObjective
 
@@ -61,11 +62,10 @@ class CfgDistillation(SingleNetworkObjective):
         maker = BatchMaker.open(
             spec.data, spec.model.window_frames, image_condition=True, continued_fraction=spec.config.continued_fraction
         )
-        student = add_guidance_embedding(load_transformer(spec.teacher))
-        super().__init__(student, maker, spec.data, spec.config, context)
-        # autocast rounds its weights anyway, and bf16 halves them: at 13B 26 GB per worker, unless ZeRO-3 splits them
-        dtype = torch.bfloat16 if spec.config.precision == "bf16" else torch.float32
-        self.teacher = make_frozen(load_transformer(spec.teacher, dtype), spec.config.precision, context)
+        frozen = passes_dtype(spec.config.precision)
+        student = load_transformer(spec.teacher, frozen if spec.config.lora_rank else torch.float32)
+        super().__init__(add_guidance_embedding(student), maker, spec.data, spec.config, context)
+        self.teacher = make_frozen(load_transformer(spec.teacher, frozen), spec.config.precision, context)
 
     def draw_noise(self, x0: Tensor, rng: torch.Generator) -> RandomNumbers:
         """Draws guidance scales w [B], times [B] and noise [B, C, T, h, w]."""

@@ -171,7 +171,15 @@ class TrainConfig(FrozenConfig):
         return {"optimizer": self.optimizer}
 
 
-class FlowMatchingConfig(TrainConfig):
+class SingleNetworkConfig(TrainConfig):
+    """Settings of the stages that train one network."""
+
+    lora_rank: int = Field(
+        0, ge=0, description="rank of a low-rank branch that is trained, and merged at export; 0 trains all weights"
+    )
+
+
+class FlowMatchingConfig(SingleNetworkConfig):
     """Flow-matching pretraining (paper, section 3)."""
 
     base: str | None = source_path(description="diffusers transformer folder to start from; null: from scratch")
@@ -192,7 +200,7 @@ class FlowMatchingConfig(TrainConfig):
     )
 
 
-class CfgDistillationConfig(TrainConfig):
+class CfgDistillationConfig(SingleNetworkConfig):
     """CFG distillation: one evaluation with w as an input replaces two (paper, section 3.1)."""
 
     num_steps: int = Field(400, ge=1, le=MOST_STEPS, description="optimizer steps")

@@ -24,6 +24,7 @@ from magic141.models.transformer import (
 from magic141.training.batches import Batch, BatchMaker
 from magic141.training.config import FlowMatchingConfig
 from magic141.training.context import TrainContext
+from magic141.training.engines.engine import passes_dtype
 from magic141.training.single_network import RandomNumbers, SingleNetworkObjective
 
 
@@ -102,11 +103,14 @@ def initial_network(spec: FlowMatchingSpec) -> HunyuanVideoTransformer3DModel:
         return build_transformer(
             spec.model, info.latent_shape[0], info.text_width, info.pooled_width, spec.image_condition
         )
-    base = load_base(spec.start, spec.config.base_guidance_scale)
+    dtype = passes_dtype(spec.config.precision) if spec.config.lora_rank else torch.float32
+    base = load_base(spec.start, spec.config.base_guidance_scale, dtype)
     return expand_to_i2v(base) if spec.image_condition and not base.config.image_condition_type else base
 
 
-def load_base(folder: Path | str, guidance_scale: float) -> HunyuanVideoTransformer3DModel:
+def load_base(
+    folder: Path | str, guidance_scale: float, dtype: torch.dtype = torch.float32
+) -> HunyuanVideoTransformer3DModel:
     """Loads a base and folds away an input w, which neither pretraining nor guiding the teacher later on uses."""
-    base = load_transformer(folder)
+    base = load_transformer(folder, dtype)
     return fold_guidance(base, guidance_scale) if base.config.guidance_embeds else base

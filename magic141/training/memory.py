@@ -7,7 +7,13 @@ from __future__ import annotations
 
 from magic141.models.config import TransformerConfig
 from magic141.models.size import num_lora_parameters
-from magic141.training.config import CfgDistillationConfig, OptimizerConfig, PlacementConfig, TrainConfig
+from magic141.training.config import (
+    CfgDistillationConfig,
+    OptimizerConfig,
+    PlacementConfig,
+    SingleNetworkConfig,
+    TrainConfig,
+)
 from magic141.training.dmd2.config import Dmd2Config
 
 FP32, BF16 = 4, 2
@@ -22,23 +28,16 @@ def state_bytes(config: TrainConfig, model: TransformerConfig, num_parameters: i
     DeepSpeed updates with them), 2 also the gradients, 3 also the average and all weights, trained or frozen. Offloaded
     states, and from stage 2 on their gradients, are in host memory and not counted.
     """
-    placement = config.placement
+    placement, size = config.placement, BF16 if config.precision == "bf16" else FP32
     frozen = num_parameters // (placement.num_workers if _zero(placement) == 3 else 1)
     if isinstance(config, Dmd2Config):
-        return _generator_bytes(config, model, num_parameters, frozen) + _scores_bytes(
-            config, model, num_parameters, frozen
-        )
-    total = trained_bytes(num_parameters, config.optimizer, placement)
-    if isinstance(config, CfgDistillationConfig):
-        return total + frozen * (BF16 if config.precision == "bf16" else FP32)
-    return total
-
-
-def _generator_bytes(config: Dmd2Config, model: TransformerConfig, num_parameters: int, frozen: int) -> int:
-    if config.generator_lora_rank == 0:
-        return trained_bytes(num_parameters, config.optimizer, config.placement)
-    num_trained = num_lora_parameters(model, config.generator_lora_rank)
-    return frozen * FP32 + trained_bytes(num_trained, config.optimizer, config.placement)
+        rank, others = config.generator_lora_rank, _scores_bytes(config, model, num_parameters, frozen)
+    else:
+        rank = config.lora_rank if isinstance(config, SingleNetworkConfig) else 0
+        others = frozen * size if isinstance(config, CfgDistillationConfig) else 0  # the teacher
+    if rank == 0:
+        return others + trained_bytes(num_parameters, config.optimizer, placement)
+    return others + frozen * size + trained_bytes(num_lora_parameters(model, rank), config.optimizer, placement)
 
 
 def _scores_bytes(config: Dmd2Config, model: TransformerConfig, num_parameters: int, frozen: int) -> int:
@@ -64,12 +63,19 @@ def activation_bytes(config: TrainConfig, model: TransformerConfig, num_tokens: 
     size = BF16 if config.precision == "bf16" else FP32
     blocks, ratio = model.num_layers + model.num_single_layers, model.mlp_ratio
     if config.placement.gradient_checkpointing:
-        branches = 12 if isinstance(config, Dmd2Config) and config.fake_score == "lora" else 0
+        branches = 12 if _has_branch(config) else 0
         per_channel = blocks * size + 60 + 12 * ratio + branches
     else:
         per_channel = blocks * (50 + 8 * ratio) + 40
     num_tokens = -(-num_tokens // config.placement.sequence_parallel_size)
     return int(config.clips_per_pass * num_tokens * model.num_attention_heads * model.attention_head_dim * per_channel)
+
+
+def _has_branch(config: TrainConfig) -> bool:
+    """Whether the pass that takes most has low-rank branches."""
+    if isinstance(config, Dmd2Config):
+        return config.fake_score == "lora"
+    return isinstance(config, SingleNetworkConfig) and config.lora_rank > 0
 
 
 def trained_bytes(

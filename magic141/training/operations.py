@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from magic141.models.config import TransformerConfig
-from magic141.training.config import CfgDistillationConfig, TrainConfig
+from magic141.training.config import CfgDistillationConfig, SingleNetworkConfig, TrainConfig
 from magic141.training.dmd2.config import Dmd2Config
 from magic141.training.dmd2.exit_shares import exit_shares
 
@@ -79,7 +79,7 @@ def _parts(config: TrainConfig) -> Iterator[Passes]:
     if isinstance(config, Dmd2Config):
         yield from _dmd2(config)
         return
-    yield Passes.training(checkpointing)
+    yield Passes.training(checkpointing, frozen=isinstance(config, SingleNetworkConfig) and config.lora_rank > 0)
     if isinstance(config, CfgDistillationConfig):
         yield EVALUATION * 2  # the guided teacher
 

@@ -28,7 +28,7 @@ from magic141.training.config import OptimizerConfig, TrainConfig
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
-@pytest.mark.parametrize("name", ["demo", "smoke", "smoke_gpu", "hunyuan_13b", "hunyuan_one_node"])
+@pytest.mark.parametrize("name", ["demo", "smoke", "smoke_gpu", "hunyuan_13b", "hunyuan_one_node", "hunyuan_one_gpu"])
 def test_shipped_configs_validate_and_round_trip(name: str) -> None:
     config = load_config(CONFIGS / f"{name}.yaml")
     assert validate(yaml.safe_load(to_yaml(config)), name) == config
@@ -90,6 +90,7 @@ MISTAKES = {
     "distill_dmd2.num_stepz=3": "distill_dmd2.num_stepz = 3: unknown field in 'distill_dmd2'; did you mean 'num_s",
     "dota.x=1": "dota = {\"x\": 1}: unknown field in 'demo.yaml'; did you mean 'data'?",
     "distill_cfg.num_steps=0": "distill_cfg.num_steps = 0: expected greater than or equal to 1",
+    "pretrain_t2v.lora_rank=8": "pretrain_t2v.lora_rank = 8: there is nothing to adapt without a base",
     "pretrain_t2v.num_steps=0": "pretrain_t2v.num_steps = 0 takes a base as it is, but base is not set",
     "pretrain_i2v.num_steps=0": "pretrain_i2v.num_steps = 0 takes a base as it is, but base is not set",
     "pretrain_i2v.num_steps=abc": "pretrain_i2v.num_steps = 'abc': expected a valid integer",

@@ -101,6 +101,22 @@ def test_on_one_node_an_image_to_video_base_is_trained_on_and_no_other_is_needed
     torch.testing.assert_close(network.proj_out.weight, base.proj_out.weight, atol=1e-4, rtol=0)
 
 
+def test_on_one_gpu_branches_are_trained_and_merged(place: Path, tmp_path: Path) -> None:
+    config = tmp_path / "one_gpu_tiny.yaml"
+    text = CONFIG.read_text().replace("../../configs/hunyuan_13b", f"{ROOT}/configs/hunyuan_one_gpu")
+    config.write_text(text.replace("placement: {num_workers: 2,", "placement: {num_workers: 1,"))
+    done = finish(tmp_path / "runs", "run", str(config), "--until", "distill_dmd2", cwd=place)
+    assert done.code == 0, done.output
+    adapted, distilled, student = (
+        load_transformer(artifact(tmp_path / "runs", stage) / "transformer").state_dict()
+        for stage in ("pretrain_i2v", "distill_cfg", "distill_dmd2")
+    )
+    for before, after in ((adapted, distilled), (distilled, student)):
+        changed = {name for name, value in before.items() if not torch.equal(after[name], value.bfloat16().float())}
+        assert any("transformer_blocks.0.attn.to_q" in name for name in changed)
+        assert not any("norm_out" in name or "context_embedder" in name for name in changed)
+
+
 def test_a_corpus_that_grew_costs_what_is_new_in_it(place: Path, completed: Finished) -> None:
     """Last, for there are two corpora then."""
     before = artifact(place / "runs", "prepare_data")

@@ -4,7 +4,7 @@ from collections import defaultdict
 
 import torch
 
-from magic141.models.adapters import add_lora, merge_lora
+from magic141.models.adapters import add_lora, merge_lora, train_branch
 from magic141.models.transformer import make_prefix, velocity
 from tests.models.tiny import tiny_inputs, tiny_transformer
 
@@ -17,6 +17,17 @@ def test_only_the_branches_train_in_float32_one_for_every_linear_layer_of_the_bl
     expected = {name for name in linear if "transformer_blocks." in name}
     assert trained.keys() == {f"{name}.lora_{part}.branch.weight" for name in expected for part in "AB"}
     assert {parameter.dtype for parameter in trained.values()} == {torch.float32}
+
+
+def test_a_network_with_a_branch_also_learns_its_new_inputs() -> None:
+    network = tiny_transformer(image_condition=True, guidance_embeds=True).bfloat16()
+    train_branch(network, rank=4, seed=0)
+    trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    others = {name.rpartition(".")[0] for name in trained if ".lora_" not in name}
+    embedder = "time_text_embed.guidance_embedder"
+    assert others == {"x_embedder.proj", f"{embedder}.linear_1", f"{embedder}.linear_2"}
+    assert {parameter.dtype for parameter in trained.values()} == {torch.float32}
+    train_branch(tiny_transformer(), rank=4, seed=0)  # without w
 
 
 def test_a_merged_adapter_is_the_network_with_its_adapter() -> None:
@@ -33,14 +44,13 @@ def test_a_merged_adapter_is_the_network_with_its_adapter() -> None:
     torch.testing.assert_close(velocity(plain, x_t, sigma, cond, prefix), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_a_branch_is_added_in_float32_and_the_weight_keeps_its_dtype() -> None:
-    """W + BA = -256 + 257, and 257 is no bfloat16: it would be rounded to 256."""
-    tensors = {"base_layer": [[-256.0]], "lora_A.branch": [[1.0], [1.0]], "lora_B.branch": [[256.0, 1.0]]}
+def test_a_branch_is_added_in_float32_to_a_weight_in_bfloat16() -> None:
+    """W + BA = -256 + 0.25, which is no bfloat16: it would be rounded to -256."""
+    tensors = {"base_layer": [[-256.0]], "lora_A.branch": [[0.5]], "lora_B.branch": [[0.5]]}
     state = {f"layer.{name}.weight": torch.tensor(value).bfloat16() for name, value in tensors.items()}
     merged = merge_lora(state, "branch")
     assert merged.keys() == {"layer.weight"}
-    assert merged["layer.weight"].dtype == torch.bfloat16
-    assert merged["layer.weight"].item() == 1
+    assert merged["layer.weight"].item() == -255.75
 
 
 def test_a_branch_takes_its_layers_input_and_keeps_no_copy_of_it_in_float32() -> None:

@@ -83,6 +83,16 @@ def test_distillation_holds_more_than_one_network() -> None:
     assert state_bytes(half, SIZES, NUM) == NUM * (trained + share / 2) + adapter * not_averaged
     both = lora.model_copy(update={"generator_lora_rank": lora.lora_rank})
     assert state_bytes(both, SIZES, NUM) == NUM * 2 * share + adapter * (trained + not_averaged)
+    both_in_half = both.model_copy(update={"precision": "bf16"})
+    assert state_bytes(both_in_half, SIZES, NUM) == NUM * share + adapter * (trained + not_averaged)
+
+
+def test_a_branch_is_all_that_has_optimizer_states() -> None:
+    placement, adapter = placed(engine="ddp"), num_lora_parameters(SIZES, 8)
+    config = FlowMatchingConfig(lora_rank=8, optimizer=ADAMW, placement=placement)
+    assert state_bytes(config, SIZES, NUM) == 4 * NUM + adapter * 4 * (1 + 1 + 2 + 1)
+    half = CfgDistillationConfig(lora_rank=8, optimizer=ADAMW, placement=placement, precision="bf16")
+    assert state_bytes(half, SIZES, NUM) == 2 * (2 * NUM) + adapter * 4 * (1 + 1 + 2 + 1)  # and the frozen teacher
 
 
 @pytest.mark.parametrize(("clips_per_pass", "clips"), [(None, 4), (4, 4), (2, 2), (1, 1)])
@@ -133,14 +143,19 @@ class Held(TorchDispatchMode):
 
 @pytest.mark.parametrize("recompute", [True, False])
 @pytest.mark.parametrize("blocks", [(2, 2), (1, 5)])
-@pytest.mark.parametrize("kind", [FlowMatchingConfig, Dmd2Config])
-def test_activations_are_those_of_the_real_network(kind: Any, recompute: bool, blocks: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("kind", "options"), [(FlowMatchingConfig, {}), (FlowMatchingConfig, {"lora_rank": 8}), (Dmd2Config, {})], ids=str
+)
+def test_activations_are_those_of_the_real_network(
+    kind: Any, options: dict[str, int], recompute: bool, blocks: tuple[int, int]
+) -> None:
     sizes = TransformerConfig(num_layers=blocks[0], num_single_layers=blocks[1])
     frames, height, width, words = 5, 24, 24, 8
-    config = kind(batch_size=2, placement=PlacementConfig(num_workers=1, gradient_checkpointing=recompute))
-    with nullcontext() if kind is Dmd2Config else FakeTensorMode():  # in which PEFT cannot add branches
+    config = kind(batch_size=2, placement=PlacementConfig(num_workers=1, gradient_checkpointing=recompute), **options)
+    has_branch = kind is Dmd2Config or "lora_rank" in options  # the fake score's pass, which takes most
+    with nullcontext() if has_branch else FakeTensorMode():  # in which PEFT cannot add branches
         model = build_transformer(sizes, 4, text_width=16, pooled_width=16)
-        if kind is Dmd2Config:  # the fake score's pass, which takes most
+        if has_branch:
             add_lora(model, 8, "fake", seed=0)
         for parameter in filter(lambda one: one.requires_grad, model.parameters()):  # gradients are not activations
             parameter.register_post_accumulate_grad_hook(lambda done: setattr(done, "grad", None))

@@ -62,8 +62,8 @@ def assert_trains_as(split: TrainResult, whole: TrainResult) -> None:
         assert row == pytest.approx(expected, rel=5e-3, abs=1e-5)
 
 
-def distil_guidance(folders: Path, folder: Path, placement: dict[str, Any]) -> TrainResult:
-    config = CfgDistillationConfig.model_validate(SHORT | {"placement": placement})
+def distil_guidance(folders: Path, folder: Path, placement: dict[str, Any], lora_rank: int = 0) -> TrainResult:
+    config = CfgDistillationConfig.model_validate(SHORT | {"placement": placement, "lora_rank": lora_rank})
     spec = CfgDistillationSpec(config, CONFIG, folders / "data", folders / "teacher")
     return launch(spec, config, folder, NullLog(), seed=0)
 
@@ -73,6 +73,13 @@ def distil_guidance(folders: Path, folder: Path, placement: dict[str, Any]) -> T
 def test_guidance_distillation_in_two_shares(folders: Path, tmp_path: Path) -> None:
     split = distil_guidance(folders, tmp_path / "split", DDP | SPLIT | {"num_workers": 4})
     assert_trains_as(split, distil_guidance(folders, tmp_path / "whole", DDP))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("forks")
+def test_guidance_distillation_of_a_branch_with_split_weights(folders: Path, tmp_path: Path) -> None:
+    split = distil_guidance(folders, tmp_path / "split", SHARDED | SPLIT, lora_rank=4)
+    assert_trains_as(split, distil_guidance(folders, tmp_path / "whole", ONE, lora_rank=4))
 
 
 @pytest.mark.slow

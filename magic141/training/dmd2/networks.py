@@ -17,6 +17,7 @@ from magic141.models.transformer import add_guidance_embedding, load_transformer
 from magic141.training.batches import Batch
 from magic141.training.dmd2.config import Dmd2Config
 from magic141.training.dmd2.score_networks import Scores, SeparateScores, SharedScores
+from magic141.training.engines.engine import passes_dtype
 from magic141.training.single_network import save_network
 
 GENERATOR = "generator"
@@ -31,7 +32,8 @@ def build_generator(
     config: Dmd2Config, teacher: Path, cfg_distilled: Path, seed: int
 ) -> HunyuanVideoTransformer3DModel:
     """The few-step student, with w as an input; all of it is trained, or only a low-rank branch."""
-    generator = add_guidance_embedding(load_transformer(teacher if config.start == "teacher" else cfg_distilled))
+    dtype = passes_dtype(config.precision) if config.generator_lora_rank else torch.float32
+    generator = add_guidance_embedding(load_transformer(teacher if config.start == "teacher" else cfg_distilled, dtype))
     if config.generator_lora_rank > 0:
         add_lora(generator, config.generator_lora_rank, GENERATOR, seed)
     return generator
@@ -49,17 +51,13 @@ def build_scores(config: Dmd2Config, teacher: Path, cfg_distilled: Path, seed: i
     if config.fake_score == "full":
         scores = SeparateScores(load_transformer(folder))
     else:
-        scores = SharedScores(_frozen_base(folder, config), config.lora_rank, config.a_weak, config.a_strong, seed)
+        base = load_transformer(folder, passes_dtype(config.precision))
+        scores = SharedScores(base, config.lora_rank, config.a_weak, config.a_strong, seed)
     if config.exit_embedding:
         scores.add_exits(config.num_inference_steps)
     if config.is_adversarial:
         scores.add_head(seed)
     return scores
-
-
-def _frozen_base(folder: Path, config: Dmd2Config) -> HunyuanVideoTransformer3DModel:
-    """In the precision of the passes: autocast would round its weights anyway. Adapters are in float32."""
-    return load_transformer(folder, torch.bfloat16 if config.precision == "bf16" else torch.float32)
 
 
 @dataclass(frozen=True)

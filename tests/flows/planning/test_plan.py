@@ -122,7 +122,7 @@ def test_the_papers_size_fits_the_gpus_it_is_for(stage: str) -> None:
     assert memory_gib < 80 - 15  # buffers, gathered weights and fragmentation
 
 
-@pytest.mark.parametrize("name", ["hunyuan_13b", "hunyuan_one_node", "smoke_13b"])
+@pytest.mark.parametrize("name", ["hunyuan_13b", "hunyuan_one_node", "hunyuan_one_gpu", "smoke_13b"])
 def test_a_config_says_what_its_plan_says(name: str) -> None:
     config = load_config(CONFIGS / f"{name}.yaml")
     estimates = [estimate(stage, config, None).memory_gib for stage in TRAINING_SECTIONS]
@@ -130,10 +130,11 @@ def test_a_config_says_what_its_plan_says(name: str) -> None:
     assert _size(max(memory for memory in estimates if memory is not None)) == f"{most} GiB"
 
 
-def test_the_config_for_one_node_says_how_long_it_takes() -> None:
-    config = load_config(CONFIGS / "hunyuan_one_node.yaml")
+@pytest.mark.parametrize("name", ["hunyuan_one_node", "hunyuan_one_gpu"])
+def test_a_config_for_one_machine_says_how_long_it_takes(name: str) -> None:
+    config = load_config(CONFIGS / f"{name}.yaml")
     times = [estimate(stage.name, config, None).seconds or 0 for stage in STAGES]
-    (hours,) = re.findall(r"about (\d+) hours", (CONFIGS / "hunyuan_one_node.yaml").read_text())
+    (hours,) = re.findall(r"about (\d+) hours", (CONFIGS / f"{name}.yaml").read_text())
     assert round(sum(times) / 3600) == int(hours)
 
 
