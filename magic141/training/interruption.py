@@ -75,8 +75,8 @@ def interruptible(
     """
     outcome: Future[T] = Future()
     thread = threading.Thread(target=_run_into, args=(outcome, run), name="training", daemon=True)
-    thread.start()
     try:
+        thread.start()
         _wait_for(thread)
     except BaseException:
         try:
