@@ -130,15 +130,27 @@ def sampling_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
-def load_transformer(folder: Path | str, dtype: torch.dtype = torch.float32) -> HunyuanVideoTransformer3DModel:
+def load_transformer(
+    folder: Path | str, dtype: torch.dtype = torch.float32, empty: bool = False
+) -> HunyuanVideoTransformer3DModel:
     """Loads a diffusers transformer folder; its path is left out of the config, so that artifacts do not depend on it.
+
+    Args:
+        folder: the folder.
+        dtype: of the weights.
+        empty: whether to read no weights: they are undefined then, and take no memory before something is written.
 
     Raises:
         UserError: if the folder is no transformer.
     """
     if not (Path(folder) / "config.json").is_file():
         raise UserError(f"{folder}: not a transformer; expected a diffusers folder with config.json and weights")
-    model = HunyuanVideoTransformer3DModel.from_pretrained(folder, torch_dtype=dtype)
+    if empty:
+        with torch.device("meta"):
+            model = HunyuanVideoTransformer3DModel.from_config(HunyuanVideoTransformer3DModel.load_config(folder))
+        model = model.to(dtype).to_empty(device="cpu").eval()
+    else:
+        model = HunyuanVideoTransformer3DModel.from_pretrained(folder, torch_dtype=dtype)
     model.register_to_config(_name_or_path="")
     return model
 

@@ -62,10 +62,11 @@ class CfgDistillation(SingleNetworkObjective):
         maker = BatchMaker.open(
             spec.data, spec.model.window_frames, image_condition=True, continued_fraction=spec.config.continued_fraction
         )
-        frozen = passes_dtype(spec.config.precision)
-        student = load_transformer(spec.teacher, frozen if spec.config.lora_rank else torch.float32)
+        frozen, empty = passes_dtype(spec.config.precision), context.needs_no_weights
+        student = load_transformer(spec.teacher, frozen if spec.config.lora_rank else torch.float32, empty)
         super().__init__(add_guidance_embedding(student), maker, spec.data, spec.config, context)
-        self.teacher = make_frozen(load_transformer(spec.teacher, frozen), spec.config.precision, context)
+        teacher = load_transformer(spec.teacher, frozen, empty)
+        self.teacher = make_frozen(teacher, spec.config.precision, context)
 
     def draw_noise(self, x0: Tensor, rng: torch.Generator) -> RandomNumbers:
         """Draws guidance scales w [B], times [B] and noise [B, C, T, h, w]."""

@@ -46,6 +46,19 @@ class TrainContext:
         return self.rank == 0
 
     @property
+    def splits_weights(self) -> bool:
+        """Whether the weights of all networks are split over the workers."""
+        return self.placement.engine == "deepspeed" and self.placement.zero_stage == 3
+
+    @property
+    def needs_no_weights(self) -> bool:
+        """Whether this worker need not read a network's weights: it gets its part of rank 0's when they are split.
+
+        At 13B a network is 26 or 52 GB, which 64 workers would read from the same disk at once.
+        """
+        return self.splits_weights and not self.is_main
+
+    @property
     def share(self) -> int:
         """Which of the shares of every batch this worker takes; workers that split their clips' tokens take the same.
 

@@ -77,7 +77,8 @@ class FlowMatching(SingleNetworkObjective):
             text_dropout=spec.config.text_dropout,
             image_dropout=spec.config.image_dropout,
         )
-        super().__init__(initial_network(spec), maker, spec.data, spec.config, context)
+        network = initial_network(spec, context.needs_no_weights)
+        super().__init__(network, maker, spec.data, spec.config, context)
 
     def maker_at(self, step: int) -> BatchMaker:
         """Without far anchors early on: they are slow to learn and would delay everything else."""
@@ -96,21 +97,21 @@ class FlowMatching(SingleNetworkObjective):
         )
 
 
-def initial_network(spec: FlowMatchingSpec) -> HunyuanVideoTransformer3DModel:
-    """A new network, or the one to train on from; a T2V network is widened for I2V."""
+def initial_network(spec: FlowMatchingSpec, empty: bool = False) -> HunyuanVideoTransformer3DModel:
+    """A new network, or the one to train on from, if `empty` without its weights; a T2V network is widened for I2V."""
     if spec.start is None:
         info = load_info(spec.data)
         return build_transformer(
             spec.model, info.latent_shape[0], info.text_width, info.pooled_width, spec.image_condition
         )
     dtype = passes_dtype(spec.config.precision) if spec.config.lora_rank else torch.float32
-    base = load_base(spec.start, spec.config.base_guidance_scale, dtype)
+    base = load_base(spec.start, spec.config.base_guidance_scale, dtype, empty)
     return expand_to_i2v(base) if spec.image_condition and not base.config.image_condition_type else base
 
 
 def load_base(
-    folder: Path | str, guidance_scale: float, dtype: torch.dtype = torch.float32
+    folder: Path | str, guidance_scale: float, dtype: torch.dtype = torch.float32, empty: bool = False
 ) -> HunyuanVideoTransformer3DModel:
     """Loads a base and folds away an input w, which neither pretraining nor guiding the teacher later on uses."""
-    base = load_transformer(folder, dtype)
+    base = load_transformer(folder, dtype, empty)
     return fold_guidance(base, guidance_scale) if base.config.guidance_embeds else base

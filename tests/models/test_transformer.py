@@ -170,6 +170,20 @@ def test_a_network_is_loaded_in_the_dtype_that_is_asked_for(tmp_path: Path, dtyp
     assert {value.dtype for value in loaded.values()} == {dtype}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_its_weights_a_network_has_the_same_tensors_and_reads_no_file_but_its_config(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    tiny_transformer(image_condition=True, guidance_embeds=True).save_pretrained(tmp_path)
+    whole = load_transformer(tmp_path, dtype)
+    next(tmp_path.glob("*.safetensors")).unlink()
+    empty = load_transformer(tmp_path, dtype, empty=True)
+    assert (dict(empty.config), empty.training) == (dict(whole.config), whole.training)
+    kinds = [{n: (t.shape, t.dtype, t.device) for n, t in one.state_dict().items()} for one in (empty, whole)]
+    assert kinds[0] == kinds[1]
+    assert [n for n, p in empty.named_parameters() if p.requires_grad] == [n for n, _ in whole.named_parameters()]
+
+
 def test_loading_something_else_says_what_was_expected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"config\.json"):
         load_transformer(tmp_path)

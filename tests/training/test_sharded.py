@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import HunyuanVideoTransformer3DModel
 
 from magic141.models.transformer import add_guidance_embedding, build_transformer, load_transformer
 from magic141.stage_log import NullLog
@@ -83,9 +84,11 @@ def assert_alike(sharded: TrainResult, whole: TrainResult, start: Path) -> None:
 
 @dataclass(frozen=True)
 class Watched(CfgDistillationSpec):
-    """Looks on every worker whether the frozen teacher is split too."""
+    """Looks on every worker whether the frozen teacher is split too, and lets the first one alone read weights then."""
 
     def build(self, context: TrainContext) -> CfgDistillation:
+        if context.placement.engine == "deepspeed" and context.rank > 0:
+            HunyuanVideoTransformer3DModel.from_pretrained = None
         objective = super().build(context)
         held = sum(parameter.numel() for parameter in objective.teacher.parameters())
         assert (held == 0) == (context.placement.engine == "deepspeed")  # between two forward passes

@@ -15,6 +15,7 @@ from magic141.diffusion.guidance import guided_velocity
 from magic141.models.adapters import add_lora, merge_lora
 from magic141.models.transformer import add_guidance_embedding, load_transformer, velocity
 from magic141.training.batches import Batch
+from magic141.training.context import TrainContext
 from magic141.training.dmd2.config import Dmd2Config
 from magic141.training.dmd2.score_networks import Scores, SeparateScores, SharedScores
 from magic141.training.engines.engine import passes_dtype
@@ -29,13 +30,14 @@ def takes_image(folder: Path) -> bool:
 
 
 def build_generator(
-    config: Dmd2Config, teacher: Path, cfg_distilled: Path, seed: int
+    config: Dmd2Config, teacher: Path, cfg_distilled: Path, context: TrainContext
 ) -> HunyuanVideoTransformer3DModel:
     """The few-step student, with w as an input; all of it is trained, or only a low-rank branch."""
+    folder = teacher if config.start == "teacher" else cfg_distilled
     dtype = passes_dtype(config.precision) if config.generator_lora_rank else torch.float32
-    generator = add_guidance_embedding(load_transformer(teacher if config.start == "teacher" else cfg_distilled, dtype))
+    generator = add_guidance_embedding(load_transformer(folder, dtype, context.needs_no_weights))
     if config.generator_lora_rank > 0:
-        add_lora(generator, config.generator_lora_rank, GENERATOR, seed)
+        add_lora(generator, config.generator_lora_rank, GENERATOR, context.seed)
     return generator
 
 
@@ -44,19 +46,19 @@ def export_generator(network: Any, state: dict[str, Tensor], folder: Path) -> No
     save_network(network, merge_lora(state, GENERATOR), folder)
 
 
-def build_scores(config: Dmd2Config, teacher: Path, cfg_distilled: Path, seed: int) -> Scores:
+def build_scores(config: Dmd2Config, teacher: Path, cfg_distilled: Path, context: TrainContext) -> Scores:
     """Real and fake score on the configured base, with an exit embedding and a discriminator head if configured."""
-    folder = teacher if config.real_score == "teacher" else cfg_distilled
+    folder, empty = teacher if config.real_score == "teacher" else cfg_distilled, context.needs_no_weights
     scores: Scores
     if config.fake_score == "full":
-        scores = SeparateScores(load_transformer(folder))
+        scores = SeparateScores(load_transformer(folder, empty=empty))
     else:
-        base = load_transformer(folder, passes_dtype(config.precision))
-        scores = SharedScores(base, config.lora_rank, config.a_weak, config.a_strong, seed)
+        base = load_transformer(folder, passes_dtype(config.precision), empty)
+        scores = SharedScores(base, config.lora_rank, config.a_weak, config.a_strong, context.seed)
     if config.exit_embedding:
         scores.add_exits(config.num_inference_steps)
     if config.is_adversarial:
-        scores.add_head(seed)
+        scores.add_head(context.seed)
     return scores
 
 

@@ -41,26 +41,22 @@ def make_frozen(model: nn.Module, precision: Precision, context: TrainContext) -
     """Put a network that is only evaluated on the worker's device; ZeRO-3 splits it like the trained ones.
 
     Args:
-        model: the network, the same on every worker.
+        model: the network, the same on every worker; where weights are split, rank 0's are used.
         precision: autocast dtype.
         context: the worker.
     """
     _place(model.eval().requires_grad_(False), precision, context)
-    if _is_split(context):
+    if context.splits_weights:
         from magic141.training.engines.deepspeed_engine import gathering
 
         return gathering(model, precision, context)
     return model
 
 
-def _is_split(context: TrainContext) -> bool:
-    return context.placement.engine == "deepspeed" and context.placement.zero_stage == 3
-
-
 def _place(model: nn.Module, precision: Precision, context: TrainContext) -> None:
     if context.sequence_group is not None:
         split_sequence(model, context.sequence_group)
-    if _is_split(context):
+    if context.splits_weights:
         from magic141.training.engines.deepspeed_engine import split_weights
 
         split_weights(model, precision, context)
