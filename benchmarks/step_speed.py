@@ -111,7 +111,7 @@ def measure(what: str, step: Callable[[int], Any], clock: Clock) -> Speed:
 
 def one_worker(config: TrainConfig) -> Any:
     """The stage's config for one worker with its share of the batch."""
-    batch = config.batch_size // config.placement.num_workers
+    batch = config.clips_per_worker
     placement = PlacementConfig(engine="plain", launcher="local", num_workers=1)
     return config.model_copy(update={"batch_size": batch, "placement": placement})
 

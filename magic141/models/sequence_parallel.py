@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from diffusers import HunyuanVideoTransformer3DModel
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from magic141.errors import UserError
 from magic141.models.full_mask import FullMask
 from magic141.models.token_exchange import exchange, gather, same_on_all
 
@@ -51,29 +52,33 @@ class Shards:
         group: the workers.
         video: the number of video tokens of each.
         text: the number of text and image tokens of each.
-        valid: which tokens are no padding, [B, L] in the order of the workers; None if there is no padding.
+        text_mask: which of all text tokens are no padding, [B, L].
+        valid: the same of all tokens, in the order of the workers; None if there is no padding.
+        attended: an entry for every time that attention was computed.
     """
 
     group: dist.ProcessGroup
     video: Sequence[int]
     text: Sequence[int]
+    text_mask: Tensor
     valid: Tensor | None
+    attended: list[None] = field(default_factory=list)
 
     @classmethod
     def of(cls, group: dist.ProcessGroup, num_video: int, text_mask: Tensor) -> Shards:
         """Of `num_video` video tokens and the text tokens that `text_mask` [B, L] belongs to."""
         video, text = _parts(num_video, group.size()), _parts(text_mask.shape[1], group.size())
         if isinstance(text_mask, FullMask):
-            return cls(group, video, text, None)
+            return cls(group, video, text, text_mask, None)
         valid = []
         for num, part in zip(video, text_mask.bool().split(text, dim=1), strict=True):
             valid += [part.new_ones(len(part), num), part]
-        return cls(group, video, text, torch.cat(valid, dim=1))
+        return cls(group, video, text, text_mask, torch.cat(valid, dim=1))
 
     def own(self, whole: Tensor, sizes: Sequence[int], dim: int) -> Tensor:
-        """This worker's part of `whole`, which is split into `sizes` along `dim`."""
+        """This worker's part of `whole`, which is split into `sizes` along `dim`; a copy, so that the whole can go."""
         own: Tensor = whole.split(list(sizes), dim)[self.group.rank()]
-        return own
+        return own.clone()
 
     def gather_video(self, own: Tensor) -> Tensor:
         """All video tokens [B, L, D], of which this worker has [B, l, D]."""
@@ -81,9 +86,10 @@ class Shards:
 
     def attention(self, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
         """Attention of this worker's tokens to those of all; arguments and result are [B, H, l, D]."""
-        num, here = self.group.size(), [query.shape[2]] * self.group.size()
+        self.attended.append(None)
+        num, here, dtype = self.group.size(), [query.shape[2]] * self.group.size(), _dtype_of_attention(value)
         lengths = [video + text for video, text in zip(self.video, self.text, strict=True)]
-        by_worker = [tensor.unflatten(1, (num, -1)).permute(1, 3, 0, 2, 4) for tensor in (query, key, value)]
+        by_worker = [one.to(dtype).unflatten(1, (num, -1)).permute(1, 3, 0, 2, 4) for one in (query, key, value)]
         rows = torch.stack(by_worker, dim=2).flatten(0, 1)  # [P*l, 3, B, H/P, D]
         q, k, v = exchange(rows, here, lengths, self.group).permute(1, 2, 3, 0, 4)  # [B, H/P, L, D] each
         mask = None if self.valid is None else self.valid[:, None, None]
@@ -103,9 +109,9 @@ class ShardedMask(Tensor):
     shards: Shards
 
     @classmethod
-    def of(cls, text_mask: Tensor, shards: Shards) -> ShardedMask:
-        """This worker's part of the whole mask [B, L]."""
-        return cls._with(shards, shards.own(text_mask.as_subclass(Tensor), shards.text, dim=1))
+    def of(cls, shards: Shards) -> ShardedMask:
+        """This worker's part of the whole mask."""
+        return cls._with(shards, shards.own(shards.text_mask.as_subclass(Tensor), shards.text, dim=1))
 
     @classmethod
     def _with(cls, shards: Shards, mask: Tensor) -> ShardedMask:
@@ -135,8 +141,8 @@ class _SplitPasses:
     def __init__(self, network: HunyuanVideoTransformer3DModel, group: dist.ProcessGroup) -> None:
         config = network.config
         self._group, self._patch = group, (config.patch_size_t, config.patch_size, config.patch_size)
+        self._num_blocks = config.num_layers + config.num_single_layers
         self._shards: Shards  # of the pass that is running
-        self._text_mask: Tensor
         network.register_forward_pre_hook(self._begin, with_kwargs=True)
         network.context_embedder.register_forward_pre_hook(self._refine_all_text)
         network.context_embedder.register_forward_hook(self._own_text)
@@ -149,14 +155,14 @@ class _SplitPasses:
         if (missing := self._group.size() - text.shape[1]) > 0:  # a block needs at least one text token
             text, mask = pad(text, (0, 0, 0, missing)), pad(mask.as_subclass(Tensor), (0, missing))
         num_video = math.prod(size // patch for size, patch in zip(latents.shape[2:], self._patch, strict=True))
-        self._shards, self._text_mask = Shards.of(self._group, num_video, mask), mask
-        split = dict(zip(_TEXT, (text, ShardedMask.of(mask, self._shards)), strict=True))
+        self._shards = Shards.of(self._group, num_video, mask)
+        split = dict(zip(_TEXT, (text, ShardedMask.of(self._shards)), strict=True))
         return args, {**inputs, **split, "hidden_states": same_on_all(latents, self._group)}
 
     def _refine_all_text(self, _module: nn.Module, inputs: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, ...]:
         """The text is short, so that every worker refines all of it."""
         text, timestep, _ = inputs
-        return text, timestep, self._text_mask
+        return text, timestep, self._shards.text_mask
 
     def _own_text(self, _module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
         return self._shards.own(output, self._shards.text, dim=1)
@@ -168,10 +174,21 @@ class _SplitPasses:
         return tuple(self._shards.own(part, self._shards.video, dim=0) for part in output)
 
     def _all_video(self, _module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        if len(self._shards.attended) != self._num_blocks:
+            raise UserError(
+                "sequence_parallel_size above 1: diffusers' attention leaves out the tokens of other workers; unset "
+                "DIFFUSERS_ATTN_BACKEND, or use sequence_parallel_size = 1"
+            )
         return self._shards.gather_video(output)
 
 
 _TEXT = ("encoder_hidden_states", "encoder_attention_mask")  # a network's inputs
+
+
+def _dtype_of_attention(value: Tensor) -> torch.dtype:
+    """In bf16, norms make queries and keys float32, which attention would round: half of the bytes to exchange."""
+    kind = value.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else value.dtype
 
 
 def _parts(num_tokens: int, num_parts: int) -> list[int]:

@@ -31,7 +31,9 @@ class PlacementConfig(FrozenConfig):
     offload_optimizer: bool = Field(False, description="DeepSpeed: keep optimizer states in host memory")
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
     clips_per_pass: int | None = Field(
-        None, ge=1, description="clips that a worker takes at once to save memory; null: all of its clips of an update"
+        None,
+        ge=1,
+        description="clips that a worker takes at once; null: all of its clips of an update, or one if shared",
     )
     max_failures: int = Field(1, ge=0, description="worker restarts before the stage fails")
     log_every_steps: int = Field(10, ge=1, description="steps between two logged points")
@@ -157,8 +159,9 @@ class TrainConfig(FrozenConfig):
 
     @property
     def clips_per_pass(self) -> int:
-        """Clips that a worker takes through its networks in one pass."""
-        return self.placement.clips_per_pass or self.clips_per_worker
+        """Clips that a worker takes through its networks in one pass; one, unless set, if workers share clips."""
+        whole = self.clips_per_worker if self.placement.sequence_parallel_size == 1 else 1
+        return self.placement.clips_per_pass or whole
 
     @property
     def _words_for_shares(self) -> str:

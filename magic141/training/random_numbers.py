@@ -10,23 +10,23 @@ from typing import Any
 import numpy as np
 import torch
 
-_NO_RANK = 4095  # in place of a rank
+_NO_SHARE = 4095  # in place of a share
 
 
-def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
-    """The random generator of one step on one rank; it depends only on the arguments, so resuming needs no state.
+def step_generator(seed: int, step: int, share: int = 0) -> torch.Generator:
+    """The random generator of one step for one share; it depends only on the arguments, so resuming needs no state.
 
     Training counts `step` from 0. The warm-up of DMD2's fake score counts on behind the last step. Negative numbers
     belong to validation, whose draws are the same every time: -1 to its loss, and to the noise on DMD2's pictures; -2
     to the conditions of DMD2's clips, and one number down for each of their seeds.
     """
-    mixed = (seed * 1_000_003 + step) * 4099 + rank
+    mixed = (seed * 1_000_003 + step) * 4099 + share
     return torch.Generator().manual_seed(mixed % 2**63)
 
 
 def shared_generator(seed: int, step: int) -> torch.Generator:
-    """The random generator of what all ranks must draw alike in one step."""
-    return step_generator(seed, step, _NO_RANK)
+    """The random generator of what all shares must draw alike in one step."""
+    return step_generator(seed, step, _NO_SHARE)
 
 
 def random_state() -> dict[str, Any]:
@@ -54,9 +54,9 @@ def kept_random_state() -> Iterator[None]:
         set_random_state(state)
 
 
-def seed_everything(seed: int, rank: int) -> None:
-    """Seeds all global generators of a worker from (seed, rank)."""
-    mixed = int(np.random.SeedSequence([seed, rank]).generate_state(1)[0])
+def seed_everything(seed: int, share: int) -> None:
+    """Seeds all global generators of a worker from (seed, share)."""
+    mixed = int(np.random.SeedSequence([seed, share]).generate_state(1)[0])
     torch.manual_seed(mixed)
     np.random.seed(mixed)
     random.seed(mixed)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from magic141.errors import UserError
 from magic141.models.sequence_parallel import all_video_tokens, split_sequence
 from magic141.models.transformer import Conditioning, make_prefix, velocity
-from tests.models.tiny import CHANNELS, POOLED, TEXT, tiny_transformer
+from tests.models.tiny import CHANNELS, POOLED, TEXT, tiny_inputs, tiny_transformer
 from tests.training.forks import run_together
 
 pytestmark = pytest.mark.slow
@@ -67,6 +69,18 @@ def evaluate_together(rank: int, folder: Path) -> None:
                     dist.all_reduce(value)
                     value /= dist.get_world_size()
             torch.save(found, folder / f"{name}-{checkpointing}-{rank}.pt")
+
+
+def test_attention_without_the_others_tokens_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dist, "all_to_all_single", lambda received, *_args, **_group: received.zero_())
+    model = tiny_transformer()
+    split_sequence(model, cast(dist.ProcessGroup, SimpleNamespace(size=lambda: 2, rank=lambda: 0)))
+    velocity(model, *tiny_inputs())
+    model.transformer_blocks[0].register_forward_pre_hook(
+        lambda _block, inputs: (*inputs[:3], inputs[3].as_subclass(Tensor), *inputs[4:])
+    )
+    with pytest.raises(UserError, match="leaves out the tokens of other workers; unset DIFFUSERS_ATTN_BACKEND"):
+        velocity(model, *tiny_inputs())
 
 
 @pytest.fixture(scope="module", params=[2, 3])

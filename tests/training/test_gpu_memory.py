@@ -36,6 +36,11 @@ SPLIT = DEEPSPEED | {"sequence_parallel_size": 2}
             "placement.sequence_parallel_size above 2; placement.engine = deepspeed with zero_stage = 3 (delete this "
             "training's checkpoints first); ",
         ),
+        (
+            {"precision": "bf16", "placement": SPLIT | {"engine": "ddp", "num_workers": 4, "clips_per_pass": None}},
+            "placement.sequence_parallel_size above 2; placement.engine = deepspeed with zero_stage = 3 (delete this "
+            "training's checkpoints first); ",
+        ),
         ({"precision": "bf16", "placement": SPLIT | {"zero_stage": 3, "offload_optimizer": True}}, ""),
     ],
 )

@@ -5,10 +5,12 @@ from __future__ import annotations
 import weakref
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -16,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from magic141.models.adapters import add_lora
 from magic141.models.config import TransformerConfig
+from magic141.models.sequence_parallel import split_sequence
 from magic141.models.size import num_lora_parameters
 from magic141.models.transformer import build_transformer
 from magic141.training.config import CfgDistillationConfig, FlowMatchingConfig, OptimizerConfig, PlacementConfig
@@ -141,6 +144,19 @@ class Held(TorchDispatchMode):
         self.peak = max(self.peak, self.now)
 
 
+def test_of_a_clip_that_two_workers_share_each_holds_half(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.distributed.all_to_all_single", lambda received, *_args, **_group: received.zero_())
+    pair = cast(dist.ProcessGroup, SimpleNamespace(size=lambda: 2, rank=lambda: 0))
+    config = FlowMatchingConfig(
+        batch_size=1, placement=PlacementConfig(num_workers=2, sequence_parallel_size=2, gradient_checkpointing=True)
+    )
+    sizes, frames, height, width, words = TransformerConfig(num_layers=2, num_single_layers=2), 5, 24, 24, 8
+    model = build_transformer(sizes, 4, text_width=16, pooled_width=16)
+    split_sequence(model, pair)
+    peak = peak_of_a_pass(model, 1, (frames, height, width), words, recompute=True)
+    assert activation_bytes(config, sizes, frames * height * width + words) == pytest.approx(peak, rel=0.2)
+
+
 @pytest.mark.parametrize("recompute", [True, False])
 @pytest.mark.parametrize("blocks", [(2, 2), (1, 5)])
 @pytest.mark.parametrize(
@@ -157,17 +173,23 @@ def test_activations_are_those_of_the_real_network(
         model = build_transformer(sizes, 4, text_width=16, pooled_width=16)
         if has_branch:
             add_lora(model, 8, "fake", seed=0)
-        for parameter in filter(lambda one: one.requires_grad, model.parameters()):  # gradients are not activations
-            parameter.register_post_accumulate_grad_hook(lambda done: setattr(done, "grad", None))
-        if recompute:
-            model.enable_gradient_checkpointing()
-        inputs = {
-            "hidden_states": torch.ones(2, 4, frames, height, width),
-            "timestep": torch.ones(2),
-            "encoder_hidden_states": torch.ones(2, words, 16),
-            "encoder_attention_mask": torch.ones(2, words, dtype=torch.bool),
-            "pooled_projections": torch.ones(2, 16),
-        }
-        with Held(model) as held:
-            model(**inputs)[0].square().mean().backward()
-    assert activation_bytes(config, sizes, frames * height * width + words) == pytest.approx(held.peak, rel=0.2)
+        peak = peak_of_a_pass(model, 2, (frames, height, width), words, recompute)
+    assert activation_bytes(config, sizes, frames * height * width + words) == pytest.approx(peak, rel=0.2)
+
+
+def peak_of_a_pass(model: Any, batch: int, latent_size: tuple[int, int, int], words: int, recompute: bool) -> int:
+    """Bytes that a forward and a backward pass hold at most, beside weights and their gradients."""
+    for parameter in filter(lambda one: one.requires_grad, model.parameters()):
+        parameter.register_post_accumulate_grad_hook(lambda done: setattr(done, "grad", None))
+    if recompute:
+        model.enable_gradient_checkpointing()
+    inputs = {
+        "hidden_states": torch.ones(batch, 4, *latent_size),
+        "timestep": torch.ones(batch),
+        "encoder_hidden_states": torch.ones(batch, words, 16),
+        "encoder_attention_mask": torch.ones(batch, words, dtype=torch.bool),
+        "pooled_projections": torch.ones(batch, 16),
+    }
+    with Held(model) as held:
+        model(**inputs)[0].square().mean().backward()
+    return held.peak

@@ -19,7 +19,7 @@ from magic141.training.random_numbers import (
 
 
 def test_the_random_numbers_of_two_seeds_that_a_config_takes_never_meet() -> None:
-    last, before = step_generator(LARGEST_SEED, 0), step_generator(LARGEST_SEED - 1, 10**6, rank=4098)
+    last, before = step_generator(LARGEST_SEED, 0), step_generator(LARGEST_SEED - 1, 10**6, share=4098)
     assert before.initial_seed() < last.initial_seed() < step_generator(0, -100).initial_seed()
 
 

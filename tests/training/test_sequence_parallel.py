@@ -18,10 +18,11 @@ from magic141.training.dmd2.config import Dmd2Config
 from magic141.training.dmd2.spec import Dmd2Spec
 from magic141.training.launch import TrainResult, launch
 from tests.models.tiny import CONFIG
-from tests.training.test_sharded import DDP, DMD2, FULL, OWN_FRAMES, SHARDED, SHORT, assert_same
+from tests.training.test_sharded import BF16, DDP, DMD2, FULL, OWN_FRAMES, SHARDED, SHORT, assert_same, losses
 
 ONE = DDP | {"num_workers": 1}
 SPLIT = {"sequence_parallel_size": 2}
+OF_ALL_W = {"real_score": "cfg_distilled", "student_guidance_range": (1.0, 3.0)}
 
 
 def test_workers_that_split_tokens_take_the_same_share(tmp_path: Path) -> None:
@@ -70,9 +71,32 @@ def distil_guidance(folders: Path, folder: Path, placement: dict[str, Any], lora
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("forks")
-def test_guidance_distillation_in_two_shares(folders: Path, tmp_path: Path) -> None:
+def test_guidance_distillation_in_two_shares_also_after_a_crash_by_others(folders: Path, tmp_path: Path) -> None:
+    whole = distil_guidance(folders, tmp_path / "whole", DDP)
     split = distil_guidance(folders, tmp_path / "split", DDP | SPLIT | {"num_workers": 4})
-    assert_trains_as(split, distil_guidance(folders, tmp_path / "whole", DDP))
+    assert_trains_as(split, whole)
+    for made_later in (
+        "result.json",
+        "export",
+        "checkpoints/step-000003",
+    ):  # as if it had ended after two of three steps
+        (tmp_path / "split" / made_later).rename(tmp_path / Path(made_later).name)
+    resumed = distil_guidance(folders, tmp_path / "split", DDP)
+    assert resumed.resumed_from_step == 2
+    assert_same(resumed, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("forks")
+def test_step_distillation_in_bf16_is_nearly_that_of_whole_clips(folders: Path, tmp_path: Path) -> None:
+    """As the 13B is trained."""
+
+    def run(name: str, placement: dict[str, Any]) -> TrainResult:
+        config = Dmd2Config.model_validate(DMD2 | BF16 | {"real_guidance_scale": 6.0, "placement": placement})
+        spec = Dmd2Spec(config, CONFIG, folders / "data", folders / "teacher", folders / "student")
+        return launch(spec, config, tmp_path / name, NullLog(), seed=0)
+
+    assert losses(run("split", SHARDED | SPLIT)) == pytest.approx(losses(run("whole", ONE)), rel=0.02)
 
 
 @pytest.mark.slow
@@ -89,9 +113,9 @@ def test_guidance_distillation_of_a_branch_with_split_weights(folders: Path, tmp
     [
         (SHARDED | {"clips_per_pass": 1}, OWN_FRAMES),
         (SHARDED | {"zero_stage": 1}, FULL),
-        (DDP, {"adversarial_weight": 0.1, "adversarial_input": "clean"}),
+        (DDP, {"adversarial_weight": 0.1, "adversarial_input": "clean", "generator_lora_rank": 4, **OF_ALL_W}),
     ],
-    ids=["ZeRO 3", "ZeRO 1, full fake score, adversarial", "DDP, adversarial"],
+    ids=["ZeRO 3", "ZeRO 1, full fake score, adversarial", "DDP, adversarial, LoRA generator, any w"],
 )
 def test_step_distillation(folders: Path, tmp_path: Path, placement: dict[str, Any], options: dict[str, Any]) -> None:
     def run(name: str, placement: dict[str, Any]) -> TrainResult:
