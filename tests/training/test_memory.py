@@ -192,4 +192,4 @@ def peak_of_a_pass(model: Any, batch: int, latent_size: tuple[int, int, int], wo
     }
     with Held(model) as held:
         model(**inputs)[0].square().mean().backward()
-    return held.peak
+    return int(held.peak)
