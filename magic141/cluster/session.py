@@ -26,8 +26,13 @@ from magic141.errors import UserError, first_line
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _MIN_OBJECT_STORE_BYTES = 500_000_000
 _SHARED_MEMORY = Path("/dev/shm")
-# by default glibc returns every large tensor's memory and gets zeroed pages for the next: a seventh of a training step
-_KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
+# by default glibc returns every large tensor's memory and gets zeroed pages for the next: a seventh of a training step;
+# and where the kernel leaves it to processes, it asks for no huge pages: a twentieth, when two workers train
+_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_TRIM_THRESHOLD_": str(2**30),
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
 # of the local Rays of this process, which keeps the first one it has used; without one Ray would write it below HOME,
 # which may be read-only, and where it changes how later clusters start
 _TOKEN = secrets.token_hex(32)
@@ -117,7 +122,7 @@ def _start_local() -> None:
     # at Ray's default niceness of 15, workers starve if the machine does anything else
     settings = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
     settings["RAY_AUTH_TOKEN"] = os.environ.get("RAY_AUTH_TOKEN") or _TOKEN
-    with temporary_environment(settings | _KEEP_FREED_MEMORY):
+    with temporary_environment(settings | {name: os.environ.get(name) or value for name, value in _MEMORY.items()}):
         for attempt in range(1, _NUM_START_ATTEMPTS + 1):
             try:
                 _init_local()
