@@ -40,6 +40,13 @@ def test_strength_zero_is_the_base_bit_for_bit() -> None:
     assert not torch.allclose(fake, expected)
 
 
+def test_the_many_step_model_is_the_base_whatever_the_fake_score_has_learnt() -> None:
+    x_t, sigma, cond = tiny_inputs()
+    prefix, w = make_prefix(x_t, 1), torch.full((3,), 1.5)
+    expected = velocity(tiny_transformer(image_condition=True, guidance_embeds=True), x_t, sigma, cond, prefix, w)
+    assert torch.equal(make_scores(a_weak=0.5).base(x_t, sigma, cond, prefix, w), expected)
+
+
 def test_only_the_adapter_has_gradients_and_the_base_never_changes() -> None:
     scores = make_scores(a_weak=0.5)
     base = {name: p.clone() for name, p in scores.named_parameters() if not p.requires_grad}
@@ -60,6 +67,7 @@ def test_separate_scores_start_equal_and_only_the_fake_one_moves() -> None:
     prefix = make_prefix(x_t, 1)
     real = scores.real(x_t, sigma, cond, prefix, None)
     assert torch.equal(velocity(scores, x_t, sigma, cond, prefix).detach(), real)
+    assert not any(p.requires_grad for p in scores.real_network.parameters()), "an optimizer would decay them"
     optimizer = torch.optim.SGD([p for p in scores.parameters() if p.requires_grad], lr=0.1)
     velocity(scores, x_t, sigma, cond, prefix).square().mean().backward()
     optimizer.step()
@@ -118,12 +126,27 @@ def test_half_the_strength_is_half_of_what_was_learnt_of_an_exit() -> None:
     assert torch.equal(*velocities)
 
 
-def test_the_head_judges_every_token_of_the_last_input() -> None:
-    scores = make_scores(a_weak=0.5)
+def test_the_head_judges_every_token_of_the_last_input_after_the_last_double_stream_block() -> None:
+    scores = SharedScores(tiny_transformer(image_condition=True, num_layers=2), 4, a_weak=0.5, a_strong=1.0, seed=0)
     scores.add_head(seed=0)
+    features: list[torch.Tensor] = []
+    scores.network.transformer_blocks[1].register_forward_hook(lambda _, _inputs, output: features.append(output[0]))
     x_t, sigma, cond = tiny_inputs()
-    velocity(scores, x_t, sigma, cond, make_prefix(x_t, 1), torch.ones(3))
+    velocity(scores, x_t, sigma, cond, make_prefix(x_t, 1))
     logits = scores.logits()
     assert logits.shape == (3, x_t[0, 0].numel())
+    assert scores.head is not None
+    assert torch.equal(logits, scores.head(features[0]))
     with pytest.raises(AssertionError):
         scores.logits()  # each forward pass is judged once
+
+
+def test_adapter_and_head_start_as_their_seed_says() -> None:
+    def start(seed: int) -> dict[str, torch.Tensor]:
+        scores = SharedScores(tiny_transformer(), 4, a_weak=0.5, a_strong=1.0, seed=seed)
+        scores.add_head(seed)
+        return {name: value for name, value in scores.state_dict().items() if "lora_A" in name or "layers.1." in name}
+
+    first, again, other = start(1), start(1), start(2)
+    assert {name.startswith("head") for name in first} == {True, False}
+    assert all(torch.equal(first[name], again[name]) and not torch.equal(first[name], other[name]) for name in first)

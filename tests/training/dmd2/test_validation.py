@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import json
+import shutil
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
 
+from magic141.data.dataset import ClipDataset
 from magic141.errors import UserError
 from magic141.models.transformer import load_transformer
+from magic141.training.context import TrainContext
 from magic141.training.dmd2.config import Dmd2Config
 from magic141.training.dmd2.networks import GuidedScores
 from magic141.training.dmd2.spec import Dmd2Spec
-from magic141.training.dmd2.validation import ROWS, with_row_names
+from magic141.training.dmd2.validation import ROWS, Dmd2Validation, with_row_names
 from magic141.training.train import train
 from tests.evaluation.artifacts import RecordingLog
 from tests.models.tiny import CONFIG
@@ -53,6 +63,116 @@ def test_validation_takes_no_more_clips_at_once_than_training(folders: Path, tmp
     sizes.clear()
     assert figures(batch_size=2) == pytest.approx(whole, rel=1e-3), "the noise is the same"
     assert sizes == {2, 1}
+
+
+MANY_STEPS: dict[str, Any] = {  # a student that is the model that it is compared with
+    "real_score": "cfg_distilled",
+    "real_guidance_scale": 1.2,
+    "num_inference_steps": 3,
+    "sampler": "euler",
+    "collapse": SHORT["collapse"] | {"reference_steps": 3, "num_shown": 0},
+}
+
+
+def assert_as_good_as_the_reference(figures: dict[str, float]) -> None:
+    expected = {name: float(name.endswith(("ratio", "coverage"))) for name in figures if name != "validation_frechet"}
+    assert {name: figures[name] for name in expected} == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_student_that_is_the_many_step_model_is_judged_as_good_and_one_that_is_used_otherwise_is_not(
+    folders: Path, tmp_path: Path
+) -> None:
+    watched = MANY_STEPS["collapse"]
+
+    def figures(**options: Any) -> dict[str, float]:
+        return build(folders, tmp_path / str(len(list(tmp_path.iterdir()))), **MANY_STEPS | options).validate()
+
+    alike = figures()
+    frechet = alike["validation_frechet"]
+    assert_as_good_as_the_reference(alike)
+    others = [figures(**change) for change in ({"sampler": "renoise"}, {"num_inference_steps": 2})]
+    for other in (*others, figures(collapse=watched | {"reference_steps": 2})):
+        assert other["validation_variance_ratio"] != pytest.approx(1, rel=1e-4)
+    for other in others:
+        assert other["validation_frechet_ratio"] == pytest.approx(other["validation_frechet"] / frechet)
+    for change in ({"shift": 1.0}, {"collapse": watched | {"num_seeds": 1}}):
+        assert figures(**change)["validation_frechet"] != pytest.approx(frechet, rel=1e-4), "of all seeds' clips"
+
+
+def test_validation_clips_are_those_of_their_split_of_which_only_the_first_frame_is_known(
+    folders: Path, tmp_path: Path
+) -> None:
+    dmd2, seen = build(folders, tmp_path, continued_fraction=1.0), dict[str, Tensor]()
+    dmd2.generator.module.register_forward_pre_hook(lambda _, args, kwargs: seen.update(kwargs), with_kwargs=True)
+    dmd2.validate()
+    dataset = ClipDataset.open(folders / "data", "validation")
+    captions = {tuple(dataset.pooled[row].tolist()) for row in range(len(dataset))}
+    assert {tuple(row.tolist()) for row in seen["pooled_projections"]} <= captions
+    is_known = seen["hidden_states"][:, -1, :, 0, 0]
+    assert is_known.sum(1).tolist() == [1, 1]
+
+
+def test_clips_that_are_not_finite_are_as_far_from_real_ones_as_can_be(folders: Path, tmp_path: Path) -> None:
+    dmd2 = build(folders, tmp_path)
+    dmd2.generator.module.state_dict()["proj_out.bias"].fill_(torch.nan)
+    assert dmd2.validation.figures(num_steps=0)["validation_frechet"] == float("inf")
+
+
+def test_the_picture_shows_of_each_clip_the_student_the_real_score_and_below_it_the_fake_score(
+    folders: Path, tmp_path: Path
+) -> None:
+    dmd2 = build(folders, tmp_path, a_weak=0.0, collapse=SHORT["collapse"] | {"num_shown": 2})
+
+    def rows() -> NDArray[np.uint8]:
+        dmd2.validate()
+        sheet = np.asarray(Image.open(tmp_path / "images" / "student_real_fake-000000.png"))
+        return sheet.reshape(6, -1, *sheet.shape[1:])
+
+    before = rows()
+    for name, parameter in dmd2.scores.named_parameters():
+        if "lora" in name:
+            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))
+    changed = [not np.array_equal(row, other) for row, other in zip(before, rows(), strict=True)]
+    assert changed == [False, False, True] * 2
+
+
+def test_workers_judge_their_clips_together_and_sample_the_many_step_model_all_or_none(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass of a network that is split over workers waits for all of them."""
+    workers = [build(folders, tmp_path, **MANY_STEPS) for _ in range(2)]
+    meeting, parts = threading.Barrier(2, timeout=20), dict[int, Tensor]()
+
+    def summed(values: Tensor, context: TrainContext) -> Tensor:
+        parts[context.rank] = values
+        meeting.wait()
+        total = parts[0] + parts[1]
+        meeting.wait()
+        return total
+
+    def validate(rank: int) -> dict[str, float]:
+        dmd2 = workers[rank]
+        context = replace(dmd2.context, rank=rank, world_size=2)
+        return Dmd2Validation(dmd2.maker, dmd2.guided, dmd2.chain, folders / "data", context).figures(num_steps=0)
+
+    for name in ("sum_over_workers", "sum_over_shares"):
+        monkeypatch.setattr(f"magic141.training.dmd2.validation.{name}", summed)
+    with ThreadPoolExecutor(2) as pool:
+        figures, same = pool.map(validate, range(2))
+        assert figures == same
+        assert_as_good_as_the_reference(figures)
+        passes = Counter[int]()
+        for rank, dmd2 in enumerate(workers):
+            dmd2.scores.network.register_forward_hook(lambda *_, rank=rank: passes.update([rank]))
+        assert list(pool.map(validate, range(2))) == [figures] * 2
+        assert not passes
+        shutil.rmtree(tmp_path / "many_steps-1-of-2")
+        assert list(pool.map(validate, range(2))) == [figures] * 2
+        assert passes[0] == passes[1] > 0
+        for dmd2 in workers:
+            dmd2.generator.module.state_dict()["proj_out.bias"].fill_(1.0)
+        worse, same = pool.map(validate, range(2))
+        assert worse == same != figures
 
 
 def test_the_many_step_models_clips_are_sampled_once_for_all_attempts(
