@@ -20,7 +20,8 @@ def test_registered_model_resolves_by_alias_and_version(tracker: Tracker) -> Non
     assert tracker.registry.register("net", other, "candidate", {}) == "2"
     assert tracker.registry.resolve("models:/net@candidate") == other
     assert tracker.registry.resolve("models:/net/1") == ref
-    mistakes = {"net": "expected models:/", "models:/net@x": "models:/net@candidate", "models:/a/1": "not in"}
+    mistakes = {"models:/net@x": "models:/net@candidate", "models:/a/1": "not in"}
+    mistakes |= dict.fromkeys(("net", "models:/net/1.0", f"models:/net/{10**9}"), "expected models:/")
     for uri, line in mistakes.items():
         with pytest.raises(UserError, match=line):
             tracker.registry.resolve(uri)
@@ -164,3 +165,17 @@ def test_a_model_that_somebody_else_registered_is_named(tracker: Tracker) -> Non
     tracker.client.create_model_version("foreign", source="/nowhere")
     with pytest.raises(UserError, match="models:/foreign/1: was not published by magic141; there are: "):
         tracker.registry.resolve("models:/foreign/1")
+
+
+def test_the_finished_runs_that_have_an_artifact_are_found_in_every_experiment_newest_first(tracker: Tracker) -> None:
+    ref = make_artifact(tracker, "train", "key-judged", text="judged")
+    maker = tracker.get_run(ref.run_id).data.tags["mlflow.parentRunId"]
+    other_team = Tracker(tracker.workspace, "other team")
+    reusing, another = (other_team.start_parent(name, "evaluation", {}) for name in ("reusing", "another"))
+    other_team.set_artifact(reusing.run_id, ref, reused=True)
+    copied = ref.model_copy(update={"digest": "another", "uri": f"/copies/{ref.digest}"})
+    other_team.set_artifact(another.run_id, copied, reused=False)
+    another.close("FINISHED")
+    assert [run.info.run_id for run in tracker.registry.runs_with(ref)] == [maker], "the other is not finished"
+    reusing.close("FINISHED")
+    assert [run.info.run_id for run in tracker.registry.runs_with(ref)] == [reusing.run_id, maker]
