@@ -10,6 +10,7 @@ from mlflow.exceptions import MlflowException
 
 from magic141.errors import UserError
 from magic141.tracking import Tracker
+from magic141.tracking.registry import Registry
 from tests.tracking.made import make_artifact
 
 
@@ -19,7 +20,7 @@ def test_registered_model_resolves_by_alias_and_version(tracker: Tracker) -> Non
     other = make_artifact(tracker, "publish", "key-g")
     assert tracker.registry.register("net", other, "candidate", {}) == "2"
     assert tracker.registry.resolve("models:/net@candidate") == other
-    assert tracker.registry.resolve("models:/net/1") == ref
+    assert [tracker.registry.resolve(f"models:/net/{version}") for version in (1, 2)] == [ref, other]
     mistakes = {"models:/net@x": "models:/net@candidate", "models:/a/1": "not in"}
     mistakes |= dict.fromkeys(("net", "models:/net/1.0", f"models:/net/{10**9}"), "expected models:/")
     for uri, line in mistakes.items():
@@ -88,6 +89,14 @@ def test_a_champion_that_was_set_by_hand_is_rolled_back_to(tracker: Tracker) -> 
         ("2", "rollback"),
         ("1", "rollback"),
     ]
+
+
+def test_a_version_that_was_promoted_twice_is_left_by_two_rollbacks(tracker: Tracker) -> None:
+    registry = tracker.registry
+    for number, version in enumerate(("1", "2", "2")):
+        registry.register("twice", make_artifact(tracker, "publish", f"key-twice{number}"), "candidate", {})
+        registry.promote("twice", "champion", version)
+    assert [registry.rollback("twice", "champion") for _ in range(2)] == ["2", "1"]
 
 
 def test_a_rollback_that_was_interrupted_goes_to_the_same_version_when_it_is_repeated(
@@ -165,6 +174,12 @@ def test_a_model_that_somebody_else_registered_is_named(tracker: Tracker) -> Non
     tracker.client.create_model_version("foreign", source="/nowhere")
     with pytest.raises(UserError, match="models:/foreign/1: was not published by magic141; there are: "):
         tracker.registry.resolve("models:/foreign/1")
+
+
+def test_a_password_in_the_address_of_the_store_is_not_in_what_it_says_of_an_unknown_model(tracker: Tracker) -> None:
+    with pytest.raises(UserError, match=r"not in the registry http://.*host:5000") as error:
+        Registry(tracker.client, "http://ada:s3cret@host:5000").resolve("models:/nobody/1")
+    assert "s3cret" not in str(error.value)
 
 
 def test_the_finished_runs_that_have_an_artifact_are_found_in_every_experiment_newest_first(tracker: Tracker) -> None:
