@@ -8,8 +8,8 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,8 @@ from magic141.errors import UserError
 from magic141.tracking import RunLog, Tracker
 from tasks.run_stage import run_stage
 from tasks.stage import Stage, StageCall, StageContext
-from tests.tasks.stages import CODE, FIRST
+from tests.tasks.stages import CODE, FIRST, printed
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,9 +39,15 @@ def test_checkpoints_of_a_stage_that_is_done_go_also_when_its_process_was_killed
     assert not left.exists()
 
 
-@pytest.mark.parametrize(("error", "status"), [(RuntimeError("boom"), "FAILED"), (KeyboardInterrupt(), "KILLED")])
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (RuntimeError("boom at http://ada:s3cret@host"), "FAILED", "failed: RuntimeError: boom at http://"),
+        (KeyboardInterrupt(), "KILLED", "stopped"),
+    ],
+)
 def test_a_stage_that_fails_is_closed_truthfully_and_leaves_nothing(
-    start: Callable[..., StageContext], error: BaseException, status: str
+    start: Callable[..., StageContext], error: BaseException, status: str, line: str
 ) -> None:
     def fail(call: StageCall) -> None:
         (call.out / "half.txt").write_text("half")
@@ -57,6 +64,11 @@ def test_a_stage_that_fails_is_closed_truthfully_and_leaves_nothing(
     assert (context.run_dir("failing", key) / "checkpoint").exists()
     runs = context.tracker.client.search_runs([context.tracker.experiment_id], f"tags.`magic141.key` = '{key}'")
     assert [run.info.status for run in runs] == [status]
+    assert line in printed(context)
+    assert "s3cret" not in printed(context)
+    if isinstance(error, Exception):
+        assert runs[0].data.tags["error"].startswith("RuntimeError: boom")
+        assert "raise error" in context.tracker.read_file(runs[0].info.run_id, "error.txt"), "with its traceback"
 
 
 def test_code_edited_during_the_run_is_filed_under_no_key(
@@ -108,23 +120,32 @@ def test_checkpoints_are_gone_on_from_by_the_key_that_left_them_and_by_no_other(
     assert seen == [False, False, True]
 
 
+def run_at_once(stage: Stage, contexts: Sequence[StageContext]) -> None:
+    with ThreadPoolExecutor(len(contexts)) as pool:
+        list(pool.map(run_stage, [stage] * len(contexts), contexts))
+
+
 def test_one_worker_a_key(start: Callable[..., StageContext]) -> None:
     calls = []
 
     def slow(call: StageCall) -> None:
         calls.append(1)
-        time.sleep(0.5)
+        wait_for(lambda: any("another process works on the same key" in printed(context) for context in contexts), 0.01)
         (call.out / "x").write_text("x")
 
-    stage = Stage("slow", CODE, lambda c: {}, slow)
     contexts = [start("seed=6"), start("seed=6")]
-    threads = [threading.Thread(target=run_stage, args=(stage, context)) for context in contexts]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_at_once(Stage("slow", CODE, lambda c: {}, slow), contexts)
     assert len(calls) == 1
     assert sorted(len(context.reused) for context in contexts) == [0, 1]
+
+
+def test_workers_of_other_keys_do_not_wait(start: Callable[..., StageContext]) -> None:
+    meeting = threading.Barrier(2, timeout=60)
+
+    def meet(call: StageCall) -> None:
+        meeting.wait()
+
+    run_at_once(Stage("meets", CODE, lambda c: {}, meet), [start("seed=6"), start("seed=7")])
 
 
 KILLED_WORKER = """

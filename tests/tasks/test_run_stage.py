@@ -56,6 +56,7 @@ def test_a_stage_finds_its_other_results_and_what_unfinished_runs_left_unless_it
     left = contexts[0].home / "training" / "looking-0123456789ab"
     left.mkdir(parents=True)
     (contexts[0].home / "training" / "other-0123456789ab").mkdir()
+    contexts[0].run_dir("looking", stage.key(contexts[0].config, {}).digest).mkdir()  # its own, which it goes on from
     made = [run_stage(stage, context) for context in contexts]
     assert seen == [(left,), (made[0].path, left), ()]
 
@@ -88,6 +89,14 @@ def test_what_another_experiment_made_is_reused_and_stays_as_it_was(
     assert run_stage(FIRST, context) == made
 
 
+def test_a_result_is_reused_although_its_pipeline_has_no_record_of_it(start: Callable[..., StageContext]) -> None:
+    """As of one that was killed right after the stage, or was deleted."""
+    context = start("seed=15")
+    made = run_stage(FIRST, context)
+    context.tracker.client.delete_run(context.parent_id)
+    assert run_stage(FIRST, start("seed=15")) == made
+
+
 def test_only_what_depends_on_a_change_runs_again(start: Callable[..., StageContext]) -> None:
     for overrides, reused in (
         (("seed=2",), []),
@@ -116,7 +125,9 @@ def test_the_record_holds_key_inputs_and_environment(start: Callable[..., StageC
     record = json.loads(context.tracker.read_file(second.run_id, "stage.json"))
     assert record["key"] == second.key
     assert record["parts"]["inputs"] == {"first": first.digest}
-    assert record["notes"] == ["copied"]
+    assert record["modules"] == SECOND.code()
+    assert record["inputs"]["first"]["run_id"] == first.run_id
+    assert (record["summary"], record["notes"]) == ({"accuracy": 1, "engine": "plain"}, ["copied"])
     assert {"git_commit", "libraries", "machine", "cpu", "device", "seconds"} <= record.keys()
     run = context.tracker.get_run(second.run_id)
     assert run.data.tags.get("mlflow.source.git.commit") == record["git_commit"]
