@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -104,6 +105,19 @@ def test_altered_leftovers_are_made_again(
     path.write_bytes(content[:-cut] if cut else content.replace(b"0", b"1", 1))
     assert digest_folder(run(CONFIG, tmp_path)) == undisturbed
     assert len(here.encoded) == 31 - num_kept
+
+
+def test_shards_are_of_one_fit_of_the_models(here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here.chunks_left = 6
+    with pytest.raises(Killed):
+        run(CONFIG, tmp_path)
+    shutil.rmtree(tmp_path / "run" / "models")
+    save = fitted._save
+    monkeypatch.setattr(fitted, "_save", lambda clips, config, folder, seed: save(clips, config, folder, seed + 1))
+    here.chunks_left = 10**9
+    here.encoded.clear()
+    run(CONFIG, tmp_path)
+    assert len(here.encoded) == 31, "the second fit is not quite the first"
 
 
 def test_encoders_that_do_not_run_are_found_before_any_clip_is_encoded(
