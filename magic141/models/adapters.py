@@ -10,16 +10,16 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-BRANCH = "branch"
+LORA = "branch"
 _BASE = ".base_layer."
 
 
-def train_branch(network: HunyuanVideoTransformer3DModel, rank: int, seed: int) -> None:
-    """Leaves of `network`, in place, only the branch `BRANCH` to be trained, and layers whose inputs may be new to it.
+def train_lora(network: HunyuanVideoTransformer3DModel, rank: int, seed: int) -> None:
+    """Leaves of `network`, in place, only the branch `LORA` to be trained, and layers whose inputs may be new to it.
 
     These are the patch embedding, which reads the known frames, and the embedding of w; they become float32, too.
     """
-    add_lora(network, rank, BRANCH, seed)
+    add_lora(network, rank, LORA, seed)
     for layer in (network.x_embedder, network.time_text_embed.guidance_embedder):
         if layer is not None:
             layer.requires_grad_(True).float()

@@ -178,7 +178,9 @@ class SingleNetworkConfig(TrainConfig):
     """Settings of the stages that train one network."""
 
     lora_rank: int = Field(
-        0, ge=0, description="rank of a low-rank branch that is trained, and merged at export; 0 trains all weights"
+        0,
+        ge=0,
+        description="rank of a LoRA that is trained, and merged at export; 0 trains all weights",
     )
 
 

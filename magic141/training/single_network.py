@@ -13,7 +13,7 @@ from diffusers import HunyuanVideoTransformer3DModel
 from torch import Tensor
 
 from magic141.data.dataset import ClipDataset
-from magic141.models.adapters import BRANCH, merge_lora, train_branch
+from magic141.models.adapters import LORA, merge_lora, train_lora
 from magic141.training.batch_sampler import BatchSampler, own_share
 from magic141.training.batches import Batch, BatchMaker
 from magic141.training.config import SingleNetworkConfig, TrainConfig
@@ -43,7 +43,7 @@ class SingleNetworkObjective(ABC):
     ) -> None:
         self.context, self.maker = context, maker
         if config.lora_rank:
-            train_branch(network, config.lora_rank, context.seed)
+            train_lora(network, config.lora_rank, context.seed)
         self.engine = make_engine(network, config.optimizer, config.num_steps, config.precision, context)
         self.ema = Ema(self.engine.module, config.ema_decay)
         self.sampler = make_sampler(maker, config, context)
@@ -131,7 +131,7 @@ class SingleNetworkObjective(ABC):
         """Writes the averaged network as a diffusers folder `transformer`."""
         state = self.ema.full_state_dict(self.engine)
         if self.context.is_main:
-            save_network(self.engine.module, merge_lora(state, BRANCH), folder / "transformer")
+            save_network(self.engine.module, merge_lora(state, LORA), folder / "transformer")
 
 
 def make_sampler(maker: BatchMaker, config: TrainConfig, context: TrainContext) -> BatchSampler:

@@ -4,7 +4,7 @@ from collections import defaultdict
 
 import torch
 
-from magic141.models.adapters import add_lora, merge_lora, train_branch
+from magic141.models.adapters import add_lora, merge_lora, train_lora
 from magic141.models.transformer import make_prefix, velocity
 from tests.models.tiny import tiny_inputs, tiny_transformer
 
@@ -21,13 +21,13 @@ def test_only_the_branches_train_in_float32_one_for_every_linear_layer_of_the_bl
 
 def test_a_network_with_a_branch_also_learns_its_new_inputs() -> None:
     network = tiny_transformer(image_condition=True, guidance_embeds=True).bfloat16()
-    train_branch(network, rank=4, seed=0)
+    train_lora(network, rank=4, seed=0)
     trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
     others = {name.rpartition(".")[0] for name in trained if ".lora_" not in name}
     embedder = "time_text_embed.guidance_embedder"
     assert others == {"x_embedder.proj", f"{embedder}.linear_1", f"{embedder}.linear_2"}
     assert {parameter.dtype for parameter in trained.values()} == {torch.float32}
-    train_branch(tiny_transformer(), rank=4, seed=0)  # without w
+    train_lora(tiny_transformer(), rank=4, seed=0)  # without w
 
 
 def test_a_merged_adapter_is_the_network_with_its_adapter() -> None:
