@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from magic141.artifacts import file_records
-from magic141.artifacts.digests import digest_file, digest_folder
+from magic141.artifacts.digests import digest_folder
 from magic141.artifacts.file_records import record_path
 from magic141.artifacts.references import ArtifactRef, StageKey, flatten
+from tests.files_read import files_read
 
 KEY = StageKey(stage="s", version=1, code="c", config={"a": {"b": 1}}, inputs={"x": "d"}, seed=0)
 
@@ -49,14 +50,7 @@ def large(folder: Path, monkeypatch: pytest.MonkeyPatch) -> ArtifactRef:
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that were read."""
-    names: list[str] = []
-
-    def digest(path: Path) -> str:
-        names.append(path.name)
-        return digest_file(path)
-
-    monkeypatch.setattr("magic141.artifacts.digests.digest_file", digest)
-    return names
+    return files_read(monkeypatch, "magic141.artifacts.digests")
 
 
 def test_large_artifacts_are_read_once_and_then_only_what_changed(large: ArtifactRef, read: list[str]) -> None:

@@ -7,12 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from magic141.artifacts.digests import digest_file, digest_folder
@@ -20,14 +18,11 @@ from magic141.artifacts.publication import publish_by_content
 from magic141.data import prepare
 from magic141.data.config import HUNYUAN_SIZES, DataConfig
 from magic141.data.dataset import MANIFEST_FILE
-from magic141.data.earlier import Earlier, KnownClips, known_videos, probe_records, stacked
+from magic141.data.earlier import Earlier, known_videos, probe_records
 from magic141.data.fitted import Fitted, fit_models
 from magic141.data.info import ORIGINS_FILE, load_info
 from magic141.data.kept import read_record, write_record
 from magic141.data.origins import probing_key
-from magic141.data.shards import ShardWriter
-from magic141.data.sources.chunks import Chunk, Place
-from magic141.data.sources.clips import Clip
 from magic141.data.sources.listing import VideoFile, stamp_file
 from magic141.data.videos.video import write_video
 from magic141.models.encoders import Encoders
@@ -35,7 +30,7 @@ from magic141.models.text_embedding import TextEmbedding
 from magic141.text_files import read_json_lines
 from tests.data.attempts import Here, Killed, run
 from tests.data.test_prepare import MemoryLog
-from tests.data.test_shards import row_of, tensors_of, write_corpus
+from tests.files_read import files_read
 from tests.models.tiny import tiny_checkpoint, tiny_vae
 
 NUM_VIDEOS = 24  # whole ones are held out
@@ -81,24 +76,8 @@ def latents_of(folder: Path) -> dict[str, torch.Tensor]:
     return {row["id"]: shards[folder / row["shard"]]["latents"][row["row"]] for row in rows}
 
 
-def chunk_of(clips: list[Clip]) -> Chunk:
-    return Chunk(Place(0, clips[0].split, 0), clips)
-
-
 def held_out(folder: Path) -> set[str]:
     return {row["source"] for row in read_json_lines(folder / MANIFEST_FILE) if row["split"] == "heldout"}
-
-
-def files_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the files whose digest is taken from here on."""
-    read: list[str] = []
-
-    def digest(path: Path) -> str:
-        read.append(path.name)
-        return digest_file(path)
-
-    monkeypatch.setattr("magic141.data.earlier.digest_file", digest)
-    return read
 
 
 def test_only_new_videos_are_decoded_and_encoded(here: Here, tmp_path: Path, config: DataConfig) -> None:
@@ -128,7 +107,7 @@ def test_of_a_large_corpus_only_files_are_read_that_may_have_changed(
     before = prepared(config, tmp_path / "before")
     (tmp_path / "videos" / "5.mp4").touch()
     (tmp_path / "videos" / "6.mp4").write_bytes(b"broken")
-    read = files_read(monkeypatch)
+    read = files_read(monkeypatch, "magic141.data.earlier")
     monkeypatch.setattr("magic141.data.earlier.ALWAYS_READ_BYTES", 0 if is_large else 2**30)
     here.clear()
     after = prepared(config, tmp_path / "after", before)
@@ -162,7 +141,7 @@ def test_the_newest_record_of_a_file_counts_and_that_of_another_folder_does_not(
     newer = prepared(config, tmp_path / "newer", before)
     moved = config.model_copy(update={"path": shutil.copytree(tmp_path / "videos", tmp_path / "moved")})
     here.clear()
-    read = files_read(monkeypatch)
+    read = files_read(monkeypatch, "magic141.data.earlier")
     prepared(moved, tmp_path / "same", newer, before)
     assert len(read) == NUM_VIDEOS
     assert (here.probed, here.encoded) == ([], []), "read once more, and known by its content"
@@ -320,45 +299,6 @@ def test_finished_shards_of_an_interrupted_preparation_count_though_the_folder_c
     assert contents(grown) == contents(from_nothing)
 
 
-def test_a_chunk_is_known_if_all_of_its_clips_are_with_what_its_split_needs(tmp_path: Path) -> None:
-    write_corpus(tmp_path)
-    keys = [f"key of train{number}" for number in (3, 4, 99)]
-    clips = [Clip("train", "s", number, f"c{number}") for number in (3, 4, 99)]
-    known = KnownClips(Earlier((tmp_path,)), list(zip(clips, keys, strict=True)))
-    found = known.look_up(chunk_of(clips[:2]), keys[:2])
-    assert found is not None
-    assert [(clip.caption, clip.pixels) for clip in found] == [(f"c{n}", f"pixels of train{n}") for n in (3, 4)]
-    assert stacked(found, "train")["latents"][:, 0, 0, 0, 0].tolist() == [3, 4]
-    assert known.look_up(chunk_of(clips), keys) is None
-    judged = [replace(clip, split="heldout") for clip in clips[:2]]
-    assert known.look_up(chunk_of(judged), keys[:2]) is None, "training clips have no pixels"
-
-
-def test_a_clip_is_known_by_its_own_row_of_a_shard_behind_one_that_was_left_out(tmp_path: Path) -> None:
-    left_out = {"source": "s", "start_frame": 0, "reason": "damaged"}
-    writer = ShardWriter(tmp_path, shard_size=2, stamp="")
-    writer.add(Place(0, "train", 0), [left_out, row_of("a", 1), row_of("b", 2)], tensors_of(1, 2, with_frames=False))
-    clips, keys = [Clip("train", "s", number, "") for number in (1, 2)], ["key of a", "key of b"]
-    found = KnownClips(Earlier((tmp_path,)), list(zip(clips, keys, strict=True))).look_up(chunk_of(clips), keys)
-    assert found is not None
-    assert stacked(found, "train")["latents"][:, 0, 0, 0, 0].tolist() == [1, 2]
-
-
-def test_a_held_out_clip_is_looked_for_behind_one_without_pixels_and_serves_as_a_training_clip_too(
-    tmp_path: Path,
-) -> None:
-    folders = {split: tmp_path / split for split in ("train", "heldout")}
-    for split, folder in folders.items():
-        folder.mkdir()
-        writer = ShardWriter(folder, shard_size=1, stamp="")
-        writer.add(Place(0, split, 0), [row_of("a")], tensors_of(0, 1, with_frames=split == "heldout"))
-    for split, places in (("heldout", tuple(folders.values())), ("train", (folders["heldout"],))):
-        clip, key = Clip(split, "s", 0, ""), "key of a"
-        found = KnownClips(Earlier(places), [(clip, key)]).look_up(chunk_of([clip]), [key])
-        assert found is not None
-        assert ("frames" in stacked(found, split)) == (split == "heldout")
-
-
 def test_bad_videos_of_an_interrupted_preparation_and_those_that_cannot_be_read_now_are_left_to_probing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -383,19 +323,6 @@ def test_bad_videos_of_an_interrupted_preparation_and_those_that_cannot_be_read_
     for code, fps in (("newer", config.fps), (CODE, config.fps + 1)):
         other = config.model_copy(update={"fps": fps})
         assert not list(known_videos(Earlier((run_dir,), code), tmp_path, videos, other)), "probed in another way"
-
-
-@pytest.mark.parametrize("error", [PermissionError(), SafetensorError()])
-def test_an_earlier_folder_that_cannot_be_read_gives_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    """It is another user's, or was removed just now."""
-    write_corpus(tmp_path)
-    monkeypatch.setattr("magic141.data.earlier.load_file", Mock(side_effect=error))
-    clip = Clip("train", "s", 3, "c3")
-    assert (
-        KnownClips(Earlier((tmp_path,)), [(clip, "key of train3")]).look_up(chunk_of([clip]), ["key of train3"]) is None
-    )
 
 
 def test_where_encoders_are_fitted_to_the_corpus_everything_is_encoded_anew(
