@@ -15,7 +15,8 @@ from pydantic import Field
 from magic141.artifacts.publication import link_or_copy
 from magic141.data.dataset import NULL_TEXT_FILE, load_null_text
 from magic141.data.info import load_info
-from magic141.data.videos.video import fit_image
+from magic141.data.sizes import Size
+from magic141.data.videos.video import fit_nearest
 from magic141.diffusion.long_video import num_windows_for
 from magic141.errors import UserError
 from magic141.frozen import FrozenConfig
@@ -45,6 +46,12 @@ class BundleInfo(FrozenConfig):
     sampler: Sampler = Field(description="the chain that makes a window")
     guidance_scale: float = Field(description="w, an input of the student")
     num_carried: int = Field(description="latent frames carried from window to window in long videos")
+    more_sizes: tuple[Size, ...] = Field((), description="further [height, width] that it was trained on")
+
+    @property
+    def sizes(self) -> tuple[Size, ...]:
+        """All sizes of its videos; a picture's video has the one nearest to the picture's shape."""
+        return (Size(self.height, self.width), *self.more_sizes)
 
 
 def export_pipeline(
@@ -81,6 +88,7 @@ def export_pipeline(
         sampler=dmd2.sampler,
         guidance_scale=dmd2.student_guidance_scale,
         num_carried=num_carried,
+        more_sizes=info.more_sizes,
     )
     (out / BUNDLE_FILE).write_text(bundle.model_dump_json(indent=1))
     size_mb = sum(f.stat().st_size for f in out.rglob("*") if f.is_file()) / 2**20
@@ -102,7 +110,7 @@ class Bundle:
         """Animates an image.
 
         Args:
-            image: uint8 [H, W, 3] of any size; centre-cropped and resized.
+            image: uint8 [H, W, 3] of any size; resized and centre-cropped to the video's size.
             prompt: what happens in the video.
             seconds: length; None for one window. Longer videos chain windows.
             seed: seed of the noise.
@@ -118,7 +126,7 @@ class Bundle:
         if seconds is not None and seconds <= 0:
             raise UserError(f"seconds = {seconds}: expected a positive length")
         num_frames = self.info.window_frames if seconds is None else max(2, round(seconds * self.info.fps))
-        fitted = torch.tensor(fit_image(image, self.info.height, self.info.width))[None]  # a copy: images are read-only
+        fitted = torch.tensor(fit_nearest(image, self.info.sizes))[None]  # a copy: images are read-only
         first_latent = self.codec.encode_video(fitted[:, None])
         latents = self.generator.chain(
             self.encoders.encode_text([prompt]).to(first_latent.device),

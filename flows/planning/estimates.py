@@ -191,8 +191,9 @@ class InputSizes:
         return cls(video.channels, video.spatial_factor, *text)
 
     def latent_size(self, config: PipelineConfig) -> str:
-        """Height and width of latents, as a training records them."""
-        return f"{config.data.height // self.factor}x{config.data.width // self.factor}"
+        """Height and width of latents of all sizes, as a training records them."""
+        sides = ((size.height // self.factor, size.width // self.factor) for size in config.data.sizes)
+        return " ".join(f"{height}x{width}" for height, width in sides)
 
     def num_text(self, config: PipelineConfig, image_condition: bool = True) -> int:
         """Tokens of one clip's text and first frame."""
@@ -201,8 +202,9 @@ class InputSizes:
         return encoder.max_text_tokens + (image if image_condition and encoder.image_tokens else 0)
 
     def num_tokens(self, config: PipelineConfig, image_condition: bool) -> int:
-        """Tokens of one clip: patches of its window, text, and the first frame's image tokens."""
-        data, model = config.data, config.model
+        """Tokens of one clip of the largest size: patches of its window, text, and the first frame's image tokens."""
+        model = config.model
         patch = model.patch_size * self.factor
         frames = num_latent_frames(model.window_frames, config.temporal_factor) // model.patch_size_t
-        return frames * (data.height // patch) * (data.width // patch) + self.num_text(config, image_condition)
+        largest = max((size.height // patch) * (size.width // patch) for size in config.data.sizes)
+        return frames * largest + self.num_text(config, image_condition)

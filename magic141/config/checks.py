@@ -35,8 +35,12 @@ def _geometry(config: PipelineConfig) -> Iterator[str]:
             f"{window + factor} (model.window_frames + {factor}), or set every continued_fraction to 0"
         )
     spatial = config.data.codec.sizes.spatial_factor
+    unit = spatial * config.model.patch_size
+    for size in config.data.more_sizes:
+        if any(side % unit for side in size):
+            yield f"data.more_sizes: {size}: not divisible by codec factor x model.patch_size; use multiples of {unit}"
     for side in ("height", "width"):
-        pixels, unit = getattr(config.data, side), spatial * config.model.patch_size
+        pixels = getattr(config.data, side)
         if pixels % unit:
             yield (
                 f"data.{side} = {pixels}: not divisible by codec factor {spatial} x model.patch_size "

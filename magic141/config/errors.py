@@ -61,6 +61,7 @@ def _expected(details: ErrorDetails) -> str:
     lists = {
         "path_type": "expected a path",
         "tuple_type": "expected a list in brackets, such as [4, 1]",
+        "named_tuple_type": "expected a list in brackets, such as [4, 1]",
         "too_short": f"expected {limits.get('min_length')} or more values in brackets",
         "too_long": f"expected {limits.get('max_length')} or fewer values in brackets",
     }

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
+from magic141.data.sizes import Size, nearest_size
 from magic141.frozen import FrozenConfig, placement, source_path
 
 LARGEST_SIDE = 16384  # pixels: twice that of 8K video
@@ -88,6 +89,11 @@ class DataConfig(FrozenConfig):
     num_frames: int = Field(13, ge=1, description="frames of a stored clip, temporal_factor * k + 1")
     height: int = Field(32, ge=8, le=LARGEST_SIDE, description="frame height in pixels")
     width: int = Field(32, ge=8, le=LARGEST_SIDE, description="frame width in pixels")
+    more_sizes: tuple[Size, ...] = Field(
+        (),
+        description="further [height, width] of training clips: of all sizes a video takes the one nearest to its own "
+        "shape; validation and held-out clips have the main size (folder)",
+    )
     fps: float = Field(8.0, ge=0.01, le=1000, description="frames per second after resampling")
     stride_frames: int = Field(4, ge=1, description="frames between the starts of two windows of a video (folder)")
     heldout_fraction: float = Field(
@@ -117,9 +123,23 @@ class DataConfig(FrozenConfig):
     num_gpus_per_worker: float = placement(0.0, ge=0, description="GPUs per encoder")
 
     @property
-    def clip_bytes(self) -> int:
-        """Size of a clip's pixels."""
-        return self.num_frames * self.height * self.width * 3
+    def size(self) -> Size:
+        """The size in which clips are judged."""
+        return Size(self.height, self.width)
+
+    @property
+    def sizes(self) -> tuple[Size, ...]:
+        """All sizes of training clips."""
+        return (self.size, *self.more_sizes)
+
+    def more_size_for(self, aspect: float) -> Size | None:
+        """Which of `more_sizes` a video of width / height = `aspect` takes; None: height x width."""
+        nearest = nearest_size(aspect, self.sizes)
+        return None if nearest == self.size else nearest
+
+    def clip_bytes(self, size: Size) -> int:
+        """Bytes of a clip's pixels."""
+        return self.num_frames * size.height * size.width * 3
 
     @property
     def is_random(self) -> bool:
@@ -145,6 +165,7 @@ class DataConfig(FrozenConfig):
                     f"data.{side} = {getattr(self, side)}: not divisible by the codec's spatial factor {spatial}; "
                     f"use a multiple of {spatial}"
                 )
+        self._check_more_sizes(spatial)
         if self.source == "folder" and self.path is None:
             raise ValueError("data.path is not set: source 'folder' needs a folder; use --set data.path=DIR")
         if self.codec.kind == "hunyuan" and self.codec.path is None:
@@ -152,3 +173,21 @@ class DataConfig(FrozenConfig):
         if self.encoder.kind == "hunyuan" and self.encoder.path is None:
             raise ValueError("data.encoder.path is not set: kind 'hunyuan' needs a HunyuanVideo-I2V folder")
         return self
+
+    def _check_more_sizes(self, spatial: int) -> None:
+        """Raises ValueError for further sizes that no clip can have, or that no video would take."""
+        if self.more_sizes and self.source != "folder":
+            raise ValueError("data.more_sizes: the shapes world has clips of one size; expected []; leave it out")
+        known: dict[float, Size] = {self.size.aspect: self.size}
+        for size in self.more_sizes:
+            if any(side % spatial or not 8 <= side <= LARGEST_SIDE for side in size):
+                raise ValueError(
+                    f"data.more_sizes: {size}: expected sides of 8 to {LARGEST_SIDE} pixels, divisible by the codec's "
+                    f"spatial factor {spatial}"
+                )
+            if size.aspect in known:
+                raise ValueError(
+                    f"data.more_sizes: {size}: of the same shape as {known[size.aspect]}, which videos would take; "
+                    "leave one of them out"
+                )
+            known[size.aspect] = size

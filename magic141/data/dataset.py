@@ -26,7 +26,10 @@ GOLDEN_RATIO = (1 + 5**0.5) / 2
 
 @dataclass(frozen=True)
 class ClipDataset:
-    """One split of a prepared corpus; row i of every field is the same clip."""
+    """One split of a prepared corpus; row i of every field is the same clip.
+
+    Training clips may have several sizes, of which only rows of the same one can be had together.
+    """
 
     latents: Rows  # [N, C, T, h, w] float32
     text_tokens: Rows  # [N, Lt, D]
@@ -80,6 +83,11 @@ class ClipDataset:
         """The frames of held-out clips, uint8 [N, F, H, W, 3], which no other split has."""
         assert self.frames is not None
         return self.frames
+
+    @property
+    def by_size(self) -> list[Tensor]:
+        """The rows of the clips of each size, int64 [n]."""
+        return self.latents.by_shape()
 
     def in_turns(self, rows: Iterable[int]) -> list[int]:
         """Reorders rows, so that a few cover many videos, and of each its whole length.

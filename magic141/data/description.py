@@ -13,6 +13,7 @@ from magic141.data.dataset import ClipDataset
 from magic141.data.fitted import Fitted
 from magic141.data.info import BadFileInfo, DatasetInfo
 from magic141.data.psnr import psnr_db
+from magic141.data.sizes import Size
 from magic141.data.sources.listing import BadFile
 from magic141.data.sources.splits import HeldOut
 from magic141.data.videos.sheets import comparison_sheet, contact_sheet
@@ -36,7 +37,7 @@ def describe(
     log: StageLog,
 ) -> DatasetInfo:
     """Reads the held-out split back, measures the codec's PSNR on it and shows some of its clips."""
-    clips = ClipDataset.open(out, "heldout")
+    clips, more_sizes = ClipDataset.open(out, "heldout"), _show_more_sizes(config, out, log)
     codec, null_text = fitted.codec, fitted.null_text
     channels, length, height, width = clips.latents.shape[1:]
     return DatasetInfo(
@@ -54,7 +55,23 @@ def describe(
         bad_files=tuple(BadFileInfo(file=file, reason=reason) for file, reason in bad_files),
         codec_psnr_db=_judge_codec(clips, codec, log),
         heldout=heldout,
+        more_sizes=more_sizes,
     )
+
+
+def _show_more_sizes(config: DataConfig, out: Path, log: StageLog) -> tuple[Size, ...]:
+    """Those of `data.more_sizes` that training clips have; shows first frames of each, and counts its clips."""
+    if not config.more_sizes:
+        return ()
+    train = ClipDataset.open(out, "train")
+    found = {Size(*train.first_frame[int(rows[0])].shape[:2]): rows for rows in train.by_size}
+    for size, rows in found.items():
+        spread = rows[torch.linspace(0, len(rows) - 1, min(len(rows), NUM_SHEET_CLIPS)).long()]
+        log.image(f"training_clips_{size}", contact_sheet(train.first_frame[spread][None].numpy()))
+    log.summary({f"num_train_clips_{size}": len(rows) for size, rows in found.items()})
+    if unused := [str(size) for size in config.sizes if size not in found]:
+        log.note(f"no training video has a shape near to {', '.join(unused)}: the model is not trained on that size")
+    return tuple(size for size in config.more_sizes if size in found)
 
 
 def _judge_codec(heldout: ClipDataset, codec: VideoCodec, log: StageLog) -> float:

@@ -135,8 +135,8 @@ def probe_records(run_dir: Path, probing: str) -> ProbeRecords:
 
 def as_probed(values: Sequence[Any]) -> Probed:
     """A usable video from its JSON."""
-    num_frames, digest, stamp = values
-    return Probed(num_frames, digest, Stamp(*stamp))
+    num_frames, digest, stamp, aspect = values
+    return Probed(num_frames, digest, Stamp(*stamp), aspect)
 
 
 def _probed_in(folder: Path, probing: str) -> Origins:

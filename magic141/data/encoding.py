@@ -38,7 +38,8 @@ def encode_clips(
     """
     config = key_of.config
     chunks = place_chunks(make_chunks(clips, config))
-    writer = ShardWriter(run_dir, config.shard_size, stamp_of(chunks, fitted.digest))
+    groups = {chunk.place.group for chunk in chunks}
+    writer = ShardWriter(run_dir, config.shard_size, stamp_of(chunks, fitted.digest), groups)
     missing = [chunk for chunk in chunks if not writer.is_kept(chunk.place, len(chunk.clips))]
     num_kept = len(clips) - sum(len(chunk.clips) for chunk in missing)
     if num_kept:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -98,12 +98,12 @@ def _save(clips: Sequence[Clip], config: DataConfig, folder: Path, seed: int) ->
 
 
 def _sample_frames(clips: Sequence[Clip], config: DataConfig, seed: int) -> Frames:
-    """Pixels of randomly chosen training clips, uint8 [N, F, H, W, 3], to fit on."""
+    """Pixels of randomly chosen training clips, uint8 [N, F, H, W, 3], to fit on, in the main size."""
     train = [clip for clip in clips if clip.split == "train"]
     count = min(len(train), config.codec.num_fit_clips if config.codec.kind == "pca" else NUM_CALIBRATION_CLIPS)
-    count = min(count, max(2, MAX_FIT_BYTES // config.clip_bytes))
+    count = min(count, max(2, MAX_FIT_BYTES // config.clip_bytes(config.size)))
     chosen = np.sort(np.random.default_rng([seed, len(SPLITS)]).permutation(len(train))[:count])
-    chunks = make_chunks([train[index] for index in chosen], config)
+    chunks = make_chunks([replace(train[index], more_size=None) for index in chosen], config)
     with ThreadPoolExecutor(usable_cpus()) as pool:
         rendered = list(pool.map(lambda chunk: render_good(chunk, config), chunks))
     frames = np.concatenate([part.frames for part in rendered])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from magic141.data.sizes import Size
 from magic141.data.sources.splits import HeldOut
 from magic141.errors import UserError
 
@@ -39,6 +40,14 @@ class DatasetInfo(BaseModel):
     bad_files: tuple[BadFileInfo, ...]
     codec_psnr_db: float
     heldout: HeldOut | None = None  # by which rule clips are held out; None where they are drawn separately (shapes)
+    more_sizes: tuple[Size, ...] = ()  # of training clips, besides height x width
+
+    @property
+    def latent_size(self) -> str:
+        """Height and width of the latents, of all sizes."""
+        *_, height, width = self.latent_shape
+        more = (f"{size.height * height // self.height}x{size.width * width // self.width}" for size in self.more_sizes)
+        return " ".join([f"{height}x{width}", *more])
 
 
 def load_info(folder: Path) -> DatasetInfo:

@@ -68,7 +68,7 @@ class ClipKeys:
     def __call__(self, clip: Clip) -> str:
         """The key of a clip."""
         config, video = self.config, self.videos.get(clip.source)
-        frames = [config.fps, config.num_frames, config.height, config.width, config.num_gpus_per_worker > 0]
+        frames = [config.fps, config.num_frames, *clip.size(config), config.num_gpus_per_worker > 0]
         source = video.digest if video else clip.source
         return _key([self.code, self.models, frames, source, clip.start_frame, clip.anchor_frame, clip.truth])
 

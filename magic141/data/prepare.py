@@ -125,8 +125,8 @@ def _probe(
                 advance(1)
             missing = [video for video in missing if video.file not in records.found]
             for video, result in zip(missing, probe_results(folder, missing, config), strict=True):
-                found = [int(result["num_frames"]), result["digest"], stamps[video.file]]
-                records.add(video.file, result["reason"] or found)
+                found = Probed(int(result["num_frames"]), result["digest"], stamps[video.file], float(result["aspect"]))
+                records.add(video.file, result["reason"] or list(found))
                 advance(1)
     results = ((video.file, records.found[video.file]) for video in videos)
     return [BadFile(file, found) if isinstance(found, str) else as_probed(found) for file, found in results]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
-from itertools import accumulate
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, groupby
 
 import torch
 from torch import Tensor
@@ -18,7 +19,8 @@ class Rows:
     The tensors should be mapped files, as safetensors opens them: only what is used is read, and all processes of a
     machine share it. Rows are indexed like those of a tensor, by a number, a slice or a list of numbers, followed by
     numbers or slices for the other dimensions: `rows[[7, 3], :, :5]`; `rows[:]` is all of them. Halves are given as
-    float32, which whatever computes with them expects; parts may differ in precision.
+    float32, which whatever computes with them expects; parts may differ in precision. They may differ in shape, too:
+    then only rows of one shape can be had together.
     """
 
     def __init__(self, parts: Sequence[Tensor]) -> None:
@@ -31,8 +33,21 @@ class Rows:
 
     @property
     def shape(self) -> torch.Size:
-        """[N, ...]."""
+        """[N, ...]; of parts that differ, the first one's."""
         return torch.Size([len(self), *self._parts[0].shape[1:]])
+
+    def by_shape(self) -> list[Tensor]:
+        """The numbers of the rows of each shape, int64 [n], in the order in which shapes come."""
+        numbers: dict[torch.Size, list[Tensor]] = defaultdict(list)
+        for start, part in zip(self._starts, self._parts, strict=False):
+            numbers[part.shape[1:]].append(torch.arange(start, start + len(part)))
+        return [torch.cat(ranges) for ranges in numbers.values()]
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """All rows in order, at most `size` at once and all of a batch of one shape."""
+        for _, run in groupby(self._numbers, key=lambda row: self._parts[self._part_of(row)].shape[1:]):
+            rows = list(run)
+            yield from (self[rows[start : start + size]] for start in range(0, len(rows), size))
 
     def __getitem__(self, index: Index | tuple[Index, *tuple[int | slice, ...]]) -> Tensor:
         """A copy of the rows, in the given order.
@@ -53,9 +68,12 @@ class Rows:
 
     def _row(self, number: int, rest: Sequence[int | slice]) -> Tensor:
         row = self._numbers[number]
-        part = bisect_right(self._starts, row) - 1
+        part = self._part_of(row)
         clip = self._parts[part][row - self._starts[part]]
         return _whole(clip[tuple(rest)] if rest else clip)
+
+    def _part_of(self, row: int) -> int:
+        return bisect_right(self._starts, row) - 1
 
 
 def _whole(values: Tensor) -> Tensor:

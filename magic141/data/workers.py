@@ -32,7 +32,7 @@ MAX_ENCODE_VALUES = 2**24  # pixels times channels in one forward pass of the co
 
 @dataclass(frozen=True)
 class Probe:
-    """Row {file, caption} -> {num_frames, digest, reason}; reason is empty for a usable video."""
+    """Row {file, caption} -> {num_frames, aspect, digest, reason}; reason is empty for a usable video."""
 
     folder: Path
     config: DataConfig
@@ -43,9 +43,9 @@ class Probe:
         require_folder(self.folder)
         result = probe_video(self.folder, VideoFile(row["file"], row["caption"]), self.config)
         if isinstance(result, BadFile):
-            return {"num_frames": 0, "digest": "", "reason": result.reason}
+            return {"num_frames": 0, "aspect": 0.0, "digest": "", "reason": result.reason}
         digest = digest_file(self.folder / row["file"])  # little beside decoding, which just read it
-        return {"num_frames": result, "digest": digest, "reason": ""}
+        return {"num_frames": result.num_frames, "aspect": result.aspect, "digest": digest, "reason": ""}
 
 
 class Rendered(NamedTuple):
@@ -56,9 +56,9 @@ class Rendered(NamedTuple):
     reasons: list[str]  # one a clip of the chunk; empty for a good one
 
     @classmethod
-    def nothing(cls, config: DataConfig, reasons: list[str]) -> Rendered:
-        """No pixels."""
-        frames = np.zeros((0, config.num_frames, config.height, config.width, 3), np.uint8)
+    def nothing(cls, config: DataConfig, clip: Clip, reasons: list[str]) -> Rendered:
+        """No pixels of clips like `clip`."""
+        frames = np.zeros((0, config.num_frames, *clip.size(config), 3), np.uint8)
         return cls(frames, frames[:, 0], reasons)
 
 
@@ -84,7 +84,7 @@ def _render_one(clip: Clip, config: DataConfig) -> Rendered:
     try:
         return _render([clip], config)
     except BadVideo as error:
-        return Rendered.nothing(config, [error.reason])
+        return Rendered.nothing(config, clip, [error.reason])
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Render:
         if self.config.folder is not None:
             require_folder(self.config.folder)
         clips = parse_clips(row["clips"])
-        text_only = Rendered.nothing(self.config, [""] * len(clips))
+        text_only = Rendered.nothing(self.config, clips[0], [""] * len(clips))
         rendered = text_only if row["text_only"] else render_good(clips, self.config)
         return {**row, **rendered._asdict(), "reasons": json.dumps(rendered.reasons)}
 

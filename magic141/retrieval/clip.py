@@ -98,7 +98,8 @@ class TrainingImages:
     def __getitem__(self, rows: Tensor) -> Tensor:
         if self._cached is not None:
             return self._cached[rows]
-        return self._preprocessing(torch.as_tensor(self._images[rows]))
+        images = (torch.as_tensor(self._images[[row]]) for row in rows.tolist())  # they may differ in size
+        return torch.cat([self._preprocessing(image) for image in images])
 
 
 def build_clip(config: ClipConfig, data: Path, out: Path, log: StageLog, seed: int) -> None:
@@ -235,6 +236,8 @@ def _tiny_preprocessing(size: int) -> Preprocessing:
 
 
 def _batches(images: Images) -> Iterator[Tensor]:
+    if isinstance(images, Rows):
+        return images.batches(EMBED_BATCH)
     return (torch.as_tensor(images[start : start + EMBED_BATCH]) for start in range(0, len(images), EMBED_BATCH))
 
 

@@ -16,7 +16,8 @@ from starlette.exceptions import HTTPException
 from starlette.types import Message
 
 from magic141.config.errors import nearest
-from magic141.data.videos.video import fit_image
+from magic141.data.sizes import Size
+from magic141.data.videos.video import fit_nearest
 from magic141.errors import shortened
 from magic141.frozen import FrozenConfig
 from magic141.serving.config import MIN_SECONDS, ServingConfig
@@ -54,6 +55,12 @@ class ModelCard(FrozenConfig):
     fps: float
     window_seconds: float
     num_steps: int
+    more_sizes: tuple[Size, ...] = ()
+
+    @property
+    def sizes(self) -> tuple[Size, ...]:
+        """All sizes of its videos."""
+        return (Size(self.height, self.width), *self.more_sizes)
 
 
 class BusyError(Exception):
@@ -136,7 +143,7 @@ class Endpoints:
     def _checked(self, fields: Mapping[str, object]) -> VideoRequest:
         """The checked request, with its picture scaled to the model's size."""
         request = check_request(fields, self._config)
-        return replace(request, image=fit_image(request.image, self._card.height, self._card.width))
+        return replace(request, image=fit_nearest(request.image, self._card.sizes))
 
     def _bounded(self, request: Request) -> Request:
         """The request, wrapped so that no more than the largest allowed picture is read."""

@@ -113,7 +113,7 @@ def describe(model: str, folder: Path) -> ModelCard:
     from magic141.export import load_bundle_info
 
     info = load_bundle_info(folder)
-    fields = info.model_dump(include={"height", "width", "fps", "num_steps"})
+    fields = info.model_dump(include={"height", "width", "fps", "num_steps", "more_sizes"})
     return ModelCard(model=model, window_seconds=info.window_frames / info.fps, **fields)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from magic141.config.errors import explain
-from magic141.data.videos.video import fit_image
+from magic141.data.videos.video import fit_nearest
 from magic141.errors import UserError
 from magic141.serving.config import Limits
 from magic141.serving.requests import FIELDS, RequestError, VideoRequest, check_request
@@ -49,8 +49,7 @@ class PyfuncModel:
             request = check_request({**row, "image": _decoded(row.get("image"))}, self.limits)
         except RequestError as error:
             raise UserError(f"row {number}: {error}") from None
-        info = self.student.bundle.info
-        return replace(request, image=fit_image(request.image, info.height, info.width))
+        return replace(request, image=fit_nearest(request.image, self.student.bundle.info.sizes))
 
 
 def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> PyfuncModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,24 +17,26 @@ from magic141.training.context import TrainContext
 class BatchSampler:
     """Shuffled passes over the clips, without replacement within a pass, divided into shares.
 
-    The union of all shares at a step does not depend on how many shares there are.
+    The union of all shares at a step does not depend on how many shares there are. It is of clips of one size, so that
+    no share takes longer than the others; sizes come in turns, each as often as its clips are many.
 
     Attributes:
-        num_clips: clips in the data set.
+        groups: rows of the clips of each size in the data set.
         batch_size_per_worker: clips that one worker takes per step.
         share: this worker's share, from 0.
         num_shares: number of shares.
         seed: seed of the shuffles.
     """
 
-    num_clips: int
+    groups: Sequence[Tensor]
     batch_size_per_worker: int
     share: int = 0
     num_shares: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
-        assert self.batch_size <= self.num_clips, (self.batch_size, self.num_clips)  # `train` has checked it
+        num_clips = sum(map(len, self.groups))
+        assert self.batch_size <= num_clips, (self.batch_size, num_clips)  # `train` has checked it
 
     @property
     def batch_size(self) -> int:
@@ -45,17 +48,38 @@ class BatchSampler:
 
         A batch at a boundary between passes takes the end of one pass and the start of the next.
         """
-        start = step * self.batch_size + self.share * self.batch_size_per_worker
+        rows, batch = self._batch_at(step)
+        start = batch * self.batch_size + self.share * self.batch_size_per_worker
         positions = range(start, start + self.batch_size_per_worker)
-        passes = [divmod(position, self.num_clips) for position in positions]
-        return torch.stack([_order(self.num_clips, self.seed, epoch)[place] for epoch, place in passes])
+        passes = [divmod(position, len(rows)) for position in positions]
+        return rows[torch.stack([_order(len(rows), self.seed, epoch)[place] for epoch, place in passes])]
+
+    def _batch_at(self, step: int) -> tuple[Tensor, int]:
+        """The rows of the step's size, and how many batches were taken of them before.
+
+        In a pass over the data set every size has as many batches as are full by its end, in a random order.
+        """
+        num_clips = sum(map(len, self.groups))
+        epoch = step * self.batch_size // num_clips  # or a later one: incomplete batches are left to the next pass
+        while sum(self._num_batches(epoch + 1)) <= step:
+            epoch += 1
+        before, after = self._num_batches(epoch), self._num_batches(epoch + 1)
+        turns = torch.repeat_interleave(torch.tensor(after) - torch.tensor(before))
+        turns = turns[_order(len(turns), self.seed, epoch)]
+        place = step - sum(before)
+        group = int(turns[place])
+        return self.groups[group], before[group] + int((turns[:place] == group).sum())
+
+    def _num_batches(self, epoch: int) -> list[int]:
+        """Batches of each size that are full before a pass."""
+        return [epoch * len(rows) // self.batch_size for rows in self.groups]
 
 
-@lru_cache(maxsize=4)
-def _order(num_clips: int, seed: int, epoch: int) -> Tensor:
-    """The order of the clips in one pass, int64 [num_clips]."""
+@lru_cache(maxsize=8)
+def _order(num: int, seed: int, epoch: int) -> Tensor:
+    """The order of the clips, or of the batches, in one pass, int64 [num]."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    return torch.randperm(num_clips, generator=generator)
+    return torch.randperm(num, generator=generator)
 
 
 def own_share(dataset: ClipDataset, num_clips: int, context: TrainContext) -> Tensor:

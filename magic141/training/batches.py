@@ -151,7 +151,8 @@ class BatchMaker:
         """
         data, anchored = self.dataset, drawn.anchored
         x0, first = self._windows(indices, drawn.starts), data.known_first(indices)
-        x0[anchored, :, :1] = first[anchored] = data.anchor[indices[anchored]]
+        if anchored.any():  # no rows would have the size of the first clip of all
+            x0[anchored, :, :1] = first[anchored] = data.anchor[indices[anchored]]
         return x0, torch.cat([first, x0[:, :, 1:]], dim=2)
 
     def _image_tokens(self, indices: Tensor, drawn: _BatchDraw) -> Tensor:

@@ -35,9 +35,7 @@ def train(
     # linked, not copied: of 13B each network is 52 GB; `run_dir` keeps its names until the artifact is published
     shutil.copytree(result.export, out, copy_function=link_or_copy, dirs_exist_ok=True)
     shutil.copy2(result.metrics_file, out / METRICS_FILE)
-    _, _, *latent_size = info.latent_shape
-    sizes = {"latent_size": "x".join(map(str, latent_size))}
-    record = {**_usage(config, result, out), **sizes, **_verdict(out)}
+    record = {**_usage(config, result, out), "latent_size": info.latent_size, **_verdict(out)}
     (out / RECORD_FILE).write_text(json.dumps(record, indent=1))
     log.summary(record)
 

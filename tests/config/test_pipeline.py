@@ -119,6 +119,10 @@ MISTAKES = {
     "publish.model_name=a/b": "publish.model_name = 'a/b': expected to match",
     "evaluate.vbench_dimensions=[beauty]": "expected 'temporal_flickering'",
     "data.source=folder": "data.path is not set",
+    "data={source: folder, path: x, more_sizes: [[48, 24]]}": "data.more_sizes: 48x24: not divisible by codec factor x "
+    "model.patch_size; use multiples of 16",
+    "data={source: folder, path: x, more_sizes: [48]}": "data.more_sizes.0 = 48: expected a list in brackets",
+    "data.more_sizes=[[48, 24]]": "data.more_sizes: the shapes world has clips of one size",
     "data.fps=.inf": "data.fps = inf: expected a finite number",
     "pretrain_i2v.optimizer.max_grad_norm=.inf": "pretrain_i2v.optimizer.max_grad_norm = inf: expected a finite number",
     "distill_cfg.optimizer.betas=[0.9, .nan]": "distill_cfg.optimizer.betas.1 = nan: expected a finite number",

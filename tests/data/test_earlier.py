@@ -308,7 +308,9 @@ def test_bad_videos_of_an_interrupted_preparation_and_those_that_cannot_be_read_
     for file in files:
         path = tmp_path / file
         path.write_text(file)
-        records.add(file, [config.num_frames, digest_file(path), stamp_file(path)] if file != "bad.mp4" else "damaged")
+        records.add(
+            file, [config.num_frames, digest_file(path), stamp_file(path), 1.0] if file != "bad.mp4" else "damaged"
+        )
     records.settle()
 
     def digest(path: Path) -> str:

@@ -11,13 +11,13 @@ from safetensors import SafetensorError
 
 from magic141.data.earlier import Earlier, KnownClips, stacked
 from magic141.data.shards import ShardWriter
-from magic141.data.sources.chunks import Chunk, Place
+from magic141.data.sources.chunks import Chunk, Group, Place
 from magic141.data.sources.clips import Clip
 from tests.data.test_shards import row_of, tensors_of, write_corpus
 
 
 def chunk_of(clips: list[Clip]) -> Chunk:
-    return Chunk(Place(0, clips[0].split, 0), clips)
+    return Chunk(Place(0, Group(clips[0].split), 0), clips)
 
 
 def test_a_chunk_is_known_if_all_of_its_clips_are_with_what_its_split_needs(tmp_path: Path) -> None:
@@ -37,7 +37,9 @@ def test_a_chunk_is_known_if_all_of_its_clips_are_with_what_its_split_needs(tmp_
 def test_a_clip_is_known_by_its_own_row_of_a_shard_behind_one_that_was_left_out(tmp_path: Path) -> None:
     left_out = {"source": "s", "start_frame": 0, "reason": "damaged"}
     writer = ShardWriter(tmp_path, shard_size=2, stamp="")
-    writer.add(Place(0, "train", 0), [left_out, row_of("a", 1), row_of("b", 2)], tensors_of(1, 2, with_frames=False))
+    writer.add(
+        Place(0, Group("train"), 0), [left_out, row_of("a", 1), row_of("b", 2)], tensors_of(1, 2, with_frames=False)
+    )
     clips, keys = [Clip("train", "s", number, "") for number in (1, 2)], ["key of a", "key of b"]
     found = KnownClips(Earlier((tmp_path,)), list(zip(clips, keys, strict=True))).look_up(chunk_of(clips), keys)
     assert found is not None
@@ -51,7 +53,7 @@ def test_a_held_out_clip_is_looked_for_behind_one_without_pixels_and_serves_as_a
     for split, folder in folders.items():
         folder.mkdir()
         writer = ShardWriter(folder, shard_size=1, stamp="")
-        writer.add(Place(0, split, 0), [row_of("a")], tensors_of(0, 1, with_frames=split == "heldout"))
+        writer.add(Place(0, Group(split), 0), [row_of("a")], tensors_of(0, 1, with_frames=split == "heldout"))
     for split, places in (("heldout", tuple(folders.values())), ("train", (folders["heldout"],))):
         clip, key = Clip(split, "s", 0, ""), "key of a"
         found = KnownClips(Earlier(places), [(clip, key)]).look_up(chunk_of([clip]), [key])

@@ -23,7 +23,7 @@ from magic141.data.origins import (
 from magic141.data.sources.clips import Clip, Probed
 from magic141.data.sources.listing import Stamp, stamp_file
 
-VIDEO = Probed(40, "digest", Stamp(3, 7))
+VIDEO = Probed(40, "digest", Stamp(3, 7), 1.5)
 CLIP = Clip("train", "a.mp4", 4, "a cat", anchor_frame=-4)
 KEY_OF = ClipKeys(DataConfig(), "code", "models", {"a.mp4": VIDEO})
 

@@ -21,7 +21,7 @@ from magic141.data.encoding import clip_id
 from magic141.data.info import load_info
 from magic141.data.prepare import prepare_dataset
 from magic141.data.shapes import ShapeClip, render_clip
-from magic141.data.sources.chunks import Chunk, Place
+from magic141.data.sources.chunks import Chunk, Group, Place
 from magic141.data.sources.clips import Clip, Probed, render_chunk, sample_shapes
 from magic141.data.sources.listing import list_videos
 from magic141.data.videos.decoding import StorageError
@@ -227,7 +227,7 @@ def test_workers_say_what_they_cannot_decode_and_refuse_to_work_without_the_fold
     make_videos(tmp_path / "videos", num_good=1)
     config = DataConfig(source="folder", path=tmp_path / "videos", num_frames=5)
     stamp = ray_launch._workers_code()
-    row = Chunk(Place(0, "train", 0), [Clip("train", "broken.mp4", 0, "x")]).row
+    row = Chunk(Place(0, Group("train"), 0), [Clip("train", "broken.mp4", 0, "x")]).row
     (reason,) = json.loads(Render(config, stamp)(row)["reasons"])
     assert reason.startswith("cannot be decoded")
     (tmp_path / "videos").rename(tmp_path / "elsewhere")
@@ -300,7 +300,7 @@ def test_the_codec_is_fitted_on_training_clips_alone() -> None:
 
 def test_the_codec_is_fitted_on_fewer_clips_where_they_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
     config = DataConfig.model_validate({"shapes": {"num_train": 9, "num_validation": 4, "num_heldout": 4}})
-    monkeypatch.setattr(fitted, "MAX_FIT_BYTES", 5 * config.clip_bytes)
+    monkeypatch.setattr(fitted, "MAX_FIT_BYTES", 5 * config.clip_bytes(config.size))
     found = fitted._sample_frames(sample_shapes(config, seed=0), config, seed=0)
     assert found.shape[0] == 5
-    assert found[0].nbytes == config.clip_bytes
+    assert found[0].nbytes == config.clip_bytes(config.size)

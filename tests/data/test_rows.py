@@ -57,3 +57,24 @@ def test_halves_are_given_as_float32_whatever_the_precision_of_their_part() -> N
     assert rows[[]].dtype == torch.float32
     assert rows.shape == (6, 3)
     assert Rows([torch.zeros(2, 3, dtype=torch.uint8)])[:].dtype == torch.uint8
+
+
+def test_rows_of_several_shapes_are_had_shape_by_shape() -> None:
+    wide, tall = torch.arange(6 * 4).reshape(6, 1, 4), torch.arange(100, 100 + 5 * 6).reshape(5, 3, 2)
+    rows = Rows([wide[:2], tall[:3], wide[2:], tall[3:]])
+    of_wide, of_tall = rows.by_shape()
+    assert (of_wide.tolist(), of_tall.tolist()) == ([0, 1, 5, 6, 7, 8], [2, 3, 4, 9, 10])
+    assert torch.equal(rows[of_wide], wide)
+    assert torch.equal(rows[of_tall], tall)
+    with pytest.raises(RuntimeError, match="equal size"):
+        rows[[0, 2]]
+    batches = list(rows.batches(2))
+    assert [len(batch) for batch in batches] == [2, 2, 1, 2, 2, 2]
+    assert torch.equal(torch.cat([batch for batch in batches if batch.shape[1:] == (3, 2)]), tall)
+
+
+def test_batches_of_one_shape_take_no_notice_of_parts() -> None:
+    assert [len(batch) for batch in ROWS.batches(5)] == [5, 5, 1]
+    assert torch.equal(torch.cat(list(ROWS.batches(5))), WHOLE)
+    (everything,) = ROWS.by_shape()
+    assert everything.tolist() == list(range(11))

@@ -14,7 +14,8 @@ from magic141.data import shards
 from magic141.data.dataset import ClipDataset, load_null_text
 from magic141.data.info import load_info
 from magic141.data.shards import ShardWriter
-from magic141.data.sources.chunks import Place
+from magic141.data.sizes import Size
+from magic141.data.sources.chunks import Group, Place
 from magic141.errors import UserError
 
 
@@ -50,7 +51,7 @@ def write_corpus(folder: Path) -> None:
     for split in ("train", "heldout"):
         for number, (start, count) in enumerate(((0, 3), (3, 7), (10, 1))):
             rows = [row_of(f"{split}{n}", n, f"c{n}") for n in range(start, start + count)]
-            writer.add(Place(number, split, start), rows, tensors_of(start, count, split == "heldout"))
+            writer.add(Place(number, Group(split), start), rows, tensors_of(start, count, split == "heldout"))
     writer.close()
     assert writer.num_clips == {"train": 11, "heldout": 11}
 
@@ -71,7 +72,7 @@ def test_shards_of_large_clips_have_fewer(tmp_path: Path, monkeypatch: pytest.Mo
     written = []
     for number in range(5):
         row = row_of(str(number), number)
-        writer.add(Place(number, "heldout", number), [row], tensors_of(number, 1, with_frames=True))
+        writer.add(Place(number, Group("heldout"), number), [row], tensors_of(number, 1, with_frames=True))
         written.append(len(list((tmp_path / "shards").iterdir())))
     assert written == [0, 1, 1, 2, 2], "as soon as they are full: a kill loses no more"
     writer.close()
@@ -86,8 +87,8 @@ def test_a_later_attempt_goes_on_behind_a_clip_that_was_left_out(tmp_path: Path)
     tensors = {name: tensor[[0, 2, 3]] for name, tensor in tensors_of(0, 4, with_frames=False).items()}
     for _ in range(2):  # the first is killed with its last clip in memory, behind a shard of two
         writer = ShardWriter(tmp_path, shard_size=2, stamp="")
-        writer.add(Place(0, "train", 0), rows, tensors)
-    writer.add(Place(1, "heldout", 0), [rows[1]], {})
+        writer.add(Place(0, Group("train"), 0), rows, tensors)
+    writer.add(Place(1, Group("heldout"), 0), [rows[1]], {})
     writer.close()
     sizes = [len(load_file(path)["latents"]) for path in sorted((tmp_path / "shards").iterdir())]
     assert sizes == [2, 1]
@@ -102,6 +103,32 @@ def test_shards_behind_a_lost_one_are_dropped(tmp_path: Path, lost: str) -> None
     (tmp_path / lost).unlink()
     assert ShardWriter(tmp_path, shard_size=4, stamp="").num_clips == {"heldout": 11}
     assert not list((tmp_path / "shards").glob("train-*"))
+
+
+def test_clips_of_another_size_have_shards_of_their_own(tmp_path: Path) -> None:
+    wide, tall = Group("train"), Group("train", Size(16, 8))
+    starts = dict.fromkeys((wide, tall), 0)
+    for _ in range(2):  # killed with what is left in memory, then from the start
+        writer = ShardWriter(tmp_path, shard_size=2, stamp="", groups=(wide, tall, Group("heldout")))
+        for number, group in enumerate((tall, wide, wide, tall, wide)):
+            place = Place(number, group, starts[group])
+            tensors = tensors_of(10 * number, 1, with_frames=False)
+            latents = tensors["latents"] if group == wide else tensors["latents"].repeat(1, 1, 1, 2, 1)
+            if not writer.is_kept(place, 1):
+                writer.add(place, [row_of(str(number), number)], {**tensors, "latents": latents})
+            starts[group] += 1
+        starts = dict.fromkeys(starts, 0)
+    writer.close()
+    assert sorted(path.name for path in (tmp_path / "shards").iterdir()) == [
+        "train-00000.safetensors",
+        "train-00001.safetensors",
+        "train_16x8-00000.safetensors",
+    ]
+    assert writer.num_clips == {"train": 5}
+    train = ClipDataset.open(tmp_path, "train")
+    assert train.ids == ["1", "2", "0", "3", "4"]
+    assert [train.latents[row, 0, 0, 0, 0].item() for row in range(5)] == [10, 20, 0, 30, 40]
+    assert [rows.tolist() for rows in train.by_size] == [[0, 1, 4], [2, 3]]
 
 
 def test_dataset_opens_one_split_in_order(tmp_path: Path) -> None:
@@ -124,7 +151,7 @@ def test_signs_that_end_lines_elsewhere_may_be_in_names_and_captions(tmp_path: P
     rows = [
         {"id": text, "caption": text, "source": text, "start_frame": 0, "truth": None, "key": "k"} for text in texts
     ]
-    writer.add(Place(0, "train", 0), rows, tensors_of(0, 4, with_frames=False))
+    writer.add(Place(0, Group("train"), 0), rows, tensors_of(0, 4, with_frames=False))
     writer.close()
     train = ClipDataset.open(tmp_path, "train")
     assert train.captions == train.sources == texts
@@ -136,7 +163,7 @@ def test_opening_a_split_reads_no_clip(tmp_path: Path) -> None:
         {"id": str(n), "caption": "", "source": "s", "start_frame": 0, "truth": None, "key": "k"} for n in range(64)
     ]
     frames = torch.ones(64, 1024, 1024, dtype=torch.uint8)
-    writer.add(Place(0, "train", 0), rows, {**tensors_of(0, 64, with_frames=False), "frames": frames})
+    writer.add(Place(0, Group("train"), 0), rows, {**tensors_of(0, 64, with_frames=False), "frames": frames})
     writer.close()
     del writer, frames
     before = resident_mb()
@@ -166,7 +193,7 @@ def test_rows_in_turns_show_many_videos_first(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path, shard_size=8, stamp="")
     for number, source in enumerate("aaabbc"):
         row = row_of(str(number), number, source=source)
-        writer.add(Place(number, "heldout", number), [row], tensors_of(number, 1, with_frames=True))
+        writer.add(Place(number, Group("heldout"), number), [row], tensors_of(number, 1, with_frames=True))
     writer.close()
     heldout = ClipDataset.open(tmp_path, "heldout")
     assert heldout.in_turns(range(6)) == [1, 4, 5, 0, 3, 2]
@@ -178,7 +205,7 @@ def test_the_first_of_the_rows_in_turns_are_of_all_parts_of_a_video(tmp_path: Pa
     writer = ShardWriter(tmp_path, shard_size=200, stamp="")
     for number in range(200):
         row = row_of(str(number), number, source="long")
-        writer.add(Place(number, "heldout", number), [row], tensors_of(number, 1, with_frames=True))
+        writer.add(Place(number, Group("heldout"), number), [row], tensors_of(number, 1, with_frames=True))
     writer.close()
     rows = ClipDataset.open(tmp_path, "heldout").in_turns(range(200))
     assert sorted(rows) == list(range(200))
@@ -198,6 +225,6 @@ def test_clips_that_are_videos_of_their_own_keep_their_order(tmp_path: Path) -> 
             "truth": {"colour": "red"},
             "key": "k",
         }
-        writer.add(Place(number, "heldout", number), [row], tensors_of(number, 1, with_frames=True))
+        writer.add(Place(number, Group("heldout"), number), [row], tensors_of(number, 1, with_frames=True))
     writer.close()
     assert ClipDataset.open(tmp_path, "heldout").in_turns([0, 3, 1]) == [0, 3, 1]

@@ -14,7 +14,7 @@ from safetensors.torch import load
 
 from magic141.artifacts.fingerprint import CodeStamp
 from magic141.data.config import DataConfig, EncoderConfig
-from magic141.data.sources.chunks import Chunk, Place
+from magic141.data.sources.chunks import Chunk, Group, Place
 from magic141.data.sources.clips import Clip, render_anchors, render_chunk, sample_shapes
 from magic141.data.sources.splits import SPLITS
 from magic141.data.workers import Encode, Render
@@ -41,7 +41,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def chunk_of(clips: list[Clip], text_only: bool = False) -> dict[str, Any]:
-    return Chunk(Place(0, clips[0].split, 0), clips, text_only).row
+    return Chunk(Place(0, Group(clips[0].split), 0), clips, text_only).row
 
 
 def encoded(encode: Encode) -> dict[str, torch.Tensor]:

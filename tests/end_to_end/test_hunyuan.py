@@ -17,6 +17,7 @@ from magic141.data.config import HUNYUAN_SIZES, ShapesConfig
 from magic141.data.info import load_info
 from magic141.data.shapes import ShapeClip, render_clip, sample_clip
 from magic141.data.videos.video import write_video
+from magic141.export import load_bundle_info
 from magic141.models.transformer import build_transformer, load_transformer
 from tasks.pipeline import STAGES
 from tests.end_to_end.commands import ROOT, Finished, artifact, finish
@@ -46,10 +47,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_videos(folder: Path, numbers: Iterable[int] = range(NUM_VIDEOS)) -> list[ShapeClip]:
-    """Captioned videos of the shapes world, 20 frames each."""
+    """Captioned videos of the shapes world, 20 frames each, lying and upright ones by turns."""
     clips = [sample_clip(rng, ShapesConfig()) for rng in map(np.random.default_rng, numbers)]
     for number, clip in zip(numbers, clips, strict=True):
-        write_video(folder / f"{number}.mp4", render_clip(clip, 20, 32, 48), fps=24)
+        height, width = (48, 32) if number % 2 else (32, 48)
+        write_video(folder / f"{number}.mp4", render_clip(clip, 20, height, width), fps=24)
         (folder / f"{number}.txt").write_text(clip.caption)
     return clips
 
@@ -62,6 +64,14 @@ def completed(place: Path) -> Finished:
 def test_every_stage_is_made(completed: Finished) -> None:
     assert completed.code == 0, completed.output
     assert completed.stages("✓") == [stage.name for stage in STAGES]
+
+
+def test_upright_videos_train_in_their_own_shape(place: Path, completed: Finished) -> None:
+    assert load_info(artifact(place / "runs", "prepare_data")).more_sizes == ((48, 32),)
+    shards = {path.name.partition("-")[0] for path in artifact(place / "runs", "prepare_data").glob("shards/*")}
+    assert shards == {"train", "train_48x32", "validation", "heldout"}
+    student = artifact(place / "runs", "publish")
+    assert load_bundle_info(next(student.rglob("magic141.json")).parent).sizes == ((32, 48), (48, 32))
 
 
 def test_the_base_is_the_teacher_of_text_to_video_with_its_guidance_folded_in(place: Path, completed: Finished) -> None:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from magic141.artifacts.digests import digest_folder
+from magic141.data.rows import Rows
 from magic141.errors import UserError
 from magic141.retrieval import clip
 from magic141.retrieval.clip import Captions, ClipEmbedder, build_clip, contrastive_loss
@@ -89,6 +90,30 @@ def test_images_of_a_large_corpus_are_made_as_they_are_asked_for(monkeypatch: py
     assert (len(at_once), len(later)) == (10, 10)
     assert later._cached is None
     torch.testing.assert_close(later[pick], at_once[pick])
+
+
+def test_images_of_several_sizes_are_embedded_each_as_if_alone(artifacts: dict[str, Path]) -> None:
+    embedder = clip.ClipEmbedder.load(artifacts["clip"])
+    generator = torch.Generator().manual_seed(0)
+    lying, upright = (
+        torch.randint(0, 256, (3, *size, 3), dtype=torch.uint8, generator=generator) for size in ((32, 48), (48, 32))
+    )
+    images = Rows([lying[:2], upright, lying[2:]])
+    alone = [embedder.embed_images(one[None]) for one in (*lying[:2], *upright, lying[2])]
+    np.testing.assert_allclose(embedder.embed_images(images), np.concatenate(alone), atol=1e-5)
+
+
+def test_training_images_may_differ_in_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    lying, upright = (
+        torch.full((2, 32, 48, 3), 10, dtype=torch.uint8),
+        torch.full((2, 48, 32, 3), 200, dtype=torch.uint8),
+    )
+    images, preprocessing = Rows([lying, upright]), Preprocessing(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    at_once = clip.TrainingImages(images, preprocessing)
+    monkeypatch.setattr(clip, "MAX_CACHED_IMAGES", 3)
+    later, pick = clip.TrainingImages(images, preprocessing), torch.tensor([3, 0])
+    torch.testing.assert_close(later[pick], at_once[pick])
+    assert (later[pick].mean((1, 2, 3)) * 127.5 + 127.5).round().tolist() == [200, 10]
 
 
 def test_the_temperature_learns_no_further_than_its_bound(

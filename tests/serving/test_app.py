@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
+from magic141.data.sizes import Size
 from magic141.serving.app import BusyError, ModelCard, build_app
 from magic141.serving.config import ServingConfig
 from magic141.serving.requests import Video, VideoRequest
@@ -221,6 +222,25 @@ def test_health_and_page(client: TestClient) -> None:
     assert CARD.model in page.text
     assert "http" not in page.text  # everything it needs is in it
     assert "default-src 'none'" in page.headers["content-security-policy"]
+
+
+def test_a_model_of_several_sizes_shows_them_and_takes_the_nearest() -> None:
+    shapes = []
+
+    async def animate(request: VideoRequest) -> Video:
+        shapes.append(request.image.shape)
+        return Video(b"", (), 0.1)
+
+    async def count_ready() -> int:
+        return 1
+
+    card = CARD.model_copy(update={"more_sizes": (Size(48, 32),)})
+    client = TestClient(build_app(animate, count_ready, card, CONFIG))
+    for size in ((30, 30), (30, 60)):
+        assert client.post("/generate", files={"image": picture(*size)}, data=PROMPT).status_code == 200
+    assert shapes == [(32, 32, 3), (48, 32, 3)]
+    assert "32 \u00d7 32 or 32 \u00d7 48 at 8 frames" in " ".join(client.get("/").text.split())
+    assert client.get("/health").json()["more_sizes"] == [[48, 32]]
 
 
 def test_a_monitor_may_ask_for_the_head_alone(client: TestClient) -> None:

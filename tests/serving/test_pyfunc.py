@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -23,8 +24,10 @@ from starlette.testclient import TestClient
 from flows.generation import find_model, pinned
 from magic141.artifacts.digests import digest_folder
 from magic141.artifacts.references import ArtifactRef
+from magic141.data.sizes import Size
 from magic141.errors import UserError
 from magic141.serving.pyfunc import _load_pyfunc
+from magic141.serving.student import Student
 from magic141.tracking import Tracker
 from tasks.publish import STAGE
 from tests.ports import free_port
@@ -57,6 +60,18 @@ def test_rows_that_wait_hold_pictures_of_the_models_size(published: Path) -> Non
     model = _load_pyfunc(str(published))
     request = model._checked(0, {"image": picture(400, 300), "prompt": PROMPT})
     assert request.image.shape == (model.student.bundle.info.height, model.student.bundle.info.width, 3)
+
+
+def test_a_picture_keeps_its_shape_if_the_model_knows_it(published: Path) -> None:
+    model = _load_pyfunc(str(published))
+    info = model.student.bundle.info.model_copy(update={"more_sizes": (Size(48, 32), Size(32, 64))})
+    bundle = replace(model.student.bundle, info=info)
+    upright, lying = (
+        replace(model, student=Student(bundle))._checked(0, {"image": picture(*size), "prompt": PROMPT})
+        for size in ((300, 400), (400, 180))
+    )
+    assert (upright.image.shape, lying.image.shape) == ((48, 32, 3), (32, 64, 3))
+    assert bundle.generate(upright.image, PROMPT).shape == (9, 48, 32, 3)
 
 
 def test_rows_of_every_kind_become_videos(model: mlflow.pyfunc.PyFuncModel, image: bytes) -> None:

@@ -77,7 +77,7 @@ class LinearRegression:
         self.engine = make_engine(Network(), config.optimizer, config.num_steps, config.precision, context)
         self.ema = Ema(self.engine.module, config.ema_decay)
         self.sampler = BatchSampler(
-            NUM_POINTS, config.clips_per_worker, context.share, context.num_shares, context.seed
+            [torch.arange(NUM_POINTS)], config.clips_per_worker, context.share, context.num_shares, context.seed
         )
 
     @property

@@ -4,23 +4,36 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from magic141.data.sizes import Size
 from magic141.data.sources.clips import Clip
-from magic141.data.sources.splits import SPLITS
+
+
+class Group(NamedTuple):
+    """Clips that may share a file: of one split, and of one size (None: the main one)."""
+
+    split: str
+    more_size: Size | None = None
+
+    @property
+    def name(self) -> str:
+        """Begins the names of its files."""
+        return self.split if self.more_size is None else f"{self.split}_{self.more_size}"
 
 
 class Place(NamedTuple):
-    """Where a chunk of clips belongs: its number among all, its split, and its first clip's number in that split."""
+    """Where a chunk of clips belongs: its number among all, its group, and its first clip's number in that group."""
 
     number: int
-    split: str
+    group: Group
     start: int
 
 
 class Chunk(NamedTuple):
-    """Clips of one source and split that are encoded together; `text_only`: their captions alone."""
+    """Clips of one source and group that are encoded together; `text_only`: their captions alone."""
 
     place: Place
     clips: list[Clip]
@@ -38,12 +51,12 @@ class Chunk(NamedTuple):
 
 
 def place_chunks(chunks: Sequence[list[Clip]]) -> list[Chunk]:
-    """Numbers chunks and, within each split, clips."""
-    placed, starts = [], dict.fromkeys(SPLITS, 0)
+    """Numbers chunks and, within each group, clips."""
+    placed, starts = [], Counter[Group]()
     for number, clips in enumerate(chunks):
-        split = clips[0].split
-        placed.append(Chunk(Place(number, split, starts[split]), clips))
-        starts[split] += len(clips)
+        group = Group(clips[0].split, clips[0].more_size)
+        placed.append(Chunk(Place(number, group, starts[group]), clips))
+        starts[group] += len(clips)
     return placed
 
 

@@ -12,12 +12,13 @@ import numpy as np
 
 from magic141.data.config import DataConfig
 from magic141.data.shapes import ShapeClip, render_clip, sample_clip
+from magic141.data.sizes import Size
 from magic141.data.sources.listing import BadFile, Stamp, VideoFile
 from magic141.data.sources.splits import HeldOut, split_windows
 from magic141.data.sources.video_groups import group_videos, note_copies
 from magic141.data.videos.decoding import BadVideo
 from magic141.data.videos.pixels import Frames
-from magic141.data.videos.video import measure_video, read_frames
+from magic141.data.videos.video import Measured, measure_video, read_frames
 
 MAX_REPEATS = 2  # of a frame: drawings often move at 12 fps and are shown at 24; what moves more slowly seems to stop
 MAX_CHUNK_CLIPS = 256
@@ -30,7 +31,8 @@ class Clip:
     """One clip to make: where its pixels come from, its caption, its split.
 
     `anchor_frame`, relative to `start_frame` and not after it, is the first frame of the video that the clip is taken
-    to continue; continued windows know it (see `diffusion.long_video`).
+    to continue; continued windows know it (see `diffusion.long_video`). `more_size`, one of `data.more_sizes`, is that
+    of its pixels; None: height x width.
     """
 
     split: str
@@ -39,6 +41,7 @@ class Clip:
     caption: str
     anchor_frame: int = 0
     truth: dict[str, Any] | None = None  # its ShapeClip, as a dictionary
+    more_size: Size | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -46,16 +49,25 @@ class Clip:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The inverse of `to_dict`."""
-        return cls(**values)
+        """The inverse of `to_dict`, also after a way through JSON."""
+        size = values["more_size"]
+        return cls(**{**values, "more_size": size and Size(*size)})
+
+    def size(self, config: DataConfig) -> Size:
+        """Height and width of its pixels."""
+        return self.more_size or config.size
 
 
 class Probed(NamedTuple):
-    """A usable video's frames at `config.fps`, the digest of its file, and the file's stamp from before."""
+    """A usable video's frames at `config.fps`, the digest of its file, the file's stamp from before, and its shape.
+
+    `aspect`: width / height as shown.
+    """
 
     num_frames: int
     digest: str
     stamp: Stamp
+    aspect: float
 
 
 class Windows(NamedTuple):
@@ -82,23 +94,24 @@ def sample_shapes(config: DataConfig, seed: int) -> list[Clip]:
     return clips
 
 
-def probe_video(folder: Path, video: VideoFile, config: DataConfig) -> int | BadFile:
-    """Decodes a video once: its frames at `config.fps`, or why it cannot be used.
+def probe_video(folder: Path, video: VideoFile, config: DataConfig) -> Measured | BadFile:
+    """Decodes a video once: what it has at `config.fps`, or why it cannot be used.
 
     Raises:
         StorageError: it cannot be read, here and now.
     """
     try:
-        num_frames, num_distinct = measure_video(folder / video.file, config.fps)
+        measured = measure_video(folder / video.file, config.fps)
     except BadVideo as error:
         return BadFile(video.file, error.reason)
+    num_frames, num_distinct, _ = measured
     rate = f"at data.fps = {config.fps:g}"
     if num_frames < config.num_frames:
         return BadFile(video.file, f"too short: {num_frames} frames {rate}, data.num_frames = {config.num_frames}")
     if num_frames > MAX_REPEATS * (num_distinct + 1):
         repeats = f"each of its {num_distinct} frames would be shown {num_frames / num_distinct:.1f} times {rate}"
         return BadFile(video.file, f"too slow: {repeats}, expected at most {MAX_REPEATS}; lower data.fps")
-    return num_frames
+    return measured
 
 
 def cut_windows(videos: Sequence[VideoFile], probed: Sequence[Probed], config: DataConfig) -> Windows:
@@ -109,8 +122,15 @@ def cut_windows(videos: Sequence[VideoFile], probed: Sequence[Probed], config: D
     groups = group_videos(files, digests, counts, by_folder=config.held_out_by == "folder")
     split = split_windows(groups, config.heldout_fraction, gap, config.max_heldout_clips)
     clips = [
-        Clip(label, video.file, index * config.stride_frames, video.caption, -index * config.stride_frames)
-        for video, labels in zip(videos, split.labels, strict=True)
+        Clip(
+            label,
+            video.file,
+            index * config.stride_frames,
+            video.caption,
+            -index * config.stride_frames,
+            more_size=config.more_size_for(found.aspect) if label == "train" else None,
+        )
+        for video, found, labels in zip(videos, probed, split.labels, strict=True)
         for index, label in enumerate(labels)
         if label is not None
     ]
@@ -118,14 +138,14 @@ def cut_windows(videos: Sequence[VideoFile], probed: Sequence[Probed], config: D
 
 
 def make_chunks(clips: Sequence[Clip], config: DataConfig) -> list[list[Clip]]:
-    """Groups clips of one source and split into units of work of bounded size, in order."""
-    size = max(1, min(MAX_CHUNK_CLIPS, MAX_CHUNK_BYTES // config.clip_bytes))
-    groups = (list(group) for _, group in groupby(clips, key=lambda clip: (clip.source, clip.split)))
-    return [chunk for group in groups for chunk in _slices(group, size)]
+    """Groups clips of one source, split and size into units of work of bounded size, in order."""
+    groups = (list(group) for _, group in groupby(clips, key=lambda clip: (clip.source, clip.split, clip.more_size)))
+    return [chunk for group in groups for chunk in _slices(group, config)]
 
 
-def _slices(group: Sequence[Clip], size: int) -> Iterator[list[Clip]]:
-    return (list(group[start : start + size]) for start in range(0, len(group), size))
+def _slices(group: Sequence[Clip], config: DataConfig) -> Iterator[list[Clip]]:
+    num = max(1, min(MAX_CHUNK_CLIPS, MAX_CHUNK_BYTES // config.clip_bytes(group[0].size(config))))
+    return (list(group[start : start + num]) for start in range(0, len(group), num))
 
 
 def render_chunk(chunk: Sequence[Clip], config: DataConfig) -> Frames:
@@ -135,13 +155,13 @@ def render_chunk(chunk: Sequence[Clip], config: DataConfig) -> Frames:
         BadVideo: it cannot be decoded.
         StorageError: it cannot be read, here and now.
     """
-    length, height, width = config.num_frames, config.height, config.width
+    length, size = config.num_frames, chunk[0].size(config)
     if config.folder is None:
-        return np.stack([render_clip(_shape_of(clip), length, height, width) for clip in chunk])
+        return np.stack([render_clip(_shape_of(clip), length, *size) for clip in chunk])
     path = config.folder / chunk[0].source
     windows = [range(clip.start_frame, clip.start_frame + length) for clip in chunk]
     wanted = sorted({frame for window in windows for frame in window})
-    frames = read_frames(path, config.fps, (height, width), wanted)
+    frames = read_frames(path, config.fps, size, wanted)
     if len(frames) < len(wanted):
         raise BadVideo(path, f"ended early at frame {wanted[len(frames)]}: it changed while it was read")
     places = {frame: place for place, frame in enumerate(wanted)}
@@ -150,10 +170,10 @@ def render_chunk(chunk: Sequence[Clip], config: DataConfig) -> Frames:
 
 def render_anchors(chunk: Sequence[Clip], config: DataConfig) -> Frames:
     """The anchor frames of a chunk, uint8 [N, H, W, 3]."""
-    height, width = config.height, config.width
+    size = chunk[0].size(config)
     if config.folder is None:
-        return np.concatenate([render_clip(_shape_of(clip), 1, height, width, clip.anchor_frame) for clip in chunk])
-    first = read_frames(config.folder / chunk[0].source, config.fps, (height, width), [0])
+        return np.concatenate([render_clip(_shape_of(clip), 1, *size, clip.anchor_frame) for clip in chunk])
+    first = read_frames(config.folder / chunk[0].source, config.fps, size, [0])
     return np.repeat(first, len(chunk), axis=0)
 
 

@@ -39,6 +39,12 @@ def check_picture(path: Path, frame: VideoFrame, pixel_aspect: float) -> None:
         raise BadVideo(path, f"a picture of {shown} pixels, expected sides of at most {MAX_ASPECT:g}:1")
 
 
+def shown_aspect(frame: VideoFrame, pixel_aspect: float) -> float:
+    """Width / height of the picture as it is shown, upright."""
+    aspect = frame.width * pixel_aspect / frame.height
+    return 1 / aspect if _quarter_turns(frame) % 2 else aspect
+
+
 def to_rgb(frame: VideoFrame, size: tuple[int, int] | None, pixel_aspect: float = 1.0) -> Frames:
     """The frame as uint8 [H, W, 3], scaled to cover `size` (height, width) and centre-cropped to it.
 
@@ -48,7 +54,7 @@ def to_rgb(frame: VideoFrame, size: tuple[int, int] | None, pixel_aspect: float 
         pixel_aspect: width of a pixel divided by its height.
     """
     is_mirrored = _is_mirrored(frame)
-    quarter_turns = (round(frame.rotation / 90) + 2 * is_mirrored) % 4  # mirrored: `rotation` is half a turn off
+    quarter_turns = _quarter_turns(frame)
     shown = (frame.height, frame.width * pixel_aspect)
     height, width = (frame.height, round(shown[1])) if size is None else size[:: -1 if quarter_turns % 2 else 1]
     scale = max(height / shown[0], width / shown[1]) if size is not None else 1.0
@@ -57,6 +63,10 @@ def to_rgb(frame: VideoFrame, size: tuple[int, int] | None, pixel_aspect: float 
     top, left = (covering[0] - height) // 2, (covering[1] - width) // 2
     cropped = scaled[top : top + height, left : left + width]
     return np.ascontiguousarray(np.rot90(np.fliplr(cropped) if is_mirrored else cropped, quarter_turns))
+
+
+def _quarter_turns(frame: VideoFrame) -> int:
+    return (round(frame.rotation / 90) + 2 * _is_mirrored(frame)) % 4  # mirrored: `rotation` is half a turn off
 
 
 def _is_mirrored(frame: VideoFrame) -> bool:

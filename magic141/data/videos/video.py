@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -15,9 +15,10 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image, ImageOps
 
+from magic141.data.sizes import Size, nearest_size
 from magic141.data.videos.decoding import Decode, Track, blaming, opened, pixel_aspect, timed_frames
 from magic141.data.videos.pictures import UNREADABLE, upright_rgb
-from magic141.data.videos.pixels import Frames, check_picture, to_rgb
+from magic141.data.videos.pixels import Frames, check_picture, shown_aspect, to_rgb
 from magic141.data.videos.soundness import sound_frames
 from magic141.errors import UserError
 
@@ -27,10 +28,14 @@ _BT709 = 1  # FFmpeg's number of the standard, for space, primaries and curve al
 
 
 class Measured(NamedTuple):
-    """How long a video is: frames after resampling, and how many different ones these are."""
+    """How long a video is: frames after resampling, and how many different ones these are; and its first one's shape.
+
+    `aspect` is width / height as shown; 0 of a video without frames.
+    """
 
     num_frames: int
     num_distinct: int
+    aspect: float
 
 
 class _Shown(NamedTuple):
@@ -48,13 +53,14 @@ def measure_video(path: Path, fps: float) -> Measured:
         BadVideo: it is damaged, or has pictures that cannot be used.
         StorageError: it cannot be read.
     """
-    num_frames = num_distinct = 0
+    num_frames, num_distinct, shown = 0, 0, 0.0
     last: VideoFrame | None = None
     for _, frame, aspect in _indexed_frames(path, fps, 0, decode=sound_frames):
         if frame is not last:
             check_picture(path, frame, aspect)
+        shown = shown or shown_aspect(frame, aspect)
         num_frames, num_distinct, last = num_frames + 1, num_distinct + (frame is not last), frame
-    return Measured(num_frames, num_distinct)
+    return Measured(num_frames, num_distinct, shown)
 
 
 def read_video(path: Path, size: tuple[int, int] | None = None) -> Frames:
@@ -142,6 +148,12 @@ def fit_image(image: Frames, height: int, width: int) -> Frames:
         return image
     fitted = ImageOps.fit(Image.fromarray(image), (width, height), method=Image.Resampling.BICUBIC)
     return np.asarray(fitted)
+
+
+def fit_nearest(image: Frames, sizes: Sequence[Size]) -> Frames:
+    """`fit_image` to the size to which uint8 [H, W, 3] loses least by cropping."""
+    height, width = image.shape[:2]
+    return fit_image(image, *nearest_size(width / height, sizes))
 
 
 def _in_bt709(rgb: Frames) -> VideoFrame:

@@ -14,6 +14,7 @@ import torch
 
 from magic141.data.dataset import ClipDataset, load_null_text
 from magic141.data.info import DatasetInfo, load_info
+from magic141.data.videos.video import fit_image
 from magic141.evaluation.config import GenerateConfig
 from magic141.evaluation.generation.media import save_image, save_video
 from magic141.evaluation.generation.suite import (
@@ -138,7 +139,7 @@ def prepare_workload(
     hits = [prior.retrieve(prompt, NUM_HITS) for prompt in prompts]
     for remark in _remarks(prompts, hits, heldout, encoders):
         log.note(remark)
-    images = torch.from_numpy(np.stack([found[0].image for found in hits]))
+    images = torch.from_numpy(np.stack([fit_image(found[0].image, info.height, info.width) for found in hits]))
     rows = pick_clips(heldout, config.num_exact_clips)
     return Workload(
         config=config,

@@ -42,7 +42,7 @@ class TubeSpace:
         """
         num_clips = min(len(latents), max(1, MAX_FIT_TUBES // latents[0, 0, 0].numel()))
         spread = [(2 * place + 1) * len(latents) // (2 * num_clips) for place in range(num_clips)]
-        tubes = _tubes(latents[spread, :, :num_frames])
+        tubes = np.concatenate([_tubes(latents[[clip], :, :num_frames]) for clip in spread])  # they may differ in size
         _, directions = np.linalg.eigh(np.atleast_2d(np.cov(tubes, rowvar=False)))
         return cls(tubes.mean(0), directions[:, ::-1][:, : min(num_components, len(tubes) - 1)])
 

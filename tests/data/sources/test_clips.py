@@ -23,7 +23,7 @@ from magic141.data.sources.clips import (
 from magic141.data.sources.listing import BadFile, Stamp, VideoFile
 from magic141.data.sources.splits import SPLITS
 from magic141.data.videos.decoding import BadVideo, StorageError
-from magic141.data.videos.video import write_video
+from magic141.data.videos.video import Measured, write_video
 from tests.data.made import encode, numbered, numbers_of
 
 STAMP = Stamp(0, 0)
@@ -40,8 +40,8 @@ def test_probe_names_broken_and_short_files(tmp_path: Path) -> None:
     add_video(tmp_path, "just.mp4", 13)
     add_video(tmp_path, "short.mp4", 12)
     (tmp_path / "broken.mp4").write_bytes(b"\0" * 999)
-    assert probe_video(tmp_path, VideoFile("good.mp4", "x"), config) == 20
-    assert probe_video(tmp_path, VideoFile("just.mp4", "x"), config) == 13
+    assert probe_video(tmp_path, VideoFile("good.mp4", "x"), config) == Measured(20, 20, 1.0)
+    assert probe_video(tmp_path, VideoFile("just.mp4", "x"), config) == Measured(13, 13, 1.0)
     short = probe_video(tmp_path, VideoFile("short.mp4", "x"), config)
     assert short == BadFile("short.mp4", "too short: 12 frames at data.fps = 8, data.num_frames = 13")
     broken = probe_video(tmp_path, VideoFile("broken.mp4", "x"), config)
@@ -56,7 +56,7 @@ def test_slow_videos_would_be_still_pictures(tmp_path: Path) -> None:
         encode(tmp_path / f"{name}.mp4", numbered(20), fps)
     config = DataConfig(source="folder", path=tmp_path)
     probed = {name: probe_video(tmp_path, VideoFile(f"{name}.mp4", "x"), config) for name in rates}
-    assert (probed["4"], probed["ntsc"]) == (40, 40)
+    assert probed["4"] == probed["ntsc"] == Measured(40, 20, 2.0)
     assert probed["2"] == BadFile(
         "2.mp4",
         "too slow: each of its 20 frames would be shown 4.0 times at data.fps = 8, expected at most 2; lower data.fps",
@@ -95,7 +95,7 @@ def test_windows_far_apart_are_rendered_without_what_lies_between(tmp_path: Path
 def test_windows_render_as_cut(tmp_path: Path) -> None:
     config = DataConfig(source="folder", path=tmp_path, height=16, width=16)
     add_video(tmp_path, "a.mp4", 60)
-    clips = cut_windows([VideoFile("a.mp4", "x")], [Probed(60, "a", STAMP)], config).clips
+    clips = cut_windows([VideoFile("a.mp4", "x")], [Probed(60, "a", STAMP, 1.0)], config).clips
     whole = render_chunk([Clip("train", "a.mp4", start, "x") for start in (0, 13, 26, 39)], config).reshape(
         -1, 16, 16, 3
     )
@@ -111,7 +111,7 @@ def test_windows_render_as_cut(tmp_path: Path) -> None:
 def test_few_windows_are_held_out_of_many_if_so_configured() -> None:
     config = DataConfig(source="folder", path=Path("videos"), max_heldout_clips=3)
     videos = [VideoFile(f"{number}.mp4", "x") for number in range(100)]
-    probed = [Probed(13, str(number), STAMP) for number in range(100)]
+    probed = [Probed(13, str(number), STAMP, 1.0) for number in range(100)]
     splits = [clip.split for clip in cut_windows(videos, probed, config).clips]
     assert all(2 <= splits.count(name) <= 3 for name in ("validation", "heldout"))
     assert splits.count("train") >= 94
@@ -120,7 +120,7 @@ def test_few_windows_are_held_out_of_many_if_so_configured() -> None:
 def test_windows_of_a_video_are_anchored_in_its_first_frame(tmp_path: Path) -> None:
     config = DataConfig(source="folder", path=tmp_path, height=16, width=16)
     add_video(tmp_path, "a.mp4", 60)
-    clips = cut_windows([VideoFile("a.mp4", "x")], [Probed(60, "a", STAMP)], config).clips
+    clips = cut_windows([VideoFile("a.mp4", "x")], [Probed(60, "a", STAMP, 1.0)], config).clips
     first = render_chunk([Clip("train", "a.mp4", 0, "x")], config)[0, 0]
     assert all(clip.start_frame + clip.anchor_frame == 0 for clip in clips)
     for chunk in make_chunks(clips, config):
@@ -173,7 +173,7 @@ def test_shapes_are_reproducible_and_splits_differ() -> None:
 def test_no_frame_of_a_video_is_in_two_splits(stride: int) -> None:
     config = DataConfig(source="folder", path=Path("videos"), stride_frames=stride)
     splits: dict[int, set[str]] = {}
-    for clip in cut_windows([VideoFile("a.mp4", "x")], [Probed(600, "0", STAMP)], config).clips:
+    for clip in cut_windows([VideoFile("a.mp4", "x")], [Probed(600, "0", STAMP, 1.0)], config).clips:
         for frame in range(clip.start_frame, clip.start_frame + config.num_frames):
             splits.setdefault(frame, set()).add(clip.split)
     assert {len(found) for found in splits.values()} == {1}

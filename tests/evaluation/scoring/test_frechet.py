@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from magic141.data.rows import Rows
 from magic141.evaluation.scoring import frechet
 from magic141.evaluation.scoring.frechet import TubeSpace, frechet_between, frechet_distance, frechet_error, moments
 
@@ -85,6 +86,13 @@ def test_a_space_is_fitted_on_clips_of_all_videos(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(frechet, "MAX_FIT_TUBES", 60 * 4)
     expected = latents.permute(0, 3, 4, 1, 2).flatten(3).flatten(0, 2).double().mean(0)
     assert TubeSpace.fit(latents, 1).mean == pytest.approx(expected.numpy())
+
+
+def test_a_space_is_fitted_on_clips_of_all_sizes() -> None:
+    lying = torch.randn(40, 2, 3, 2, 4, generator=torch.Generator().manual_seed(0))
+    upright = 5 + torch.randn(40, 2, 3, 4, 2, generator=torch.Generator().manual_seed(1))
+    tubes = torch.cat([clips.permute(0, 3, 4, 1, 2).flatten(3).flatten(0, 2) for clips in (lying, upright)])
+    assert TubeSpace.fit(Rows([lying, upright]), 2).mean == pytest.approx(tubes.double().mean(0).numpy(), abs=1e-5)
 
 
 def test_the_error_is_what_other_draws_of_clips_differ_by() -> None:

@@ -122,6 +122,18 @@ def test_the_papers_size_fits_the_gpus_it_is_for(stage: str) -> None:
     assert memory_gib < 80 - 15  # buffers, gathered weights and fragmentation
 
 
+def test_memory_is_that_of_the_largest_clips() -> None:
+    one, more = (
+        estimate("distill_cfg", load_config(CONFIGS / "hunyuan_13b.yaml", [f"data.more_sizes={sizes}"]), None)
+        for sizes in ("[]", "[[960, 544], [320, 320]]")
+    )
+    assert one == more, "upright clips take as much as lying ones, and small ones less"
+    larger = estimate("distill_cfg", load_config(CONFIGS / "hunyuan_13b.yaml", ["data.more_sizes=[[960, 960]]"]), None)
+    assert larger.memory_gib is not None
+    assert one.memory_gib is not None
+    assert larger.memory_gib > 1.3 * one.memory_gib
+
+
 @pytest.mark.parametrize("name", ["hunyuan_13b", "hunyuan_one_node", "hunyuan_one_gpu", "smoke_13b"])
 def test_a_config_says_what_its_plan_says(name: str) -> None:
     config = load_config(CONFIGS / f"{name}.yaml")
