@@ -51,6 +51,28 @@ def add_lora(network: HunyuanVideoTransformer3DModel, rank: int, name: str, seed
             module.cast_input_dtype_enabled = False
 
 
+def share_frozen(network: nn.Module, owner: nn.Module) -> None:
+    """Lets `network` use the frozen weights of `owner` in the place of its own frozen ones, of the same values.
+
+    Either may have branches. At 13B this saves 24 GiB in bf16.
+
+    Args:
+        network: changed in place; what it trains stays its own.
+        owner: a network of the same checkpoint, in its final place.
+    """
+    frozen = {_plain(name): value for name, value in owner.named_parameters() if not value.requires_grad}
+    for name, value in network.named_parameters():
+        shared = None if value.requires_grad else frozen.get(_plain(name))
+        if shared is not None:
+            assert (shared.shape, shared.dtype) == (value.shape, value.dtype), name
+            value.data = shared.data
+
+
+def _plain(name: str) -> str:
+    """A weight's name in the network without branches."""
+    return name.replace(_BASE, ".")
+
+
 def merge_lora(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     """The state of a plain network, from one with branch `name`: `BA` is added to the weights, names are restored.
 

@@ -12,6 +12,7 @@ from torch.nn.functional import mse_loss
 from magic141.diffusion.flow import interpolate, sample_sigma, velocity_target
 from magic141.diffusion.guidance import guided_velocity
 from magic141.diffusion.samplers import randn_like
+from magic141.models.adapters import share_frozen
 from magic141.models.config import TransformerConfig
 from magic141.models.transformer import add_guidance_embedding, load_transformer, velocity
 from magic141.training.batches import Batch, BatchMaker
@@ -65,7 +66,9 @@ class CfgDistillation(SingleNetworkObjective):
         frozen, empty = passes_dtype(spec.config.precision), context.needs_no_weights
         student = load_transformer(spec.teacher, frozen if spec.config.lora_rank else torch.float32, empty)
         super().__init__(add_guidance_embedding(student), maker, spec.data, spec.config, context)
-        teacher = load_transformer(spec.teacher, frozen, empty)
+        teacher = load_transformer(spec.teacher, frozen, empty).requires_grad_(False)
+        if spec.config.lora_rank and not context.splits_weights:
+            share_frozen(teacher, self.engine.module)  # the student's base is the teacher
         self.teacher = make_frozen(teacher, spec.config.precision, context)
 
     def draw_noise(self, x0: Tensor, rng: torch.Generator) -> RandomNumbers:

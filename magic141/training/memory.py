@@ -26,7 +26,8 @@ def state_bytes(config: TrainConfig, model: TransformerConfig, num_parameters: i
     A trained network or adapter counts weights, gradients, optimizer states and, unless it is a fake score, the
     average; a frozen network its weights. ZeRO stage 1 splits the optimizer states (and the copy of the weights that
     DeepSpeed updates with them), 2 also the gradients, 3 also the average and all weights, trained or frozen. Offloaded
-    states, and from stage 2 on their gradients, are in host memory and not counted.
+    states, and from stage 2 on their gradients, are in host memory and not counted. Branches of the same network share
+    its frozen weights, unless stage 3 splits them.
     """
     placement, size = config.placement, BF16 if config.precision == "bf16" else FP32
     frozen = num_parameters // (placement.num_workers if _zero(placement) == 3 else 1)
@@ -37,7 +38,14 @@ def state_bytes(config: TrainConfig, model: TransformerConfig, num_parameters: i
         others = frozen * size if isinstance(config, CfgDistillationConfig) else 0  # the teacher
     if rank == 0:
         return others + trained_bytes(num_parameters, config.optimizer, placement)
-    return others + frozen * size + trained_bytes(num_lora_parameters(model, rank), config.optimizer, placement)
+    own_base = 0 if _has_one_base(config) else frozen * size
+    return others + own_base + trained_bytes(num_lora_parameters(model, rank), config.optimizer, placement)
+
+
+def _has_one_base(config: TrainConfig) -> bool:
+    """Whether what is trained is a branch of a network that is frozen beside it."""
+    is_shared = config.has_one_base if isinstance(config, Dmd2Config) else isinstance(config, CfgDistillationConfig)
+    return is_shared and _zero(config.placement) != 3
 
 
 def _scores_bytes(config: Dmd2Config, model: TransformerConfig, num_parameters: int, frozen: int) -> int:

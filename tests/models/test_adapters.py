@@ -2,9 +2,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+import pytest
 import torch
 
-from magic141.models.adapters import add_lora, merge_lora, train_lora
+from magic141.models.adapters import add_lora, merge_lora, share_frozen, train_lora
 from magic141.models.transformer import make_prefix, velocity
 from tests.models.tiny import tiny_inputs, tiny_transformer
 
@@ -28,6 +29,31 @@ def test_a_network_with_a_branch_also_learns_its_new_inputs() -> None:
     assert others == {"x_embedder.proj", f"{embedder}.linear_1", f"{embedder}.linear_2"}
     assert {parameter.dtype for parameter in trained.values()} == {torch.float32}
     train_lora(tiny_transformer(), rank=4, seed=0)  # without w
+
+
+@pytest.mark.parametrize("has_branch", [False, True])
+def test_frozen_weights_are_shared_and_trained_ones_are_not(has_branch: bool) -> None:
+    owner, network = (tiny_transformer(image_condition=True, guidance_embeds=True).bfloat16() for _ in range(2))
+    train_lora(owner, rank=4, seed=0)
+    network.requires_grad_(False)
+    if has_branch:
+        add_lora(network, rank=2, name="fake", seed=1)
+    with torch.no_grad():
+        for parameter in owner.parameters():
+            if parameter.requires_grad:
+                parameter.add_(1)  # has been trained
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    share_frozen(network, owner)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    owned = {parameter.data_ptr() for parameter in owner.parameters()}
+    own = {name for name, parameter in network.named_parameters() if parameter.data_ptr() not in owned}
+    embedder = "time_text_embed.guidance_embedder"
+    assert {name.rpartition(".")[0] for name in own if ".lora_" not in name} == {
+        "x_embedder.proj",
+        f"{embedder}.linear_1",
+        f"{embedder}.linear_2",
+    }
+    assert any(".lora_" in name for name in own) == has_branch
 
 
 def test_a_merged_adapter_is_the_network_with_its_adapter() -> None:

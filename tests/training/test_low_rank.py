@@ -62,6 +62,20 @@ def test_the_branch_is_merged_into_what_is_exported(folders: Path, tmp_path: Pat
     assert all(torch.equal(now[name], value) for name, value in frozen.items())
 
 
+def test_the_teacher_is_in_memory_once_and_teaches_the_same(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = distillation(folders, tmp_path)
+    frozen = [parameter for parameter in one.engine.module.parameters() if not parameter.requires_grad]
+    shared = {parameter.data_ptr() for parameter in frozen} & {value.data_ptr() for value in one.teacher.parameters()}
+    assert len(shared) == len(frozen)
+    monkeypatch.setattr("magic141.training.cfg_distillation.share_frozen", lambda network, owner: None)
+    two = distillation(folders, tmp_path)
+    for step in range(2):  # where weights lie in memory decides last bits
+        ours, theirs = ({name: float(value) for name, value in it.step(step).items()} for it in (one, two))
+        assert ours == pytest.approx(theirs, rel=0.02)
+
+
 @pytest.mark.parametrize("build", [pretraining, distillation])
 def test_in_bf16_all_that_is_frozen_is_in_bf16(folders: Path, tmp_path: Path, build: Any) -> None:
     objective = build(folders, tmp_path, precision="bf16")

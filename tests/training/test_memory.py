@@ -90,12 +90,33 @@ def test_distillation_holds_more_than_one_network() -> None:
     assert state_bytes(both_in_half, SIZES, NUM) == NUM * share + adapter * (trained + not_averaged)
 
 
+SHARED: dict[str, Any] = {"generator_lora_rank": 8, "placement": placed(engine="ddp"), "optimizer": ADAMW}
+
+
+@pytest.mark.parametrize(
+    ("options", "num_bases"),
+    [
+        ({"real_score": "cfg_distilled"}, 1),
+        ({"real_score": "teacher"}, 2),
+        ({"start": "teacher"}, 1),
+        ({"real_score": "cfg_distilled", "placement": placed(zero_stage=3)}, 2 / 4),
+    ],
+    ids=["one base", "two bases", "the teacher is both", "split weights"],
+)
+def test_branches_of_one_network_hold_it_once_unless_it_is_split(options: dict[str, Any], num_bases: float) -> None:
+    config = Dmd2Config.model_validate(SHARED | options)
+    none, all_of_them = (state_bytes(config, SIZES, num) for num in (0, NUM))
+    assert all_of_them - none == 4 * NUM * num_bases
+
+
 def test_a_branch_is_all_that_has_optimizer_states() -> None:
     placement, adapter = placed(engine="ddp"), num_lora_parameters(SIZES, 8)
     config = FlowMatchingConfig(lora_rank=8, optimizer=ADAMW, placement=placement)
     assert state_bytes(config, SIZES, NUM) == 4 * NUM + adapter * 4 * (1 + 1 + 2 + 1)
     half = CfgDistillationConfig(lora_rank=8, optimizer=ADAMW, placement=placement, precision="bf16")
-    assert state_bytes(half, SIZES, NUM) == 2 * (2 * NUM) + adapter * 4 * (1 + 1 + 2 + 1)  # and the frozen teacher
+    assert state_bytes(half, SIZES, NUM) == 2 * NUM + adapter * 4 * (1 + 1 + 2 + 1), "the teacher is the student's base"
+    split = half.model_copy(update={"placement": placed(zero_stage=3)})
+    assert state_bytes(split, SIZES, NUM) == 2 * (2 * NUM / 4) + adapter * 4 * (1 + 1 + 3 + 1) / 4
 
 
 @pytest.mark.parametrize(("clips_per_pass", "clips"), [(None, 4), (4, 4), (2, 2), (1, 1)])

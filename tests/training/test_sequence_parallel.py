@@ -113,9 +113,15 @@ def test_guidance_distillation_of_a_branch_with_split_weights(folders: Path, tmp
     [
         (SHARDED | {"clips_per_pass": 1}, OWN_FRAMES),
         (SHARDED | {"zero_stage": 1}, FULL),
+        (SHARDED | {"zero_stage": 2}, {"generator_lora_rank": 4, "real_score": "cfg_distilled"}),
         (DDP, {"adversarial_weight": 0.1, "adversarial_input": "clean", "generator_lora_rank": 4, **OF_ALL_W}),
     ],
-    ids=["ZeRO 3", "ZeRO 1, full fake score, adversarial", "DDP, adversarial, LoRA generator, any w"],
+    ids=[
+        "ZeRO 3",
+        "ZeRO 1, full fake score, adversarial",
+        "ZeRO 2, branches of one base",
+        "DDP, adversarial, LoRA generator, any w",
+    ],
 )
 def test_step_distillation(folders: Path, tmp_path: Path, placement: dict[str, Any], options: dict[str, Any]) -> None:
     def run(name: str, placement: dict[str, Any]) -> TrainResult:

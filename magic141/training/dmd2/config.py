@@ -130,6 +130,11 @@ class Dmd2Config(TrainConfig):
         return self.student_guidance_range is not None or self.real_guidance_scale != 1
 
     @property
+    def has_one_base(self) -> bool:
+        """Whether generator and scores are branches of one network, whose frozen weights are then in memory once."""
+        return self.generator_lora_rank > 0 and self.fake_score == "lora" and self.start == self.real_score
+
+    @property
     def is_adversarial(self) -> bool:
         """Whether there is a discriminator."""
         return self.adversarial_weight > 0

@@ -60,11 +60,11 @@ class Dmd2:
         self.maker = BatchMaker.open(spec.data, spec.model.window_frames, with_image, config.continued_fraction)
         self.sampler = make_sampler(self.maker, config, context)
         generator = build_generator(config, spec.teacher, spec.cfg_distilled, context)
-        # Build this engine before loading the scores: only then can the host copy of these weights be freed.
+        # Before loading the scores: only then can the host copy of these weights be freed, and their place be shared.
         self.generator = make_engine(generator, config.optimizer, config.num_steps, config.precision, context)
         self.parts = Parts.of(config)
         self.chain = BackwardSimulation(config, self.generator, self.parts)
-        self.scores = build_scores(config, spec.teacher, spec.cfg_distilled, context)
+        self.scores = build_scores(config, spec.teacher, spec.cfg_distilled, context, self.generator.module)
         num_fake = config.num_steps * config.fake_updates_per_step + config.fake_warmup_updates
         self.fake = make_engine(self.scores, config.fake_optimizer, num_fake, config.precision, context)
         self.guided = GuidedScores(self.scores, config.real_score, config.is_guided)

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 import torch
 from diffusers import HunyuanVideoTransformer3DModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from magic141.diffusion.guidance import guided_velocity
-from magic141.models.adapters import add_lora, merge_lora
+from magic141.models.adapters import add_lora, merge_lora, share_frozen
 from magic141.models.transformer import add_guidance_embedding, load_transformer, velocity
 from magic141.training.batches import Batch
 from magic141.training.context import TrainContext
@@ -46,8 +46,13 @@ def export_generator(network: Any, state: dict[str, Tensor], folder: Path) -> No
     save_network(network, merge_lora(state, GENERATOR), folder)
 
 
-def build_scores(config: Dmd2Config, teacher: Path, cfg_distilled: Path, context: TrainContext) -> Scores:
-    """Real and fake score on the configured base, with an exit embedding and a discriminator head if configured."""
+def build_scores(
+    config: Dmd2Config, teacher: Path, cfg_distilled: Path, context: TrainContext, generator: nn.Module
+) -> Scores:
+    """Real and fake score on the configured base, with an exit embedding and a discriminator head if configured.
+
+    Their base is that of `generator`, which is in its place, where both are branches of the same network.
+    """
     folder, empty = teacher if config.real_score == "teacher" else cfg_distilled, context.needs_no_weights
     scores: Scores
     if config.fake_score == "full":
@@ -55,6 +60,8 @@ def build_scores(config: Dmd2Config, teacher: Path, cfg_distilled: Path, context
     else:
         base = load_transformer(folder, passes_dtype(config.precision), empty)
         scores = SharedScores(base, config.lora_rank, config.a_weak, config.a_strong, context.seed)
+        if config.has_one_base and not context.splits_weights:
+            share_frozen(scores.network, generator)
     if config.exit_embedding:
         scores.add_exits(config.num_inference_steps)
     if config.is_adversarial:

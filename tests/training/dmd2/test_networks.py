@@ -48,6 +48,36 @@ def test_in_bf16_the_frozen_base_of_the_scores_is_in_bf16_and_all_that_is_traine
     assert dmd2.validate()["validation_frechet_ratio"] > 0
 
 
+@pytest.mark.parametrize(
+    ("options", "is_shared"),
+    [
+        ({"real_score": "cfg_distilled"}, True),
+        ({"start": "teacher", "real_score": "teacher"}, True),
+        ({"real_score": "teacher"}, False),
+        ({"start": "teacher", "real_score": "cfg_distilled"}, False),
+        ({"real_score": "cfg_distilled", "generator_lora_rank": 0}, False),
+        ({"real_score": "cfg_distilled", "fake_score": "full", "a_weak": 0.0}, False),
+    ],
+    ids=str,
+)
+def test_branches_of_one_network_have_it_in_memory_once_and_train_the_same(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], is_shared: bool
+) -> None:
+    one = build(folders, tmp_path, **{"generator_lora_rank": 4, **options})
+    blocks = "transformer_blocks.0.attn.to_q"
+    of_generator, of_scores = (
+        {p.data_ptr() for name, p in network.named_parameters() if blocks in name and ".lora_" not in name}
+        for network in (one.generator.module, one.scores)
+    )
+    assert (of_generator <= of_scores) == is_shared
+    assert one.config.has_one_base == is_shared
+    monkeypatch.setattr("magic141.training.dmd2.networks.share_frozen", lambda network, owner: None)
+    two = build(folders, tmp_path, **{"generator_lora_rank": 4, **options})
+    for step in range(2):  # where weights lie in memory decides last bits
+        ours, theirs = ({name: float(value) for name, value in it.step(step).items()} for it in (one, two))
+        assert ours == pytest.approx(theirs, rel=0.02)
+
+
 def test_guidance_in_the_real_score_is_the_guided_teacher(folders: Path, tmp_path: Path) -> None:
     dmd2 = build(folders, tmp_path, real_guidance_scale=2.5, a_weak=0.0)
     batch, sigma = dmd2.maker.make(torch.arange(4), step_generator(0, 0)), torch.full((4,), 0.6)
