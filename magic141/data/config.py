@@ -95,6 +95,13 @@ class DataConfig(FrozenConfig):
         "shape; validation and held-out clips have the main size (folder)",
     )
     fps: float = Field(8.0, ge=0.01, le=1000, description="frames per second after resampling")
+    cut_score: float | None = Field(
+        10.0,
+        gt=0,
+        le=100,
+        description="FFmpeg's scdet score, in percent, from which a frame begins a new scene: no clip spans two; null: "
+        "cuts are not looked for (folder)",
+    )
     stride_frames: int = Field(4, ge=1, description="frames between the starts of two windows of a video (folder)")
     heldout_fraction: float = Field(
         0.15,

@@ -28,6 +28,7 @@ from magic141.data.shards import is_intact, read_shards
 from magic141.data.sources.chunks import Chunk
 from magic141.data.sources.clips import Clip, Probed
 from magic141.data.sources.listing import Stamp, VideoFile, stamp_file
+from magic141.data.sources.scenes import longest_scene
 from magic141.data.workers import PIXELS
 from magic141.text_files import each_json_line
 
@@ -124,8 +125,9 @@ def known_videos(
         paths, before = [folder / video.file for video in videos], [named.get(video.file) for video in videos]
         digests = pool.map(partial(_digest, sizes, trusting=is_large), paths, before)
         for video, digest in zip(videos, digests, strict=True):
-            if digest in known and known[digest].num_frames >= config.num_frames:
-                yield video, known[digest]
+            found = known.get(digest)
+            if found and longest_scene(found.num_frames, found.cuts) >= config.num_frames:
+                yield video, found
 
 
 def probe_records(run_dir: Path, probing: str) -> ProbeRecords:
@@ -135,8 +137,8 @@ def probe_records(run_dir: Path, probing: str) -> ProbeRecords:
 
 def as_probed(values: Sequence[Any]) -> Probed:
     """A usable video from its JSON."""
-    num_frames, digest, stamp, aspect = values
-    return Probed(num_frames, digest, Stamp(*stamp), aspect)
+    num_frames, digest, stamp, aspect, cuts = values
+    return Probed(num_frames, digest, Stamp(*stamp), aspect, tuple(cuts))
 
 
 def _probed_in(folder: Path, probing: str) -> Origins:

@@ -78,8 +78,8 @@ class ClipKeys:
 
 
 def probing_key(config: DataConfig, code: str) -> str:
-    """Key of everything but the video itself that decides how many frames it is found to have."""
-    return _key([code, config.fps])
+    """Key of everything but the video itself that decides how many frames and scenes it is found to have."""
+    return _key([code, config.fps, config.cut_score])
 
 
 def write_origins(folder: Path, key_of: ClipKeys, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -6,6 +6,7 @@ or on disk at once, so that a corpus may be far larger than the machine.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -125,7 +126,8 @@ def _probe(
                 advance(1)
             missing = [video for video in missing if video.file not in records.found]
             for video, result in zip(missing, probe_results(folder, missing, config), strict=True):
-                found = Probed(int(result["num_frames"]), result["digest"], stamps[video.file], float(result["aspect"]))
+                frames, aspect = int(result["num_frames"]), float(result["aspect"])
+                found = Probed(frames, result["digest"], stamps[video.file], aspect, json.loads(result["cuts"]))
                 records.add(video.file, result["reason"] or list(found))
                 advance(1)
     results = ((video.file, records.found[video.file]) for video in videos)

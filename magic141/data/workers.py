@@ -32,7 +32,7 @@ MAX_ENCODE_VALUES = 2**24  # pixels times channels in one forward pass of the co
 
 @dataclass(frozen=True)
 class Probe:
-    """Row {file, caption} -> {num_frames, aspect, digest, reason}; reason is empty for a usable video."""
+    """Row {file, caption} -> {num_frames, aspect, cuts (JSON), digest, reason}; reason is empty for a usable video."""
 
     folder: Path
     config: DataConfig
@@ -43,9 +43,10 @@ class Probe:
         require_folder(self.folder)
         result = probe_video(self.folder, VideoFile(row["file"], row["caption"]), self.config)
         if isinstance(result, BadFile):
-            return {"num_frames": 0, "aspect": 0.0, "digest": "", "reason": result.reason}
+            return {"num_frames": 0, "aspect": 0.0, "cuts": "[]", "digest": "", "reason": result.reason}
         digest = digest_file(self.folder / row["file"])  # little beside decoding, which just read it
-        return {"num_frames": result.num_frames, "aspect": result.aspect, "digest": digest, "reason": ""}
+        found = {"num_frames": result.num_frames, "aspect": result.aspect, "cuts": json.dumps(result.cuts)}
+        return {**found, "digest": digest, "reason": ""}
 
 
 class Rendered(NamedTuple):

@@ -88,5 +88,12 @@ def make_folder(folder: Path, num: int) -> DataConfig:
         write_video(folder / f"{number}.mp4", frames, fps=8)
         (folder / f"{number}.txt").write_text("noise")
     return DataConfig.model_validate(
-        {"source": "folder", "path": folder, "shard_size": 4, "stride_frames": 4, "codec": {"num_channels": 8}}
+        {
+            "source": "folder",
+            "path": folder,
+            "shard_size": 4,
+            "stride_frames": 4,
+            "cut_score": None,
+            "codec": {"num_channels": 8},
+        }
     )

@@ -23,6 +23,7 @@ from magic141.data.fitted import Fitted, fit_models
 from magic141.data.info import ORIGINS_FILE, load_info
 from magic141.data.kept import read_record, write_record
 from magic141.data.origins import probing_key
+from magic141.data.sources.clips import Probed
 from magic141.data.sources.listing import VideoFile, stamp_file
 from magic141.data.videos.video import write_video
 from magic141.models.encoders import Encoders
@@ -50,7 +51,7 @@ def config(tmp_path: Path, checkpoint: Path) -> DataConfig:
     for number in range(NUM_VIDEOS):
         add_video(tmp_path / "videos", number)
     models = {"kind": "hunyuan", "path": str(checkpoint)}
-    values = {"source": "folder", "path": tmp_path / "videos", "num_frames": 9, "shard_size": 5}
+    values = {"source": "folder", "path": tmp_path / "videos", "num_frames": 9, "shard_size": 5, "cut_score": None}
     return DataConfig.model_validate({**values, "codec": models, "encoder": models})
 
 
@@ -308,9 +309,8 @@ def test_bad_videos_of_an_interrupted_preparation_and_those_that_cannot_be_read_
     for file in files:
         path = tmp_path / file
         path.write_text(file)
-        records.add(
-            file, [config.num_frames, digest_file(path), stamp_file(path), 1.0] if file != "bad.mp4" else "damaged"
-        )
+        known = list(Probed(config.num_frames, digest_file(path), stamp_file(path), 1.0))
+        records.add(file, known if file != "bad.mp4" else "damaged")
     records.settle()
 
     def digest(path: Path) -> str:

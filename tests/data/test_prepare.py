@@ -189,7 +189,7 @@ def test_a_video_that_the_probe_took_and_nothing_can_read_any_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_videos(tmp_path / "videos", num_good=3)
-    config = DataConfig(source="folder", path=tmp_path / "videos", num_frames=5)
+    config = DataConfig(source="folder", path=tmp_path / "videos", num_frames=5, cut_score=None)
     real = prepare._probe
     monkeypatch.setattr(
         prepare,

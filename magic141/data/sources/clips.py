@@ -14,6 +14,7 @@ from magic141.data.config import DataConfig
 from magic141.data.shapes import ShapeClip, render_clip, sample_clip
 from magic141.data.sizes import Size
 from magic141.data.sources.listing import BadFile, Stamp, VideoFile
+from magic141.data.sources.scenes import longest_scene, note_cuts, place_windows
 from magic141.data.sources.splits import HeldOut, split_windows
 from magic141.data.sources.video_groups import group_videos, note_copies
 from magic141.data.videos.decoding import BadVideo
@@ -30,9 +31,9 @@ MAX_CHUNK_BYTES = 64_000_000  # of pixels that are sent between workers at once
 class Clip:
     """One clip to make: where its pixels come from, its caption, its split.
 
-    `anchor_frame`, relative to `start_frame` and not after it, is the first frame of the video that the clip is taken
-    to continue; continued windows know it (see `diffusion.long_video`). `more_size`, one of `data.more_sizes`, is that
-    of its pixels; None: height x width.
+    `anchor_frame`, relative to `start_frame` and not after it, is the first frame of the scene that the clip continues;
+    continued windows know it (see `diffusion.long_video`). `more_size`, one of
+    `data.more_sizes`, is that of its pixels; None: height x width.
     """
 
     split: str
@@ -59,15 +60,21 @@ class Clip:
 
 
 class Probed(NamedTuple):
-    """A usable video's frames at `config.fps`, the digest of its file, the file's stamp from before, and its shape.
+    """What is known of a usable video.
 
-    `aspect`: width / height as shown.
+    Attributes:
+        num_frames: at `config.fps`.
+        digest: of the file.
+        stamp: of the file, from before it was read.
+        aspect: width / height as shown.
+        cuts: frames that begin a new scene.
     """
 
     num_frames: int
     digest: str
     stamp: Stamp
     aspect: float
+    cuts: tuple[int, ...] = ()
 
 
 class Windows(NamedTuple):
@@ -101,40 +108,53 @@ def probe_video(folder: Path, video: VideoFile, config: DataConfig) -> Measured 
         StorageError: it cannot be read, here and now.
     """
     try:
-        measured = measure_video(folder / video.file, config.fps)
+        measured = measure_video(folder / video.file, config.fps, config.cut_score)
     except BadVideo as error:
         return BadFile(video.file, error.reason)
-    num_frames, num_distinct, _ = measured
+    num_frames, num_distinct, _, cuts = measured
     rate = f"at data.fps = {config.fps:g}"
-    if num_frames < config.num_frames:
-        return BadFile(video.file, f"too short: {num_frames} frames {rate}, data.num_frames = {config.num_frames}")
+    if longest_scene(num_frames, cuts) < config.num_frames:
+        return BadFile(
+            video.file, f"too short: {_length(measured, rate, config)}, data.num_frames = {config.num_frames}"
+        )
     if num_frames > MAX_REPEATS * (num_distinct + 1):
         repeats = f"each of its {num_distinct} frames would be shown {num_frames / num_distinct:.1f} times {rate}"
         return BadFile(video.file, f"too slow: {repeats}, expected at most {MAX_REPEATS}; lower data.fps")
     return measured
 
 
+def _length(measured: Measured, rate: str, config: DataConfig) -> str:
+    """Why a video is too short, in words."""
+    num_frames, _, _, cuts = measured
+    if num_frames < config.num_frames:
+        return f"{num_frames} frames {rate}"
+    longest = longest_scene(num_frames, cuts)
+    return f"{len(cuts)} cuts (data.cut_score = {config.cut_score:g}) leave scenes of at most {longest} frames {rate}"
+
+
 def cut_windows(videos: Sequence[VideoFile], probed: Sequence[Probed], config: DataConfig) -> Windows:
     """Cuts videos into windows and assigns these to splits."""
-    counts = [(found.num_frames - config.num_frames) // config.stride_frames + 1 for found in probed]
+    places = [place_windows(found.num_frames, found.cuts, config) for found in probed]
+    counts = list(map(len, places))
     gap = -(-config.num_frames // config.stride_frames) - 1  # windows that overlap the next split's first
     files, digests = [video.file for video in videos], [found.digest for found in probed]
     groups = group_videos(files, digests, counts, by_folder=config.held_out_by == "folder")
+    notes = [*note_cuts([found.cuts for found in probed], config), *note_copies(files, groups)]
     split = split_windows(groups, config.heldout_fraction, gap, config.max_heldout_clips)
     clips = [
         Clip(
             label,
             video.file,
-            index * config.stride_frames,
+            place.start,
             video.caption,
-            -index * config.stride_frames,
+            place.scene_start - place.start,
             more_size=config.more_size_for(found.aspect) if label == "train" else None,
         )
-        for video, found, labels in zip(videos, probed, split.labels, strict=True)
-        for index, label in enumerate(labels)
+        for video, found, windows, labels in zip(videos, probed, places, split.labels, strict=True)
+        for place, label in zip(windows, labels, strict=True)
         if label is not None
     ]
-    return Windows(clips, split.heldout, [*note_copies(files, groups), *split.notes])
+    return Windows(clips, split.heldout, [*notes, *split.notes])
 
 
 def make_chunks(clips: Sequence[Clip], config: DataConfig) -> list[list[Clip]]:
@@ -173,8 +193,9 @@ def render_anchors(chunk: Sequence[Clip], config: DataConfig) -> Frames:
     size = chunk[0].size(config)
     if config.folder is None:
         return np.concatenate([render_clip(_shape_of(clip), 1, *size, clip.anchor_frame) for clip in chunk])
-    first = read_frames(config.folder / chunk[0].source, config.fps, size, [0])
-    return np.repeat(first, len(chunk), axis=0)
+    wanted = [clip.start_frame + clip.anchor_frame for clip in chunk]
+    frames = read_frames(config.folder / chunk[0].source, config.fps, size, wanted)
+    return frames[np.unique(wanted, return_inverse=True)[1]]
 
 
 def _shape_of(clip: Clip) -> ShapeClip:

@@ -16,6 +16,7 @@ from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image, ImageOps
 
 from magic141.data.sizes import Size, nearest_size
+from magic141.data.videos.cuts import CutDetector
 from magic141.data.videos.decoding import Decode, Track, blaming, opened, pixel_aspect, timed_frames
 from magic141.data.videos.pictures import UNREADABLE, upright_rgb
 from magic141.data.videos.pixels import Frames, check_picture, shown_aspect, to_rgb
@@ -28,14 +29,19 @@ _BT709 = 1  # FFmpeg's number of the standard, for space, primaries and curve al
 
 
 class Measured(NamedTuple):
-    """How long a video is: frames after resampling, and how many different ones these are; and its first one's shape.
+    """What a video has.
 
-    `aspect` is width / height as shown; 0 of a video without frames.
+    Attributes:
+        num_frames: after resampling.
+        num_distinct: different ones among them.
+        aspect: width / height of the first one as shown; 0 of a video without frames.
+        cuts: indices of those that begin a new scene, if these were looked for.
     """
 
     num_frames: int
     num_distinct: int
     aspect: float
+    cuts: tuple[int, ...] = ()
 
 
 class _Shown(NamedTuple):
@@ -46,21 +52,30 @@ class _Shown(NamedTuple):
     pixel_aspect: float
 
 
-def measure_video(path: Path, fps: float) -> Measured:
+def measure_video(path: Path, fps: float, cut_score: float | None = None) -> Measured:
     """Decodes the whole video and looks at every frame that resampling to `fps` shows.
+
+    Args:
+        path: The file.
+        fps: Resample to this rate.
+        cut_score: Score from which a frame begins a new scene (`CutDetector`); None: cuts are not looked for.
 
     Raises:
         BadVideo: it is damaged, or has pictures that cannot be used.
         StorageError: it cannot be read.
     """
     num_frames, num_distinct, shown = 0, 0, 0.0
+    cuts: list[int] = []
+    detector = None if cut_score is None else CutDetector(cut_score)
     last: VideoFrame | None = None
-    for _, frame, aspect in _indexed_frames(path, fps, 0, decode=sound_frames):
+    for place, frame, aspect in _indexed_frames(path, fps, 0, decode=sound_frames):
         if frame is not last:
             check_picture(path, frame, aspect)
+            with blaming(path):
+                cuts += [place] if detector and detector.is_cut(frame) else []
         shown = shown or shown_aspect(frame, aspect)
         num_frames, num_distinct, last = num_frames + 1, num_distinct + (frame is not last), frame
-    return Measured(num_frames, num_distinct, shown)
+    return Measured(num_frames, num_distinct, shown, tuple(cuts))
 
 
 def read_video(path: Path, size: tuple[int, int] | None = None) -> Frames:

@@ -35,7 +35,7 @@ def add_video(folder: Path, name: str, num_frames: int = 20, seed: int = 0) -> N
 
 
 def test_probe_names_broken_and_short_files(tmp_path: Path) -> None:
-    config = DataConfig(source="folder", path=tmp_path)
+    config = DataConfig(source="folder", path=tmp_path, cut_score=None)
     add_video(tmp_path, "good.mp4", 20)
     add_video(tmp_path, "just.mp4", 13)
     add_video(tmp_path, "short.mp4", 12)
@@ -54,7 +54,7 @@ def test_slow_videos_would_be_still_pictures(tmp_path: Path) -> None:
     rates: dict[str, float | Fraction] = {"4": 4, "ntsc": Fraction(4000, 1001), "2": 2, "1": 1}
     for name, fps in rates.items():
         encode(tmp_path / f"{name}.mp4", numbered(20), fps)
-    config = DataConfig(source="folder", path=tmp_path)
+    config = DataConfig(source="folder", path=tmp_path, cut_score=None)
     probed = {name: probe_video(tmp_path, VideoFile(f"{name}.mp4", "x"), config) for name in rates}
     assert probed["4"] == probed["ntsc"] == Measured(40, 20, 2.0)
     assert probed["2"] == BadFile(
@@ -68,7 +68,7 @@ def test_probe_refuses_pictures_that_cannot_be_shown_as_meant(tmp_path: Path) ->
     encode(tmp_path / "thin.mp4", np.zeros((20, 16, 96, 3), np.uint8), 8)
     curve = {"x264-params": "colorprim=bt2020:transfer=smpte2084:colormatrix=bt2020nc"}
     encode(tmp_path / "hdr.mp4", numbered(20), 8, options=curve)
-    config = DataConfig(source="folder", path=tmp_path)
+    config = DataConfig(source="folder", path=tmp_path, cut_score=None)
     assert probe_video(tmp_path, VideoFile("thin.mp4", "x"), config) == BadFile(
         "thin.mp4", "a picture of 96x16 pixels, expected sides of at most 4:1"
     )
@@ -78,14 +78,14 @@ def test_probe_refuses_pictures_that_cannot_be_shown_as_meant(tmp_path: Path) ->
 
 
 def test_storage_that_fails_makes_no_bad_file(tmp_path: Path) -> None:
-    config = DataConfig(source="folder", path=tmp_path)
+    config = DataConfig(source="folder", path=tmp_path, cut_score=None)
     with pytest.raises(StorageError, match=r"gone\.mp4: machine \S+ cannot read it"):
         probe_video(tmp_path, VideoFile("gone.mp4", "x"), config)
 
 
 def test_windows_far_apart_are_rendered_without_what_lies_between(tmp_path: Path) -> None:
     encode(tmp_path / "a.mp4", numbered(90, 32, 32), 8)
-    config = DataConfig(source="folder", path=tmp_path)
+    config = DataConfig(source="folder", path=tmp_path, cut_score=None)
     frames = render_chunk([Clip("train", "a.mp4", start, "x") for start in (0, 4, 70)], config)
     assert [numbers_of(window) for window in frames] == [list(range(n, n + 13)) for n in (0, 4, 70)]
     with pytest.raises(BadVideo, match="ended early at frame 90"):
@@ -93,7 +93,7 @@ def test_windows_far_apart_are_rendered_without_what_lies_between(tmp_path: Path
 
 
 def test_windows_render_as_cut(tmp_path: Path) -> None:
-    config = DataConfig(source="folder", path=tmp_path, height=16, width=16)
+    config = DataConfig(source="folder", path=tmp_path, cut_score=None, height=16, width=16)
     add_video(tmp_path, "a.mp4", 60)
     clips = cut_windows([VideoFile("a.mp4", "x")], [Probed(60, "a", STAMP, 1.0)], config).clips
     whole = render_chunk([Clip("train", "a.mp4", start, "x") for start in (0, 13, 26, 39)], config).reshape(
@@ -118,7 +118,7 @@ def test_few_windows_are_held_out_of_many_if_so_configured() -> None:
 
 
 def test_windows_of_a_video_are_anchored_in_its_first_frame(tmp_path: Path) -> None:
-    config = DataConfig(source="folder", path=tmp_path, height=16, width=16)
+    config = DataConfig(source="folder", path=tmp_path, cut_score=None, height=16, width=16)
     add_video(tmp_path, "a.mp4", 60)
     clips = cut_windows([VideoFile("a.mp4", "x")], [Probed(60, "a", STAMP, 1.0)], config).clips
     first = render_chunk([Clip("train", "a.mp4", 0, "x")], config)[0, 0]
