@@ -77,7 +77,7 @@ class Scale:
     def __init__(self, config: PipelineConfig, device: torch.device) -> None:
         self.config, self.device = config, device
         self.sizes = InputSizes.of(config)
-        self.num_tokens = self.sizes.num_tokens(config, image_condition=True)
+        self.num_tokens = self.sizes.num_tokens(config, config.data.sizes, image_condition=True)
 
     def rows(self) -> Iterator[Row]:
         """All of them, each network gone before the next is built."""

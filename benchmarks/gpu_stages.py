@@ -45,7 +45,7 @@ def row(stage: str, config: PipelineConfig, folder: Path, speeds: list[float]) -
     """`speeds` are updates a second, of each update: the first warms up and the last contains a validation."""
     training: Any = getattr(config, stage)
     record = json.loads((folder / "training.json").read_text())
-    tokens = InputSizes.of(config).num_tokens(config, image_condition=stage != "pretrain_t2v")
+    tokens = InputSizes.of(config).num_tokens(config, config.data.sizes, image_condition=stage != "pretrain_t2v")
     between = speeds[1:-1]
     operations = num_operations(passes_per_update(training) * training.batch_size, config.model, tokens)
     return Row(
@@ -71,7 +71,7 @@ def rows(config: PipelineConfig, until: str) -> list[Row]:
 
 def table(config: PipelineConfig, found: list[Row]) -> str:
     """Markdown."""
-    tokens = InputSizes.of(config).num_tokens(config, image_condition=True)
+    tokens = InputSizes.of(config).num_tokens(config, config.data.sizes, image_condition=True)
     where = torch.cuda.get_device_name(0) if torch.cuda.is_available() else machine()
     model = config.model
     head = (

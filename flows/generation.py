@@ -33,6 +33,7 @@ def animate(
     _refuse_mistakes(image, prompt, output, seconds, seed)
     folder = find_model(workspace, model)
 
+    from magic141.data.sizes import Size
     from magic141.data.videos.video import read_image, write_video
 
     pixels = read_image(image)  # before the next import, which takes seconds
@@ -49,7 +50,8 @@ def animate(
         aside.replace(output)
     finally:
         aside.unlink(missing_ok=True)
-    return f"{len(frames)} frames of {frames.shape[2]}x{frames.shape[1]} at {bundle.info.fps:g} per second"
+    size = Size(*frames.shape[1:3])
+    return f"{len(frames)} frames of {size} (height x width) at {bundle.info.fps:g} per second"
 
 
 def _refuse_mistakes(image: Path, prompt: str, output: Path, seconds: float | None, seed: int) -> None:

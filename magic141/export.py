@@ -46,7 +46,7 @@ class BundleInfo(FrozenConfig):
     sampler: Sampler = Field(description="the chain that makes a window")
     guidance_scale: float = Field(description="w, an input of the student")
     num_carried: int = Field(description="latent frames carried from window to window in long videos")
-    more_sizes: tuple[Size, ...] = Field((), description="further [height, width] that it was trained on")
+    more_sizes: tuple[Size, ...] = Field((), description="further [height, width] that training clips had")
 
     @property
     def sizes(self) -> tuple[Size, ...]:
@@ -88,7 +88,7 @@ def export_pipeline(
         sampler=dmd2.sampler,
         guidance_scale=dmd2.student_guidance_scale,
         num_carried=num_carried,
-        more_sizes=info.more_sizes,
+        more_sizes=info.more_sizes_found,
     )
     (out / BUNDLE_FILE).write_text(bundle.model_dump_json(indent=1))
     size_mb = sum(f.stat().st_size for f in out.rglob("*") if f.is_file()) / 2**20

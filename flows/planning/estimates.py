@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from flows.planning.needs import needs_of
 from magic141.config import PipelineConfig
 from magic141.config.checks import TRAINING_SECTIONS
+from magic141.data.sizes import Size
 from magic141.evaluation.config import GenerateConfig
 from magic141.evaluation.variants import list_variants, long_video_variants
 from magic141.models.frames import num_latent_frames
@@ -114,7 +115,8 @@ def _gpu_seconds(stage: str, config: PipelineConfig, num_gpus: float) -> float |
         if training.precision != "bf16":
             return None
         passes = passes_of_training(training) * training.batch_size
-    tokens = InputSizes.of(config).num_tokens(config, image_condition=stage != "pretrain_t2v")
+    sizes = (config.data.size,) if stage == "generate" else config.data.sizes
+    tokens = InputSizes.of(config).num_tokens(config, sizes, image_condition=stage != "pretrain_t2v")
     seconds = num_operations(passes, config.model, tokens) / num_gpus / GPU_OPERATIONS_PER_S
     return seconds if seconds > STARTING_S else None
 
@@ -164,7 +166,8 @@ def calculated_gib(stage: str, config: PipelineConfig, training: TrainConfig) ->
     i2v, guided = stage != "pretrain_t2v", stage.startswith("distill")
     widths = (sizes.channels, sizes.text_width, sizes.pooled_width)
     states = state_bytes(training, config.model, num_parameters(config.model, *widths, i2v, guided))
-    return (states + activation_bytes(training, config.model, sizes.num_tokens(config, i2v))) / 2**30
+    tokens = sizes.num_tokens(config, config.data.sizes, i2v)
+    return (states + activation_bytes(training, config.model, tokens)) / 2**30
 
 
 @dataclass(frozen=True)
@@ -201,10 +204,10 @@ class InputSizes:
         image = -(-IMAGE_TOKENS[encoder.kind] // encoder.image_token_stride)
         return encoder.max_text_tokens + (image if image_condition and encoder.image_tokens else 0)
 
-    def num_tokens(self, config: PipelineConfig, image_condition: bool) -> int:
-        """Tokens of one clip of the largest size: patches of its window, text, and the first frame's image tokens."""
+    def num_tokens(self, config: PipelineConfig, sizes: Iterable[Size], image_condition: bool) -> int:
+        """Tokens of one clip of the largest of `sizes`: patches of its window, text, and the first frame's tokens."""
         model = config.model
         patch = model.patch_size * self.factor
         frames = num_latent_frames(model.window_frames, config.temporal_factor) // model.patch_size_t
-        largest = max((size.height // patch) * (size.width // patch) for size in config.data.sizes)
+        largest = max((size.height // patch) * (size.width // patch) for size in sizes)
         return frames * largest + self.num_text(config, image_condition)

@@ -28,9 +28,9 @@ def run_name(name: str, kind: str, overrides: Sequence[str] = ()) -> str:
     """
     kinds = ["eval"] if kind == "evaluation" else []
     named = [text for text in overrides if text.partition("=")[0] not in NAMES_ONLY]  # shown elsewhere
-    more = [f"{len(named) - MAX_NAMED} more"] if len(named) > MAX_NAMED else []
+    more = [f"{len(named) - MAX_NAMED} more"] if len(named) > MAX_NAMED else []  # the last say what is new
     ends = Counter(last_part(field) for field in {text.partition("=")[0] for text in named})
-    settings = ", ".join([*(_short(text, ends) for text in named[:MAX_NAMED]), *more])
+    settings = ", ".join([*more, *(_short(text, ends) for text in named[-MAX_NAMED:])])
     said = SEPARATOR.join([name, *kinds, *([settings] if settings else [])])
     return shortened(said, MAX_NAME_CHARS)
 

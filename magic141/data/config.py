@@ -91,8 +91,8 @@ class DataConfig(FrozenConfig):
     width: int = Field(32, ge=8, le=LARGEST_SIDE, description="frame width in pixels")
     more_sizes: tuple[Size, ...] = Field(
         (),
-        description="further [height, width] of training clips: of all sizes a video takes the one nearest to its own "
-        "shape; validation and held-out clips have the main size (folder)",
+        description="further heights and widths of training clips, such as [[960, 544]]: of all sizes a video takes "
+        "the one nearest to its own shape; validation and held-out clips have the main size (folder)",
     )
     fps: float = Field(8.0, ge=0.01, le=1000, description="frames per second after resampling")
     cut_score: float | None = Field(

@@ -37,7 +37,7 @@ def describe(
     log: StageLog,
 ) -> DatasetInfo:
     """Reads the held-out split back, measures the codec's PSNR on it and shows some of its clips."""
-    clips, more_sizes = ClipDataset.open(out, "heldout"), _show_more_sizes(config, out, log)
+    clips = ClipDataset.open(out, "heldout")
     codec, null_text = fitted.codec, fitted.null_text
     channels, length, height, width = clips.latents.shape[1:]
     return DatasetInfo(
@@ -55,23 +55,24 @@ def describe(
         bad_files=tuple(BadFileInfo(file=file, reason=reason) for file, reason in bad_files),
         codec_psnr_db=_judge_codec(clips, codec, log),
         heldout=heldout,
-        more_sizes=more_sizes,
+        more_sizes=config.more_sizes,
+        num_of_size=_show_sizes(config, out, log),
     )
 
 
-def _show_more_sizes(config: DataConfig, out: Path, log: StageLog) -> tuple[Size, ...]:
-    """Those of `data.more_sizes` that training clips have; shows first frames of each, and counts its clips."""
+def _show_sizes(config: DataConfig, out: Path, log: StageLog) -> dict[str, int]:
+    """Counts the training clips of each size and shows first frames of some; nothing if there is but one size."""
     if not config.more_sizes:
-        return ()
+        return {}
     train = ClipDataset.open(out, "train")
-    found = {Size(*train.first_frame[int(rows[0])].shape[:2]): rows for rows in train.by_size}
+    found = {str(Size(*train.first_frame[int(rows[0])].shape[:2])): rows for rows in train.by_size}
     for size, rows in found.items():
         spread = rows[torch.linspace(0, len(rows) - 1, min(len(rows), NUM_SHEET_CLIPS)).long()]
         log.image(f"training_clips_{size}", contact_sheet(train.first_frame[spread][None].numpy()))
     log.summary({f"num_train_clips_{size}": len(rows) for size, rows in found.items()})
-    if unused := [str(size) for size in config.sizes if size not in found]:
+    if unused := [str(size) for size in config.more_sizes if str(size) not in found]:
         log.note(f"no training video has a shape near to {', '.join(unused)}: the model is not trained on that size")
-    return tuple(size for size in config.more_sizes if size in found)
+    return {size: len(rows) for size, rows in found.items()}
 
 
 def _judge_codec(heldout: ClipDataset, codec: VideoCodec, log: StageLog) -> float:

@@ -40,11 +40,17 @@ class DatasetInfo(BaseModel):
     bad_files: tuple[BadFileInfo, ...]
     codec_psnr_db: float
     heldout: HeldOut | None = None  # by which rule clips are held out; None where they are drawn separately (shapes)
-    more_sizes: tuple[Size, ...] = ()  # of training clips, besides height x width
+    more_sizes: tuple[Size, ...] = ()  # that training clips may have, besides height x width
+    num_of_size: dict[str, int] = {}  # training clips of every size that some have, if there are more sizes
+
+    @property
+    def more_sizes_found(self) -> tuple[Size, ...]:
+        """Those of `more_sizes` that training clips have."""
+        return tuple(size for size in self.more_sizes if str(size) in self.num_of_size)
 
     @property
     def latent_size(self) -> str:
-        """Height and width of the latents, of all sizes."""
+        """Height and width of the latents, of all sizes, as the config gives them."""
         *_, height, width = self.latent_shape
         more = (f"{size.height * height // self.height}x{size.width * width // self.width}" for size in self.more_sizes)
         return " ".join([f"{height}x{width}", *more])

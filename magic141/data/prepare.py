@@ -71,6 +71,7 @@ def prepare_dataset(
     corpus = _list_clips(config, listing, run_dir, earlier, log, seed)
     clips, bad_files = corpus.clips, corpus.bad_files
     _require_clips(Counter(clip.split for clip in clips), bad_files, config)
+    _require_main_size(clips, config)
     fitted = fit_models(clips, config, run_dir, log, seed)
     key_of = ClipKeys(config, earlier.code, fitted.digest, corpus.videos)
     writer = encode_clips(clips, key_of, fitted, run_dir, earlier, log)
@@ -145,6 +146,17 @@ def _require_clips(num_clips: Mapping[str, int], bad_files: Sequence[BadFile], c
         f"{config.fps:g} fps, none for {', '.join(missing)}; expected at least one for each of {', '.join(SPLITS)}; "
         f"add or repair videos (skipped: {skipped})"
     )
+
+
+def _require_main_size(clips: Sequence[Clip], config: DataConfig) -> None:
+    """Raises UserError if no training clip has the size in which the model is judged."""
+    sizes = Counter(clip.more_size for clip in clips if clip.split == "train")
+    if None not in sizes:
+        found = ", ".join(f"{num} of {size}" for size, num in sizes.most_common())
+        raise UserError(
+            f"data.height x data.width = {config.size}: no training clip has this size, in which the model is judged "
+            f"(there are {found}); expected some; make another of data.more_sizes the height and width"
+        )
 
 
 def _note_left_out(writer: ShardWriter, log: StageLog) -> list[BadFile]:

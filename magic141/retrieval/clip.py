@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from magic141.data.dataset import ClipDataset
+from magic141.data.info import load_info
 from magic141.data.rows import Rows
 from magic141.errors import UserError
 from magic141.frozen import names_file
@@ -111,7 +112,8 @@ def build_clip(config: ClipConfig, data: Path, out: Path, log: StageLog, seed: i
         _write(out, _pretrained_record(config, out, log))
         return
     dataset = ClipDataset.open(data, "train")
-    size = min(MAX_IMAGE_SIZE, *(side // 8 * 8 for side in dataset.first_frame.shape[1:3]))
+    info = load_info(data)
+    size = min(MAX_IMAGE_SIZE, *(side // 8 * 8 for side in (info.height, info.width)))
     captions = Captions.of(dataset.captions)
     if captions.num_cut:
         log.note(

@@ -48,14 +48,19 @@ class BatchSampler:
 
         A batch at a boundary between passes takes the end of one pass and the start of the next.
         """
-        rows, batch = self._batch_at(step)
-        start = batch * self.batch_size + self.share * self.batch_size_per_worker
+        size, taken = self._turn(step)
+        rows = self.groups[size]
+        start = taken[size] * self.batch_size + self.share * self.batch_size_per_worker
         positions = range(start, start + self.batch_size_per_worker)
         passes = [divmod(position, len(rows)) for position in positions]
         return rows[torch.stack([_order(len(rows), self.seed, epoch)[place] for epoch, place in passes])]
 
-    def _batch_at(self, step: int) -> tuple[Tensor, int]:
-        """The rows of the step's size, and how many batches were taken of them before.
+    def batches_before(self, step: int) -> list[int]:
+        """How many batches were taken of each size before a step."""
+        return self._turn(step)[1]
+
+    def _turn(self, step: int) -> tuple[int, list[int]]:
+        """The size whose turn it is, and how many batches were taken of each before.
 
         In a pass over the data set every size has as many batches as are full by its end, in a random order.
         """
@@ -63,12 +68,12 @@ class BatchSampler:
         epoch = step * self.batch_size // num_clips  # or a later one: incomplete batches are left to the next pass
         while sum(self._num_batches(epoch + 1)) <= step:
             epoch += 1
-        before, after = self._num_batches(epoch), self._num_batches(epoch + 1)
-        turns = torch.repeat_interleave(torch.tensor(after) - torch.tensor(before))
+        before, after = torch.tensor(self._num_batches(epoch)), torch.tensor(self._num_batches(epoch + 1))
+        turns = torch.repeat_interleave(after - before)
         turns = turns[_order(len(turns), self.seed, epoch)]
-        place = step - sum(before)
-        group = int(turns[place])
-        return self.groups[group], before[group] + int((turns[:place] == group).sum())
+        place = step - int(before.sum())
+        taken = before + torch.bincount(turns[:place], minlength=len(self.groups))
+        return int(turns[place]), taken.tolist()
 
     def _num_batches(self, epoch: int) -> list[int]:
         """Batches of each size that are full before a pass."""

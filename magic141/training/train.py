@@ -8,9 +8,12 @@ import shutil
 from pathlib import Path
 
 from magic141.artifacts.publication import link_or_copy
+from magic141.data.dataset import ClipDataset
 from magic141.data.info import load_info
+from magic141.data.sizes import Size
 from magic141.errors import UserError
 from magic141.stage_log import StageLog
+from magic141.training.batch_sampler import BatchSampler
 from magic141.training.config import METRICS_FILE, RECORD_FILE, WATCH_FILE, TrainConfig
 from magic141.training.launch import TrainResult, launch
 from magic141.training.objective import ObjectiveSpec
@@ -31,6 +34,8 @@ def train(
             f"batch_size = {config.batch_size}: the data has only {num_clips} training clips; use a smaller batch, "
             "or more or longer videos, or a smaller data.stride_frames"
         )
+    for remark in _untrained_sizes(config, data, seed) if info.more_sizes else ():
+        log.note(remark)
     result = launch(spec, config, run_dir, log, seed)
     # linked, not copied: of 13B each network is 52 GB; `run_dir` keeps its names until the artifact is published
     shutil.copytree(result.export, out, copy_function=link_or_copy, dirs_exist_ok=True)
@@ -38,6 +43,19 @@ def train(
     record = {**_usage(config, result, out), "latent_size": info.latent_size, **_verdict(out)}
     (out / RECORD_FILE).write_text(json.dumps(record, indent=1))
     log.summary(record)
+
+
+def _untrained_sizes(config: TrainConfig, data: Path, seed: int) -> list[str]:
+    """Remarks on sizes that have too few clips for a batch in so short a training."""
+    train = ClipDataset.open(data, "train")
+    taken = BatchSampler(train.by_size, config.batch_size, seed=seed).batches_before(config.num_steps)
+    sizes = {Size(*train.first_frame[int(rows[0])].shape[:2]): rows for rows in train.by_size}
+    return [
+        f"none of the {config.num_steps} updates is on clips of {size}: there are {len(rows)}, for batches of "
+        f"{config.batch_size}; train longer, or with smaller batches"
+        for (size, rows), num in zip(sizes.items(), taken, strict=True)
+        if not num
+    ]
 
 
 def _usage(config: TrainConfig, result: TrainResult, out: Path) -> dict[str, float | int | str]:

@@ -145,7 +145,7 @@ MISTAKES = {
     "carried = 2 and a new latent frame; use at least 7",
     "model.window_frames=3": "a new latent frame; use at least 7",
     "data.shapes.num_train=1": "data.shapes.num_train = 1: too few for the smallest batch of train_clip; use at",
-    "data={~: 2}": "data: null is not a field name, expected a string; rename it in demo.yaml; known: codec, encoder",
+    "data={~: 2}": "data: null is not a field name, expected a string; rename it in demo.yaml; known: codec, cut_score",
     "workspace=s3://b/x": "workspace = 's3://b/x': an address, expected a folder on this machine; mount it; change it",
     "workspace=''": "workspace = '': empty, expected a folder; change it in demo.yaml",
     "name='  '": "name = '  ': expected a string of 1 to 250 characters on one line, not only blanks; change it in",

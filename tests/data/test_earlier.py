@@ -30,6 +30,7 @@ from magic141.models.encoders import Encoders
 from magic141.models.text_embedding import TextEmbedding
 from magic141.text_files import read_json_lines
 from tests.data.attempts import Here, Killed, run
+from tests.data.made import encode
 from tests.data.test_prepare import MemoryLog
 from tests.files_read import files_read
 from tests.models.tiny import tiny_checkpoint, tiny_vae
@@ -57,7 +58,8 @@ def config(tmp_path: Path, checkpoint: Path) -> DataConfig:
 
 def add_video(folder: Path, number: int, caption: str = "noise") -> None:
     frames = np.random.default_rng(number).integers(0, 255, (13, 32, 32, 3), np.uint8)
-    write_video(folder / f"{number}.mp4", frames, fps=8)
+    folder.mkdir(exist_ok=True)
+    encode(folder / f"{number}.mp4", frames, 8, codec="png", pix_fmt="rgb24")  # by its bytes it is held out or not
     (folder / f"{number}.txt").write_text(caption)
 
 
@@ -107,15 +109,15 @@ def test_of_a_large_corpus_only_files_are_read_that_may_have_changed(
 ) -> None:
     before = prepared(config, tmp_path / "before")
     (tmp_path / "videos" / "5.mp4").touch()
-    (tmp_path / "videos" / "6.mp4").write_bytes(b"broken")
+    (tmp_path / "videos" / "7.mp4").write_bytes(b"broken")
     read = files_read(monkeypatch, "magic141.data.earlier")
     monkeypatch.setattr("magic141.data.earlier.ALWAYS_READ_BYTES", 0 if is_large else 2**30)
     here.clear()
     after = prepared(config, tmp_path / "after", before)
     assert len(read) == (1 if is_large else NUM_VIDEOS - 1), "nothing of the size of the broken one was prepared"
     assert "5.mp4" in read
-    assert (here.probed, here.encoded) == (["6.mp4"], [])
-    assert [bad.file for bad in load_info(after).bad_files] == ["6.mp4"]
+    assert (here.probed, here.encoded) == (["7.mp4"], [])
+    assert [bad.file for bad in load_info(after).bad_files] == ["7.mp4"]
 
 
 def test_of_new_captions_only_the_text_is_encoded(here: Here, tmp_path: Path, config: DataConfig) -> None:
@@ -334,7 +336,7 @@ def test_where_encoders_are_fitted_to_the_corpus_everything_is_encoded_anew(
         {**config.model_dump(exclude={"codec", "encoder"}), "codec": {"num_channels": 8}}
     )
     before = prepared(fitted, tmp_path / "before")
-    add_video(tmp_path / "videos", 100)
+    add_video(tmp_path / "videos", 105)  # which trains
     here.clear()
     prepared(fitted, tmp_path / "grown", before)
     assert len(here.encoded) == 2 * (NUM_VIDEOS + 1)

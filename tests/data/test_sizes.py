@@ -17,8 +17,10 @@ from magic141.data.sizes import Size, nearest_size
 from magic141.data.sources.clips import Clip, Probed, cut_windows, make_chunks
 from magic141.data.sources.listing import Stamp, VideoFile
 from magic141.data.videos.video import write_video
+from magic141.errors import UserError
 from tests.data.attempts import Here, Killed, run
 from tests.data.test_earlier import contents, prepared
+from tests.data.test_left_out import DAMAGED, break_clip
 from tests.data.test_prepare import MemoryLog
 
 LYING, UPRIGHT, SQUARE = Size(32, 48), Size(48, 32), Size(40, 40)
@@ -98,7 +100,7 @@ def test_a_corpus_of_two_sizes_is_made_kept_and_read(here: Here, tmp_path: Path)
     assert len(here.encoded) < sum(load_info(whole).num_clips.values())
 
     train, heldout = ClipDataset.open(whole, "train"), ClipDataset.open(whole, "heldout")
-    assert load_info(whole).more_sizes == (UPRIGHT,)
+    assert load_info(whole).more_sizes_found == (UPRIGHT,)
     assert tuple(heldout.pixels.shape[2:4]) == LYING
     assert len(heldout.by_size) == 1
     for rows in train.by_size:
@@ -110,6 +112,18 @@ def test_a_corpus_of_two_sizes_is_made_kept_and_read(here: Here, tmp_path: Path)
         assert log.figures[f"num_train_clips_{size}"] == len(rows)
         assert log.images[f"training_clips_{size}"].ndim == 3
     assert sorted(torch.cat(train.by_size).tolist()) == list(range(len(train)))
+
+
+def test_a_clip_that_cannot_be_read_is_left_out_of_its_own_size(
+    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(make_videos(tmp_path / "videos"), UPRIGHT)
+    whole = ClipDataset.open(run(config, tmp_path / "whole"), "train")
+    upright = next(row for row in range(len(whole)) if tuple(whole.first_frame[row].shape[:2]) == UPRIGHT)
+    break_clip(monkeypatch, whole.sources[upright], 0, DAMAGED)
+    train = ClipDataset.open(run(config, tmp_path / "broken"), "train")
+    assert len(train) == len(whole) - 1
+    assert set(whole.ids) - set(train.ids) == {whole.ids[upright]}
 
 
 @pytest.mark.slow
@@ -142,12 +156,15 @@ def test_the_world_of_shapes_has_one_size() -> None:
         DataConfig(more_sizes=(UPRIGHT,))
 
 
-def test_missing_training_clips_of_the_main_size_are_said(here: Here, tmp_path: Path) -> None:
-    """The model is judged on a size that it is not trained on: allowed, but not in silence."""
-    videos, log = make_videos(tmp_path / "videos"), MemoryLog()
+def test_a_main_size_without_training_clips_is_refused_before_anything_is_encoded(here: Here, tmp_path: Path) -> None:
+    """The model would be judged on what it is not trained on."""
+    videos = make_videos(tmp_path / "videos")
     for path in videos.iterdir():
         if int(path.stem) % 2 == 0:
             path.unlink()
-    out = run(config_of(videos, UPRIGHT), tmp_path / "out", log)
-    assert any("near to 32x48" in note for note in log.notes)
-    assert load_info(out).more_sizes == (UPRIGHT,)
+    message = (
+        r"data\.height x data\.width = 32x48: no training clip has this size.*\(there are \d+ of 48x32\); expected"
+    )
+    with pytest.raises(UserError, match=message):
+        run(config_of(videos, UPRIGHT), tmp_path / "out")
+    assert not here.encoded

@@ -67,7 +67,7 @@ def test_every_stage_is_made(completed: Finished) -> None:
 
 
 def test_upright_videos_train_in_their_own_shape(place: Path, completed: Finished) -> None:
-    assert load_info(artifact(place / "runs", "prepare_data")).more_sizes == ((48, 32),)
+    assert load_info(artifact(place / "runs", "prepare_data")).more_sizes_found == ((48, 32),)
     shards = {path.name.partition("-")[0] for path in artifact(place / "runs", "prepare_data").glob("shards/*")}
     assert shards == {"train", "train_48x32", "validation", "heldout"}
     student = artifact(place / "runs", "publish")

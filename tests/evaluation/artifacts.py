@@ -140,8 +140,10 @@ def add_upright_clips(data: Path, num: int) -> Path:
     more = [{**row, "id": f"upright{row['row']}", "shard": shard} for row in rows if row["split"] == "train"][:num]
     (data / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows + more))
     info = DatasetInfo.model_validate_json((data / "dataset.json").read_text())
+    upright = Size(SIZE, SIZE // 2)
+    sizes = {str(Size(SIZE, SIZE)): NUM_CLIPS["train"], str(upright): num}
     counts = {**info.num_clips, "train": NUM_CLIPS["train"] + num}
-    known = info.model_copy(update={"num_clips": counts, "more_sizes": (Size(SIZE, SIZE // 2),)})
+    known = info.model_copy(update={"num_clips": counts, "more_sizes": (upright,), "num_of_size": sizes})
     (data / "dataset.json").write_text(known.model_dump_json())
     return data
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from magic141.retrieval.clip import Captions, ClipEmbedder, build_clip, contrast
 from magic141.retrieval.config import ClipConfig
 from magic141.retrieval.pretrained import Preprocessing
 from magic141.stage_log import NullLog
+from tests.evaluation.artifacts import add_upright_clips
 
 
 def test_embeddings_are_unit_vectors_and_reload_alike(artifacts: dict[str, Path]) -> None:
@@ -101,6 +104,19 @@ def test_images_of_several_sizes_are_embedded_each_as_if_alone(artifacts: dict[s
     images = Rows([lying[:2], upright, lying[2:]])
     alone = [embedder.embed_images(one[None]) for one in (*lying[:2], *upright, lying[2])]
     np.testing.assert_allclose(embedder.embed_images(images), np.concatenate(alone), atol=1e-5)
+
+
+def test_the_models_images_are_as_large_as_the_main_size_allows(artifacts: dict[str, Path], tmp_path: Path) -> None:
+    """Whichever size comes first in the corpus."""
+    data = tmp_path / "data"
+    shutil.copytree(artifacts["data"], data)
+    add_upright_clips(data, 4)
+    lines = (data / "manifest.jsonl").read_text().splitlines(keepends=True)
+    (data / "manifest.jsonl").write_text("".join(sorted(lines, key=lambda line: "upright" not in line)))
+    (tmp_path / "clip").mkdir()
+    build_clip(ClipConfig(num_steps=1, batch_size=16), data, tmp_path / "clip", NullLog(), 0)
+    record = json.loads((tmp_path / "clip" / "clip.json").read_text())
+    assert record["architecture"]["vision_cfg"]["image_size"] == 32
 
 
 def test_training_images_may_differ_in_size(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from starlette.testclient import TestClient
 from magic141.data.sizes import Size
 from magic141.serving.app import BusyError, ModelCard, build_app
 from magic141.serving.config import ServingConfig
+from magic141.serving.deployment import describe
 from magic141.serving.requests import Video, VideoRequest
 from magic141.serving.student import Student
 from tests.serving.conftest import picture
@@ -239,8 +240,15 @@ def test_a_model_of_several_sizes_shows_them_and_takes_the_nearest() -> None:
     for size in ((30, 30), (30, 60)):
         assert client.post("/generate", files={"image": picture(*size)}, data=PROMPT).status_code == 200
     assert shapes == [(32, 32, 3), (48, 32, 3)]
-    assert "32 \u00d7 32 or 32 \u00d7 48 at 8 frames" in " ".join(client.get("/").text.split())
+    assert "32x32 or 48x32 (height x width) at 8 frames" in " ".join(client.get("/").text.split())
     assert client.get("/health").json()["more_sizes"] == [[48, 32]]
+
+
+def test_the_card_of_a_model_has_all_its_sizes(published: Path, tmp_path: Path) -> None:
+    info = json.loads((published / "magic141.json").read_text())
+    (tmp_path / "magic141.json").write_text(json.dumps({**info, "more_sizes": [[48, 32]]}))
+    assert describe("m", tmp_path).sizes == ((32, 32), (48, 32))
+    assert describe("m", published).sizes == ((32, 32),)
 
 
 def test_a_monitor_may_ask_for_the_head_alone(client: TestClient) -> None:

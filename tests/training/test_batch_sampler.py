@@ -69,6 +69,20 @@ def test_sizes_come_as_often_as_they_have_clips_and_never_in_blocks() -> None:
     assert first != sorted(first, reverse=True)
 
 
+def test_a_size_of_few_clips_has_its_first_batch_once_they_fill_one() -> None:
+    sampler = BatchSampler(clips(32, 2), 8, seed=0)
+    taken = [sampler.batches_before(step) for step in range(40)]
+    assert [sum(one) for one in taken] == list(range(40))
+    assert taken[12][1] == 0, "after fewer than four passes of 34 clips in batches of 8"
+    assert taken[39][1] == 2
+    for step in range(39):
+        of_few = bool(sampler.indices(step)[0] >= 32)
+        assert [after - before for before, after in zip(taken[step], taken[step + 1], strict=True)] == [
+            not of_few,
+            of_few,
+        ]
+
+
 def test_is_a_pure_function_of_the_step() -> None:
     first = BatchSampler(clips(40, 10), 8, seed=2).indices(33)
     _order.cache_clear()  # as in a process that resumes

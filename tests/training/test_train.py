@@ -11,8 +11,20 @@ from magic141.data.info import INFO_FILE
 from magic141.stage_log import NullLog
 from magic141.training import train as training
 from magic141.training.launch import TrainResult
+from tests.evaluation.artifacts import NUM_CLIPS, add_upright_clips, make_data
 from tests.models.tiny import INFO
 from tests.training.linear import LinearSpec, linear_config
+
+
+def test_a_size_without_a_single_update_is_noted(tmp_path: Path) -> None:
+    data, config = make_data(tmp_path / "data"), linear_config()
+    assert (config.batch_size, NUM_CLIPS["train"]) == (8, 48)
+    few, many = (config.model_copy(update={"num_steps": num}) for num in (10, 40))
+    add_upright_clips(data, 2)
+    expected = "none of the 10 updates is on clips of 32x16: there are 2, for batches of 8; train longer"
+    (remark,) = training._untrained_sizes(few, data, seed=0)
+    assert remark.startswith(expected)
+    assert training._untrained_sizes(many, data, seed=0) == []
 
 
 def test_an_export_is_linked_into_the_artifact_and_outlives_its_run(

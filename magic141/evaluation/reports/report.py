@@ -101,7 +101,10 @@ def _facts(parts: Mapping[str, Path], info: Row, num_clips: int) -> list[tuple[s
     facts: list[tuple[str, str]] = []
     if info:
         facts.append(("data", f"{info['source']}: {sum(info['num_clips'].values())} clips"))
-        facts.append(("clips", f"{info['num_frames']} frames, {info['width']}x{info['height']}, {info['fps']:g} fps"))
+        size = f"{info['height']}x{info['width']}"
+        facts.append(("clips (height x width)", f"{info['num_frames']} frames, {size}, {info['fps']:g} fps"))
+        if of_sizes := info.get("num_of_size"):
+            facts.append(("training clips", ", ".join(f"{num} of {name}" for name, num in of_sizes.items())))
         shape = "x".join(map(str, info["latent_shape"]))
         facts.append(("latents (channels x frames x height x width)", shape))
         facts.append(("codec", f"{info['codec_psnr_db']:.1f} dB PSNR"))

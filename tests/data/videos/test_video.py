@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -17,7 +18,7 @@ from magic141.data.videos.video import (
     write_video,
 )
 from magic141.errors import UserError
-from tests.data.made import resampled, with_damaged_exif
+from tests.data.made import encode, numbered, resampled, with_damaged_exif
 
 
 def gray_levels(num_frames: int, height: int = 32, width: int = 48) -> np.ndarray:
@@ -151,3 +152,10 @@ def test_a_video_that_was_taken_upright_is_turned(tmp_path: Path) -> None:
         container.mux(stream.encode())
     assert read_video(tmp_path / "a.mp4").shape == (3, 48, 32, 3)
     assert read_video(tmp_path / "a.mp4", size=(24, 16)).shape == (3, 24, 16, 3)
+    assert measure_video(tmp_path / "a.mp4", 8.0).aspect == pytest.approx(32 / 48)
+
+
+def test_the_shape_of_a_video_is_the_one_that_is_shown(tmp_path: Path) -> None:
+    encode(tmp_path / "a.mkv", numbered(5, 32, 48), 8, pixel_aspect=Fraction(4, 3))
+    assert measure_video(tmp_path / "a.mkv", 8.0).aspect == pytest.approx(2)
+    assert read_video(tmp_path / "a.mkv").shape == (5, 32, 64, 3)

@@ -5,11 +5,15 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
+from magic141.data.videos.video import read_image
 from magic141.evaluation.generation.workload import prepare_workload, write_conditions
-from tests.evaluation.artifacts import GENERATE, RecordingLog
+from magic141.retrieval.prior import Hit, ImagePrior
+from tests.evaluation.artifacts import GENERATE, SIZE, RecordingLog
 from tests.models.tiny import CONFIG
 
 
@@ -35,6 +39,23 @@ def test_an_image_of_the_prompts_own_video_is_named_as_such(
     num = GENERATE.num_prompts
     assert any(f"for {num} of {num} prompts is of the very video" in note for note in log.notes)
     assert json.dumps(rows).count('"own_video": true') == num
+
+
+def test_images_of_another_size_are_fitted_to_the_one_that_is_judged(
+    generated_from_folder: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upright = Hit("a", "a", 1.0, np.full((SIZE, SIZE // 2, 3), 9, np.uint8))
+    real = ImagePrior.retrieve
+
+    def retrieve(prior: ImagePrior, prompt: str, k: int) -> list[Hit]:
+        asked.append(prompt)
+        return [*[upright] * (len(asked) - 1), *real(prior, prompt, k)]
+
+    asked: list[str] = []
+    monkeypatch.setattr(ImagePrior, "retrieve", retrieve)
+    _, rows = _workload(generated_from_folder, generated_from_folder["prepare_data"], tmp_path)
+    assert rows[1]["clip"] == "a"
+    assert read_image(tmp_path / "suite" / "images" / "01-0.png").shape[0] >= SIZE
 
 
 def test_clips_are_decoded_a_batch_at_a_time(generated_from_folder: dict[str, Path]) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from flows.planning.estimates import IMAGE_TOKENS, Estimate, _num_evaluations, estimate
+from flows.planning.estimates import IMAGE_TOKENS, Estimate, InputSizes, _num_evaluations, estimate
 from flows.planning.plan import PlannedStage, _changed, _size, _time, _wishes, make_plan, total
 from magic141.config import PipelineConfig, load_config, with_overrides
 from magic141.config.checks import TRAINING_SECTIONS
+from magic141.data.sizes import Size
 from magic141.evaluation.generation.pieces import list_pieces
 from magic141.evaluation.generation.workload import Workload
 from magic141.evaluation.variants import list_variants, long_video_variants
@@ -132,6 +133,19 @@ def test_memory_is_that_of_the_largest_clips() -> None:
     assert larger.memory_gib is not None
     assert one.memory_gib is not None
     assert larger.memory_gib > 1.3 * one.memory_gib
+    generated = [
+        estimate("generate", load_config(CONFIGS / "hunyuan_13b.yaml", [f"data.more_sizes={sizes}"]), None).seconds
+        for sizes in ("[]", "[[960, 960]]")
+    ]
+    assert generated[0] == generated[1], "of the main size only"
+
+
+def test_a_plan_knows_the_clips_of_an_earlier_training_again(tmp_path: Path) -> None:
+    """Also if no video took one of the sizes."""
+    asked = (Size(48, 32), Size(32, 64))
+    config = load_config(DEMO, ["data.source=folder", f"data.path={tmp_path}", "data.more_sizes=[[48, 32], [32, 64]]"])
+    recorded = INFO.model_copy(update={"more_sizes": asked, "num_of_size": {"32x32": 1, "48x32": 1}}).latent_size
+    assert recorded == InputSizes.of(config).latent_size(config) == "4x4 6x4 4x8"
 
 
 @pytest.mark.parametrize("name", ["hunyuan_13b", "hunyuan_one_node", "hunyuan_one_gpu", "smoke_13b"])

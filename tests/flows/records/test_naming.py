@@ -14,7 +14,7 @@ from magic141.artifacts.references import ArtifactRef
         ("pipeline", [], "demo"),
         ("evaluation", [], "demo · eval"),
         ("pipeline", ["distill_dmd2.a_weak=0.25", "seed=1", "workspace=/x"], "demo · a_weak=0.25, seed=1"),
-        ("pipeline", [f"a.b{n}={n}" for n in range(6)], "demo · b0=0, b1=1, b2=2, b3=3, 2 more"),
+        ("pipeline", [f"a.b{n}={n}" for n in range(6)], "demo · 2 more, b2=2, b3=3, b4=4, b5=5"),
         ("pipeline", ["x.n=1", "y.n=2", "y.m=3", "y.m=4"], "demo · x.n=1, y.n=2, m=3, m=4"),
         ("pipeline", ["data.path=s3://ada:s3cret@bucket"], "demo · path=s3://bucket"),
     ],
