@@ -15,6 +15,7 @@ from torch import Tensor
 
 from magic141.data.info import existing
 from magic141.data.rows import Rows
+from magic141.data.sizes import Size
 from magic141.errors import UserError
 from magic141.models.text_embedding import TextEmbedding
 from magic141.text_files import each_json_line
@@ -85,9 +86,10 @@ class ClipDataset:
         return self.frames
 
     @property
-    def by_size(self) -> list[Tensor]:
+    def by_size(self) -> dict[Size, Tensor]:
         """The rows of the clips of each size, int64 [n]."""
-        return self.latents.by_shape()
+        rows_of_sizes = self.first_frame.by_shape()
+        return {Size(*self.first_frame[int(rows[0])].shape[:2]): rows for rows in rows_of_sizes}
 
     def in_turns(self, rows: Iterable[int]) -> list[int]:
         """Reorders rows, so that a few cover many videos, and of each its whole length.

@@ -13,7 +13,6 @@ from magic141.data.dataset import ClipDataset
 from magic141.data.fitted import Fitted
 from magic141.data.info import BadFileInfo, DatasetInfo
 from magic141.data.psnr import psnr_db
-from magic141.data.sizes import Size
 from magic141.data.sources.listing import BadFile
 from magic141.data.sources.splits import HeldOut
 from magic141.data.videos.sheets import comparison_sheet, contact_sheet
@@ -65,14 +64,14 @@ def _show_sizes(config: DataConfig, out: Path, log: StageLog) -> dict[str, int]:
     if not config.more_sizes:
         return {}
     train = ClipDataset.open(out, "train")
-    found = {str(Size(*train.first_frame[int(rows[0])].shape[:2])): rows for rows in train.by_size}
+    found = train.by_size
     for size, rows in found.items():
         spread = rows[torch.linspace(0, len(rows) - 1, min(len(rows), NUM_SHEET_CLIPS)).long()]
         log.image(f"training_clips_{size}", contact_sheet(train.first_frame[spread][None].numpy()))
     log.summary({f"num_train_clips_{size}": len(rows) for size, rows in found.items()})
-    if unused := [str(size) for size in config.more_sizes if str(size) not in found]:
+    if unused := [str(size) for size in config.more_sizes if size not in found]:
         log.note(f"no training video has a shape near to {', '.join(unused)}: the model is not trained on that size")
-    return {size: len(rows) for size, rows in found.items()}
+    return {str(size): len(rows) for size, rows in found.items()}
 
 
 def _judge_codec(heldout: ClipDataset, codec: VideoCodec, log: StageLog) -> float:

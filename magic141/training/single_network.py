@@ -137,7 +137,7 @@ class SingleNetworkObjective(ABC):
 def make_sampler(maker: BatchMaker, config: TrainConfig, context: TrainContext) -> BatchSampler:
     """The sampler of this worker's clips."""
     return BatchSampler(
-        groups=maker.dataset.by_size,
+        groups=list(maker.dataset.by_size.values()),
         batch_size_per_worker=config.clips_per_worker,
         share=context.share,
         num_shares=context.num_shares,

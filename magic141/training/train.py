@@ -10,7 +10,6 @@ from pathlib import Path
 from magic141.artifacts.publication import link_or_copy
 from magic141.data.dataset import ClipDataset
 from magic141.data.info import load_info
-from magic141.data.sizes import Size
 from magic141.errors import UserError
 from magic141.stage_log import StageLog
 from magic141.training.batch_sampler import BatchSampler
@@ -47,9 +46,8 @@ def train(
 
 def _untrained_sizes(config: TrainConfig, data: Path, seed: int) -> list[str]:
     """Remarks on sizes that have too few clips for a batch in so short a training."""
-    train = ClipDataset.open(data, "train")
-    taken = BatchSampler(train.by_size, config.batch_size, seed=seed).batches_before(config.num_steps)
-    sizes = {Size(*train.first_frame[int(rows[0])].shape[:2]): rows for rows in train.by_size}
+    sizes = ClipDataset.open(data, "train").by_size
+    taken = BatchSampler(list(sizes.values()), config.batch_size, seed=seed).batches_before(config.num_steps)
     return [
         f"none of the {config.num_steps} updates is on clips of {size}: there are {len(rows)}, for batches of "
         f"{config.batch_size}; train longer, or with smaller batches"

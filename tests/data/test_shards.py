@@ -128,7 +128,7 @@ def test_clips_of_another_size_have_shards_of_their_own(tmp_path: Path) -> None:
     train = ClipDataset.open(tmp_path, "train")
     assert train.ids == ["1", "2", "0", "3", "4"]
     assert [train.latents[row, 0, 0, 0, 0].item() for row in range(5)] == [10, 20, 0, 30, 40]
-    assert [rows.tolist() for rows in train.by_size] == [[0, 1, 4], [2, 3]]
+    assert [rows.tolist() for rows in train.latents.by_shape()] == [[0, 1, 4], [2, 3]]
 
 
 def test_dataset_opens_one_split_in_order(tmp_path: Path) -> None:

@@ -102,16 +102,15 @@ def test_a_corpus_of_two_sizes_is_made_kept_and_read(here: Here, tmp_path: Path)
     train, heldout = ClipDataset.open(whole, "train"), ClipDataset.open(whole, "heldout")
     assert load_info(whole).more_sizes_found == (UPRIGHT,)
     assert tuple(heldout.pixels.shape[2:4]) == LYING
-    assert len(heldout.by_size) == 1
-    for rows in train.by_size:
+    assert heldout.by_size.keys() == {LYING}
+    for size, rows in train.by_size.items():
         upright = {int(train.sources[row].removesuffix(".mp4")) % 2 for row in rows.tolist()}
-        size = UPRIGHT if upright == {1} else LYING
-        assert len(upright) == 1
+        assert upright == ({1} if size == UPRIGHT else {0})
         assert tuple(train.first_frame[rows].shape[1:3]) == size
         assert train.latents[rows].shape[-2:] == train.anchor[rows].shape[-2:] == (size.height // 8, size.width // 8)
         assert log.figures[f"num_train_clips_{size}"] == len(rows)
         assert log.images[f"training_clips_{size}"].ndim == 3
-    assert sorted(torch.cat(train.by_size).tolist()) == list(range(len(train)))
+    assert sorted(torch.cat(list(train.by_size.values())).tolist()) == list(range(len(train)))
 
 
 def test_a_clip_that_cannot_be_read_is_left_out_of_its_own_size(

@@ -36,7 +36,7 @@ def data(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def widths(data: Path, steps: range) -> list[int]:
     """Of the latents of these steps' clips."""
     train = ClipDataset.open(data, "train")
-    sampler = BatchSampler(train.by_size, BATCH_SIZE, seed=0)
+    sampler = BatchSampler(list(train.by_size.values()), BATCH_SIZE, seed=0)
     return [train.latents[sampler.indices(step)].shape[-1] for step in steps]
 
 
