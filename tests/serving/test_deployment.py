@@ -203,7 +203,10 @@ def test_nothing_starts_on_a_taken_port_or_without_a_model(tmp_path: Path) -> No
 
 def test_the_kubernetes_example_builds_this_application(published: Path) -> None:
     file = Path(__file__).resolve().parents[2] / "infra" / "kuberay" / "rayservice.yaml"
-    config = ServeDeploySchema.model_validate(yaml.safe_load(yaml.safe_load(file.read_text())["spec"]["serveConfigV2"]))
+    spec = yaml.safe_load(file.read_text())["spec"]
+    (head,) = spec["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"]
+    assert "dashboard" in {port["name"] for port in head["ports"]}, "the operator deploys through it"
+    config = ServeDeploySchema.model_validate(yaml.safe_load(spec["serveConfigV2"]))
     (application,) = config.applications
     module, _, name = application.import_path.partition(":")
     built = getattr(importlib.import_module(module), name)({**application.args, "model": str(published)})
