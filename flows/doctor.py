@@ -35,12 +35,12 @@ PACKAGES = {  # distribution -> (module, what it is for)
     "prefect": ("prefect", "the flow"),
     "mlflow": ("mlflow", "tracking and registry"),
 }
-OPTIONAL = {"vbench": f"VBench's own scores; `make demo` installs it, or: {HOW_TO_INSTALL}"}
+OPTIONAL = {"vbench": f"for VBench's own scores: `make demo` installs it, or {HOW_TO_INSTALL}"}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the diagnosis; `remedy` is set if something is wrong."""
+    """One line of the diagnosis; `remedy` is set if something is wrong, or (`ok`) could be better."""
 
     name: str
     state: str
@@ -54,7 +54,8 @@ def examine(workspace: Path) -> Iterator[Finding]:
     for distribution, (module, purpose) in PACKAGES.items():
         yield _package(distribution, module, purpose)
     for distribution, remedy in OPTIONAL.items():
-        yield Finding(distribution, installed_version(distribution) or f"not installed (optional): {remedy}")
+        found = installed_version(distribution)
+        yield Finding(distribution, found or "not installed (optional)", remedy="" if found else remedy)
     yield _bytecode()
     yield _guarded("device", _device)
     yield _disk(workspace)
@@ -64,7 +65,8 @@ def examine(workspace: Path) -> Iterator[Finding]:
 
 
 def _python() -> Finding:
-    remedy = "" if (3, 11) <= sys.version_info < (3, 13) else "use Python 3.11 or 3.12: make PYTHON=python3.11 setup"
+    supported = (3, 11) <= sys.version_info < (3, 14)
+    remedy = "" if supported else "use Python 3.11, 3.12 or 3.13: make PYTHON=python3.11 setup"
     return Finding("python", f"{platform.python_version()} on {platform.platform()}", not remedy, remedy)
 
 
@@ -87,8 +89,8 @@ def _package(distribution: str, module: str, purpose: str) -> Finding:
 def _bytecode() -> Finding:
     """Whether Python keeps compiled modules, which the dozens of processes of a run can then share."""
     if sys.dont_write_bytecode:
-        lost = "every process compiles torch and all else anew, 10 seconds or more; unset PYTHONDONTWRITEBYTECODE"
-        return Finding("bytecode", f"not kept: {lost}")
+        lost = "every process compiles torch and all else anew, 10 seconds or more"
+        return Finding("bytecode", f"not kept: {lost}", remedy="unset PYTHONDONTWRITEBYTECODE")
     return Finding("bytecode", "kept")
 
 

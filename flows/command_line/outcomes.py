@@ -110,7 +110,7 @@ def say_decision(decision: Decision) -> None:
     """Prints the gate's verdicts; exits with 1 if the model was not promoted."""
     typer.echo(decision.runs.text)
     for verdict in decision.verdicts:
-        mark = _mark(verdict.holds) if verdict.compared else "·"
+        mark = "·" if not verdict.compared else "✓" if verdict.holds else "✗"
         typer.echo(f"{mark} {verdict.what:<32} {verdict.why}")
     if not decision.promoted:
         for remedy in decision.remedies:
@@ -126,15 +126,12 @@ def say_findings(findings: Iterable[Finding]) -> None:
     ok = True
     for finding in findings:
         ok &= finding.ok
-        typer.echo(f"{_mark(finding.ok)} {finding.name:<20} {finding.state}")
+        mark = "✗" if not finding.ok else "!" if finding.remedy else "✓"
+        typer.echo(f"{mark} {finding.name:<20} {finding.state}")
         if finding.remedy:
             typer.echo(f"  → {finding.remedy}")
     if not ok:
         raise typer.Exit(FAILURE)
-
-
-def _mark(ok: bool) -> str:
-    return "✓" if ok else "✗"
 
 
 def say_deletion(home: Path, runs: Sequence[Run], done: bool) -> None:

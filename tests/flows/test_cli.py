@@ -299,6 +299,15 @@ def test_doctor_reports_every_package(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.exit_code == 0
 
 
+def test_doctor_marks_what_could_be_better_and_succeeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "MIN_DISK_GIB", 0)
+    monkeypatch.setattr(doctor, "installed_version", {**dict.fromkeys(doctor.PACKAGES, "1.0"), "vbench": None}.get)
+    result = call("doctor")
+    assert result.exit_code == 0
+    assert "! vbench               not installed (optional)\n  → for VBench's own scores" in result.stdout
+    assert "✓ torch                1.0" in result.stdout
+
+
 @pytest.mark.parametrize("version", [(3, 10, 14), (3, 11, 7), (3, 12, 1), (3, 13, 0), (3, 14, 0)])
 def test_doctor_takes_the_pythons_that_the_package_can_be_installed_in(
     version: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
@@ -307,7 +316,7 @@ def test_doctor_takes_the_pythons_that_the_package_can_be_installed_in(
     monkeypatch.setattr(doctor, "sys", SimpleNamespace(version_info=version))
     found = doctor._python()
     assert found.ok == (".".join(map(str, version)) in SpecifierSet(project["requires-python"]))
-    assert ("3.11 or 3.12" in found.remedy) != found.ok
+    assert ("3.12 or 3.13" in found.remedy) != found.ok
 
 
 @pytest.mark.parametrize(
