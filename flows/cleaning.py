@@ -28,7 +28,7 @@ _CHECKPOINTS = re.compile(rf"(.+)-([0-9a-f]{{{RUN_DIR_CHARS}}})")
 
 
 @dataclass(frozen=True)
-class Candidate:
+class CheckedFolder:
     """A folder whose name has our form, and the recorded work on its key; empty if no store knows the key."""
 
     path: Path
@@ -47,7 +47,7 @@ class Leftover:
         error: why it could not be removed.
     """
 
-    candidate: Candidate
+    candidate: CheckedFolder
     why: str
     num_bytes: int
     error: str = ""
@@ -102,13 +102,13 @@ def remove(workspace: Path, leftovers: Sequence[Leftover]) -> Iterator[Leftover]
                     yield replace(leftover, error=_remove(leftover.path))
 
 
-def _candidates(workspace: Path, known: References) -> Iterator[Candidate]:
+def _candidates(workspace: Path, known: References) -> Iterator[CheckedFolder]:
     for path in _folders(workspace, "artifacts/*/*"):
         if match := _ARTIFACT.fullmatch(path.name) or _ASIDE.fullmatch(path.name):
-            yield Candidate(path, path.parent.name, _work(known, path.parent.name, match[1]))
+            yield CheckedFolder(path, path.parent.name, _work(known, path.parent.name, match[1]))
     for path in _folders(workspace, "training/*"):
         if match := _CHECKPOINTS.fullmatch(path.name):
-            yield Candidate(path, match[1], _work(known, match[1], match[2]))
+            yield CheckedFolder(path, match[1], _work(known, match[1], match[2]))
 
 
 def _folders(workspace: Path, pattern: str) -> list[Path]:
@@ -120,7 +120,7 @@ def _work(known: References, stage: str, key: str) -> tuple[Work, ...]:
     return tuple(work for work in known.work_ever if work.stage == stage and work.key.startswith(key))
 
 
-def _why(candidate: Candidate, known: References) -> str | None:
+def _why(candidate: CheckedFolder, known: References) -> str | None:
     """Why a folder can go; None if it cannot."""
     path = candidate.path
     if path.parent.name == "training":
@@ -131,7 +131,7 @@ def _why(candidate: Candidate, known: References) -> str | None:
     return "half-written by a killed run" if whole == path or whole.exists() else None
 
 
-def _leftover(workspace: Path, candidate: Candidate, known: References) -> Leftover | None:
+def _leftover(workspace: Path, candidate: CheckedFolder, known: References) -> Leftover | None:
     why = _why(candidate, known)
     with ExitStack() as stack:
         if why and (not os.access(workspace, os.W_OK) or _lock(stack, workspace, candidate)):
@@ -139,7 +139,7 @@ def _leftover(workspace: Path, candidate: Candidate, known: References) -> Lefto
     return None
 
 
-def _lock(stack: ExitStack, workspace: Path, candidate: Candidate) -> bool:
+def _lock(stack: ExitStack, workspace: Path, candidate: CheckedFolder) -> bool:
     """Takes the locks of all keys that a folder may belong to; False if a stage holds one of them."""
     try:
         for work in candidate.work:

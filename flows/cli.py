@@ -269,13 +269,15 @@ def delete(
     """List runs and all below them; --yes marks them as deleted in MLflow. `gc` then frees what only they made."""
     with reporting(debug):
         from flows import deletion
+        from magic141.tracking import open_store
 
         home = checked_home(workspace)
-        found = deletion.family(home, runs)
-        if names := deletion.published(home, found):
+        tracker = open_store(home)
+        found = deletion.family(tracker, runs)
+        if names := deletion.published(tracker, found):
             warn(f"{', '.join(names)}: published by these runs; it stays usable, but may then not be judged any more")
         if yes:
-            deletion.delete(home, found)
+            deletion.delete(tracker, found)
         say_deletion(home, found, yes)
 
 

@@ -15,8 +15,8 @@ from flows.records.judgements import (
     DEVICE,
     TRAINED_IN,
     command_like,
+    judging,
     measurement_of,
-    measuring_anew,
     param_value,
 )
 from flows.records.naming import RUN_ID_CHARS
@@ -129,18 +129,13 @@ def _way_out(runs: Sequence[RunParts], fields: Sequence[str], workspace: Path) -
     by_code = any(field.startswith(CODE) for field in fields)
     again = [run for run in runs if by_code or (run is not runs[0] and not_alike([runs[0], run]))]
     commands = [
-        command_like(_judging(run.measurement.run_id, elsewhere), dict(flatten(run.config)), first, workspace)
+        command_like(judging(run.measurement.run_id, elsewhere), dict(flatten(run.config)), first, workspace)
         for run in again
         if run.measurement and first
     ]
     more = f" (and {len(commands) - MAX_COMMANDS} more)" if len(commands) > MAX_COMMANDS else ""
     where = f" on a machine like that of {runs[0].label}" if elsewhere else ""
     return f"judge again{where}: {'; '.join(commands[:MAX_COMMANDS])}{more}"
-
-
-def _judging(run_id: str, elsewhere: bool) -> list[str]:
-    """Judges a run's models; `elsewhere`: on another device, which is in no key, so that what is there is reused."""
-    return measuring_anew(run_id) if elsewhere else ["eval", "--run", run_id]
 
 
 def read_run(tracker: Tracker, run: Run, label: str | None = None) -> RunParts:

@@ -53,7 +53,8 @@ def promote(workspace: Path, model: str, overrides: Sequence[str] = (), force: b
         UserError: if the model, a metric of the gate, or any measurement of one of the two does not exist.
     """
     tracker = open_store(workspace)
-    name, version = tracker.registry.version(model)
+    version = tracker.registry.version(model)
+    name = version.name
     run = publisher(tracker, version)
     config = with_overrides(config_of(run, tracker, workspace), overrides, "the run's config")
     gate = config.publish.conditions(has_ground_truth=config.data.source == "shapes")

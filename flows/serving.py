@@ -10,11 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from pydantic import ValidationError
-
-from flows.generation import find_model, pinned
+from flows.records.models import find_model
 from magic141.cluster.address import ray_cluster
-from magic141.config.errors import explain
+from magic141.config.errors import validated
+from magic141.config.files import with_settings
 from magic141.errors import UserError
 from magic141.serving.config import ServingConfig
 
@@ -45,14 +44,14 @@ def serve(
         UserError: if the model, a setting or the address is invalid, or the address is taken; nothing was started.
         RuntimeError: if Ray dies or the application is removed, so that whatever watches this process can restart it.
     """
-    config = parse_settings(settings)
+    config = validated(ServingConfig, with_settings({}, settings, example="max_seconds=10"))
     if not ray_cluster():  # on a cluster, Ray listens where the cluster's nodes are
         require_free(host, port)
-    folder = find_model(workspace, model)
+    folder, name = find_model(workspace, model)
     from magic141.cluster.session import ensure_ray
     from magic141.serving import deployment
 
-    card = deployment.describe(pinned(workspace, model), folder)
+    card = deployment.describe(name, folder)
     say(f"starts Ray Serve with {card.model}")
     ensure_ray()  # before _until_stopped, because Ray sets its own signal handlers
     if not replace:
@@ -68,24 +67,6 @@ def serve(
         finally:
             deployment.stop(deployed_s)
     say("stopped")
-
-
-def parse_settings(settings: Sequence[str]) -> ServingConfig:
-    """A config from FIELD=VALUE texts.
-
-    Raises:
-        UserError: one line per problem.
-    """
-    values = {}
-    for text in settings:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise UserError(f"--set {text}: expected FIELD=VALUE, such as --set max_seconds=10")
-        values[name.strip()] = value.strip()
-    try:
-        return ServingConfig.model_validate(values)
-    except ValidationError as error:
-        raise UserError(explain(error, ServingConfig, "the command line")) from None
 
 
 def require_free(host: str, port: int) -> None:

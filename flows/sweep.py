@@ -17,7 +17,6 @@ from flows.orchestration.flows import our_flow
 from flows.orchestration.orchestrated import flow_tags, run_link
 from flows.planning.grid import Member, check_members, members_of, row_to_compare
 from flows.records.naming import MAX_NAME_CHARS, SEPARATOR, overrides_tag
-from flows.records.session import identity
 from flows.sweep_charts import charts
 from magic141.config import PipelineConfig
 from magic141.errors import UserError, shortened
@@ -27,6 +26,7 @@ from magic141.frozen import FrozenConfig
 from magic141.tracking import RunLog, Tracker, closing
 from magic141.tracking.tags import SWEEP
 from magic141.urls import without_credentials
+from tasks.provenance import source_tags
 
 SCORES = {dimension.key: dimension for dimension in DIMENSIONS}
 CHARTED = [SCORES[key] for key in ("motion", "direction", "background_psnr_db", "frechet")]
@@ -107,7 +107,7 @@ def sweep(
     tracker = Tracker(first.home, first.experiment)
     name = shortened(f"{first.name}{SEPARATOR}sweep of {len(chosen)}", MAX_NAME_CHARS)
     tags = overrides_tag(overrides or ()) | flow_tags()
-    run = tracker.start_parent(name, SWEEP, identity(first) | tags | {"members": str(len(chosen))})
+    run = tracker.start_parent(name, SWEEP, source_tags() | tags | {"members": str(len(chosen))})
     with marking_resumable(), closing(run):
         each = MemberRun(config, tuple(overrides or ()), until, compared, run.run_id)
         outcomes = run_members(each, chosen, configs, parallel)

@@ -127,9 +127,9 @@ def quantize_student(config: QuantizeConfig, student: Path, out: Path, log: Stag
     before = weight_megabytes(model)
     errors = quantize_linear_layers(model, config.exclude)
     save_quantized(model, errors, out)
-    reloaded = load_quantized(out)
+    reloaded = load_quantized(out).state_dict()
     for name, value in model.state_dict().items():
-        if not torch.equal(value, reloaded.state_dict()[name]):
+        if not torch.equal(value, reloaded[name]):
             raise RuntimeError(f"{out / WEIGHTS_FILE}: {name} is not bit-equal after reloading")
     layers: list[Any] = [model.get_submodule(name) for name in errors]
     linear_before = sum(layer.weight.numel() * 4 for layer in layers)

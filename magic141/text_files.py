@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -11,14 +12,19 @@ from uuid import uuid4
 
 def replace_text(file: Path, text: str) -> None:
     """Writes a file aside and renames it: who reads it meanwhile, or after a kill, finds the old one or the new."""
-    aside = name_aside(file)
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(file)
+    with written_aside(file) as aside:
+        aside.write_text(text, encoding="utf-8")
 
 
-def name_aside(file: Path) -> Path:
-    """A name beside `file`, of its type, that no other file has and every file system takes."""
-    return file.with_name(f".{uuid4().hex}{file.suffix[:8]}")
+@contextmanager
+def written_aside(file: Path) -> Iterator[Path]:
+    """A path beside `file`, of its type, to write to; it becomes `file` at the end, and is removed after an error."""
+    aside = file.with_name(f".{uuid4().hex}{file.suffix[:8]}")  # a name that every file system takes
+    try:
+        yield aside
+        aside.replace(file)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:

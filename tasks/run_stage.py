@@ -34,7 +34,7 @@ def run_stage(stage: Stage, context: StageContext) -> ArtifactRef:
     stage.require_unedited()
     with _only_worker(stage.name, key.digest, context):
         context.tracker.close_stale(key.digest)
-        reused = (_refreshed if stage.name in context.refresh else _reuse)(stage, key.digest, context)
+        reused = (_begin_or_continue_refresh if stage.name in context.refresh else _reuse)(stage, key.digest, context)
         if reused:
             context.reused.append(stage.name)
         ref = reused or _compute(stage, key, context)
@@ -48,8 +48,11 @@ def run_stage(stage: Stage, context: StageContext) -> ArtifactRef:
     return ref
 
 
-def _refreshed(stage: Stage, key: str, context: StageContext) -> ArtifactRef | None:
-    """What an unfinished refresh has already made; a refresh continues until a run that asks for it has finished."""
+def _begin_or_continue_refresh(stage: Stage, key: str, context: StageContext) -> ArtifactRef | None:
+    """What an unfinished refresh has already made; a new one discards the key's checkpoints.
+
+    A refresh continues until a run that asks for it has finished.
+    """
     begun = begun_refresh(context.tracker, stage.name, key)
     if begun is None:
         shutil.rmtree(context.run_dir(stage.name, key), ignore_errors=True)  # computed again from the first step

@@ -36,6 +36,8 @@ NOT_IN_KEY = (
     "magic141.errors",
     "magic141.frozen",
     "magic141.artifacts.digests",
+    "magic141.artifacts.file_records",
+    "magic141.artifacts.fingerprint",
     "magic141.artifacts.publication",
     "magic141.cluster.address",
     "magic141.cluster.room",
@@ -99,18 +101,6 @@ def sources_in(section: str, select: Mapping[str, FileSelection] | None = None) 
     return digests
 
 
-def _no_sources(config: PipelineConfig) -> Mapping[str, str]:
-    return {}
-
-
-def _always(config: PipelineConfig) -> bool:
-    return True
-
-
-def _accept(config: PipelineConfig) -> None:
-    return None
-
-
 @dataclass(frozen=True)
 class Stage:
     """One stage of the pipeline.
@@ -138,11 +128,11 @@ class Stage:
     run: Callable[[StageCall], None]
     inputs: tuple[str, ...] = ()
     version: int = 1
-    sources: Sources = _no_sources
-    is_random: Callable[[PipelineConfig], bool] = _always
+    sources: Sources = lambda _: {}
+    is_random: Callable[[PipelineConfig], bool] = lambda _: True
     volatile: tuple[str, ...] = ()
     model_type: str | None = None
-    check: Callable[[PipelineConfig], None] = _accept
+    check: Callable[[PipelineConfig], None] = lambda _: None
     on_ready: Callable[[StageContext, ArtifactRef], None] | None = None
     section_name: str = ""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from magic141.text_files import json_lines, name_aside, read_json_lines, replace_text
+from magic141.text_files import json_lines, read_json_lines, replace_text, written_aside
 
 
 def test_json_lines_give_back_what_was_written(tmp_path: Path) -> None:
@@ -25,12 +25,14 @@ def test_a_text_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(pytest.fail.Exception, match="killed"):
         replace_text(file, "second")
     assert file.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [file], "what was written aside is removed"
 
 
 @pytest.mark.parametrize("name", ["clip.mp4", "x" * 251 + ".mp4", "scores"])
-def test_every_file_has_a_name_aside(tmp_path: Path, name: str) -> None:
-    aside = name_aside(tmp_path / name)
-    assert aside.suffix == Path(name).suffix
-    assert aside != name_aside(tmp_path / name)
-    replace_text(tmp_path / name, "whole")
-    assert [file.name for file in tmp_path.iterdir()] == [name]
+def test_every_file_is_written_aside_under_a_name_of_its_own(tmp_path: Path, name: str) -> None:
+    with written_aside(tmp_path / name) as one, written_aside(tmp_path / name) as other:
+        assert one.suffix == other.suffix == Path(name).suffix
+        assert one != other
+        one.write_text("one")
+        other.write_text("other")
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [(name, "one")]

@@ -96,12 +96,12 @@ def _replace_unencodable() -> None:
 
 def _say_failure(error: Exception) -> int:
     """Prints one line for a failure, with the remedy if it is a known fault; returns the exit code."""
-    from flows.failures.faults import explain
+    from flows.failures.faults import known_fault
     from flows.failures.resume import is_resumable
     from magic141.config import default_home
     from magic141.urls import without_credentials
 
-    if line := explain(error, default_home()):
+    if line := known_fault(error, default_home()):
         typer.secho(f"error: {line}", fg="red", err=True)
         return USER_ERROR
     typer.secho(f"failed: {type(error).__name__}: {without_credentials(str(error))}", fg="red", err=True)

@@ -65,16 +65,16 @@ def selection(
     if first is not None and origin is None:
         raise UserError(f"--from {first}: expected --run with the id of an earlier run, whose results it goes on from")
     values = _load(config, overrides, workspace, must_exist) if config else None
-    for stage, option in [(first, "--from"), (until, "--until"), *((name, "--refresh") for name in refresh or ())]:
-        if stage is not None:
-            known_stage(stage, option)
-    running = {stage.name for stage in stages_between(first, until)}
+    for name in refresh or ():
+        known_stage(name, "--refresh")
+    stages = stages_between(first, until)
+    running = {stage.name for stage in stages}
     if idle := [name for name in refresh or () if name not in running]:
         between = " ".join(f"{option} {name}" for option, name in (("--from", first), ("--until", until)) if name)
         raise UserError(f"--refresh {idle[0]}: would not run with {between}; give one of the two")
     home = values.home if values else checked_home(workspace, SERVERS)
     if origin is not None:
-        require_origin(home, origin, stages_between(first, until), overrides or ())
+        require_origin(home, origin, stages, overrides or ())
     file = config.resolve() if config else None
     return Selection(home, file, values, origin, first, until, tuple(refresh or ()), tuple(overrides or ()))
 

@@ -91,12 +91,12 @@ def explaining(home: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        if line := explain(error, home):
+        if line := known_fault(error, home):
             raise Outage(line) from error
         raise
 
 
-def explain(error: BaseException, home: Path) -> str | None:
+def known_fault(error: BaseException, home: Path) -> str | None:
     """The line for an error or one of its causes; None if it is not a known fault."""
     for cause in _causes(error):
         if isinstance(cause, OSError) and cause.errno in _DENIED and cause.filename:

@@ -8,7 +8,7 @@ import socket
 import ssl
 from collections.abc import Sequence
 from http.client import HTTPException
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.request import urlopen
 
 from flows.failures.databases import TIMEOUT_S, database_trouble
@@ -48,7 +48,7 @@ def trouble(variable: str) -> str | None:
         if error.code in _REFUSED:
             return None
         return (_fails if error.code >= 500 else _no_such_server)(variable, url, f"HTTP {error.code}")
-    except (URLError, OSError, ValueError, HTTPException) as error:
+    except (OSError, ValueError, HTTPException) as error:
         reason = getattr(error, "reason", error)
         if isinstance(reason, ssl.SSLCertVerificationError):  # it answers; the clients have their own certificates
             return None

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
@@ -120,7 +119,7 @@ class PrefectServer:
             try:
                 with urllib.request.urlopen(health, timeout=5):
                     return
-            except (urllib.error.URLError, OSError):
+            except OSError:
                 time.sleep(0.05)
         if shutil.disk_usage(self.log_file.parent).free < ENOUGH_BYTES:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.log_file))

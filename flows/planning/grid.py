@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import shlex
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from flows.records.naming import last_part
+from flows.records.naming import shared_ends, short_field
 from magic141.config import PipelineConfig, load_config, missing_sources
 from magic141.config.files import load_yaml, shown
 from magic141.errors import UserError
@@ -37,11 +36,8 @@ class Member:
     @property
     def label(self) -> str:
         """Its settings, with only the last part of each field's name where that tells the fields apart."""
-        return ", ".join(f"{self._short(name)} {value}" for name, value in self.settings) or "as configured"
-
-    def _short(self, name: str) -> str:
-        end = last_part(name)
-        return name if end in self.shared_ends else end
+        named = (f"{short_field(name, self.shared_ends)} {value}" for name, value in self.settings)
+        return ", ".join(named) or "as configured"
 
     def without(self, name: str) -> Member:
         """Its other settings."""
@@ -81,8 +77,7 @@ def members_of(vary: Sequence[str], listed: Sequence[str]) -> list[Member]:
 def _told_apart(members: Iterable[Member]) -> list[Member]:
     """The members with labels that name every field by as much as tells it from the sweep's others."""
     found = list(members)
-    ends = Counter(map(last_part, {name for member in found for name, _ in member.settings}))
-    shared = frozenset(end for end, num in ends.items() if num > 1)
+    shared = shared_ends(name for member in found for name, _ in member.settings)
     return [replace(member, shared_ends=shared) for member in found]
 
 

@@ -46,10 +46,7 @@ class Judged:
             like: the measurement whose settings to use.
             remeasure: also generate again, for results from another machine.
         """
-        words = ["eval", "--model", self.uri]
-        if remeasure:
-            words = measuring_anew(self.uri)
-        return command_like(words, self.settings, like, self.workspace)
+        return command_like(judging(self.uri, remeasure), self.settings, like, self.workspace)
 
 
 def judged(tracker: Tracker, uri: str) -> Judged:
@@ -58,16 +55,14 @@ def judged(tracker: Tracker, uri: str) -> Judged:
     Raises:
         UserError: if there is no such version, its run is missing, or no run has judged it.
     """
-    _, version = tracker.registry.version(uri)
+    version = tracker.registry.version(uri)
     run = tracker.pipeline_run(version.run_id)
     settings = dict(flatten(tracker.stored_config(run)))
     student = tracker.artifacts_of(run).get("distill_dmd2")
     runs = tracker.registry.runs_with(student) if student else []
     measurements = tuple(_measurements(tracker, runs, settings))
     if not measurements:
-        judge, anew = (
-            command(*words, workspace=tracker.workspace) for words in (("eval", "--model", uri), measuring_anew(uri))
-        )
+        judge, anew = (command(*judging(uri, again), workspace=tracker.workspace) for again in (False, True))
         raise UserError(
             f"model {uri}: no finished run has judged it; `{judge}` does, and where that reuses what a deleted run "
             f"measured, `{anew}`"
@@ -75,8 +70,15 @@ def judged(tracker: Tracker, uri: str) -> Judged:
     return Judged(uri, tracker.workspace, settings, measurements)
 
 
-def measuring_anew(source: str) -> list[str]:
-    """`run …`, which generates and scores again with the models of a run or a version, whatever is on record."""
+def judging(source: str, anew: bool) -> list[str]:
+    """Words of the command that judges the models of a run or a version.
+
+    Args:
+        source: id of a run, or `models:/…`.
+        anew: generate and score again whatever is on record; the device is in no key, so that this measures another.
+    """
+    if not anew:
+        return ["eval", "--model" if source.startswith("models:") else "--run", source]
     again = [word for stage in JUDGED_BY for word in ("--refresh", stage)]
     return ["run", "--run", source, "--from", JUDGED_BY[0], "--until", "report", *again]
 

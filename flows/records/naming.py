@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from magic141.errors import shortened
@@ -29,8 +29,8 @@ def run_name(name: str, kind: str, overrides: Sequence[str] = ()) -> str:
     kinds = ["eval"] if kind == "evaluation" else []
     named = [text for text in overrides if text.partition("=")[0] not in NAMES_ONLY]  # shown elsewhere
     more = [f"{len(named) - MAX_NAMED} more"] if len(named) > MAX_NAMED else []  # the last say what is new
-    ends = Counter(last_part(field) for field in {text.partition("=")[0] for text in named})
-    settings = ", ".join([*more, *(_short(text, ends) for text in named[-MAX_NAMED:])])
+    shared = shared_ends(text.partition("=")[0] for text in named)
+    settings = ", ".join([*more, *(_short(text, shared) for text in named[-MAX_NAMED:])])
     said = SEPARATOR.join([name, *kinds, *([settings] if settings else [])])
     return shortened(said, MAX_NAME_CHARS)
 
@@ -58,13 +58,18 @@ def description(
     return "\n".join([*first, "", f"Again: `{again}`", "", "| stage | made by run | here |", "|---|---|---|", *rows])
 
 
-def _short(override: str, ends: Mapping[str, int]) -> str:
-    """`distill_dmd2.a_weak=0.25` as `a_weak=0.25`, if no other field that ends so was set."""
+def _short(override: str, shared: Collection[str]) -> str:
     field, _, value = without_credentials(override).partition("=")
-    end = last_part(field)
-    return shortened(f"{end if ends[end] == 1 else field}={value}", MAX_CHARS)
+    return shortened(f"{short_field(field, shared)}={value}", MAX_CHARS)
 
 
-def last_part(field: str) -> str:
-    """`a_weak` of `distill_dmd2.a_weak`."""
-    return field.rpartition(".")[2]
+def shared_ends(fields: Iterable[str]) -> frozenset[str]:
+    """The last parts of names that several fields have."""
+    ends = Counter(field.rpartition(".")[2] for field in set(fields))
+    return frozenset(end for end, num in ends.items() if num > 1)
+
+
+def short_field(field: str, shared: Collection[str]) -> str:
+    """`a_weak` of `distill_dmd2.a_weak`, unless another field ends so, too."""
+    end = field.rpartition(".")[2]
+    return field if end in shared else end

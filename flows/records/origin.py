@@ -54,7 +54,7 @@ def find_origin(workspace: Path, source: str) -> Origin:
     require_servers()
     tracker = open_store(workspace)
     registered = source.startswith("models:")
-    run = publisher(tracker, tracker.registry.version(source)[1]) if registered else tracker.pipeline_run(source)
+    run = publisher(tracker, tracker.registry.version(source)) if registered else tracker.pipeline_run(source)
     if not registered and run.info.lifecycle_stage != "active":
         raise UserError(f"run {source}: it was deleted, and gc may free what it made; restore it in MLflow")
     return Origin(source, run, config_of(run, tracker, workspace), tracker)

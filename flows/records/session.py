@@ -15,8 +15,8 @@ from flows.failures.servers import STORE
 from flows.records.commands import command_again
 from flows.records.naming import TAG_DESCRIPTION, description, overrides_tag, run_name
 from magic141.cluster.room import slow_without_gpu
-from magic141.config import PipelineConfig, config_digest, to_yaml
-from magic141.evaluation.reports.headline import headline, headline_figures, student_row
+from magic141.config import PipelineConfig, to_yaml
+from magic141.evaluation.reports.headline import beside_teacher, headline, student_row
 from magic141.evaluation.scores import COSTS, read_variants
 from magic141.frozen import FrozenConfig
 from magic141.tracking import TAG_PARENT, RunLog, Tracker, closing
@@ -88,7 +88,7 @@ class Session:
         student = student_row(variants)
         if student is None:
             return
-        figures = {**headline_figures(variants), **_numbers(score_row(student)), **_errors(student)}
+        figures = {**beside_teacher(variants), **_numbers(score_row(student)), **_errors(student)}
         self.run.metrics({f"student/{name}": value for name, value in figures.items()})
         for variant in variants:
             row = {**_numbers(score_row(variant)), **_errors(variant)}
@@ -150,7 +150,7 @@ def open_session(
     require_servers([STORE])  # not Prefect, which runs already or is not needed
     with marking_resumable(), explaining(config.home):
         tracker = Tracker(config.home, config.experiment)
-        named = {**identity(config), **overrides_tag(overrides), **tags}
+        named = {**source_tags(), **overrides_tag(overrides), **tags}
         run = tracker.start_parent(run_name(config.name, kind, overrides), kind, named)
         with closing(run):
             run.text(to_yaml(config), "config.yaml")
@@ -179,8 +179,3 @@ def _errors(variant: Mapping[str, Any]) -> dict[str, float]:
     """Standard errors of a variant's scores, as far as they are known."""
     scores = variant["scores"].items()
     return {f"{name}_stderr": float(score["stderr"]) for name, score in scores if score.get("stderr") is not None}
-
-
-def identity(config: PipelineConfig) -> dict[str, str]:
-    """Tags that identify a parent run's config and source."""
-    return {"magic141.config_digest": config_digest(config), **source_tags()}

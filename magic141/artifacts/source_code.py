@@ -92,7 +92,14 @@ def parse(source: bytes) -> Code:
         elif isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             _drop_docstring(node)
         _drop_what_only_newer_pythons_write(node)
-    return Code(sha256_text(ast.dump(tree)), tuple(sorted(imported)))
+    return Code(sha256_text(_dump(tree)), tuple(sorted(imported)))
+
+
+def _dump(tree: ast.Module) -> str:
+    """The same text on every Python: from 3.13 on, empty lists are left out unless they are asked for."""
+    if sys.version_info >= (3, 13):
+        return ast.dump(tree, show_empty=True)
+    return ast.dump(tree)
 
 
 def _drop_what_only_newer_pythons_write(node: ast.AST) -> None:

@@ -17,12 +17,12 @@ TRAINING_SECTIONS = ("pretrain_t2v", "pretrain_i2v", "distill_cfg", "distill_dmd
 
 def problems(config: PipelineConfig) -> list[str]:
     """Everything that keeps `config` from being run; empty if nothing does."""
-    checks = (_geometry, _heads, _amounts, _bases, _frechet, _guidance, _weak_shift)
+    checks = (_windows, _sides, _heads, _steps, _shown_clips, _shapes_corpus, _bases, _frechet, _guidance, _weak_shift)
     return [problem for check in checks for problem in check(config)]
 
 
-def _geometry(config: PipelineConfig) -> Iterator[str]:
-    """Window, stored clip, codec and patches must fit together."""
+def _windows(config: PipelineConfig) -> Iterator[str]:
+    """Window, stored clip, codec and patches must fit together in time."""
     factor, window, stored = config.temporal_factor, config.model.window_frames, config.data.num_frames
     if (window - 1) % factor:
         near = (window - 1) // factor * factor + 1
@@ -34,6 +34,14 @@ def _geometry(config: PipelineConfig) -> Iterator[str]:
             f"data.num_frames = {stored}: windows that continue must start inside the clip; use at least "
             f"{window + factor} (model.window_frames + {factor}), or set every continued_fraction to 0"
         )
+    latent_frames = num_latent_frames(window, factor)
+    if latent_frames % config.model.patch_size_t:
+        yield f"model.patch_size_t = {config.model.patch_size_t}: does not divide the {latent_frames} latent frames"
+    yield from _carried(config, latent_frames)
+
+
+def _sides(config: PipelineConfig) -> Iterator[str]:
+    """Codec and patches must divide frames."""
     spatial = config.data.codec.sizes.spatial_factor
     unit = spatial * config.model.patch_size
     for size in config.data.more_sizes:
@@ -46,10 +54,6 @@ def _geometry(config: PipelineConfig) -> Iterator[str]:
                 f"data.{side} = {pixels}: not divisible by codec factor {spatial} x model.patch_size "
                 f"{config.model.patch_size}; use a multiple of {unit}"
             )
-    latent_frames = num_latent_frames(window, factor)
-    if latent_frames % config.model.patch_size_t:
-        yield f"model.patch_size_t = {config.model.patch_size_t}: does not divide the {latent_frames} latent frames"
-    yield from _carried(config, latent_frames)
 
 
 def _heads(config: PipelineConfig) -> Iterator[str]:
@@ -83,17 +87,26 @@ def _continued(config: PipelineConfig) -> Iterable[float]:
     return (getattr(config, name).continued_fraction for name in TRAINING_SECTIONS if name != "pretrain_t2v")
 
 
-def _amounts(config: PipelineConfig) -> Iterator[str]:
-    """Batches must fit into the corpus, and there must be enough clips to evaluate."""
+def _steps(config: PipelineConfig) -> Iterator[str]:
+    """Samplers take no more steps than the schedule has."""
     generate = config.generate
     for name, steps in [("many_steps", generate.many_steps), *(("few_steps", n) for n in generate.few_steps)]:
         if not 1 <= steps <= SCHEDULE_STEPS:
             yield f"generate.{name} = {steps}: the schedule has {SCHEDULE_STEPS} steps; use 1 to {SCHEDULE_STEPS}"
+
+
+def _shown_clips(config: PipelineConfig) -> Iterator[str]:
+    """Clips that are shown are among those that are generated."""
+    generate = config.generate
     if generate.num_showcase_clips > generate.num_exact_clips:
         yield (
             f"generate.num_showcase_clips = {generate.num_showcase_clips}: only generate.num_exact_clips = "
             f"{generate.num_exact_clips} are generated; use at most that"
         )
+
+
+def _shapes_corpus(config: PipelineConfig) -> Iterator[str]:
+    """Batches must fit into the corpus, and there must be enough clips to evaluate; a folder's are counted later."""
     if config.data.source != "shapes":
         return
     shapes = config.data.shapes
@@ -104,7 +117,7 @@ def _amounts(config: PipelineConfig) -> Iterator[str]:
     else:
         yield from oversized_batches(config, ("train_clip", *TRAINING_SECTIONS), num_train, why)
     for name in ("num_exact_clips", "long_video_clips"):
-        clips = getattr(generate, name)
+        clips = getattr(config.generate, name)
         if clips > shapes.num_heldout:
             yield (
                 f"generate.{name} = {clips}: data.shapes.num_heldout = {shapes.num_heldout} clips are held out; "

@@ -6,21 +6,32 @@ import difflib
 import itertools
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from magic141.errors import UserError
 
-def explain(error: ValidationError, model: type[BaseModel], source: str) -> str:
-    """All problems that pydantic found, one line each.
+Config = TypeVar("Config", bound=BaseModel)
+
+
+def validated(model: type[Config], values: Mapping[str, Any], source: str = "") -> Config:
+    """A config from plain values.
 
     Args:
-        error: what validation raised.
-        model: the outermost config class.
-        source: the file that the values came from, named in the remedy.
+        model: its class.
+        values: its fields.
+        source: the file that they came from, named in the remedy; empty if only `--set` gives them.
+
+    Raises:
+        UserError: one line per problem.
     """
-    return "\n".join(dict.fromkeys(_line(details, model, source) for details in error.errors()))
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        lines = (_line(details, model, source) for details in error.errors())
+        raise UserError("\n".join(dict.fromkeys(lines))) from None
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -34,13 +45,14 @@ def _line(details: ErrorDetails, model: type[BaseModel], source: str) -> str:
     path = ".".join(str(part) for part in details["loc"])
     if details["type"] == "extra_forbidden":
         owner = _model_at(model, details["loc"][:-1])
-        where = f"'{path.rpartition('.')[0] or source}'"
+        section = path.rpartition(".")[0] or source
+        where = f" in '{section}'" if section else ""
         hint = nearest(str(details["loc"][-1]), owner.model_fields)
-        return f"{path} = {_show(details['input'])}: unknown field in {where}; {hint}"
+        return f"{path} = {_show(details['input'])}: unknown field{where}; {hint}"
     if details["type"] == "invalid_key":
         return _no_name(details, model, source)
     option = _option(details["loc"])
-    remedy = f"change it in {source}" + (f" or with {option}" if option else "")
+    remedy = "change it " + " or ".join([f"in {source}"] * bool(source) + [f"with {option}"] * bool(option))
     if details["type"] == "value_error":
         message = str(details.get("ctx", {}).get("error", details["msg"]))
         if isinstance(details["input"], Mapping | BaseModel):  # concerns several fields of a section

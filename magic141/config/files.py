@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,17 +39,24 @@ def read_config(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     return merge(read_config(path.parent / base, (*seen, place)), values)
 
 
-def parse_override(text: str) -> dict[str, Any]:
-    """The nested values of one `a.b=c`."""
+def parse_override(text: str, example: str) -> dict[str, Any]:
+    """The nested values of one `a.b=c`; `example` is one, for the error."""
     path, equals, value = text.partition("=")
     names = [name.strip() for name in path.split(".")]
     where = f"--set {shown(text)}"
     if not equals or not all(names):
-        raise UserError(f"{where}: expected SECTION.FIELD=VALUE, such as --set distill_dmd2.num_steps=100")
+        raise UserError(f"{where}: expected FIELD=VALUE, such as --set {example}")
     parsed = load_yaml(value, where, "correct the value, or put a string in quotes")
     for name in reversed(names):
         parsed = {name: parsed}
     return dict(parsed)
+
+
+def with_settings(
+    values: Mapping[str, Any], settings: Iterable[str], example: str = "distill_dmd2.num_steps=100"
+) -> dict[str, Any]:
+    """`values` with those of `a.b=c` texts over them; `example` is such a text, for an error."""
+    return functools.reduce(merge, (parse_override(text, example) for text in settings), dict(values))
 
 
 def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,11 +12,10 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from magic141.artifacts.digests import canonical_json, sha256_text
 from magic141.config.bases import misfits
 from magic141.config.checks import problems
-from magic141.config.errors import explain
-from magic141.config.files import merge, parse_override, read_config
+from magic141.config.errors import validated
+from magic141.config.files import read_config, with_settings
 from magic141.data.config import DataConfig
 from magic141.environment import temporary_environment
 from magic141.errors import UserError
@@ -113,18 +112,13 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> PipelineConfig:
     Raises:
         UserError: one line per problem.
     """
-    values = read_config(Path(path))
-    for override in overrides:
-        values = merge(values, parse_override(override))
-    return validate(values, Path(path).name)
+    return validate(with_settings(read_config(path), overrides), path.name)
 
 
 def validate(values: Mapping[str, Any], source: str) -> PipelineConfig:
     """A config from plain values; `source` is named in error messages."""
     try:
-        return PipelineConfig.model_validate(values)
-    except ValidationError as error:
-        raise UserError(explain(error, PipelineConfig, source)) from None
+        return validated(PipelineConfig, values, source)
     except RecursionError:
         raise UserError(f"{source}: nested too deeply, or in itself; correct it, see configs/demo.yaml") from None
 
@@ -146,10 +140,7 @@ def validate_stored(values: Mapping[str, Any], source: str) -> PipelineConfig:
 
 def with_overrides(config: PipelineConfig, overrides: Sequence[str], source: str) -> PipelineConfig:
     """A copy of `config` with `a.b=c` overrides applied."""
-    values: dict[str, Any] = config.model_dump(mode="json")
-    for override in overrides:
-        values = merge(values, parse_override(override))
-    return validate(values, source)
+    return validate(with_settings(config.model_dump(mode="json"), overrides), source)
 
 
 def to_yaml(config: PipelineConfig) -> str:
@@ -181,8 +172,3 @@ def missing_sources(config: PipelineConfig) -> Iterator[str]:
             kind = "not a folder" if path.exists() else "no such folder"
             yield f"{field} = {path}: {kind}; create it, or point --set {field}=DIR to the right place"
     yield from misfits(config)
-
-
-def config_digest(config: PipelineConfig) -> str:
-    """Short name of the config's content."""
-    return sha256_text(canonical_json(config.model_dump(mode="json")))[:12]

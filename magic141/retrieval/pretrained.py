@@ -87,12 +87,26 @@ def load_pretrained(name: str, pretrained: str, release: str | None = None) -> P
             force_preprocess_cfg=wanted,
         )
     except Exception as error:  # any error of the hub client, the file or torch
-        reason = first_line(str(error)) or type(error).__name__
         raise UserError(
-            f"train_clip.pretrained = {pretrained}: weights of {name} cannot be loaded ({reason}); give the path of a "
-            "state dict"
+            f"train_clip.pretrained = {pretrained}: weights of {name} cannot be loaded ({_reason(error)}); give the "
+            "path of a state dict"
         ) from error
-    return Pretrained(model.to(sampling_device()), open_clip.get_tokenizer(name), _preprocessing(model))
+    return Pretrained(model.to(sampling_device()), _tokenizer(name), _preprocessing(model))
+
+
+def _tokenizer(name: str) -> Any:
+    """That of a model; of some models it is downloaded, whatever their weights come from."""
+    try:
+        return open_clip.get_tokenizer(name)
+    except Exception as error:  # any error of the hub client
+        raise UserError(
+            f"train_clip.model = {name}: its tokenizer cannot be loaded ({_reason(error)}); download it once "
+            "where there is a network, or use a model with open_clip's own, such as ViT-L-14"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return first_line(str(error)) or type(error).__name__
 
 
 def require_known(name: str, pretrained: str, release: str | None = None) -> None:

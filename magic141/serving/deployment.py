@@ -11,14 +11,13 @@ from typing import Any
 
 import ray
 from fastapi import FastAPI
-from pydantic import ValidationError
 from ray import serve
 from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
 from magic141.cluster.address import ray_cluster
 from magic141.cluster.session import is_alive, require_room
-from magic141.config.errors import explain
+from magic141.config.errors import validated
 from magic141.errors import UserError
 from magic141.serving.app import BusyError, ModelCard, build_app
 from magic141.serving.config import ServingConfig
@@ -33,7 +32,7 @@ class Replica:
     """One copy of the model, in its own process."""
 
     def __init__(self, folder: str, num_gpus: float) -> None:
-        from magic141.serving.student import Student  # not at the top: the web application's process needs no torch
+        from magic141.serving.student import Student  # not at the top: the web application makes no videos
 
         self._student = Student.load(Path(folder), num_gpus)
 
@@ -127,10 +126,7 @@ def build(args: Mapping[str, Any]) -> Any:
     folder = fields.pop("model", "")
     if not folder:
         raise UserError("args.model: not set, but required; name the folder of an exported student")
-    try:
-        config = ServingConfig.model_validate(fields)
-    except ValidationError as error:
-        raise UserError(explain(error, ServingConfig, "args")) from None
+    config = validated(ServingConfig, fields, "args")
     return application(Path(folder), describe(folder, Path(folder)), config)
 
 

@@ -10,9 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from magic141.config.errors import explain
+from magic141.config.errors import validated
 from magic141.data.videos.video import fit_nearest
 from magic141.errors import UserError
 from magic141.serving.config import Limits
@@ -54,10 +52,7 @@ class PyfuncModel:
 
 def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> PyfuncModel:
     """MLflow's entry point. `model_config` holds the limits, which `load_model(uri, model_config=...)` overrides."""
-    try:
-        limits = Limits.model_validate(dict(model_config or {}))
-    except ValidationError as error:
-        raise UserError(explain(error, Limits, "model_config")) from None
+    limits = validated(Limits, dict(model_config or {}), "model_config")
     return PyfuncModel(Student.load(Path(path)), limits)
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
 import time
 from pathlib import Path
 from typing import Self
 
-from magic141.data.videos.pixels import Frames
-from magic141.data.videos.video import write_video
+from magic141.data.videos.video import video_bytes
 from magic141.export import Bundle, load_bundle
 from magic141.models.device import sampling_device
 from magic141.serving.requests import Video, VideoRequest
@@ -40,12 +38,5 @@ class Student:
             start = time.monotonic()
             remarks = tuple(self.bundle.encoders.remarks(request.prompt))
             frames = self.bundle.generate(request.image, request.prompt, request.seconds, request.seed)
-            mp4 = _encoded(frames, self.bundle.info.fps)
+            mp4 = video_bytes(frames, self.bundle.info.fps)
             return Video(mp4, remarks, time.monotonic() - start)
-
-
-def _encoded(frames: Frames, fps: float) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "video.mp4"
-        write_video(file, frames, fps)
-        return file.read_bytes()

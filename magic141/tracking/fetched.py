@@ -12,7 +12,7 @@ from magic141.artifacts.digests import digest_folder
 from magic141.artifacts.publication import publish, staging
 from magic141.artifacts.references import ArtifactRef
 from magic141.errors import UserError, first_line
-from magic141.tracking.registry import MODEL_FOLDER
+from magic141.tracking.registry import MODEL_FOLDER, look_up
 from magic141.tracking.tags import TAG_HOST
 from magic141.tracking.tracker import Tracker
 from magic141.urls import without_credentials
@@ -60,7 +60,8 @@ def absence(tracker: Tracker, ref: ArtifactRef, again: str = "magic141 run") -> 
     """Why an artifact's folder is not there, and what to do; `again` is the command that would make it anew."""
     if ref.state() == "closed":
         return f"{ref.uri} is not readable for this user; ask for the right to read it, or publish to a server"
-    host = tracker.get_run(ref.run_id).data.tags.get(TAG_HOST)
+    run = look_up(lambda: tracker.client.get_run(ref.run_id))  # MLflow's own gc may have purged it
+    host = run.data.tags.get(TAG_HOST) if run else None
     if host in (None, socket.gethostname()):
         return f"{ref.uri} was deleted; `{again}` makes it again"
     return f"{ref.uri} is not on this machine: {host} made it; run this there, or share the workspace under that path"

@@ -81,13 +81,21 @@ class Registry:
         Raises:
             UserError: the URI is malformed, or names nothing.
         """
-        _, version = self.version(uri)
+        return self.artifact_of(self.version(uri))
+
+    def artifact_of(self, version: ModelVersion) -> ArtifactRef:
+        """The artifact that a version is.
+
+        Raises:
+            UserError: somebody else has registered it.
+        """
         if TAG_ARTIFACT not in version.tags:
+            uri = f"models:/{version.name}/{version.version}"
             raise UserError(f"model {uri}: was not published by magic141; {self._known_models()}")
         return ArtifactRef.model_validate_json(version.tags[TAG_ARTIFACT])
 
-    def version(self, uri: str) -> tuple[str, ModelVersion]:
-        """Name and version that `models:/name@alias` or `models:/name/version` refers to.
+    def version(self, uri: str) -> ModelVersion:
+        """The version that `models:/name@alias` or `models:/name/version` refers to.
 
         Raises:
             UserError: the URI is malformed, or names nothing.
@@ -96,7 +104,7 @@ class Registry:
         found = self.alias_version(name, alias) if alias else self._numbered(name, str(number))
         if found is None:
             raise self._unknown(uri)
-        return name, found
+        return found
 
     def alias_version(self, name: str, alias: str) -> ModelVersion | None:
         """The version that an alias points at, or None; raises if the store does not answer."""
@@ -172,8 +180,8 @@ class Registry:
         return [Promotion(str(version), at, action) for version, at, action in moves]
 
     def _write_history(self, name: str, alias: str, history: Sequence[Promotion]) -> None:
-        kept = [tuple(entry) for entry in history[-MAX_PROMOTIONS:]]
-        self.client.set_registered_model_tag(name, f"{TAG_PROMOTIONS}.{alias}", json.dumps(kept))
+        kept = json.dumps(history[-MAX_PROMOTIONS:])
+        self.client.set_registered_model_tag(name, f"{TAG_PROMOTIONS}.{alias}", kept)
 
     @property
     def keeps_models(self) -> bool:

@@ -40,7 +40,7 @@ def find_reusable(tracker: Tracker, stage: str, key: str, *, verify: bool = True
     """
     note = None
     for run, ref in _results(tracker, stage, key):
-        state = _state(ref, verify)
+        state = ref.state(verify)
         if state == "intact":
             return Reusable(ref)
         note = note or _lost(ref, state, run.data.tags.get(TAG_HOST))
@@ -63,7 +63,7 @@ def begun_refresh(tracker: Tracker, stage: str, key: str) -> Run | None:
 def _has_lost_its_result(run: Run) -> bool:
     """Whether a run made an artifact that is not here, perhaps in another workspace: an older one would be reused."""
     made = run.data.tags.get(TAG_ARTIFACT)
-    return made is not None and _state(ArtifactRef.model_validate_json(made), verify=False) != "intact"
+    return made is not None and ArtifactRef.model_validate_json(made).state(verify=False) != "intact"
 
 
 def _results(tracker: Tracker, stage: str, key: str) -> Iterator[tuple[Run, ArtifactRef]]:
@@ -79,15 +79,6 @@ def _results(tracker: Tracker, stage: str, key: str) -> Iterator[tuple[Run, Arti
                 ref = ArtifactRef.model_validate_json(run.data.tags[tag])
                 if ref.key == key:
                     yield run, ref
-
-
-def _state(ref: ArtifactRef, verify: bool) -> str:
-    if verify:
-        return ref.state()
-    try:
-        return "intact" if ref.path.is_dir() else "deleted"
-    except PermissionError:
-        return "closed"
 
 
 def _lost(ref: ArtifactRef, state: str, host: str | None) -> str:

@@ -22,9 +22,13 @@ TAG_PARENT = "mlflow.parentRunId"
 MAX_TAG_CHARS, MAX_BATCH = 4900, 100
 
 
+def cut(values: Mapping[str, str]) -> dict[str, str]:
+    """Tags of the length that MLflow accepts; an artifact's record is never cut."""
+    return {name: v if name.startswith(TAG_ARTIFACT) else v[:MAX_TAG_CHARS] for name, v in values.items()}
+
+
 def set_tags(client: MlflowClient, run_id: str, values: Mapping[str, str]) -> None:
-    """Sets tags in batches, cut to the length that MLflow accepts; an artifact's record is never cut."""
-    whole = {name: v if name.startswith(TAG_ARTIFACT) else v[:MAX_TAG_CHARS] for name, v in values.items()}
-    tags = [RunTag(name, value) for name, value in whole.items()]
+    """Sets tags in batches, cut."""
+    tags = [RunTag(name, value) for name, value in cut(values).items()]
     for start in range(0, len(tags), MAX_BATCH):
         client.log_batch(run_id, tags=tags[start : start + MAX_BATCH])

@@ -35,6 +35,7 @@ from magic141.tracking.tags import (
     TAG_PARENT,
     TAG_REFRESH,
     TAG_STAGE,
+    cut,
     set_tags,
 )
 from magic141.urls import without_credentials
@@ -112,7 +113,7 @@ class Tracker:
         return self._start(stage, {**own, **asked, **(tags or {})})
 
     def _start(self, name: str, tags: Mapping[str, str]) -> RunLog:
-        run = self.client.create_run(self.experiment_id, run_name=name, tags={**process_tags(), **tags})
+        run = self.client.create_run(self.experiment_id, run_name=name, tags=cut({**process_tags(), **tags}))
         log = RunLog(self.client, run.info.run_id)
         log.keep_alive()
         return log

@@ -10,7 +10,6 @@ import yaml
 from magic141.artifacts.references import flatten
 from magic141.config import (
     PipelineConfig,
-    config_digest,
     load_config,
     missing_sources,
     to_yaml,
@@ -156,7 +155,7 @@ MISTAKES = {
     "data.height=100000000": "data.height = 100000000: expected less than or equal to 16384",
     "train_clip.num_steps=1" + "0" * 40: "expected less than or equal to 1000000000",
     "distill_dmd2.num_steps=1" + "0" * 40: "expected less than or equal to 1000000000",
-    "data": "--set data: expected SECTION.FIELD=VALUE",
+    "data": "--set data: expected FIELD=VALUE, such as --set distill_dmd2.num_steps=100",
     "distill_dmd2=": "distill_dmd2: empty, expected fields; remove the line from demo.yaml to take the defaults",
     "model=3": "model = 3: expected a section of fields; change it in demo.yaml",
     "generate.few_steps=4,1": "generate.few_steps = '4,1': expected a list in brackets, such as [4, 1] (smaller",
@@ -316,11 +315,10 @@ def test_the_place_of_a_source_is_not_in_keys() -> None:
     assert key_fields(PipelineConfig().data)["path"] is None  # so that keys of work without sources stay what they were
 
 
-def test_placement_is_not_in_keys_but_in_the_digest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_placement_is_not_in_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     config = PipelineConfig()
     other = with_overrides(config, ["pretrain_i2v.checkpoint_every_steps=7", "workspace=elsewhere"], "x")
     assert key_fields(config.pretrain_i2v) == key_fields(other.pretrain_i2v)
-    assert config_digest(config) != config_digest(other)
     monkeypatch.setenv("MAGIC141_HOME", str(tmp_path))
     assert other.home == tmp_path
 

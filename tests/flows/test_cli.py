@@ -27,6 +27,7 @@ from tasks.provenance import git_commit
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = str(ROOT / "configs" / "demo.yaml")
+PICTURE = str(ROOT / "docs" / "images" / "report.png")
 HEAVY = ("torch", "mlflow", "prefect", "ray", "transformers", "diffusers", "numpy", "pydantic")
 
 
@@ -98,7 +99,8 @@ def test_the_version_has_its_commit() -> None:
         ),
         (("generate", "--model", "abc", "--image", DEMO, "--prompt", " ", "-o", "o.mp4"), "--prompt is empty"),
         (("generate", "--model", "abc", "--image", DEMO, "--prompt", "p", "-o", "o.gif"), "ends in .mp4"),
-        (("generate", "--model", "abc", "--image", DEMO, "--prompt", "p", "-o", "o.mp4"), "there are no runs in"),
+        (("generate", "--model", "abc", "--image", PICTURE, "--prompt", "p", "-o", "o.mp4"), "there are no runs in"),
+        (("generate", "--model", "abc", "--image", DEMO, "--prompt", "p", "-o", "o.mp4"), "not a readable image"),
         (("generate", "--model", "abc", "--image", DEMO, "--prompt", "p", "-o", f"{DEMO}/o.mp4"), "(Not a directory)"),
         (("compare", "a", "b", "-o", str(ROOT)), f"--output {ROOT}: is a folder"),
         (("run", DEMO, "--workspace", DEMO), f"workspace {DEMO}: cannot write into {DEMO} (Not a directory)"),
@@ -146,7 +148,7 @@ def test_a_run_that_is_not_there_is_missed_before_anything_starts(arguments: tup
 
 def test_a_model_that_is_nothing_is_named_as_it_was_given(tmp_path: Path) -> None:
     Tracker(tmp_path, "magic141")
-    given = ("--model", "out/model", "--image", DEMO, "--prompt", "p", "-o", f"{tmp_path}/o.mp4")
+    given = ("--model", "out/model", "--image", PICTURE, "--prompt", "p", "-o", f"{tmp_path}/o.mp4")
     result = CliRunner().invoke(app, ["generate", *given, "--workspace", str(tmp_path)])
     assert result.exit_code == 2
     assert "--model out/model: no such folder, no models:/NAME@ALIAS, and run out/model: no such run" in result.output

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from flows import deletion
 from flows.cli import app
 from flows.comparison import compare
 from magic141.errors import UserError
@@ -83,6 +84,15 @@ def test_a_run_is_deleted_with_all_below_it_after_it_was_listed(store: Store) ->
     assert text.splitlines()[-1] == "5 runs in all; --yes deletes them"
     assert magic141("delete", store.sweep.run_id[:12], "--yes", store=store)[0] == 0
     assert store.active() == {store.pipeline.run_id}
+
+
+def test_parents_come_before_what_is_below_them_whichever_was_named_first(store: Store) -> None:
+    sweep, member = store.sweep.run_id, store.members[0].run_id
+    for named in ([member, sweep], [sweep, member]):
+        found = [run.info.run_id for run in deletion.family(store.tracker, named)]
+        assert found[0] == sweep
+        assert found.count(member) == 1
+        assert len(found) == 5
 
 
 def test_a_published_model_is_named_before_its_run_is_deleted(store: Store) -> None:

@@ -51,6 +51,15 @@ def activation(model: Any) -> str:
     return type(model.visual.transformer.resblocks[0].mlp.gelu).__name__
 
 
+def test_a_tokenizer_that_cannot_be_downloaded(weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_hub(name: str) -> None:
+        raise OSError("We couldn't connect to the hub\nsee the documentation")
+
+    monkeypatch.setattr(open_clip, "get_tokenizer", no_hub)
+    with pytest.raises(UserError, match=r"its tokenizer cannot be loaded \(We couldn't connect to the hub\); download"):
+        load_pretrained(NAME, weights)
+
+
 @pytest.mark.parametrize("release", RELEASES)
 def test_a_files_release_says_normalisation_and_activation(weights: str, release: str) -> None:
     loaded = load_pretrained(NAME, weights, release)

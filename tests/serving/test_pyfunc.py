@@ -21,7 +21,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.pyfunc.scoring_server import init as scoring_server
 from starlette.testclient import TestClient
 
-from flows.generation import find_model, pinned
+from flows.records.models import find_model
 from magic141.artifacts.digests import digest_folder
 from magic141.artifacts.references import ArtifactRef
 from magic141.data.sizes import Size
@@ -201,6 +201,5 @@ def test_a_registered_version_loads_and_stays_intact(
     (row,) = model.predict([{"image": picture(), "prompt": PROMPT}])
     assert num_frames(row["video"]) == 9
     assert ref.state() == "intact"
-    assert find_model(tmp_path / "home", "models:/tiny@champion") == published
-    assert pinned(tmp_path / "home", "models:/tiny@champion") == "models:/tiny@champion (version 1)"
-    assert pinned(tmp_path / "home", str(published)) == str(published)
+    assert find_model(tmp_path / "home", "models:/tiny@champion") == (published, "models:/tiny@champion (version 1)")
+    assert find_model(tmp_path / "home", str(published)) == (published, str(published))

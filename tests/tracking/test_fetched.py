@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.generation import find_model
+from flows.records.models import find_model
 from magic141.artifacts.digests import digest_folder
 from magic141.artifacts.references import ArtifactRef
 from magic141.errors import UserError
@@ -105,6 +105,12 @@ def test_without_a_server_the_machine_that_made_it_is_named(tracker: Tracker, mo
     tracker.client.set_tag(ref.run_id, "magic141.host", "gpu7")
     with pytest.raises(UserError, match="made is not on this machine: gpu7 made it; run this there, or share the"):
         local_folder(tracker, ref)
+
+
+def test_of_an_artifact_whose_run_was_purged_nobody_knows_the_machine(tracker: Tracker) -> None:
+    purged = publish(tracker).model_copy(update={"run_id": "0" * 32})
+    with pytest.raises(UserError, match="made was deleted; `magic141 run` makes it again"):
+        local_folder(tracker, purged)
 
 
 def test_the_command_line_names_the_model_that_was_asked_for(tracker: Tracker) -> None:

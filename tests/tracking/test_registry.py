@@ -46,7 +46,7 @@ def test_a_version_is_of_the_run_that_made_it_and_has_the_tags_of_its_last_regis
     ref = make_artifact(tracker, "publish", "key-tags")
     for seed in ("1", "2"):
         tracker.registry.register("tagged", ref, "candidate", {"seed": seed})
-    _, version = tracker.registry.version("models:/tagged@candidate")
+    version = tracker.registry.version("models:/tagged@candidate")
     assert (version.run_id, version.tags["seed"]) == (ref.run_id, "2")
 
 

@@ -10,6 +10,7 @@ from mlflow.exceptions import MlflowException
 
 from magic141.tracking import Tracker, run_log
 from magic141.tracking.run_log import metric_name
+from magic141.tracking.tags import MAX_TAG_CHARS, TAG_ARTIFACT
 from tests.tracking.made import make_artifact
 from tests.waiting import wait_for
 
@@ -50,6 +51,13 @@ def test_figures_that_the_store_did_not_take_are_sent_again(tracker: Tracker, mo
     run.close("FINISHED")
     history = tracker.client.get_metric_history(run.run_id, "loss")
     assert [(m.step, m.value) for m in history] == [(step, float(step)) for step in range(4)]
+
+
+def test_a_run_begins_with_tags_of_the_length_that_every_store_takes(tracker: Tracker) -> None:
+    record = "r" * 2 * MAX_TAG_CHARS
+    run = tracker.start_parent("long", "pipeline", {"magic141.overrides": "p" * 9000, f"{TAG_ARTIFACT}.x": record})
+    tags = tracker.get_run(run.run_id).data.tags
+    assert (len(tags["magic141.overrides"]), tags[f"{TAG_ARTIFACT}.x"]) == (MAX_TAG_CHARS, record)
 
 
 def test_lineage_leaves_out_models_whose_run_was_deleted_for_good(tracker: Tracker) -> None:

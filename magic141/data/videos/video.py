@@ -25,6 +25,7 @@ from magic141.errors import UserError
 
 _TIME_EPS = 1e-6
 _MILLISECOND = 0.001
+CRF = 12
 _BT709 = 1  # FFmpeg's number of the standard, for space, primaries and curve alike
 
 
@@ -109,8 +110,8 @@ def read_frames(path: Path, fps: float, size: tuple[int, int] | None, wanted: Co
     return _stacked(path, (item for item in shown if item.place in chosen), size)
 
 
-def write_video(path: Path, frames: Frames, fps: float, zoom: int = 1, crf: int = 12) -> None:
-    """Writes uint8 [F, H, W, 3] as H.264 (yuv420p, BT.709); `crf`: quality, 12 is hard to tell from the original.
+def write_video(path: Path, frames: Frames, fps: float, zoom: int = 1, crf: int = CRF) -> None:
+    """Writes uint8 [F, H, W, 3] as H.264 (yuv420p, BT.709); `crf`: quality; the default looks like the original.
 
     `zoom` repeats pixels; odd sides gain one repeated row or column, because yuv420p needs even sides.
     """
@@ -138,10 +139,15 @@ def shrunk_video(path: Path, max_width: int, crf: int) -> bytes:
         width, height, fps = stream.width, stream.height, float(stream.average_rate or 1)
     if width <= max_width:
         return path.read_bytes()
+    return video_bytes(read_video(path, size=(round(height * max_width / width), max_width)), fps, crf)
+
+
+def video_bytes(frames: Frames, fps: float, crf: int = CRF) -> bytes:
+    """The content of an mp4 file of uint8 [T, H, W, 3]."""
     with tempfile.TemporaryDirectory() as folder:
-        small = Path(folder) / "small.mp4"
-        write_video(small, read_video(path, size=(round(height * max_width / width), max_width)), fps, crf=crf)
-        return small.read_bytes()
+        file = Path(folder) / "video.mp4"
+        write_video(file, frames, fps, crf=crf)
+        return file.read_bytes()
 
 
 def read_image(path: Path) -> Frames:

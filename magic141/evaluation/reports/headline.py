@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from magic141.evaluation.scores import COSTS, FRECHET, MOTION, VBENCH, Dimension, value_of, with_values
@@ -64,23 +64,14 @@ def _beside(dimension: Dimension, student: Row, many: Row | None) -> str:
     return f"{dimension.label} {texts[0]}" + (f" ({texts[1]})" if len(texts) > 1 else "")
 
 
-def headline_figures(rows: Sequence[Row]) -> dict[str, float]:
-    """The student's first scores with their standard errors, and two figures relative to the model of many steps."""
+def beside_teacher(rows: Sequence[Row]) -> dict[str, float]:
+    """The student's figures relative to the model of many steps."""
     student, many = student_row(rows), many_step_row(rows)
-    if student is None:
+    if student is None or many is None:
         return {}
-    figures = dict(_with_errors(student))
-    beside = (value_of(student, FRECHET), value_of(many, FRECHET) if many else None)
-    if beside[0] is not None and beside[1]:
-        figures["frechet_vs_teacher"] = beside[0] / beside[1]
-    if many and (times := speedup(many, student)):
+    figures, distances = {}, (value_of(student, FRECHET), value_of(many, FRECHET))
+    if distances[0] is not None and distances[1]:
+        figures["frechet_vs_teacher"] = distances[0] / distances[1]
+    if times := speedup(many, student):
         figures["speedup"] = times
     return figures
-
-
-def _with_errors(row: Row) -> Iterator[tuple[str, float]]:
-    for dimension in headline_dimensions([row]):
-        score = row["scores"][dimension.key]
-        yield dimension.key, float(score["value"])
-        if score.get("stderr") is not None:
-            yield f"{dimension.key}_stderr", float(score["stderr"])
