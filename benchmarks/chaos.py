@@ -3,11 +3,12 @@
     python benchmarks/chaos.py --kills 50 --workspace runs-chaos
     python benchmarks/chaos.py --kills 50 --workspace runs-chaos-servers --servers
 
-SIGKILL goes to the flow's process, a Ray worker, the raylet, the Prefect server and, with --servers, the MLflow server
-(servers are restarted, the embedded Prefect server is not). A run that fails is resumed by the command that it printed;
-one that was killed outright by the same command again. Several kills hit one pipeline; when it has finished, it is
-compared with an undisturbed run: the same scores and artifacts, no finished stage computed again, nothing lost, no
-process, half-made artifact or run left behind. Restartable: the same command goes on where it was stopped.
+SIGKILL goes to the flow's process, a Ray worker, the raylet, one of its agents (with which it goes, too), the Prefect
+server and, with --servers, the MLflow server (servers are restarted, the embedded Prefect server is not). A run that
+fails is resumed by the command that it printed; one that was killed outright by the same command again. Several kills
+hit one pipeline; when it has finished, it is compared with an undisturbed run: the same scores and artifacts, no
+finished stage computed again, nothing lost, no process, half-made artifact or run left behind. Restartable: the same
+command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ AHEAD = 3  # a kill waits for one of the next so many stages
 START_SHARE, START_SECONDS = 0.12, 10.0  # of the kills, how many fall into the first seconds of a process
 MAX_FAILURES_IN_A_ROW = 3
 INTERRUPTED = 130
-ORPHAN_SECONDS = 30.0
+ORPHAN_SECONDS = 90.0  # Ray's agents look for their cluster's head for a minute
 RESTART_SECONDS = (0.5, 8.0)
 
 

@@ -124,7 +124,8 @@ def _kind(process: psutil.Process) -> str | None:
         return None
     name = words[0] if words else ""
     if name.startswith("ray::"):
-        return None if name.startswith("ray::IDLE") else "ray worker"
+        title = name.removeprefix("ray::").strip()
+        return None if title.startswith("IDLE") else "ray agent" if title.endswith("Agent") else "ray worker"
     if name.endswith("/raylet"):
         return "raylet"
     return "prefect" if EMBEDDED_PREFECT in words else None

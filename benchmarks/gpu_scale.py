@@ -111,7 +111,7 @@ class Scale:
     def training_pass(self) -> Iterator[Row]:
         """Forward and backward through every block, each computed again in the backward pass."""
         network = self._network(torch.float32)
-        add_lora(network, self.config.distill_dmd2.lora_rank, "fake", seed=0)
+        add_lora(network, self.config.distill_dmd2.lora_rank, seed=0)
         network.to(self.device).enable_gradient_checkpointing()
         evaluation = self._evaluation(network)
 

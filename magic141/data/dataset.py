@@ -37,7 +37,7 @@ class ClipDataset:
     text_mask: Rows  # [N, Lt] bool, valid tokens first
     pooled: Rows  # [N, P]
     image_tokens: Rows  # [N, Li, D] of the first frame
-    anchor: Rows  # [N, C, 1, h, w]: first latent frame of the video that the clip continues
+    anchor: Rows  # [N, C, 1, h, w]: first latent frame of the scene that the clip continues
     anchor_tokens: Rows  # [N, Li, D] of that frame
     first_frame: Rows  # [N, H, W, 3] uint8
     first_latent: Rows | None  # [N, C, 1, h, w]: that frame encoded alone; None in a corpus of an earlier version

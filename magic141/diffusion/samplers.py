@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -40,35 +39,6 @@ def sample(predict: PredictVelocity, noise: Tensor, sigmas: Tensor, sampler: Sam
             x0 = x0_from_velocity(x_t, velocity, time)
             x_t = interpolate(x0, randn_like(x0, rng), _batch(sigma_next, x0))
     return x_t
-
-
-@dataclass(frozen=True)
-class ChainStep:
-    """The input of one step of a student's chain: noisy latents x_t [B, ...] at times sigma [B]."""
-
-    x_t: Tensor
-    sigma: Tensor  # [B]
-
-    def part(self, rows: slice) -> ChainStep:
-        """The samples `rows` of the batch."""
-        return ChainStep(self.x_t[rows], self.sigma[rows])
-
-
-def chain_input(
-    predict: PredictVelocity, noise: Tensor, sigmas: Tensor, exit_step: int, sampler: Sampler, rng: torch.Generator
-) -> ChainStep:
-    """Backward simulation (DMD2, section 4.5): the student's input at `exit_step` of its own chain.
-
-    Args:
-        predict: the student; evaluated `exit_step` times.
-        noise: [B, ...], standard normal.
-        sigmas: the student's grid, shape [n + 1].
-        exit_step: 0 (pure noise) to n - 1.
-        sampler: the chain that the student is sampled with.
-        rng: as in `sample`.
-    """
-    x_t = sample(predict, noise, sigmas[: exit_step + 1], sampler, rng)
-    return ChainStep(x_t, _batch(sigmas[exit_step], x_t))
 
 
 def randn_like(x: Tensor, rng: torch.Generator) -> Tensor:

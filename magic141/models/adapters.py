@@ -15,23 +15,24 @@ _BASE = ".base_layer."
 
 
 def train_lora(network: HunyuanVideoTransformer3DModel, rank: int, seed: int) -> None:
-    """Leaves of `network`, in place, only the branch `LORA` to be trained, and layers whose inputs may be new to it.
+    """Leaves of `network`, in place, only a branch to be trained, and layers whose inputs may be new to it.
 
     These are the patch embedding, which reads the known frames, and the embedding of w; they become float32, too.
     """
-    add_lora(network, rank, LORA, seed)
+    add_lora(network, rank, seed)
     for layer in (network.x_embedder, network.time_text_embed.guidance_embedder):
         if layer is not None:
             layer.requires_grad_(True).float()
 
 
-def add_lora(network: HunyuanVideoTransformer3DModel, rank: int, name: str, seed: int) -> None:
-    """Freezes `network` and adds a branch `W + BA` to every linear layer of its blocks, in place.
+def add_lora(network: HunyuanVideoTransformer3DModel, rank: int, seed: int) -> None:
+    """Freezes `network` and adds a branch `LORA`, `W + BA`, to every linear layer of its blocks, in place.
+
+    The branch is in float32, whatever the network is in.
 
     Args:
         network: the transformer.
         rank: rank of the branch, the number of rows of A.
-        name: name of the branch, which is in float32, whatever the network is in.
         seed: seed of the initial A; B starts at zero, so that nothing changes until the first update.
     """
     network.requires_grad_(False)
@@ -42,7 +43,7 @@ def add_lora(network: HunyuanVideoTransformer3DModel, rank: int, name: str, seed
     ]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets), adapter_name=name)
+        network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets), adapter_name=LORA)
     for parameter in network.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -73,8 +74,8 @@ def _plain(name: str) -> str:
     return name.replace(_BASE, ".")
 
 
-def merge_lora(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """The state of a plain network, from one with branch `name`: `BA` is added to the weights, names are restored.
+def merge_lora(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state of a plain network, from one with or without branches: `BA` is added to weights, names are restored.
 
     The sums are in float32: in bf16 most of what a branch has learnt would be rounded away.
     """
@@ -84,7 +85,7 @@ def merge_lora(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
             continue
         layer, found, rest = key.partition(_BASE)
         if found and rest == "weight":
-            a, b = (state[f"{layer}.lora_{part}.{name}.weight"].float() for part in "AB")
+            a, b = (state[f"{layer}.lora_{part}.{LORA}.weight"].float() for part in "AB")
             value = value.float() + b @ a
         merged[f"{layer}.{rest}" if found else key] = value
     return merged

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from magic141.data.dataset import ClipDataset
+from magic141.training.config import TrainConfig
 from magic141.training.context import TrainContext
 
 
@@ -37,6 +39,17 @@ class BatchSampler:
     def __post_init__(self) -> None:
         num_clips = sum(map(len, self.groups))
         assert self.batch_size <= num_clips, (self.batch_size, num_clips)  # `train` has checked it
+
+    @classmethod
+    def of(cls, dataset: ClipDataset, config: TrainConfig, context: TrainContext) -> Self:
+        """That of a worker."""
+        return cls(
+            groups=list(dataset.by_size.values()),
+            batch_size_per_worker=config.clips_per_worker,
+            share=context.share,
+            num_shares=context.num_shares,
+            seed=context.seed,
+        )
 
     @property
     def batch_size(self) -> int:

@@ -38,11 +38,8 @@ class Batch:
         """
         if isinstance(rows, slice) and rows.indices(len(self.x0)) == (0, len(self.x0), 1):
             return self
-        return self._rows(rows).to(self.x0.device)
-
-    def _rows(self, rows: slice | Tensor) -> Batch:
         prefix = None if self.prefix is None else self.prefix.part(rows)
-        return Batch(self.x0[rows], self.cond.part(rows), self.uncond.part(rows), prefix)
+        return Batch(self.x0[rows], self.cond.part(rows), self.uncond.part(rows), prefix).to(self.x0.device)
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,7 @@ class _BatchDraw:
     """What is random about a batch, [B] each.
 
     Attributes:
-        anchored: whether a window begins with its video's first latent frame, whatever follows.
+        anchored: whether a window begins with its scene's first latent frame, whatever follows.
         starts: index in the clip of the latent frame that comes second in the window.
         num_known: latent frames that are known.
         no_text: whether the prompt is dropped.
@@ -73,8 +70,8 @@ class BatchMaker:
         null_text: the empty prompt, batch size 1.
         num_latent_frames: T of the window.
         image_condition: whether image tokens and known frames are given (I2V) or not (T2V).
-        continued_fraction: share of samples that continue a video, like the later windows of a long one: they know
-            the anchor, which is that video's first latent frame, and one or two latent frames from anywhere in the
+        continued_fraction: share of samples that continue a scene, like the later windows of a long video: they know
+            the anchor, which is that scene's first latent frame, and one or two latent frames from anywhere in the
             clip. The other samples know only the clip's first latent frame.
         far_anchors: if False, continued samples instead start with their clip, and know its first latent frame and
             the one or two that follow.

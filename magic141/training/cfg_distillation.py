@@ -71,7 +71,7 @@ class CfgDistillation(SingleNetworkObjective):
             share_frozen(teacher, self.engine.module)  # the student's base is the teacher
         self.teacher = make_frozen(teacher, spec.config.precision, context)
 
-    def draw_noise(self, x0: Tensor, rng: torch.Generator) -> RandomNumbers:
+    def draw(self, x0: Tensor, rng: torch.Generator) -> RandomNumbers:
         """Draws guidance scales w [B], times [B] and noise [B, C, T, h, w]."""
         low, high = self.config.min_guidance_scale, self.config.max_guidance_scale
         w = (low + (high - low) * torch.rand(len(x0), generator=rng)).to(x0.device)

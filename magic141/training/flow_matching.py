@@ -84,7 +84,7 @@ class FlowMatching(SingleNetworkObjective):
         """Without far anchors early on: they are slow to learn and would delay everything else."""
         return self.maker if step >= self.first_step_with_far_anchors else replace(self.maker, far_anchors=False)
 
-    def draw_noise(self, x0: Tensor, rng: torch.Generator) -> RandomNumbers:
+    def draw(self, x0: Tensor, rng: torch.Generator) -> RandomNumbers:
         """Draws times [B] and noise [B, C, T, h, w]."""
         sigma = sample_sigma(len(x0), self.shift, rng).to(x0.device)
         return sigma, randn_like(x0, rng)

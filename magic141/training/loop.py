@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor
@@ -21,28 +21,21 @@ from magic141.training.meter import Meter
 from magic141.training.objective import Objective
 from magic141.training.progress import ProgressWriter
 from magic141.training.random_numbers import kept_random_state, seed_everything
-from magic141.training.usage import Usage
+from magic141.training.usage import Usage, Used
 from magic141.training.worker_task import WorkerTask
 
 EXPORT = "export"
 
 
 @dataclass(frozen=True)
-class LoopResult:
-    """The resources that a finished loop used.
+class LoopResult(Used):
+    """What a finished loop used, and how it went.
 
     Attributes:
-        seconds: wall time inside the workers (not their start-up), over all attempts that led to the result.
-        cpu_seconds: CPU time, summed over workers and attempts.
-        peak_memory_mb: largest allocation on the GPU, or largest resident memory, of each worker, summed over workers;
-            of the attempt that took most.
         resumed_from_step: where the last attempt began; 0 is the start.
         num_skipped: steps in which an update was skipped for a non-finite gradient.
     """
 
-    seconds: float
-    cpu_seconds: float
-    peak_memory_mb: float
     resumed_from_step: int
     num_skipped: int
 
@@ -61,10 +54,8 @@ def run_training(task: WorkerTask, context: TrainContext, notice: Notice = no_no
         start = loop.resume()
         loop.run(start, ProgressWriter(context.run_dir, task.launch_id, start) if context.is_main else None)
         loop.export()
-    seconds, cpu_seconds = usage.so_far(context)
-    return LoopResult(
-        seconds, cpu_seconds, usage.peak_memory_mb(context), max(start, 0), num_skipped=loop.skipped.num_skipped
-    )
+    used = asdict(usage.so_far(context))
+    return LoopResult(**used, resumed_from_step=max(start, 0), num_skipped=loop.skipped.num_skipped)
 
 
 @dataclass
@@ -117,13 +108,7 @@ class _Loop:
             save = last or done % config.checkpoint_every_steps == 0
             check = last or done % config.validate_every_steps == 0
             if save or check or done % config.placement.log_every_steps == 0:
-                means = self.since_log.mean(self.context)
-                _require_finite(means, done, self.config)
-                found = self._averaged(self.objective.validate) if check else {}
-                if writer:
-                    writer.metrics(done, means | found | self.skipped.figures)
-                if check:
-                    self.objective.judge(done, self.since_check.mean(self.context) | found)
+                self._log(done, check, writer)
             elif writer:
                 writer.heartbeat(done)
             if save:
@@ -144,6 +129,16 @@ class _Loop:
             if save:
                 self._save(done)
             self._heed_interruptions(done, is_saved=save)
+
+    def _log(self, done: int, check: bool, writer: ProgressWriter | None) -> None:
+        """Logs the means since the last time; `check`: validates, too, and judges."""
+        means = self.since_log.mean(self.context)
+        _require_finite(means, done, self.config)
+        found = self._averaged(self.objective.validate) if check else {}
+        if writer:
+            writer.metrics(done, means | found | self.skipped.figures)
+        if check:
+            self.objective.judge(done, self.since_check.mean(self.context) | found)
 
     def export(self) -> None:
         """Writes the artifact's folders to run_dir/export, which exists only when complete."""
@@ -176,18 +171,14 @@ class _Loop:
 
     def _save(self, done: int) -> None:
         context, place = self.context, self.context.placement
-        seconds, cpu_seconds = self.usage.so_far(context)
-        peak_memory_mb = self.usage.peak_memory_mb(context)
         info = CheckpointInfo(
             step=done,
             engine=place.engine,
             world_size=context.world_size,
             sequence_parallel_size=place.sequence_parallel_size,
             zero_stage=place.zero_stage,
-            seconds=seconds,
-            cpu_seconds=cpu_seconds,
-            peak_memory_mb=peak_memory_mb,
             num_skipped=self.skipped.num_skipped,
+            **asdict(self.usage.so_far(context)),
         )
         self.store.save(done, lambda aside: write_checkpoint(aside, self.objective, self._meters, context, info))
         barrier(context)  # a worker that ended now, for a collapse, would end the others while they save

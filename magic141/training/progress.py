@@ -34,7 +34,8 @@ class ProgressWriter:
 
     def __init__(self, run_dir: Path, launch_id: str, start_step: int) -> None:
         self._file = run_dir / FILE
-        kept = [row for row in read_rows(self._file) if row["step"] <= start_step and "time" in row]
+        before = read_rows(self._file) if start_step > 0 else []  # the start, step 0, is logged anew
+        kept = [row for row in before if row["step"] <= start_step and "time" in row]
         rows = [*kept, {"step": start_step, "launch": launch_id}]
         replace_text(self._file, json_lines(rows))
         self._last_time, self._last_step = time.time(), start_step
@@ -98,13 +99,12 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def write_metrics(run_dir: Path) -> Path:
+def write_metrics(run_dir: Path) -> None:
     """Writes metrics.jsonl: the logged steps of the whole run, each once, without wall-clock times."""
-    file = run_dir / METRICS_FILE
     hidden = ("time", "steps_per_s")
     rows = [row for row in read_rows(run_dir / FILE) if "time" in row]
-    file.write_text(json_lines({name: value for name, value in row.items() if name not in hidden} for row in rows))
-    return file
+    shown = ({name: value for name, value in row.items() if name not in hidden} for row in rows)
+    (run_dir / METRICS_FILE).write_text(json_lines(shown))
 
 
 class _Tail:

@@ -13,10 +13,11 @@ from diffusers import HunyuanVideoTransformer3DModel
 from torch import Tensor
 
 from magic141.data.dataset import ClipDataset
-from magic141.models.adapters import LORA, merge_lora, train_lora
+from magic141.models.adapters import train_lora
+from magic141.models.transformer import save_network
 from magic141.training.batch_sampler import BatchSampler, own_share
 from magic141.training.batches import Batch, BatchMaker
-from magic141.training.config import SingleNetworkConfig, TrainConfig
+from magic141.training.config import SingleNetworkConfig
 from magic141.training.context import TrainContext
 from magic141.training.engines.accumulation import Parts
 from magic141.training.engines.ema import Ema
@@ -46,7 +47,7 @@ class SingleNetworkObjective(ABC):
             train_lora(network, config.lora_rank, context.seed)
         self.engine = make_engine(network, config.optimizer, config.num_steps, config.precision, context)
         self.ema = Ema(self.engine.module, config.ema_decay)
-        self.sampler = make_sampler(maker, config, context)
+        self.sampler = BatchSampler.of(maker.dataset, config, context)
         self.parts = Parts.of(config)
         self.validation = replace(
             maker, dataset=ClipDataset.open(data, "validation"), text_dropout=0.0, image_dropout=0.0
@@ -62,7 +63,7 @@ class SingleNetworkObjective(ABC):
         return self.maker
 
     @abstractmethod
-    def draw_noise(self, x0: Tensor, rng: torch.Generator) -> RandomNumbers:
+    def draw(self, x0: Tensor, rng: torch.Generator) -> RandomNumbers:
         """Draws the random numbers of the loss for clips x0 [B, C, T, h, w]."""
 
     @abstractmethod
@@ -73,7 +74,7 @@ class SingleNetworkObjective(ABC):
         """One optimizer step."""
         rng = step_generator(self.context.seed, step, self.context.share)
         batch = self.maker_at(step).make(self.sampler.indices(step), rng).to(self.context.device)
-        drawn = self.draw_noise(batch.x0, rng)
+        drawn = self.draw(batch.x0, rng)
 
         def loss_of(rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
             with self.engine.autocast():
@@ -93,7 +94,7 @@ class SingleNetworkObjective(ABC):
         with self.ema.applied(), self.engine.autocast():
             for clips in rows.split(self.sampler.batch_size_per_worker):
                 batch = self.validation.make(clips, rng).to(self.context.device)
-                drawn = self.draw_noise(batch.x0, rng)
+                drawn = self.draw(batch.x0, rng)
                 for part in self.parts.slices(len(clips)):  # more than in training may not fit
                     loss = self.loss(batch.part(part), [values[part] for values in drawn])
                     total += len(clips[part]) * float(loss)
@@ -131,23 +132,4 @@ class SingleNetworkObjective(ABC):
         """Writes the averaged network as a diffusers folder `transformer`."""
         state = self.ema.full_state_dict(self.engine)
         if self.context.is_main:
-            save_network(self.engine.module, merge_lora(state, LORA), folder / "transformer")
-
-
-def make_sampler(maker: BatchMaker, config: TrainConfig, context: TrainContext) -> BatchSampler:
-    """The sampler of this worker's clips."""
-    return BatchSampler(
-        groups=list(maker.dataset.by_size.values()),
-        batch_size_per_worker=config.clips_per_worker,
-        share=context.share,
-        num_shares=context.num_shares,
-        seed=context.seed,
-    )
-
-
-def save_network(network: Any, state: dict[str, Tensor], folder: Path) -> None:
-    """Saves `state` with the config of `network` in diffusers' layout and fp32, whichever engine wraps it."""
-    with torch.device("meta"):  # no second copy in memory
-        clean = HunyuanVideoTransformer3DModel.from_config(network.config)
-    clean.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
-    clean.save_pretrained(folder)
+            save_network(self.engine.module, state, folder / "transformer")

@@ -34,7 +34,7 @@ def test_counts_what_is_built(
 @pytest.mark.parametrize("config", [TransformerConfig(), ODD])
 def test_counts_what_an_adapter_adds(config: TransformerConfig) -> None:
     model = build_transformer(config, 4, 32, 16)
-    add_lora(model, 3, "branch", seed=0)
+    add_lora(model, 3, seed=0)
     added = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     assert num_lora_parameters(config, 3) == added
 

@@ -11,6 +11,7 @@ import torch
 
 from magic141.errors import UserError
 from magic141.stage_log import NullLog
+from magic141.text_files import read_json_lines
 from magic141.training import loop
 from magic141.training.checkpoint import (
     CheckpointInfo,
@@ -21,11 +22,11 @@ from magic141.training.checkpoint import (
     write_checkpoint,
 )
 from magic141.training.checkpoint_store import CheckpointStore
-from magic141.training.config import PlacementConfig, TrainConfig
+from magic141.training.config import METRICS_FILE, PlacementConfig, TrainConfig
 from magic141.training.context import TrainContext
 from magic141.training.launch import launch
 from magic141.training.meter import Meter
-from magic141.training.progress import read_rows, write_metrics
+from magic141.training.progress import read_rows
 from tests.training.linear import LinearRegression, LinearSpec, linear_config
 
 
@@ -307,10 +308,7 @@ def test_the_figures_before_the_first_update_are_those_of_step_0(
     launch(LinearSpec(config), config, tmp_path / "plain", NullLog(), seed=0)
     monkeypatch.setattr(LinearRegression, "begin", LinearRegression.validate)
     launch(LinearSpec(config), config, tmp_path / "begun", NullLog(), seed=0)
-    plain, begun = (
-        [json.loads(line) for line in write_metrics(tmp_path / name).read_text().splitlines()]
-        for name in ("plain", "begun")
-    )
+    plain, begun = (read_json_lines(tmp_path / name / METRICS_FILE) for name in ("plain", "begun"))
     assert begun[0].keys() == {"step", "validation_loss"}
     assert (begun[0]["step"], begun[1:]) == (0, plain), "it changes nothing that follows"
 

@@ -193,7 +193,7 @@ def test_activations_are_those_of_the_real_network(
     with nullcontext() if has_branch else FakeTensorMode():  # in which PEFT cannot add branches
         model = build_transformer(sizes, 4, text_width=16, pooled_width=16)
         if has_branch:
-            add_lora(model, 8, "fake", seed=0)
+            add_lora(model, 8, seed=0)
         peak = peak_of_a_pass(model, 2, (frames, height, width), words, recompute)
     assert activation_bytes(config, sizes, frames * height * width + words) == pytest.approx(peak, rel=0.2)
 

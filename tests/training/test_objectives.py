@@ -71,7 +71,7 @@ def test_flow_matching_asks_for_the_velocity_under_the_caption(
         return velocity_to(batch.x0, x_t, sigma)
 
     monkeypatch.setattr("magic141.training.flow_matching.velocity", exact)
-    assert float(objective.loss(batch, objective.draw_noise(batch.x0, step_generator(0, 1)))) < 1e-8
+    assert float(objective.loss(batch, objective.draw(batch.x0, step_generator(0, 1)))) < 1e-8
 
 
 def test_cfg_distillation_starts_at_the_guidance_that_the_student_lacks(folders: Path, tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_cfg_distillation_starts_at_the_guidance_that_the_student_lacks(folders:
             teacher, x_t, sigma, batch.uncond, batch.prefix
         )
     expected = ((w - 1) ** 2 * apart.square().flatten(1).mean(1)).mean()
-    loss = objective.loss(batch, objective.draw_noise(batch.x0, step_generator(0, 1)))
+    loss = objective.loss(batch, objective.draw(batch.x0, step_generator(0, 1)))
     torch.testing.assert_close(loss.detach(), expected, rtol=1e-3, atol=0)
 
 
@@ -245,7 +245,7 @@ def test_the_cfg_student_is_asked_at_the_w_of_its_target_and_pulled_to_the_data(
     with torch.no_grad():
         u, guided = velocity(student, x_t, sigma, batch.cond, batch.prefix, w), objective.guided(x_t, sigma, batch, w)
     expected = 0.7 * (u - guided).square().mean() + 0.3 * (u - (noise - batch.x0)).square().mean()
-    loss = objective.loss(batch, objective.draw_noise(batch.x0, step_generator(0, 1)))
+    loss = objective.loss(batch, objective.draw(batch.x0, step_generator(0, 1)))
     torch.testing.assert_close(loss.detach(), expected)
 
 
@@ -282,7 +282,7 @@ def test_a_step_trains_and_its_average_is_validated_and_exported(folders: Path, 
     network.load_state_dict(average.state_dict())
     rng = step_generator(0, -1)
     clips = objective.validation.make(objective.validation_rows(), rng)
-    loss = objective.loss(clips, objective.draw_noise(clips.x0, rng))
+    loss = objective.loss(clips, objective.draw(clips.x0, rng))
     assert figures["validation_loss"] == pytest.approx(loss.item(), rel=1e-5)
 
 

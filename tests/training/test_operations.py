@@ -39,7 +39,7 @@ def counted(checkpointing: bool, frozen: bool, backward: bool) -> float:
         )
         sigma = torch.ones(1)
     if frozen:
-        add_lora(model, 1, "fake", seed=0)
+        add_lora(model, 1, seed=0)
     if checkpointing:
         model.enable_gradient_checkpointing()
     counter = FlopCounterMode(display=False)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -10,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from magic141.stage_log import NullLog
+from magic141.text_files import read_json_lines
+from magic141.training.config import METRICS_FILE
 from magic141.training.progress import FILE, ProgressWriter, follow, read_rows, write_image, write_metrics
 from tests.waiting import wait_for
 
@@ -49,8 +50,12 @@ def test_a_restarted_worker_repeats_nothing(tmp_path: Path) -> None:
         second.metrics(10, {"loss": 0.1})
     assert log.logged == [(2, 0.5), (4, 0.4), (10, 0.1)]
     assert log.done == 10
-    rows = [json.loads(line) for line in write_metrics(tmp_path).read_text().splitlines()]
-    assert rows == [{"step": 2, "loss": 0.5}, {"step": 4, "loss": 0.4}, {"step": 10, "loss": 0.1}]
+    write_metrics(tmp_path)
+    assert read_json_lines(tmp_path / METRICS_FILE) == [
+        {"step": 2, "loss": 0.5},
+        {"step": 4, "loss": 0.4},
+        {"step": 10, "loss": 0.1},
+    ]
 
 
 def test_the_curve_of_a_resumed_run_begins_with_what_earlier_launches_logged(tmp_path: Path) -> None:
@@ -60,6 +65,13 @@ def test_the_curve_of_a_resumed_run_begins_with_what_earlier_launches_logged(tmp
         ProgressWriter(tmp_path, "second", 5).metrics(10, {"loss": 0.1})
     assert log.logged == [(5, 0.5), (10, 0.1)]
     assert log.done == 10
+
+
+def test_a_run_that_begins_again_logs_its_start_once(tmp_path: Path) -> None:
+    for launch in ("first", "second"):
+        ProgressWriter(tmp_path, launch, 0).metrics(0, {"loss": 0.9})
+    write_metrics(tmp_path)
+    assert read_json_lines(tmp_path / METRICS_FILE) == [{"step": 0, "loss": 0.9}]
 
 
 def test_a_line_cut_off_by_a_kill_is_dropped(tmp_path: Path) -> None:

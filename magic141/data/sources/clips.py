@@ -32,8 +32,8 @@ class Clip:
     """One clip to make: where its pixels come from, its caption, its split.
 
     `anchor_frame`, relative to `start_frame` and not after it, is the first frame of the scene that the clip continues;
-    continued windows know it (see `diffusion.long_video`). `more_size`, one of
-    `data.more_sizes`, is that of its pixels; None: height x width.
+    continued windows know it (see `diffusion.long_video`). `more_size`, one of `data.more_sizes`, is that of its
+    pixels; None: height x width.
     """
 
     split: str
@@ -78,10 +78,10 @@ class Probed(NamedTuple):
 
 
 class Windows(NamedTuple):
-    """Clips, by which rule some are held out (None: drawn apart from the others), and notes for the log."""
+    """Clips of videos, by which rule some are held out, and notes for the log."""
 
     clips: list[Clip]
-    heldout: HeldOut | None
+    heldout: HeldOut
     notes: list[str]
 
 

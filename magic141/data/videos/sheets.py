@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 from magic141.data.videos.pixels import Frames
 
 MAX_COLUMNS = 9
 MIN_FRAME_WIDTH = 64
 GAP = 4
+TEXT_SHARE, MIN_TEXT = 0.15, 13  # of a row's height, and in pixels
 
 
 def contact_sheet(clips: Frames, max_columns: int = MAX_COLUMNS) -> Frames:
@@ -24,3 +28,16 @@ def contact_sheet(clips: Frames, max_columns: int = MAX_COLUMNS) -> Frames:
 def comparison_sheet(first: Frames, second: Frames) -> Frames:
     """Lays out two sets of the same clips, each clip of `first` above its counterpart."""
     return contact_sheet(np.stack([first, second], axis=1).reshape(-1, *first.shape[1:]))
+
+
+def with_row_names(sheet: Frames, num_rows: int, names: Sequence[str]) -> Frames:
+    """A contact sheet, uint8 [H, W, 3], with a name to the left of every row; the names take turns."""
+    height = len(sheet) // num_rows
+    size = max(MIN_TEXT, round(TEXT_SHARE * height))
+    font = ImageFont.load_default(size)
+    width = size // 2 + max(round(font.getlength(name)) for name in names)
+    margin = Image.new("RGB", (width, len(sheet)), "white")
+    draw = ImageDraw.Draw(margin)
+    for row in range(num_rows):
+        draw.text((size // 4, (row + 0.5) * height), names[row % len(names)], "black", font, anchor="lm")
+    return np.concatenate([np.asarray(margin), sheet], axis=1)

@@ -10,13 +10,25 @@ import torch
 from torch import Tensor
 
 from magic141.diffusion.flow import interpolate, sigma_grid, x0_from_velocity
-from magic141.diffusion.samplers import ChainStep, PredictVelocity, chain_input, randn_like
+from magic141.diffusion.samplers import PredictVelocity, randn_like, sample
 from magic141.models.transformer import Prefix, make_prefix, velocity
 from magic141.training.batches import Batch
 from magic141.training.dmd2.config import Dmd2Config
 from magic141.training.dmd2.networks import Guidance
 from magic141.training.engines.accumulation import Parts
 from magic141.training.engines.engine import Engine
+
+
+@dataclass(frozen=True)
+class ChainStep:
+    """The input of one step of the student's chain: noisy latents x_t [B, C, T, h, w] at times sigma [B]."""
+
+    x_t: Tensor
+    sigma: Tensor
+
+    def part(self, rows: slice) -> ChainStep:
+        """The samples `rows` of the batch."""
+        return ChainStep(self.x_t[rows], self.sigma[rows])
 
 
 @dataclass(frozen=True)
@@ -79,10 +91,11 @@ class BackwardSimulation:
     def state(self, batch: Batch, w: Guidance, exit_step: int, rng: torch.Generator) -> ChainStep:
         """The generator's input at `exit_step`: its own chain up to there, or noised real latents (`noised_real`)."""
         noise = randn_like(batch.x0, rng)
+        sigma = self.sigmas[exit_step].to(batch.x0.device).expand(len(batch.x0))
         if self.config.generator_input == "noised_real":
-            sigma = self.sigmas[exit_step].to(batch.x0.device).expand(len(batch.x0))
             return ChainStep(interpolate(batch.x0, noise, sigma), sigma)
-        return chain_input(self._in_parts(batch, w), noise, self.sigmas, exit_step, self.config.sampler, rng)
+        before = self.sigmas[: exit_step + 1]
+        return ChainStep(sample(self.in_parts(batch, w), noise, before, self.config.sampler, rng), sigma)
 
     def clean_estimate(self, state: ChainStep, batch: Batch, w: Guidance) -> Tensor:
         """The generator's x0 [B, C, T, h, w] at one step of its chain, with a gradient."""
@@ -95,14 +108,14 @@ class BackwardSimulation:
 
         Without a graph: at 13B, keeping it would take as much memory as all that the fake score's updates need.
         """
-        u = self._in_parts(batch, w)(state.x_t, state.sigma)
+        u = self.in_parts(batch, w)(state.x_t, state.sigma)
         return Generated(x0_from_velocity(state.x_t, u, state.sigma), batch, w, exit_step)
 
     def with_own_frames(self, batch: Batch, w: Guidance, rng: torch.Generator) -> Batch:
         """The batch, with its continued samples continuing a window that the student has generated itself.
 
-        They still know the video's first latent frame. Their other known frames are no longer a real clip's, but the
-        last ones that the student's whole chain generates from that first frame, as for the second window of a long
+        They still know their anchor. Their other known frames are no longer a real clip's, but the
+        last ones that the student's whole chain generates from the anchor, as for the second window of a long
         video (self forcing: Huang et al. 2025, "Self Forcing: Bridging the Train-Test Gap in Autoregressive Video
         Diffusion").
 
@@ -127,7 +140,7 @@ class BackwardSimulation:
         last = self.config.num_inference_steps - 1
         return self.simulate(first, w, last, rng).made.x0
 
-    def _in_parts(self, batch: Batch, w: Guidance) -> PredictVelocity:
+    def in_parts(self, batch: Batch, w: Guidance) -> PredictVelocity:
         """The generator without a graph; one that is split over the ranks is called equally often on all of them."""
         evaluate = partial(self.velocity, self.generator.module)
         return self.parts.over(evaluate, batch, w, everywhere=self.generator.sharded)

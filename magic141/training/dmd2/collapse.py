@@ -33,25 +33,20 @@ _FASTER_FAKE = "raise fake_updates_per_step or fake_optimizer.learning_rate, low
 _RATIO = "{value:.2f} x that of the many-step model"
 
 
-# metric, field of its bound, what is said, remedy
+# metric, which field `min_…` or `max_…` bounds; what is said; remedy
 _AT_LEAST = (
-    ("variance_ratio", "min_variance_ratio", f"variance {_RATIO} (at least {{bound}})", _MORE_NOISE),
-    ("motion_ratio", "min_motion_ratio", f"motion {_RATIO} (at least {{bound}})", _MORE_NOISE),
-    ("detail_ratio", "min_detail_ratio", f"difference between neighbours {_RATIO} (at least {{bound}})", _MORE_NOISE),
-    ("diversity_ratio", "min_diversity_ratio", f"difference between seeds {_RATIO} (at least {{bound}})", _MORE_NOISE),
-    (
-        "mode_coverage",
-        "min_mode_coverage",
-        "{value:.0%} of the many-step model's clips have a student's near (at least {bound:.0%})",
-        _SLOWER,
-    ),
+    ("variance_ratio", f"variance {_RATIO} (at least {{bound}})", _MORE_NOISE),
+    ("motion_ratio", f"motion {_RATIO} (at least {{bound}})", _MORE_NOISE),
+    ("detail_ratio", f"difference between neighbours {_RATIO} (at least {{bound}})", _MORE_NOISE),
+    ("diversity_ratio", f"difference between seeds {_RATIO} (at least {{bound}})", _MORE_NOISE),
+    ("mode_coverage", "{value:.0%} of the many-step model's clips near a student's (at least {bound:.0%})", _SLOWER),
 )
 _AT_MOST = (
-    ("variance_ratio", "max_variance_ratio", f"variance {_RATIO} (at most {{bound}})", _SLOWER),
-    ("detail_ratio", "max_detail_ratio", f"difference between neighbours {_RATIO} (at most {{bound}})", _SLOWER),
-    ("frechet_ratio", "max_frechet_ratio", f"Fréchet distance {_RATIO} (at most {{bound}})", _SLOWER),
-    ("mean_drift", "max_mean_drift", "mean off by {value:.2f} standard deviations (at most {bound})", _SLOWER),
-    ("saturation", "max_saturation", "{value:.0%} of the values saturated (at most {bound:.0%})", _SLOWER),
+    ("variance_ratio", f"variance {_RATIO} (at most {{bound}})", _SLOWER),
+    ("detail_ratio", f"difference between neighbours {_RATIO} (at most {{bound}})", _SLOWER),
+    ("frechet_ratio", f"Fréchet distance {_RATIO} (at most {{bound}})", _SLOWER),
+    ("mean_drift", "mean off by {value:.2f} standard deviations (at most {bound})", _SLOWER),
+    ("saturation", "{value:.0%} of the values saturated (at most {bound:.0%})", _SLOWER),
 )
 
 
@@ -92,8 +87,8 @@ def symptoms(
 def _too_low(
     values: Mapping[str, float], limits: CollapseConfig, known: Sequence[Mapping[str, float]]
 ) -> Iterator[Symptom]:
-    for metric, field_name, text, remedy in _AT_LEAST:
-        name, bound = PREFIX + metric, getattr(limits, field_name)
+    for metric, text, remedy in _AT_LEAST:
+        name, bound = PREFIX + metric, getattr(limits, f"min_{metric}")
         best = max((row[name] for row in known if name in row), default=math.inf)
         if values.get(name, math.inf) < min(bound, _ABOUT * best):
             yield Symptom(text.format(value=values[name], bound=bound), remedy)
@@ -102,8 +97,8 @@ def _too_low(
 def _too_high(
     values: Mapping[str, float], limits: CollapseConfig, known: Sequence[Mapping[str, float]]
 ) -> Iterator[Symptom]:
-    for metric, field_name, text, remedy in _AT_MOST:
-        name, bound = PREFIX + metric, getattr(limits, field_name)
+    for metric, text, remedy in _AT_MOST:
+        name, bound = PREFIX + metric, getattr(limits, f"max_{metric}")
         best = min((row[name] for row in known if name in row), default=0.0)
         if values.get(name, 0.0) > max(bound, best / _ABOUT):
             yield Symptom(text.format(value=values[name], bound=bound), remedy)
@@ -204,8 +199,8 @@ class CollapseWatch:
         return {name: value for name, value in vars(self).items() if name not in ("config", "num_steps")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`; the best state goes back to host memory."""
-        vars(self).update(_copy(state))
+        """The inverse of `state_dict`."""
+        vars(self).update(state)
 
     def _is_best(self, step: int) -> bool:
         """Whether this validation ranks first: those without symptoms before the others, then by Fréchet distance."""

@@ -19,11 +19,13 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from magic141.diffusion.flow import velocity_target, x0_from_velocity
-from magic141.diffusion.samplers import ChainStep, randn_like
+from magic141.diffusion.samplers import randn_like
+from magic141.models.transformer import save_network
+from magic141.training.batch_sampler import BatchSampler
 from magic141.training.batches import Batch, BatchMaker
 from magic141.training.context import TrainContext, sum_over_workers
 from magic141.training.dmd2.adversarial import AdversarialLoss, Discriminator
-from magic141.training.dmd2.backward_simulation import BackwardSimulation, Generated, Simulated
+from magic141.training.dmd2.backward_simulation import BackwardSimulation, ChainStep, Generated, Simulated
 from magic141.training.dmd2.collapse import CollapseWatch
 from magic141.training.dmd2.distribution_matching import Noise, dmd2_gradient, dmd2_loss, score_times
 from magic141.training.dmd2.exit_shares import exit_shares
@@ -33,7 +35,6 @@ from magic141.training.dmd2.networks import (
     GuidedScores,
     build_generator,
     build_scores,
-    export_generator,
     takes_image,
 )
 from magic141.training.dmd2.validation import Dmd2Validation
@@ -42,7 +43,6 @@ from magic141.training.engines.ema import Ema
 from magic141.training.engines.engine import Engine
 from magic141.training.engines.make import make_engine
 from magic141.training.random_numbers import shared_generator, step_generator
-from magic141.training.single_network import make_sampler
 
 if TYPE_CHECKING:
     from magic141.training.dmd2.spec import Dmd2Spec
@@ -58,13 +58,13 @@ class Dmd2:
         self.context = context
         with_image = takes_image(spec.teacher)
         self.maker = BatchMaker.open(spec.data, spec.model.window_frames, with_image, config.continued_fraction)
-        self.sampler = make_sampler(self.maker, config, context)
-        generator = build_generator(config, spec.teacher, spec.cfg_distilled, context)
+        self.sampler = BatchSampler.of(self.maker.dataset, config, context)
+        generator = build_generator(spec, context)
         # Before loading the scores: only then can the host copy of these weights be freed, and their place be shared.
         self.generator = make_engine(generator, config.optimizer, config.num_steps, config.precision, context)
         self.parts = Parts.of(config)
         self.chain = BackwardSimulation(config, self.generator, self.parts)
-        self.scores = build_scores(config, spec.teacher, spec.cfg_distilled, context, self.generator.module)
+        self.scores = build_scores(spec, context, self.generator.module)
         num_fake = config.num_steps * config.fake_updates_per_step + config.fake_warmup_updates
         self.fake = make_engine(self.scores, config.fake_optimizer, num_fake, config.precision, context)
         self.guided = GuidedScores(self.scores, config.real_score, config.is_guided)
@@ -95,7 +95,7 @@ class Dmd2:
         self.num_done = step + 1
         rng = step_generator(self.context.seed, step, self.context.share)
         state, made = self.simulate(step, rng)
-        if not self.keep(made):
+        if not self.replay_if_finite(made):
             return LEFT_OUT
         fake_values = self.update_fake(self.config.fake_updates_per_step, rng)
         values = self.update_generator(state, made, rng)
@@ -108,11 +108,11 @@ class Dmd2:
         done = (step - self.first_step) * config.fake_updates_per_step
         place = config.num_steps + done  # beyond the last step, so that its clips are not those of the first updates
         rng = step_generator(self.context.seed, place, self.context.share)
-        if not self.keep(self.simulate(place, rng).made):
+        if not self.replay_if_finite(self.simulate(place, rng).made):
             return LEFT_OUT
         return {**self.update_fake(min(config.fake_updates_per_step, config.fake_warmup_updates - done), rng)}
 
-    def keep(self, made: Generated) -> bool:
+    def replay_if_finite(self, made: Generated) -> bool:
         """Keeps clips for the fake score if those of all workers are finite: it trains on them in later steps, too."""
         num_broken = sum_over_workers((~torch.isfinite(made.x0)).sum(), self.context)
         if not num_broken:
@@ -212,8 +212,13 @@ class Dmd2:
 
     def judge(self, step: int, values: Mapping[str, float]) -> None:
         """Keeps the best average where it may be exported."""
-        kept = self.config.keep == "best" and (self.context.is_main or self.generator.sharded)
+        kept = self.config.keep == "best" and self.may_export
         self.watch.judge(step, values, self.ema.state_dict() if kept else {})
+
+    @property
+    def may_export(self) -> bool:
+        """Whether this worker exports weights, or its part of them, and so keeps the best ones."""
+        return self.context.is_main or self.generator.sharded
 
     def require_sound(self) -> None:
         """Raises UserError if the student has collapsed."""
@@ -231,7 +236,7 @@ class Dmd2:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
         self.ema.load_state_dict(state["ema"])
-        self.watch.load_state_dict(state["watch"])
+        self.watch.load_state_dict(state["watch"] if self.may_export else {**state["watch"], "best": None})
         # those of another number of workers do not divide into today's parts, and are soon replaced anyway
         kept = (made for made in state["replay"] if len(made.x0) == self.parts.num_clips)
         self.replay.extend(made.to(self.context.device) for made in kept)
@@ -245,5 +250,5 @@ class Dmd2:
                 self.ema.load_state_dict(self.watch.best)
         state = self.ema.full_state_dict(self.generator)
         if self.context.is_main:
-            export_generator(self.generator.module, state, folder / "transformer")
+            save_network(self.generator.module, state, folder / "transformer")
             self.watch.write(folder, exported_step)

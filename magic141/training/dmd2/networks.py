@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from diffusers import HunyuanVideoTransformer3DModel
 from torch import Tensor, nn
 
 from magic141.diffusion.guidance import guided_velocity
-from magic141.models.adapters import add_lora, merge_lora, share_frozen
+from magic141.models.adapters import add_lora, share_frozen
 from magic141.models.transformer import add_guidance_embedding, load_transformer, velocity
 from magic141.training.batches import Batch
 from magic141.training.context import TrainContext
 from magic141.training.dmd2.config import Dmd2Config
 from magic141.training.dmd2.score_networks import Scores, SeparateScores, SharedScores
 from magic141.training.engines.engine import passes_dtype
-from magic141.training.single_network import save_network
 
-GENERATOR = "generator"
+if TYPE_CHECKING:
+    from magic141.training.dmd2.spec import Dmd2Spec
 
 
 def takes_image(folder: Path) -> bool:
@@ -29,31 +28,23 @@ def takes_image(folder: Path) -> bool:
     return HunyuanVideoTransformer3DModel.load_config(folder).get("image_condition_type") is not None
 
 
-def build_generator(
-    config: Dmd2Config, teacher: Path, cfg_distilled: Path, context: TrainContext
-) -> HunyuanVideoTransformer3DModel:
+def build_generator(spec: Dmd2Spec, context: TrainContext) -> HunyuanVideoTransformer3DModel:
     """The few-step student, with w as an input; all of it is trained, or only a low-rank branch."""
-    folder = teacher if config.start == "teacher" else cfg_distilled
+    config, folder = spec.config, spec.folder(spec.config.start)
     dtype = passes_dtype(config.precision) if config.generator_lora_rank else torch.float32
     generator = add_guidance_embedding(load_transformer(folder, dtype, context.needs_no_weights))
     if config.generator_lora_rank > 0:
-        add_lora(generator, config.generator_lora_rank, GENERATOR, context.seed)
+        add_lora(generator, config.generator_lora_rank, context.seed)
     return generator
 
 
-def export_generator(network: Any, state: dict[str, Tensor], folder: Path) -> None:
-    """Saves a plain diffusers transformer, with the low-rank branch merged into the weights."""
-    save_network(network, merge_lora(state, GENERATOR), folder)
-
-
-def build_scores(
-    config: Dmd2Config, teacher: Path, cfg_distilled: Path, context: TrainContext, generator: nn.Module
-) -> Scores:
+def build_scores(spec: Dmd2Spec, context: TrainContext, generator: nn.Module) -> Scores:
     """Real and fake score on the configured base, with an exit embedding and a discriminator head if configured.
 
     Their base is that of `generator`, which is in its place, where both are branches of the same network.
     """
-    folder, empty = teacher if config.real_score == "teacher" else cfg_distilled, context.needs_no_weights
+    config, empty = spec.config, context.needs_no_weights
+    folder = spec.folder(config.real_score)
     scores: Scores
     if config.fake_score == "full":
         scores = SeparateScores(load_transformer(folder, empty=empty))
@@ -121,20 +112,21 @@ class GuidedScores:
 
     def real(self, x_t: Tensor, sigma: Tensor, batch: Batch, w: Guidance) -> Tensor:
         """The real score's velocity [B, C, T, h, w], without a gradient; x_t is as large, sigma [B]."""
-        return self._guided(self.scores.real, x_t, sigma, batch, w)
+        return self._guided(self.scores.real(), x_t, sigma, batch, w)
 
     def base(self, x_t: Tensor, sigma: Tensor, batch: Batch, w: Guidance) -> Tensor:
-        """The base's velocity, without an adapter: that of the many-step model that the student is compared with."""
-        return self._guided(self.scores.base, x_t, sigma, batch, w)
+        """The base's velocity, without a gradient: that of the many-step model that the student is compared with."""
+        return self._guided(self.scores.base(), x_t, sigma, batch, w)
 
     def fake(self, network: Any, x_t: Tensor, sigma: Tensor, batch: Batch, w: Guidance) -> Tensor:
         """The fake score's velocity; `network` is the scores or the engine that wraps them."""
         return velocity(network, x_t, sigma, batch.cond, batch.prefix, w.real if self.kind == "cfg_distilled" else None)
 
-    def _guided(self, score: Callable[..., Tensor], x_t: Tensor, sigma: Tensor, batch: Batch, w: Guidance) -> Tensor:
+    @torch.no_grad()
+    def _guided(self, network: Any, x_t: Tensor, sigma: Tensor, batch: Batch, w: Guidance) -> Tensor:
         if self.kind == "cfg_distilled":
-            return score(x_t, sigma, batch.cond, batch.prefix, w.real)
-        conditional = score(x_t, sigma, batch.cond, batch.prefix, None)
+            return velocity(network, x_t, sigma, batch.cond, batch.prefix, w.real)
+        conditional = velocity(network, x_t, sigma, batch.cond, batch.prefix, None)
         if not self.two_evaluations:
             return conditional
-        return guided_velocity(score(x_t, sigma, batch.uncond, batch.prefix, None), conditional, w.real)
+        return guided_velocity(velocity(network, x_t, sigma, batch.uncond, batch.prefix, None), conditional, w.real)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,11 +18,8 @@ from diffusers import HunyuanVideoTransformer3DModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from magic141.models.adapters import add_lora
+from magic141.models.adapters import LORA, add_lora
 from magic141.models.sequence_parallel import all_video_tokens
-from magic141.models.transformer import Conditioning, Prefix, velocity
-
-ADAPTER = "fake"
 
 
 class Scores(nn.Module, ABC):
@@ -44,16 +42,12 @@ class Scores(nn.Module, ABC):
         self._features: Tensor | None = None
 
     @abstractmethod
-    def real(
-        self, x_t: Tensor, sigma: Tensor, cond: Conditioning, prefix: Prefix | None, guidance_scale: Tensor | None
-    ) -> Tensor:
-        """The real score's velocity [B, C, T, h, w], without a gradient; x_t: [B, C, T, h, w]; sigma: [B]."""
+    def real(self) -> Callable[..., Any]:
+        """The network of the real score."""
 
     @abstractmethod
-    def base(
-        self, x_t: Tensor, sigma: Tensor, cond: Conditioning, prefix: Prefix | None, guidance_scale: Tensor | None
-    ) -> Tensor:
-        """The velocity [B, C, T, h, w] of the base as it was given, without a gradient; inputs as for `real`."""
+    def base(self) -> Callable[..., Any]:
+        """The network as it was given."""
 
     def forward(self, **inputs: Any) -> Any:
         """Evaluates the fake score's network; engines call this."""
@@ -80,8 +74,7 @@ class Scores(nn.Module, ABC):
     def add_exits(self, num_exits: int) -> None:
         """Adds to the time embedding one, zero at first, of the exit step at which clips left the student's chain.
 
-        Clips that leave early are blurred. A fake score that cannot tell the exits apart models their mixture, and so
-        pushes late clips towards too much contrast.
+        What it is for: `exit_shares`.
         """
         self.exits = nn.Embedding(num_exits, _width(self.network))
         nn.init.zeros_(self.exits.weight)
@@ -119,7 +112,7 @@ class SharedScores(Scores):
             a_strong: the adapter's strength in the fake score.
             seed: seed of the adapter's initial A (B starts at zero).
         """
-        add_lora(base, rank, ADAPTER, seed)
+        add_lora(base, rank, seed)
         super().__init__(base.eval())
         self.a_weak = a_weak
         self.a_strong = a_strong
@@ -129,21 +122,15 @@ class SharedScores(Scores):
         self.strength = strength
         for module in self.network.modules():
             if isinstance(module, LoraLayer):
-                module.set_scale(ADAPTER, strength)
+                module.set_scale(LORA, strength)
 
-    @torch.no_grad()
-    def real(
-        self, x_t: Tensor, sigma: Tensor, cond: Conditioning, prefix: Prefix | None, guidance_scale: Tensor | None
-    ) -> Tensor:
-        """The velocity with the adapter at `a_weak`."""
-        return velocity(partial(self, self.a_weak), x_t, sigma, cond, prefix, guidance_scale)
+    def real(self) -> Callable[..., Any]:
+        """The network with the adapter at `a_weak`."""
+        return partial(self, self.a_weak)
 
-    @torch.no_grad()
-    def base(
-        self, x_t: Tensor, sigma: Tensor, cond: Conditioning, prefix: Prefix | None, guidance_scale: Tensor | None
-    ) -> Tensor:
-        """The velocity with the adapter at 0."""
-        return velocity(partial(self, 0.0), x_t, sigma, cond, prefix, guidance_scale)
+    def base(self) -> Callable[..., Any]:
+        """The network with the adapter at 0."""
+        return partial(self, 0.0)
 
     def forward(self, strength: float | None = None, **inputs: Any) -> Any:
         """Evaluates the network with the adapter at `strength`, `a_strong` if none is given.
@@ -160,14 +147,11 @@ class SeparateScores(Scores):
     def __init__(self, base: HunyuanVideoTransformer3DModel) -> None:
         """Freezes `base` as the real score and copies it as the fake one."""
         super().__init__(copy.deepcopy(base).train())
-        self.real_network = base.eval().requires_grad_(False)
+        self.real_network: nn.Module = base.eval().requires_grad_(False)
 
-    @torch.no_grad()
-    def real(
-        self, x_t: Tensor, sigma: Tensor, cond: Conditioning, prefix: Prefix | None, guidance_scale: Tensor | None
-    ) -> Tensor:
-        """The velocity of the frozen network."""
-        return velocity(self.real_network, x_t, sigma, cond, prefix, guidance_scale)
+    def real(self) -> Callable[..., Any]:
+        """The frozen network."""
+        return self.real_network
 
     base = real
 

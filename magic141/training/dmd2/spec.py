@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from magic141.models.config import TransformerConfig
 from magic141.training.context import TrainContext
@@ -29,6 +30,10 @@ class Dmd2Spec:
     data: Path
     teacher: Path
     cfg_distilled: Path
+
+    def folder(self, network: Literal["teacher", "cfg_distilled"]) -> Path:
+        """The diffusers folder of one of the two networks."""
+        return self.teacher if network == "teacher" else self.cfg_distilled
 
     def build(self, context: TrainContext) -> Dmd2:
         """Loads data and networks on this worker."""

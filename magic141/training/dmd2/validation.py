@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from magic141.artifacts.publication import written_aside
 from magic141.data.dataset import ClipDataset
-from magic141.data.videos.sheets import contact_sheet
+from magic141.data.videos.sheets import contact_sheet, with_row_names
 from magic141.diffusion.flow import interpolate, shift_sigma, sigma_grid, x0_from_velocity
 from magic141.diffusion.samplers import PredictVelocity, randn_like, sample
+from magic141.errors import UserError
 from magic141.evaluation.scoring.frechet import TubeSpace, frechet_between, moments
 from magic141.models.config import Sampler
 from magic141.models.vae import load_codec
@@ -34,7 +34,6 @@ from magic141.training.random_numbers import step_generator
 SHEET = "student_real_fake"
 LATENTS = "latents.safetensors"
 ROWS = ("student", "real score", "fake score")  # of each clip in the sheet
-TEXT_SHARE, MIN_TEXT = 0.15, 13  # of a row's height, and in pixels
 
 
 class Dmd2Validation:
@@ -70,6 +69,7 @@ class Dmd2Validation:
         if self._reference is None:
             self._reference = self._many_step_clips(batch, w)
             self._reference_frechet = self._frechet(self._reference)
+            self._require_finite(self._reference_frechet)
         student = self._sample_student(batch, w)
         self._show(student[0], batch, w, num_steps)
         frechet = self._frechet(student)
@@ -87,6 +87,15 @@ class Dmd2Validation:
         made = self._moments(student.flatten(0, 1))
         return frechet_between(made, self._real_moments) if np.isfinite(made).all() else float("inf")
 
+    def _require_finite(self, reference_frechet: float) -> None:
+        """Compared with clips that are not finite, every student would look healthy."""
+        if not np.isfinite(reference_frechet):
+            kind, wider = self.config.real_score, "" if self.config.precision == "fp32" else "; use precision = fp32"
+            raise UserError(
+                f"real_score = {kind}: its clips in {self.config.collapse.reference_steps} steps have values that are "
+                f"not finite, so that no student can be compared with them{wider}, or train that network anew"
+            )
+
     def _moments(self, clips: Iterable[Tensor]) -> NDArray[np.float64]:
         """Moments of all workers' clips, clip by clip: a single real clip's tubes fill hundreds of megabytes."""
         size = 1 + self._space.basis.shape[1]
@@ -101,8 +110,7 @@ class Dmd2Validation:
 
     def _sample_student(self, batch: Batch, w: Guidance) -> Tensor:
         """The student's clips, from its own chain."""
-        predict = self._in_parts(partial(self.chain.velocity, self.chain.generator.module), batch, w)
-        return self._sample(predict, batch, self.config.num_inference_steps, self.config.sampler)
+        return self._sample(self.chain.in_parts(batch, w), batch, self.config.num_inference_steps, self.config.sampler)
 
     def _many_step_clips(self, batch: Batch, w: Guidance) -> Tensor:
         """The many-step model's clips, kept for later attempts: at 13B they take all GPUs a quarter of an hour."""
@@ -170,16 +178,3 @@ class Dmd2Validation:
 
     def _rng(self, stream: int) -> torch.Generator:
         return step_generator(self.context.seed, -2 - stream, self.context.share)
-
-
-def with_row_names(sheet: NDArray[np.uint8], num_rows: int, names: Sequence[str]) -> NDArray[np.uint8]:
-    """A contact sheet, uint8 [H, W, 3], with a name to the left of every row; the names take turns."""
-    height = len(sheet) // num_rows
-    size = max(MIN_TEXT, round(TEXT_SHARE * height))
-    font = ImageFont.load_default(size)
-    width = size // 2 + max(round(font.getlength(name)) for name in names)
-    margin = Image.new("RGB", (width, len(sheet)), "white")
-    draw = ImageDraw.Draw(margin)
-    for row in range(num_rows):
-        draw.text((size // 4, (row + 0.5) * height), names[row % len(names)], "black", font, anchor="lm")
-    return np.concatenate([np.asarray(margin), sheet], axis=1)

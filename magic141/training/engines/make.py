@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from magic141.models.sequence_parallel import split_sequence
@@ -25,8 +27,8 @@ def make_engine(
         precision: autocast dtype.
         context: the worker.
     """
-    recompute = getattr(model, "enable_gradient_checkpointing", None)
-    if context.placement.gradient_checkpointing and callable(recompute):
+    if context.placement.gradient_checkpointing:
+        recompute: Any = model.enable_gradient_checkpointing
         recompute()
     _place(model, precision, context)
     if context.placement.engine == "deepspeed":

@@ -57,7 +57,8 @@ class BatchedMuon(Optimizer):
         """Nesterov momentum of the gradients."""
         gradients = [p.grad for p in parameters if p.grad is not None]
         for parameter in parameters:
-            self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
+            if "momentum" not in self.state[parameter]:
+                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
         buffers = [self.state[parameter]["momentum"] for parameter in parameters]
         torch._foreach_lerp_(buffers, gradients, 1 - MOMENTUM)
         return torch._foreach_lerp(gradients, buffers, MOMENTUM)

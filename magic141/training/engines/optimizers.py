@@ -94,4 +94,4 @@ def learning_rate_factor(step: int, num_steps: int, config: OptimizerConfig) -> 
     if step <= decay_start or last <= decay_start:
         return warmup
     progress = min(1.0, (step - decay_start) / (last - decay_start))
-    return warmup * (1.0 - progress * (1.0 - config.final_fraction))
+    return 1.0 - progress * (1.0 - config.final_fraction)

@@ -101,7 +101,7 @@ def test_the_heads_losses_are_weighted_and_shown_without_their_weight(folders: P
 def peak_mb(dmd2: Dmd2) -> tuple[float, float]:
     """Of an update of the fake score, and of one of the generator."""
     state, made = dmd2.simulate(0, step_generator(0, 0))
-    dmd2.keep(made)
+    dmd2.replay_if_finite(made)
     with TensorMemory() as fake:
         dmd2.update_fake(1, step_generator(0, 1))
     with TensorMemory() as generator:

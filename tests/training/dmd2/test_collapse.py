@@ -57,7 +57,7 @@ def test_two_bad_validations_in_a_row_stop_the_run_with_a_remedy() -> None:
         (
             "validation_mode_coverage",
             0.05,
-            r"5% of the many-step model's clips have .* near \(at least 10%\).*a_weak",
+            r"5% of the many-step model's clips near .* \(at least 10%\).*a_weak",
         ),
         ("validation_frechet_ratio", 11.0, r"Fréchet distance 11.00 x that of the many-step model \(at most 10"),
         ("validation_variance_ratio", 2.5, r"variance 2.50 x that .*at most 2.*learning_rate"),

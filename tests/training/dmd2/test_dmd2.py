@@ -222,8 +222,8 @@ def test_clips_that_are_broken_on_one_worker_are_kept_on_none(
     dmd2 = build(folders, tmp_path)
     batch, w = dmd2.maker.make(torch.arange(4), step_generator(0, 0)), Guidance.fixed(dmd2.config, 4)
     made = Generated(batch.x0, batch, w, exit_step=0)
-    assert dmd2.keep(made)
+    assert dmd2.replay_if_finite(made)
     dmd2.context = replace(dmd2.context, world_size=2)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda broken: broken.add_(1))  # of the other worker's clips
-    assert not dmd2.keep(made)
+    assert not dmd2.replay_if_finite(made)
     assert len(dmd2.replay) == 1

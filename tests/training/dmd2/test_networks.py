@@ -108,11 +108,11 @@ def test_whether_a_teacher_is_guided_does_not_depend_on_the_w_that_was_drawn(
     calls: list[Any] = []
     dmd2 = build(folders, tmp_path, student_guidance_range=(1.0, 3.0))
 
-    def called(*inputs: Any) -> Any:
+    def called(hidden_states: torch.Tensor, **inputs: Any) -> Any:
         calls.append(inputs)
-        return inputs[0]
+        return (hidden_states[:, : batch.x0.shape[1]],)
 
-    monkeypatch.setattr(dmd2.scores, "real", called)
+    monkeypatch.setattr(dmd2.scores, "real", lambda: called)
     batch = dmd2.maker.make(torch.arange(2), step_generator(0, 0, 0))
     for w in (torch.ones(2), torch.tensor([1.0, 2.0])):
         calls.clear()

@@ -23,7 +23,7 @@ def evaluate(scores: SharedScores) -> tuple[torch.Tensor, torch.Tensor]:
     w = torch.full((3,), 1.5)
     prefix = make_prefix(x_t, 1)
     fake = velocity(scores, x_t, sigma, cond, prefix, w).detach()
-    return scores.real(x_t, sigma, cond, prefix, w), fake
+    return velocity(scores.real(), x_t, sigma, cond, prefix, w), fake
 
 
 def test_equal_strengths_give_equal_scores() -> None:
@@ -44,7 +44,7 @@ def test_the_many_step_model_is_the_base_whatever_the_fake_score_has_learnt() ->
     x_t, sigma, cond = tiny_inputs()
     prefix, w = make_prefix(x_t, 1), torch.full((3,), 1.5)
     expected = velocity(tiny_transformer(image_condition=True, guidance_embeds=True), x_t, sigma, cond, prefix, w)
-    assert torch.equal(make_scores(a_weak=0.5).base(x_t, sigma, cond, prefix, w), expected)
+    assert torch.equal(velocity(make_scores(a_weak=0.5).base(), x_t, sigma, cond, prefix, w), expected)
 
 
 def test_only_the_adapter_has_gradients_and_the_base_never_changes() -> None:
@@ -65,13 +65,13 @@ def test_separate_scores_start_equal_and_only_the_fake_one_moves() -> None:
     scores = SeparateScores(tiny_transformer(image_condition=True))
     x_t, sigma, cond = tiny_inputs()
     prefix = make_prefix(x_t, 1)
-    real = scores.real(x_t, sigma, cond, prefix, None)
+    real = velocity(scores.real(), x_t, sigma, cond, prefix, None)
     assert torch.equal(velocity(scores, x_t, sigma, cond, prefix).detach(), real)
     assert not any(p.requires_grad for p in scores.real_network.parameters()), "an optimizer would decay them"
     optimizer = torch.optim.SGD([p for p in scores.parameters() if p.requires_grad], lr=0.1)
     velocity(scores, x_t, sigma, cond, prefix).square().mean().backward()
     optimizer.step()
-    assert torch.equal(scores.real(x_t, sigma, cond, prefix, None), real)
+    assert torch.equal(velocity(scores.real(), x_t, sigma, cond, prefix, None), real)
     assert not torch.allclose(velocity(scores, x_t, sigma, cond, prefix), real)
 
 
@@ -96,12 +96,12 @@ def test_a_fake_score_of_its_own_is_told_the_exit_too() -> None:
     assert scores.exits is not None
     x_t, sigma, cond = tiny_inputs()
     prefix = make_prefix(x_t, 1)
-    real = scores.real(x_t, sigma, cond, prefix, None)
+    real = velocity(scores.real(), x_t, sigma, cond, prefix, None)
     torch.nn.init.constant_(scores.exits.weight[1], 1.0)
     for exit_step in range(2):
         scores.set_exit(exit_step)
         assert torch.equal(velocity(scores, x_t, sigma, cond, prefix), real) == (exit_step == 0)
-        assert torch.equal(scores.real(x_t, sigma, cond, prefix, None), real)
+        assert torch.equal(velocity(scores.real(), x_t, sigma, cond, prefix, None), real)
 
 
 def test_equal_strengths_give_equal_scores_at_an_exit_too() -> None:
@@ -122,7 +122,7 @@ def test_half_the_strength_is_half_of_what_was_learnt_of_an_exit() -> None:
         assert scores.exits is not None
         torch.nn.init.constant_(scores.exits.weight, learnt)
         x_t, sigma, cond = tiny_inputs()
-        velocities.append(scores.real(x_t, sigma, cond, make_prefix(x_t, 1), None))
+        velocities.append(velocity(scores.real(), x_t, sigma, cond, make_prefix(x_t, 1), None))
     assert torch.equal(*velocities)
 
 

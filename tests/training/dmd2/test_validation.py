@@ -20,13 +20,14 @@ from PIL import Image
 from torch import Tensor
 
 from magic141.data.dataset import ClipDataset
+from magic141.data.videos.sheets import with_row_names
 from magic141.errors import UserError
 from magic141.models.transformer import load_transformer
 from magic141.training.context import TrainContext
 from magic141.training.dmd2.config import Dmd2Config
 from magic141.training.dmd2.networks import GuidedScores
 from magic141.training.dmd2.spec import Dmd2Spec
-from magic141.training.dmd2.validation import ROWS, Dmd2Validation, with_row_names
+from magic141.training.dmd2.validation import ROWS, Dmd2Validation
 from magic141.training.train import train
 from tests.evaluation.artifacts import RecordingLog
 from tests.models.tiny import CONFIG
@@ -116,6 +117,13 @@ def test_clips_that_are_not_finite_are_as_far_from_real_ones_as_can_be(folders: 
     dmd2 = build(folders, tmp_path)
     dmd2.generator.module.state_dict()["proj_out.bias"].fill_(torch.nan)
     assert dmd2.validation.figures(num_steps=0)["validation_frechet"] == float("inf")
+
+
+def test_a_many_step_model_whose_clips_are_not_finite_cannot_judge(folders: Path, tmp_path: Path) -> None:
+    dmd2 = build(folders, tmp_path)
+    dmd2.scores.network.proj_out.bias.data.fill_(torch.nan)
+    with pytest.raises(UserError, match=r"real_score = teacher: its clips in .* steps have values that are not finite"):
+        dmd2.validate()
 
 
 def test_the_picture_shows_of_each_clip_the_student_the_real_score_and_below_it_the_fake_score(
@@ -216,6 +224,11 @@ def test_another_worker_keeps_its_average_only_if_it_has_a_part_of_the_weights(
         patch.setattr(dmd2.generator, "sharded", sharded)
         dmd2.judge(1, {"validation_frechet": 1.0})
     assert bool(dmd2.watch.best) == sharded
+    state = {**dmd2.state_dict(), "watch": {**dmd2.watch.state_dict(), "best": dmd2.ema.state_dict()}}
+    with monkeypatch.context() as patch:
+        patch.setattr(dmd2.generator, "sharded", sharded)
+        dmd2.load_state_dict(state)
+    assert bool(dmd2.watch.best) == sharded, "nor takes it from a checkpoint"
     dmd2.export(tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
