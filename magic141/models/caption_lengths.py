@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from magic141.data.config import EncoderConfig
+from magic141.models.config import EncoderConfig
 from magic141.models.tiny_encoders import CLIP_POSITIONS, words_of
 
 BATCH = 10_000  # captions whose tokens are in memory at once

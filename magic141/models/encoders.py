@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from magic141.data.config import EncoderConfig
+from magic141.models.config import EncoderConfig
 from magic141.models.device import sampling_device
 from magic141.models.encoder_parts import EncoderParts, link_parts, load_parts, parts_of_checkpoint
 from magic141.models.text_embedding import TextEmbedding

@@ -11,8 +11,8 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from magic141.data.config import CodecConfig
 from magic141.errors import UserError
+from magic141.models.config import CodecConfig
 
 FRAMES_AT_ONCE = 32  # turned from what the codec makes into pixels
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from magic141.artifacts.digests import digest_file, digest_folder
 from magic141.artifacts.publication import publish_by_content
 from magic141.data import prepare
-from magic141.data.config import HUNYUAN_SIZES, DataConfig
+from magic141.data.config import DataConfig
 from magic141.data.dataset import MANIFEST_FILE
 from magic141.data.earlier import Earlier, known_videos, probe_records
 from magic141.data.fitted import Fitted, fit_models
@@ -26,6 +26,7 @@ from magic141.data.origins import probing_key
 from magic141.data.sources.clips import Probed
 from magic141.data.sources.listing import VideoFile, stamp_file
 from magic141.data.videos.video import write_video
+from magic141.models.config import HUNYUAN_SIZES
 from magic141.models.encoders import Encoders
 from magic141.models.text_embedding import TextEmbedding
 from magic141.text_files import read_json_lines

@@ -13,11 +13,12 @@ import torch
 from safetensors.torch import load
 
 from magic141.artifacts.fingerprint import CodeStamp
-from magic141.data.config import DataConfig, EncoderConfig
+from magic141.data.config import DataConfig
 from magic141.data.sources.chunks import Chunk, Group, Place
 from magic141.data.sources.clips import Clip, render_anchors, render_chunk, sample_shapes
 from magic141.data.sources.splits import SPLITS
 from magic141.data.workers import Encode, Render
+from magic141.models.config import EncoderConfig
 from magic141.models.encoders import Encoders
 from magic141.models.vae import VideoCodec
 from tests.evaluation.artifacts import make_data

@@ -13,11 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from magic141.config import load_config
-from magic141.data.config import HUNYUAN_SIZES, ShapesConfig
+from magic141.data.config import ShapesConfig
 from magic141.data.info import load_info
 from magic141.data.shapes import ShapeClip, render_clip, sample_clip
 from magic141.data.videos.video import write_video
 from magic141.export import load_bundle_info
+from magic141.models.config import HUNYUAN_SIZES
 from magic141.models.transformer import build_transformer, load_transformer
 from tasks.pipeline import STAGES
 from tests.end_to_end.commands import ROOT, Finished, artifact, finish

@@ -13,13 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from magic141.data.config import CodecConfig, EncoderConfig, ShapesConfig
+from magic141.data.config import ShapesConfig
 from magic141.data.info import DatasetInfo
 from magic141.data.shapes import ShapeClip, render_clip, sample_clip
 from magic141.data.sizes import Size
 from magic141.evaluation.config import GenerateConfig, QuantizeConfig
 from magic141.evaluation.generation.generate import generate_suite
 from magic141.evaluation.generation.model_folders import ModelFolders
+from magic141.models.config import CodecConfig, EncoderConfig
 from magic141.models.encoders import Encoders
 from magic141.models.transformer import build_transformer
 from magic141.models.vae import CausalPCACodec, VideoCodec

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from transformers import LlavaForConditionalGeneration
 
-from magic141.data.config import EncoderConfig
 from magic141.models.caption_lengths import remarks_on_cut_captions
+from magic141.models.config import EncoderConfig
 from tests.models.tiny import tiny_checkpoint
 
 LONG, LONGER = "a red ball rolls " * 3, "a red ball rolls " * 20  # 12 and 80 words

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from magic141.artifacts.digests import digest_folder
-from magic141.data.config import EncoderConfig
 from magic141.data.shapes import AXES, COLOURS, DIRECTIONS, SHAPES
 from magic141.errors import UserError
+from magic141.models.config import EncoderConfig
 from magic141.models.encoders import Encoders
 from tests.models.tiny import fit_encoders, tiny_checkpoint
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from magic141.data.config import CodecConfig, ShapesConfig
+from magic141.data.config import ShapesConfig
 from magic141.data.shapes import render_clip, sample_clip
 from magic141.errors import UserError
+from magic141.models.config import CodecConfig
 from magic141.models.vae import CausalPCACodec, VideoCodec, load_codec
 from tests.models.tiny import tiny_vae
 

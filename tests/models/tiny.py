@@ -9,11 +9,10 @@ import torch
 from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoTransformer3DModel
 from safetensors.torch import save_file
 
-from magic141.data.config import EncoderConfig
 from magic141.data.dataset import NULL_TEXT_FILE
 from magic141.data.info import INFO_FILE, DatasetInfo
 from magic141.export import export_pipeline
-from magic141.models.config import TransformerConfig
+from magic141.models.config import EncoderConfig, TransformerConfig
 from magic141.models.encoders import IMAGE_TEMPLATE, TEXT_TEMPLATE, Encoders
 from magic141.models.tiny_encoders import build_tiny_parts
 from magic141.models.transformer import Conditioning, build_transformer
