@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from magic141.data.config import DataConfig
@@ -67,6 +67,25 @@ def shortage(
                 f"machine has {present.get(kind, 0):g}; {remedy}"
             )
     return None
+
+
+def straddling(size: int, each: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> str | None:
+    """What to tell if of `size` neighbouring workers, which exchange much, some may be on one node, some on another.
+
+    Args:
+        size: workers that share a clip; Ray fills one node after the other.
+        each: as in `shortage`.
+        nodes: of each node, `CPU` and `GPU` -> how many it has.
+    """
+    takes = {"GPU" if "gpu" in share else "CPU": amount for share, amount in each.items() if amount}
+    room = [min((int(node.get(kind, 0) / amount) for kind, amount in takes.items()), default=0) for node in nodes]
+    used = [number for number in room if number]
+    if len(used) < 2 or not any(number % size for number in used):
+        return None
+    return (
+        f"placement.sequence_parallel_size = {size}: nodes have room for {', '.join(map(str, used))} workers, so that "
+        f"some that share a clip may be on two nodes, which is slow; use nodes with room for a multiple of {size}"
+    )
 
 
 def slow_without_gpu(data: DataConfig) -> str | None:

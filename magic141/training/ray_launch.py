@@ -19,6 +19,7 @@ import torch.distributed as dist
 from magic141.accelerator import give_back_freed_memory
 from magic141.artifacts.fingerprint import CodeStamp
 from magic141.cluster.address import ray_cluster
+from magic141.cluster.room import straddling
 from magic141.errors import UserError
 from magic141.training.config import PlacementConfig
 from magic141.training.context import COLLECTIVE_TIMEOUT_S, TrainContext
@@ -62,6 +63,9 @@ def run_on_ray(task: WorkerTask, note: Callable[[str], None]) -> LoopResult:
     placement = task.config.placement
     each = {"cpus_per_worker": placement.cpus_per_worker, "gpus_per_worker": placement.gpus_per_worker}
     require_room("placement.num_workers", placement.num_workers, each)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if remark := straddling(placement.sequence_parallel_size, each, nodes):
+        note(remark)
     trainer = TorchTrainer(
         _worker,
         # pickled, so that Ray's controller need not import the models' code and workers check theirs before loading

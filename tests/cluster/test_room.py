@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from magic141.cluster import room
-from magic141.cluster.room import cpus_here, shortage, slow_without_gpu, usable_cpus
+from magic141.cluster.room import cpus_here, shortage, slow_without_gpu, straddling, usable_cpus
 from magic141.config import load_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -51,6 +51,25 @@ def test_a_container_uses_no_more_cpus_than_it_may(
         (tmp_path / name).write_text(text)
     assert usable_cpus() == cpus
     assert cpus_here() == max(2, cpus)
+
+
+@pytest.mark.parametrize(
+    ("size", "gpus", "told"),
+    [
+        (2, (8, 8), False),
+        (1, (7, 8), False),
+        (2, (7, 8), True),
+        (2, (7,), False),  # all are on one node
+        (2, (8, 0), False),  # a node without GPUs has no worker
+        (4, (8, 6), True),
+    ],
+)
+def test_workers_that_share_a_clip_should_fill_nodes(size: int, gpus: tuple[int, ...], told: bool) -> None:
+    nodes = [{"CPU": 64.0, "GPU": float(number)} for number in gpus]
+    line = straddling(size, {"cpus_per_worker": 4, "gpus_per_worker": 1}, nodes)
+    assert bool(line) == told
+    if line:
+        assert f"room for {gpus[0]}, {gpus[1]} workers" in line
 
 
 def test_two_workers_always_fit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,7 @@ def start(workspace: Path, *args: str, cwd: Path = ROOT) -> subprocess.Popen[str
     """`magic141 args…`."""
     environment = {**os.environ, "MAGIC141_HOME": str(workspace), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", "from flows.cli import app; app()", *args]
+    workspace.parent.mkdir(exist_ok=True)
     output = (workspace.parent / "output.txt").open("w")
     return subprocess.Popen(command, cwd=cwd, env=environment, stdout=output, stderr=output, text=True)
 
@@ -42,5 +43,10 @@ def finish(workspace: Path, *args: str, cwd: Path = ROOT) -> Finished:
 
 def artifact(workspace: Path, stage: str) -> Path:
     """The one artifact of a stage."""
-    (folder,) = (workspace / "artifacts" / stage).glob("[!.]*")
+    (folder,) = made(workspace, stage)
     return folder
+
+
+def made(workspace: Path, stage: str) -> list[Path]:
+    """A stage's artifacts, the newest last."""
+    return sorted((workspace / "artifacts" / stage).glob("[!.]*"), key=lambda folder: folder.stat().st_mtime)

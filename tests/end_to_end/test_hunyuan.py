@@ -21,7 +21,7 @@ from magic141.export import load_bundle_info
 from magic141.models.config import HUNYUAN_SIZES
 from magic141.models.transformer import build_transformer, load_transformer
 from tasks.pipeline import STAGES
-from tests.end_to_end.commands import ROOT, Finished, artifact, finish
+from tests.end_to_end.commands import ROOT, Finished, artifact, finish, made
 from tests.models.tiny import tiny_checkpoint, tiny_vae
 
 CONFIG = Path(__file__).with_name("hunyuan_tiny.yaml")
@@ -99,27 +99,36 @@ def test_the_report_tells_what_cannot_be_known(place: Path, completed: Finished)
     assert "Text to video (flow matching)" not in page, "nothing was trained"
 
 
-def test_on_one_node_an_image_to_video_base_is_trained_on_and_no_other_is_needed(place: Path, tmp_path: Path) -> None:
-    config = tmp_path / "one_node_tiny.yaml"
+@pytest.fixture(scope="module")
+def on_one_node(place: Path) -> Finished:
+    """The teacher of `hunyuan_one_node.yaml`, in a workspace of its own."""
+    config = place / "one_node_tiny.yaml"
     config.write_text(CONFIG.read_text().replace("../../configs/hunyuan_13b", f"{ROOT}/configs/hunyuan_one_node"))
-    done = finish(tmp_path / "runs", "run", str(config), "--until", "pretrain_i2v", cwd=place)
-    assert done.code == 0, done.output
-    assert not (artifact(tmp_path / "runs", "pretrain_t2v") / "transformer").exists()
-    trained = artifact(tmp_path / "runs", "pretrain_i2v")
+    return finish(place / "one" / "runs", "run", str(config), "--until", "pretrain_i2v", cwd=place)
+
+
+def test_on_one_node_an_image_to_video_base_is_trained_on_and_no_other_is_needed(
+    place: Path, on_one_node: Finished
+) -> None:
+    assert on_one_node.code == 0, on_one_node.output
+    (untrained,) = made(place / "one" / "runs", "pretrain_t2v")
+    assert not (untrained / "transformer").exists()
+    trained = made(place / "one" / "runs", "pretrain_i2v")[0]
     assert json.loads((trained / "training.json").read_text())["clips_per_pass"] == 1
     base = load_transformer(place / "checkpoints" / "HunyuanVideo-I2V-33ch" / "transformer")
     network = load_transformer(trained / "transformer")
     torch.testing.assert_close(network.proj_out.weight, base.proj_out.weight, atol=1e-4, rtol=0)
 
 
-def test_on_one_gpu_branches_are_trained_and_merged(place: Path, tmp_path: Path) -> None:
-    config = tmp_path / "one_gpu_tiny.yaml"
+def test_on_one_gpu_branches_are_trained_and_merged(place: Path, on_one_node: Finished) -> None:
+    config = place / "one_gpu_tiny.yaml"
     text = CONFIG.read_text().replace("../../configs/hunyuan_13b", f"{ROOT}/configs/hunyuan_one_gpu")
     config.write_text(text.replace("placement: {num_workers: 2,", "placement: {num_workers: 1,"))
-    done = finish(tmp_path / "runs", "run", str(config), "--until", "distill_dmd2", cwd=place)
+    done = finish(place / "one" / "runs", "run", str(config), "--until", "distill_dmd2", cwd=place)
     assert done.code == 0, done.output
+    assert done.stages("↺") == ["prepare_data", "train_clip", "build_index", "pretrain_t2v"], "as on one node"
     adapted, distilled, student = (
-        load_transformer(artifact(tmp_path / "runs", stage) / "transformer").state_dict()
+        load_transformer(made(place / "one" / "runs", stage)[-1] / "transformer").state_dict()
         for stage in ("pretrain_i2v", "distill_cfg", "distill_dmd2")
     )
     for before, after in ((adapted, distilled), (distilled, student)):
