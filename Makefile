@@ -2,10 +2,10 @@
 # make test   sets everything up and runs every check
 # make servers, make servers-stop   PostgreSQL, and on it a Prefect and an MLflow server, on 127.0.0.1
 
-# Of the Pythons found, the first that is supported; PYTHON=/path/to/python takes another.
+# Of the Pythons found, the first that is supported, else any: uv then fetches one. PYTHON=/path/to/python takes another.
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 PYTHON ?= $(or $(shell for python in python3 python3.13 python3.12 python3.11; do \
-    $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$python && break; \
-    done),python3)
+    $$python -c '$(SUPPORTED)' 2>/dev/null && echo $$python && break; done),python3)
 EXTRAS ?= dev,bench,servers
 VENV := .venv
 BIN := $(VENV)/bin
@@ -29,10 +29,11 @@ help:
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(not (3, 11) <= v < (3, 14) and \
-	    f"Python {v[0]}.{v[1]}: expected 3.11, 3.12 or 3.13; install one, or use make PYTHON=/path/to/python")'
-	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -c 'import pip; $(SUPPORTED)' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@$(BIN)/python -c '$(SUPPORTED)' || { echo 'no Python 3.11 to 3.13 found here: uv fetches one' && \
+	    $(BIN)/uv venv --clear --seed --python '>=3.11,<3.14' $(VENV) && \
+	    $(BIN)/python -m pip install --quiet --disable-pip-version-check uv; }
 	$(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -e '.[$(EXTRAS)]'
 	touch $@
 
