@@ -121,10 +121,9 @@ def sweep(
 
         refuse_second_workspace(set_, workspace)
         checked_home(workspace, SERVERS)
-        members = members_of(vary or (), member or ())
-        configs = check_members(config, members, set_ or ())
-        row_to_compare(variant, until, members, configs)
-        with resumable(), prefect_server(configs[0].home, debug):
+        members = check_members(config, members_of(vary or (), member or ()), set_ or ())
+        row_to_compare(variant, until, members)
+        with resumable(), prefect_server(members[0].config.home, debug):
             from flows.sweep import SweepFailed
             from flows.sweep import sweep as swept
 

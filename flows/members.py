@@ -23,9 +23,8 @@ from pydantic import Field
 from flows.failures.resume import is_mistake
 from flows.orchestration.cancellation import CancelledInPrefectError
 from flows.pipeline import pipeline
-from flows.planning.grid import Member
+from flows.planning.grid import CheckedMember
 from flows.records.session import Outcome
-from magic141.config import PipelineConfig
 from magic141.errors import MAX_REASON_CHARS, first_line
 from magic141.evaluation.reports.comparison_tables import errors_in, scores_in
 from magic141.evaluation.scores import Dimension, error_text
@@ -80,11 +79,11 @@ class MemberRun:
     variant: str
     parent: str
 
-    def __call__(self, member: Member, values: PipelineConfig) -> MemberOutcome:
-        """Runs the pipeline with the member's settings, which `values` includes; an error becomes its outcome."""
+    def __call__(self, member: CheckedMember) -> MemberOutcome:
+        """Runs the pipeline with the member's settings; an error becomes its outcome."""
         try:
             done: Outcome = pipeline(self.config, [*self.overrides, *member.overrides], self.until, None, self.parent)
-            tracker = Tracker(values.home, values.experiment)
+            tracker = Tracker(member.config.home, member.config.experiment)
             run = tracker.get_run(done.run_id)
             scores, judged = scores_in(run.data.metrics, self.variant), tracker.artifacts_of(run).get("evaluate")
             errors = errors_in(judged.path, self.variant) if judged else {}
@@ -96,9 +95,7 @@ class MemberRun:
         return MemberOutcome(label=member.label, run_id=done.run_id, scores=scores, errors=errors, reused=done.reused)
 
 
-def run_members(
-    run: MemberRun, members: Sequence[Member], configs: Sequence[PipelineConfig], num_parallel: int
-) -> list[MemberOutcome]:
+def run_members(run: MemberRun, members: Sequence[CheckedMember], num_parallel: int) -> list[MemberOutcome]:
     """Runs the members and returns their outcomes, in the same order.
 
     Several at once run in their own processes, because training seeds a process's global generators; each writes to its
@@ -106,13 +103,13 @@ def run_members(
     """
     console = StageConsole()
     if num_parallel == 1:
-        return list(_in_turn(run, members, configs, console))
-    folder = output_folder(configs[0].home, run.parent)
+        return list(_in_turn(run, members, console))
+    folder = output_folder(members[0].config.home, run.parent)
     folder.mkdir(parents=True, exist_ok=True)
     console.note(NAME, f"{len(members)} members, {num_parallel} at once; their output: {folder}")
     processes = [
-        MemberProcess(run, member, values, folder / f"{number:03d}.log", serialize_context())
-        for number, (member, values) in enumerate(zip(members, configs, strict=True), 1)
+        MemberProcess(run, member, folder / f"{number:03d}.log", serialize_context())
+        for number, member in enumerate(members, 1)
     ]
     with ThreadPoolExecutor(num_parallel) as pool:
         try:
@@ -129,25 +126,21 @@ def output_folder(home: Path, sweep_id: str) -> Path:
     return home / "sweeps" / sweep_id
 
 
-def _in_turn(
-    run: MemberRun, members: Sequence[Member], configs: Sequence[PipelineConfig], console: StageConsole
-) -> Iterator[MemberOutcome]:
+def _in_turn(run: MemberRun, members: Sequence[CheckedMember], console: StageConsole) -> Iterator[MemberOutcome]:
     """The members one after the other in this process, each announced."""
-    for number, (member, values) in enumerate(zip(members, configs, strict=True), 1):
+    for number, member in enumerate(members, 1):
         console.note(NAME, f"{number} of {len(members)}: {member.label}")
-        yield run(member, values)
+        yield run(member)
 
 
 class MemberProcess:
     """A member's run in its own process, under the sweep's flow run, with its output in a file."""
 
-    def __init__(
-        self, run: MemberRun, member: Member, values: PipelineConfig, log_file: Path, context: dict[str, Any]
-    ) -> None:
+    def __init__(self, run: MemberRun, member: CheckedMember, log_file: Path, context: dict[str, Any]) -> None:
         self.label, self.log_file = member.label, log_file
         spawn = get_context("spawn")
         self._receiver, self._sender = spawn.Pipe(duplex=False)
-        call = cloudpickle_wrapped_call(_run_under, context, run, member, values)  # pickle cannot serialise the context
+        call = cloudpickle_wrapped_call(_run_under, context, run, member)  # pickle cannot serialise the context
         self._process = spawn.Process(target=_run_here, args=(self._sender, call, log_file))
 
     def outcome(self, console: StageConsole) -> MemberOutcome:
@@ -194,6 +187,6 @@ def _end_with_sweep() -> None:
     os._exit(1)
 
 
-def _run_under(context: dict[str, Any], run: MemberRun, member: Member, values: PipelineConfig) -> MemberOutcome:
+def _run_under(context: dict[str, Any], run: MemberRun, member: CheckedMember) -> MemberOutcome:
     with hydrated_context(context):
-        return run(member, values)
+        return run(member)

@@ -15,10 +15,9 @@ from flows.members import MemberOutcome, MemberRun, output_folder, run_members
 from flows.orchestration.cancellation import refuse_cancelled
 from flows.orchestration.flows import our_flow
 from flows.orchestration.orchestrated import flow_tags, run_link
-from flows.planning.grid import Member, check_members, members_of, row_to_compare
+from flows.planning.grid import CheckedMember, Member, check_members, members_of, row_to_compare
 from flows.records.naming import MAX_NAME_CHARS, SEPARATOR, overrides_tag
 from flows.sweep_charts import charts
-from magic141.config import PipelineConfig
 from magic141.errors import UserError, shortened
 from magic141.evaluation.reports.comparison import write_comparison
 from magic141.evaluation.scores import DIMENSIONS, Dimension
@@ -100,19 +99,17 @@ def sweep(
     started = time.monotonic()
     if parallel < 1:
         raise UserError(f"parallel = {parallel}: expected at least 1 member at once; use --parallel 1")
-    chosen = members_of(vary or (), members or ())
-    configs = check_members(Path(config), chosen, overrides or ())
-    first = configs[0]
-    compared = row_to_compare(variant, until, chosen, configs)
+    chosen = check_members(Path(config), members_of(vary or (), members or ()), overrides or ())
+    compared, first = row_to_compare(variant, until, chosen), chosen[0].config
     tracker = Tracker(first.home, first.experiment)
     name = shortened(f"{first.name}{SEPARATOR}sweep of {len(chosen)}", MAX_NAME_CHARS)
     tags = overrides_tag(overrides or ()) | flow_tags()
     run = tracker.start_parent(name, SWEEP, source_tags() | tags | {"members": str(len(chosen))})
     with marking_resumable(), closing(run):
         each = MemberRun(config, tuple(overrides or ()), until, compared, run.run_id)
-        outcomes = run_members(each, chosen, configs, parallel)
+        outcomes = run_members(each, chosen, parallel)
         refuse_cancelled()  # members in processes of their own have only failed
-        page = _publish(run, tracker, chosen, configs, outcomes, compared)
+        page = _publish(run, tracker, chosen, outcomes, compared)
         outcome = SweepOutcome(
             run_id=run.run_id,
             tracking_uri=without_credentials(tracker.uri),
@@ -128,8 +125,7 @@ def sweep(
 def _publish(
     run: RunLog,
     tracker: Tracker,
-    members: Sequence[Member],
-    configs: Sequence[PipelineConfig],
+    members: Sequence[CheckedMember],
     outcomes: Sequence[MemberOutcome],
     variant: str,
 ) -> Path | None:
@@ -141,8 +137,8 @@ def _publish(
     if not any(outcome.scores for outcome in finished):
         return None
     runs = [read_run(tracker, tracker.pipeline_run(str(outcome.run_id)), outcome.label) for outcome in finished]
-    page = output_folder(configs[0].home, run.run_id) / "sweep.html"
-    drawn, remarks = list(charts(members, configs, outcomes, CHARTED)), list(remarks_on(runs, tracker.workspace))
+    page = output_folder(tracker.workspace, run.run_id) / "sweep.html"
+    drawn, remarks = list(charts(members, outcomes, CHARTED)), list(remarks_on(runs, tracker.workspace))
     write_comparison(runs, variant, NUM_VIDEOS, page, drawn, remarks)
     run.file(page)
     return page

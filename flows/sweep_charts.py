@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from flows.members import MemberOutcome
-from flows.planning.grid import Member
+from flows.planning.grid import CheckedMember, Member
 from magic141.config import PipelineConfig
 from magic141.evaluation.reports.charts import Series, line_chart
 from magic141.evaluation.scores import Dimension
@@ -18,16 +18,15 @@ APART = 0.5  # share of a name's place on the x axis that points of different li
 
 
 def charts(
-    members: Sequence[Member],
-    configs: Sequence[PipelineConfig],
+    members: Sequence[CheckedMember],
     outcomes: Sequence[MemberOutcome],
     dimensions: Sequence[Dimension],
 ) -> Iterator[tuple[str, str]]:
     """Title and SVG per score, over the first field that varies: a line if it is a number, else points over names."""
-    field = first_varied(members, configs)
-    numbers = [number for config in configs if (number := number_at(config, field)) is not None]
-    names = [name_at(member, config, field) for member, config in zip(members, configs, strict=True)]
-    named = [] if len(numbers) == len(configs) else list(dict.fromkeys(names))
+    field = first_varied(members)
+    numbers = [number for member in members if (number := number_at(member.config, field)) is not None]
+    names = [name_at(member, field) for member in members]
+    named = [] if len(numbers) == len(members) else list(dict.fromkeys(names))
     places = [float(named.index(name)) for name in names] if named else numbers
     lines = _line_of_each(members, field)
     for dimension in dimensions:
@@ -36,11 +35,10 @@ def charts(
             yield dimension.heading, drawn
 
 
-def first_varied(members: Sequence[Member], configs: Sequence[PipelineConfig]) -> str:
+def first_varied(members: Sequence[CheckedMember]) -> str:
     """The first field that members set and that has more than one value among them."""
     fields = dict.fromkeys(field for member in members for field, _ in member.settings)
-    pairs = list(zip(members, configs, strict=True))
-    varied = (field for field in fields if len({name_at(*pair, field) for pair in pairs}) > 1)
+    varied = (field for field in fields if len({name_at(member, field) for member in members}) > 1)
     return next(varied, next(iter(fields)))
 
 
@@ -76,9 +74,9 @@ def number_at(config: PipelineConfig, field: str) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def name_at(member: Member, config: PipelineConfig, field: str) -> str:
+def name_at(member: CheckedMember, field: str) -> str:
     """The value of `field` as the axis of a chart names it: as the member sets it, or as its config has it."""
-    value = _value_at(config, field)
+    value = _value_at(member.config, field)
     plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
     return dict(member.settings).get(field) or json.dumps(plain, default=str)
 

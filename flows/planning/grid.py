@@ -49,6 +49,17 @@ class Member:
         return [f"{field}={value}" for field, value in self.settings]
 
 
+@dataclass(frozen=True)
+class CheckedMember(Member):
+    """A member that can run.
+
+    Attributes:
+        config: its whole config.
+    """
+
+    config: PipelineConfig = field(kw_only=True, compare=False)
+
+
 def members_of(vary: Sequence[str], listed: Sequence[str]) -> list[Member]:
     """The grid of `vary`, followed by the listed members, without duplicates.
 
@@ -81,9 +92,9 @@ def _told_apart(members: Iterable[Member]) -> list[Member]:
     return [replace(member, shared_ends=shared) for member in found]
 
 
-def check_members(config: Path, members: Sequence[Member], overrides: Sequence[str]) -> list[PipelineConfig]:
+def check_members(config: Path, members: Sequence[Member], overrides: Sequence[str]) -> list[CheckedMember]:
     """Validates all members' configs, and that their sources exist, before the first one runs."""
-    configs = []
+    checked = []
     for member in members:
         if "workspace" in dict(member.settings):
             raise UserError(f"member {member.label}: all members of a sweep share a workspace; give it as --workspace")
@@ -93,23 +104,21 @@ def check_members(config: Path, members: Sequence[Member], overrides: Sequence[s
             raise UserError(f"member {member.label}: {error}") from None
         if problems := list(missing_sources(values)):
             raise UserError("\n".join(problems))
-        configs.append(values)
-    return configs
+        checked.append(CheckedMember(member.settings, member.shared_ends, config=values))
+    return checked
 
 
-def row_to_compare(
-    variant: str | None, until: str, members: Sequence[Member], configs: Sequence[PipelineConfig]
-) -> str:
+def row_to_compare(variant: str | None, until: str, members: Sequence[CheckedMember]) -> str:
     """The row of the score table that a sweep up to the stage `until` compares: `variant`, or the first one's student.
 
     Raises:
         UserError: if there is no such stage, or a member that is scored will have no such row.
     """
-    chosen = variant or student_variant(configs[0].distill_dmd2).name
+    chosen = variant or student_variant(members[0].config.distill_dmd2).name
     if "evaluate" not in (stage.name for stage in stages_between(None, until)):
         return chosen
-    for member, config in zip(members, configs, strict=True):
-        names = [known.name for known in list_variants(config.generate, config.distill_dmd2)]
+    for member in members:
+        names = [known.name for known in list_variants(member.config.generate, member.config.distill_dmd2)]
         if chosen not in names:
             raise UserError(
                 f"--variant {chosen}: member {member.label} has no such variant; it has {', '.join(names)}; give one "

@@ -24,19 +24,18 @@ DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
     ],
 )
 def test_every_member_has_the_variant_that_is_compared(variant: str, vary: str, line: str) -> None:
-    members = members_of([vary], [])
-    configs = check_members(DEMO, members, ["generate.few_steps=[1]"])
-    assert row_to_compare("student_1", "report", members, configs) == "student_1"
+    members = check_members(DEMO, members_of([vary], []), ["generate.few_steps=[1]"])
+    assert row_to_compare("student_1", "report", members) == "student_1"
     with pytest.raises(UserError, match=line):
-        row_to_compare(variant, "report", members, configs)
-    assert row_to_compare(variant, "quantize", members, configs) == variant, "nothing is scored"
+        row_to_compare(variant, "report", members)
+    assert row_to_compare(variant, "quantize", members) == variant, "nothing is scored"
 
 
 @pytest.mark.parametrize("steps", [2, 8])
 def test_the_student_that_is_compared_is_that_of_the_config(steps: int) -> None:
-    members = members_of(["seed=1,2"], [])
-    configs = check_members(DEMO, members, [f"distill_dmd2.num_inference_steps={steps}", "generate.few_steps=[1]"])
-    assert row_to_compare(None, "report", members, configs) == f"student_{steps}"
+    overrides = [f"distill_dmd2.num_inference_steps={steps}", "generate.few_steps=[1]"]
+    members = check_members(DEMO, members_of(["seed=1,2"], []), overrides)
+    assert row_to_compare(None, "report", members) == f"student_{steps}"
 
 
 @pytest.mark.parametrize(("second_is_mistake", "way"), [(True, CORRECT), (False, RESUME)])

@@ -13,12 +13,12 @@ DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 
 def swept(vary: Sequence[str]) -> list[tuple[str, ElementTree.Element]]:
     """The charts of a sweep whose members have the motion scores 0.5, 0.6, …, each ± 0.05."""
-    members = members_of(vary, [])
+    members = check_members(DEMO, members_of(vary, []), [])
     outcomes = [
         MemberOutcome(label=member.label, run_id="a1", scores={"motion": 0.5 + number / 10}, errors={"motion": 0.05})
         for number, member in enumerate(members)
     ]
-    drawn = charts(members, check_members(DEMO, members, []), outcomes, CHARTED)
+    drawn = charts(members, outcomes, CHARTED)
     return [(title, ElementTree.fromstring(f"<div>{chart}</div>")) for title, chart in drawn]
 
 
@@ -44,7 +44,7 @@ def test_values_that_are_no_numbers_are_names_with_points_beside_each_other() ->
 
 def test_the_axis_is_the_first_field_that_varies() -> None:
     members = members_of([], ["seed=1 distill_dmd2.a_weak=0", "seed=1 distill_dmd2.a_weak=0.5"])
-    assert first_varied(members, check_members(DEMO, members, [])) == "distill_dmd2.a_weak"
+    assert first_varied(check_members(DEMO, members, [])) == "distill_dmd2.a_weak"
 
 
 def test_numbers_for_the_axis_of_a_chart() -> None:
@@ -54,8 +54,7 @@ def test_numbers_for_the_axis_of_a_chart() -> None:
 
 
 def test_names_for_the_axis_of_a_chart() -> None:
-    config = load_config(DEMO)
-    listed, other = members_of([], ["'generate.few_steps=[8, 4]' seed=1", "seed=2"])
-    assert name_at(listed, config, "generate.few_steps") == "[8, 4]"
-    assert name_at(other, config, "generate.few_steps") == "[4, 2, 1]"
+    listed, other = check_members(DEMO, members_of([], ["'generate.few_steps=[8, 4]' seed=1", "seed=2"]), [])
+    assert name_at(listed, "generate.few_steps") == "[8, 4]"
+    assert name_at(other, "generate.few_steps") == "[4, 2, 1]"
     assert listed.without("generate.few_steps").label == "seed 1"
