@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import HunyuanVideoTransformer3DModel
@@ -89,3 +91,17 @@ def merge_lora(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             value = value.float() + b @ a
         merged[f"{layer}.{rest}" if found else key] = value
     return merged
+
+
+def save_network(network: Any, state: Mapping[str, Tensor], folder: Path) -> None:
+    """Saves a plain network in diffusers' layout and fp32.
+
+    Args:
+        network: it, whatever engine wraps it.
+        state: its weights, perhaps with branches, which are merged into them.
+        folder: where.
+    """
+    with torch.device("meta"):  # no second copy in memory
+        clean = HunyuanVideoTransformer3DModel.from_config(network.config)
+    clean.load_state_dict({name: value.float() for name, value in merge_lora(state).items()}, assign=True)
+    clean.save_pretrained(folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from diffusers import HunyuanVideoTransformer3DModel
 from torch import Tensor, nn
 
 from magic141.errors import UserError
-from magic141.models.adapters import merge_lora
 from magic141.models.config import TransformerConfig
 from magic141.models.full_mask import FullMask
 from magic141.models.text_embedding import TextEmbedding
@@ -251,17 +249,3 @@ def velocity(
         return_dict=False,
     )[0]
     return output.float()
-
-
-def save_network(network: Any, state: Mapping[str, Tensor], folder: Path) -> None:
-    """Saves a plain network in diffusers' layout and fp32.
-
-    Args:
-        network: it, whatever engine wraps it.
-        state: its weights, perhaps with branches, which are merged into them.
-        folder: where.
-    """
-    with torch.device("meta"):  # no second copy in memory
-        clean = HunyuanVideoTransformer3DModel.from_config(network.config)
-    clean.load_state_dict({name: value.float() for name, value in merge_lora(state).items()}, assign=True)
-    clean.save_pretrained(folder)

@@ -13,8 +13,7 @@ from diffusers import HunyuanVideoTransformer3DModel
 from torch import Tensor
 
 from magic141.data.dataset import ClipDataset
-from magic141.models.adapters import train_lora
-from magic141.models.transformer import save_network
+from magic141.models.adapters import save_network, train_lora
 from magic141.training.batch_sampler import BatchSampler, own_share
 from magic141.training.batches import Batch, BatchMaker
 from magic141.training.config import SingleNetworkConfig

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from magic141.training.dmd2.backward_simulation import Generated
 from magic141.training.dmd2.config import Dmd2Config
 from magic141.training.dmd2.distribution_matching import score_times
 from magic141.training.dmd2.dmd2 import Dmd2
+from magic141.training.dmd2.fake_updates import FakeUpdates
 from magic141.training.dmd2.networks import Guidance
 from magic141.training.flow_matching import FlowMatching, FlowMatchingSpec
 from magic141.training.random_numbers import step_generator
@@ -117,8 +119,8 @@ def test_the_fake_score_learns_the_generated_clips_under_their_captions(folders:
         conditional = velocity(load_transformer(folders / "teacher"), x_t, sigma, batch.cond, batch.prefix)
         torch.testing.assert_close(dmd2.guided.fake(dmd2.scores, x_t, sigma, batch, w), conditional)
     before = error()
-    dmd2.replay.append(Generated(batch.x0, batch, w, exit_step=0))
-    dmd2.update_fake(30, step_generator(0, 1))
+    dmd2.fake_updates.replay.append(Generated(batch.x0, batch, w, exit_step=0))
+    dmd2.fake_updates.run(30, step_generator(0, 1))
     assert error() < 0.99 * before
 
 
@@ -127,8 +129,9 @@ def test_a_fake_score_that_leads_to_the_generated_clips_has_nothing_to_learn(fol
     batch, w = batch_of(dmd2), Guidance.fixed(dmd2.config, 4)
     made, losses = batch.x0 + 2, []
     for led_to in (made, batch.x0):
-        dmd2.guided = Leading(batch.x0, led_to)  # type: ignore[assignment]
-        (loss_of,) = dmd2.fake_losses(Generated(made, batch, w, exit_step=0), step_generator(0, 1))
+        leading: Any = Leading(batch.x0, led_to)
+        updates = replace(dmd2.fake_updates, guided=leading)
+        (loss_of,) = updates.losses(Generated(made, batch, w, exit_step=0), step_generator(0, 1))
         losses.append(float(loss_of(slice(0, 4))[0]))
     assert losses[0] == pytest.approx(0, abs=1e-6)
     assert losses[1] > 2**2, "the real clips are not what it is asked for"
@@ -149,7 +152,7 @@ def test_a_step_moves_clips_from_fake_to_real(folders: Path, tmp_path: Path, mon
     dmd2 = build(folders, tmp_path, fake_warmup_updates=0)
     towards = randn_like(batch_of(dmd2).x0, step_generator(0, 7))
     dmd2.guided = Leading(towards, -towards)  # type: ignore[assignment]
-    monkeypatch.setattr(dmd2, "update_fake", lambda *_: {"fake_grad_norm": torch.zeros(())})
+    monkeypatch.setattr(FakeUpdates, "run", lambda *_: {"fake_grad_norm": torch.zeros(())})
     _, before, after = around_a_step(dmd2)
     assert float(((after - before) * towards).sum()) > 0
 
@@ -187,8 +190,8 @@ def test_the_discriminator_prefers_real_clips(folders: Path, tmp_path: Path) -> 
         return float(real - generated)
 
     before = preference()
-    dmd2.replay.append(Generated(made, batch, w, exit_step=0))
-    dmd2.update_fake(30, step_generator(0, 1))
+    dmd2.fake_updates.replay.append(Generated(made, batch, w, exit_step=0))
+    dmd2.fake_updates.run(30, step_generator(0, 1))
     assert preference() > max(0, before) + 1
 
 

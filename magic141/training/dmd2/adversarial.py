@@ -1,6 +1,6 @@
 """The adversarial losses of step distillation: a head on the fake score's features tells real from generated clips.
 
-The abstract names "adversarial step distillation" without details. This is DMD2's form (Yin et al. 2024, section 4.4),
+The abstract names "adversarial step distillation" without details. This is DMD2's form (Yin et al. 2024, section 4.3),
 with the head where the sibling paper draws it, after the last double-stream block.
 """
 

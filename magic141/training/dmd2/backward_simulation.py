@@ -114,10 +114,9 @@ class BackwardSimulation:
     def with_own_frames(self, batch: Batch, w: Guidance, rng: torch.Generator) -> Batch:
         """The batch, with its continued samples continuing a window that the student has generated itself.
 
-        They still know their anchor. Their other known frames are no longer a real clip's, but the
-        last ones that the student's whole chain generates from the anchor, as for the second window of a long
-        video (self forcing: Huang et al. 2025, "Self Forcing: Bridging the Train-Test Gap in Autoregressive Video
-        Diffusion").
+        They still know their anchor. Their other known frames are no longer a real clip's, but the last ones that the
+        student's whole chain generates from the anchor, as for the second window of a long video (self forcing: Huang
+        et al. 2025, "Self Forcing: Bridging the Train-Test Gap in Autoregressive Video Diffusion").
 
         Every rank generates a window, needed or not: the forward pass of a network split over the ranks involves all.
         """

@@ -18,18 +18,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from magic141.diffusion.flow import velocity_target, x0_from_velocity
-from magic141.diffusion.samplers import randn_like
-from magic141.models.transformer import save_network
+from magic141.diffusion.flow import x0_from_velocity
+from magic141.models.adapters import save_network
 from magic141.training.batch_sampler import BatchSampler
 from magic141.training.batches import Batch, BatchMaker
-from magic141.training.context import TrainContext, sum_over_workers
+from magic141.training.context import TrainContext
 from magic141.training.dmd2.adversarial import AdversarialLoss, Discriminator
 from magic141.training.dmd2.backward_simulation import BackwardSimulation, ChainStep, Generated, Simulated
 from magic141.training.dmd2.collapse import CollapseWatch
-from magic141.training.dmd2.distribution_matching import Noise, dmd2_gradient, dmd2_loss, score_times
+from magic141.training.dmd2.distribution_matching import Noise, dmd2_gradient, dmd2_loss
 from magic141.training.dmd2.exit_shares import exit_shares
 from magic141.training.dmd2.exit_step import ExitDraw
+from magic141.training.dmd2.fake_updates import FakeUpdates
 from magic141.training.dmd2.networks import (
     Guidance,
     GuidedScores,
@@ -38,7 +38,7 @@ from magic141.training.dmd2.networks import (
     takes_image,
 )
 from magic141.training.dmd2.validation import Dmd2Validation
-from magic141.training.engines.accumulation import LossOfPart, Parts
+from magic141.training.engines.accumulation import Parts
 from magic141.training.engines.ema import Ema
 from magic141.training.engines.engine import Engine
 from magic141.training.engines.make import make_engine
@@ -70,7 +70,8 @@ class Dmd2:
         self.guided = GuidedScores(self.scores, config.real_score, config.is_guided)
         self.discriminator = Discriminator(config, self.guided, self.fake)
         self.ema = Ema(self.generator.module, config.ema_decay)
-        self.replay: deque[Generated] = deque(maxlen=config.replay_batches)
+        replay: deque[Generated] = deque(maxlen=config.replay_batches)
+        self.fake_updates = FakeUpdates(config, self.guided, self.fake, self.discriminator, self.parts, replay, context)
         self.validation = Dmd2Validation(self.maker, self.guided, self.chain, spec.data, context)
         self.watch = CollapseWatch(config.collapse, config.num_steps)
         self.num_done = 0  # steps, with those that were left out
@@ -95,9 +96,9 @@ class Dmd2:
         self.num_done = step + 1
         rng = step_generator(self.context.seed, step, self.context.share)
         state, made = self.simulate(step, rng)
-        if not self.replay_if_finite(made):
+        if not self.fake_updates.replay_if_finite(made):
             return LEFT_OUT
-        fake_values = self.update_fake(self.config.fake_updates_per_step, rng)
+        fake_values = self.fake_updates.run(self.config.fake_updates_per_step, rng)
         values = self.update_generator(state, made, rng)
         self.ema.update()
         return {**values, **fake_values, "x0_std": made.x0.std()}
@@ -108,16 +109,9 @@ class Dmd2:
         done = (step - self.first_step) * config.fake_updates_per_step
         place = config.num_steps + done  # beyond the last step, so that its clips are not those of the first updates
         rng = step_generator(self.context.seed, place, self.context.share)
-        if not self.replay_if_finite(self.simulate(place, rng).made):
+        if not self.fake_updates.replay_if_finite(self.simulate(place, rng).made):
             return LEFT_OUT
-        return {**self.update_fake(min(config.fake_updates_per_step, config.fake_warmup_updates - done), rng)}
-
-    def replay_if_finite(self, made: Generated) -> bool:
-        """Keeps clips for the fake score if those of all workers are finite: it trains on them in later steps, too."""
-        num_broken = sum_over_workers((~torch.isfinite(made.x0)).sum(), self.context)
-        if not num_broken:
-            self.replay.append(made)
-        return not num_broken
+        return {**self.fake_updates.run(min(config.fake_updates_per_step, config.fake_warmup_updates - done), rng)}
 
     def simulate(self, step: int, rng: torch.Generator) -> Simulated:
         """The student's clips of a step."""
@@ -132,34 +126,6 @@ class Dmd2:
         """Draws what is random about an update but the same on all ranks."""
         rng = shared_generator(self.context.seed, step)
         return ExitDraw.of(exit_shares(self.config), self.config.own_frames_fraction, rng)
-
-    def update_fake(self, num_updates: int, rng: torch.Generator) -> dict[str, Tensor]:
-        """Trains the fake score by flow matching on replayed generator batches.
-
-        Returns:
-            The losses of the last update, and the largest gradient norm of all: inf or NaN if one was skipped.
-        """
-        values: dict[str, Tensor] = {}
-        norms = []
-        for _ in range(num_updates):
-            kept = self.replay[int(torch.randint(len(self.replay), (), generator=rng))]
-            self.scores.set_exit(kept.exit_step)
-            values = self.parts.accumulate(self.fake, *self.fake_losses(kept, rng))
-            norms.append(self.fake.step())
-        return {**values, "fake_grad_norm": torch.tensor(norms).max()}
-
-    def fake_losses(self, kept: Generated, rng: torch.Generator) -> list[LossOfPart]:
-        """The fake score's loss on the generated clips, and the discriminator's; draws their noise from `rng`."""
-        own = Noise(randn_like(kept.x0, rng), score_times(kept.x0, self.config, rng))
-
-        def loss_of(rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
-            made, noise = kept.part(rows), own.part(rows)
-            with self.fake.autocast():
-                u = self.guided.fake(self.fake, noise.on(made.x0), noise.sigma, made.batch, made.w)
-                loss = mse_loss(u, velocity_target(made.x0, noise.noise))
-            return loss, {"fake_loss": loss}
-
-        return [loss_of, *(self.discriminator.losses(kept, rng) if self.config.is_adversarial else ())]
 
     def update_generator(self, state: ChainStep, made: Generated, rng: torch.Generator) -> dict[str, Tensor | float]:
         """One generator update; `made` are its clips from the chain's `state`."""
@@ -231,7 +197,11 @@ class Dmd2:
 
     def state_dict(self) -> dict[str, Any]:
         """The EMA, the watch and the replayed batches; the engines save the rest."""
-        return {"ema": self.ema.state_dict(), "watch": self.watch.state_dict(), "replay": list(self.replay)}
+        return {
+            "ema": self.ema.state_dict(),
+            "watch": self.watch.state_dict(),
+            "replay": list(self.fake_updates.replay),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
@@ -239,7 +209,7 @@ class Dmd2:
         self.watch.load_state_dict(state["watch"] if self.may_export else {**state["watch"], "best": None})
         # those of another number of workers do not divide into today's parts, and are soon replaced anyway
         kept = (made for made in state["replay"] if len(made.x0) == self.parts.num_clips)
-        self.replay.extend(made.to(self.context.device) for made in kept)
+        self.fake_updates.replay.extend(made.to(self.context.device) for made in kept)
 
     def export(self, folder: Path) -> None:
         """Writes the averaged student as a diffusers folder `transformer`, and the watch's record."""

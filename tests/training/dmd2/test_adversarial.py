@@ -79,10 +79,10 @@ def kept_clips(dmd2: Dmd2) -> Generated:
 def test_terms_with_backward_passes_of_their_own_have_the_gradient_of_their_sum(folders: Path, tmp_path: Path) -> None:
     dmd2 = build(folders, tmp_path, adversarial_weight=1.0, discriminator_weight=0.5)
     trained = [parameter for parameter in dmd2.scores.parameters() if parameter.requires_grad]
-    terms = dmd2.fake_losses(kept_clips(dmd2), step_generator(0, 1))
+    terms = dmd2.fake_updates.losses(kept_clips(dmd2), step_generator(0, 1))
     losses = [loss_of(slice(0, 4))[0] for loss_of in terms]
     expected = torch.autograd.grad(torch.stack(losses).sum(), trained, allow_unused=True)
-    dmd2.parts.accumulate(dmd2.fake, *dmd2.fake_losses(kept_clips(dmd2), step_generator(0, 1)))
+    dmd2.parts.accumulate(dmd2.fake, *dmd2.fake_updates.losses(kept_clips(dmd2), step_generator(0, 1)))
     assert len(losses) == 3
     for parameter, gradient in zip(trained, expected, strict=True):
         assert gradient is not None
@@ -101,9 +101,9 @@ def test_the_heads_losses_are_weighted_and_shown_without_their_weight(folders: P
 def peak_mb(dmd2: Dmd2) -> tuple[float, float]:
     """Of an update of the fake score, and of one of the generator."""
     state, made = dmd2.simulate(0, step_generator(0, 0))
-    dmd2.replay_if_finite(made)
+    dmd2.fake_updates.replay_if_finite(made)
     with TensorMemory() as fake:
-        dmd2.update_fake(1, step_generator(0, 1))
+        dmd2.fake_updates.run(1, step_generator(0, 1))
     with TensorMemory() as generator:
         dmd2.update_generator(state, made, step_generator(0, 2))
     return fake.peak_mb, generator.peak_mb

@@ -142,8 +142,8 @@ def test_an_update_generates_from_own_frames(folders: Path, tmp_path: Path) -> N
     dmd2 = build(folders, tmp_path, own_frames_fraction=1.0, continued_fraction=1.0)
     dmd2.step(0)
     clips = dmd2.maker.make(dmd2.sampler.indices(0), step_generator(0, 0))
-    assert torch.equal(dmd2.replay[-1].batch.x0, clips.x0)
-    assert not torch.equal(prefix_of(dmd2.replay[-1].batch).latents, prefix_of(clips).latents)
+    assert torch.equal(dmd2.fake_updates.replay[-1].batch.x0, clips.x0)
+    assert not torch.equal(prefix_of(dmd2.fake_updates.replay[-1].batch).latents, prefix_of(clips).latents)
 
 
 @pytest.mark.parametrize(

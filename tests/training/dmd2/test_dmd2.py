@@ -27,7 +27,7 @@ def test_real_score_is_frozen_and_the_generator_does_not_learn_from_fake_updates
     base = dmd2.guided.base(batch.x0, torch.full((4,), 0.5), batch, w)
     dmd2.step(0)
     after = weights(dmd2.generator.module)
-    dmd2.update_fake(3, step_generator(0, 1))
+    dmd2.fake_updates.run(3, step_generator(0, 1))
     assert all(torch.equal(after[name], value) for name, value in weights(dmd2.generator.module).items())
     assert any(not torch.equal(generator[name], value) for name, value in after.items())
     assert torch.equal(dmd2.guided.base(batch.x0, torch.full((4,), 0.5), batch, w), base)
@@ -62,8 +62,8 @@ def test_the_fake_score_learns_from_the_clips_that_the_generator_learns_from(fol
 def test_the_fake_score_learns_of_an_exit_from_the_clips_that_left_there(folders: Path, tmp_path: Path) -> None:
     dmd2 = build(folders, tmp_path, exit_embedding=True)
     batch, w = dmd2.maker.make(torch.arange(4), step_generator(0, 0)), Guidance.fixed(dmd2.config, 4)
-    dmd2.replay.append(Generated(batch.x0, batch, w, exit_step=2))
-    dmd2.update_fake(3, step_generator(0, 1))
+    dmd2.fake_updates.replay.append(Generated(batch.x0, batch, w, exit_step=2))
+    dmd2.fake_updates.run(3, step_generator(0, 1))
     assert dmd2.scores.exits is not None
     moved = dmd2.scores.exits.weight.detach().abs().amax(1) > 0
     assert moved.tolist() == [False, False, True, False]
@@ -75,7 +75,7 @@ def test_the_fake_score_learns_from_all_kept_batches(
     dmd2 = build(folders, tmp_path)
     w, seen = Guidance.fixed(dmd2.config, 4), []
     batches = [dmd2.maker.make(torch.arange(4), step_generator(0, step)) for step in range(3)]
-    dmd2.replay.extend(Generated(batch.x0, batch, w, exit_step=3) for batch in batches)
+    dmd2.fake_updates.replay.extend(Generated(batch.x0, batch, w, exit_step=3) for batch in batches)
     fake = GuidedScores.fake
 
     def spy(scores: GuidedScores, network: Any, x_t: Tensor, sigma: Tensor, batch: Batch, w: Guidance) -> Tensor:
@@ -83,7 +83,7 @@ def test_the_fake_score_learns_from_all_kept_batches(
         return fake(scores, network, x_t, sigma, batch, w)
 
     monkeypatch.setattr(GuidedScores, "fake", spy)
-    dmd2.update_fake(20, step_generator(0, 1))
+    dmd2.fake_updates.run(20, step_generator(0, 1))
     assert {id(batch) for batch in seen} == {id(batch) for batch in batches}
 
 
@@ -92,7 +92,7 @@ def test_as_many_generator_batches_are_kept_as_the_config_says(folders: Path, tm
     kept = []
     for step in range(3):
         dmd2.step(step)
-        kept.append(len(dmd2.replay))
+        kept.append(len(dmd2.fake_updates.replay))
     assert kept == [1, 2, 2]
 
 
@@ -103,10 +103,10 @@ def test_batches_kept_by_other_workers_are_not_replayed(folders: Path, tmp_path:
     for step in range(before.first_step, 1):
         before.step(step)
     after.load_state_dict({**before.state_dict(), "ema": after.ema.state_dict()})
-    assert len(before.replay) == 2, "the warm-up's and the step's"
-    assert len(after.replay) == 0
+    assert len(before.fake_updates.replay) == 2, "the warm-up's and the step's"
+    assert len(after.fake_updates.replay) == 0
     after.step(1)
-    assert len(after.replay[0].x0) == 4
+    assert len(after.fake_updates.replay[0].x0) == 4
 
 
 @pytest.mark.parametrize("broken", [float("inf"), float("nan")])
@@ -187,7 +187,7 @@ def test_the_fake_score_warms_up_on_new_clips_as_often_as_later(folders: Path, t
     dmd2 = build(folders, tmp_path, fake_warmup_updates=5, replay_batches=9)
     for step in range(dmd2.first_step, 1):
         dmd2.step(step)
-    first, *others = list(dmd2.replay)
+    first, *others = list(dmd2.fake_updates.replay)
     assert 1 + len(others) == 3 + 1, "of 2, 2 and 1 updates, and the first step's own"
     assert all(not torch.equal(first.batch.x0, other.batch.x0) for other in others)
 
@@ -222,8 +222,8 @@ def test_clips_that_are_broken_on_one_worker_are_kept_on_none(
     dmd2 = build(folders, tmp_path)
     batch, w = dmd2.maker.make(torch.arange(4), step_generator(0, 0)), Guidance.fixed(dmd2.config, 4)
     made = Generated(batch.x0, batch, w, exit_step=0)
-    assert dmd2.replay_if_finite(made)
-    dmd2.context = replace(dmd2.context, world_size=2)
+    assert dmd2.fake_updates.replay_if_finite(made)
+    of_two = replace(dmd2.fake_updates, context=replace(dmd2.context, world_size=2))
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda broken: broken.add_(1))  # of the other worker's clips
-    assert not dmd2.replay_if_finite(made)
-    assert len(dmd2.replay) == 1
+    assert not of_two.replay_if_finite(made)
+    assert len(dmd2.fake_updates.replay) == 1
