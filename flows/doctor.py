@@ -66,7 +66,7 @@ def examine(workspace: Path) -> Iterator[Finding]:
 
 def _python() -> Finding:
     supported = (3, 11) <= sys.version_info < (3, 14)
-    remedy = "" if supported else "use Python 3.11, 3.12 or 3.13: make PYTHON=python3.11 setup"
+    remedy = "" if supported else "use Python 3.11, 3.12 or 3.13: make clean setup"
     return Finding("python", f"{platform.python_version()} on {platform.platform()}", not remedy, remedy)
 
 
