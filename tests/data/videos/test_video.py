@@ -15,6 +15,7 @@ from magic141.data.videos.video import (
     read_image,
     read_video,
     shrunk_video,
+    video_bytes,
     write_video,
 )
 from magic141.errors import UserError
@@ -50,6 +51,19 @@ def test_written_colours_are_those_given_at_every_size(tmp_path: Path, height: i
     with av.open(str(tmp_path / "a.mp4")) as container:
         codec = container.streams.video[0].codec_context
         assert {codec.colorspace, codec.color_primaries, codec.color_trc} == {1}, "named, so that no player guesses"
+
+
+def test_equal_frames_give_equal_bytes() -> None:
+    """So that an artifact made again, or after a crash, has the digest that it had; memory in between is not equal."""
+    rng = np.random.default_rng(0)
+    squares = rng.integers(0, 255, (4, 4, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    frames = np.stack([np.roll(squares, shift, axis=1) for shift in range(12)])
+    found: set[bytes] = set()
+    others = [b""] * 40
+    for turn in range(200):
+        others[turn % 40] = rng.bytes(int(rng.integers(1000, 200_000)))
+        found.add(video_bytes(frames, 8.0))
+    assert len(found) == 1
 
 
 def test_odd_sides_become_even_and_zoom_repeats(tmp_path: Path) -> None:
