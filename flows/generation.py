@@ -10,7 +10,7 @@ from flows.records.models import find_model
 from magic141.errors import UserError
 from magic141.serving.config import MIN_SECONDS
 from magic141.serving.requests import MAX_SEED
-from magic141.text_files import written_aside
+from magic141.text_files import replacing
 
 MAX_SECONDS = 86_400
 
@@ -39,7 +39,7 @@ def animate(
     for remark in bundle.encoders.remarks(prompt):
         warn(f"--prompt: {remark}")
     frames = bundle.generate(pixels, prompt, seconds, seed)
-    with written_aside(output) as aside:  # a full disk must not cost a video that was there
+    with replacing(output) as aside:  # a full disk must not cost a video that was there
         write_video(aside, frames, bundle.info.fps)
     size = Size(*frames.shape[1:3])
     return f"{len(frames)} frames of {size} (height x width) at {bundle.info.fps:g} per second"

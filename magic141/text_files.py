@@ -12,12 +12,12 @@ from uuid import uuid4
 
 def replace_text(file: Path, text: str) -> None:
     """Writes a file aside and renames it: who reads it meanwhile, or after a kill, finds the old one or the new."""
-    with written_aside(file) as aside:
+    with replacing(file) as aside:
         aside.write_text(text, encoding="utf-8")
 
 
 @contextmanager
-def written_aside(file: Path) -> Iterator[Path]:
+def replacing(file: Path) -> Iterator[Path]:
     """A path beside `file`, of its type, to write to; it becomes `file` at the end, and is removed after an error."""
     aside = file.with_name(f".{uuid4().hex}{file.suffix[:8]}")  # a name that every file system takes
     try:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from magic141.text_files import json_lines, read_json_lines, replace_text, written_aside
+from magic141.text_files import json_lines, read_json_lines, replace_text, replacing
 
 
 def test_json_lines_give_back_what_was_written(tmp_path: Path) -> None:
@@ -30,7 +30,7 @@ def test_a_text_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("name", ["clip.mp4", "x" * 251 + ".mp4", "scores"])
 def test_every_file_is_written_aside_under_a_name_of_its_own(tmp_path: Path, name: str) -> None:
-    with written_aside(tmp_path / name) as one, written_aside(tmp_path / name) as other:
+    with replacing(tmp_path / name) as one, replacing(tmp_path / name) as other:
         assert one.suffix == other.suffix == Path(name).suffix
         assert one != other
         one.write_text("one")

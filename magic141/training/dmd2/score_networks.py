@@ -74,7 +74,7 @@ class Scores(nn.Module, ABC):
     def add_exits(self, num_exits: int) -> None:
         """Adds to the time embedding one, zero at first, of the exit step at which clips left the student's chain.
 
-        What it is for: `exit_shares`.
+        Why the fake score has to tell the exits apart: `exit_shares`.
         """
         self.exits = nn.Embedding(num_exits, _width(self.network))
         nn.init.zeros_(self.exits.weight)
